@@ -1,0 +1,44 @@
+"""Errors a user can act on: each says what happened, with the value, and what to do."""
+
+
+class EngineError(Exception):
+    """A mistake or a limit the user can do something about; anything else is a bug and surfaces as itself."""
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.fix}".strip()
+
+    def __reduce__(self) -> tuple[object, ...]:  # the fix is keyword-only: say how to rebuild across processes
+        return (_rebuild, (type(self), self.message, self.fix))
+
+
+def _rebuild(kind: type[EngineError], message: str, fix: str) -> EngineError:
+    return kind(message, fix=fix)
+
+
+class ConfigError(EngineError):
+    """A configuration that is not allowed: names the field, the value and what is allowed."""
+
+
+class DeviceError(EngineError):
+    """A device that is not on this machine or cannot be used."""
+
+
+class OutOfMemory(EngineError):
+    """A run that does not fit, said before or after trying."""
+
+
+class Diverged(EngineError):
+    """The loss became NaN or infinite."""
+
+
+class WorkerLost(EngineError):
+    """The process that ran a run vanished without a last word."""
+
+
+class StoreError(EngineError):
+    """The store, or one run in it, cannot be read or written."""

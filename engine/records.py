@@ -1,0 +1,219 @@
+"""What a run says, in order: the events of its log and the states they lead to.
+
+An event is one line of JSON. Long arrays are packed (base64 of little-endian numbers), everything else is plain, so
+`jq`, pandas or DuckDB read the log as JSON lines. Measured against the alternatives: an Arrow IPC stream is as cheap
+per scalar but one rotten message ends the stream, and per-scalar text costs ten times as much.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter
+
+Status = Literal["queued", "starting", "running", "stopping", "finished", "cancelled", "failed", "interrupted"]
+TERMINAL: frozenset[Status] = frozenset({"finished", "cancelled", "failed", "interrupted"})
+
+
+def _packed(dtype: str) -> Any:
+    def unpack(value: Any) -> np.ndarray:
+        if isinstance(value, str):
+            return np.frombuffer(base64.b64decode(value, validate=True), dtype=dtype)
+        return np.ascontiguousarray(value, dtype=dtype)
+
+    def pack(value: np.ndarray) -> str:
+        return base64.b64encode(value.tobytes()).decode()
+
+    return Annotated[np.ndarray, PlainValidator(unpack), PlainSerializer(pack, return_type=str)]
+
+
+Float32s = _packed("<f4")  # (n,)
+Int32s = _packed("<i4")  # (n,)
+
+
+class Event(BaseModel):
+    """Base of everything a run says."""
+
+    # NaN and infinity are facts about a run: JSON has no word for them, so they travel as the strings "NaN", "Infinity".
+    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True, ser_json_inf_nan="strings")
+
+
+class Queued(Event):
+    """The run was asked for. Written with the run's folder, so that asking is durable."""
+
+    kind: Literal["queued"] = "queued"
+    at: float  # Unix time, s
+    name: str = ""
+    group: str | None = None  # runs submitted together, for example one per seed
+
+
+class Starting(Event):
+    """A process was made for the run. A pid alone is no identity: pids are reused."""
+
+    kind: Literal["starting"] = "starting"
+    at: float
+    pid: int
+    pid_started: float  # Unix time, s
+
+
+class Started(Event):
+    """The task stands: model and data are on the device. `elapsed_s` of later events counts from `at`."""
+
+    kind: Literal["started"] = "started"
+    at: float
+    parameters: int
+    train_flops_per_example: int
+    train_examples: int
+    test_examples: int
+    total_steps: int | None  # None when only a time limit ends the run
+    setup_s: float  # loading data, building the model; never part of training time
+    environment: dict[str, str | int | float | None] = Field(default_factory=dict)
+
+
+class WarmUp(Event):
+    """Work before the clock starts: first calls allocate, pick kernels and fill caches."""
+
+    kind: Literal["warm_up"] = "warm_up"
+    seconds: float
+    steps: int
+
+
+class Steps(Event):
+    """A batch of consecutive optimizer steps, read from the device at once.
+
+    `train_s` is the training clock (no warm-up, no evaluation) before the first and after the last of the steps, the
+    device synchronised at both; `elapsed_s` is wall time since Started at the same two moments.
+    """
+
+    kind: Literal["steps"] = "steps"
+    first: int  # number of the first step, counting from 1
+    loss: Float32s  # (n,) mean loss of each step's batch, before that step
+    samples: Int32s  # (n,) examples in each step
+    lr: float
+    train_s: tuple[float, float]
+    elapsed_s: tuple[float, float]
+
+
+class Evaluation(Event):
+    """Loss and accuracy on the held-out split, after `step` steps."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    step: int
+    train_s: float
+    elapsed_s: float
+    test_loss: float
+    test_accuracy: float  # 0..1
+    seconds: float  # what this evaluation took
+
+
+class HardwareSample(Event):
+    """One beat of the sampler. A reading that failed is None; its reason is said once, in `missing`."""
+
+    kind: Literal["hardware"] = "hardware"
+    elapsed_s: float
+    readings: dict[str, float | None]  # names of engine.sampler.READINGS: unit in the name
+    missing: dict[str, str] = Field(default_factory=dict)
+
+
+class Artifact(Event):
+    """A file the run left in its folder."""
+
+    kind: Literal["artifact"] = "artifact"
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class Stopping(Event):
+    """Someone asked the run to stop."""
+
+    kind: Literal["stopping"] = "stopping"
+    at: float
+    reason: str = "cancelled by the user"
+
+
+class Terminal(Event):
+    """The last word of a run. Counts and checksum make missing points noticeable."""
+
+    at: float
+    steps: int = 0
+    evaluations: int = 0
+    checksum: str = ""  # CRC-32 of every byte of the log before this line
+    peak_memory_bytes: int | None = None
+    peak_memory_method: str = ""
+    energy_j: float | None = None
+
+
+class Finished(Terminal):
+    kind: Literal["finished"] = "finished"
+
+
+class Cancelled(Terminal):
+    kind: Literal["cancelled"] = "cancelled"
+    reason: str = ""
+
+
+class Failed(Terminal):
+    kind: Literal["failed"] = "failed"
+    cause: str  # class of the error: Diverged, OutOfMemory, WorkerLost, ...
+    message: str
+    fix: str = ""
+    step: int | None = None
+    detail: str = ""  # traceback; for the log, never for the page
+
+
+class Interrupted(Terminal):
+    kind: Literal["interrupted"] = "interrupted"
+    reason: str
+
+
+AnyEvent = (
+    Queued | Starting | Started | WarmUp | Steps | Evaluation | HardwareSample | Artifact | Stopping
+    | Finished | Cancelled | Failed | Interrupted
+)  # fmt: skip
+EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="kind")])
+
+_STATUS_AFTER: dict[str, Status] = {
+    "queued": "queued",
+    "starting": "starting",
+    "started": "running",
+    "stopping": "stopping",
+    "finished": "finished",
+    "cancelled": "cancelled",
+    "failed": "failed",
+    "interrupted": "interrupted",
+}
+
+
+def status_after(before: Status, event: AnyEvent) -> Status:
+    """The state a run is in after an event; a terminal state never changes."""
+    if before in TERMINAL:
+        return before
+    after = _STATUS_AFTER.get(event.kind, before)
+    return before if before == "stopping" and after not in TERMINAL else after
+
+
+class Summary(BaseModel):
+    """A run in a dozen numbers; None where it is not known (yet)."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    steps: int = 0
+    samples: int = 0
+    epochs: float = 0.0
+    train_seconds: float = 0.0
+    samples_per_s: float | None = None
+    final_train_loss: float | None = None
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+    flops: int | None = None
+    mfu: float | None = None  # needs this machine's measured peak: engine calibrate
+    peak_memory_bytes: int | None = None
+    energy_j: float | None = None
+
+
+def is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
