@@ -226,9 +226,10 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "lr-too-high": _preset(
         "A learning rate too high",
-        "Plain SGD with a step so large that the loss climbs instead of falling, until it is no number any more.",
+        "The same LeNet with steps five times as long: the loss jumps about instead of settling, and once it sits at "
+        "2.30 the net only guesses among ten digits.",
         model={"family": "cnn"},
-        optimizer={"name": "sgd", "lr": 3.0},
+        optimizer=_MOMENTUM | {"lr": 0.1},
         batch_size=64,
         budget={"epochs": 10.0},
     ),

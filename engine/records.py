@@ -145,6 +145,7 @@ class Terminal(Event):
     peak_memory_bytes: int | None = None
     peak_memory_method: str = ""
     energy_j: float | None = None
+    energy_method: str = ""  # how it was had, or why it is not known
 
 
 class Finished(Terminal):

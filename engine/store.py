@@ -35,6 +35,7 @@ from engine.errors import ConfigError, StoreError
 from engine.records import AnyEvent, Status, Summary
 
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
+STOP_FILE = "stop"  # in a run's folder: who wants it to stop writes the reason there
 _FLUSH_S = 0.2
 _CRC_MEMBER = b',"crc":"'
 _SCHEMA_VERSION = 1
@@ -116,10 +117,17 @@ class EventLog:
             if self._pending and time.monotonic() - self._flushed_at >= _FLUSH_S:
                 self._write()
 
-    def close(self, last: records.Terminal) -> None:
-        """Write the run's last word, with the counts and checksum a reader compares against."""
+    def close(self, last: records.Terminal, *, steps: int | None = None, evaluations: int | None = None) -> None:
+        """Write the run's last word, with the counts and checksum a reader compares against.
+
+        Who speaks for a process that is gone passes the counts it could read.
+        """
         with self._lock:
-            counted = {"steps": self.steps, "evaluations": self.evaluations, "checksum": f"{self.checksum:08x}"}
+            counted = {
+                "steps": self.steps if steps is None else steps,
+                "evaluations": self.evaluations if evaluations is None else evaluations,
+                "checksum": f"{self.checksum:08x}",
+            }
             self._pending.append(encode(last.model_copy(update=counted)))  # type: ignore[arg-type]
             self._write()
             os.fsync(self._file.fileno())
@@ -495,7 +503,7 @@ class Index:
                 f"The index of {root} was written by a newer Isoflop (schema {version}).", fix="Update Isoflop."
             )
         if not readonly:
-            os.chmod(path, 0o600)
+            path.chmod(0o600)
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=normal")
             if version == 0:

@@ -1,0 +1,57 @@
+# Two commands set up everything: `make run` and `make test`. Each makes the virtual environment and installs into it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8501
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format browser bench clean
+
+help:
+	@echo "make run     set up and start the dashboard on http://127.0.0.1:$(PORT)"
+	@echo "make test    set up and run the tests (browser tests run where Chromium is installed)"
+	@echo "make check   format, lint, types, tests"
+	@echo "make bench   side-by-side measurements, in minutes"
+
+# A stamp per requirements file: pip runs again only when the file changed. All of a file in one pip call, so that
+# nothing pulls another torch.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Isoflop needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements.txt requirements-dev.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ $(VENV)/.run
+
+run: $(VENV)/.run
+	@echo "Isoflop: http://127.0.0.1:$(PORT)   (Ctrl-C stops the page; runs under way go on)"
+	@$(BIN)/streamlit run dashboard/app.py --server.port $(PORT)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Debian and Ubuntu; elsewhere install Chromium or Chrome yourself.
+browser:
+	command -v chromium || { apt-get update -qq && apt-get install -y -qq chromium; }
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.training_loop
+	$(BIN)/python -m benchmarks.recording
+	$(BIN)/python -m benchmarks.latency
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,177 @@
+"""The form of an experiment: widgets whose titles, bounds and choices come from the configuration's own fields."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import streamlit as st
+from pydantic.fields import FieldInfo
+
+from dashboard import state
+from engine import hardware
+from engine.config import (
+    CNN,
+    FULL,
+    MLP,
+    PRESETS,
+    Budget,
+    DatasetName,
+    Optimizer,
+    OptimizerName,
+    RunConfig,
+    with_overrides,
+)
+from engine.datasets import DATASETS
+from engine.errors import ConfigError
+
+_KEY = "experiment."
+_FAMILIES = {"mlp": "MLP", "cnn": "LeNet"}
+_OPTIMIZERS = {"sgd": "SGD", "momentum": "Momentum", "adam": "Adam", "gd": "GD"}
+_BUDGETS = ("epochs", "steps", "seconds")
+
+
+def experiment_form(preset: str, config: RunConfig) -> tuple[str, RunConfig]:
+    """Draw the form, at first as `config` says; returns the preset and configuration it now shows.
+
+    Raises ConfigError, in the same sentence as on the command line, for what cannot be run.
+    """
+    if f"{_KEY}preset" not in st.session_state:
+        _fill(preset, config)
+    preset = st.selectbox(
+        "Start from", list(PRESETS), format_func=lambda n: PRESETS[n].title, key=f"{_KEY}preset", on_change=_take_preset
+    )
+    st.caption(PRESETS[preset].teaches)
+    assignments = _model() + _data() + _optimizer() + _budget() + _more()
+    return preset, with_overrides(PRESETS[preset].config, assignments)
+
+
+def show_in_form(preset: str, config: RunConfig) -> None:
+    """Make the form show another experiment from the next time it is drawn."""
+    for key in [k for k in st.session_state if str(k).startswith(_KEY)]:
+        del st.session_state[key]
+    _fill(preset, config)
+
+
+def _take_preset() -> None:
+    preset = st.session_state[f"{_KEY}preset"]
+    _fill(preset, PRESETS[preset].config)
+
+
+def _fill(preset: str, config: RunConfig) -> None:
+    """The configuration as the widgets' own values."""
+    budget = next((name for name in _BUDGETS if getattr(config.budget, name) is not None), "epochs")
+    values: dict[str, Any] = {
+        "preset": preset,
+        "family": config.model.family,
+        "hidden": ", ".join(map(str, config.model.hidden)) if isinstance(config.model, MLP) else "128",
+        "width": config.model.width if isinstance(config.model, CNN) else 1.0,
+        "data": config.data,
+        "optimizer": config.optimizer.name,
+        "lr": f"{config.optimizer.lr:g}",
+        "momentum": config.optimizer.momentum,
+        "batch_size": config.batch_size,
+        "budget": budget,
+        "amount": f"{getattr(config.budget, budget) or 1:g}",
+        "seed": config.seed,
+        "threads": config.threads,
+        "device": config.device,
+        "evaluate_every": str(config.evaluate_every),
+    }
+    for name, value in values.items():
+        st.session_state[_KEY + name] = value
+
+
+def _value(name: str) -> Any:
+    return st.session_state[_KEY + name]
+
+
+def _field(owner: type, name: str) -> FieldInfo:
+    info: FieldInfo = owner.model_fields[name]  # type: ignore[attr-defined]
+    return info
+
+
+def _words(owner: type, name: str) -> dict[str, Any]:
+    """A widget's label, help and key, from the field."""
+    info = _field(owner, name)
+    return {"label": info.title or name, "help": info.description, "key": _KEY + name}
+
+
+def _model() -> list[str]:
+    st.segmented_control(
+        "Model", list(_FAMILIES), format_func=_FAMILIES.__getitem__, key=f"{_KEY}family", required=True, width="stretch"
+    )
+    if _value("family") == "mlp":
+        st.text_input(**_words(MLP, "hidden"), placeholder="512, 256")
+        sizes = [part.strip() for part in _value("hidden").split(",") if part.strip()]
+        return ["model.family=mlp", f"model.hidden=[{','.join(sizes)}]"]
+    widths = sorted({0.25, 0.5, 1.0, 2.0, 4.0, 8.0, _value("width")})
+    st.select_slider(**_words(CNN, "width"), options=widths, format_func=lambda w: f"{w:g}x")
+    return ["model.family=cnn", f"model.width={_value('width')!r}"]
+
+
+def _data() -> list[str]:
+    st.selectbox(
+        **_words(RunConfig, "data"), options=get_args(DatasetName), format_func=lambda name: DATASETS[name].title
+    )
+    return [f"data={_value('data')}"]
+
+
+def _optimizer() -> list[str]:
+    names = get_args(OptimizerName)
+    st.segmented_control(
+        "Optimizer", names, format_func=_OPTIMIZERS.__getitem__, key=f"{_KEY}optimizer", required=True, width="stretch",
+        help=_field(Optimizer, "name").description,
+    )  # fmt: skip
+    st.text_input(**_words(Optimizer, "lr"))
+    assignments = [f"optimizer.name={_value('optimizer')}", f"optimizer.lr={_value('lr').strip()}"]
+    if _value("optimizer") == "momentum":
+        st.slider(**_words(Optimizer, "momentum"), min_value=0.0, max_value=0.99, step=0.01)
+        assignments.append(f"optimizer.momentum={_value('momentum')!r}")
+    return assignments + _batch_size()
+
+
+def _batch_size() -> list[str]:
+    full_only = _value("optimizer") == "gd"
+    if full_only:
+        st.session_state[f"{_KEY}batch_size"] = FULL
+    largest = DATASETS[_value("data")].train_examples
+    numbers = {2**i for i in range(largest.bit_length())} | {v for v in [_value("batch_size")] if v != FULL}
+    st.select_slider(
+        **_words(RunConfig, "batch_size"), options=[*sorted(numbers), FULL], disabled=full_only,
+        format_func=lambda b: f"full ({largest:,})" if b == FULL else f"{b:,}",
+    )  # fmt: skip
+    return [f"batch_size={_value('batch_size')}"]
+
+
+def _budget() -> list[str]:
+    left, right = st.columns([2, 3], vertical_alignment="bottom", wrap=False)
+    unit = right.selectbox(
+        "Unit of the budget", _BUDGETS, key=f"{_KEY}budget", label_visibility="collapsed",
+        format_func=lambda name: (_field(Budget, name).title or name).lower(),
+    )  # fmt: skip
+    left.text_input("Train for", key=f"{_KEY}amount", help="The run ends here. Evaluation comes on top.")
+    others = [f"budget.{name}=none" for name in _BUDGETS if name != unit]
+    return [*others, f"budget.{unit}={_value('amount').strip()}"]
+
+
+def _more() -> list[str]:
+    machine = state.machine()
+    with st.expander("More"):
+        devices = hardware.device_choices(machine)
+        chosen = _value("device")
+        st.selectbox(**_words(RunConfig, "device"), options=[*devices, *([] if chosen in devices else [chosen])])
+        cores = max(machine.cpu.usable_cores, _value("threads"))
+        if cores > 1:
+            st.slider(**_words(RunConfig, "threads"), min_value=1, max_value=cores)
+        st.number_input(**_words(RunConfig, "seed"), min_value=0, max_value=2**32 - 1, step=1)
+        st.text_input(**_words(RunConfig, "evaluate_every"))
+    names = ("device", "threads", "seed", "evaluate_every")
+    return [f"{name}={_value(name)}" for name in names]
+
+
+def form_or_default(preset: str, config: RunConfig) -> tuple[str, RunConfig, ConfigError | None]:
+    """The form's experiment, or the given one with the sentence that says what is wrong in the form."""
+    try:
+        return *experiment_form(preset, config), None
+    except ConfigError as error:
+        return preset, config, error

@@ -1,0 +1,109 @@
+"""Pieces several pages show: the plan of an experiment, a run's final numbers, the machine's card, an error."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from engine import units
+from engine.errors import EngineError
+from engine.hardware import Machine
+from engine.planner import Plan
+from engine.records import Status
+from engine.store import Run, RunRow
+
+COLORS = {
+    "queued": "gray", "starting": "blue", "running": "blue", "stopping": "orange",
+    "finished": "green", "cancelled": "gray", "failed": "red", "interrupted": "orange",
+}  # fmt: skip
+
+
+def error_box(error: EngineError) -> None:
+    """What is wrong and what to do, shown as the text it is."""
+    st.error(_literal(str(error)), icon=":material/error:")
+
+
+def _literal(text: str) -> str:
+    """Text shown as typed: markdown's signs escaped."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|~$:" else c for c in text)
+
+
+def plan_figures(plan: Plan) -> None:
+    """Four figures that move with the form."""
+    with st.container(key="plan"):
+        columns = st.columns(4)
+        columns[0].metric("Parameters", f"{plan.parameters:,}", help="Weights and biases. Exact.")
+        columns[1].metric(
+            "Per step", units.flops(plan.train_flops_per_example * plan.batch_size),
+            help=f"Forward and backward for {plan.batch_size:,} examples. Derived: matrix products and convolutions only.",
+        )  # fmt: skip
+        columns[2].metric(
+            "Memory", units.nbytes(plan.total_bytes),
+            help="Weights, gradients, optimizer state and data (exact) and activations (estimated). "
+            f"Free on this device now: {units.nbytes(plan.free_bytes)} (measured).",
+        )  # fmt: skip
+        columns[3].metric(
+            "Steps per epoch", f"{plan.steps_per_epoch:,}",
+            help="Training examples by batch size, rounded up.",
+        )  # fmt: skip
+
+
+def final_figures(run: Run) -> None:
+    """What a run that is over came to; each figure says how it was had."""
+    s = run.summary()
+    columns = st.columns(5)
+    columns[0].metric(
+        "Test accuracy", units.accuracy(s.test_accuracy), help="Measured on the held-out split, after the last step."
+    )
+    columns[1].metric(
+        "Training loss", units.loss(s.final_train_loss), help="Measured: mean over the last epoch's steps, at most 100."
+    )
+    columns[2].metric("Throughput", units.samples_per_s(s.samples_per_s), help="Measured: examples by training time.")
+    columns[3].metric(
+        "Training time", units.duration(s.train_seconds),
+        help=f"Measured, without warm-up and evaluation: {s.steps:,} steps, {s.epochs:.3g} epochs, {units.flops(s.flops)} (derived).",
+    )  # fmt: skip
+    columns[4].metric(
+        "Peak memory", units.nbytes(s.peak_memory_bytes),
+        help=f"Measured: {run.last_word.peak_memory_method if run.last_word else 'unknown'}.",
+    )  # fmt: skip
+
+
+def why_box(run: Run) -> None:
+    """Why a run ended before its budget."""
+    if run.status == "failed":
+        st.error(_literal(run.why()), icon=":material/error:")
+    elif run.why():
+        st.info(_literal(f"{run.status.capitalize()}: {run.why()}"), icon=":material/info:")
+    for problem in run.problems:
+        st.warning(_literal(f"Recording: {problem}."), icon=":material/warning:")
+
+
+def status_badge(status: Status) -> None:
+    st.badge(status, color=COLORS[status])  # type: ignore[arg-type]
+
+
+def run_line(row: RunRow, now: float) -> None:
+    """A run in one line that opens it."""
+    with st.container(horizontal=True, vertical_alignment="center", key=f"line-{row.run_id}"):
+        status_badge(row.status)
+        st.page_link(
+            "../pages/train.py", label=row.config.in_words(), query_params={"run": row.run_id}, width="content"
+        )
+        figures = [units.age(now - row.created)]
+        if row.summary.test_accuracy is not None:
+            figures.insert(0, f"{units.accuracy(row.summary.test_accuracy)} accuracy")
+        st.caption(_literal(" · ".join(figures + ([row.name] if row.name else []))))
+
+
+def machine_card(machine: Machine) -> None:
+    """What this computer offers a run."""
+    with st.container(border=True, key="machine"):
+        st.markdown("**This machine**")
+        st.text(f"{machine.cpu.name}\n{machine.cpu.usable_cores} usable cores")
+        st.text(
+            f"{units.nbytes(machine.memory_bytes)} memory, {units.nbytes(machine.memory_available_bytes)} available"
+        )
+        for gpu in machine.gpus:
+            st.text(f"cuda:{gpu.index}: {gpu.name}, {units.nbytes(gpu.memory_bytes)}")
+        if machine.gpu_reason:
+            st.caption(_literal(f"No GPU: {machine.gpu_reason}. Everything here runs on the CPU."))

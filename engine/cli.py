@@ -1,0 +1,419 @@
+"""`python -m engine …`: the same engine as the page, for scripts and terminals.
+
+People get a readable card and a progress bar; `--json` prints exactly one JSON document, the last line of stdout.
+Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from engine import __version__, hardware, planner, units
+from engine.config import DEFAULT_PRESET, PRESETS, RunConfig, parse_config_json, preset_config, with_overrides
+from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
+from engine.store import SORTABLE, Index, Run, Store, check, json_text
+from engine.supervisor import IDLE_S, Client, serve
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_POLL_S = 0.1
+_BAR = 28
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.function(arguments)
+        return code
+    except (ConfigError, DeviceError, OutOfMemory) as error:
+        return _complain(error, arguments, USAGE)
+    except EngineError as error:
+        return _complain(error, arguments, USAGE if isinstance(error, StoreError) else FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `… | head` closed the pipe
+        sys.stderr.close()
+        return OK
+
+
+def _complain(error: EngineError, arguments: argparse.Namespace, code: int) -> int:
+    print(error, file=sys.stderr)
+    if getattr(arguments, "json", False):
+        print(json_text({"error": {"type": type(error).__name__, "message": error.message, "fix": error.fix}}))
+    return code
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+def run_command(a: argparse.Namespace) -> int:
+    """Submit one run (or one per seed) and follow it to its end."""
+    store = _store(a)
+    client = Client(store)
+    base = _config(a)
+    if not 1 <= a.seeds <= 1000:
+        raise ConfigError(f"seeds={a.seeds} is not allowed.", fix="seeds may be a whole number from 1 to 1000.")
+    configs = [base.model_copy(update={"seed": base.seed + i}) for i in range(a.seeds)]
+    group = secrets.token_hex(8) if a.seeds > 1 else None
+    run_ids = [client.submit(config, name=a.name, group=group) for config in configs]
+    try:
+        runs = [_follow(store, client, run_id, quiet=a.json) for run_id in run_ids]
+    except KeyboardInterrupt:
+        for run_id in run_ids:
+            client.cancel(run_id, reason="interrupted in the terminal")
+        print("\nStopped.", file=sys.stderr)
+        return INTERRUPTED
+    if a.json:
+        results = [_result(run) for run in runs]
+        for run in runs:
+            if run.why():
+                print(f"{run.run_id} {run.status}: {run.why()}", file=sys.stderr)
+        print(json_text({"group_id": group, "runs": results} if group else results[0]))
+    else:
+        for run in runs:
+            print(_card(run))
+    return OK if all(run.status == "finished" for run in runs) else FAILED
+
+
+def plan_command(a: argparse.Namespace) -> int:
+    """What a run would need; nothing is started."""
+    config = _config(a)
+    hardware.check_device(config.device, hardware.probe())
+    plan = planner.plan(config)
+    if a.json:
+        print(json_text(asdict(plan) | {"total_bytes": plan.total_bytes, "fingerprint": config.fingerprint}))
+        return OK
+    print(config.in_words())
+    print(f"  parameters        {plan.parameters:,}")
+    print(f"  forward           {units.flops(plan.forward_flops_per_example)} per example (derived)")
+    print(f"  training step     {units.flops(plan.train_flops_per_example * plan.batch_size)} (derived)")
+    print(
+        f"  memory            {units.nbytes(plan.total_bytes)} (estimated), {units.nbytes(plan.free_bytes)} free (measured)"
+    )
+    print(f"  fits              {'unknown' if plan.fits is None else 'yes' if plan.fits else 'no'}")
+    return OK
+
+
+def list_command(a: argparse.Namespace) -> int:
+    rows = _store(a).rows(limit=a.limit, order=a.sort)
+    if a.json:
+        print(
+            json_text(
+                {
+                    "runs": [
+                        r.model_dump(mode="python", include={"run_id", "status", "name", "created", "summary", "group"})
+                        for r in rows
+                    ]
+                }
+            )
+        )
+        return OK
+    if not rows:
+        print("No runs yet. Start one: python -m engine run --preset lenet")
+    for r in rows:
+        s = r.summary
+        print(
+            f"{r.run_id}  {r.status:<11} {units.age(time.time() - r.created):>12}  {units.accuracy(s.test_accuracy):>7}  "
+            f"{units.loss(s.final_train_loss):>9}  {units.samples_per_s(s.samples_per_s):>16}  {r.config.in_words()}{'  ' + r.name if r.name else ''}"
+        )
+    return OK
+
+
+def show_command(a: argparse.Namespace) -> int:
+    store = _store(a)
+    run = store.run(store.find(a.run))
+    if a.json:
+        print(json_text(_everything(run)))
+    else:
+        print(_card(run))
+        for problem in run.problems:
+            print(f"  ! {problem}")
+    return OK
+
+
+def watch_command(a: argparse.Namespace) -> int:
+    """Follow a run without owning it: Ctrl-C leaves it running."""
+    store = _store(a)
+    run = _follow(store, Client(store), store.find(a.run), quiet=a.json)
+    print(json_text(_result(run)) if a.json else _card(run))
+    return OK if run.status == "finished" else FAILED
+
+
+def cancel_command(a: argparse.Namespace) -> int:
+    store = _store(a)
+    client = Client(store)
+    run_id = store.find(a.run)
+    client.cancel(run_id)
+    run = _wait(store, client, run_id, seconds=15)
+    print(json_text({"run_id": run_id, "status": run.status}) if a.json else f"{run_id} is {run.status}.")
+    return OK if run.is_over else FAILED
+
+
+def delete_command(a: argparse.Namespace) -> int:
+    store = _store(a)
+    run_id = store.find(a.run)
+    Client(store).delete(run_id)
+    until = time.monotonic() + 15
+    while (store.runs / run_id).exists() and time.monotonic() < until:
+        time.sleep(_POLL_S)
+    gone = not (store.runs / run_id).exists()
+    print(
+        json_text({"run_id": run_id, "deleted": gone})
+        if a.json
+        else f"{run_id} {'is deleted' if gone else 'is still there'}."
+    )
+    return OK if gone else FAILED
+
+
+def export_command(a: argparse.Namespace) -> int:
+    """Write runs to a file; what kind is said by its ending."""
+    from engine.report import Report, steps_csv  # noqa: PLC0415 - brings plotly, which nothing else here needs
+
+    store = _store(a)
+    runs = [store.run(store.find(r)) for r in a.runs]
+    path = Path(a.output)
+    if path.suffix == ".csv":
+        if len(runs) != 1:
+            raise ConfigError("A .csv holds one run.", fix="Name one run, or write .json or .html.")
+        text = steps_csv(runs[0])
+    elif path.suffix in {".html", ".json"}:
+        report = Report.freeze(a.title or runs[0].config.in_words(), runs)
+        text = report.to_html() if path.suffix == ".html" else report.to_json()
+    else:
+        raise ConfigError(
+            f"-o {path.name}: unknown ending {path.suffix or '(none)'!r}.", fix="Choose .html, .json or .csv."
+        )
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}.", fix="Choose another place with -o.") from None
+    size = path.stat().st_size
+    print(json_text({"file": str(path), "size_bytes": size}) if a.json else f"{path} ({units.nbytes(size)})")
+    return OK
+
+
+def hardware_command(a: argparse.Namespace) -> int:
+    machine = hardware.probe()
+    if a.json:
+        print(json_text(hardware.as_json(machine)))
+        return OK
+    print(f"{machine.cpu.name}: {machine.cpu.usable_cores} usable cores")
+    print(f"{units.nbytes(machine.memory_bytes)} memory, {units.nbytes(machine.memory_available_bytes)} available")
+    for gpu in machine.gpus:
+        print(f"cuda:{gpu.index}  {gpu.name}  {units.nbytes(gpu.memory_bytes)}  driver {gpu.driver or 'unknown'}")
+    if machine.gpu_reason:
+        print(f"No GPU: {machine.gpu_reason}")
+    return OK
+
+
+def check_command(a: argparse.Namespace) -> int:
+    """Read every run and say what is missing or rotten."""
+    store = _store(a)
+    if a.rebuild:
+        client = Client(store)
+        client.rebuild_index()
+        _settle(store)
+    problems = check(store)
+    ids = store.ids()
+    indexed = len(_indexed(store))
+    versions = {"isoflop": __version__, "python": sys.version.split()[0]}
+    if a.json:
+        print(
+            json_text(
+                {"ok": not problems, "runs": len(ids), "indexed": indexed, "problems": problems, "versions": versions}
+            )
+        )
+    else:
+        print("\n".join(problems) or f"{len(ids)} runs, all as they were written ({indexed} in the index).")
+    return OK if not problems else FAILED
+
+
+def supervise_command(a: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if not serve(_store(a), idle_s=a.idle_seconds):
+        print("This store already has a supervisor.", file=sys.stderr)
+    return OK
+
+
+# --- following a run -----------------------------------------------------------------------------------------------
+
+
+def _follow(store: Store, client: Client, run_id: str, *, quiet: bool) -> Run:
+    run = store.run(run_id)
+    woken = time.monotonic()
+    draw = not quiet and sys.stderr.isatty()
+    while not run.is_over:
+        time.sleep(_POLL_S)
+        run.refresh()
+        if draw:
+            print(f"\r{_bar(run)}", end="", file=sys.stderr, flush=True)
+        if not run.is_over and time.monotonic() - woken > 5:
+            client.wake()  # should the supervisor have died, another takes its place
+            woken = time.monotonic()
+    if draw:
+        print("\r" + " " * 100 + "\r", end="", file=sys.stderr)
+    return run
+
+
+def _bar(run: Run) -> str:
+    share = run.progress()
+    if share is None:
+        return f"{run.status:<10}"
+    loss, accuracy = run.steps.last("loss"), run.evaluations.last("test_accuracy")
+    filled = round(share * _BAR)
+    return (
+        f"{run.status:<9} {'█' * filled}{'░' * (_BAR - filled)} {share:4.0%}  step {len(run.steps):,}  "
+        f"loss {units.loss(loss)}  accuracy {units.accuracy(accuracy)}   "
+    )
+
+
+def _wait(store: Store, client: Client, run_id: str, *, seconds: float) -> Run:
+    run = store.run(run_id)
+    until = time.monotonic() + seconds
+    while not run.is_over and time.monotonic() < until:
+        time.sleep(_POLL_S)
+        run.refresh()
+    return run
+
+
+def _indexed(store: Store) -> set[str]:
+    try:
+        with Index.reading(store.root) as index:
+            return index.ids()
+    except FileNotFoundError:
+        return set()
+
+
+def _settle(store: Store) -> None:
+    """Wait until the supervisor has emptied its inbox."""
+    until = time.monotonic() + 60
+    while any(store.inbox.glob("[0-9]*.json")) and time.monotonic() < until:
+        time.sleep(_POLL_S)
+
+
+# --- what is shown -------------------------------------------------------------------------------------------------
+
+
+def _result(run: Run) -> dict[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "status": run.status,
+        "config": run.config.model_dump(mode="json"),
+        "summary": run.summary().model_dump(mode="python"),
+        "why": run.why() or None,
+    }
+
+
+def _everything(run: Run) -> dict[str, Any]:
+    steps, evaluations, hardware_table = run.steps, run.evaluations, run.hardware
+    per_example = run.started.train_flops_per_example if run.started else None
+    ints = ("step", "samples")
+    return _result(run) | {
+        "name": run.name,
+        "created": run.created,
+        "fingerprint": run.config.fingerprint,
+        "steps": {n: steps[n].astype(int).tolist() if n in ints else steps[n].tolist() for n in steps.names}
+        | {"flops": (steps["samples"] * per_example).astype(int).tolist() if per_example else []},
+        "evaluations": [
+            {"step": int(row[0]), "seconds": row[1], "elapsed": row[2], "test_loss": row[3], "test_accuracy": row[4]}
+            for row in zip(*(evaluations[n].tolist() for n in evaluations.names), strict=True)
+        ],
+        "hardware": {"seconds" if n == "elapsed" else n: hardware_table[n].tolist() for n in hardware_table.names},
+        "missing_readings": run.missing_readings,
+        "environment": run.started.environment if run.started else None,
+        "warm_up_seconds": run.warm_up.seconds if run.warm_up else None,
+        "artifacts": [artifact.model_dump() for artifact in run.artifacts],
+        "problems": run.problems,
+    }
+
+
+def _card(run: Run) -> str:
+    s = run.summary()
+    lines = [
+        f"{run.run_id}  {run.status}" + (f"  {run.name}" if run.name else ""),
+        f"  {run.config.in_words()}",
+        f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the held-out split)",
+        f"  train loss        {units.loss(s.final_train_loss)} (mean of the last steps)",
+        f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs, {units.duration(s.train_seconds)}",
+        f"  throughput        {units.samples_per_s(s.samples_per_s)} (measured)",
+        f"  arithmetic        {units.flops(s.flops)} (derived)",
+        f"  peak memory       {units.nbytes(s.peak_memory_bytes)} (measured, whole process)",
+    ]
+    if why := run.why():
+        lines.append(f"  {why}")
+    return "\n".join(lines)
+
+
+# --- arguments -----------------------------------------------------------------------------------------------------
+
+
+def _store(a: argparse.Namespace) -> Store:
+    return Store(Path(a.store) if a.store else None)
+
+
+def _config(a: argparse.Namespace) -> RunConfig:
+    if a.config and a.preset:
+        raise ConfigError("--preset and --config exclude each other.", fix="Give one of them.")
+    if not a.config:
+        return with_overrides(preset_config(a.preset or DEFAULT_PRESET), a.set)
+    try:
+        text = Path(a.config).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"--config {a.config}: {reason}.", fix="Name a JSON file that is there.") from None
+    return with_overrides(parse_config_json(text, name=a.config), a.set)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--store", help="folder of all runs (default $ISOFLOP_HOME or ~/.isoflop)")
+    common.add_argument("--json", action="store_true", help="print one JSON document on the last line of stdout")
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument("--preset", help=f"one of {', '.join(PRESETS)} (default {DEFAULT_PRESET})")
+    config.add_argument("--config", help="a JSON file with a configuration")
+    config.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a field, e.g. batch_size=128"
+    )
+
+    parser = argparse.ArgumentParser(
+        prog="python -m engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"isoflop {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, function: Any, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, parents=[common, *parents])
+        command.set_defaults(function=function)
+        return command
+
+    run = add("run", run_command, "run an experiment and follow it", config)
+    run.add_argument("--seeds", type=int, default=1, help="run that many seeds, from the configuration's own upwards")
+    run.add_argument("--name", default="", help="a name to show in lists")
+    add("plan", plan_command, "what a run would need, without running it", config)
+    listing = add("list", list_command, "the runs of the store, newest first")
+    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--sort", choices=SORTABLE, default="created")
+    for name, function, text in (
+        ("show", show_command, "everything recorded of a run"),
+        ("watch", watch_command, "follow a run until it ends"),
+        ("cancel", cancel_command, "stop a run"),
+        ("delete", delete_command, "delete a run that is over"),
+    ):
+        add(name, function, text).add_argument("run", metavar="RUN", help="id, the beginning of one, or last")
+    export = add("export", export_command, "write runs to a file")
+    export.add_argument("runs", nargs="+", metavar="RUN")
+    export.add_argument("-o", "--output", required=True, help="FILE.html, .json or .csv")
+    export.add_argument("--title", default="")
+    add("hardware", hardware_command, "what this machine offers")
+    checking = add("check", check_command, "read every run and say what is missing or rotten")
+    checking.add_argument("--rebuild", action="store_true", help="make the index anew from the run folders")
+    supervise = add("supervise", supervise_command, "be this store's supervisor (started on demand by the others)")
+    supervise.add_argument("--idle-seconds", type=float, default=IDLE_S)
+    return parser

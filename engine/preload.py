@@ -1,0 +1,15 @@
+"""Imported once by the fork server, so that every run's process starts with it done. One thread, nothing on a GPU."""
+
+import torch
+import torch._dynamo  # the first optimizer step imports it: 1.5 s if left to the run
+
+from engine import worker  # noqa: F401
+from engine.pytorch import data
+
+torch.set_num_threads(1)
+data.preload()
+_weight = torch.nn.Parameter(torch.zeros(2))
+_weight.grad = torch.zeros(
+    2
+)  # no backward here: on a GPU machine autograd would start threads, and a fork must have none
+torch.optim.Adam([_weight], fused=True).step()

@@ -1,0 +1,408 @@
+"""What the hardware does while a run trains: one HardwareSample per beat, from a thread of the worker.
+
+Every reading fails alone: it becomes None with its reason, and neither the others nor the run suffer. A thread costs
+less than a process of its own here: on two cores a separate psutil process took 8-40 % of a small model's speed, a
+thread at 4 Hz nothing measurable (at 100 Hz up to 11 %).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pynvml
+
+from engine import hardware
+from engine.records import HardwareSample
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One measured quantity: what a chart calls it, its unit, and how it is had."""
+
+    title: str
+    unit: str
+    how: str
+
+
+READINGS: dict[str, Reading] = {
+    "process_cpu_percent": Reading(
+        "Training process CPU", "%", "CPU time of the run's process, all threads, over the beat; 100 is one full core"
+    ),
+    "system_cpu_percent": Reading(
+        "System CPU",
+        "%",
+        "busy time of the cores this run may use, all programs, over the beat; in clock ticks of 10 ms",
+    ),
+    "process_memory_bytes": Reading(
+        "Training process memory", "bytes", "resident memory of the run's process, includes PyTorch itself"
+    ),
+    "system_memory_used_bytes": Reading(
+        "System memory used", "bytes", "the machine's memory less what is available to programs"
+    ),
+    "gpu_utilization_percent": Reading(
+        "GPU utilization", "%", "NVML: share of its last 1/6 to 1 s in which any kernel ran, however small"
+    ),
+    "gpu_memory_used_bytes": Reading("GPU memory used", "bytes", "NVML: the whole device, all programs"),
+    "gpu_power_w": Reading("GPU power", "W", "NVML: the whole board; some models report an average over 1 s"),
+    "gpu_temperature_c": Reading("GPU temperature", "°C", "NVML: sensor on the chip"),
+}
+
+Readers = Mapping[str, Callable[[], float]]
+
+
+class Unavailable(Exception):
+    """A reading that cannot be had; the text is the reason a person reads."""
+
+
+# What a reader may raise when the machine, not our code, is at fault.
+_FAILURES = (Unavailable, OSError, psutil.Error, pynvml.NVMLError)
+
+
+def read_all(readers: Readers) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Every reading, None where it failed, and why those failed."""
+    readings: dict[str, float | None] = dict.fromkeys(READINGS)
+    missing: dict[str, str] = {}
+    for name in READINGS:
+        try:
+            readings[name] = readers[name]()
+        except _FAILURES as error:
+            missing[name] = str(error) or type(error).__name__
+    return readings, missing
+
+
+def beats(clock: Callable[[], float], wait: Callable[[float], bool], interval_s: float) -> Iterator[float]:
+    """Clock readings at start + n * interval_s until `wait(seconds)` says True.
+
+    A beat that was missed is left out: the next falls on its own time, so beats neither drift nor bunch.
+    """
+    start, n = clock(), 0
+    while True:
+        n = max(n, math.floor((clock() - start) / interval_s)) + 1
+        if wait(max(0.0, start + n * interval_s - clock())):
+            return
+        yield clock()
+
+
+class Sampler:
+    """Emits one HardwareSample per interval, stamped with `clock` (wall seconds), from a daemon thread of its own.
+
+    `emit` is called from that thread. A run shorter than one interval gets one sample, at its end. A reason for a
+    missing reading is said once, and again only when it changes.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        clock: Callable[[], float],
+        emit: Callable[[HardwareSample], None],
+        interval_s: float = 0.25,
+        *,
+        energy: EnergyMeter | None = None,
+        readers: Readers | None = None,
+    ) -> None:
+        self._device, self._clock, self._emit, self._interval_s = device, clock, emit, interval_s
+        self._energy, self._readers = energy, readers
+        self._said: dict[str, str] = {}
+        self._beats = 0
+        self._abandoned = False
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """No sample after this. A reading that hangs (a GPU off the bus) is left behind after `timeout_s`."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+            self._abandoned = self._thread.is_alive()
+
+    def beat(self, readers: Readers) -> None:
+        """Read everything once and emit it."""
+        at = self._clock()
+        readings, missing = read_all(readers)
+        news = {name: reason for name, reason in missing.items() if self._said.get(name) != reason}
+        self._said = missing
+        if self._energy:
+            self._energy.update()
+        self._beats += 1
+        if not self._abandoned:
+            self._emit(HardwareSample(elapsed_s=at, readings=readings, missing=news))
+
+    def _run(self) -> None:
+        with contextlib.ExitStack() as stack:
+            readers = self._readers or open_readers(self._device, self._clock, stack)
+            for _ in beats(self._clock, self._stopped.wait, self._interval_s):
+                self.beat(readers)
+            if not self._beats:
+                self.beat(readers)
+
+
+# --- readers --------------------------------------------------------------------------------------------------------
+
+
+def open_readers(
+    device: str, clock: Callable[[], float], stack: contextlib.ExitStack, *, nvml: Any = pynvml
+) -> dict[str, Callable[[], float]]:
+    """A reader for each of READINGS; `stack` closes what they hold open. Call it in the process they shall read."""
+    return {
+        "process_cpu_percent": ProcessCpu(clock),
+        "system_cpu_percent": _open_system_cpu(stack),
+        "process_memory_bytes": _open_process_memory(stack),
+        "system_memory_used_bytes": _open_system_memory(stack),
+        **_open_gpu(device, stack, nvml),
+    }
+
+
+class ProcessCpu:
+    """CPU time of this process over wall time since the last call, in percent of one core.
+
+    The process clock counts nanoseconds; /proc/self/stat and psutil count ticks of 10 ms, 4 % of a quarter second.
+    """
+
+    def __init__(self, clock: Callable[[], float], cpu_clock: Callable[[], float] = time.process_time) -> None:
+        self._clock, self._cpu_clock = clock, cpu_clock
+        self._last = (clock(), cpu_clock())
+
+    def __call__(self) -> float:
+        at, cpu = self._clock(), self._cpu_clock()
+        window, used = at - self._last[0], cpu - self._last[1]
+        self._last = (at, cpu)
+        if window <= 0:
+            raise Unavailable("No time has passed since the last reading.")
+        return 100 * used / window
+
+
+class SystemCpu:
+    """Busy share of some cores since the last call, from /proc/stat, in percent of all of them."""
+
+    def __init__(self, read: Callable[[], bytes], cores: frozenset[int]) -> None:
+        self._read, self._cores = read, cores
+        self._last = core_ticks(read(), cores)
+
+    def __call__(self) -> float:
+        busy, total = core_ticks(self._read(), self._cores)
+        window, used = total - self._last[1], busy - self._last[0]
+        self._last = (busy, total)
+        if window <= 0:
+            raise Unavailable("The kernel counted no CPU time since the last reading.")
+        return min(100.0, max(0.0, 100 * used / window))  # idle counters may run backwards by a tick (proc_stat(5))
+
+
+def core_ticks(stat: bytes, cores: frozenset[int]) -> tuple[int, int]:
+    """Busy and total clock ticks of the cores since boot.
+
+    Columns are user nice system idle iowait irq softirq steal guest guest_nice (proc_stat(5)); guest time is already
+    in user. Waiting for a disk is not busy.
+    """
+    busy = total = 0
+    for line in stat.splitlines():
+        name, *columns = line.split(None, 10) if line.startswith(b"cpu") else (b"",)
+        if name[3:].isdigit() and int(name[3:]) in cores:
+            ticks = [int(column) for column in columns[:8]]
+            total += sum(ticks)
+            busy += sum(ticks) - ticks[3] - ticks[4]
+    return busy, total
+
+
+def _open_system_cpu(stack: contextlib.ExitStack) -> Callable[[], float]:
+    try:
+        return SystemCpu(_open_proc("/proc/stat", stack), hardware.allowed_cores())
+    except OSError:
+        psutil.cpu_percent()  # its first value has no window and is 0
+        return psutil.cpu_percent
+
+
+def _open_process_memory(stack: contextlib.ExitStack) -> Callable[[], float]:
+    """2 us from an open /proc/self/statm, 24 us through psutil."""
+    try:
+        read, page_bytes = _open_proc("/proc/self/statm", stack), os.sysconf("SC_PAGE_SIZE")
+        return lambda: float(int(read().split()[1]) * page_bytes)  # size resident shared ...
+    except OSError:
+        process = psutil.Process()
+        return lambda: float(process.memory_info().rss)
+
+
+def _open_system_memory(stack: contextlib.ExitStack) -> Callable[[], float]:
+    try:
+        read = _open_proc("/proc/meminfo", stack)
+        memory_used(read())
+        return lambda: memory_used(read())
+    except (OSError, Unavailable):
+        return _psutil_memory_used
+
+
+def memory_used(meminfo: bytes) -> float:
+    """MemTotal - MemAvailable of /proc/meminfo, which counts in KiB; the page cache does not count as used."""
+    total = re.search(rb"^MemTotal:\s+(\d+)", meminfo, re.MULTILINE)
+    available = re.search(rb"^MemAvailable:\s+(\d+)", meminfo, re.MULTILINE)
+    if total is None or available is None:
+        raise Unavailable("The kernel does not say how much memory is available.")
+    return float((int(total[1]) - int(available[1])) * 1024)
+
+
+def _psutil_memory_used() -> float:
+    memory = psutil.virtual_memory()
+    return float(memory.total - memory.available)
+
+
+def _open_proc(path: str, stack: contextlib.ExitStack) -> Callable[[], bytes]:
+    """Reads a file of /proc again and again through one descriptor. Raises OSError where there is no such file."""
+    if sys.platform == "win32":
+        raise OSError("no /proc on Windows")
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return lambda: os.pread(fd, 1 << 16, 0)
+
+
+def _open_gpu(device: str, stack: contextlib.ExitStack, nvml: Any) -> dict[str, Callable[[], float]]:
+    """The readings of the run's own GPU; a run on the CPU is not told about GPUs it does not use."""
+    try:
+        handle = _open_gpu_handle(device, stack, nvml)
+    except Unavailable as error:
+        return dict.fromkeys((name for name in READINGS if name.startswith("gpu_")), _says(str(error)))
+    return {
+        "gpu_utilization_percent": lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+        "gpu_memory_used_bytes": lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+        "gpu_power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,  # NVML: mW
+        "gpu_temperature_c": lambda: float(nvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+    }
+
+
+def _open_gpu_handle(device: str, stack: contextlib.ExitStack, nvml: Any) -> Any:
+    index = hardware.gpu_index(device)
+    if index is None:
+        raise Unavailable("This run uses the CPU.")
+    handles, reason = stack.enter_context(hardware.open_nvml(nvml))
+    if index >= len(handles):
+        raise Unavailable(reason or f"{device} is not on this machine.")
+    return handles[index]
+
+
+def _says(reason: str) -> Callable[[], float]:
+    def read() -> float:
+        raise Unavailable(reason)
+
+    return read
+
+
+# --- once per run ---------------------------------------------------------------------------------------------------
+
+
+def peak_memory_bytes(status: Path = Path("/proc/self/status")) -> tuple[int | None, str]:
+    """The most this process has held at once, and how that is known."""
+    method = "peak resident memory of the whole process, includes PyTorch itself"
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE):
+            return int(found[1]) * 1024, method
+    try:
+        import resource
+    except ImportError:
+        return None, "This operating system does not say a process's peak memory."
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024), method  # bytes on macOS, KiB elsewhere (getrusage(2))
+
+
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    read_j: Callable[[], float]  # joules so far
+    wraps_at_j: float | None = None  # where it begins again at zero
+
+
+class EnergyMeter:
+    """Joules between start() and stop() from the hardware's own counters, or None and why. Nothing is estimated.
+
+    A GPU run is billed its GPU's board, a CPU run the CPU packages; both count whatever else ran on them. RAPL's
+    counters wrap after minutes at full power: call update() more often than that (the Sampler does, once per beat).
+    """
+
+    def __init__(self, device: str, *, nvml: Any = pynvml, powercap: Path = Path("/sys/class/powercap")) -> None:
+        self._device, self._nvml, self._powercap = device, nvml, powercap
+        self._stack = contextlib.ExitStack()
+        self._lock = threading.Lock()  # the sampler's thread updates, the worker's stops
+        self._counters: list[_Counter] = []
+        self._last: list[float] = []
+        self._joules = 0.0
+        self._method = "The energy meter was not started."
+
+    def start(self) -> None:
+        with self._lock:
+            try:
+                self._counters, self._method = self._open()
+                self._last = [counter.read_j() for counter in self._counters]
+            except _FAILURES as error:
+                self._give_up(error)
+
+    def update(self) -> None:
+        """Add what was used since the last call."""
+        with self._lock:
+            try:
+                now = [counter.read_j() for counter in self._counters]
+                self._joules += sum(map(energy_between, self._counters, self._last, now))
+                self._last = now
+            except _FAILURES as error:
+                self._give_up(error)
+
+    def stop(self) -> tuple[float | None, str]:
+        """Joules since start() and how they were had, or None and why not."""
+        self.update()
+        with self._lock:
+            measured, self._counters = bool(self._counters), []
+            self._stack.close()
+            return (self._joules if measured else None), self._method
+
+    def _open(self) -> tuple[list[_Counter], str]:
+        if hardware.gpu_index(self._device) is None:
+            return rapl_counters(self._powercap), "RAPL: the CPU packages, other programs included, memory not"
+        nvml, handle = self._nvml, _open_gpu_handle(self._device, self._stack, self._nvml)
+        counter = _Counter(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3)  # NVML: mJ
+        return [counter], f"NVML energy counter of {self._device}, the whole board; moves about every 0.1 s"
+
+    def _give_up(self, error: Exception) -> None:
+        """A part of the energy would read as all of it: better none."""
+        self._counters, self._last = [], []
+        self._method = str(error) if isinstance(error, Unavailable) else f"The energy counter failed: {error}."
+
+
+def rapl_counters(powercap: Path) -> list[_Counter]:
+    """One counter per CPU package. Raises Unavailable where there is none or one of them cannot be read.
+
+    intel-rapl:0:1 and the like are parts of intel-rapl:0, and a domain named psys holds the packages again: adding
+    them up would count twice. Since 2020 only root may read these files (CVE-2020-8694).
+    """
+    domains = [path for path in sorted(powercap.glob("intel-rapl:*")) if path.name.count(":") == 1]
+    try:
+        packages = [path for path in domains if (path / "name").read_text().startswith("package")]
+        counters = [_rapl_counter(path) for path in packages]
+    except OSError as error:
+        raise Unavailable(f"RAPL is not readable here: {error.strerror}.") from None
+    if not counters:
+        raise Unavailable("RAPL is not readable here: the machine shows no CPU energy counter.")
+    return counters
+
+
+def _rapl_counter(domain: Path) -> _Counter:
+    energy = domain / "energy_uj"
+    energy.read_text()  # no permission shows here, before the run
+    return _Counter(lambda: int(energy.read_text()) / 1e6, int((domain / "max_energy_range_uj").read_text()) / 1e6)
+
+
+def energy_between(counter: _Counter, before_j: float, after_j: float) -> float:
+    """Joules between two readings of a counter that wrapped at most once. Raises Unavailable when it was reset."""
+    if after_j >= before_j:
+        return after_j - before_j
+    if counter.wraps_at_j is None:
+        raise Unavailable("The energy counter was reset during the run.")
+    return after_j + counter.wraps_at_j - before_j

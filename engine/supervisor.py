@@ -1,0 +1,359 @@
+"""One supervisor per store: the queue, the device slots, cancellation and the index. And the client everyone uses.
+
+Nothing a client asks for can be lost: a submitted run is a folder on disk before anyone is told, every other command is
+a file renamed into the inbox. Ringing the doorbell (a named pipe) only saves the supervisor's next look some time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from multiprocessing.connection import wait as wait_for_any
+from pathlib import Path
+
+import psutil
+
+from engine import hardware, planner, records
+from engine.config import RunConfig
+from engine.errors import StoreError
+from engine.executor import AdoptedJob, Executor, Job, LocalExecutor, is_same_process
+from engine.store import STOP_FILE, EventLog, Index, Run, Store, row_of, write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+IDLE_S = 300.0
+_SIGTERM_AFTER_S, _SIGKILL_AFTER_S = 4.0, 8.0
+_INDEX_LIVE_EVERY_S = 2.0
+
+logger = logging.getLogger("isoflop.supervisor")
+
+
+# --- the client's side ---------------------------------------------------------------------------------------------
+
+
+class Client:
+    """What the page and the command line do with runs. Reading is `Store`'s; this asks for changes."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def submit(self, config: RunConfig, *, name: str = "", group: str | None = None) -> str:
+        """Queue a run and return its id; refused configurations raise and leave nothing behind."""
+        planner.check(config)
+        run_id = self.store.create(config, name=name, group=group)
+        self.wake()
+        return run_id
+
+    def cancel(self, run_id: str, *, reason: str = "cancelled by the user") -> None:
+        """Ask a run to stop. Harmless for one that is over."""
+        self.store.folder(run_id)
+        self._send({"command": "cancel", "run_id": run_id, "reason": reason})
+
+    def delete(self, run_id: str) -> None:
+        """Delete a run that is over."""
+        if not self.store.run(run_id).is_over:
+            raise StoreError(f"Run {run_id} is still at work.", fix="Stop it first.")
+        self._send({"command": "delete", "run_id": run_id})
+
+    def rebuild_index(self) -> None:
+        self._send({"command": "rebuild"})
+
+    def wake(self) -> None:
+        """Make sure that a supervisor is there and looks now."""
+        if not _ring(self.store):
+            _start_supervisor(self.store)
+
+    def _send(self, command: dict[str, str]) -> None:
+        write_atomically(self.store.inbox / f"{time.time_ns():020d}-{secrets.token_hex(4)}.json", json.dumps(command))
+        self.wake()
+
+
+def _ring(store: Store) -> bool:
+    """True when a supervisor heard it."""
+    try:
+        fd = os.open(store.root / "doorbell", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENXIO}:  # no pipe, or nobody reads it
+            return False
+        raise
+    with contextlib.suppress(BlockingIOError):  # full: it will look anyway
+        os.write(fd, b"!")
+    os.close(fd)
+    return True
+
+
+def _start_supervisor(store: Store) -> None:
+    """In a session of its own: it outlives the page and the terminal that needed it first."""
+    fd = os.open(store.root / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    try:
+        subprocess.Popen(
+            [sys.executable, "-m", "engine", "supervise", "--store", str(store.root)],
+            cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=fd, stderr=fd,
+        )  # fmt: skip
+    finally:
+        os.close(fd)
+
+
+# --- the supervisor itself -----------------------------------------------------------------------------------------
+
+
+class Supervisor:
+    """Starts queued runs where there is room, ends them when asked, and tells the truth about those that vanish."""
+
+    def __init__(self, store: Store, executor: Executor, *, machine: hardware.Machine | None = None) -> None:
+        self.store, self.executor = store, executor
+        self.index = Index(store.root)
+        self.machine = machine or hardware.probe()
+        self.active: dict[str, tuple[Run, Job]] = {}
+        self.queue: dict[str, Run] = {}
+        self.stopping: dict[str, float] = {}  # run id -> when it was asked to stop
+        self._known: set[str] = set()
+        self._indexed_at = 0.0
+        self._runs_seen = 0  # mtime of the runs folder at the last look
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.active and not self.queue
+
+    def recover(self) -> None:
+        """Take over from an earlier supervisor: adopt runs still at work, end those whose process is gone."""
+        over = {row.run_id for row in self.index.rows(status=tuple(records.TERMINAL))}
+        on_disk = set(self.store.ids())
+        for run_id in self.index.ids() - on_disk:
+            self.index.remove(run_id)
+        for run_id in on_disk - over:
+            self._known.add(run_id)
+            if (run := self._open(run_id)) is not None:
+                self._place(run)
+        self._known |= over & on_disk
+
+    def _place(self, run: Run) -> None:
+        starting = run.starting
+        if run.is_over:
+            pass
+        elif run.status == "queued":
+            self.queue[run.run_id] = run
+        elif starting and is_same_process(starting.pid, starting.pid_started):
+            logger.info("adopted %s", run.run_id)
+            self.active[run.run_id] = (run, AdoptedJob(starting.pid, starting.pid_started))
+        else:
+            self._end(
+                run, records.Interrupted(at=time.time(), reason="The machine or the supervisor stopped while it ran.")
+            )
+        self.index.put(row_of(run))
+
+    def tick(self) -> None:
+        """One look at everything; returns soon."""
+        self._take_commands()
+        self._find_new_runs()
+        self._escalate_stops()
+        self._bury_the_dead()
+        self._start_what_fits()
+        self._index_live_runs()
+
+    def _open(self, run_id: str) -> Run | None:
+        try:
+            return self.store.run(run_id)
+        except StoreError as error:  # one unreadable run never hides the others
+            logger.warning("%s", error)
+            return None
+
+    def _find_new_runs(self) -> None:
+        changed = self.store.runs.stat().st_mtime_ns
+        if changed == self._runs_seen:
+            return
+        self._runs_seen = changed
+        new = [run for run_id in set(self.store.ids()) - self._known if (run := self._open(run_id))]
+        for run in sorted(new, key=lambda r: r.created):
+            self._known.add(run.run_id)
+            self._place(run)
+
+    def _take_commands(self) -> None:
+        for path in sorted(self.store.inbox.glob("[0-9]*.json")):
+            try:
+                command = json.loads(path.read_text(encoding="utf-8"))
+                self._obey(command)
+            except (OSError, ValueError, KeyError, StoreError) as error:
+                logger.warning("command %s was not carried out: %s", path.name, error)
+            path.unlink(missing_ok=True)
+
+    def _obey(self, command: dict[str, str]) -> None:
+        match command["command"]:
+            case "cancel":
+                self._cancel(command["run_id"], command.get("reason", ""))
+            case "delete":
+                self._delete(command["run_id"])
+            case "rebuild":
+                self.index.clear()
+                for run_id in self.store.ids():
+                    if run := self._open(run_id):
+                        self.index.put(row_of(run))
+            case other:
+                logger.warning("unknown command %r", other)
+
+    def _cancel(self, run_id: str, reason: str) -> None:
+        self._find_new_runs()
+        if run_id in self.queue:
+            self._end(self.queue.pop(run_id), records.Cancelled(at=time.time(), reason=reason))
+        elif run_id in self.active and run_id not in self.stopping:
+            write_atomically(self.store.folder(run_id) / STOP_FILE, reason)
+            self.stopping[run_id] = time.monotonic()
+
+    def _delete(self, run_id: str) -> None:
+        if run_id not in self.active and run_id not in self.queue:
+            self.store.delete(run_id)
+            self.index.remove(run_id)
+            self._known.discard(run_id)
+
+    def _escalate_stops(self) -> None:
+        """A run that does not answer is told more firmly: dead within ten seconds of being asked."""
+        for run_id, asked in self.stopping.items():
+            waited = time.monotonic() - asked
+            if waited > _SIGKILL_AFTER_S:
+                self.active[run_id][1].signal(signal.SIGKILL)
+            elif waited > _SIGTERM_AFTER_S:
+                self.active[run_id][1].signal(signal.SIGTERM)
+
+    def _bury_the_dead(self) -> None:
+        for run_id, (run, job) in list(self.active.items()):
+            if job.is_alive():
+                continue
+            run.refresh()
+            if not run.is_over:
+                self._end(run, self._last_word_for(run, job))
+            del self.active[run_id]
+            self.stopping.pop(run_id, None)
+            self.index.put(row_of(run))
+            logger.info("%s %s", run_id, run.status)
+
+    def _last_word_for(self, run: Run, job: Job) -> records.Terminal:
+        if run.run_id in self.stopping:
+            return records.Cancelled(at=time.time(), reason="It did not stop when asked and was ended.")
+        return records.Failed(
+            at=time.time(), cause="WorkerLost", message=f"The run was lost: {job.cause_of_death()}.",
+            fix="Its points up to then are kept. Run it again; if it repeats, try a smaller model or batch.",
+            step=len(run.steps) or None,
+        )  # fmt: skip
+
+    def _end(self, run: Run, last: records.Terminal) -> None:
+        """Speak for a run that has no process (any more)."""
+        EventLog(run.folder / "events.jsonl").close(last, steps=len(run.steps), evaluations=len(run.evaluations))
+        run.refresh()
+        self.index.put(row_of(run))
+
+    def _start_what_fits(self) -> None:
+        """First come, first served on each device; a run that waits for one device holds up no other."""
+        used = Counter[str]()
+        for run, _ in self.active.values():
+            used[run.config.device] += _share(run.config)
+        full: set[str] = set()
+        for run_id, run in list(self.queue.items()):
+            device = run.config.device
+            room = self.machine.cpu.usable_cores if device == "cpu" else 1
+            if device in full or (used[device] and used[device] + _share(run.config) > room):
+                full.add(device)
+                continue
+            del self.queue[run_id]
+            self.active[run_id] = (run, self.executor.start(run.folder))
+            used[device] += _share(run.config)
+
+    def _index_live_runs(self) -> None:
+        due = time.monotonic() - self._indexed_at >= _INDEX_LIVE_EVERY_S
+        for run, _ in self.active.values():
+            before = run.status
+            run.refresh()
+            if due or run.status != before:
+                self.index.put(row_of(run))
+        if due:
+            self._indexed_at = time.monotonic()
+
+    def sentinels(self) -> list[int]:
+        """File descriptors that become readable when a run's process ends."""
+        processes = [getattr(job, "process", None) for _, job in self.active.values()]
+        return [p.sentinel for p in processes if p is not None]
+
+
+def _share(config: RunConfig) -> int:
+    """How much of its device a run takes: a GPU whole, a CPU by its threads."""
+    return config.threads if config.device == "cpu" else 1
+
+
+def serve(store: Store, *, idle_s: float = IDLE_S) -> bool:
+    """Be the store's supervisor until nobody needs one; False when another already is."""
+    with (store.root / "supervisor.lock").open("a") as lock:
+        if not _locked(lock.fileno()):
+            return False
+        write_atomically(store.root / "supervisor.pid", f"{os.getpid()} {psutil.Process().create_time()}")
+        executor = LocalExecutor()
+        supervisor = Supervisor(store, executor)
+        stop = _on_signals()
+        logger.info("supervising")
+        supervisor.recover()
+        if supervisor.is_idle:
+            supervisor.tick()
+        if supervisor.is_idle:
+            executor.warm()
+        while True:
+            with _doorbell(store) as bell:
+                _serve_until_idle(supervisor, bell, idle_s, stop)
+            supervisor.tick()  # who rang while the bell was taken down is heard here
+            if supervisor.is_idle or stop:
+                break
+        supervisor.index.close()
+        (store.root / "supervisor.pid").unlink(missing_ok=True)
+        logger.info("leaving")
+        return True
+
+
+def _serve_until_idle(supervisor: Supervisor, bell: int, idle_s: float, stop: list[int]) -> None:
+    needed_at = time.monotonic()
+    while not stop and time.monotonic() - needed_at < idle_s:
+        supervisor.tick()
+        if not supervisor.is_idle:
+            needed_at = time.monotonic()
+        ready = wait_for_any([bell, *supervisor.sentinels()], timeout=1.0 if supervisor.is_idle else 0.25)
+        if bell in ready:
+            os.read(bell, 4096)
+            needed_at = time.monotonic()
+
+
+def _on_signals() -> list[int]:
+    """The signals that asked the supervisor to leave, as they come; its runs stay for the next one to adopt."""
+    received: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda n, _: received.append(n))
+    return received
+
+
+def _locked(fd: int) -> bool:
+    """An OS lock dies with its process: no stale lock file can keep a store shut. One that is leaving is waited for."""
+    for _ in range(30):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@contextlib.contextmanager
+def _doorbell(store: Store):  # type: ignore[no-untyped-def]
+    path = store.root / "doorbell"
+    path.unlink(missing_ok=True)
+    os.mkfifo(path, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # open for writing too: never at end of file
+    try:
+        yield fd
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(fd)

@@ -1,0 +1,54 @@
+"""Runs: everything that ever ran here; open, run again, export, delete."""
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import parts, state
+
+st.title("Runs", anchor=False)
+rows = state.store().rows(limit=1000)
+if not rows:
+    st.info("Nothing has run yet. Start an experiment under Train.", icon=":material/info:")
+    st.page_link("../pages/train.py", label="Train", icon=":material/play_circle:")
+    st.stop()
+
+table = pd.DataFrame(
+    {
+        "State": [r.status for r in rows],
+        "Experiment": [r.config.in_words() for r in rows],
+        "Name": [r.name for r in rows],
+        "Test accuracy": [None if r.summary.test_accuracy is None else 100 * r.summary.test_accuracy for r in rows],
+        "Training loss": [r.summary.final_train_loss for r in rows],
+        "Samples/s": [r.summary.samples_per_s for r in rows],
+        "Training time": [r.summary.train_seconds for r in rows],
+        "Seed": [r.config.seed for r in rows],
+        "Started": pd.to_datetime([r.created for r in rows], unit="s", utc=True),
+    }
+)
+if not table["Name"].any():
+    table = table.drop(columns="Name")
+st.caption(f"{len(rows):,} runs, newest first. Select one to open it. Every figure is measured.")
+choice = st.dataframe(
+    table,
+    hide_index=True,
+    on_select="rerun",
+    selection_mode="single-row",
+    key="runs",
+    column_config={
+        "Experiment": st.column_config.TextColumn(width="large"),
+        "Test accuracy": st.column_config.NumberColumn(format="%.1f %%"),
+        "Training loss": st.column_config.NumberColumn(format="%.4f"),
+        "Samples/s": st.column_config.NumberColumn(format="compact"),
+        "Training time": st.column_config.NumberColumn(format="%.1f s"),
+        "Started": st.column_config.DatetimeColumn(format="distance"),
+    },
+)
+selected = choice["selection"]["rows"]
+if selected and (run := state.open_run(rows[selected[0]].run_id)):
+    with st.container(border=True, key="selected"):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            parts.status_badge(run.status)
+            st.markdown(f"**{run.config.in_words()}**")
+        parts.why_box(run)
+        parts.final_figures(run)
+        parts.run_actions(run, open_link=True)

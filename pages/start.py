@@ -1,0 +1,52 @@
+"""Start: what Isoflop is, three experiments at one click, the newest runs, this machine."""
+
+import time
+
+import streamlit as st
+
+from dashboard import parts, state
+from engine.config import PRESETS
+from engine.errors import EngineError
+
+EXPERIMENTS = {  # preset: what to watch for
+    "lenet": "Watch the accuracy climb past 95 % in about ten seconds of real training.",
+    "lr-too-high": "Watch the loss leave the chart, and the run say at which step and what to do.",
+    "mnist-gd": "Watch a curve without noise, and how few steps ten seconds allow.",
+}
+
+st.title("Isoflop", anchor=False)
+st.markdown(
+    "Which model, batch size, learning rate and hardware should I use, and what does it cost? "
+    "Isoflop runs short real training here, shows it live and measures it honestly."
+)
+
+
+def start(preset: str) -> None:
+    try:
+        run_id = state.client().submit(PRESETS[preset].config)
+    except EngineError as error:
+        parts.error_box(error)
+        return
+    st.switch_page("../pages/train.py", query_params={"run": run_id})
+
+
+for column, (preset, watch) in zip(st.columns(3), EXPERIMENTS.items(), strict=True):
+    with column.container(border=True, height="stretch", key=f"experiment-{preset}"):
+        st.markdown(f"**{PRESETS[preset].title}**")
+        st.markdown(PRESETS[preset].teaches)
+        st.caption(watch)
+        if st.button("Run", key=f"start-{preset}", type="primary", icon=":material/play_arrow:"):
+            start(preset)
+
+left, right = st.columns([2, 1])
+with left:
+    st.subheader("Newest runs", anchor=False)
+    newest = state.store().rows(limit=6)
+    for row in newest:
+        parts.run_line(row, time.time())
+    if newest:
+        st.page_link("../pages/runs.py", label="All runs", icon=":material/arrow_forward:")
+    else:
+        st.caption("Nothing has run yet. Start one of the experiments above, or set up your own under Train.")
+with right:
+    parts.machine_card(state.machine())
