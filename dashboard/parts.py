@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
+from dashboard import state
+
 from engine import units
 from engine.errors import EngineError
 from engine.hardware import Machine
@@ -24,7 +26,7 @@ def error_box(error: EngineError) -> None:
 
 def _literal(text: str) -> str:
     """Text shown as typed: markdown's signs escaped."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|~$:" else c for c in text)
+    return "".join(f"\\{c}" if c in "\\`*_[]<>#|~$:" else c for c in text)
 
 
 def plan_figures(plan: Plan) -> None:
@@ -107,3 +109,54 @@ def machine_card(machine: Machine) -> None:
             st.text(f"cuda:{gpu.index}: {gpu.name}, {units.nbytes(gpu.memory_bytes)}")
         if machine.gpu_reason:
             st.caption(_literal(f"No GPU: {machine.gpu_reason}. Everything here runs on the CPU."))
+
+
+def run_actions(run: Run, *, open_link: bool = False) -> None:
+    """What one does with a run that is over: open, run again, export, delete, repeat in a terminal."""
+    with st.container(horizontal=True, key=f"actions-{run.run_id}"):
+        if open_link:
+            st.page_link(
+                "../pages/train.py", label="Open", icon=":material/open_in_new:", query_params={"run": run.run_id}
+            )
+        if st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}"):
+            _run_again(run)
+        st.download_button(
+            "Export", lambda: _report(run), f"isoflop-{run.run_id}.html", "text/html", icon=":material/download:",
+            on_click="ignore", key=f"export-{run.run_id}", help="One HTML file with everything recorded. Opens offline.",
+        )  # fmt: skip
+        if st.button("Delete", icon=":material/delete:", key=f"delete-{run.run_id}", type="tertiary"):
+            _confirm_delete(run.run_id, run.config.in_words())
+    with st.expander("The same in a terminal"):
+        st.code(state.command_line(run.config), language="shell", wrap_lines=True)
+
+
+def _run_again(run: Run) -> None:
+    try:
+        run_id = state.client().submit(run.config, name=run.name)
+    except EngineError as error:
+        error_box(error)
+        return
+    st.switch_page("../pages/train.py", query_params={"run": run_id})
+
+
+def _report(run: Run) -> str:
+    from engine.report import Report  # noqa: PLC0415 - plotly, only when someone exports
+
+    return Report.freeze(run.config.in_words(), [run]).to_html()
+
+
+@st.dialog("Delete this run?")
+def _confirm_delete(run_id: str, words: str) -> None:
+    st.write(_literal(words))
+    st.caption("Its configuration, every recorded point and its weights are removed from this machine.")
+    with st.container(horizontal=True):
+        if st.button("Delete", type="primary", icon=":material/delete:", key="delete-for-good"):
+            try:
+                state.client().delete(run_id)
+            except EngineError as error:
+                error_box(error)
+                return
+            state.wait_until_deleted(run_id)
+            st.switch_page("../pages/runs.py")
+        if st.button("Keep", key="keep"):
+            st.rerun()

@@ -7,6 +7,7 @@ A link is a preset and the assignments that lead from it to the experiment, the 
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Mapping
 
 import streamlit as st
@@ -66,3 +67,10 @@ def command_line(config: RunConfig) -> str:
     preset = closest_preset(config)
     sets = [f"--set {shlex.quote(a)}" for a in overrides_from(PRESETS[preset].config, config)]
     return " ".join(["python -m engine run", f"--preset {preset}", *sets])
+
+
+def wait_until_deleted(run_id: str, *, seconds: float = 3.0) -> None:
+    """The supervisor deletes; a list drawn right after should not show the run any more."""
+    until = time.monotonic() + seconds
+    while (store().runs / run_id).exists() and time.monotonic() < until:
+        time.sleep(0.05)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
@@ -325,6 +325,8 @@ def allowed(path: str) -> str:
         return "a whole number from 1 to the number of training examples, or full"
     if path == "device":
         return "cpu, or cuda:0, cuda:1, ... for an NVIDIA GPU on this machine"
+    if path in {"model", "optimizer", "budget"}:
+        return "set through " + ", ".join(f"{path}.{key}" for key in _known_keys(path))
     schema = _field_schema(path)
     return _schema_in_words(schema) if schema else "a value the field's description allows"
 
@@ -336,7 +338,7 @@ def explain(error: ValidationError) -> ConfigError:
         str(p) for p in first["loc"] if p not in {"mlp", "cnn", "int", "constrained-int"} and not _is_branch(p)
     )
     if first["type"] == "extra_forbidden":
-        known = _known_keys(path.rpartition(".")[0])
+        known = _known_keys(path.rpartition(".")[0], family=str(first["loc"][1]) if path.startswith("model.") else "")
         leaf = path.rpartition(".")[2]
         return ConfigError(f"{path} is not a known key{_nearest(leaf, known)}.", fix=f"Known here: {', '.join(known)}.")
     if first["type"] == "value_error":
@@ -348,7 +350,7 @@ def explain(error: ValidationError) -> ConfigError:
     if first["type"] == "missing":
         return ConfigError(f"{path} is missing.", fix=f"It may be {allowed(path)}.")
     field = path.rstrip("0123456789").rstrip(".")
-    return ConfigError(f"{path}={_text(first['input'])} is not allowed.", fix=f"{field} may be {allowed(field)}.")
+    return ConfigError(f"{path}={_text(first['input'])} is not allowed.", fix=f"{field} {'is' if allowed(field).startswith('set') else 'may be'} {allowed(field)}.")
 
 
 def _is_branch(part: object) -> bool:
@@ -424,10 +426,11 @@ def _text(value: Any) -> str:
 
 
 _MODELS: dict[str, type[Spec]] = {"mlp": MLP, "cnn": CNN}
-_SCHEMA: dict[str, Any] = {}
 
 
-def _known_keys(path: str) -> list[str]:
+def _known_keys(path: str, *, family: str = "") -> list[str]:
+    if path == "model" and family in _MODELS:
+        return list(_MODELS[family].model_fields)
     if path == "model":
         return sorted({name for model in _MODELS.values() for name in model.model_fields})
     nested: dict[str, type[Spec]] = {"": RunConfig, "optimizer": Optimizer, "budget": Budget}
@@ -460,12 +463,11 @@ def _schema_in_words(schema: Mapping[str, Any]) -> str:
         return f"a list of at most {schema['maxItems']} numbers, each {_schema_in_words(schema['items'])}"
     if schema.get("type") in {"integer", "number"}:
         kind = "a whole number" if schema["type"] == "integer" else "a number"
-        low = f"from {schema['minimum']:g}" if "minimum" in schema else f"above {schema.get('exclusiveMinimum', 0):g}"
-        high = f"to {schema['maximum']}" if "maximum" in schema else f"below {schema.get('exclusiveMaximum')}"
+        low = f"from {_bound(schema['minimum'])}" if "minimum" in schema else f"above {_bound(schema.get('exclusiveMinimum', 0))}"
+        high = f"to {_bound(schema['maximum'])}" if "maximum" in schema else f"below {_bound(schema['exclusiveMaximum'])}"
         return f"{kind} {low} {high}"
     return f"a {schema.get('type', 'value')}"
 
 
-def choices(literal: Any) -> tuple[str, ...]:
-    """The members of a Literal, for a form's list."""
-    return get_args(literal)
+def _bound(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"

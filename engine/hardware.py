@@ -178,7 +178,7 @@ def _visible_gpus(nvml: Any, visible: str | None) -> tuple[tuple[Any, ...], str 
             return (), "The NVIDIA driver finds no GPU on this machine."
         handles = _handles(nvml, list(range(count)) if visible is None else visible_entries(visible), count)
     except pynvml.NVMLError as error:
-        return (), f"The NVIDIA driver does not answer: {error}."
+        return (), _no_answer(error)
     return handles, None if handles else f"CUDA_VISIBLE_DEVICES hides every GPU of this machine (it has {count})."
 
 
@@ -228,7 +228,11 @@ def _or_none(read: Callable[[], _T]) -> _T | None:
 def _no_driver(error: Exception) -> str:
     if isinstance(error, pynvml.NVMLError_LibraryNotFound):
         return "No NVIDIA driver on this machine (libnvidia-ml.so was not found)."
-    return f"The NVIDIA driver does not answer: {error}."
+    return _no_answer(error)
+
+
+def _no_answer(error: Exception) -> str:
+    return f"The NVIDIA driver does not answer: {str(error).rstrip('.')}."  # some of NVML's own texts end in a stop
 
 
 def _installed_torch() -> str:
