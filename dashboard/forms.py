@@ -26,7 +26,12 @@ from engine.errors import ConfigError
 
 _KEY = "experiment."
 _FAMILIES = {"mlp": "MLP", "cnn": "LeNet"}
-_OPTIMIZERS = {"sgd": "SGD", "momentum": "Momentum", "adam": "Adam", "gd": "GD"}
+_OPTIMIZERS = {
+    "sgd": "SGD",
+    "momentum": "SGD with momentum",
+    "adam": "Adam",
+    "gd": "Gradient descent (full batch)",
+}
 _BUDGETS = ("epochs", "steps", "seconds")
 
 
@@ -35,7 +40,7 @@ def experiment_form(preset: str, config: RunConfig) -> tuple[str, RunConfig]:
 
     Raises ConfigError, in the same sentence as on the command line, for what cannot be run.
     """
-    if f"{_KEY}preset" not in st.session_state:
+    if not is_shown():
         _fill(preset, config)
     preset = st.selectbox(
         "Start from", list(PRESETS), format_func=lambda n: PRESETS[n].title, key=f"{_KEY}preset", on_change=_take_preset
@@ -43,6 +48,11 @@ def experiment_form(preset: str, config: RunConfig) -> tuple[str, RunConfig]:
     st.caption(PRESETS[preset].teaches)
     assignments = _model() + _data() + _optimizer() + _budget() + _more()
     return preset, with_overrides(PRESETS[preset].config, assignments)
+
+
+def is_shown() -> bool:
+    """Whether the form holds an experiment; Streamlit forgets a page's widgets when another page is shown."""
+    return f"{_KEY}preset" in st.session_state
 
 
 def show_in_form(preset: str, config: RunConfig) -> None:
@@ -117,9 +127,8 @@ def _data() -> list[str]:
 
 
 def _optimizer() -> list[str]:
-    names = get_args(OptimizerName)
-    st.segmented_control(
-        "Optimizer", names, format_func=_OPTIMIZERS.__getitem__, key=f"{_KEY}optimizer", required=True, width="stretch",
+    st.selectbox(
+        "Optimizer", get_args(OptimizerName), format_func=_OPTIMIZERS.__getitem__, key=f"{_KEY}optimizer",
         help=_field(Optimizer, "name").description,
     )  # fmt: skip
     st.text_input(**_words(Optimizer, "lr"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard import state
-
 from engine import units
 from engine.errors import EngineError
 from engine.hardware import Machine
@@ -108,7 +107,7 @@ def machine_card(machine: Machine) -> None:
         for gpu in machine.gpus:
             st.text(f"cuda:{gpu.index}: {gpu.name}, {units.nbytes(gpu.memory_bytes)}")
         if machine.gpu_reason:
-            st.caption(_literal(f"No GPU: {machine.gpu_reason}. Everything here runs on the CPU."))
+            st.caption(_literal(f"{machine.gpu_reason} Runs use the CPU."))
 
 
 def run_actions(run: Run, *, open_link: bool = False) -> None:
@@ -140,7 +139,7 @@ def _run_again(run: Run) -> None:
 
 
 def _report(run: Run) -> str:
-    from engine.report import Report  # noqa: PLC0415 - plotly, only when someone exports
+    from engine.report import Report
 
     return Report.freeze(run.config.in_words(), [run]).to_html()
 

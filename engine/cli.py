@@ -174,7 +174,7 @@ def delete_command(a: argparse.Namespace) -> int:
 
 def export_command(a: argparse.Namespace) -> int:
     """Write runs to a file; what kind is said by its ending."""
-    from engine.report import Report, steps_csv  # noqa: PLC0415 - brings plotly, which nothing else here needs
+    from engine.report import Report, steps_csv
 
     store = _store(a)
     runs = [store.run(store.find(r)) for r in a.runs]

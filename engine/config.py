@@ -350,7 +350,10 @@ def explain(error: ValidationError) -> ConfigError:
     if first["type"] == "missing":
         return ConfigError(f"{path} is missing.", fix=f"It may be {allowed(path)}.")
     field = path.rstrip("0123456789").rstrip(".")
-    return ConfigError(f"{path}={_text(first['input'])} is not allowed.", fix=f"{field} {'is' if allowed(field).startswith('set') else 'may be'} {allowed(field)}.")
+    return ConfigError(
+        f"{path}={_text(first['input'])} is not allowed.",
+        fix=f"{field} {'is' if allowed(field).startswith('set') else 'may be'} {allowed(field)}.",
+    )
 
 
 def _is_branch(part: object) -> bool:
@@ -463,8 +466,14 @@ def _schema_in_words(schema: Mapping[str, Any]) -> str:
         return f"a list of at most {schema['maxItems']} numbers, each {_schema_in_words(schema['items'])}"
     if schema.get("type") in {"integer", "number"}:
         kind = "a whole number" if schema["type"] == "integer" else "a number"
-        low = f"from {_bound(schema['minimum'])}" if "minimum" in schema else f"above {_bound(schema.get('exclusiveMinimum', 0))}"
-        high = f"to {_bound(schema['maximum'])}" if "maximum" in schema else f"below {_bound(schema['exclusiveMaximum'])}"
+        low = (
+            f"from {_bound(schema['minimum'])}"
+            if "minimum" in schema
+            else f"above {_bound(schema.get('exclusiveMinimum', 0))}"
+        )
+        high = (
+            f"to {_bound(schema['maximum'])}" if "maximum" in schema else f"below {_bound(schema['exclusiveMaximum'])}"
+        )
         return f"{kind} {low} {high}"
     return f"a {schema.get('type', 'value')}"
 

@@ -95,6 +95,7 @@ class LocalExecutor:
         # slower than one on a busy machine.
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # cuda:i is then NVML's i-th GPU, whatever the models
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["engine.preload"])
 
@@ -115,7 +116,7 @@ class InlineExecutor:
     """Runs in this process, one after another: for tests and a debugger."""
 
     def start(self, folder: Path) -> Job:
-        from engine import worker  # noqa: PLC0415 - torch is loaded only where a run runs
+        from engine import worker
 
         worker.run(folder)
         return AdoptedJob(os.getpid(), -1.0)
@@ -130,7 +131,7 @@ def _myself() -> tuple[int, float]:
 
 
 def _child(folder: str, supervisor_pid: int, supervisor_started: float) -> None:
-    from engine import worker  # noqa: PLC0415 - already imported in the fork server
+    from engine import worker
 
     worker.leave_the_terminal()
     root = Path(folder).parent.parent

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,6 @@ from engine.errors import DeviceError
 
 ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # what oneDNN and MKL pick their float kernels by
 _T = TypeVar("_T")
-_NO_LIMIT = 2**60  # cgroup v1 writes "no limit" as the largest page-aligned int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +119,11 @@ def environment(machine: Machine, device: str) -> dict[str, str | int | float | 
         facts |= {"gpu_memory_bytes": gpu.memory_bytes, "gpu_driver": gpu.driver}
         facts |= {"gpu_compute_capability": gpu.compute_capability, "gpu_power_limit_w": gpu.power_limit_w}
     return facts
+
+
+def as_json(machine: Machine) -> dict[str, Any]:
+    """The machine as plain values, for scripts; unknown is None."""
+    return asdict(machine)
 
 
 # --- NVIDIA GPUs ---------------------------------------------------------------------------------------------------
@@ -290,7 +294,7 @@ def _cpu_quota(folder: Path) -> float | None:
 
 
 def _memory_limit(root: Path) -> list[tuple[int, int]]:
-    """Bytes allowed and bytes still free under each memory limit on this process; empty without one."""
+    """Bytes allowed and still free under each memory limit on this process; v1 writes "no limit" as 2**63 - 4096."""
     found = [_folder_memory(folder) for folder in _cgroup_folders(root, "memory")]
     return [limit for limit in found if limit is not None]
 
@@ -298,7 +302,7 @@ def _memory_limit(root: Path) -> list[tuple[int, int]]:
 def _folder_memory(folder: Path) -> tuple[int, int] | None:
     limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
     used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes")
-    if limit is None or used is None or limit >= _NO_LIMIT:
+    if limit is None or used is None:
         return None
     # File pages not in use count as used but are given up on demand.
     # v2 counts the groups below in; v1 does so in the line that begins with total_.

@@ -18,20 +18,18 @@ Status = Literal["queued", "starting", "running", "stopping", "finished", "cance
 TERMINAL: frozenset[Status] = frozenset({"finished", "cancelled", "failed", "interrupted"})
 
 
-def _packed(dtype: str) -> Any:
+def _unpack(dtype: str) -> PlainValidator:
     def unpack(value: Any) -> np.ndarray:
         if isinstance(value, str):
             return np.frombuffer(base64.b64decode(value, validate=True), dtype=dtype)
         return np.ascontiguousarray(value, dtype=dtype)
 
-    def pack(value: np.ndarray) -> str:
-        return base64.b64encode(value.tobytes()).decode()
-
-    return Annotated[np.ndarray, PlainValidator(unpack), PlainSerializer(pack, return_type=str)]
+    return PlainValidator(unpack)
 
 
-Float32s = _packed("<f4")  # (n,)
-Int32s = _packed("<i4")  # (n,)
+_PACK = PlainSerializer(lambda array: base64.b64encode(array.tobytes()).decode(), return_type=str)
+Float32s = Annotated[np.ndarray, _unpack("<f4"), _PACK]  # (n,)
+Int32s = Annotated[np.ndarray, _unpack("<i4"), _PACK]  # (n,)
 
 
 class Event(BaseModel):

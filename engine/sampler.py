@@ -382,10 +382,9 @@ def rapl_counters(powercap: Path) -> list[_Counter]:
     intel-rapl:0:1 and the like are parts of intel-rapl:0, and a domain named psys holds the packages again: adding
     them up would count twice. Since 2020 only root may read these files (CVE-2020-8694).
     """
-    domains = [path for path in sorted(powercap.glob("intel-rapl:*")) if path.name.count(":") == 1]
     try:
-        packages = [path for path in domains if (path / "name").read_text().startswith("package")]
-        counters = [_rapl_counter(path) for path in packages]
+        domains = {path: (path / "name").read_text() for path in sorted(powercap.glob("intel-rapl:*"))}
+        counters = [_rapl_counter(path) for path, name in domains.items() if name.startswith("package")]
     except OSError as error:
         raise Unavailable(f"RAPL is not readable here: {error.strerror}.") from None
     if not counters:

@@ -45,7 +45,6 @@ def run(folder: Path, *, supervisor_is_alive: Callable[[], bool] = lambda: True)
     ended: records.Terminal
     try:
         with watch:
-            energy.start()
             _drive(config, folder, log, watch)
         ended = records.Finished(at=time.time())
     except Stopped as stop:
@@ -116,7 +115,8 @@ class _Watch:
     def begin(self, device: str) -> None:
         """The run's time axis starts now: from here on the hardware is sampled."""
         self.began = time.perf_counter()
-        self._sampler = sampler.Sampler(device, clock=self._clock, emit=self._log.append)
+        self._energy.start()
+        self._sampler = sampler.Sampler(device, clock=self._clock, emit=self._log.append, energy=self._energy)
         self._sampler.start()
 
     def _clock(self) -> float:
@@ -143,7 +143,6 @@ class _Watch:
             beat += 1
             if beat % 10:
                 continue
-            self._energy.update()  # counters wrap around: they are read more often than that
             if self._supervisor_is_alive():
                 alone_since = None
             elif alone_since is None:

@@ -9,8 +9,8 @@ from engine.config import PRESETS
 from engine.errors import EngineError
 
 EXPERIMENTS = {  # preset: what to watch for
-    "lenet": "Watch the accuracy climb past 95 % in about ten seconds of real training.",
-    "lr-too-high": "Watch the loss leave the chart, and the run say at which step and what to do.",
+    "lenet": "Watch the accuracy climb past 95 % within seconds of real training.",
+    "lr-too-high": "Watch the loss beside the first experiment's: same net, same data, same order.",
     "mnist-gd": "Watch a curve without noise, and how few steps ten seconds allow.",
 }
 
@@ -35,6 +35,7 @@ for column, (preset, watch) in zip(st.columns(3), EXPERIMENTS.items(), strict=Tr
         st.markdown(f"**{PRESETS[preset].title}**")
         st.markdown(PRESETS[preset].teaches)
         st.caption(watch)
+        st.space("stretch")
         if st.button("Run", key=f"start-{preset}", type="primary", icon=":material/play_arrow:"):
             start(preset)
 

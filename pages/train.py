@@ -8,20 +8,21 @@ from engine.config import DEFAULT_PRESET, preset_config
 from engine.errors import ConfigError, EngineError
 from engine.store import Run
 
-run = state.open_run(st.query_params.get("run"))
-wanted = st.query_params.get("run")
+# Coming back from another page shows what was here before.
+params = dict(st.query_params) or st.session_state.get("train.link", {})
+wanted = params.get("run")
+run = state.open_run(wanted)
 wrong = None
 try:
-    preset, config = state.config_from_link(st.query_params)
-    if run and set(st.query_params) == {"run"}:  # a bare link to a run: its own experiment fills the form
+    preset, config = state.config_from_link(params)
+    if run and set(params) == {"run"}:  # a bare link to a run: its own experiment fills the form
         config = run.config
         preset = state.closest_preset(config)
 except ConfigError as error:
     preset, config, wrong = DEFAULT_PRESET, preset_config(DEFAULT_PRESET), error
 
 # A link typed or followed shows what it says; the form's own changes come back as the same link and leave it alone.
-link = dict(st.query_params)
-if link != st.session_state.get("train.link"):
+if params != st.session_state.get("train.link") or not forms.is_shown():
     forms.show_in_form(preset, config)
 
 
@@ -52,12 +53,11 @@ def show(run: Run) -> None:
 left, right = st.columns([1, 3.2], gap="medium")
 with left.container(border=True, key="form"):
     preset, config, mistake = forms.form_or_default(preset, config)
-    plan = None
+    plan, refused = None, None
     try:
-        plan = planner.plan(config)
-        planner.check(config)
+        plan = planner.check(config)
     except EngineError as error:
-        mistake = mistake or error
+        refused = error
     st.session_state["train.config"] = config
     st.button(
         "Run",
@@ -66,18 +66,19 @@ with left.container(border=True, key="form"):
         icon=":material/play_arrow:",
         on_click=submit,
         key="run",
-        disabled=mistake is not None,
+        disabled=bool(mistake or refused),
     )
 
 if started := st.session_state.pop("train.run", None):
     run = state.open_run(started)
-params = state.link_params(preset, config, run.run_id if run else None)
-if not mistake and params != dict(st.query_params):
-    st.query_params.from_dict(params)
-st.session_state["train.link"] = dict(st.query_params)
+if not mistake:
+    params = state.link_params(preset, config, run.run_id if run else None)
+    if params != dict(st.query_params):
+        st.query_params.from_dict(params)
+st.session_state["train.link"] = params
 
 with right:
-    for problem in (wrong, mistake, st.session_state.pop("train.refused", None)):
+    for problem in (wrong, mistake or refused, st.session_state.pop("train.refused", None)):
         if problem:
             parts.error_box(problem)
     if plan and not mistake:

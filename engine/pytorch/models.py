@@ -9,7 +9,7 @@ from torch import nn
 
 from engine.config import CNN, ModelSpec
 from engine.datasets import Dataset
-from engine.families import CNN_SIDE, KERNEL, POOL, lenet_channels, layers
+from engine.families import CNN_SIDE, KERNEL, POOL, layers, lenet_channels
 
 
 def build(model: ModelSpec, data: Dataset, *, seed: int, device: torch.device | str = "cpu") -> nn.Module:
@@ -25,7 +25,7 @@ def build(model: ModelSpec, data: Dataset, *, seed: int, device: torch.device | 
         module = _module(model, data)
     if isinstance(model, CNN):
         # oneDNN's and cuDNN's convolutions like channels last: 1.3x the tutorial loop on LeNet.
-        module = module.to(memory_format=torch.channels_last)
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module.to(device)
 
 

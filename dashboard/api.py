@@ -1,0 +1,333 @@
+"""The read-only routes of the live charts: a run's new points since a cursor, and the files the browser needs.
+
+A browser polls; all browsers share one incremental reader per run, so an update costs what is new, not what there is.
+The cursor says how much of the run the browser holds. Without one it gets the whole run, thinned to what a chart can
+show; a loss that is no number cannot travel in JSON and comes as a mark beside a gap.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import json
+import math
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from engine.downsample import minmax
+from engine.errors import StoreError
+from engine.store import Run, Store, Table, default_root
+
+FULL_POINTS = 1_500  # per trace, when a browser has nothing yet: about what a chart's pixels can show
+NEW_POINTS = 150  # per trace and update
+_FEWEST_NEW_POINTS = 24
+_MEANS = 500
+_MARKS = 40
+_REFRESH_S = 0.1
+_IDLE_S = 120.0
+_MOST_READERS = 12
+_PROBLEMS = 20
+
+# --- one reader per run -------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.run: Run | None = None
+        self.refreshed = -math.inf
+        self.used = -math.inf
+
+
+class Readers:
+    """One incremental reader per run for everybody who watches it; idle ones and those of deleted runs are dropped."""
+
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._readers: OrderedDict[str, _Reader] = OrderedDict()  # the least recently used first
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def run(self, run_id: str) -> Run:
+        """The run as of at most 0.1 s ago; raises StoreError when it is not there or cannot be read."""
+        reader = self._reader(run_id)
+        try:
+            folder = self._store.folder(run_id)
+            with reader.lock:  # two browsers that open a long run at once read it once
+                if reader.run is None:
+                    reader.run, reader.refreshed = Run(folder), self._clock()
+                elif not reader.run.is_over and self._clock() - reader.refreshed >= _REFRESH_S:
+                    reader.run.refresh()
+                    reader.refreshed = self._clock()
+                return reader.run
+        except StoreError:
+            with self._lock:
+                self._readers.pop(run_id, None)
+            raise
+
+    def _reader(self, run_id: str) -> _Reader:
+        with self._lock:
+            now = self._clock()
+            reader = self._readers.setdefault(run_id, _Reader())
+            reader.used = now
+            self._readers.move_to_end(run_id)
+            oldest = next(iter(self._readers.values()))
+            while len(self._readers) > _MOST_READERS or now - oldest.used > _IDLE_S:
+                self._readers.popitem(last=False)
+                oldest = next(iter(self._readers.values()))
+            return reader
+
+
+@functools.cache
+def _readers(root: Path) -> Readers:
+    return Readers(Store(root))
+
+
+# --- cursor -------------------------------------------------------------------------------------------------------
+
+
+def _counts(run: Run) -> tuple[int, ...]:
+    """How much there is of everything an answer may carry."""
+    tables = (run.steps, run.evaluations, run.hardware, run.throughput)
+    return (*map(len, tables), len(run.missing_readings), len(run.problems))
+
+
+def _parse_cursor(text: str, counts: tuple[int, ...]) -> tuple[int, ...] | None:
+    """What the browser holds; None when it should start anew (no cursor, or one that cannot be of this run)."""
+    if not re.fullmatch(r"\d{1,12}(-\d{1,12}){5}", text):
+        return None
+    held = tuple(map(int, text.split("-")))
+    return held if all(h <= c for h, c in zip(held, counts, strict=True)) else None
+
+
+# --- points -------------------------------------------------------------------------------------------------------
+
+
+def points(run: Run, cursor: str = "", *, now: float | None = None) -> dict[str, Any]:
+    """The answer to a poll, all of it from one moment: state, current values and the points after `cursor`."""
+    with run.lock:
+        counts = _counts(run)
+        held = _parse_cursor(cursor, counts)
+        steps, evaluations, hardware, throughput, missing, problems = held or (0,) * len(counts)
+        answer = {"cursor": "-".join(map(str, counts)), "reset": held is None} | _state(run, now or time.time())
+        traces = _loss(run, steps, full=held is None)
+        traces |= {
+            "test_loss": _trace(run.evaluations, "test_loss", evaluations, full=held is None),
+            "accuracy": _trace(run.evaluations, "test_accuracy", evaluations, full=held is None),
+            "throughput": _trace(run.throughput, "samples_per_s", throughput, full=held is None),
+        }
+        for name, column in _HARDWARE.items():
+            if np.isfinite(run.hardware[column]).any():
+                traces[name] = _trace(run.hardware, column, hardware, full=held is None)
+        answer["traces"] = {name: trace for name, trace in traces.items() if trace}
+        if len(run.missing_readings) > missing:
+            answer["missing"] = run.missing_readings
+        if len(run.problems) > problems:
+            answer["problems"] = run.problems[problems:][:_PROBLEMS]
+        return answer
+
+
+_HARDWARE = {
+    "process_memory": "process_memory_bytes",
+    "process_cpu": "process_cpu_percent",
+    "system_cpu": "system_cpu_percent",
+    "gpu_utilization": "gpu_utilization_percent",
+    "gpu_memory": "gpu_memory_used_bytes",
+}
+
+
+def _state(run: Run, now: float) -> dict[str, Any]:
+    """Where the run is; `age_s` is how old its newest point is."""
+    seen = [t.last("elapsed") or 0.0 for t in (run.steps, run.evaluations, run.hardware)]
+    newest = max(seen)
+    elapsed = None
+    if run.started:
+        elapsed = newest if run.is_over else max(newest, now - run.started.at)
+    progress = run.progress()
+    summary = run.summary()
+    return {
+        "status": run.status,
+        "over": run.is_over,
+        "why": run.why(),
+        "progress": _short(progress),
+        "elapsed_s": _short(elapsed),
+        "left_s": None if run.is_over else _short(_seconds_left(elapsed, progress)),
+        "age_s": _short(max(0.0, elapsed - newest)) if elapsed is not None and len(run.steps) else None,
+        "steps": summary.steps,
+        "epochs": _short(summary.epochs),
+        "train_seconds": _short(summary.train_seconds),
+        "current": {
+            "loss": _short(summary.final_train_loss),  # already a mean over the last steps
+            "test_accuracy": _short(summary.test_accuracy),
+            "samples_per_s": _short(summary.samples_per_s if run.is_over else run.throughput.last("samples_per_s")),
+        },
+    } | ({"summary": summary.model_dump(mode="json")} if run.is_over else {})
+
+
+def _seconds_left(elapsed: float | None, progress: float | None) -> float | None:
+    """By rule of three; None while too little is done to tell."""
+    if not elapsed or not progress or progress < 0.01 or elapsed < 0.5:
+        return None
+    return elapsed * (1 - progress) / progress
+
+
+def _trace(table: Table, column: str, start: int, *, full: bool) -> dict[str, Any] | None:
+    """The rows of a column after `start` as x, y and step (where the table has one), thinned with extremes kept."""
+    if start >= len(table):
+        return None
+    y = table[column][start:]
+    kept = minmax(y, _limit(len(table), len(y), FULL_POINTS, full=full))
+    trace = {"x": _times(table["elapsed"][start:][kept]), "y": _numbers(y[kept])}
+    if "step" in table.names:
+        steps = table["step"][start:]
+        trace["step"] = steps[kept].astype(int).tolist()
+        before = y[0] if start == 0 else table[column][start - 1]
+        if marks := _marks(table["elapsed"][start:], steps, y, before if start else 0.0):
+            trace["marks"] = marks
+    return trace
+
+
+def _loss(run: Run, start: int, *, full: bool) -> dict[str, Any]:
+    """The loss of single steps, and beside it the means of groups of steps.
+
+    The extremes that are kept of a noisy loss say nothing of its mean, so a smooth line must not be drawn through
+    them: it is drawn through the means, each with the number of steps it stands for.
+    """
+    table = run.steps
+    raw = _trace(table, "loss", start, full=full)
+    if raw is None:
+        return {}
+    loss, elapsed = table["loss"][start:], table["elapsed"][start:]
+    group = -(-len(loss) // _limit(len(table), len(loss), _MEANS, full=full))
+    first = np.arange(0, len(loss), group)
+    finite = np.isfinite(loss)
+    n = np.add.reduceat(finite, first, dtype=int)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        mean = np.add.reduceat(np.where(finite, loss, 0.0), first) / n
+    last = np.minimum(first + group, len(loss)) - 1
+    return {"loss": raw, "loss_mean": {"x": _times(elapsed[last]), "y": _numbers(mean), "n": n.tolist()}}
+
+
+def _limit(total: int, new: int, most: int, *, full: bool) -> int:
+    """Points to send of `new` rows out of `total`: an update is as dense as the rest of the chart, so that a fast run
+    does not fill the browser with points it has to fetch anew."""
+    if full:
+        return most
+    return int(min(NEW_POINTS, max(_FEWEST_NEW_POINTS, most * new / total)))
+
+
+def _marks(elapsed: np.ndarray, steps: np.ndarray, y: np.ndarray, before: float) -> list[list[Any]]:
+    """Where a value stops being a number: [x, step, "NaN" | "+inf" | "-inf"] for the first row of each such stretch."""
+    odd = np.flatnonzero(~np.isfinite(y))
+    marks = []
+    for i in odd[:10_000]:
+        word = _word(y[i])
+        if word != _word(y[i - 1] if i else before):
+            marks.append([round(float(elapsed[i]), 3), int(steps[i]), word])
+    return marks[:_MARKS]
+
+
+def _word(value: float) -> str | None:
+    if math.isfinite(value):
+        return None
+    return "NaN" if math.isnan(value) else "+inf" if value > 0 else "-inf"
+
+
+def _times(values: np.ndarray) -> list[float]:
+    return np.round(values, 3).tolist()
+
+
+def _numbers(values: Iterable[float]) -> list[float | None]:
+    return [_short(v) for v in values]
+
+
+def _short(value: float | None) -> float | None:
+    """Six significant digits are more than a chart can show; None for what JSON has no word for."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.6g}")
+
+
+def get_points(request: Request) -> Response:
+    try:
+        run = _readers(default_root()).run(request.path_params["run_id"])
+    except StoreError as error:
+        return JSONResponse({"error": error.message}, status_code=404, headers=_NO_STORE)
+    body = json.dumps(points(run, request.query_params.get("after", "")), separators=(",", ":"), allow_nan=False)
+    return Response(body, media_type="application/json", headers=_NO_STORE)
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+_NO_STORE = {"Cache-Control": "no-store"}
+_FOLDER = Path(__file__).parent / "assets"
+_ASSETS = {
+    "live.js": "text/javascript",
+    "live.css": "text/css",
+    "inter.woff2": "font/woff2",
+    "icon.svg": "image/svg+xml",
+}
+PLOTLY_VERSION = version("plotly")
+
+
+@functools.cache
+def _asset(name: str) -> bytes:
+    return (_FOLDER / name).read_bytes()
+
+
+@functools.cache
+def assets_version() -> str:
+    """Changes when the component's files do: it stands in their addresses, so no browser keeps an old one."""
+    return hashlib.sha256(_asset("live.js") + _asset("live.css")).hexdigest()[:12]
+
+
+def get_asset(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in _ASSETS:  # the name only selects; it never becomes a path
+        return PlainTextResponse("There is no such file.", status_code=404)
+    return Response(_asset(name), media_type=_ASSETS[name], headers=_caching(request))
+
+
+@functools.cache
+def _plotly(*, compressed: bool) -> bytes:
+    """The plotly package's own plotly.min.js: always the version the figures are made for, and no network needed."""
+    if compressed:
+        return gzip.compress(_plotly(compressed=False), compresslevel=6, mtime=0)
+    return files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
+
+
+def get_plotly(request: Request) -> Response:
+    headers = _caching(request) | {"Vary": "Accept-Encoding"}
+    compressed = "gzip" in request.headers.get("accept-encoding", "")
+    if compressed:
+        headers["Content-Encoding"] = "gzip"
+    return Response(_plotly(compressed=compressed), media_type="text/javascript", headers=headers)
+
+
+def _caching(request: Request) -> dict[str, str]:
+    """An address that names a version is good for ever; any other is asked for again after an hour."""
+    forever = "v" in request.query_params
+    return {"Cache-Control": "public, max-age=31536000, immutable" if forever else "public, max-age=3600"}
+
+
+ROUTES: list[BaseRoute] = [
+    Route("/api/runs/{run_id}/points", get_points),
+    Route("/assets/plotly.min.js", get_plotly),
+    Route("/assets/{name}", get_asset),
+]

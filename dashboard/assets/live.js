@@ -1,0 +1,720 @@
+// The live view of one run: a header line and a grid of charts, fed by polling the server for the points it lacks.
+//
+// Measured: a redraw of one Plotly chart costs 20-28 ms whatever it holds below 10,000 points, so the lever is how many
+// charts are drawn how often. A chart is mounted once and then only redrawn, with ranges that are ours: zoom, hidden
+// traces and scale are state of this view and survive every update.
+
+const ROOT = new URL("..", import.meta.url); // this file is <root>/assets/live.js, whatever page is shown
+const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
+const ALIVE_MS = 500;
+const EAGER_MS = 150; // until the first point: someone has just pressed Run
+const MOST_POINTS = 2000; // per trace; then the whole run is fetched anew, thinned
+const TIMEOUT_MS = 15_000;
+const VIEWS = new WeakMap();
+
+// --- what Streamlit calls ---------------------------------------------------------------------------------------
+
+// Called again on each rerun of the page and each change of theme, with the same element. The clean-up of a call that
+// has been followed by another must not end the view, hence the owner.
+export function mount({ data, parentElement, setTriggerValue }) {
+  let view = VIEWS.get(parentElement);
+  if (view && view.runId !== data.run_id) {
+    view.end();
+    view = undefined;
+  }
+  if (!view) {
+    view = new View(parentElement, data);
+    VIEWS.set(parentElement, view);
+    view.start();
+  }
+  const owner = (view.owner = Symbol("mount"));
+  view.onEnd = (status) => setTriggerValue("ended", status);
+  view.restyle();
+  return () => {
+    if (view.owner !== owner) return;
+    view.end();
+    VIEWS.delete(parentElement);
+  };
+}
+
+let plotly;
+function loadPlotly(version) {
+  plotly ??= new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    script.src = new URL(`assets/plotly.min.js?v=${encodeURIComponent(version)}`, ROOT).href;
+    script.onload = () => resolve(window.Plotly);
+    script.onerror = () => {
+      script.remove();
+      plotly = undefined; // the next update tries again
+      reject(new Error("plotly.min.js did not load"));
+    };
+    document.head.append(script);
+  });
+  return plotly;
+}
+
+let stylesheet;
+function loadStylesheet() {
+  stylesheet ??= new Promise((resolve) => {
+    const link = document.createElement("link");
+    link.rel = "stylesheet";
+    link.href = new URL(`assets/live.css?v=${encodeURIComponent(VERSION)}`, ROOT).href;
+    link.onload = link.onerror = resolve;
+    document.head.append(link);
+  });
+  return stylesheet;
+}
+
+// --- numbers in words (as in engine/units.py) -------------------------------------------------------------------
+
+const whole = (value) => Math.round(value).toLocaleString("en-US");
+const threeDigits = (value) => value.toFixed(Math.abs(value) >= 99.95 || value === 0 ? 0 : Math.abs(value) >= 9.995 ? 1 : 2);
+
+function count(value) {
+  if (Math.abs(value) < 10_000) return value < 100 ? String(+value.toFixed(1)) : whole(value);
+  const power = Math.min(3, Math.floor(Math.log10(value * 1.0005) / 3));
+  return `${threeDigits(value / 1000 ** power)} ${["", "k", "M", "G"][power]}`;
+}
+
+function lossText(value) {
+  if (value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4)) return value.toFixed(Math.abs(value) < 10 ? 4 : 2);
+  return value.toExponential(2);
+}
+
+function duration(seconds) {
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 59.5) return `${Math.round(seconds)} s`;
+  const all = Math.round(seconds);
+  if (all < 3600) return `${Math.floor(all / 60)}:${String(all % 60).padStart(2, "0")} min`;
+  return `${Math.floor(all / 3600)} h ${String(Math.floor((all % 3600) / 60)).padStart(2, "0")} min`;
+}
+
+// --- the charts -------------------------------------------------------------------------------------------------
+
+// A card's `traces` are drawn in order. `color` counts in the theme's categorical colours.
+const CHARTS = [
+  {
+    id: "loss",
+    title: "Training loss",
+    scale: true,
+    traces: [
+      { key: "loss", name: "each step", color: 0, raw: true },
+      { key: "loss_smooth", name: "smoothed", color: 0 },
+      { key: "test_loss", name: "test", color: 1, sparse: true },
+    ],
+    hover: ".4g",
+    value: ({ current, steps }) => (current.loss === null ? (steps ? ["NaN", ""] : null) : [lossText(current.loss), ""]),
+  },
+  {
+    id: "accuracy",
+    title: "Test accuracy",
+    note: "on held-out examples",
+    traces: [{ key: "accuracy", name: "accuracy", color: 0, sparse: true, factor: 100 }],
+    hover: ".2f",
+    unit: " %",
+    most: 100,
+    value: ({ current }) => {
+      const ratio = current.test_accuracy; // never rounded up to 100: one mistake is a mistake
+      return ratio === null ? null : [(100 * (ratio < 1 ? Math.min(ratio, 0.9999) : ratio)).toFixed(2), "%"];
+    },
+  },
+  {
+    id: "throughput",
+    title: "Throughput",
+    note: "training time only",
+    traces: [{ key: "throughput", name: "throughput", color: 0 }],
+    hover: ".4s",
+    unit: " samples/s",
+    tick: "~s",
+    fromZero: true,
+    value: ({ current }) => (current.samples_per_s === null ? null : [count(current.samples_per_s), "samples/s"]),
+  },
+  {
+    id: "memory",
+    title: "Memory",
+    note: "whole process, includes PyTorch",
+    reading: "process_memory_bytes",
+    bytes: true,
+    traces: [
+      { key: "process_memory", name: "whole process, includes PyTorch", color: 0 },
+      { key: "gpu_memory", name: "GPU", color: 1, optional: true },
+    ],
+    hover: ".4g",
+    fromZero: true,
+  },
+  {
+    id: "cpu",
+    title: "CPU",
+    reading: "process_cpu_percent",
+    traces: [
+      { key: "process_cpu", name: "this run, of one core", color: 0 },
+      { key: "system_cpu", name: "whole machine", color: 1 },
+    ],
+    hover: ".0f",
+    unit: " %",
+    fromZero: true,
+    least: 100,
+    value: (_, last) => (last.process_cpu === undefined ? null : [Math.round(last.process_cpu), "%"]),
+  },
+  {
+    id: "gpu",
+    title: "GPU",
+    note: "share of time busy",
+    reading: "gpu_utilization_percent",
+    traces: [{ key: "gpu_utilization", name: "busy", color: 0 }],
+    hover: ".0f",
+    unit: " %",
+    fromZero: true,
+    least: 100,
+    value: (_, last) => (last.gpu_utilization === undefined ? null : [Math.round(last.gpu_utilization), "%"]),
+  },
+];
+
+function element(tag, className, testid) {
+  const node = document.createElement(tag);
+  node.className = className;
+  if (testid) node.dataset.testid = testid;
+  return node;
+}
+
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+// An exponential moving average over steps, drawn through means of groups of steps: `n` steps at once decay as n
+// single ones. Divided by its own total weight, so that the first points are not pulled to zero; a group without a
+// finite loss is a gap and leaves the average as it was.
+function smooth({ x, y, n }) {
+  const total = n.reduce((sum, k) => sum + k, 0);
+  const halfLife = Math.max(1, 2 ** Math.floor(Math.log2(Math.max(1, total / 100))));
+  let value = 0;
+  let weight = 0;
+  const smoothed = y.map((mean, i) => {
+    if (mean === null) return null;
+    const kept = 0.5 ** (n[i] / halfLife);
+    value = kept * value + (1 - kept) * mean;
+    weight = kept * weight + (1 - kept);
+    return value / weight;
+  });
+  return { x, y: smoothed };
+}
+
+function extremes(series, [from, to]) {
+  let low = Infinity;
+  let high = -Infinity;
+  let positive = Infinity;
+  for (const { x, y } of series) {
+    for (let i = 0; i < x.length; i++) {
+      if (y[i] === null || x[i] < from || x[i] > to) continue;
+      low = Math.min(low, y[i]);
+      high = Math.max(high, y[i]);
+      if (y[i] > 0) positive = Math.min(positive, y[i]);
+    }
+  }
+  return { low, high, positive };
+}
+
+function yRange(chart, { low, high, positive }, log) {
+  if (low > high) return log ? [-1, 0] : [0, 1];
+  if (log) {
+    const [a, b] = [Math.log10(positive), Math.log10(Math.max(high, positive))];
+    const room = Math.max(0.05, 0.06 * (b - a));
+    return [a - room, b + room];
+  }
+  if (chart.fromZero || (low >= 0 && low < 0.25 * high)) return [0, Math.max(chart.least ?? 0, high, 1e-9) * 1.06];
+  const room = Math.max(0.06 * (high - low), 1e-3 * Math.abs(high), 1e-9);
+  const top = high + room;
+  return [low - room, chart.most ? Math.min(top, chart.most + room / 2) : top];
+}
+
+const TIME_STEPS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800];
+
+function timeTicks([from, to]) {
+  const step = TIME_STEPS.find((s) => (to - from) / s <= 5) ?? 86_400;
+  const digits = step < 1 ? Math.ceil(-Math.log10(step) - 1e-9) : 0;
+  const label = (t) => {
+    if (to < 180 || step < 1) return `${t.toFixed(digits)} s`;
+    const two = (v) => String(v).padStart(2, "0");
+    const [h, m, s] = [Math.floor(t / 3600), Math.floor((t % 3600) / 60), Math.round(t % 60)];
+    return h ? `${h}:${two(m)}:${two(s)}` : `${m}:${two(s)}`;
+  };
+  const tickvals = [];
+  for (let k = Math.ceil(from / step - 1e-9); k * step <= to + 1e-9; k++) tickvals.push(k * step);
+  return { tickvals, ticktext: tickvals.map(label) };
+}
+
+// The right end of the shared time axis moves in steps of about a twelfth: an axis that crawls with every update is
+// restless, and a chart without new points would have to be drawn again for nothing.
+function roundUp(seconds) {
+  const step = TIME_STEPS.find((s) => seconds / s <= 12) ?? 28_800;
+  return Math.max(1, Math.ceil(seconds / step + 1e-9) * step);
+}
+
+class Card {
+  constructor(chart, view) {
+    this.chart = chart;
+    this.view = view;
+    this.log = null; // null: not chosen by hand
+    this.hidden = new Set();
+    this.drawn = ""; // what the chart shows, to leave out redraws that would change nothing
+    this.mounted = false;
+    this.build();
+  }
+
+  build() {
+    const { chart } = this;
+    this.node = element("section", "iso-card", `chart-${chart.id}`);
+    this.node.setAttribute("aria-label", chart.title);
+    const top = element("div", "iso-top");
+    const title = element("div", "iso-title");
+    title.textContent = chart.title;
+    this.now = element("div", "iso-now", `value-${chart.id}`);
+    this.number = document.createElement("span");
+    this.unit = document.createElement("small");
+    this.now.append(this.number, this.unit);
+    top.append(title, this.now);
+    const sub = element("div", "iso-sub");
+    this.note = element("div", "iso-note");
+    this.legend = element("div", "iso-legend");
+    this.entries = chart.traces.length > 1 ? chart.traces.map((trace) => this.entry(trace)) : [];
+    this.legend.append(...this.entries);
+    sub.append(this.note, this.legend);
+    if (chart.scale) sub.append(this.scaleButton());
+    this.sub = sub;
+    this.plot = element("div", "iso-plot", `plot-${chart.id}`);
+    this.plot.dataset.empty = "";
+    this.words = element("div", "iso-words", `words-${chart.id}`);
+    this.words.hidden = true;
+    this.node.append(top, sub, this.plot, this.words);
+  }
+
+  entry(trace) {
+    const button = element("button", "iso-entry", `legend-${trace.key}`);
+    button.type = "button";
+    button.title = "Show or hide";
+    button.textContent = trace.name;
+    button.setAttribute("aria-pressed", "true");
+    button.onclick = () => {
+      const shown = this.hidden.delete(trace.key);
+      if (!shown) this.hidden.add(trace.key);
+      button.setAttribute("aria-pressed", String(shown));
+      this.view.paint();
+    };
+    return button;
+  }
+
+  scaleButton() {
+    this.scale = element("button", "iso-scale", `scale-${this.chart.id}`);
+    this.scale.type = "button";
+    this.scale.textContent = "log";
+    this.scale.title = "Logarithmic scale";
+    this.scale.setAttribute("aria-pressed", "false");
+    this.scale.onclick = () => {
+      this.log = this.scale.getAttribute("aria-pressed") !== "true";
+      this.view.paint();
+    };
+    return this.scale;
+  }
+
+  // The series of this card that have points, scaled to the unit shown.
+  series() {
+    const { traces } = this.view;
+    const found = [];
+    for (const trace of this.chart.traces) {
+      const source = trace.key === "loss_smooth" ? traces.loss_mean && smooth(traces.loss_mean) : traces[trace.key];
+      if (source?.x.length) found.push({ trace, x: source.x, y: source.y, step: source.step, factor: trace.factor ?? 1 });
+    }
+    if (this.chart.bytes) {
+      const most = extremes(found, [-Infinity, Infinity]).high;
+      const [factor, unit] = most >= 2 ** 30 ? [2 ** -30, "GiB"] : [2 ** -20, "MiB"];
+      this.byteUnit = unit;
+      for (const s of found) s.factor = factor;
+    }
+    for (const s of found) {
+      if (s.factor !== 1) s.y = s.y.map((v) => (v === null ? null : v * s.factor));
+    }
+    return found;
+  }
+
+  // Draws what is new; `range` is the shared time axis.
+  async update(Plotly, range) {
+    const all = this.series();
+    this.describe(all);
+    const marks = this.chart.traces.flatMap(({ key }) => this.view.traces[key]?.marks ?? []);
+    if (!all.length) return;
+    const shown = all.filter((s) => !this.hidden.has(s.trace.key));
+    const seen = extremes(shown, range);
+    const log = this.chart.scale ? (this.log ?? (seen.positive < Infinity && seen.high / seen.positive > 1e4)) : false;
+    this.scale?.setAttribute("aria-pressed", String(log));
+    const last = all.map((s) => `${s.trace.key}:${s.x.length}:${s.x.at(-1)}`).join();
+    const state = [this.view.epoch, last, range, log, [...this.hidden], marks.length, this.view.look.signature].join("|");
+    if (state === this.drawn && this.mounted) return;
+    this.drawn = state;
+    const figure = [shown.map((s) => this.line(s)), this.layout(range, yRange(this.chart, seen, log), log, marks)];
+    if (this.mounted) await Plotly.react(this.plot, ...figure);
+    else await this.mountPlot(Plotly, figure);
+    if (this.hoverX !== undefined) Plotly.Fx.hover(this.plot, { xval: this.hoverX }, "xy"); // a redraw takes it away
+  }
+
+  async mountPlot(Plotly, [lines, layout]) {
+    this.mounted = true;
+    this.view.debug.mounts += 1;
+    delete this.plot.dataset.empty;
+    await Plotly.newPlot(this.plot, lines, layout, {
+      displayModeBar: false,
+      doubleClick: false, // resets ours, below
+      scrollZoom: false,
+      showTips: false,
+    });
+    this.plot.on("plotly_relayout", (change) => {
+      const [from, to] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
+      if (from !== undefined && to !== undefined) this.view.zoomTo([Math.max(0, +from), +to]);
+    });
+    this.plot.on("plotly_doubleclick", () => this.view.zoomTo(null));
+    this.plot.on("plotly_hover", (event) => (this.hoverX = event.xvals?.[0]));
+    this.plot.on("plotly_unhover", () => (this.hoverX = undefined));
+  }
+
+  line({ trace, x, y, step }) {
+    const { look } = this.view;
+    const color = look.series[trace.color % look.series.length];
+    const unit = this.chart.bytes ? ` ${this.byteUnit}` : (this.chart.unit ?? "");
+    return {
+      type: "scatter",
+      x,
+      y,
+      customdata: step,
+      name: trace.name,
+      mode: trace.sparse && x.length <= 80 ? "lines+markers" : "lines",
+      line: { color, width: trace.raw ? 1 : 1.8 },
+      marker: { color, size: 4 },
+      opacity: trace.raw ? 0.32 : 1,
+      connectgaps: false,
+      hovertemplate: `${trace.name} %{y:${this.chart.hover}}${unit}${step ? " · step %{customdata:,}" : ""}<extra></extra>`,
+    };
+  }
+
+  layout(range, rangeY, log, marks) {
+    const { look } = this.view;
+    const axis = { zeroline: false, showline: false, ticks: "", color: look.faint };
+    return {
+      autosize: true,
+      margin: { l: 44, r: 12, t: 8, b: 24 },
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: look.font, size: 11, color: look.faint },
+      showlegend: false,
+      dragmode: look.touch ? false : "zoom", // a finger scrolls the page
+      hovermode: "x unified",
+      hoverlabel: { bgcolor: look.background, bordercolor: look.border, font: { family: look.font, size: 11.5, color: look.text } },
+      xaxis: { ...axis, range, showgrid: false, tickmode: "array", ...timeTicks(range), hoverformat: ".2f", unifiedhovertitle: { text: "%{x:.2f} s" } },
+      yaxis: {
+        ...axis,
+        type: log ? "log" : "linear",
+        range: rangeY,
+        fixedrange: true,
+        gridcolor: look.grid,
+        nticks: 5,
+        tickformat: log ? "~g" : this.chart.tick,
+        ...(log && { dtick: rangeY[1] - rangeY[0] > 1.5 ? Math.ceil((rangeY[1] - rangeY[0]) / 5) : "D2" }),
+      },
+      ...divergence(marks, range, look),
+    };
+  }
+
+  // The words of the card: current value, note or legend, and why there is nothing to draw.
+  describe(all) {
+    const { answer, missing } = this.view;
+    const last = Object.fromEntries(all.map((s) => [s.trace.key, s.y.findLast((v) => v !== null)]));
+    const value = this.chart.bytes
+      ? last.process_memory === undefined ? null : [threeDigits(last.process_memory), this.byteUnit]
+      : this.chart.value(answer, last);
+    setText(this.number, value ? String(value[0]) : "");
+    setText(this.unit, value ? value[1] : "");
+    this.now.toggleAttribute("data-bad", value?.[0] === "NaN");
+    const present = new Set(all.map((s) => s.trace.key));
+    const several = this.entries.length > 0 && all.length > 1;
+    this.legend.hidden = !several;
+    this.entries.forEach((entry, i) => (entry.hidden = !present.has(this.chart.traces[i].key)));
+    this.note.hidden = several;
+    setText(this.note, all.length ? (this.chart.note ?? "") : "");
+    const words = all.length ? "" : (missing[this.chart.reading] ?? (answer.over ? "Nothing was recorded." : ""));
+    setText(this.words, words && words[0].toUpperCase() + words.slice(1));
+    this.words.hidden = !words;
+    this.plot.hidden = Boolean(words);
+    if (this.scale) this.scale.hidden = !all.length;
+  }
+
+  restyle() {
+    this.entries.forEach((entry, i) => {
+      const { color, raw } = this.chart.traces[i];
+      const { series } = this.view.look;
+      const swatch = series[color % series.length];
+      entry.style.setProperty("--swatch", raw ? `color-mix(in srgb, ${swatch} 40%, transparent)` : swatch);
+    });
+  }
+}
+
+// A loss that is no number any more has no height: a red line marks its moment, with words at the top.
+function divergence(marks, range, look) {
+  const inside = marks.filter(([x]) => x >= range[0] && x <= range[1]);
+  const middle = (range[0] + range[1]) / 2;
+  return {
+    shapes: inside.map(([x]) => ({
+      type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: look.bad, width: 1, dash: "dot" },
+    })),
+    annotations: inside.slice(0, 1).map(([x, step, kind]) => ({
+      x, yref: "paper", y: 1, yanchor: "top", xanchor: x > middle ? "right" : "left", showarrow: false,
+      text: `<b>✕</b> ${kind} at step ${whole(step)}`, font: { color: look.bad, size: 12, family: look.font },
+      bgcolor: look.background, borderpad: 2,
+    })),
+  };
+}
+
+// --- the view ---------------------------------------------------------------------------------------------------
+
+class View {
+  constructor(parent, data) {
+    this.runId = data.run_id;
+    this.plotlyVersion = data.plotly_version;
+    this.parent = parent;
+    this.traces = {};
+    this.missing = {};
+    this.cursor = "";
+    this.answer = null;
+    this.receivedAt = 0;
+    this.sawAlive = false;
+    this.failures = 0;
+    this.zoom = null;
+    this.dragging = false;
+    this.epoch = 0; // counts full loads: the same number of points may then be other points
+    this.ended = false;
+    this.debug = { polls: 0, updates: 0, mounts: 0, loads: 0, bytes: 0, view: this };
+    this.build();
+  }
+
+  build() {
+    this.node = element("div", "iso-live", "live-run");
+    this.node.style.visibility = "hidden"; // until the stylesheet is there
+    this.node.isoflop = this.debug;
+    const head = element("div", "iso-head");
+    this.badge = element("span", "iso-badge", "live-status");
+    this.badge.setAttribute("role", "status");
+    this.progress = element("div", "iso-progress", "live-progress");
+    this.progress.setAttribute("role", "progressbar");
+    this.progress.setAttribute("aria-label", "Progress");
+    this.progress.setAttribute("aria-valuemin", "0");
+    this.progress.setAttribute("aria-valuemax", "100");
+    this.bar = document.createElement("div");
+    this.progress.append(this.bar);
+    this.left = element("span", "iso-left", "live-left");
+    this.facts = element("span", "iso-facts", "live-facts");
+    this.resetButton = element("button", "iso-reset", "live-reset-zoom");
+    this.resetButton.type = "button";
+    this.resetButton.textContent = "Show all";
+    this.resetButton.onclick = () => this.zoomTo(null);
+    head.append(this.badge, this.progress, this.left, this.facts, this.resetButton);
+    this.notice = element("p", "iso-notice", "live-notice");
+    this.notice.setAttribute("role", "alert");
+    this.cards = CHARTS.map((chart) => new Card(chart, this));
+    this.grid = element("div", "iso-grid", "live-grid");
+    this.grid.append(...this.cards.map((card) => card.node)); // all cells stand before a chart measures its own
+    this.node.append(head, this.notice, this.grid);
+    for (const part of [this.progress, this.left, this.resetButton, this.notice]) part.hidden = true;
+    this.parent.append(this.node);
+  }
+
+  start() {
+    loadStylesheet().then(() => (this.node.style.visibility = ""));
+    this.look = this.readLook();
+    this.resizer = new ResizeObserver(() => {
+      cancelAnimationFrame(this.resizing);
+      this.resizing = requestAnimationFrame(() => this.resize());
+    });
+    this.resizer.observe(this.grid);
+    this.abort = new AbortController();
+    const { signal } = this.abort;
+    document.addEventListener("visibilitychange", () => document.hidden || this.poll(), { signal });
+    window.addEventListener("beforeprint", () => this.resize(), { signal });
+    // A redraw in the middle of a drag would tear the zoom box away.
+    this.grid.addEventListener("pointerdown", () => (this.dragging = true), { signal });
+    for (const type of ["pointerup", "pointercancel"]) {
+      window.addEventListener(type, () => this.dragging && setTimeout(() => ((this.dragging = false), this.paint()), 0), { signal });
+    }
+    this.ticker = setInterval(() => this.showFacts(), 250);
+    this.poll();
+  }
+
+  // Takes everything down: Streamlit has left the page.
+  end() {
+    this.ended = true;
+    clearTimeout(this.timer);
+    clearInterval(this.ticker);
+    cancelAnimationFrame(this.resizing);
+    this.resizer.disconnect();
+    this.abort.abort();
+    for (const card of this.cards) if (card.mounted) window.Plotly.purge(card.plot);
+    this.node.remove();
+  }
+
+  // --- data
+
+  // One poll at a time; the next is set when this one is painted, so a slow browser asks less often.
+  async poll() {
+    clearTimeout(this.timer);
+    if (this.polling || this.ended || this.over || document.hidden) return;
+    this.polling = true;
+    let delay;
+    try {
+      const took = await this.fetchPoints();
+      await this.paint();
+      this.failures = 0;
+      this.notice.hidden = !this.gone;
+      delay = Math.max(this.answer?.steps ? ALIVE_MS : EAGER_MS, took);
+    } catch (error) {
+      if (this.ended) return;
+      this.failures += 1;
+      delay = Math.min(10_000, 500 * 2 ** this.failures);
+      this.say(`Connection lost, retrying in ${duration(delay / 1000)}.`);
+    } finally {
+      this.polling = false;
+    }
+    if (this.ended || this.over) return;
+    this.timer = setTimeout(() => this.poll(), delay);
+  }
+
+  // Fetches and takes in what is new; returns how many ms that took.
+  async fetchPoints() {
+    const begun = performance.now();
+    const url = new URL(`api/runs/${encodeURIComponent(this.runId)}/points`, ROOT);
+    if (this.cursor) url.searchParams.set("after", this.cursor);
+    const signal = AbortSignal.any([this.abort.signal, AbortSignal.timeout(TIMEOUT_MS)]);
+    const response = await fetch(url, { signal, cache: "no-store", credentials: "same-origin" });
+    const text = await response.text();
+    this.debug.polls += 1;
+    this.debug.bytes = text.length;
+    if (response.status === 404) {
+      this.gone = this.over = true;
+      this.say(JSON.parse(text).error);
+      return 0;
+    }
+    if (!response.ok) throw new Error(`The server answered ${response.status}`);
+    this.take(JSON.parse(text));
+    return performance.now() - begun;
+  }
+
+  take(answer) {
+    if (answer.reset) {
+      this.traces = {};
+      this.missing = {};
+      this.epoch += 1;
+      this.debug.loads += 1;
+    }
+    for (const [name, added] of Object.entries(answer.traces)) {
+      const held = (this.traces[name] ??= { x: [], y: [] });
+      for (const [column, values] of Object.entries(added)) (held[column] ??= []).push(...values);
+    }
+    if (answer.missing) this.missing = answer.missing;
+    this.answer = answer;
+    this.receivedAt = performance.now();
+    this.cursor = Object.values(this.traces).some((t) => t.x.length > MOST_POINTS) ? "" : answer.cursor;
+    this.over = answer.over;
+    this.sawAlive ||= !answer.over;
+  }
+
+  // --- picture
+
+  async paint() {
+    if (!this.answer || this.ended) return;
+    this.showHead();
+    const Plotly = await loadPlotly(this.plotlyVersion);
+    if (this.ended || this.dragging) return;
+    const range = this.zoom ?? [0, roundUp(this.lastTime())];
+    for (const card of this.cards) {
+      await card.update(Plotly, range);
+      if (this.ended) return;
+    }
+    this.debug.updates += 1;
+    if (!document.hidden) await new Promise(requestAnimationFrame);
+    if (this.over && this.sawAlive && !this.ended) {
+      this.sawAlive = false; // said once
+      this.onEnd(this.answer.status);
+    }
+  }
+
+  lastTime() {
+    return Math.max(0, ...Object.values(this.traces).map((t) => t.x.at(-1) ?? 0));
+  }
+
+  zoomTo(range) {
+    this.zoom = range;
+    this.resetButton.hidden = !range;
+    this.paint();
+  }
+
+  resize() {
+    for (const { mounted, plot } of this.cards) if (mounted && !plot.hidden) window.Plotly.Plots.resize(plot);
+  }
+
+  showHead() {
+    const { status, over, progress, elapsed_s: elapsed, left_s: left } = this.answer;
+    this.badge.dataset.status = status;
+    setText(this.badge, status[0].toUpperCase() + status.slice(1));
+    this.progress.hidden = progress === null || (over && status === "finished");
+    this.progress.toggleAttribute("data-over", over);
+    this.bar.style.width = `${100 * (progress ?? 0)}%`;
+    this.progress.setAttribute("aria-valuenow", String(Math.round(100 * (progress ?? 0))));
+    const words = over ? (elapsed ? `after ${duration(elapsed)}` : "") : left === null ? "" : `about ${duration(Math.max(1, Math.round(left)))} left`;
+    setText(this.left, words);
+    this.left.hidden = !words;
+    this.showFacts();
+  }
+
+  showFacts() {
+    if (!this.answer) return;
+    const { steps, epochs, age_s: age, over, train_seconds: seconds } = this.answer;
+    const facts = [];
+    if (steps) facts.push(`step ${whole(steps)}`, `epoch ${epochs < 100 ? epochs.toFixed(1) : whole(epochs)}`);
+    if (over && steps) facts.push(`${duration(seconds)} of training`);
+    if (!over && age !== null) facts.push(`last update ${duration(age + (performance.now() - this.receivedAt) / 1000)} ago`);
+    setText(this.facts, facts.join(" · "));
+  }
+
+  say(text) {
+    setText(this.notice, text);
+    this.notice.hidden = false;
+  }
+
+  // --- theme
+
+  restyle() {
+    this.look = this.readLook();
+    for (const card of this.cards) card.restyle();
+    this.paint().catch(() => {}); // without Plotly yet; the poll says so
+  }
+
+  readLook() {
+    const style = getComputedStyle(this.node);
+    const get = (name, otherwise) => style.getPropertyValue(`--st-${name}`).trim() || otherwise;
+    const text = get("text-color", "#1b1f2a");
+    const series = get("chart-categorical-colors", "#4f6bed,#d9822b").split(",").map((c) => c.trim());
+    const look = {
+      text,
+      series,
+      background: get("background-color", "#ffffff"),
+      border: get("border-color", "#e3e6ec"),
+      bad: get("red-color", "#d3364a"),
+      font: get("font", "sans-serif"),
+      faint: fade(text, 0.62),
+      grid: fade(text, 0.08),
+      touch: matchMedia("(hover: none) and (pointer: coarse)").matches,
+    };
+    return { ...look, signature: JSON.stringify(look) };
+  }
+}
+
+// A hex colour with an alpha; anything else stays as it is.
+function fade(color, alpha) {
+  const hex = /^#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})$/i.exec(color);
+  return hex ? `rgba(${hex.slice(1).map((h) => parseInt(h, 16)).join(",")},${alpha})` : color;
+}

@@ -1,0 +1,47 @@
+"""What runs beside the pages while the server is up: a supervisor is kept warm for the first click."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from engine.errors import EngineError
+from engine.store import Store
+from engine.supervisor import IDLE_S, Client
+
+_RING_EVERY_S = IDLE_S / 5
+_COLLECT_EVERY_S = 60.0
+
+logger = logging.getLogger("isoflop.dashboard")
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_: Any) -> AsyncIterator[None]:
+    """The server's own tasks, from its start to its end. Runs and their supervisor outlive it."""
+    tasks = [asyncio.create_task(_keep_a_supervisor()), asyncio.create_task(_collect_garbage())]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _keep_a_supervisor() -> None:
+    """A supervisor leaves when nobody rang for a while; one that is there answers a click in milliseconds."""
+    while True:
+        try:
+            await asyncio.to_thread(lambda: Client(Store()).wake())
+        except (EngineError, OSError) as error:
+            logger.warning("no supervisor could be started: %s", error)
+        await asyncio.sleep(_RING_EVERY_S)
+
+
+async def _collect_garbage() -> None:
+    """Streamlit's own collection after each script run is off (it livelocks at 30 viewers); this takes its place."""
+    while True:
+        await asyncio.sleep(_COLLECT_EVERY_S)
+        await asyncio.to_thread(gc.collect)

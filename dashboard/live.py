@@ -1,0 +1,41 @@
+"""The live view of one run: header and charts in one component that polls `api.py` by itself.
+
+The page is not rerun for new points, so a chart is never mounted twice and a reader's zoom stays. Streamlit sends the
+inline script with each mount, so it is a stub; the component is assets/live.js.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from dashboard import api
+
+# An inline script has no address of its own to import from: the page's address leads to ours.
+_STUB = """
+export default async function (component) {
+  const { version } = component.data;
+  const url = new URL(`assets/live.js?v=${version}`, document.baseURI);
+  const { mount } = await import(url.href);
+  return mount(component);
+}
+"""
+
+
+def live_run(run_id: str, *, key: str, on_end: Callable[[], None] | None = None) -> None:
+    """Charts of a run, alive while the run is.
+
+    When the run ends under the reader's eyes the page reruns once, after `on_end`; a run that was over before is drawn
+    and left alone.
+    """
+    mount = st.components.v2.component("isoflop_live_run", js=_STUB, isolate_styles=False)
+    mount(
+        key=key,
+        data={"run_id": run_id, "version": api.assets_version(), "plotly_version": api.PLOTLY_VERSION},
+        on_ended_change=on_end or _nothing,
+    )
+
+
+def _nothing() -> None:
+    """A trigger without a callback is not declared; the page reruns either way."""

@@ -1,0 +1,653 @@
+"""Runs frozen into one value to keep and to send: its JSON is the truth, the HTML page is drawn from it.
+
+A report says what was run, on what, and what came out. It does not say who ran it or where: of the environment only
+the facts named here are kept, and paths, user and host are taken out of messages.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import getpass
+import gzip
+import hashlib
+import html
+import json
+import re
+import shlex
+import socket
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import plotly.offline
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, RootModel, ValidationError
+
+from engine import __version__, charts, units
+from engine.config import PRESETS, RunConfig, Spec, overrides_from
+from engine.downsample import minmax
+from engine.errors import StoreError
+from engine.records import Status, Summary
+from engine.store import Run, Table
+
+SCHEMA_VERSION = 1
+MAX_HTML_BYTES = 3_000_000  # goes through a mail server
+MAX_RUNS = 256
+_MAX_ROWS = 20_000_000  # of one column: what an imported file may unpack to
+_LONGEST_TEXT = 2_000
+
+# What a report keeps of a run's environment, and how it is called and written.
+ENVIRONMENT: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "device": ("Device", str),
+    "cpu": ("Processor", str),
+    "cpu_isa": ("Vector instructions", str),
+    "physical_cores": ("Cores of the processor", units.count),
+    "usable_cores": ("Cores this process may use", units.count),
+    "threads": ("Threads used", units.count),
+    "memory_bytes": ("Memory", units.nbytes),
+    "gpu_memory_bytes": ("GPU memory", units.nbytes),
+    "gpu_driver": ("GPU driver", str),
+    "gpu_compute_capability": ("GPU compute capability", str),
+    "gpu_power_limit_w": ("GPU power limit", units.power),
+    "os": ("System", str),
+    "python": ("Python", str),
+    "torch": ("PyTorch", str),
+    "cuda": ("CUDA", str),
+}
+
+
+# --- columns of numbers in JSON -----------------------------------------------------------------------------------
+
+
+def _pack(values: np.ndarray) -> dict[str, Any]:
+    """A column without loss and small: whole numbers (or nanoseconds) as differences, others as float32 or float64."""
+    for per in (1, 1_000_000_000):
+        whole = _whole(values, per)
+        if whole is not None:
+            return {"deltas": _deflated(np.diff(whole, prepend=0)), "per": per}
+    for name in ("float32", "float64"):
+        with np.errstate(over="ignore"):
+            small = values.astype(name)
+        if np.array_equal(small.astype(np.float64), values, equal_nan=True):
+            return {name: _deflated(small)}
+    raise AssertionError("every column is float64")
+
+
+def _whole(values: np.ndarray, per: int) -> np.ndarray | None:
+    if not np.isfinite(values).all() or (len(values) and np.abs(values).max() > 2**53 / per):
+        return None
+    whole = np.rint(values * per)
+    return whole.astype(np.int64) if np.array_equal(whole / per, values) else None
+
+
+def _unpack(packed: Any) -> np.ndarray:
+    if isinstance(packed, np.ndarray):
+        return np.asarray(packed, np.float64)
+    match packed:
+        case {"deltas": str(text), "per": 1 | 1_000_000_000 as per}:
+            return np.cumsum(_inflated(text, "<i8")) / per
+        case {"float32": str(text)}:
+            return _inflated(text, "<f4").astype(np.float64)
+        case {"float64": str(text)}:
+            return _inflated(text, "<f8").astype(np.float64)
+    raise ValueError("a column is {deltas, per}, {float32} or {float64}")
+
+
+def _deflated(values: np.ndarray) -> str:
+    little = values.astype(values.dtype.newbyteorder("<"))
+    return base64.b64encode(zlib.compress(little.tobytes(), 9)).decode()
+
+
+def _inflated(text: str, dtype: str) -> np.ndarray:
+    limit = _MAX_ROWS * np.dtype(dtype).itemsize
+    stream = zlib.decompressobj()
+    try:
+        data = stream.decompress(base64.b64decode(text, validate=True), limit)
+    except zlib.error as error:
+        raise ValueError(f"a column does not unpack: {error}") from None
+    if not stream.eof:
+        raise ValueError(f"a column is cut off, or holds more than {_MAX_ROWS:,} rows")
+    return np.frombuffer(data, dtype)
+
+
+Column = Annotated[np.ndarray, PlainValidator(_unpack), PlainSerializer(_pack, return_type=dict)]
+
+
+class Points(RootModel[dict[str, Column]]):
+    """A frozen table: columns (n,) by name. A column it does not hold is unknown, NaN throughout."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    @classmethod
+    def of(cls, table: Table) -> Points:
+        """The rows now; times to the nanosecond, which is finer than any clock behind them."""
+        times = ("seconds", "elapsed")
+        return cls({n: np.rint(table[n] * 1e9) / 1e9 if n in times else table[n].copy() for n in table.names})
+
+    def model_post_init(self, _context: Any) -> None:
+        if len({len(column) for column in self.root.values()}) > 1:
+            raise ValueError("the columns of a table differ in length")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.root.values()), ()))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.root[name] if name in self.root else np.full(len(self), np.nan)
+
+    def rows(self, kept: np.ndarray) -> Points:
+        return Points({name: column[kept] for name, column in self.root.items()})
+
+
+# --- the report ---------------------------------------------------------------------------------------------------
+
+Text = Annotated[str, Field(max_length=_LONGEST_TEXT)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True, ser_json_inf_nan="strings")
+
+
+class ReportRun(_Frozen):
+    """One run as it was when the report was made."""
+
+    run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    name: Text
+    created: float  # Unix time, s
+    config: RunConfig
+    fingerprint: Text
+    status: Status
+    why: Text
+    summary: Summary
+    parameters: int | None
+    train_flops_per_example: int | None
+    train_examples: int | None
+    test_examples: int | None
+    setup_s: float | None
+    warm_up_s: float | None
+    peak_memory_method: Text
+    energy_method: Text
+    environment: dict[Text, str | int | float | None]
+    missing_readings: dict[Text, Text]  # reading: why there is none
+    problems: list[Text]
+    recorded_steps: int  # more than there are in `steps` where the report was thinned
+    steps: Points
+    evaluations: Points
+    hardware: Points
+    throughput: Points
+
+    @classmethod
+    def freeze(cls, run: Run) -> ReportRun:
+        with run.lock:
+            started, last = run.started, run.last_word
+            known = started.environment if started else {}
+            return cls(
+                run_id=run.run_id,
+                name=run.name[:_LONGEST_TEXT],
+                created=run.created,
+                config=run.config,
+                fingerprint=run.config.fingerprint,
+                status=run.status,
+                why=_anonymous(run.why()),
+                summary=run.summary(),
+                parameters=started.parameters if started else None,
+                train_flops_per_example=started.train_flops_per_example if started else None,
+                train_examples=started.train_examples if started else None,
+                test_examples=started.test_examples if started else None,
+                setup_s=started.setup_s if started else None,
+                warm_up_s=run.warm_up.seconds if run.warm_up else None,
+                peak_memory_method=_anonymous(last.peak_memory_method if last else ""),
+                energy_method=_anonymous(last.energy_method if last else ""),
+                environment={key: known[key] for key in ENVIRONMENT if known.get(key) is not None},
+                missing_readings={key: _anonymous(why) for key, why in run.missing_readings.items()},
+                problems=[_anonymous(problem) for problem in run.problems[:20]],
+                recorded_steps=len(run.steps),
+                steps=Points.of(run.steps),
+                evaluations=Points.of(run.evaluations),
+                hardware=Points.of(run.hardware),
+                throughput=Points.of(run.throughput),
+            )
+
+    def thinned(self, max_rows: int) -> ReportRun:
+        """With at most `max_rows` rows in each table, extremes and non-finite values kept."""
+        by = {
+            "steps": "loss",
+            "evaluations": "test_loss",
+            "hardware": "process_cpu_percent",
+            "throughput": "samples_per_s",
+        }
+        tables: dict[str, Points] = {table: getattr(self, table) for table in by}
+        return self.model_copy(
+            update={name: table.rows(minmax(table[by[name]], max_rows)) for name, table in tables.items()}
+        )
+
+
+class Report(_Frozen):
+    """Some runs under a title. Two reports with the same content hash say the same."""
+
+    schema_version: Literal[1] = 1
+    title: Text
+    created: float  # Unix time, s
+    isoflop: Text
+    runs: Annotated[list[ReportRun], Field(min_length=1, max_length=MAX_RUNS)]
+
+    @classmethod
+    def freeze(cls, title: str, runs: Sequence[Run], *, clock: Callable[[], float] = time.time) -> Self:
+        """What the runs say now, with every point."""
+        frozen = [ReportRun.freeze(run) for run in runs]
+        return cls(title=title[:_LONGEST_TEXT], created=clock(), isoflop=__version__, runs=frozen)
+
+    def to_json(self) -> str:
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """A report from its JSON; raises StoreError in one sentence when it is none."""
+        try:
+            data = json.loads(text)
+            version = data["schema_version"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise StoreError("This is not a report.", fix="Choose a file that Isoflop exported.") from None
+        if version != SCHEMA_VERSION:
+            raise StoreError(f"The report has schema {version!r}, not {SCHEMA_VERSION}.", fix="Update Isoflop.")
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise StoreError(f"The report is damaged: {where}: {first['msg']}.", fix="Export it again.") from None
+
+    @classmethod
+    def from_html(cls, text: str) -> Self:
+        """The report inside an exported page: only its JSON is read, nothing of the page is trusted."""
+        found = re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL)
+        return cls.from_json(found[1] if found else "")
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the JSON: what `sha256sum` says of the exported .json file."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def thinned(self, max_rows: int) -> Self:
+        return self.model_copy(update={"runs": [run.thinned(max_rows) for run in self.runs]})
+
+    def to_html(self) -> str:
+        """One page that needs nothing but itself: no request, no server, interactive charts, printable.
+
+        It stays under 3 MB. Where the points of all steps would not fit, it holds fewer of them and says so.
+        """
+        room = MAX_HTML_BYTES - len(_plotly_js()) - len(_figures(self.runs)) - 60_000 - 12_000 * len(self.runs)
+        report, max_rows = self, 64_000
+        while len(report.to_json()) > room and max_rows >= 500:
+            report, max_rows = self.thinned(max_rows), max_rows // 2
+        return _page(report)
+
+
+def steps_csv(run: Run) -> str:
+    """One row per step: numbers only, so that no spreadsheet takes a cell for a formula."""
+    examples = run.started.train_examples if run.started else 0
+    lines = ["step,loss,seconds,samples,lr,epoch"]
+    columns = (run.steps[name].tolist() for name in ("step", "loss", "seconds", "samples", "lr"))
+    for step, loss, seconds, samples, lr in zip(*columns, strict=True):
+        epoch = f"{samples / examples:.6g}" if examples else ""
+        lines.append(f"{step:.0f},{loss:.9g},{seconds:.9f},{samples:.0f},{lr:.9g},{epoch}")
+    return "\n".join(lines) + "\n"
+
+
+def reproduce(config: RunConfig) -> str:
+    """The command that runs the same experiment, from the preset that needs the fewest changes."""
+    changes = {name: overrides_from(preset.config, config) for name, preset in PRESETS.items()}
+    name = min(changes, key=lambda n: len(changes[n]))
+    return shlex.join(
+        ["python", "-m", "engine", "run", "--preset", name, *(w for c in changes[name] for w in ("--set", c))]
+    )
+
+
+# --- what must not leave the machine ------------------------------------------------------------------------------
+
+_PATH = re.compile(r"(?<![\w./:\\])(?:~|[A-Za-z]:)?[/\\][^\s'\"<>:,;()]*[/\\]([^\s'\"<>:,;()/\\]+)")
+
+
+def _anonymous(text: str) -> str:
+    """A message without paths, user name and host name. The file's own name stays: it is what the message is about."""
+    text = _PATH.sub(r"…/\1", text.replace(str(Path.home()), "~"))
+    for word, name in _identity():
+        text = re.sub(rf"\b{re.escape(name)}\b", word, text)
+    return text[:_LONGEST_TEXT]
+
+
+@functools.cache
+def _identity() -> tuple[tuple[str, str], ...]:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number without a name
+        user = ""
+    named = (("(host)", socket.gethostname()), ("(user)", user))
+    return tuple((word, name) for word, name in named if len(name) >= 3 and not name.isdigit())
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A line of the results: what it is called, its value in a run, and how the value was had."""
+
+    title: str
+    text: Callable[[ReportRun], str]
+    how: Callable[[ReportRun], str]
+
+
+def _measured(words: str) -> Callable[[ReportRun], str]:
+    return lambda run: words
+
+
+def _held_out(run: ReportRun) -> str:
+    return f"measured on {units.count(run.test_examples)} examples not trained on, at the last evaluation"
+
+
+def _energy_how(run: ReportRun) -> str:
+    reason = run.energy_method or run.missing_readings.get("gpu_power_w", "")
+    if run.summary.energy_j is None:
+        return f"not available here{': ' + reason if reason else ''}"
+    return f"measured{': ' + reason if reason else ''}"
+
+
+def _per_second(run: ReportRun) -> float | None:
+    s = run.summary
+    return s.flops / s.train_seconds if s.flops and s.train_seconds else None
+
+
+def _per_step(run: ReportRun) -> float | None:
+    return run.summary.train_seconds / run.summary.steps if run.summary.steps else None
+
+
+QUANTITIES = (
+    Quantity("Held-out accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _held_out),
+    Quantity("Held-out loss", lambda r: units.loss(r.summary.test_loss), _held_out),
+    Quantity(
+        "Training loss",
+        lambda r: units.loss(r.summary.final_train_loss),
+        _measured("measured: mean over the batches of the last epoch, at most 100"),
+    ),
+    Quantity(
+        "Throughput",
+        lambda r: units.samples_per_s(r.summary.samples_per_s),
+        _measured("derived: examples by training time"),
+    ),
+    Quantity(
+        "Training time",
+        lambda r: units.duration(r.summary.train_seconds),
+        _measured("measured, the device synchronised; without loading, warm-up and evaluation"),
+    ),
+    Quantity("Time per step", lambda r: units.duration(_per_step(r)), _measured("derived: training time by steps")),
+    Quantity(
+        "Set-up and warm-up",
+        lambda r: units.duration((r.setup_s or 0) + (r.warm_up_s or 0) if r.setup_s is not None else None),
+        _measured("measured, apart from training time"),
+    ),
+    Quantity("Steps", lambda r: f"{r.summary.steps:,}", _measured("counted")),
+    Quantity("Examples seen", lambda r: units.count(r.summary.samples), _measured("counted")),
+    Quantity("Epochs", lambda r: f"{r.summary.epochs:.4g}", _measured("derived: examples seen by training examples")),
+    Quantity("Parameters", lambda r: units.count(r.parameters), _measured("counted")),
+    Quantity(
+        "Arithmetic",
+        lambda r: units.flops(r.summary.flops),
+        _measured("derived: closed form per layer, forward and backward, a multiply-add is 2"),
+    ),
+    Quantity(
+        "Arithmetic rate",
+        lambda r: units.flops_per_s(_per_second(r)),
+        _measured("derived: arithmetic by training time"),
+    ),
+    Quantity(
+        "Peak memory",
+        lambda r: units.nbytes(r.summary.peak_memory_bytes),
+        lambda r: f"measured: {r.peak_memory_method}" if r.peak_memory_method else "not recorded",
+    ),
+    Quantity("Energy", lambda r: units.energy(r.summary.energy_j), _energy_how),
+)
+_HEADLINES = ("Held-out accuracy", "Training loss", "Throughput", "Training time", "Peak memory")
+
+e = html.escape
+
+
+def _page(report: Report) -> str:
+    runs = report.runs
+    script = _asset("report.js")
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Nothing may be fetched; the one inline script is known by its hash, Plotly comes as a blob that it makes.
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{script_hash}' blob:; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    body = "\n".join([
+        _header(report), _troubles(runs), _headlines(runs[0]) if len(runs) == 1 else "", _chart_cards(runs),
+        _results(runs), '<div class="pair">' if len(runs) == 1 else "<div>", _configuration(runs), _machine(runs), "</div>",
+        _commands(runs), _footer(report),
+    ])  # fmt: skip
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{e(policy)}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<link rel="icon" href="data:,">
+<title>{e(report.title)} · Isoflop</title>
+<style>{_asset("report.css")}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<script type="application/json" id="report">{report.to_json().replace("<", chr(92) + "u003c")}</script>
+<script type="text/plain" id="figures">{_figures(runs)}</script>
+<script type="text/plain" id="plotly">{_plotly_js()}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _header(report: Report) -> str:
+    many = len(report.runs) > 1
+    about = f"{len(report.runs)} runs" if many else e(report.runs[0].config.in_words())
+    badge = "" if many else _badge(report.runs[0])
+    return (
+        f'<header><p class="brand">Isoflop report</p><h1>{e(report.title)} {badge}</h1>'
+        f'<p class="muted">{about} · {_date(report.created)}</p></header>'
+    )
+
+
+def _badge(run: ReportRun) -> str:
+    return f'<span class="badge {run.status}">{run.status}</span>'
+
+
+def _troubles(runs: Sequence[ReportRun]) -> str:
+    """Why a run did not finish, and what of it could not be read or is not in this file."""
+    notes = []
+    for run, label in zip(runs, charts.labels(runs), strict=True):
+        who = f"<strong>{e(label)}</strong>: " if len(runs) > 1 else ""
+        if run.why:
+            notes.append(f'<p class="trouble">{who}{e(run.why)}</p>')
+        notes += [f'<p class="trouble">{who}{e(problem)}.</p>' for problem in run.problems]
+        if len(run.steps) < run.recorded_steps:
+            notes.append(
+                f'<p class="note">{who}this file holds {len(run.steps):,} of {run.recorded_steps:,} steps, with every '
+                "extreme of the loss; the .json export holds all. The numbers below come from all of them.</p>"
+            )
+    return "\n".join(notes)
+
+
+def _headlines(run: ReportRun) -> str:
+    chosen = [quantity for quantity in QUANTITIES if quantity.title in _HEADLINES]
+    cards = "".join(f"<div><dt>{q.title}</dt><dd>{e(q.text(run))}</dd></div>" for q in chosen)
+    return f'<dl class="headlines">{cards}</dl>'
+
+
+def _chart_cards(runs: Sequence[ReportRun]) -> str:
+    cards = "".join(
+        f'<figure><figcaption>{chart.title}</figcaption><div class="chart" id="chart-{chart.key}" role="img" '
+        f'aria-label="{chart.title} over the run"></div></figure>'
+        for chart in charts.shown(runs)
+    )
+    if not cards:
+        return '<p class="note">There is nothing to draw yet.</p>'
+    return f'{_legend(runs)}<section class="charts" aria-label="Charts">{cards}</section><p id="no-charts" hidden></p>'
+
+
+def _legend(runs: Sequence[ReportRun]) -> str:
+    if len(runs) == 1:
+        return ""
+    names = "".join(
+        f"<li>{_swatch(i)}{e(label)} {_badge(run)}</li>"
+        for i, (run, label) in enumerate(zip(runs, charts.labels(runs), strict=True))
+    )
+    return f'<ul class="legend" aria-label="Runs">{names}</ul>'
+
+
+def _swatch(place: int) -> str:
+    line = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[charts.dash(place)]
+    return f'<i class="swatch" style="border-top:3px {line} {charts.colour(place)}"></i>'
+
+
+def _results(runs: Sequence[ReportRun]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{q.title}</th>{"".join(f"<td>{e(q.text(run))}</td>" for run in runs)}'
+        f'<td class="how">{e(_how(q, runs))}</td></tr>'
+        for q in QUANTITIES
+    )
+    kind = "scroll" if len(runs) > 1 else "single"
+    return _card("Results", f"<table>{_columns(runs, 'How it was had')}<tbody>{rows}</tbody></table>", kind)
+
+
+def _how(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
+    known = [run for run in runs if quantity.text(run) != units.UNKNOWN]
+    return "; ".join(dict.fromkeys(quantity.how(run) for run in known or runs))
+
+
+def _columns(runs: Sequence[ReportRun], last: str = "") -> str:
+    """The heads of a table with a column per run."""
+    names = (
+        [f"<th>{_swatch(i)}{e(label)}</th>" for i, label in enumerate(charts.labels(runs))]
+        if len(runs) > 1
+        else ["<th>Value</th>"]
+    )
+    if len(runs) == 1 and not last:
+        return ""
+    return f"<thead><tr><th></th>{''.join(names)}{f'<th>{last}</th>' if last else ''}</tr></thead>"
+
+
+def _configuration(runs: Sequence[ReportRun]) -> str:
+    """Every field of the configurations; where they differ is marked."""
+    values = [dict(_settings(run.config)) for run in runs]
+    titles = dict.fromkeys(title for settings in values for title in settings)
+    rows = []
+    for title in titles:
+        cells = [settings.get(title, units.UNKNOWN) for settings in values]
+        mark = ' class="differs"' if len(set(cells)) > 1 else ""
+        rows.append(f'<tr{mark}><th scope="row">{e(title)}</th>{"".join(f"<td>{e(c)}</td>" for c in cells)}</tr>')
+    prints = "".join(f"<td><code>{e(run.fingerprint)}</code></td>" for run in runs)
+    rows.append(f'<tr><th scope="row">Fingerprint</th>{prints}</tr>')
+    words = "" if len(runs) > 1 else f'<p class="words">{e(runs[0].config.in_words())}</p>'
+    hint = '<p class="muted">Rows in which the runs differ are marked.</p>' if len(runs) > 1 else ""
+    table = f"<table>{_columns(runs)}<tbody>{''.join(rows)}</tbody></table>"
+    return _card("Configuration", f"{words}{hint}{table}", "scroll")
+
+
+def _settings(spec: Spec, parent: str = "") -> Iterator[tuple[str, str]]:
+    """(title, value) of each field that is set, with the titles the configuration itself gives."""
+    for name, field in type(spec).model_fields.items():
+        value = getattr(spec, name)
+        title = field.title or {"family": "Model"}.get(name, name.replace("_", " ").capitalize())
+        if isinstance(value, Spec):
+            yield from _settings(value, title)
+        elif value is not None:
+            yield (f"{parent}: {title.lower()}" if parent == "Budget" else title), _in_words(value)
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_in_words, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _machine(runs: Sequence[ReportRun]) -> str:
+    """What the runs ran on, each different machine once."""
+    machines: dict[str, list[str]] = {}
+    for run, label in zip(runs, charts.labels(runs), strict=True):
+        facts = "".join(
+            f"<div><dt>{title}</dt><dd>{e(write(run.environment[key]))}</dd></div>"
+            for key, (title, write) in ENVIRONMENT.items()
+            if run.environment.get(key) is not None
+        )
+        missing = sorted(set(run.missing_readings.values()))
+        facts += f"<div><dt>Not available here</dt><dd>{e('; '.join(missing))}</dd></div>" if missing else ""
+        machines.setdefault(facts or "<div><dt>Unknown</dt><dd>the run did not start</dd></div>", []).append(label)
+    cards = [
+        (f'<p class="muted">{e(", ".join(names))}</p>' if len(machines) > 1 else "") + f'<dl class="facts">{facts}</dl>'
+        for facts, names in machines.items()
+    ]
+    return _card("Device and environment", "".join(cards))
+
+
+def _commands(runs: Sequence[ReportRun]) -> str:
+    """Each different command once, under the names of the runs it repeats."""
+    commands: dict[str, list[str]] = {}
+    for run, label in zip(runs, charts.labels(runs), strict=True):
+        commands.setdefault(reproduce(run.config), []).append(label)
+    blocks = "".join(
+        (f'<p class="muted">{e(", ".join(names))}</p>' if len(commands) > 1 else "")
+        + f"<pre><code>{e(command)}</code></pre>"
+        for command, names in commands.items()
+    )
+    hint = "The same configuration and seed start from the same weights and see the data in the same order."
+    return _card("Run it again", f'{blocks}<p class="muted">{hint}</p>')
+
+
+def _footer(report: Report) -> str:
+    return (
+        "<footer><p>Faint lines are single readings, strong lines their moving average. A red cross marks a value that "
+        f"became NaN or infinite.</p><p>Made by Isoflop {e(report.isoflop)}. This page makes no network request; the "
+        'data behind it is inside. <button id="save" hidden>Save the data (JSON)</button></p>'
+        f'<p>Content hash (SHA-256 of the data): <code class="hash">{report.content_hash}</code></p></footer>'
+    )
+
+
+def _card(title: str, content: str, kind: str = "") -> str:
+    return f'<section class="card {kind}"><h2>{title}</h2>{content}</section>'
+
+
+def _date(unix_time: float) -> str:
+    return datetime.fromtimestamp(unix_time, UTC).strftime("%-d %B %Y, %H:%M UTC")
+
+
+def _figures(runs: Sequence[ReportRun]) -> str:
+    """The charts, packed; many runs share the points one could have."""
+    max_points = max(300, charts.MAX_POINTS // max(1, len(runs) // 2))
+    figures = {chart.key: chart.draw(runs, max_points=max_points) for chart in charts.shown(runs)}
+    if len(runs) > 1:  # the legend stands once, above the charts
+        for figure in figures.values():
+            figure.update_layout(showlegend=False)
+    return _zipped("{" + ",".join(f'"{key}":{figure.to_json()}' for key, figure in figures.items()) + "}")
+
+
+@functools.cache
+def _plotly_js() -> str:
+    """The library that comes with plotly's Python package: what is inside cannot be blocked, changed or missing."""
+    return _zipped(plotly.offline.get_plotlyjs())
+
+
+def _zipped(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")

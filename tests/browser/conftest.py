@@ -1,0 +1,102 @@
+"""A real server and a real Chromium for the tests in this folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def app_url(tmp_path_factory):
+    """The address of a dashboard with an empty store; nothing of it is left running afterwards."""
+    home = tmp_path_factory.mktemp("browser-store")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (home / "server.log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "streamlit", "run", str(ROOT / "dashboard" / "app.py"), "--server.port", str(port)],
+        cwd="/", env=os.environ | {"ISOFLOP_HOME": str(home)}, stdout=log, stderr=log,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_up(url, server, home)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+        _end_supervisor(home)
+
+
+def _wait_until_up(url: str, server: subprocess.Popen, home: Path) -> None:
+    for _ in range(300):
+        assert server.poll() is None, (home / "server.log").read_text()
+        try:
+            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=1):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the dashboard did not start:\n" + (home / "server.log").read_text())
+
+
+def _end_supervisor(home: Path) -> None:
+    try:
+        pid = int((home / "supervisor.pid").read_text().split()[0])
+        process = psutil.Process(pid)
+    except (OSError, psutil.Error):
+        return
+    family = [*process.children(recursive=True), process]
+    process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for left in alive:
+        left.kill()
+
+
+@pytest.fixture
+def page(browser, app_url):
+    """A fresh tab. The test fails on a console error and on any request to another host."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    tab = context.new_page()
+    tab.errors, tab.foreign = [], []
+    tab.on("console", lambda m: tab.errors.append(m.text) if m.type == "error" and not _harmless(m) else None)
+    tab.on("pageerror", lambda e: tab.errors.append(str(e)))
+    tab.on("request", lambda r: tab.foreign.append(r.url) if not _own(r.url, app_url) else None)
+    yield tab
+    context.close()
+    assert tab.errors == []
+    assert tab.foreign == []
+
+
+def _harmless(message) -> bool:
+    """Streamlit probes its health below a page's own address first: two 404s on a deep link."""
+    return "/_stcore/" in message.location.get("url", "")
+
+
+def _own(url: str, app_url: str) -> bool:
+    return url.startswith((app_url, app_url.replace("http", "ws"), "blob:", "data:"))

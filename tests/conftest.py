@@ -1,0 +1,129 @@
+"""What tests share: one thread for torch, a store, a store with a real supervisor, and where the browser is."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # libgomp reads it when torch is imported
+
+import contextlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from engine.config import PRESETS, RunConfig, with_overrides
+from engine.store import Run, Store
+from engine.supervisor import Client
+
+torch.set_num_threads(1)  # on a busy two-core machine more threads made tiny models 40 times slower
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 60.0  # others use this machine too
+
+
+def chromium() -> str | None:
+    """The browser of the browser tests, or None."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if chromium() is None:
+        skip = pytest.mark.skip(reason="no Chromium here: `make browser` installs it")
+        for item in items:
+            if item.get_closest_marker("browser"):
+                item.add_marker(skip)
+
+
+class Supervised:
+    """A store whose supervisor is a real process, and what a test does with it."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = Store(root)
+        self.client = Client(self.store)
+        self.client.wake()
+        self.wait(lambda: (root / "doorbell").exists(), "a supervisor")
+
+    @property
+    def process(self) -> psutil.Process:
+        return psutil.Process(int((self.store.root / "supervisor.pid").read_text().split()[0]))
+
+    def submit(self, *assignments: str, preset: str = "digits-mlp") -> str:
+        return self.client.submit(with_overrides(PRESETS[preset].config, assignments))
+
+    def until(self, run_id: str, *statuses: str) -> Run:
+        """The run, once it is in one of these states."""
+        run = self.store.run(run_id)
+        self.wait(lambda: run.refresh() is not None and run.status in statuses, f"{run_id} {statuses}")
+        return run
+
+    def running(self, *assignments: str) -> Run:
+        """A run that has points and goes on for minutes."""
+        run = self.until(self.submit("budget.epochs=none", "budget.seconds=600", *assignments), "running")
+        self.wait(lambda: run.refresh() is not None and len(run.steps) > 0, "points")
+        return run
+
+    def wait(self, is_so: Callable[[], bool], what: str, *, seconds: float = PATIENCE_S) -> None:
+        until = time.monotonic() + seconds
+        while not is_so():
+            if time.monotonic() > until:
+                log = self.store.root / "supervisor.log"
+                pytest.fail(f"waited {seconds:g} s for {what}\n{log.read_text() if log.exists() else 'no log'}")
+            time.sleep(0.02)
+
+    def end(self) -> None:
+        """Leave nothing running: the supervisor, its fork server and every run's process."""
+        pids = {run.starting.pid for i in self.store.ids() if (run := self.store.run(i)).starting and not run.is_over}
+        left = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            left += [*self.process.children(recursive=True), self.process]
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=10)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
+    """One for all tests that leave it as they found it: its first start imports torch, some seconds."""
+    shared = Supervised(tmp_path_factory.mktemp("supervised"))
+    yield shared
+    shared.end()
+
+
+@pytest.fixture
+def own_supervised(tmp_path: Path) -> Iterator[Supervised]:
+    """One for a test that breaks it."""
+    own = Supervised(tmp_path / "store")
+    yield own
+    own.end()
+
+
+@pytest.fixture(scope="session")
+def config() -> RunConfig:
+    """The smallest real experiment: a second of training."""
+    return with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=2"])
+
+
+@pytest.fixture
+def engine() -> Callable[..., subprocess.Popen[str]]:
+    """`python -m engine …` as a process of its own."""
+
+    def start(*arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "engine", *map(str, arguments)],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    return start
