@@ -177,7 +177,7 @@ def _state(run: Run, now: float) -> dict[str, Any]:
             "test_accuracy": _short(summary.test_accuracy),
             "samples_per_s": _short(summary.samples_per_s if run.is_over else run.throughput.last("samples_per_s")),
         },
-    } | ({"summary": summary.model_dump(mode="json")} if run.is_over else {})
+    } | ({"summary": json.loads(summary.model_dump_json())} if run.is_over else {})
 
 
 def _seconds_left(elapsed: float | None, progress: float | None) -> float | None:
@@ -207,7 +207,8 @@ def _loss(run: Run, start: int, *, full: bool) -> dict[str, Any]:
     """The loss of single steps, and beside it the means of groups of steps.
 
     The extremes that are kept of a noisy loss say nothing of its mean, so a smooth line must not be drawn through
-    them: it is drawn through the means, each with the number of steps it stands for.
+    them: it is drawn through the means, each with the number of steps it stands for. Where every step is sent there
+    are none: the steps are their own means.
     """
     table = run.steps
     raw = _trace(table, "loss", start, full=full)
@@ -215,6 +216,8 @@ def _loss(run: Run, start: int, *, full: bool) -> dict[str, Any]:
         return {}
     loss, elapsed = table["loss"][start:], table["elapsed"][start:]
     group = -(-len(loss) // _limit(len(table), len(loss), _MEANS, full=full))
+    if group == 1:
+        return {"loss": raw}
     first = np.arange(0, len(loss), group)
     finite = np.isfinite(loss)
     n = np.add.reduceat(finite, first, dtype=int)

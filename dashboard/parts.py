@@ -58,7 +58,7 @@ def final_figures(run: Run) -> None:
     columns[1].metric(
         "Training loss", units.loss(s.final_train_loss), help="Measured: mean over the last epoch's steps, at most 100."
     )
-    columns[2].metric("Throughput", units.samples_per_s(s.samples_per_s), help="Measured: examples by training time.")
+    columns[2].metric("Samples per second", units.count(s.samples_per_s), help="Measured: examples by training time.")
     columns[3].metric(
         "Training time", units.duration(s.train_seconds),
         help=f"Measured, without warm-up and evaluation: {s.steps:,} steps, {s.epochs:.3g} epochs, {units.flops(s.flops)} (derived).",

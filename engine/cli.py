@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import secrets
+import sqlite3
 import sys
 import time
 from collections.abc import Sequence
@@ -287,7 +288,7 @@ def _indexed(store: Store) -> set[str]:
     try:
         with Index.reading(store.root) as index:
             return index.ids()
-    except FileNotFoundError:
+    except (FileNotFoundError, sqlite3.DatabaseError):
         return set()
 
 

@@ -282,6 +282,8 @@ def parse_config_json(text: str, *, name: str = "configuration") -> RunConfig:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{name} is not JSON: {error}.", fix="Correct the file, or start from `--preset`.") from None
+    except RecursionError:
+        raise ConfigError(f"{name} is nested too deeply.", fix="A configuration has two levels.") from None
     return parse_config(data)
 
 
@@ -299,8 +301,8 @@ def with_overrides(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
             data["model"] = {"family": value}
     for key, value in changes:
         _assign(data, key, value)
-    if "optimizer.name" in keys and "batch_size" not in keys:
-        if data["optimizer"]["name"] == "gd":
+    if "optimizer.name" in keys and "batch_size" not in keys and isinstance(data["optimizer"], dict):
+        if data["optimizer"].get("name") == "gd":
             data["batch_size"] = FULL
         elif base.optimizer.name == "gd":
             data["batch_size"] = RunConfig.model_fields["batch_size"].default
@@ -351,7 +353,7 @@ def explain(error: ValidationError) -> ConfigError:
         return ConfigError(f"{path} is missing.", fix=f"It may be {allowed(path)}.")
     field = path.rstrip("0123456789").rstrip(".")
     return ConfigError(
-        f"{path}={_text(first['input'])} is not allowed.",
+        f"{path}={_excerpt(_text(first['input']))} is not allowed.",
         fix=f"{field} {'is' if allowed(field).startswith('set') else 'may be'} {allowed(field)}.",
     )
 
@@ -389,7 +391,7 @@ def parse_value(text: str) -> Any:
         return None
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # nested too deeply: a link may hold anything
         pass
     if "," in text:
         return [parse_value(part.strip()) for part in text.split(",") if part.strip()]
@@ -418,6 +420,10 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in data.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _text(value: Any) -> str:

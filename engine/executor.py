@@ -74,7 +74,8 @@ class _ForkedJob(AdoptedJob):
     process: ForkServerProcess
 
     def is_alive(self) -> bool:
-        return self.process.is_alive()
+        # The fork server tells how its children end. Were it killed, they would all seem to end with it.
+        return self.process.is_alive() or is_same_process(self.pid, self.pid_started)
 
     def cause_of_death(self) -> str:
         code = self.process.exitcode

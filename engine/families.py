@@ -8,6 +8,7 @@ nobody needs; "backward is twice forward" would overcount by exactly that.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 from engine.config import CNN, MLP, ModelSpec, Optimizer
@@ -48,7 +49,7 @@ def layers(model: ModelSpec, data: Dataset) -> list[Layer]:
 
 def _mlp_layers(model: MLP, data: Dataset) -> list[Layer]:
     dims = [prod(data.shape), *model.hidden, data.num_classes]
-    return [Layer("linear", i, o) for i, o in zip(dims, dims[1:], strict=False)]
+    return [Layer("linear", i, o) for i, o in pairwise(dims)]
 
 
 def lenet_channels(model: CNN) -> tuple[int, int, int, int]:

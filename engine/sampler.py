@@ -283,9 +283,9 @@ def _open_gpu(device: str, stack: contextlib.ExitStack, nvml: Any) -> dict[str, 
 
 def _open_gpu_handle(device: str, stack: contextlib.ExitStack, nvml: Any) -> Any:
     index = hardware.gpu_index(device)
-    if index is None:
-        raise Unavailable("This run uses the CPU.")
     handles, reason = stack.enter_context(hardware.open_nvml(nvml))
+    if index is None:
+        raise Unavailable(f"This run uses the CPU. {reason or ''}".strip())
     if index >= len(handles):
         raise Unavailable(reason or f"{device} is not on this machine.")
     return handles[index]

@@ -235,7 +235,7 @@ class Run:
             whole = data.rfind(b"\n") + 1  # a line still being written waits for the next time
             for line in data[:whole].splitlines(keepends=True):
                 self._read_line(line)
-            self._offset += whole
+                self._offset += len(line)
             return whole > 0
 
     def _read_line(self, line: bytes) -> None:
@@ -443,9 +443,10 @@ class Store:
     def rows(self, *, limit: int | None = None, order: str = "created", status: Sequence[Status] = ()) -> list[RunRow]:
         """Runs from the index, newest (or largest) first; runs the index does not know yet are read from their folders."""
         rows, unindexed = [], set(self.ids())
-        with contextlib.suppress(sqlite3.OperationalError, FileNotFoundError), Index.reading(self.root) as index:
-            unindexed -= index.ids()
+        with contextlib.suppress(sqlite3.DatabaseError, FileNotFoundError), Index.reading(self.root) as index:
+            known = index.ids()
             rows = index.rows(limit=limit, order=order, status=status)
+            unindexed -= known
         fresh = [row for run_id in unindexed if (row := self._row(run_id)) and (not status or row.status in status)]
         if fresh:
             rows = sorted(rows + fresh, key=lambda r: (_sort_key(r, order), r.created), reverse=True)
@@ -494,14 +495,13 @@ class Index:
         path = root / "index.sqlite"
         if readonly and not path.exists():
             raise FileNotFoundError(path)
-        uri = f"{path.as_uri()}?mode={'ro' if readonly else 'rwc'}"
-        self._db = sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None, check_same_thread=False)
-        version = self._db.execute("pragma user_version").fetchone()[0]
-        if version > _SCHEMA_VERSION:
-            self._db.close()
-            raise StoreError(
-                f"The index of {root} was written by a newer Isoflop (schema {version}).", fix="Update Isoflop."
-            )
+        try:
+            self._db, version = _open_index(path, readonly)
+        except sqlite3.DatabaseError as error:
+            if readonly or isinstance(error, sqlite3.OperationalError):  # locked, no permission: not damaged
+                raise
+            _put_aside(path)
+            self._db, version = _open_index(path, readonly)
         if not readonly:
             path.chmod(0o600)
             self._db.execute("pragma journal_mode=wal")
@@ -549,11 +549,45 @@ class Index:
             f"order by {order} desc nulls last limit ?",
             (*status, -1 if limit is None else limit),
         )
-        return [
-            RunRow(run_id=i, name=n, status=st, created=c, group=g, why=w,
-                   config=parse_config_json(conf), summary=Summary.model_validate_json(s))
-            for i, n, st, c, g, conf, s, w in found
-        ]  # fmt: skip
+        return [row for columns in found if (row := _row_from(*columns))]
+
+
+def _row_from(
+    run_id: str, name: str, status: Status, created: float, group: str | None, config: str, summary: str, why: str
+) -> RunRow | None:
+    """A row as it was put; None for one that cannot be read, which must not hide the others."""
+    try:
+        return RunRow(
+            run_id=run_id, name=name, status=status, created=created, group=group, why=why,
+            config=parse_config_json(config), summary=Summary.model_validate_json(summary),
+        )  # fmt: skip
+    except (ConfigError, ValidationError):
+        return None
+
+
+def _open_index(path: Path, readonly: bool) -> tuple[sqlite3.Connection, int]:
+    """The database and its schema's version. Raises sqlite3.DatabaseError when it is damaged, StoreError when newer."""
+    uri = f"{path.as_uri()}?mode={'ro' if readonly else 'rwc'}"
+    db = sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None, check_same_thread=False)
+    try:
+        version = db.execute("pragma user_version").fetchone()[0]
+        if version > _SCHEMA_VERSION:
+            raise StoreError(
+                f"The index of {path.parent} was written by a newer Isoflop (schema {version}).", fix="Update Isoflop."
+            )
+        if not readonly and db.execute("pragma quick_check(1)").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("quick_check found damage")
+    except BaseException:
+        db.close()
+        raise
+    return db, version
+
+
+def _put_aside(path: Path) -> None:
+    """The index is derived: a damaged one makes way for one made anew from the run folders."""
+    path.replace(path.with_name(f"{path.name}.damaged"))
+    for rest in ("-wal", "-shm"):
+        path.with_name(path.name + rest).unlink(missing_ok=True)
 
 
 def check(store: Store) -> list[str]:

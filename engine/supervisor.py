@@ -281,7 +281,7 @@ class Supervisor:
     def sentinels(self) -> list[int]:
         """File descriptors that become readable when a run's process ends."""
         processes = [getattr(job, "process", None) for _, job in self.active.values()]
-        return [p.sentinel for p in processes if p is not None]
+        return [p.sentinel for p in processes if p is not None and p.is_alive()]
 
 
 def _share(config: RunConfig) -> int:
@@ -291,7 +291,7 @@ def _share(config: RunConfig) -> int:
 
 def serve(store: Store, *, idle_s: float = IDLE_S) -> bool:
     """Be the store's supervisor until nobody needs one; False when another already is."""
-    with (store.root / "supervisor.lock").open("a") as lock:
+    with os.fdopen(os.open(store.root / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)) as lock:
         if not _locked(lock.fileno()):
             return False
         write_atomically(store.root / "supervisor.pid", f"{os.getpid()} {psutil.Process().create_time()}")

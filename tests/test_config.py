@@ -50,7 +50,7 @@ def test_a_fingerprint_is_the_same_on_every_machine_and_day():
     assert BASE.fingerprint == parse_config_json(BASE.model_dump_json()).fingerprint == "3b736d2dda18d6d9"
 
 
-@pytest.mark.parametrize(("base", "config"), itertools.permutations(CONFIGS, 2))
+@pytest.mark.parametrize(("base", "config"), list(itertools.permutations(CONFIGS, 2)))
 def test_overrides_lead_from_any_preset_to_any_other(base, config):
     assignments = overrides_from(CONFIGS[base], CONFIGS[config])
     assert with_overrides(CONFIGS[base], assignments) == CONFIGS[config]
@@ -74,11 +74,10 @@ def test_a_batch_size_that_cannot_be_is_refused_with_what_can(value):
     assert "a whole number from 1 to the number of training examples, or full" in sentence
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0", "-1", "1e7", "fast", "true"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0", "-1", "1e+07", "fast", "True"])
 def test_a_learning_rate_that_cannot_be_is_refused_with_what_can(value):
     sentence = str(refusal(f"optimizer.lr={value}"))
-    assert sentence.lower().startswith(f"optimizer.lr={float(value) if value == '1e7' else value}"[:15])
-    assert "a number above 0 to 1000000" in sentence
+    assert sentence == f"optimizer.lr={value} is not allowed. optimizer.lr may be a number above 0 to 1000000."
 
 
 @pytest.mark.parametrize(
@@ -116,9 +115,16 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(assignment, near):
     assert refused.fix.startswith("Known here: ")
 
 
-@pytest.mark.parametrize("text", ["batch_size", "=3", "", "optimizer=adam", "optimizer.lr.x=3", "model=3", "budget=[]"])
+@pytest.mark.parametrize(
+    "text", ["batch_size", "=3", "", "optimizer=adam", "optimizer.lr.x=3", "model=3", "budget=[]", "seed=" + "[" * 99_999]
+)
 def test_what_is_no_assignment_is_refused(text):
     assert refusal(text).fix
+
+
+def test_a_refusal_quotes_no_more_than_the_beginning_of_a_long_value():
+    assert "optimizer.lr=1000" in refusal("optimizer.lr=1" + "0" * 400).message
+    assert len(refusal("optimizer.lr=1" + "0" * 400).message) < 120
 
 
 def test_a_whole_branch_replaced_by_text_is_refused_whatever_else_is_assigned():
@@ -131,7 +137,7 @@ def test_a_file_that_is_no_configuration_is_one_config_error(data):
         parse_config(data)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "[" * 100_000, "[" * 900 + "]" * 900])
 def test_a_text_that_is_no_configuration_is_one_config_error(text):
     with pytest.raises(ConfigError):
         parse_config_json(text)

@@ -284,7 +284,7 @@ class Card {
     this.plot = element("div", "iso-plot", `plot-${chart.id}`);
     this.plot.dataset.empty = "";
     this.words = element("div", "iso-words", `words-${chart.id}`);
-    this.words.hidden = true;
+    for (const part of [this.words, this.legend, this.note]) part.hidden = true;
     this.node.append(top, sub, this.plot, this.words);
   }
 
@@ -308,6 +308,7 @@ class Card {
     this.scale.type = "button";
     this.scale.textContent = "log";
     this.scale.title = "Logarithmic scale";
+    this.scale.hidden = true;
     this.scale.setAttribute("aria-pressed", "false");
     this.scale.onclick = () => {
       this.log = this.scale.getAttribute("aria-pressed") !== "true";
@@ -388,7 +389,7 @@ class Card {
       mode: trace.sparse && x.length <= 80 ? "lines+markers" : "lines",
       line: { color, width: trace.raw ? 1 : 1.8 },
       marker: { color, size: 4 },
-      opacity: trace.raw ? 0.32 : 1,
+      opacity: trace.raw ? 0.38 : 1,
       connectgaps: false,
       hovertemplate: `${trace.name} %{y:${this.chart.hover}}${unit}${step ? " · step %{customdata:,}" : ""}<extra></extra>`,
     };
@@ -396,10 +397,10 @@ class Card {
 
   layout(range, rangeY, log, marks) {
     const { look } = this.view;
-    const axis = { zeroline: false, showline: false, ticks: "", color: look.faint };
+    const axis = { showline: false, ticks: "", color: look.faint };
     return {
       autosize: true,
-      margin: { l: 44, r: 12, t: 8, b: 24 },
+      margin: { l: 44, r: 12, t: 8, b: 28 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: look.font, size: 11, color: look.faint },
@@ -407,13 +408,16 @@ class Card {
       dragmode: look.touch ? false : "zoom", // a finger scrolls the page
       hovermode: "x unified",
       hoverlabel: { bgcolor: look.background, bordercolor: look.border, font: { family: look.font, size: 11.5, color: look.text } },
-      xaxis: { ...axis, range, showgrid: false, tickmode: "array", ...timeTicks(range), hoverformat: ".2f", unifiedhovertitle: { text: "%{x:.2f} s" } },
+      xaxis: { ...axis, range, showgrid: false, zeroline: false, ticklabelstandoff: 5, tickmode: "array", ...timeTicks(range), hoverformat: ".2f", unifiedhovertitle: { text: "%{x:.2f} s" } },
       yaxis: {
         ...axis,
         type: log ? "log" : "linear",
         range: rangeY,
         fixedrange: true,
         gridcolor: look.grid,
+        zerolinecolor: look.grid,
+        zerolinewidth: 1,
+        ticklabelstandoff: 3,
         nticks: 5,
         tickformat: log ? "~g" : this.chart.tick,
         ...(log && { dtick: rangeY[1] - rangeY[0] > 1.5 ? Math.ceil((rangeY[1] - rangeY[0]) / 5) : "D2" }),
@@ -464,7 +468,7 @@ function divergence(marks, range, look) {
       type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: look.bad, width: 1, dash: "dot" },
     })),
     annotations: inside.slice(0, 1).map(([x, step, kind]) => ({
-      x, yref: "paper", y: 1, yanchor: "top", xanchor: x > middle ? "right" : "left", showarrow: false,
+      x, yref: "paper", y: 1, yanchor: "top", xanchor: x > middle ? "right" : "left", xshift: x > middle ? -3 : 3, showarrow: false,
       text: `<b>✕</b> ${kind} at step ${whole(step)}`, font: { color: look.bad, size: 12, family: look.font },
       bgcolor: look.background, borderpad: 2,
     })),
@@ -610,6 +614,8 @@ class View {
       this.epoch += 1;
       this.debug.loads += 1;
     }
+    const { loss } = answer.traces;
+    if (loss) answer.traces.loss_mean ??= { x: loss.x, y: loss.y, n: loss.x.map(() => 1) }; // every step was sent
     for (const [name, added] of Object.entries(answer.traces)) {
       const held = (this.traces[name] ??= { x: [], y: [] });
       for (const [column, values] of Object.entries(added)) (held[column] ??= []).push(...values);
@@ -629,7 +635,8 @@ class View {
     this.showHead();
     const Plotly = await loadPlotly(this.plotlyVersion);
     if (this.ended || this.dragging) return;
-    const range = this.zoom ?? [0, roundUp(this.lastTime())];
+    const last = this.lastTime();
+    const range = this.zoom ?? [0, this.over && last > 0 ? last * 1.01 : roundUp(last)];
     for (const card of this.cards) {
       await card.update(Plotly, range);
       if (this.ended) return;
@@ -664,7 +671,7 @@ class View {
     this.progress.toggleAttribute("data-over", over);
     this.bar.style.width = `${100 * (progress ?? 0)}%`;
     this.progress.setAttribute("aria-valuenow", String(Math.round(100 * (progress ?? 0))));
-    const words = over ? (elapsed ? `after ${duration(elapsed)}` : "") : left === null ? "" : `about ${duration(Math.max(1, Math.round(left)))} left`;
+    const words = over ? (elapsed ? `after ${duration(elapsed)}` : "") : left === null ? "" : `about ${left < 59.5 ? `${Math.max(1, Math.round(left))} s` : duration(left)} left`;
     setText(this.left, words);
     this.left.hidden = !words;
     this.showFacts();

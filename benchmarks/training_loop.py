@@ -1,0 +1,219 @@
+"""Isoflop's training task against the loop of the tutorials: same net, weights, data, batch size, steps; one thread.
+
+Each round trains both from the start, in random order, inside one process. The tutorial's loop is timed from its first
+batch to its last loss; Isoflop's time is the training clock of its own events (steps and reading losses back, without
+warm-up and evaluation, which the other does not do either). Then the same batches go through plain autograd and
+torch.optim: losses that differ would mean that speed was bought with another computation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks import measure
+from benchmarks.measure import Spread
+from engine import planner, records
+from engine.config import FULL, RunConfig, parse_config
+from engine.datasets import DATASETS
+from engine.pytorch import data as datasets
+from engine.pytorch import models
+from engine.pytorch.train import _Batches, train
+
+_ADAM = {"name": "adam", "lr": 1e-3}
+_MOMENTUM = {"name": "momentum", "lr": 0.02, "momentum": 0.9}
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is trained, for how many steps, and the ratio of samples per second it shall reach."""
+
+    title: str
+    goal: float
+    steps: int
+    model: dict[str, object]
+    optimizer: dict[str, object]
+    batch_size: int | str
+
+    @property
+    def config(self) -> RunConfig:
+        return parse_config(
+            {
+                "model": self.model,
+                "optimizer": self.optimizer,
+                "batch_size": self.batch_size,
+                "budget": {"steps": self.steps},
+            }
+        )
+
+
+WORKLOADS = {
+    "mlp-64": Workload("784-128-10, Adam, B=64", 1.6, 315, {"family": "mlp", "hidden": [128]}, _ADAM, 64),
+    "mlp-1": Workload("784-128-10, Adam, B=1", 1.45, 1_500, {"family": "mlp", "hidden": [128]}, _ADAM, 1),
+    "mlp-full": Workload("784-128-10, Adam, full batch", 2.8, 20, {"family": "mlp", "hidden": [128]}, _ADAM, FULL),
+    "lenet-64": Workload("LeNet, momentum, B=64", 1.3, 126, {"family": "cnn"}, _MOMENTUM, 64),
+}
+
+
+# --- the two sides ------------------------------------------------------------------------------------------------
+
+
+def isoflop(config: RunConfig) -> tuple[float, np.ndarray]:
+    """Samples per second of training, and the loss of every step, from the task's own events."""
+    with tempfile.TemporaryDirectory() as folder:
+        steps = [event for event in train(config, Path(folder)) if isinstance(event, records.Steps)]
+    samples = sum(int(event.samples.sum()) for event in steps)
+    return samples / steps[-1].train_s[1], np.concatenate([event.loss for event in steps])
+
+
+def tutorial(config: RunConfig, split: datasets.Split) -> float:
+    """Samples per second of pytorch.org's beginner loop: DataLoader, default optimizer, loss.item() in every step."""
+    batch_size, steps = _sizes(config)
+    model = _plain_model(config)
+    criterion = nn.CrossEntropyLoss()
+    optimizer = _plain_optimizer(config, model)
+    loader = DataLoader(TensorDataset(split.train_x, split.train_y), batch_size=batch_size, shuffle=True)
+    for _ in range(3):  # warm-up, as on the other side: the weights stay
+        criterion(model(split.train_x[:batch_size]), split.train_y[:batch_size]).backward()
+        optimizer.zero_grad()
+    start, step, samples, running_loss = time.perf_counter(), 0, 0, 0.0
+    while step < steps:
+        for x, y in loader:
+            optimizer.zero_grad()
+            outputs = model(x)
+            loss = criterion(outputs, y)
+            loss.backward()
+            optimizer.step()
+            running_loss += loss.item()
+            step, samples = step + 1, samples + len(y)
+            if step == steps:
+                break
+    took = time.perf_counter() - start
+    assert np.isfinite(running_loss)
+    return samples / took
+
+
+def reference_losses(config: RunConfig, split: datasets.Split) -> np.ndarray:
+    """Losses of plain autograd and torch.optim over the very batches the task draws."""
+    batch_size, steps = _sizes(config)
+    model = _plain_model(config)
+    optimizer = _plain_optimizer(config, model)
+    batches, losses = iter(_Batches(split.train_x, split.train_y, batch_size, config.seed)), []
+    for _ in range(steps):
+        x, y = next(batches)
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return np.array(losses)
+
+
+def _sizes(config: RunConfig) -> tuple[int, int]:
+    plan = planner.plan(config)
+    assert plan.total_steps is not None
+    return plan.batch_size, plan.total_steps
+
+
+def _plain_model(config: RunConfig) -> nn.Module:
+    """The task's net and first weights in the memory layout everyone starts with."""
+    model = models.build(config.model, DATASETS[config.data], seed=config.seed)
+    return model.to(memory_format=torch.contiguous_format)
+
+
+def _plain_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """torch.optim with its defaults: not fused."""
+    spec = config.optimizer
+    if spec.name == "adam":
+        return torch.optim.Adam(model.parameters(), lr=spec.lr)
+    return torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=spec.momentum if spec.name == "momentum" else 0.0)
+
+
+# --- side by side -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    tutorial_samples_per_s: Spread
+    isoflop_samples_per_s: Spread
+    ratio: Spread  # of the two sides of one round
+    loss_difference: float  # largest |loss - reference| / reference over the first steps
+
+
+def compare(workload: Workload, *, rounds: int, rng: random.Random) -> Result:
+    config = workload.config
+    split = datasets.load(config.data, side=models.input_side(config.model))
+    _, losses = isoflop(config)  # the first of each is not counted: imports, allocator, caches
+    tutorial(config, split)
+    pairs = []
+    for _ in range(rounds):
+        speed = {}
+        for side in rng.sample(["isoflop", "tutorial"], 2):
+            speed[side] = isoflop(config)[0] if side == "isoflop" else tutorial(config, split)
+        pairs.append((speed["tutorial"], speed["isoflop"]))
+    return Result(
+        tutorial_samples_per_s=Spread.of([slow for slow, _ in pairs]),
+        isoflop_samples_per_s=Spread.of([fast for _, fast in pairs]),
+        ratio=Spread.of([fast / slow for slow, fast in pairs]),
+        loss_difference=_difference(losses, reference_losses(config, split)),
+    )
+
+
+_COMPARED_STEPS = 20  # later, rounding grows by itself: max pooling and ReLU turn a last bit into another path
+
+
+def _difference(losses: np.ndarray, reference: np.ndarray) -> float:
+    a, b = losses[:_COMPARED_STEPS], reference[:_COMPARED_STEPS]
+    return float(np.max(np.abs(a - b) / np.maximum(np.abs(b), 1e-3)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--only", choices=WORKLOADS, action="append")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    load_before, rng = measure.load(), random.Random(0)
+    rows, figures = [], {}
+    for name in arguments.only or WORKLOADS:
+        workload = WORKLOADS[name]
+        result = compare(workload, rounds=arguments.rounds, rng=rng)
+        reached = result.ratio.median >= workload.goal
+        rows.append(
+            [
+                workload.title,
+                result.tutorial_samples_per_s.text(0),
+                result.isoflop_samples_per_s.text(0),
+                result.ratio.text(),
+                f"{workload.goal:g}",
+                measure.verdict(reached),
+                f"{result.loss_difference:.0e}",
+            ]
+        )
+        figures[name] = {
+            "title": workload.title,
+            "steps_per_round": workload.steps,
+            "goal_ratio": workload.goal,
+            "reached": reached,
+            "ratio": result.ratio,
+            "tutorial_samples_per_s": result.tutorial_samples_per_s,
+            "isoflop_samples_per_s": result.isoflop_samples_per_s,
+            "largest_relative_loss_difference_over_20_steps": result.loss_difference,
+        }
+    print(f"Samples per second, one thread, {arguments.rounds} rounds in random order: median (p10-p90)\n")
+    measure.table(["workload", "tutorial loop", "Isoflop", "ratio", "goal", "", "loss differs by"], rows)
+    if not arguments.only:
+        measure.save("training_loop", {"workloads": figures}, load_before=load_before)
+
+
+if __name__ == "__main__":
+    main()

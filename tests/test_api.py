@@ -1,0 +1,265 @@
+"""The routes of the live charts: what a browser gets, and what it never gets."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from dashboard import api
+from engine import records
+from engine.config import RunConfig
+from engine.store import EventLog, Store
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path))
+    api._readers.cache_clear()
+    return Store(tmp_path.resolve())
+
+
+@pytest.fixture
+def client():
+    return TestClient(Starlette(routes=api.ROUTES))
+
+
+class Worker:
+    """Writes a run's log as a worker does, a second at a time."""
+
+    def __init__(self, store: Store) -> None:
+        self.run_id = store.create(RunConfig())
+        self.log = EventLog(store.folder(self.run_id) / "events.jsonl")
+        self.step, self.elapsed = 0, 0.0
+        self.log.append(
+            records.Started(
+                at=1e9, parameters=1, train_flops_per_example=1, train_examples=1_000, test_examples=1,
+                total_steps=10_000, setup_s=0.0,
+            )
+        )  # fmt: skip
+
+    def steps(self, loss) -> None:
+        clock = (self.elapsed, self.elapsed + 1)
+        self.log.append(
+            records.Steps(
+                first=self.step + 1, loss=loss, samples=np.full(len(loss), 10), lr=0.1, train_s=clock, elapsed_s=clock
+            )
+        )
+        self.step, self.elapsed = self.step + len(loss), self.elapsed + 1
+        self.log._write()
+
+    def evaluation(self, loss: float = 0.5) -> None:
+        self.log.append(
+            records.Evaluation(
+                step=self.step, train_s=self.elapsed, elapsed_s=self.elapsed, test_loss=loss, test_accuracy=0.9,
+                seconds=0.01,
+            )
+        )  # fmt: skip
+
+    def hardware(self, missing: dict[str, str] | None = None, **readings: float) -> None:
+        self.log.append(records.HardwareSample(elapsed_s=self.elapsed, readings=readings, missing=missing or {}))
+        self.log._write()
+
+    def end(self) -> None:
+        self.log.close(records.Finished(at=1e9 + self.elapsed))
+
+
+@pytest.fixture
+def worker(store):
+    return Worker(store)
+
+
+@pytest.fixture
+def poll(client, worker, monkeypatch):
+    monkeypatch.setattr(api, "_REFRESH_S", 0.0)
+
+    def get(after: str = ""):
+        response = client.get(f"/api/runs/{worker.run_id}/points", params={"after": after})
+        assert response.status_code == 200
+        return response.json()
+
+    return get
+
+
+def test_a_first_poll_brings_everything_and_the_next_only_what_is_new(worker, poll):
+    worker.steps([3.0, 2.0])
+    worker.evaluation()
+    first = poll()
+    worker.steps([1.0])
+    second = poll(first["cursor"])
+    assert first["reset"]
+    assert first["traces"]["loss"] == {"x": [0.5, 1.0], "y": [3.0, 2.0], "step": [1, 2]}
+    assert first["traces"]["accuracy"]["y"] == [0.9]
+    assert not second["reset"]
+    assert second["traces"]["loss"] == {"x": [2.0], "y": [1.0], "step": [3]}
+    assert "accuracy" not in second["traces"]
+
+
+def test_a_poll_with_nothing_new_is_small(worker, client, poll):
+    worker.steps(np.ones(500))
+    worker.hardware(missing={"gpu_utilization_percent": "no driver"}, process_memory_bytes=5e8)
+    cursor = poll()["cursor"]
+    answer = client.get(f"/api/runs/{worker.run_id}/points", params={"after": cursor})
+    assert len(answer.content) < 1_000
+    assert answer.json()["traces"] == {}
+
+
+def test_loss_and_hardware_share_one_time_axis(worker, poll):
+    worker.steps([1.0, 1.0])
+    worker.hardware(process_memory_bytes=5e8, process_cpu_percent=99.0)
+    traces = poll()["traces"]
+    assert traces["loss"]["x"][-1] == traces["process_memory"]["x"][-1] == traces["process_cpu"]["x"][-1]
+
+
+def test_a_long_run_is_thinned_and_keeps_its_spikes(worker, poll):
+    loss = np.ones(40_000)
+    loss[12_345], loss[23_456] = 9.0, 0.125
+    worker.steps(loss)
+    trace = poll()["traces"]["loss"]
+    assert len(trace["y"]) <= api.FULL_POINTS
+    at = dict(zip(trace["step"], trace["y"], strict=True))
+    assert (at[12_346], at[23_457]) == (9.0, 0.125)
+
+
+def test_an_update_of_a_fast_run_is_bounded_and_keeps_its_spikes(worker, poll):
+    worker.steps(np.ones(100))
+    cursor = poll()["cursor"]
+    loss = np.ones(5_000)
+    loss[3_210] = 7.0
+    worker.steps(loss)
+    trace = poll(cursor)["traces"]["loss"]
+    assert len(trace["y"]) <= api.NEW_POINTS
+    assert 7.0 in trace["y"]
+
+
+def test_the_smooth_line_goes_through_means_of_all_steps_not_of_the_extremes(worker, poll):
+    loss = np.where(np.arange(30_000) % 100 == 0, 10.0, 1.0)  # the extremes' middle is 5.5, the mean 1.09
+    worker.steps(loss)
+    means = poll()["traces"]["loss_mean"]
+    assert sum(means["n"]) == 30_000
+    assert np.average(means["y"], weights=means["n"]) == pytest.approx(1.09, abs=1e-3)
+
+
+@pytest.mark.parametrize(("value", "word"), [(math.nan, "NaN"), (math.inf, "+inf"), (-math.inf, "-inf")])
+def test_a_loss_that_is_no_number_is_a_gap_with_a_mark(worker, poll, value, word):
+    worker.steps([1.0, value])
+    trace = poll()["traces"]["loss"]
+    assert trace["y"] == [1.0, None]
+    assert trace["marks"] == [[1.0, 2, word]]
+
+
+def test_a_mark_is_made_where_the_numbers_stop_and_not_again_in_the_next_update(worker, poll):
+    worker.steps([1.0, math.nan])
+    cursor = poll()["cursor"]
+    worker.steps([math.nan, math.nan])
+    assert "marks" not in poll(cursor)["traces"]["loss"]
+
+
+def test_one_nan_among_many_steps_is_not_thinned_away(worker, poll):
+    loss = np.ones(50_000)
+    loss[33_333] = math.nan
+    worker.steps(loss)
+    assert [mark[1:] for mark in poll()["traces"]["loss"]["marks"]] == [[33_334, "NaN"]]
+
+
+def test_a_diverged_run_has_an_answer_in_plain_json(worker, poll):
+    worker.steps([1.0, math.nan])
+    worker.log.close(records.Failed(at=1e9, cause="Diverged", message="The loss became NaN.", fix="Lower lr."))
+    answer = poll()
+    assert (answer["status"], answer["over"], answer["why"]) == ("failed", True, "The loss became NaN. Lower lr.")
+    json.dumps(answer, allow_nan=False)
+
+
+def test_the_state_says_how_far_and_how_long(worker, store):
+    worker.steps(np.ones(2_500))
+    run = store.run(worker.run_id)
+    answer = api.points(run, now=1e9 + 4)
+    assert (answer["progress"], answer["elapsed_s"], answer["left_s"]) == (0.25, 4.0, 12.0)
+    assert (answer["steps"], answer["epochs"], answer["age_s"]) == (2_500, 25.0, 3.0)
+
+
+def test_the_last_answer_carries_the_summary_and_the_last_points(worker, poll):
+    worker.steps([1.0])
+    cursor = poll()["cursor"]
+    worker.steps([0.5])
+    worker.end()
+    answer = poll(cursor)
+    assert answer["over"]
+    assert answer["traces"]["loss"]["y"] == [0.5]
+    assert answer["summary"]["steps"] == 2
+
+
+def test_a_reading_that_is_missing_has_its_reason_and_no_trace(worker, poll):
+    worker.hardware(missing={"gpu_utilization_percent": "no NVIDIA driver"}, process_memory_bytes=5e8)
+    answer = poll()
+    assert answer["missing"] == {"gpu_utilization_percent": "no NVIDIA driver"}
+    assert "gpu_utilization" not in answer["traces"]
+
+
+@pytest.mark.parametrize("cursor", ["nonsense", "1-2", "9-9-9-9-9-9", "-1-0-0-0-0-0", "1" * 500])
+def test_a_cursor_that_cannot_be_starts_anew(worker, poll, cursor):
+    worker.steps([1.0])
+    answer = poll(cursor)
+    assert answer["reset"]
+    assert answer["traces"]["loss"]["y"] == [1.0]
+
+
+@pytest.mark.parametrize("run_id", ["0123456789abcdef", "x", "..", "..%2f..", "%2e%2e%2fconfig.json"])
+def test_a_run_that_is_not_there_is_404_in_a_sentence(store, client, run_id):
+    response = client.get(f"/api/runs/{run_id}/points")
+    assert response.status_code == 404
+    assert run_id.startswith(("..", "%")) or response.json()["error"].startswith("There is no run")
+
+
+def test_a_deleted_run_is_gone_from_the_next_poll_on(worker, store, client, poll):
+    poll()
+    store.delete(worker.run_id)
+    assert client.get(f"/api/runs/{worker.run_id}/points").status_code == 404
+    assert len(api._readers(store.root)) == 0
+
+
+def test_all_browsers_share_a_reader_and_idle_ones_are_dropped(store):
+    now = [0.0]
+    readers = api.Readers(store, clock=lambda: now[0])
+    first, second = Worker(store).run_id, Worker(store).run_id
+    assert readers.run(first) is readers.run(first)
+    now[0] = 1_000.0
+    readers.run(second)
+    assert len(readers) == 1
+
+
+def test_a_reader_looks_at_the_log_at_most_every_tenth_of_a_second(store, worker):
+    now = [0.0]
+    readers = api.Readers(store, clock=lambda: now[0])
+    readers.run(worker.run_id)
+    worker.steps([1.0])
+    assert len(readers.run(worker.run_id).steps) == 0
+    now[0] = 0.11
+    assert len(readers.run(worker.run_id).steps) == 1
+
+
+@pytest.mark.parametrize("name", ["live.js", "live.css", "inter.woff2", "icon.svg", "plotly.min.js"])
+def test_our_own_files_are_served(client, name):
+    response = client.get(f"/assets/{name}", params={"v": "1"})
+    assert response.status_code == 200
+    assert "immutable" in response.headers["cache-control"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../api.py", "..%2fapi.py", "%2e%2e/app.py", "live.js/../page.css", "page.css", "", "/etc/passwd", "live.js%00"],
+)
+def test_nothing_else_is(client, name):
+    assert client.get(f"/assets/{name}").status_code == 404
+
+
+def test_plotly_is_the_python_packages_own_and_compressed_where_that_is_understood(client):
+    plain = client.get("/assets/plotly.min.js", headers={"Accept-Encoding": "identity"})
+    packed = client.get("/assets/plotly.min.js", headers={"Accept-Encoding": "gzip"})
+    assert packed.headers["content-encoding"] == "gzip"
+    assert plain.content == packed.content
+    assert b"plotly.js" in plain.content[:400]
