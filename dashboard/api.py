@@ -32,8 +32,7 @@ from engine.errors import StoreError
 from engine.store import Run, Store, Table, default_root
 
 FULL_POINTS = 1_500  # per trace, when a browser has nothing yet: about what a chart's pixels can show
-NEW_POINTS = 150  # per trace and update
-_FEWEST_NEW_POINTS = 24
+_FEWEST_NEW_POINTS = 24  # per trace and update
 _MEANS = 500
 _MARKS = 40
 _REFRESH_S = 0.1
@@ -228,11 +227,9 @@ def _loss(run: Run, start: int, *, full: bool) -> dict[str, Any]:
 
 
 def _limit(total: int, new: int, most: int, *, full: bool) -> int:
-    """Points to send of `new` rows out of `total`: an update is as dense as the rest of the chart, so that a fast run
-    does not fill the browser with points it has to fetch anew."""
-    if full:
-        return most
-    return int(min(NEW_POINTS, max(_FEWEST_NEW_POINTS, most * new / total)))
+    """Points to send of `new` rows out of `total`: an update is as dense as the whole run would be drawn, so that a fast
+    run does not fill the browser, and the half a run that one update brings is not drawn coarser than the rest."""
+    return most if full else int(max(_FEWEST_NEW_POINTS, most * new / total))
 
 
 def _marks(elapsed: np.ndarray, steps: np.ndarray, y: np.ndarray, before: float) -> list[list[Any]]:

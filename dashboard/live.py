@@ -32,9 +32,19 @@ def live_run(run_id: str, *, key: str, on_end: Callable[[], None] | None = None)
     mount = st.components.v2.component("isoflop_live_run", js=_STUB, isolate_styles=False)
     mount(
         key=key,
-        data={"run_id": run_id, "version": api.assets_version(), "plotly_version": api.PLOTLY_VERSION},
+        data={"run_id": run_id} | _addresses(),
         on_ended_change=on_end or _nothing,
     )
+
+
+def preload() -> None:
+    """Let the browser fetch what the charts need while the reader still decides what to run."""
+    mount = st.components.v2.component("isoflop_preload", js=_STUB.replace("mount", "preload"), isolate_styles=False)
+    mount(key="preload", data=_addresses(), height=1)
+
+
+def _addresses() -> dict[str, str]:
+    return {"version": api.assets_version(), "plotly_version": api.PLOTLY_VERSION}
 
 
 def _nothing() -> None:

@@ -73,7 +73,7 @@ def why_box(run: Run) -> None:
     """Why a run ended before its budget."""
     if run.status == "failed":
         st.error(_literal(run.why()), icon=":material/error:")
-    elif run.why():
+    elif run.status == "interrupted":
         st.info(_literal(f"{run.status.capitalize()}: {run.why()}"), icon=":material/info:")
     for problem in run.problems:
         st.warning(_literal(f"Recording: {problem}."), icon=":material/warning:")

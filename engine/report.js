@@ -55,7 +55,7 @@
     // Paper is white and as wide as A4 whatever the window was; the charts must be redrawn for it before the print.
     addEventListener("beforeprint", () => {
       document.documentElement.classList.add("paper");
-      restyle({ autosize: false, width: 318, height: 230 });
+      restyle({ autosize: false, width: 318, height: 205 });
     });
     addEventListener("afterprint", () => {
       document.documentElement.classList.remove("paper");

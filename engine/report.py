@@ -475,7 +475,8 @@ def _troubles(runs: Sequence[ReportRun]) -> str:
     for run, label in zip(runs, charts.labels(runs), strict=True):
         who = f"<strong>{e(label)}</strong>: " if len(runs) > 1 else ""
         if run.why:
-            notes.append(f'<p class="trouble">{who}{e(run.why)}</p>')
+            kind = "note" if run.status == "cancelled" else "trouble"
+            notes.append(f'<p class="{kind}">{who}{e(run.why)}</p>')
         notes += [f'<p class="trouble">{who}{e(problem)}.</p>' for problem in run.problems]
         if len(run.steps) < run.recorded_steps:
             notes.append(

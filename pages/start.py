@@ -4,7 +4,7 @@ import time
 
 import streamlit as st
 
-from dashboard import parts, state
+from dashboard import live, parts, state
 from engine.config import PRESETS
 from engine.errors import EngineError
 
@@ -51,3 +51,5 @@ with left:
         st.caption("Nothing has run yet. Start one of the experiments above, or set up your own under Train.")
 with right:
     parts.machine_card(state.machine())
+
+live.preload()

@@ -85,7 +85,9 @@ with right:
         parts.plan_figures(plan)
     if run:
         show(run)
-    elif wanted:
+        st.stop()
+    live.preload()
+    if wanted:
         st.warning("The run of this link is not in this store.", icon=":material/warning:")
     else:
         st.info(

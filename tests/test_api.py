@@ -126,14 +126,21 @@ def test_a_long_run_is_thinned_and_keeps_its_spikes(worker, poll):
 
 
 def test_an_update_of_a_fast_run_is_bounded_and_keeps_its_spikes(worker, poll):
-    worker.steps(np.ones(100))
+    worker.steps(np.ones(20_000))
     cursor = poll()["cursor"]
-    loss = np.ones(5_000)
-    loss[3_210] = 7.0
+    loss = np.ones(1_000)
+    loss[321] = 7.0
     worker.steps(loss)
     trace = poll(cursor)["traces"]["loss"]
-    assert len(trace["y"]) <= api.NEW_POINTS
+    assert len(trace["y"]) <= api.FULL_POINTS * 1_000 / 21_000
     assert 7.0 in trace["y"]
+
+
+def test_an_update_that_brings_most_of_a_run_is_as_fine_as_the_whole_run(worker, poll):
+    worker.steps(np.ones(50))
+    cursor = poll()["cursor"]
+    worker.steps(np.ones(1_200))
+    assert len(poll(cursor)["traces"]["loss"]["y"]) == 1_200
 
 
 def test_the_smooth_line_goes_through_means_of_all_steps_not_of_the_extremes(worker, poll):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -35,16 +37,22 @@ def browser():
 @pytest.fixture(scope="session")
 def app_url(tmp_path_factory):
     """The address of a dashboard with an empty store; nothing of it is left running afterwards."""
-    home = tmp_path_factory.mktemp("browser-store")
+    with serve_dashboard(tmp_path_factory.mktemp("browser-store")) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serve_dashboard(home: Path) -> Iterator[str]:
+    """A dashboard on a free port, started from another directory than ours; its supervisor ends with it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = (home / "server.log").open("w")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", str(ROOT / "dashboard" / "app.py"), "--server.port", str(port)],
-        cwd="/", env=os.environ | {"ISOFLOP_HOME": str(home)}, stdout=log, stderr=log,
-    )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "dashboard" / "app.py"), "--server.port", str(port)]
+    with (home / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            command, cwd="/", env=os.environ | {"ISOFLOP_HOME": str(home)}, stdout=log, stderr=log
+        )
     try:
         _wait_until_up(url, server, home)
         yield url

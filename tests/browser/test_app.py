@@ -61,7 +61,9 @@ def test_one_click_on_the_start_page_shows_a_network_learning(page, app_url):
     page.get_by_role("button", name="Run").first.click(timeout=30_000)
     wait_for(page, POINTS, lambda n: n > 100)
     expect(page.get_by_test_id("live-status")).to_have_text("Finished", timeout=60_000)
-    accuracy = page.locator('[data-testid="stMetric"]', has_text="Test accuracy").locator('[data-testid="stMetricValue"]')
+    accuracy = page.locator('[data-testid="stMetric"]', has_text="Test accuracy").locator(
+        '[data-testid="stMetricValue"]'
+    )
     expect(accuracy).to_be_visible(timeout=20_000)
     assert float(accuracy.inner_text().split()[0]) >= 95
 
@@ -104,7 +106,10 @@ def test_a_chart_never_holds_more_than_two_thousand_points(page, app_url):
 
 
 def test_a_diverged_run_shows_its_mark_its_reason_and_a_fix(page, app_url):
-    page.goto(app_url + "/train?preset=mnist-mlp&model.hidden=[128,128]&optimizer.name=momentum&optimizer.lr=1000&batch_size=64")
+    page.goto(
+        app_url
+        + "/train?preset=mnist-mlp&model.hidden=[128,128]&optimizer.name=momentum&optimizer.lr=1000&batch_size=64"
+    )
     page.get_by_role("button", name="Run", exact=True).click(timeout=30_000)
     expect(page.get_by_test_id("live-status")).to_have_text("Failed", timeout=30_000)
     expect(page.get_by_text("Lower the learning rate")).to_be_visible(timeout=20_000)

@@ -1,0 +1,65 @@
+"""An exported report in a real browser, with no network at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from engine import charts
+from engine.report import Report
+from engine.store import Store
+from tests.fakes import make_run
+
+sync_api = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+NAME = "<img src=x onerror=alert(1)></script>"
+
+
+@pytest.fixture
+def page() -> Iterator[sync_api.Page]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        context = browser.new_context(offline=True)
+        yield context.new_page()
+        browser.close()
+
+
+@pytest.mark.browser
+def test_a_report_opens_offline_with_every_chart_drawn_and_nothing_said_in_the_console(page, tmp_path):
+    runs = [make_run(Store(tmp_path), name=NAME, gpu=True), make_run(Store(tmp_path), diverges_at=140)]
+    report = Report.freeze(NAME, runs)
+    file = tmp_path / "report.html"
+    file.write_text(report.to_html(), encoding="utf-8")
+    said, requests = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
+    page.on("request", lambda request: requests.append(request.url))
+
+    page.goto(file.as_uri())
+    page.locator(".js-plotly-plot .legend, .chart .main-svg").first.wait_for()
+    drawn = page.locator(".js-plotly-plot > .plot-container .main-svg:first-child")
+    sync_api.expect(drawn).to_have_count(len(charts.shown(runs)), timeout=30_000)
+
+    assert page.locator("#chart-loss").get_by_text("NaN at step 140").count() == 1
+    assert page.locator("h1").inner_text() == NAME
+    assert said == []
+    assert all(url.startswith(("file:", "blob:", "data:")) for url in requests)
+
+
+@pytest.mark.browser
+def test_the_data_saved_from_a_report_has_the_hash_it_shows(page, tmp_path):
+    report = Report.freeze(NAME, [make_run(Store(tmp_path), num_steps=40)])
+    (tmp_path / "report.html").write_text(report.to_html(), encoding="utf-8")
+    page.goto((tmp_path / "report.html").as_uri())
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save the data").click()
+    download.value.save_as(tmp_path / "saved.json")
+    saved = Report.from_json((tmp_path / "saved.json").read_text(encoding="utf-8"))
+    assert saved.content_hash == page.locator(".hash").inner_text() == report.content_hash

@@ -1,0 +1,104 @@
+"""Charts are made from runs: every value is on them, no user's text is markup, and they stay small."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from engine import charts, records
+from engine.config import RunConfig
+from engine.downsample import minmax
+from engine.store import Store
+from tests.fakes import make_run
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path)
+
+
+def test_downsampling_keeps_extremes_ends_and_non_finite_rows():
+    y = np.sin(np.arange(100_000) / 50)
+    y[[777, 54_321, 99_000]] = 9.0, -9.0, math.nan
+    kept = minmax(y, 500)
+    assert len(kept) <= 500
+    assert {0, 777, 54_321, 99_000, 99_999} <= set(kept.tolist())
+    assert (np.diff(kept) > 0).all()
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 500, 501, 1_003])
+def test_downsampling_never_exceeds_its_limit(n):
+    kept = minmax(np.full(n, math.nan), 500)
+    assert len(kept) <= 500
+    assert n == 0 or {0, n - 1} <= set(kept.tolist())
+
+
+def test_the_moving_average_of_a_constant_is_the_constant_from_the_first_value_on():
+    assert charts.ema(np.full(5_000, 3.5), 40) == pytest.approx(3.5)
+
+
+def test_the_moving_average_is_the_recursion_it_claims_to_be():
+    y = np.random.default_rng(0).normal(size=3_000)
+    y[10] = math.nan
+    keep, total, weight, expected = 1 - 2 / 31, 0.0, 0.0, []
+    for value in y:
+        total, weight = keep * total, keep * weight
+        if math.isfinite(value):
+            total, weight = total + value, weight + 1
+        expected.append(total / weight if math.isfinite(value) else math.nan)
+    np.testing.assert_allclose(charts.ema(y, 30), expected)
+
+
+@pytest.mark.parametrize("chart", charts.CHARTS, ids=lambda chart: chart.key)
+def test_every_chart_draws_several_runs_and_titles_its_axes(store, chart):
+    figure = chart.draw([make_run(store, gpu=True), make_run(store, seed=1, gpu=True)])
+    assert {trace.legendgroup for trace in figure.data} == {"0", "1"}
+    assert figure.layout.xaxis.title.text
+    assert figure.layout.yaxis.title.text
+
+
+@pytest.mark.parametrize("axis", ["step", "seconds", "samples"])
+def test_training_and_held_out_loss_share_one_axis(store, axis):
+    figure = charts.loss_curve([make_run(store, num_steps=600)], axis=axis)
+    training, held_out = (max(figure.data[i].x) for i in (1, 2))
+    assert held_out == pytest.approx(training)
+
+
+def test_a_run_that_has_not_started_draws_nothing(store):
+    run = store.run(store.create(RunConfig()))
+    assert charts.shown([run]) == []
+    assert all(not chart.draw([run]).data for chart in charts.CHARTS)
+
+
+def test_a_loss_that_became_nan_is_a_mark_with_its_step(store):
+    figure = charts.loss_curve([make_run(store, diverges_at=140)])
+    (mark,) = [trace for trace in figure.data if trace.mode == "markers+text"]
+    assert [text.strip() for text in mark.text] == ["NaN at step 140"]
+    assert np.isfinite(mark.y).all()
+
+
+def test_a_trace_never_has_more_points_than_asked_for(store):
+    figure = charts.loss_curve([make_run(store, num_steps=9_000, step_s=1e-4)], max_points=400)
+    assert max(len(trace.x) for trace in figure.data) <= 400
+
+
+def test_a_name_with_markup_stays_text(store):
+    runs = [make_run(store, name='<a href="javascript:x">'), make_run(store)]
+    assert all("<a" not in trace.name for trace in charts.loss_curve(runs).data)
+
+
+def test_runs_of_one_name_have_different_labels(store):
+    runs = [make_run(store, name="same", num_steps=20), make_run(store, name="same", num_steps=20)]
+    assert len(set(charts.labels(runs))) == 2
+
+
+def test_a_charts_colours_follow_the_place_of_a_run_and_do_not_repeat_before_the_dash_changes():
+    looks = [(charts.colour(i), charts.dash(i)) for i in range(len(charts.PALETTE) * len(charts.DASHES))]
+    assert len(set(looks)) == len(looks)
+
+
+def test_a_cancelled_run_shows_what_it_has(store):
+    run = make_run(store, num_steps=200, last=records.Cancelled(at=0.0))
+    assert "loss" in {chart.key for chart in charts.shown([run])}

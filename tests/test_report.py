@@ -1,0 +1,172 @@
+"""A report keeps everything that was measured and nothing about who measured it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import html
+import io
+import json
+import math
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import report as report_module
+from engine.config import PRESETS, RunConfig, preset_config, with_overrides
+from engine.errors import StoreError
+from engine.report import Report, reproduce, steps_csv
+from engine.store import Store
+from tests.fakes import make_run
+
+HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path)
+
+
+@pytest.fixture
+def report(store):
+    return Report.freeze(HOSTILE, [make_run(store, name=HOSTILE, gpu=True), make_run(store, diverges_at=140)])
+
+
+def test_json_and_back_is_the_same_report(report):
+    again = Report.from_json(report.to_json())
+    assert again.to_json() == report.to_json()
+    assert again.content_hash == report.content_hash == hashlib.sha256(report.to_json().encode()).hexdigest()
+
+
+def test_every_point_survives_with_its_nan(store, report):
+    run, frozen = store.run(report.runs[1].run_id), Report.from_json(report.to_json()).runs[1]
+    assert math.isnan(frozen.steps["loss"][-1])
+    for table in ("steps", "evaluations", "hardware", "throughput"):
+        for name in getattr(run, table).names:
+            np.testing.assert_allclose(getattr(frozen, table)[name], getattr(run, table)[name], rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(frozen.steps["loss"], run.steps["loss"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[], [1, 2, 5], [0.5, 1.25e-9], [1e300, -0.1], [math.nan, math.inf, -math.inf], [2.0**60, 3.0]],
+)
+def test_a_column_is_packed_without_loss(values):
+    column = np.array(values, np.float64)
+    packed = json.loads(json.dumps(report_module._pack(column)))
+    np.testing.assert_array_equal(report_module._unpack(packed), column)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data.update(schema_version=2), "schema 2"),
+        (lambda data: data.update(runs=[]), "damaged"),
+        (lambda data: data["runs"][0]["config"].update(batch_size=-1), "damaged"),
+        (lambda data: data["runs"][0]["steps"].update(loss={"float32": "AAAA"}), "damaged"),
+        (lambda data: data["runs"][0]["steps"].update(loss={"deltas": "eJwDAAAAAAE=", "per": 1}), "differ in length"),
+        (lambda data: data["runs"][0].update(run_id="../../etc"), "damaged"),
+    ],
+)
+def test_a_changed_file_is_refused_in_a_sentence(report, change, says):
+    data = json.loads(report.to_json())
+    change(data)
+    with pytest.raises(StoreError, match=says):
+        Report.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '"x"', "[" * 100_000])
+def test_what_is_no_report_is_refused(text):
+    with pytest.raises(StoreError, match="not a report"):
+        Report.from_json(text)
+
+
+def test_a_column_that_unpacks_to_too_much_is_refused(monkeypatch):
+    packed = report_module._pack(np.zeros(1_000))
+    monkeypatch.setattr(report_module, "_MAX_ROWS", 999)
+    with pytest.raises(ValueError, match="more than 999 rows"):
+        report_module._unpack(packed)
+
+
+def test_the_page_holds_the_report_itself(report):
+    assert Report.from_html(report.to_html()).content_hash == report.content_hash
+
+
+def test_a_users_text_is_never_markup_in_the_page(report):
+    page = report.to_html()
+    assert "<img" not in page
+    assert "<script>alert" not in page
+    assert html.escape(HOSTILE) in page
+    assert page.count("</script>") == 4  # ours
+
+
+def test_the_page_asks_for_nothing_from_outside(report):
+    page = report.to_html()
+    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", page)
+    assert "default-src 'none'" in html.unescape(page)
+
+
+def test_the_page_is_small_enough_to_send(report):
+    assert len(report.to_html().encode()) < 3_000_000
+
+
+def test_a_long_run_is_thinned_to_fit_the_page_and_the_page_says_so(store, monkeypatch):
+    full = Report.freeze("long", [make_run(store, num_steps=40_000, step_s=1e-4)])
+    monkeypatch.setattr(report_module, "MAX_HTML_BYTES", 2_200_000)
+    page = full.to_html()
+    inside = Report.from_html(page).runs[0]
+    assert len(page) < 2_200_000
+    assert len(inside.steps) < inside.recorded_steps == 40_000
+    assert "of 40,000 steps" in page
+    assert inside.steps["loss"].max() == full.runs[0].steps["loss"].max()
+    assert inside.summary == full.runs[0].summary
+
+
+def test_a_report_names_no_user_host_or_path(store, monkeypatch):
+    report_module._identity.cache_clear()
+    monkeypatch.setattr(report_module.getpass, "getuser", lambda: "alice")
+    monkeypatch.setattr(report_module.socket, "gethostname", lambda: "workhorse7")
+    run = make_run(store)
+    run.problems.append("alice on workhorse7 could not read /home/alice/secret/data.npz or ~/x/y.txt")
+    text = Report.freeze("t", [run]).to_json()
+    report_module._identity.cache_clear()
+    assert not re.search(rf"alice|workhorse7|secret|{re.escape(str(Path.home()))}/", text)
+    assert "…/data.npz" in text
+
+
+@pytest.mark.parametrize("config", [RunConfig(), *(preset.config for preset in PRESETS.values())])
+def test_the_command_runs_the_same_experiment(config):
+    changed = with_overrides(config, ["seed=7", "optimizer.lr=0.003"])
+    words = shlex.split(reproduce(changed))
+    sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    assert with_overrides(preset_config(words[words.index("--preset") + 1]), sets) == changed
+
+
+def test_the_command_of_a_preset_is_the_preset():
+    assert reproduce(preset_config("lenet-source")) == "python -m engine run --preset lenet-source"
+
+
+def test_the_page_marks_the_fields_in_which_runs_differ(store):
+    runs = [make_run(store), make_run(store, with_overrides(RunConfig(), ["optimizer.lr=0.1"]))]
+    (row,) = re.findall(r'<tr class="differs"><th scope="row">(.*?)</th>', Report.freeze("t", runs).to_html())
+    assert row == "Learning rate"
+
+
+def test_the_page_says_why_a_run_failed(report):
+    assert "The loss became nan at step 140 with lr=3. Lower the learning rate." in report.to_html()
+
+
+def test_a_run_that_never_started_has_a_page(store):
+    run = store.run(store.create(RunConfig(), name="waiting"))
+    assert "nothing to draw yet" in Report.freeze("t", [run]).to_html()
+
+
+def test_steps_csv_has_a_row_of_numbers_per_step(store):
+    run = make_run(store, diverges_at=140)
+    rows = list(csv.DictReader(io.StringIO(steps_csv(run))))
+    assert list(rows[0]) == ["step", "loss", "seconds", "samples", "lr", "epoch"]
+    assert [float(row["step"]) for row in rows] == run.steps["step"].tolist()
+    np.testing.assert_array_equal(np.float32([row["loss"] for row in rows]), np.float32(run.steps["loss"]))
