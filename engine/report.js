@@ -55,11 +55,11 @@
     // Paper is white and as wide as A4 whatever the window was; the charts must be redrawn for it before the print.
     addEventListener("beforeprint", () => {
       document.documentElement.classList.add("paper");
-      restyle({ autosize: false, width: 318, height: 205 });
+      restyle({ autosize: false, width: 318, height: 205, "font.size": 10 });
     });
     addEventListener("afterprint", () => {
       document.documentElement.classList.remove("paper");
-      restyle({ autosize: true, width: null, height: 280 });
+      restyle({ autosize: true, width: null, height: 280, "font.size": 12 });
     });
   } catch (error) {
     const note = document.getElementById("no-charts");

@@ -587,6 +587,7 @@ def _machine(runs: Sequence[ReportRun]) -> str:
             f"<div><dt>{title}</dt><dd>{e(write(run.environment[key]))}</dd></div>"
             for key, (title, write) in ENVIRONMENT.items()
             if run.environment.get(key) is not None
+            and not (key == "cpu" and run.environment.get("device") == run.environment["cpu"])  # said once
         )
         missing = sorted(set(run.missing_readings.values()))
         facts += f"<div><dt>Not available here</dt><dd>{e('; '.join(missing))}</dd></div>" if missing else ""

@@ -7,6 +7,7 @@ import streamlit as st
 from dashboard import live, parts, state
 from engine.config import PRESETS
 from engine.errors import EngineError
+from engine.records import TERMINAL
 
 EXPERIMENTS = {  # preset: what to watch for
     "lenet": "Watch the accuracy climb past 95 % within seconds of real training.",
@@ -39,13 +40,25 @@ for column, (preset, watch) in zip(st.columns(3), EXPERIMENTS.items(), strict=Tr
         if st.button("Run", key=f"start-{preset}", type="primary", icon=":material/play_arrow:"):
             start(preset)
 
+newest = state.store().rows(limit=6)
+alive = any(row.status not in TERMINAL for row in newest)
+
+
+@st.fragment(run_every=2 if alive else None)
+def newest_runs() -> None:
+    """The list by itself, so that runs under way move on without the page being drawn anew."""
+    rows = state.store().rows(limit=6)
+    for row in rows:
+        parts.run_line(row, time.time())
+    if alive and all(row.status in TERMINAL for row in rows):
+        st.rerun()
+
+
 left, right = st.columns([2, 1])
 with left:
     st.subheader("Newest runs", anchor=False)
-    newest = state.store().rows(limit=6)
-    for row in newest:
-        parts.run_line(row, time.time())
     if newest:
+        newest_runs()
         st.page_link("../pages/runs.py", label="All runs", icon=":material/arrow_forward:")
     else:
         st.caption("Nothing has run yet. Start one of the experiments above, or set up your own under Train.")

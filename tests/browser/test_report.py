@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from engine import charts
@@ -13,21 +11,14 @@ from tests.fakes import make_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 NAME = "<img src=x onerror=alert(1)></script>"
 
 
 @pytest.fixture
-def page() -> Iterator[sync_api.Page]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        context = browser.new_context(offline=True)
-        yield context.new_page()
-        browser.close()
+def page(browser):
+    context = browser.new_context(offline=True)
+    yield context.new_page()
+    context.close()
 
 
 @pytest.mark.browser
@@ -43,7 +34,6 @@ def test_a_report_opens_offline_with_every_chart_drawn_and_nothing_said_in_the_c
     page.on("request", lambda request: requests.append(request.url))
 
     page.goto(file.as_uri())
-    page.locator(".js-plotly-plot .legend, .chart .main-svg").first.wait_for()
     drawn = page.locator(".js-plotly-plot > .plot-container .main-svg:first-child")
     sync_api.expect(drawn).to_have_count(len(charts.shown(runs)), timeout=30_000)
 
@@ -63,3 +53,17 @@ def test_the_data_saved_from_a_report_has_the_hash_it_shows(page, tmp_path):
     download.value.save_as(tmp_path / "saved.json")
     saved = Report.from_json((tmp_path / "saved.json").read_text(encoding="utf-8"))
     assert saved.content_hash == page.locator(".hash").inner_text() == report.content_hash
+
+
+@pytest.mark.browser
+def test_a_report_prints_with_its_charts_on_white_paper(page, tmp_path):
+    (tmp_path / "report.html").write_text(Report.freeze("t", [make_run(Store(tmp_path))]).to_html(), encoding="utf-8")
+    page.emulate_media(color_scheme="dark")
+    page.goto((tmp_path / "report.html").as_uri())
+    page.locator("#chart-cpu .main-svg").first.wait_for()
+    page.emulate_media(color_scheme="dark", media="print")
+    page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(250, 250, 251)"
+    charts_fit = "() => [...document.querySelectorAll('.chart')].every(c => c.scrollWidth <= c.clientWidth)"
+    page.set_viewport_size({"width": 703, "height": 1000})  # A4 without its margins
+    assert page.evaluate(charts_fit)

@@ -1,0 +1,160 @@
+"""What it costs to record everything: every step's loss, samples and clocks, and the hardware at 4 Hz.
+
+Directly: the CPU time of appending the events of a real run to its log, as it runs, over its steps, and of a sampler beat.
+From these the share of a step is derived. Side by side: the same training with and without the recording that
+worker.run does. Its noise is larger than what is looked for, so it can only show that nothing big was missed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks import measure
+from benchmarks.measure import Spread
+from engine import records, sampler
+from engine.config import RunConfig, preset_config, with_overrides
+from engine.pytorch.train import Clock, train
+from engine.records import AnyEvent
+from engine.store import EventLog
+
+ROUNDS = 15
+BEATS = 200
+BEATS_PER_S = 4
+SCALARS_PER_STEP = 2  # loss and examples are kept of every step; its number and clocks follow from its event
+GOAL_SHARE, GOAL_S_PER_SCALAR = 0.01, 0.3e-6
+CONFIG: RunConfig = with_overrides(preset_config("mnist-mlp"), ["budget.epochs=10"])  # 784-128-10, Adam, B=64
+
+
+# --- directly -----------------------------------------------------------------------------------------------------
+
+
+def append_s_per_step() -> tuple[float, float]:
+    """CPU seconds a step's share of the log costs: (its Steps events alone, all that the task says).
+
+    Appended while the run runs, so with caches as training leaves them and with the writes to the file that come due.
+    """
+    spent = dict.fromkeys(("steps", "other"), 0.0)
+    with tempfile.TemporaryDirectory() as name:
+        log = EventLog(Path(name) / "events.jsonl")
+        for event in train(CONFIG, Path(name)):
+            before = time.thread_time()
+            log.append(event)
+            spent["steps" if isinstance(event, records.Steps) else "other"] += time.thread_time() - before
+    return spent["steps"] / log.steps, (spent["steps"] + spent["other"]) / log.steps
+
+
+def beat_s(folder: Path) -> list[float]:
+    """CPU seconds of each of some sampler beats, reading and appending; the process is otherwise quiet."""
+    log = EventLog(folder / "events.jsonl")
+    costs = []
+    with contextlib.ExitStack() as stack:
+        readers = sampler.open_readers(CONFIG.device, time.perf_counter, stack)
+        sampling = sampler.Sampler(CONFIG.device, time.perf_counter, log.append)
+        for _ in range(BEATS):
+            time.sleep(0.02)  # as in a run, a beat finds its caches cold
+            before = time.thread_time()
+            sampling.beat(readers)
+            costs.append(time.thread_time() - before)
+    return costs
+
+
+# --- side by side -------------------------------------------------------------------------------------------------
+
+
+def step_s(clock: Clock, *, recorded: bool) -> float:
+    """Seconds of the run's own training and recording per step."""
+    with tempfile.TemporaryDirectory() as name:
+        events = train(CONFIG, Path(name))
+        with _recording(Path(name)) if recorded else contextlib.nullcontext(lambda event: None) as record:
+            return _time_between_steps(events, record, clock)
+
+
+def _time_between_steps(events: Iterator[AnyEvent], record: Callable[[AnyEvent], None], clock: Clock) -> float:
+    """Time to produce and record Steps events; evaluations and the rest are recorded off the clock's account."""
+    spent, steps = 0.0, 0
+    while True:
+        before = clock()
+        event = next(events, None)
+        if event is None:
+            return spent / steps
+        record(event)
+        if isinstance(event, records.Steps):
+            spent, steps = spent + clock() - before, steps + len(event.loss)
+
+
+@contextlib.contextmanager
+def _recording(folder: Path) -> Iterator[Callable[[AnyEvent], None]]:
+    """As worker.run does it: a log, a sampler thread of 4 Hz into the same log."""
+    log = EventLog(folder / "events.jsonl")
+    sampling = sampler.Sampler(CONFIG.device, time.perf_counter, log.append)
+    sampling.start()
+    try:
+        yield log.append
+    finally:
+        sampling.stop()
+        log.close(records.Finished(at=time.time()))
+
+
+def side_by_side(rng: random.Random) -> dict[str, Spread]:
+    """The step without recording, and how much longer one with it takes, by wall clock and by the process's CPU time."""
+    step_s(time.perf_counter, recorded=True)  # not counted: imports, allocator, caches
+    found: dict[str, Spread] = {}
+    for name, clock in (("wall", time.perf_counter), ("cpu", time.process_time)):
+        plain, extra = [], []
+        for _ in range(ROUNDS):
+            took = {recorded: step_s(clock, recorded=recorded) for recorded in rng.sample([False, True], 2)}
+            plain.append(took[False])
+            extra.append(took[True] / took[False] - 1)
+        found |= {f"step_s_{name}": Spread.of(plain), f"slowdown_{name}": Spread.of(extra)}
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    load_before = measure.load()
+    both = side_by_side(random.Random(0))
+    appends = [append_s_per_step() for _ in range(ROUNDS)]
+    with tempfile.TemporaryDirectory() as name:
+        beats = Spread.of(beat_s(Path(name)))
+    per_step, everything = (Spread.of(column) for column in zip(*appends, strict=True))
+    step = both["step_s_cpu"].median
+    share = everything.median / step + beats.median * BEATS_PER_S
+    per_scalar = per_step.median / SCALARS_PER_STEP
+    print(f"784-128-10, Adam, B=64, one thread; median (p10-p90) of {ROUNDS} rounds, {BEATS} beats\n")
+    measure.table(
+        ["figure", "", "", "goal", ""],
+        [
+            ["a step without recording", both["step_s_cpu"].text(0, scale=1e6), "us CPU, measured", "", ""],
+            ["its Steps events into the log, per step", per_step.text(2, scale=1e6), "us CPU, measured", "", ""],
+            ["all events of the task, per step", everything.text(2, scale=1e6), "us CPU, measured", "", ""],
+            ["a beat of the sampler", beats.text(0, scale=1e6), "us CPU, measured", "", ""],
+            ["recording, share of a step", f"{share:.2%}", "derived", "1 %", measure.verdict(share <= GOAL_SHARE)],
+            ["a scalar", f"{per_scalar * 1e6:.3f} us", "derived", "0.3 us", measure.verdict(per_scalar <= GOAL_S_PER_SCALAR)],
+            ["slower with recording, CPU time", both["slowdown_cpu"].text(1, scale=100) + " %", "measured", "", ""],
+            ["slower with recording, wall time", both["slowdown_wall"].text(1, scale=100) + " %", "measured", "", ""],
+        ],
+    )  # fmt: skip
+    figures = both | {
+        "append_steps_s_per_step": per_step,
+        "append_everything_s_per_step": everything,
+        "sampler_beat_s": beats,
+        "share_of_a_step_derived": share,
+        "share_goal": GOAL_SHARE,
+        "s_per_scalar_derived": per_scalar,
+        "scalars_per_step": SCALARS_PER_STEP,
+        "s_per_scalar_goal": GOAL_S_PER_SCALAR,
+        "reached": share <= GOAL_SHARE and per_scalar <= GOAL_S_PER_SCALAR,
+        "how": "share = appended events' CPU time over a step's CPU time + 4 beats per second; slowdowns are measured A/B",
+    }
+    measure.save("recording", figures, load_before=load_before)
+
+
+if __name__ == "__main__":
+    main()
