@@ -19,7 +19,7 @@ import torch
 from benchmarks import measure
 from benchmarks.measure import Spread
 from engine import records, sampler
-from engine.config import RunConfig, preset_config, with_overrides
+from engine.config import RunConfig, preset_config
 from engine.pytorch.train import Clock, train
 from engine.records import AnyEvent
 from engine.store import EventLog
@@ -29,7 +29,7 @@ BEATS = 200
 BEATS_PER_S = 4
 SCALARS_PER_STEP = 2  # loss and examples are kept of every step; its number and clocks follow from its event
 GOAL_SHARE, GOAL_S_PER_SCALAR = 0.01, 0.3e-6
-CONFIG: RunConfig = with_overrides(preset_config("mnist-mlp"), ["budget.epochs=10"])  # 784-128-10, Adam, B=64
+CONFIG: RunConfig = preset_config("mnist-mlp")  # 784-128-10, Adam, B=64, 20 epochs
 
 
 # --- directly -----------------------------------------------------------------------------------------------------
@@ -48,6 +48,21 @@ def append_s_per_step() -> tuple[float, float]:
             log.append(event)
             spent["steps" if isinstance(event, records.Steps) else "other"] += time.thread_time() - before
     return spent["steps"] / log.steps, (spent["steps"] + spent["other"]) / log.steps
+
+
+def append_in_a_row_s_per_step() -> float:
+    """CPU seconds a step costs when nothing but appending happens, for half a second.
+
+    The figures of other trackers were had in this way: caches are warm, and a write is shared by more steps.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        log = EventLog(Path(name) / "events.jsonl")
+        told = [event for event in train(CONFIG, Path(name)) if isinstance(event, records.Steps)]
+        before, until = time.thread_time(), time.monotonic() + 0.5
+        while time.monotonic() < until:
+            for event in told:
+                log.append(event)
+        return (time.thread_time() - before) / log.steps
 
 
 def beat_s(folder: Path) -> list[float]:
@@ -121,22 +136,27 @@ def main() -> None:
     load_before = measure.load()
     both = side_by_side(random.Random(0))
     appends = [append_s_per_step() for _ in range(ROUNDS)]
+    in_a_row = Spread.of([append_in_a_row_s_per_step() for _ in range(ROUNDS)])
     with tempfile.TemporaryDirectory() as name:
         beats = Spread.of(beat_s(Path(name)))
     per_step, everything = (Spread.of(column) for column in zip(*appends, strict=True))
     step = both["step_s_cpu"].median
     share = everything.median / step + beats.median * BEATS_PER_S
-    per_scalar = per_step.median / SCALARS_PER_STEP
+    per_scalar, per_scalar_in_a_row = (s.median / SCALARS_PER_STEP for s in (per_step, in_a_row))
     print(f"784-128-10, Adam, B=64, one thread; median (p10-p90) of {ROUNDS} rounds, {BEATS} beats\n")
     measure.table(
         ["figure", "", "", "goal", ""],
         [
             ["a step without recording", both["step_s_cpu"].text(0, scale=1e6), "us CPU, measured", "", ""],
-            ["its Steps events into the log, per step", per_step.text(2, scale=1e6), "us CPU, measured", "", ""],
-            ["all events of the task, per step", everything.text(2, scale=1e6), "us CPU, measured", "", ""],
+            ["its Steps events, appended while training", per_step.text(2, scale=1e6), "us CPU, measured", "", ""],
+            ["its Steps events, appended in a row", in_a_row.text(2, scale=1e6), "us CPU, measured", "", ""],
+            ["all events of the task, while training", everything.text(2, scale=1e6), "us CPU, measured", "", ""],
             ["a beat of the sampler", beats.text(0, scale=1e6), "us CPU, measured", "", ""],
             ["recording, share of a step", f"{share:.2%}", "derived", "1 %", measure.verdict(share <= GOAL_SHARE)],
-            ["a scalar", f"{per_scalar * 1e6:.3f} us", "derived", "0.3 us", measure.verdict(per_scalar <= GOAL_S_PER_SCALAR)],
+            ["a scalar, appending in a row", f"{per_scalar_in_a_row * 1e6:.2f} us", "derived", "0.3 us",
+             measure.verdict(per_scalar_in_a_row <= GOAL_S_PER_SCALAR)],
+            ["a scalar, while training", f"{per_scalar * 1e6:.2f} us", "derived", "0.3 us",
+             measure.verdict(per_scalar <= GOAL_S_PER_SCALAR)],
             ["slower with recording, CPU time", both["slowdown_cpu"].text(1, scale=100) + " %", "measured", "", ""],
             ["slower with recording, wall time", both["slowdown_wall"].text(1, scale=100) + " %", "measured", "", ""],
         ],
@@ -147,10 +167,16 @@ def main() -> None:
         "sampler_beat_s": beats,
         "share_of_a_step_derived": share,
         "share_goal": GOAL_SHARE,
-        "s_per_scalar_derived": per_scalar,
+        "append_steps_in_a_row_s_per_step": in_a_row,
         "scalars_per_step": SCALARS_PER_STEP,
         "s_per_scalar_goal": GOAL_S_PER_SCALAR,
-        "reached": share <= GOAL_SHARE and per_scalar <= GOAL_S_PER_SCALAR,
+        "s_per_scalar_in_a_row_derived": per_scalar_in_a_row,
+        "s_per_scalar_while_training_derived": per_scalar,
+        "reached": {
+            "share": share <= GOAL_SHARE,
+            "scalar_in_a_row": per_scalar_in_a_row <= GOAL_S_PER_SCALAR,
+            "scalar_while_training": per_scalar <= GOAL_S_PER_SCALAR,
+        },
         "how": "share = appended events' CPU time over a step's CPU time + 4 beats per second; slowdowns are measured A/B",
     }
     measure.save("recording", figures, load_before=load_before)

@@ -119,6 +119,7 @@ class Supervisor:
         self.queue: dict[str, Run] = {}
         self.stopping: dict[str, float] = {}  # run id -> when it was asked to stop
         self._known: set[str] = set()
+        self._to_delete: set[str] = set()  # as soon as their process is gone
         self._indexed_at = 0.0
         self._runs_seen = 0  # mtime of the runs folder at the last look
 
@@ -132,11 +133,8 @@ class Supervisor:
         on_disk = set(self.store.ids())
         for run_id in self.index.ids() - on_disk:
             self.index.remove(run_id)
-        for run_id in on_disk - over:
-            self._known.add(run_id)
-            if (run := self._open(run_id)) is not None:
-                self._place(run)
-        self._known |= over & on_disk
+        self._place_all(on_disk - over)
+        self._known |= on_disk
 
     def _place(self, run: Run) -> None:
         starting = run.starting
@@ -174,16 +172,19 @@ class Supervisor:
         if changed == self._runs_seen:
             return
         self._runs_seen = changed
-        new = [run for run_id in set(self.store.ids()) - self._known if (run := self._open(run_id))]
-        for run in sorted(new, key=lambda r: r.created):
+        self._place_all(set(self.store.ids()) - self._known)
+
+    def _place_all(self, run_ids: set[str]) -> None:
+        """In the order they were asked for."""
+        runs = [run for run_id in run_ids if (run := self._open(run_id))]
+        for run in sorted(runs, key=lambda r: r.created):
             self._known.add(run.run_id)
             self._place(run)
 
     def _take_commands(self) -> None:
         for path in sorted(self.store.inbox.glob("[0-9]*.json")):
             try:
-                command = json.loads(path.read_text(encoding="utf-8"))
-                self._obey(command)
+                self._obey(_parse_command(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, KeyError, StoreError) as error:
                 logger.warning("command %s was not carried out: %s", path.name, error)
             path.unlink(missing_ok=True)
@@ -211,7 +212,12 @@ class Supervisor:
             self.stopping[run_id] = time.monotonic()
 
     def _delete(self, run_id: str) -> None:
-        if run_id not in self.active and run_id not in self.queue:
+        if run_id in self.active:  # its last word is written, its process about to end; or it is still at work
+            run, _ = self.active[run_id]
+            run.refresh()
+            if run.is_over:
+                self._to_delete.add(run_id)
+        elif run_id not in self.queue:
             self.store.delete(run_id)
             self.index.remove(run_id)
             self._known.discard(run_id)
@@ -236,6 +242,9 @@ class Supervisor:
             self.stopping.pop(run_id, None)
             self.index.put(row_of(run))
             logger.info("%s %s", run_id, run.status)
+            if run_id in self._to_delete:
+                self._to_delete.discard(run_id)
+                self._delete(run_id)
 
     def _last_word_for(self, run: Run, job: Job) -> records.Terminal:
         if run.run_id in self.stopping:
@@ -265,8 +274,21 @@ class Supervisor:
                 full.add(device)
                 continue
             del self.queue[run_id]
-            self.active[run_id] = (run, self.executor.start(run.folder))
+            self._start(run)
             used[device] += _share(run.config)
+
+    def _start(self, run: Run) -> None:
+        try:
+            self.active[run.run_id] = (run, self.executor.start(run.folder))
+        except (OSError, EOFError) as error:  # no room for another process, or the fork server died under us
+            logger.warning("%s could not be started: %r", run.run_id, error)
+            self._end(
+                run,
+                records.Failed(
+                    at=time.time(), cause="WorkerLost", message=f"No process could be started for the run: {error}.",
+                    fix="Free some memory, then run it again.",
+                ),
+            )  # fmt: skip
 
     def _index_live_runs(self) -> None:
         due = time.monotonic() - self._indexed_at >= _INDEX_LIVE_EVERY_S
@@ -282,6 +304,13 @@ class Supervisor:
         """File descriptors that become readable when a run's process ends."""
         processes = [getattr(job, "process", None) for _, job in self.active.values()]
         return [p.sentinel for p in processes if p is not None and p.is_alive()]
+
+
+def _parse_command(text: str) -> dict[str, str]:
+    command = json.loads(text)
+    if not isinstance(command, dict) or not all(isinstance(value, str) for value in command.values()):
+        raise ValueError("it is not an object of texts")
+    return command
 
 
 def _share(config: RunConfig) -> int:

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from engine.config import PRESETS, RunConfig, with_overrides
+from engine.errors import StoreError
 from engine.store import Run, Store
 from engine.supervisor import Client
 
@@ -79,14 +80,20 @@ class Supervised:
 
     def end(self) -> None:
         """Leave nothing running: the supervisor, its fork server and every run's process."""
-        pids = {run.starting.pid for i in self.store.ids() if (run := self.store.run(i)).starting and not run.is_over}
-        left = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+        left = [psutil.Process(pid) for pid in filter(psutil.pid_exists, self._pids_at_work())]
         with contextlib.suppress(OSError, psutil.NoSuchProcess):
             left += [*self.process.children(recursive=True), self.process]
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=10)
+
+    def _pids_at_work(self) -> Iterator[int]:
+        for run_id in self.store.ids():
+            with contextlib.suppress(StoreError):
+                run = self.store.run(run_id)
+                if run.starting and not run.is_over:
+                    yield run.starting.pid
 
 
 @pytest.fixture

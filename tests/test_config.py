@@ -116,7 +116,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(assignment, near):
 
 
 @pytest.mark.parametrize(
-    "text", ["batch_size", "=3", "", "optimizer=adam", "optimizer.lr.x=3", "model=3", "budget=[]", "seed=" + "[" * 99_999]
+    "text",
+    ["batch_size", "=3", "", "optimizer=adam", "optimizer.lr.x=3", "model=3", "budget=[]", "seed=" + "[" * 99_999],
 )
 def test_what_is_no_assignment_is_refused(text):
     assert refusal(text).fix

@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pynvml
 import pytest
-from fake_nvml import FakeGpu, FakeNvml
 
 from engine import hardware
 from engine.errors import DeviceError
+from tests.fake_nvml import FakeGpu, FakeNvml
 
 NO_DRIVER = FakeNvml(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 TWO_GPUS = FakeNvml(FakeGpu(uuid="GPU-aaaa1111", name="NVIDIA A"), FakeGpu(uuid="GPU-bbbb2222", name="NVIDIA B"))

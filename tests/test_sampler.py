@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pynvml
 import pytest
-from fake_nvml import FakeGpu, FakeNvml
 
 from engine import sampler
 from engine.records import HardwareSample
 from engine.sampler import READINGS, EnergyMeter, Sampler
 from engine.store import HARDWARE
+from tests.fake_nvml import FakeGpu, FakeNvml
 
 
 class FakeClock:

@@ -11,13 +11,13 @@ import stat
 
 import numpy as np
 import pytest
-from fakes import make_run
 
 from engine import records
 from engine.config import RunConfig
 from engine.errors import StoreError
 from engine.store import EventLog, Index, Run, Store, Table, check, decode, encode, json_text, row_of
 from engine.supervisor import Supervisor
+from tests.fakes import make_run
 
 EVENTS = [
     records.Queued(at=1.0, name='ä "quoted"\n{}', group="g"),
@@ -207,7 +207,7 @@ def test_an_ambiguous_beginning_is_refused(store, monkeypatch):
     for run_id in ("ab" * 8, "abcd" * 4):
         monkeypatch.setattr("engine.store.secrets.token_hex", lambda _, run_id=run_id: run_id)
         store.create(RunConfig())
-    with pytest.raises(StoreError, match="'ab' fits 2 runs. Type more"):
+    with pytest.raises(StoreError, match=r"'ab' fits 2 runs\. Type more"):
         store.find("ab")
 
 
@@ -239,7 +239,7 @@ def test_a_deleted_run_is_gone(store):
 
 def test_a_store_that_cannot_be_made_says_what_to_do(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="cannot be used: .* Set ISOFLOP_HOME"):
+    with pytest.raises(StoreError, match=r"cannot be used: .*\. Set ISOFLOP_HOME"):
         Store(tmp_path / "file")
 
 

@@ -93,11 +93,11 @@ def test_a_run_at_work_is_not_deleted(long_run, supervised):
     ],
 )
 def test_a_refused_config_leaves_no_run_and_says_what_to_do(supervised, assignment, error):
-    before = sorted(os.listdir(supervised.store.runs))
+    before = sorted(supervised.store.runs.iterdir())
     with pytest.raises(error) as refused:
         supervised.submit(assignment)
     assert refused.value.fix
-    assert sorted(os.listdir(supervised.store.runs)) == before
+    assert sorted(supervised.store.runs.iterdir()) == before
 
 
 def test_a_garbled_command_is_ignored_and_the_next_is_obeyed(supervised):
@@ -132,12 +132,13 @@ def test_a_killed_worker_is_said_within_seconds_and_the_next_run_starts(supervis
     assert supervised.until(following, *records.TERMINAL).status == "finished"
 
 
-def test_a_run_that_does_not_answer_is_ended_all_the_same(supervised):
-    run = supervised.running()
-    os.kill(run.starting.pid, signal.SIGSTOP)  # it neither reads its stop file nor acts on SIGTERM
-    supervised.client.cancel(run.run_id)
-    ended = supervised.until(run.run_id, *records.TERMINAL)
-    assert (ended.status, ended.why()) == ("cancelled", "It did not stop when asked and was ended.")
+def test_a_run_goes_on_when_the_fork_server_is_killed(supervised):
+    run = supervised.until(supervised.submit("budget.epochs=none", "budget.seconds=2"), "running")
+    psutil.Process(run.starting.pid).parent().kill()
+    supervised.until(run.run_id, *records.TERMINAL)
+    run.refresh()
+    assert (run.status, run.problems) == ("finished", [])
+    assert supervised.until(supervised.submit("budget.epochs=1"), *records.TERMINAL).status == "finished"
 
 
 def test_a_run_that_diverges_fails_with_its_cause(supervised):
@@ -155,7 +156,8 @@ def test_one_unreadable_run_does_not_stop_the_others(supervised):
     supervised.store.delete(broken)
 
 
-def test_a_store_has_one_supervisor(supervised):
+def test_a_store_has_one_supervisor(supervised, monkeypatch):
+    monkeypatch.setattr(supervisor.time, "sleep", lambda _: None)  # it waits for one that is leaving
     before = supervised.process.pid
     assert serve(supervised.store) is False
     assert supervised.process.pid == before
@@ -168,7 +170,7 @@ def test_nobody_else_can_read_what_a_supervisor_and_its_runs_write(supervised):
 
 
 def test_a_new_supervisor_adopts_a_run_at_work_and_it_finishes(own_supervised):
-    run_id = own_supervised.submit("budget.epochs=none", "budget.seconds=6")
+    run_id = own_supervised.submit("budget.epochs=none", "budget.seconds=5")
     run = own_supervised.until(run_id, "running")
     first = own_supervised.process
     first.kill()
@@ -179,16 +181,6 @@ def test_a_new_supervisor_adopts_a_run_at_work_and_it_finishes(own_supervised):
     assert (run.status, run.problems) == ("finished", [])
     assert f"adopted {run_id}" in (own_supervised.store.root / "supervisor.log").read_text()
     assert own_supervised.process.pid != first.pid
-
-
-def test_runs_go_on_when_the_fork_server_is_killed(own_supervised):
-    run = own_supervised.running("budget.seconds=6")
-    fork_server = psutil.Process(run.starting.pid).parent()
-    fork_server.kill()
-    own_supervised.until(run.run_id, *records.TERMINAL)
-    run.refresh()
-    assert (run.status, run.problems) == ("finished", [])
-    assert own_supervised.until(own_supervised.submit("budget.epochs=1"), *records.TERMINAL).status == "finished"
 
 
 def test_a_supervisor_tells_the_truth_about_what_vanished_then_leaves(store, config, engine):
@@ -235,14 +227,52 @@ def test_a_reused_pid_is_not_the_run(in_process, store, config):
     assert store.run(run_id).status == "interrupted"
 
 
+def test_a_run_that_does_not_answer_is_ended_all_the_same(in_process, store, config, monkeypatch):
+    monkeypatch.setattr(supervisor, "_SIGTERM_AFTER_S", 0.05)
+    monkeypatch.setattr(supervisor, "_SIGKILL_AFTER_S", 0.1)
+    deaf = subprocess.Popen(["sleep", "600"])
+    deaf.send_signal(signal.SIGSTOP)  # it reads no stop file and does not act on SIGTERM
+    run_id = store.create(config)
+    starting = records.Starting(at=time.time(), pid=deaf.pid, pid_started=process_started(deaf.pid))
+    EventLog(store.folder(run_id) / "events.jsonl").append(starting)
+    in_process.recover()
+    in_process._cancel(run_id, "enough")
+    run_until_idle(in_process)
+    assert deaf.wait() == -signal.SIGKILL
+    assert store.run(run_id).why() == "It did not stop when asked and was ended."
+
+
+def run_until_idle(supervising):
+    until = time.monotonic() + 60
+    while not supervising.is_idle:
+        assert time.monotonic() < until
+        supervising.tick()
+        time.sleep(0.01)
+
+
 def test_signals_reach_only_the_process_they_are_meant_for():
     AdoptedJob(os.getpid(), pid_started=1.0).signal(signal.SIGKILL)  # would end the tests
 
 
-def test_runs_start_in_the_order_they_were_asked_for(in_process, store, config):
-    asked = [store.create(with_overrides(config, [f"seed={seed}", "budget.steps=1"])) for seed in range(3)]
-    in_process.tick()
-    assert sorted(asked, key=lambda i: store.run(i).started.at) == asked
+@pytest.mark.parametrize("after_a_restart", [False, True])
+def test_runs_start_in_the_order_they_were_asked_for(in_process, store, config, after_a_restart):
+    in_process.tick()  # has looked: the next runs are new, or are found by its successor
+    asked = [store.create(with_overrides(config, [f"seed={seed}", "budget.steps=1"])) for seed in range(6)]
+    in_process.recover() if after_a_restart else in_process.tick()
+    run_until_idle(in_process)
+    assert sorted(asked, key=lambda run_id: store.run(run_id).started.at) == asked
+
+
+def test_a_run_deleted_while_its_process_says_goodbye_is_deleted_after_it(in_process, store, config):
+    run_id = store.create(config)
+    leaving = subprocess.Popen(["sleep", "0.5"])
+    in_process.active[run_id] = store.run(run_id), AdoptedJob(leaving.pid, process_started(leaving.pid))
+    EventLog(store.folder(run_id) / "events.jsonl").close(records.Finished(at=time.time()))
+    in_process._obey({"command": "delete", "run_id": run_id})
+    assert store.ids() == [run_id]
+    run_until_idle(in_process)
+    assert store.ids() == [] == in_process.index.rows()
+    leaving.wait()
 
 
 def test_a_crash_in_the_task_is_the_runs_last_word(in_process, store, config, monkeypatch):
