@@ -23,16 +23,16 @@ export default async function (component) {
 """
 
 
-def live_run(run_id: str, *, key: str, on_end: Callable[[], None] | None = None) -> None:
+def live_run(run_id: str, *, key: str, alive: bool, on_end: Callable[[], None] | None = None) -> None:
     """Charts of a run, alive while the run is.
 
-    When the run ends under the reader's eyes the page reruns once, after `on_end`; a run that was over before is drawn
-    and left alone.
+    `alive` is what the page knew when it was drawn. When such a run ends, or has ended meanwhile, the page reruns once,
+    after `on_end`; a run that was over before is drawn and left alone.
     """
     mount = st.components.v2.component("isoflop_live_run", js=_STUB, isolate_styles=False)
     mount(
         key=key,
-        data={"run_id": run_id} | _addresses(),
+        data={"run_id": run_id, "alive": alive} | _addresses(),
         on_ended_change=on_end or _nothing,
     )
 

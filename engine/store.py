@@ -104,12 +104,13 @@ class EventLog:
         with self._lock:
             self._pending.append(line)
             self.checksum = zlib.crc32(line, self.checksum)
+            first_point = isinstance(event, records.Steps) and not self.steps  # someone waits for it
             if isinstance(event, records.Steps):
                 self.steps += len(event.loss)
             elif isinstance(event, records.Evaluation):
                 self.evaluations += 1
             quiet = isinstance(event, records.Steps | records.HardwareSample)
-            if not quiet or time.monotonic() - self._flushed_at >= _FLUSH_S:
+            if not quiet or first_point or time.monotonic() - self._flushed_at >= _FLUSH_S:
                 self._write()
 
     def flush_if_due(self) -> None:

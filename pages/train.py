@@ -45,7 +45,7 @@ def show(run: Run) -> None:
     if run.is_over:
         parts.why_box(run)
         parts.final_figures(run)
-    live.live_run(run_id, key=f"live-{run_id}", on_end=lambda: None)
+    live.live_run(run_id, key=f"live-{run_id}", alive=not run.is_over)
     if run.is_over:
         parts.run_actions(run)
 

@@ -197,6 +197,13 @@ def test_no_text_becomes_a_path(store, text):
             use(text)
 
 
+@pytest.mark.parametrize("rest", ["/", "/.", "/../..", "\n", "/config.json"])
+def test_nothing_may_follow_an_id(store, rest):
+    run = make_run(store, num_steps=20)
+    with pytest.raises(StoreError, match="There is no run"):
+        store.folder(run.run_id + rest)
+
+
 def test_a_run_is_found_by_the_beginning_of_its_id_or_as_the_last(store):
     first, last = make_run(store, num_steps=20), make_run(store, num_steps=20)
     assert store.find(first.run_id[:12]) == first.run_id
@@ -216,11 +223,14 @@ def test_everything_is_readable_by_its_owner_only(tmp_path):
     try:
         store = Store(tmp_path / "store")
         run = make_run(store, num_steps=20)
-        Index(store.root).put(row_of(run))
+        index = Index(store.root)
+        index.put(row_of(run))  # beside the index lie its log and shared memory as long as it is open
     finally:
         os.umask(before)
-    modes = {p.relative_to(store.root): stat.S_IMODE(p.stat().st_mode) for p in [store.root, *store.root.rglob("*")]}
-    assert {p: oct(m) for p, m in modes.items() if m != (0o700 if (store.root / p).is_dir() else 0o600)} == {}
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [store.root, *store.root.rglob("*")]}
+    index.close()
+    assert len(modes) == 9
+    assert {str(p): oct(m) for p, m in modes.items() if m != (0o700 if p.is_dir() else 0o600)} == {}
 
 
 def test_one_damaged_run_hides_no_other(store):

@@ -498,7 +498,7 @@ class View {
     this.cursor = "";
     this.answer = null;
     this.receivedAt = 0;
-    this.sawAlive = false;
+    this.sawAlive = data.alive; // the page may have been drawn just before a short run ended
     this.failures = 0;
     this.zoom = null;
     this.dragging = false;
