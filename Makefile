@@ -52,6 +52,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.training_loop
 	$(BIN)/python -m benchmarks.recording
 	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.first_point
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -211,8 +211,8 @@ def in_process(store):
 
 def test_a_run_ends_as_interrupted_when_its_supervisor_is_gone_for_good(store, monkeypatch):
     monkeypatch.setattr(worker, "_ORPHAN_GRACE_S", 0.0)
-    forever = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.seconds=600"])
-    run_id = store.create(forever)
+    some_seconds = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.seconds=10"])
+    run_id = store.create(some_seconds)
     worker.run(store.folder(run_id), supervisor_is_alive=lambda: False)
     run = store.run(run_id)
     assert (run.status, run.problems) == ("interrupted", [])
