@@ -93,6 +93,11 @@ class Readers:
             return reader
 
 
+def shared_run(run_id: str) -> Run:
+    """The run from the reader everybody shares; raises StoreError when it is not there."""
+    return _readers(default_root()).run(run_id)
+
+
 @functools.cache
 def _readers(root: Path) -> Readers:
     return Readers(Store(root))
@@ -266,7 +271,7 @@ def _short(value: float | None) -> float | None:
 
 def get_points(request: Request) -> Response:
     try:
-        run = _readers(default_root()).run(request.path_params["run_id"])
+        run = shared_run(request.path_params["run_id"])
     except StoreError as error:
         return JSONResponse({"error": error.message}, status_code=404, headers=_NO_STORE)
     body = json.dumps(points(run, request.query_params.get("after", "")), separators=(",", ":"), allow_nan=False)

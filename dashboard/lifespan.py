@@ -11,9 +11,9 @@ from typing import Any
 
 from engine.errors import EngineError
 from engine.store import Store
-from engine.supervisor import IDLE_S, Client
+from engine.supervisor import Client
 
-_RING_EVERY_S = IDLE_S / 5
+_RING_EVERY_S = 5.0  # should it be killed, its runs are looked after again within ten seconds
 _COLLECT_EVERY_S = 60.0
 
 logger = logging.getLogger("isoflop.dashboard")

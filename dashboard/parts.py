@@ -53,7 +53,9 @@ def final_figures(run: Run) -> None:
     s = run.summary()
     columns = st.columns(5)
     columns[0].metric(
-        "Test accuracy", units.accuracy(s.test_accuracy), help="Measured on the held-out split, after the last step."
+        "Test accuracy",
+        units.accuracy(s.test_accuracy),
+        help=f"Measured on the held-out split, after step {run.evaluations.last('step') or 0:,.0f}.",
     )
     columns[1].metric(
         "Training loss", units.loss(s.final_train_loss), help="Measured: mean over the last epoch's steps, at most 100."

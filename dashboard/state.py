@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import streamlit as st
 
+from dashboard import api
 from engine import hardware
 from engine.config import DEFAULT_PRESET, PRESETS, RunConfig, overrides_from, preset_config, with_overrides
 from engine.errors import StoreError
@@ -37,7 +38,7 @@ def machine() -> hardware.Machine:
 def open_run(run_id: str | None) -> Run | None:
     """The run of an id from a link, or None when it is not (or no longer) there."""
     try:
-        return store().run(run_id) if run_id else None
+        return api.shared_run(run_id) if run_id else None
     except StoreError:
         return None
 

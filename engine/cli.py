@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import secrets
 import sqlite3
 import sys
@@ -17,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engine import __version__, hardware, planner, units
+from engine import __version__, hardware, planner, records, units
 from engine.config import DEFAULT_PRESET, PRESETS, RunConfig, parse_config_json, preset_config, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
 from engine.store import SORTABLE, Index, Run, Store, check, json_text
@@ -61,15 +62,23 @@ def run_command(a: argparse.Namespace) -> int:
     base = _config(a)
     if not 1 <= a.seeds <= 1000:
         raise ConfigError(f"seeds={a.seeds} is not allowed.", fix="seeds may be a whole number from 1 to 1000.")
-    configs = [base.model_copy(update={"seed": base.seed + i}) for i in range(a.seeds)]
+    configs = [with_overrides(base, [f"seed={base.seed + i}"]) for i in range(a.seeds)]
     group = secrets.token_hex(8) if a.seeds > 1 else None
-    run_ids = [client.submit(config, name=a.name, group=group) for config in configs]
+    run_ids: list[str] = []
     try:
+        for config in configs:
+            run_ids.append(client.submit(config, name=a.name, group=group))  # noqa: PERF401 - an interrupt cancels those so far
         runs = [_follow(store, client, run_id, quiet=a.json) for run_id in run_ids]
     except KeyboardInterrupt:
         for run_id in run_ids:
             client.cancel(run_id, reason="interrupted in the terminal")
         print("\nStopped.", file=sys.stderr)
+        if a.json:
+            print(
+                json_text(
+                    {"error": {"type": "KeyboardInterrupt", "message": "Stopped in the terminal."}, "run_ids": run_ids}
+                )
+            )
         return INTERRUPTED
     if a.json:
         results = [_result(run) for run in runs]
@@ -103,7 +112,12 @@ def plan_command(a: argparse.Namespace) -> int:
 
 
 def list_command(a: argparse.Namespace) -> int:
-    rows = _store(a).rows(limit=a.limit, order=a.sort)
+    if a.limit < 1:
+        raise ConfigError(f"limit={a.limit} is not allowed.", fix="limit may be a whole number from 1.")
+    store = _store(a)
+    rows = store.rows(limit=a.limit, order=a.sort)
+    if any(row.status not in records.TERMINAL for row in rows):
+        Client(store).wake()  # should its supervisor be gone, a run that says it is alive is looked after again
     if a.json:
         print(
             json_text(
@@ -240,7 +254,11 @@ def supervise_command(a: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     if not serve(_store(a), idle_s=a.idle_seconds):
         print("This store already has a supervisor.", file=sys.stderr)
-    return OK
+        return OK
+    # Its runs may still be at work, for the next supervisor to adopt: leave without multiprocessing's wait for them.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(OK)
 
 
 # --- following a run -----------------------------------------------------------------------------------------------

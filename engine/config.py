@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -101,7 +102,7 @@ class RunConfig(Spec):
     model: Annotated[MLP | CNN, Field(discriminator="family")] = Field(MLP(), title="Model")
     data: DatasetName = Field("mnist5k", title="Data", description="Real images that come with the installation.")
     optimizer: Optimizer = Field(Optimizer(), title="Optimizer")
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000_000)] | Literal["full"] = Field(
+    batch_size: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["full"] = Field(
         64,
         title="Batch size",
         description="Examples per step; full is the whole training set (batch gradient descent).",
@@ -166,7 +167,7 @@ def model_in_words(model: ModelSpec) -> str:
 
 def budget_in_words(budget: Budget) -> str:
     limits = [(budget.steps, "step"), (budget.epochs, "epoch"), (budget.seconds, "second")]
-    return " or ".join(f"{v:g} {unit}{'' if v == 1 else 's'}" for v, unit in limits if v is not None)
+    return " or ".join(f"{as_text(v)} {unit}{'' if v == 1 else 's'}" for v, unit in limits if v is not None)
 
 
 def _preset(title: str, teaches: str, **fields: Any) -> Preset:
@@ -315,9 +316,9 @@ def overrides_from(base: RunConfig, config: RunConfig) -> list[str]:
     if base.model.family != config.model.family:
         defaults = _flat(type(config.model)().model_dump(mode="json"), "model.")
         before = {k: v for k, v in before.items() if not k.startswith("model.")} | defaults | {"model.family": None}
-    changed = [f"{key}={_text(value)}" for key, value in after.items() if key not in before or before[key] != value]
+    changed = [f"{key}={as_text(value)}" for key, value in after.items() if key not in before or before[key] != value]
     if any(c.startswith("optimizer.name=") for c in changed) and not any(c.startswith("batch_size=") for c in changed):
-        changed.append(f"batch_size={_text(config.batch_size)}")  # choosing or leaving gd would otherwise move it
+        changed.append(f"batch_size={as_text(config.batch_size)}")  # choosing or leaving gd would otherwise move it
     return changed
 
 
@@ -353,7 +354,7 @@ def explain(error: ValidationError) -> ConfigError:
         return ConfigError(f"{path} is missing.", fix=f"It may be {allowed(path)}.")
     field = path.rstrip("0123456789").rstrip(".")
     return ConfigError(
-        f"{path}={_excerpt(_text(first['input']))} is not allowed.",
+        f"{path}={_excerpt(as_text(first['input']))} is not allowed.",
         fix=f"{field} {'is' if allowed(field).startswith('set') else 'may be'} {allowed(field)}.",
     )
 
@@ -382,6 +383,9 @@ def _split(text: str) -> tuple[str, Any]:
     return key.strip(), parse_value(value.strip())
 
 
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")  # as people type them: .01, 1e3, 64.0
+
+
 def parse_value(text: str) -> Any:
     """A scalar or list as JSON writes it; anything else is text. `512,256` is a list, `nan` and `inf` are numbers."""
     lowered = text.lower().lstrip("+")
@@ -389,6 +393,8 @@ def parse_value(text: str) -> Any:
         return float(lowered)
     if lowered in {"none", "null"}:
         return None
+    if _NUMBER.fullmatch(lowered):
+        return _number(lowered)
     try:
         return json.loads(text)
     except (ValueError, RecursionError):  # nested too deeply: a link may hold anything
@@ -396,6 +402,14 @@ def parse_value(text: str) -> Any:
     if "," in text:
         return [parse_value(part.strip()) for part in text.split(",") if part.strip()]
     return text
+
+
+def _number(text: str) -> int | float:
+    """A whole number as int, however it is written: 64, 64.0, 1e3."""
+    if text.lstrip("-").isdigit():
+        return int(text[:100])  # more digits than any bound allows; int() of a million digits takes its time
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def _assign(data: dict[str, Any], key: str, value: Any) -> None:
@@ -426,9 +440,10 @@ def _excerpt(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value as one types it; a number keeps all its digits."""
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(_text, value)) + "]"
+        return "[" + ",".join(map(as_text, value)) + "]"
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return "none" if value is None else str(value)

@@ -6,15 +6,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import time
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Protocol
 
-import psutil
-
-START_TOLERANCE_S = 1.0  # process start times are known to a hundredth; clocks may be set
+from engine.processes import is_same_process, own_identity, process_started
 
 
 class Job(Protocol):
@@ -34,20 +31,6 @@ class Executor(Protocol):
     """A way of running: here in this process, in a forked one, on another machine."""
 
     def start(self, folder: Path) -> Job: ...
-
-
-def process_started(pid: int) -> float | None:
-    """When the process began (Unix time), or None when there is none: a pid alone is no identity."""
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
-        return None
-
-
-def is_same_process(pid: int, started: float) -> bool:
-    found = process_started(pid)
-    return found is not None and abs(found - started) < START_TOLERANCE_S
 
 
 @dataclass
@@ -107,10 +90,10 @@ class LocalExecutor:
         process.join()
 
     def start(self, folder: Path) -> Job:
-        process = self._context.Process(target=_child, args=(str(folder), *_myself()), daemon=False)
+        process = self._context.Process(target=_child, args=(str(folder), *own_identity()), daemon=False)
         process.start()
         assert process.pid is not None
-        return _ForkedJob(process.pid, process_started(process.pid) or time.time(), process)
+        return _ForkedJob(process.pid, process_started(process.pid) or 0.0, process)
 
 
 class InlineExecutor:
@@ -125,10 +108,6 @@ class InlineExecutor:
 
 def _nothing() -> None:
     pass
-
-
-def _myself() -> tuple[int, float]:
-    return os.getpid(), psutil.Process().create_time()
 
 
 def _child(folder: str, supervisor_pid: int, supervisor_started: float) -> None:

@@ -54,7 +54,7 @@ class Starting(Event):
     kind: Literal["starting"] = "starting"
     at: float
     pid: int
-    pid_started: float  # Unix time, s
+    pid_started: float  # as engine.processes says it
 
 
 class Started(Event):

@@ -222,7 +222,12 @@ class Run:
 
     @property
     def created(self) -> float:
-        return self.queued.at if self.queued else self.folder.stat().st_mtime
+        if self.queued:
+            return self.queued.at
+        try:
+            return self.folder.stat().st_mtime
+        except OSError:
+            return 0.0
 
     def refresh(self) -> bool:
         """Read on from the cursor; True when something was new."""
@@ -233,6 +238,11 @@ class Run:
                     data = file.read()
             except FileNotFoundError:
                 return False
+            except OSError as error:
+                raise StoreError(
+                    f"The log of run {self.run_id} cannot be read: {error.strerror}.",
+                    fix="Check the file's owner and rights.",
+                ) from None
             whole = data.rfind(b"\n") + 1  # a line still being written waits for the next time
             for line in data[:whole].splitlines(keepends=True):
                 self._read_line(line)
@@ -349,11 +359,10 @@ def _recent_mean(steps: Table, started: records.Started | None) -> float | None:
     """Mean loss over the last epoch's steps (at most the last 100): one batch alone is mostly noise."""
     if not len(steps):
         return None
-    per_epoch = 100
+    samples, loss = steps["samples"][-100:], steps["loss"][-100:]
     if started:
-        samples = steps["samples"]
-        per_epoch = int(np.sum(samples > samples[-1] - started.train_examples))
-    return float(np.mean(steps["loss"][-min(100, max(1, per_epoch)) :]))
+        loss = loss[samples > samples[-1] - started.train_examples]
+    return float(np.mean(loss))
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -448,10 +457,23 @@ class Store:
             known = index.ids()
             rows = index.rows(limit=limit, order=order, status=status)
             unindexed -= known
+        rows = [self._row(row.run_id) or row if self._ended_since(row) else row for row in rows]
         fresh = [row for run_id in unindexed if (row := self._row(run_id)) and (not status or row.status in status)]
         if fresh:
             rows = sorted(rows + fresh, key=lambda r: (_sort_key(r, order), r.created), reverse=True)
         return rows[:limit]
+
+    def _ended_since(self, row: RunRow) -> bool:
+        """Whether a run the index has as alive has said its last word: the folder is the truth, the index may lag."""
+        if row.status in records.TERMINAL:
+            return False
+        with (
+            contextlib.suppress(OSError, StoreError, IndexError),
+            (self.runs / row.run_id / "events.jsonl").open("rb") as file,
+        ):
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65_536))
+            return isinstance(decode(file.read().splitlines(keepends=True)[-1]), records.Terminal)
+        return False
 
     def _row(self, run_id: str) -> RunRow | None:
         try:

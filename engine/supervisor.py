@@ -21,18 +21,18 @@ from collections import Counter
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 
-import psutil
-
 from engine import hardware, planner, records
 from engine.config import RunConfig
 from engine.errors import StoreError
-from engine.executor import AdoptedJob, Executor, Job, LocalExecutor, is_same_process
+from engine.executor import AdoptedJob, Executor, Job, LocalExecutor
+from engine.processes import is_same_process, own_identity
 from engine.store import STOP_FILE, EventLog, Index, Run, Store, row_of, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 IDLE_S = 300.0
 _SIGTERM_AFTER_S, _SIGKILL_AFTER_S = 4.0, 8.0
 _INDEX_LIVE_EVERY_S = 2.0
+_MTIME_TICK_NS = 50_000_000
 
 logger = logging.getLogger("isoflop.supervisor")
 
@@ -59,8 +59,13 @@ class Client:
         self._send({"command": "cancel", "run_id": run_id, "reason": reason})
 
     def delete(self, run_id: str) -> None:
-        """Delete a run that is over."""
-        if not self.store.run(run_id).is_over:
+        """Delete a run that is over, or one that cannot even be read."""
+        self.store.folder(run_id)
+        try:
+            over = self.store.run(run_id).is_over
+        except StoreError:
+            over = True
+        if not over:
             raise StoreError(f"Run {run_id} is still at work.", fix="Stop it first.")
         self._send({"command": "delete", "run_id": run_id})
 
@@ -85,9 +90,13 @@ def _ring(store: Store) -> bool:
         if error.errno in {errno.ENOENT, errno.ENXIO}:  # no pipe, or nobody reads it
             return False
         raise
-    with contextlib.suppress(BlockingIOError):  # full: it will look anyway
-        os.write(fd, b"!")
-    os.close(fd)
+    try:
+        with contextlib.suppress(BlockingIOError):  # full: it will look anyway
+            os.write(fd, b"!")
+    except BrokenPipeError:  # it took the bell down this very moment
+        return False
+    finally:
+        os.close(fd)
     return True
 
 
@@ -168,10 +177,11 @@ class Supervisor:
             return None
 
     def _find_new_runs(self) -> None:
-        changed = self.store.runs.stat().st_mtime_ns
+        looked, changed = time.time_ns(), self.store.runs.stat().st_mtime_ns
         if changed == self._runs_seen:
             return
-        self._runs_seen = changed
+        # Within one tick of the file system's clock a later change leaves the same time: trust only an older one.
+        self._runs_seen = changed if looked - changed > _MTIME_TICK_NS else 0
         self._place_all(set(self.store.ids()) - self._known)
 
     def _place_all(self, run_ids: set[str]) -> None:
@@ -235,19 +245,22 @@ class Supervisor:
         for run_id, (run, job) in list(self.active.items()):
             if job.is_alive():
                 continue
+            del self.active[run_id]
+            stopped = self.stopping.pop(run_id, None) is not None
             run.refresh()
             if not run.is_over:
-                self._end(run, self._last_word_for(run, job))
-            del self.active[run_id]
-            self.stopping.pop(run_id, None)
+                self._end(run, self._last_word_for(run, job, stopped=stopped))
+            if not run.folder.exists():
+                self.index.remove(run_id)
+                continue
             self.index.put(row_of(run))
             logger.info("%s %s", run_id, run.status)
             if run_id in self._to_delete:
                 self._to_delete.discard(run_id)
                 self._delete(run_id)
 
-    def _last_word_for(self, run: Run, job: Job) -> records.Terminal:
-        if run.run_id in self.stopping:
+    def _last_word_for(self, run: Run, job: Job, *, stopped: bool) -> records.Terminal:
+        if stopped:
             return records.Cancelled(at=time.time(), reason="It did not stop when asked and was ended.")
         return records.Failed(
             at=time.time(), cause="WorkerLost", message=f"The run was lost: {job.cause_of_death()}.",
@@ -257,9 +270,12 @@ class Supervisor:
 
     def _end(self, run: Run, last: records.Terminal) -> None:
         """Speak for a run that has no process (any more)."""
-        EventLog(run.folder / "events.jsonl").close(last, steps=len(run.steps), evaluations=len(run.evaluations))
-        run.refresh()
-        self.index.put(row_of(run))
+        try:
+            EventLog(run.folder / "events.jsonl").close(last, steps=len(run.steps), evaluations=len(run.evaluations))
+            run.refresh()
+            self.index.put(row_of(run))
+        except OSError as error:  # its folder is gone or cannot be written: the other runs go on
+            logger.warning("%s could not be ended in its log: %s", run.run_id, error)
 
     def _start_what_fits(self) -> None:
         """First come, first served on each device; a run that waits for one device holds up no other."""
@@ -323,7 +339,7 @@ def serve(store: Store, *, idle_s: float = IDLE_S) -> bool:
     with os.fdopen(os.open(store.root / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)) as lock:
         if not _locked(lock.fileno()):
             return False
-        write_atomically(store.root / "supervisor.pid", f"{os.getpid()} {psutil.Process().create_time()}")
+        write_atomically(store.root / "supervisor.pid", "{} {}".format(*own_identity()))
         executor = LocalExecutor()
         supervisor = Supervisor(store, executor)
         stop = _on_signals()
@@ -332,7 +348,10 @@ def serve(store: Store, *, idle_s: float = IDLE_S) -> bool:
         if supervisor.is_idle:
             supervisor.tick()
         if supervisor.is_idle:
-            executor.warm()
+            try:
+                executor.warm()
+            except (OSError, EOFError) as error:
+                logger.warning("the fork server could not be warmed: %r", error)
         while True:
             with _doorbell(store) as bell:
                 _serve_until_idle(supervisor, bell, idle_s, stop)

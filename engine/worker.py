@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from engine import records, sampler
 from engine.config import RunConfig
 from engine.errors import EngineError, OutOfMemory
+from engine.processes import own_identity
 from engine.pytorch.train import train
 from engine.records import AnyEvent
 from engine.store import STOP_FILE, EventLog, read_config
@@ -39,7 +38,8 @@ def run(folder: Path, *, supervisor_is_alive: Callable[[], bool] = lambda: True)
     """Run the task of `folder`/config.json to its end; always leaves a terminal event."""
     config = read_config(folder)
     log = EventLog(folder / "events.jsonl")
-    log.append(records.Starting(at=time.time(), pid=os.getpid(), pid_started=psutil.Process().create_time()))
+    pid, pid_started = own_identity()
+    log.append(records.Starting(at=time.time(), pid=pid, pid_started=pid_started))
     energy = sampler.EnergyMeter(config.device)
     watch = _Watch(folder, supervisor_is_alive, log, energy)
     ended: records.Terminal

@@ -28,25 +28,24 @@ if params != st.session_state.get("train.link") or not forms.is_shown():
 
 def submit() -> None:
     try:
-        new = state.client().submit(st.session_state["train.config"])
+        _, chosen = forms.current()
+        st.session_state["train.run"] = state.client().submit(chosen)
     except EngineError as error:
         st.session_state["train.refused"] = error
-        return
-    st.session_state["train.run"] = new
 
 
 def show(run: Run) -> None:
     """The run's title line, its live charts, and once it is over its final numbers."""
-    run_id = run.run_id
+    run_id, over = run.run_id, run.is_over  # one moment for the whole page: the run goes on while it is drawn
     title, action = st.columns([5, 1], vertical_alignment="center")
     title.markdown(f"**{run.config.in_words()}**")
-    if not run.is_over and action.button("Stop", key="stop", icon=":material/stop:", width="stretch"):
+    if not over and action.button("Stop", key="stop", icon=":material/stop:", width="stretch"):
         state.client().cancel(run_id)
-    if run.is_over:
+    if over:
         parts.why_box(run)
         parts.final_figures(run)
-    live.live_run(run_id, key=f"live-{run_id}", alive=not run.is_over)
-    if run.is_over:
+    live.live_run(run_id, key=f"live-{run_id}", alive=not over)
+    if over:
         parts.run_actions(run)
 
 
@@ -58,7 +57,6 @@ with left.container(border=True, key="form"):
         plan = planner.check(config)
     except EngineError as error:
         refused = error
-    st.session_state["train.config"] = config
     st.button(
         "Run",
         type="primary",

@@ -74,7 +74,7 @@ def test_a_batch_size_that_cannot_be_is_refused_with_what_can(value):
     assert "a whole number from 1 to the number of training examples, or full" in sentence
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0", "-1", "1e+07", "fast", "True"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0", "-1", "10000000", "fast", "True"])
 def test_a_learning_rate_that_cannot_be_is_refused_with_what_can(value):
     sentence = str(refusal(f"optimizer.lr={value}"))
     assert sentence == f"optimizer.lr={value} is not allowed. optimizer.lr may be a number above 0 to 1000000."

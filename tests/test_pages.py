@@ -29,6 +29,11 @@ def open_page(app, name, **params):
     return app.run()
 
 
+def shown_config(app):
+    link = {key: value[0] if isinstance(value, list) else value for key, value in app.query_params.items()}
+    return state.config_from_link(link)[1]
+
+
 @pytest.mark.parametrize("page", sorted(p.stem for p in (ROOT / "pages").glob("*.py")))
 @pytest.mark.parametrize("with_runs", [False, True])
 def test_each_page_opens_without_an_error_and_without_torch(app, store, page, with_runs):
@@ -49,15 +54,14 @@ def test_what_the_form_shows_stands_in_the_link(app):
     open_page(app, "train")
     app.text_input(key="experiment.hidden").set_value("512, 256").run()
     expected = with_overrides(preset_config("mnist-mlp"), ["model.hidden=512,256"])
-    link = {key: value[0] if isinstance(value, list) else value for key, value in app.query_params.items()}
-    assert state.config_from_link(link) == ("mnist-mlp", expected)
+    assert shown_config(app) == expected
 
 
 def test_gradient_descent_in_the_form_takes_the_whole_set(app):
     open_page(app, "train")
     app.selectbox(key="experiment.optimizer").set_value("gd").run()
     assert app.select_slider(key="experiment.batch_size").disabled
-    assert app.session_state["train.config"].batch_size == "full"
+    assert "full" in app.query_params["batch_size"]
 
 
 @pytest.mark.parametrize("lr", ["nan", "inf", "0", "-1", "fast"])
@@ -78,8 +82,46 @@ def test_a_link_that_is_not_allowed_says_so_and_shows_a_form_all_the_same(app, l
 def test_a_bare_link_to_a_run_fills_the_form_with_its_experiment(app, store):
     run_id = make_run(store).run_id
     open_page(app, "train", run=run_id)
-    assert app.session_state["train.config"] == store.run(run_id).config
+    assert shown_config(app) == store.run(run_id).config
     assert [m.label for m in app.metric if m.label == "Test accuracy"]
+
+
+def test_a_click_submits_what_the_form_shows_even_when_it_was_just_typed(app, store, monkeypatch):
+    submitted = []
+    monkeypatch.setattr(
+        "engine.supervisor.Client.submit", lambda _, config: submitted.append(config) or make_run(store).run_id
+    )
+    open_page(app, "train")
+    app.text_input(key="experiment.lr").set_value("0.5")
+    app.button(key="run").click().run()
+    assert [config.optimizer.lr for config in submitted] == [0.5]
+
+
+def test_values_of_fields_that_are_hidden_for_a_while_are_kept(app):
+    open_page(app, "train", preset="mnist-mlp-large")
+    for family in ("cnn", "mlp"):
+        app.segmented_control(key="experiment.family").set_value(family).run()
+    assert not app.exception
+    assert shown_config(app) == PRESETS["mnist-mlp-large"].config
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ["budget.seconds=5"],
+        ["budget.epochs=none", "budget.steps=1000000"],
+        ["optimizer.lr=0.00123456789"],
+        ["optimizer.name=momentum", "optimizer.momentum=0.999"],
+        ["batch_size=100", "evaluate_every=7"],
+        ["model.hidden=[]"],
+        ["model.family=cnn", "model.width=1.7"],
+    ],
+)
+def test_a_link_comes_through_the_form_unchanged(app, assignments):
+    config = with_overrides(preset_config("mnist-mlp"), assignments)
+    open_page(app, "train", **state.link_params("mnist-mlp", config))
+    assert not app.exception
+    assert shown_config(app) == config
 
 
 def test_a_link_to_a_run_that_is_gone_says_so(app):

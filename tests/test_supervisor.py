@@ -15,7 +15,8 @@ import pytest
 from engine import hardware, records, supervisor, worker
 from engine.config import PRESETS, RunConfig, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
-from engine.executor import AdoptedJob, InlineExecutor, process_started
+from engine.executor import AdoptedJob, InlineExecutor
+from engine.processes import process_started
 from engine.store import EventLog
 from engine.supervisor import Supervisor, serve
 

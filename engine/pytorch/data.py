@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 from dataclasses import dataclass
@@ -54,7 +55,13 @@ def load(name: DatasetName, *, side: int | None = None) -> Split:
 @lru_cache(maxsize=4)  # the fork server reads once, before it forks: a worker finds the pixels in memory
 def _read(facts: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (n, h*w) uint8 and labels (n,) int64 from a gzipped CSV whose last column is the label."""
-    content = _file(facts).read_bytes()
+    try:
+        content = _file(facts).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{facts.title}: the file in {facts.package} cannot be read: {error.strerror}.",
+            fix="Reinstall requirements.txt.",
+        ) from None
     if hashlib.sha256(content).hexdigest() != facts.sha256:
         raise ConfigError(
             f"{facts.title}: the file in {facts.package} is not the one released.", fix="Reinstall requirements.txt."
@@ -67,9 +74,10 @@ def _read(facts: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def preload() -> None:
-    """Read every bundled data set into this process."""
+    """Read every bundled data set into this process; one that cannot be read is left for the run that needs it."""
     for facts in DATASETS.values():
-        _read(facts)
+        with contextlib.suppress(ConfigError):
+            _read(facts)
 
 
 def _file(facts: Dataset) -> Path:

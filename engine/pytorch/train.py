@@ -52,6 +52,7 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
     plan = planner.plan(config)
     batches = _Batches(split.train_x, split.train_y, plan.batch_size, config.seed)
     _synchronize(device)
+    origin = clock()  # of elapsed_s, the axis the hardware is on as well
     yield records.Started(
         at=time.time(),
         parameters=sum(p.numel() for p in model.parameters()),
@@ -65,7 +66,7 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
     begun = clock()
     _warm_up(model, optimizer, batches, device)
     yield records.WarmUp(seconds=clock() - begun, steps=_WARM_UP_STEPS)
-    yield from _Loop(config, model, optimizer, batches, split, device, plan.total_steps, clock).run()
+    yield from _Loop(config, model, optimizer, batches, split, device, plan.total_steps, clock, origin).run()
     yield _save(model, folder)
 
 
@@ -111,13 +112,14 @@ class _Loop:
         device: torch.device,
         total_steps: int | None,
         clock: Clock,
+        origin: float,
     ) -> None:
         self.config, self.model, self.optimizer, self.split = config, model, optimizer, split
         self.device, self.total_steps, self.clock = device, total_steps, clock
         self.batches = iter(batches)
         self.step = 0
         self.train_s = 0.0
-        self.origin = clock()
+        self.origin = origin
         self.chunk = 1  # grows until a chunk takes _CHUNK_S: the first point comes after one step
         self.evaluated = (-1, 0.0, 0.0)  # step, training clock, duration of the last evaluation
 
