@@ -60,7 +60,11 @@ def final_figures(run: Run) -> None:
     columns[1].metric(
         "Training loss", units.loss(s.final_train_loss), help="Measured: mean over the last epoch's steps, at most 100."
     )
-    columns[2].metric("Samples per second", units.count(s.samples_per_s), help="Measured: examples by training time.")
+    columns[2].metric(
+        "Samples per second",
+        units.count(s.samples_per_s and round(s.samples_per_s)),
+        help="Measured: examples by training time.",
+    )
     columns[3].metric(
         "Training time", units.duration(s.train_seconds),
         help=f"Measured, without warm-up and evaluation: {s.steps:,} steps, {s.epochs:.3g} epochs, {units.flops(s.flops)} (derived).",
@@ -114,7 +118,7 @@ def machine_card(machine: Machine) -> None:
 
 def run_actions(run: Run, *, open_link: bool = False) -> None:
     """What one does with a run that is over: open, run again, export, delete, repeat in a terminal."""
-    with st.container(horizontal=True, key=f"actions-{run.run_id}"):
+    with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{run.run_id}"):
         if open_link:
             st.page_link(
                 "../pages/train.py", label="Open", icon=":material/open_in_new:", query_params={"run": run.run_id}

@@ -292,6 +292,9 @@ class Run:
                 self.artifacts.append(event)
             case records.Finished() | records.Cancelled() | records.Failed() | records.Interrupted():
                 self.last_word = event
+                seconds, count = self._window
+                if seconds and not len(self.throughput):  # a run shorter than one window has a throughput too
+                    self.throughput.extend(self.steps.last("elapsed"), count / seconds)
             case _:
                 pass
 

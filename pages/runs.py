@@ -5,8 +5,10 @@ import streamlit as st
 
 from dashboard import parts, state
 
+MOST = 1000
+
 st.title("Runs", anchor=False)
-rows = state.store().rows(limit=1000)
+rows = state.store().rows(limit=MOST)
 if not rows:
     st.info("Nothing has run yet. Start an experiment under Train.", icon=":material/info:")
     st.page_link("../pages/train.py", label="Train", icon=":material/play_circle:")
@@ -22,15 +24,18 @@ table = pd.DataFrame(
         "Samples/s": [r.summary.samples_per_s for r in rows],
         "Training time": [r.summary.train_seconds for r in rows],
         "Seed": [r.config.seed for r in rows],
+        "Ended because": [r.why for r in rows],
         "Started": pd.to_datetime([r.created for r in rows], unit="s", utc=True),
     }
 )
-if not table["Name"].any():
-    table = table.drop(columns="Name")
-st.caption(f"{len(rows):,} runs, newest first. Select one to open it. Every figure is measured.")
+table = table.drop(columns=[column for column in ("Name", "Ended because") if not table[column].any()])
+st.caption(
+    f"{'The newest ' if len(rows) == MOST else ''}{len(rows):,} run{'s' if len(rows) != 1 else ''}, newest first. Select one to open it. Every figure is measured."
+)
 choice = st.dataframe(
     table,
     hide_index=True,
+    placeholder="–",
     on_select="rerun",
     selection_mode="single-row",
     key=f"runs-{hash(tuple(r.run_id for r in rows))}",  # another list is another table: a selection never moves to another run

@@ -51,13 +51,14 @@ def show(run: Run) -> None:
 
 left, right = st.columns([1, 3.2], gap="medium")
 with left.container(border=True, key="form"):
+    button = st.empty()  # above the fields, where it is in sight on every screen
     preset, config, mistake = forms.form_or_default(preset, config)
     plan, refused = None, None
     try:
         plan = planner.check(config)
     except EngineError as error:
         refused = error
-    st.button(
+    button.button(
         "Run",
         type="primary",
         width="stretch",

@@ -232,7 +232,7 @@ function yRange(chart, { low, high, positive }, log) {
     const room = Math.max(0.05, 0.06 * (b - a));
     return [a - room, b + room];
   }
-  if (chart.fromZero || (low >= 0 && low < 0.25 * high)) return [0, Math.max(chart.least ?? 0, high, 1e-9) * 1.06];
+  if (chart.fromZero || low === high || (low >= 0 && low < 0.25 * high)) return [0, Math.max(chart.least ?? 0, high, 1e-9) * 1.06];
   const room = Math.max(0.06 * (high - low), 1e-3 * Math.abs(high), 1e-9);
   const top = high + room;
   return [low - room, chart.most ? Math.min(top, chart.most + room / 2) : top];
@@ -397,7 +397,7 @@ class Card {
       y,
       customdata: step,
       name: trace.name,
-      mode: trace.sparse && x.length <= 80 ? "lines+markers" : "lines",
+      mode: x.length === 1 || (trace.sparse && x.length <= 80) ? "lines+markers" : "lines", // one point alone draws no line
       line: { color, width: trace.raw ? 1 : 1.8 },
       marker: { color, size: 4 },
       opacity: trace.raw ? 0.38 : 1,
