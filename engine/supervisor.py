@@ -23,7 +23,7 @@ from pathlib import Path
 
 from engine import hardware, planner, records
 from engine.config import RunConfig
-from engine.errors import StoreError
+from engine.errors import StoreError, WorkerLost
 from engine.executor import AdoptedJob, Executor, Job, LocalExecutor
 from engine.processes import is_same_process, own_identity
 from engine.store import STOP_FILE, EventLog, Index, Run, Store, row_of, write_atomically
@@ -263,7 +263,7 @@ class Supervisor:
         if stopped:
             return records.Cancelled(at=time.time(), reason="It did not stop when asked and was ended.")
         return records.Failed(
-            at=time.time(), cause="WorkerLost", message=f"The run was lost: {job.cause_of_death()}.",
+            at=time.time(), cause=WorkerLost.__name__, message=f"The run was lost: {job.cause_of_death()}.",
             fix="Its points up to then are kept. Run it again; if it repeats, try a smaller model or batch.",
             step=len(run.steps) or None,
         )  # fmt: skip
@@ -301,7 +301,7 @@ class Supervisor:
             self._end(
                 run,
                 records.Failed(
-                    at=time.time(), cause="WorkerLost", message=f"No process could be started for the run: {error}.",
+                    at=time.time(), cause=WorkerLost.__name__, message=f"No process could be started for the run: {error}.",
                     fix="Free some memory, then run it again.",
                 ),
             )  # fmt: skip

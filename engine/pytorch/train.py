@@ -183,7 +183,7 @@ class _Loop:
         if len(bad):
             step, value = event.first + int(bad[0]), event.loss[bad[0]]
             raise Diverged(
-                f"The loss became {value} at step {step} with optimizer.lr={self.config.optimizer.lr:g}.",
+                f"The loss became {'NaN' if np.isnan(value) else 'infinite'} at step {step} with optimizer.lr={self.config.optimizer.lr:g}.",
                 fix="Lower the learning rate.",
             )
 
