@@ -216,7 +216,7 @@ def test_the_training_clock_runs_without_gaps_and_starts_at_zero(run):
 def test_a_diverging_run_tells_its_points_then_why_it_ended(tmp_path):
     config = with_overrides(CNN_CONFIG, ["optimizer.name=sgd", "optimizer.lr=1e6", "budget.steps=50"])
     told = []
-    with pytest.raises(Diverged, match=r"became (nan|inf) at step \d+ with optimizer\.lr=1e\+06\. Lower") as ended:
+    with pytest.raises(Diverged, match=r"became (NaN|infinite) at step \d+ with optimizer\.lr=1e\+06\. Lower") as ended:
         told.extend(train(config, tmp_path))  # extend keeps what came before the error
     bad = np.flatnonzero(~np.isfinite(losses(told)))[0] + 1
     assert f"at step {bad} " in ended.value.message
