@@ -154,15 +154,20 @@ def _end_a_torn_line(path: Path, file: Any) -> None:
 
 
 class Table:
-    """Columns of float64 that grow at the end; appending is amortised O(1)."""
+    """Columns of float64 that grow at the end; appending is amortised O(1).
 
-    def __init__(self, *names: str) -> None:
+    With `keep`, only about the newest that many rows (never fewer) are held; `len` counts those let go as well.
+    """
+
+    def __init__(self, *names: str, keep: int | None = None) -> None:
         self.names = names
         self._data = np.empty((len(names), 64))
         self._rows = 0
+        self._keep = keep
+        self._let_go = 0
 
     def __len__(self) -> int:
-        return self._rows
+        return self._let_go + self._rows
 
     def extend(self, *columns: Any) -> None:
         added = max(np.size(c) for c in columns)
@@ -171,6 +176,10 @@ class Table:
         for row, column in zip(self._data, columns, strict=True):
             row[self._rows : self._rows + added] = column
         self._rows += added
+        if self._keep is not None and self._rows > 8 * self._keep:
+            self._data = self._data[:, self._rows - self._keep : self._rows].copy()
+            self._let_go += self._rows - self._keep
+            self._rows = self._keep
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._data[self.names.index(name), : self._rows]
@@ -184,12 +193,13 @@ HARDWARE = (
     "gpu_utilization_percent", "gpu_memory_used_bytes", "gpu_power_w", "gpu_temperature_c",
 )  # fmt: skip
 _THROUGHPUT_WINDOW_S = 0.2
+SUMMARY_POINTS = 1_000  # of each kind: more than any figure of a summary looks back
 
 
 class Run:
     """One run as its folder tells it. `refresh()` reads what was added since the last time; safe across threads."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keep_points: int | None = None) -> None:
         self.folder = folder
         self.run_id = folder.name
         self.lock = threading.RLock()
@@ -203,10 +213,10 @@ class Run:
         self.artifacts: list[records.Artifact] = []
         self.missing_readings: dict[str, str] = {}
         self.problems: list[str] = []
-        self.steps = Table("step", "loss", "seconds", "elapsed", "samples", "lr")
-        self.evaluations = Table("step", "seconds", "elapsed", "test_loss", "test_accuracy")
-        self.hardware = Table("elapsed", *HARDWARE)
-        self.throughput = Table("elapsed", "samples_per_s")
+        self.steps = Table("step", "loss", "seconds", "elapsed", "samples", "lr", keep=keep_points)
+        self.evaluations = Table("step", "seconds", "elapsed", "test_loss", "test_accuracy", keep=keep_points)
+        self.hardware = Table("elapsed", *HARDWARE, keep=keep_points)
+        self.throughput = Table("elapsed", "samples_per_s", keep=keep_points)
         self._window = (0.0, 0)  # seconds and samples not yet in `throughput`
         self._offset = 0
         self._checksum = 0
@@ -430,8 +440,10 @@ class Store:
             )
         return self.runs / run_id
 
-    def run(self, run_id: str) -> Run:
-        return Run(self.folder(run_id))
+    def run(self, run_id: str, *, keep_points: int | None = None) -> Run:
+        """A run with all its points, or with the newest `keep_points` of each kind: enough for its state and summary,
+        however long it was."""
+        return Run(self.folder(run_id), keep_points=keep_points)
 
     def find(self, prefix: str) -> str:
         """The one run whose id starts with `prefix`; `last` is the newest."""
@@ -480,7 +492,7 @@ class Store:
 
     def _row(self, run_id: str) -> RunRow | None:
         try:
-            return row_of(self.run(run_id))
+            return row_of(self.run(run_id, keep_points=SUMMARY_POINTS))
         except StoreError:
             return None
 

@@ -26,7 +26,7 @@ from engine.config import RunConfig
 from engine.errors import StoreError, WorkerLost
 from engine.executor import AdoptedJob, Executor, Job, LocalExecutor
 from engine.processes import is_same_process, own_identity
-from engine.store import STOP_FILE, EventLog, Index, Run, Store, row_of, write_atomically
+from engine.store import STOP_FILE, SUMMARY_POINTS, EventLog, Index, Run, Store, row_of, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 IDLE_S = 300.0
@@ -171,7 +171,7 @@ class Supervisor:
 
     def _open(self, run_id: str) -> Run | None:
         try:
-            return self.store.run(run_id)
+            return self.store.run(run_id, keep_points=SUMMARY_POINTS)
         except StoreError as error:  # one unreadable run never hides the others
             logger.warning("%s", error)
             return None

@@ -379,3 +379,11 @@ def test_a_newer_index_is_refused_without_touching_a_byte(store):
             Index(store.root, readonly=readonly)
     assert path.read_bytes() == before
     assert [p.name for p in store.root.glob("index*")] == ["index.sqlite"]
+
+
+def test_a_run_read_for_its_summary_holds_few_points_and_says_the_same(store):
+    whole = make_run(store, num_steps=20_000)
+    short = store.run(whole.run_id, keep_points=100)
+    assert short.summary() == whole.summary()
+    assert len(short.steps["loss"]) <= 800 < len(short.steps) == 20_000
+    assert short.problems == []
