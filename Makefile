@@ -52,6 +52,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.training_loop
 	$(BIN)/python -m benchmarks.recording
 	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.data_route
 	$(BIN)/python -m benchmarks.first_point
 
 clean:
