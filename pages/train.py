@@ -83,7 +83,8 @@ with right:
     if plan and not mistake:
         parts.plan_figures(plan)
     if run:
-        show(run)
+        with st.container(key="run-view"):
+            show(run)
         st.stop()
     live.preload()
     if wanted:
