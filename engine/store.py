@@ -615,7 +615,7 @@ def _open_index(path: Path, readonly: bool) -> tuple[sqlite3.Connection, int]:
             )
         if not readonly and db.execute("pragma quick_check(1)").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("quick_check found damage")
-    except BaseException:
+    except (sqlite3.Error, StoreError):
         db.close()
         raise
     return db, version
