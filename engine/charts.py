@@ -9,15 +9,17 @@ from __future__ import annotations
 import html
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import plotly.graph_objects as go
 
-from engine.config import RunConfig
+from engine import units
+from engine.config import RunConfig, Target
 from engine.downsample import minmax
+from engine.records import TargetReached
 
 Axis = Literal["step", "seconds", "samples"]
 
@@ -54,6 +56,10 @@ class Curves(Protocol):
     def hardware(self) -> Columns: ...
     @property
     def throughput(self) -> Columns: ...
+    @property
+    def grad_norms(self) -> Columns: ...
+    @property
+    def target_reached(self) -> TargetReached | None: ...
 
 
 Runs = Sequence[Curves]
@@ -66,7 +72,7 @@ Reader = Callable[[Curves], tuple[np.ndarray, np.ndarray]]
 def loss_curve(runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS) -> go.Figure:
     """Training loss (faint: each batch, strong: smoothed) and held-out loss (dashed); NaN and infinity as red marks."""
     figure = _figure(_axis_title(axis), "Loss (log scale)" if _climbs(runs) else "Loss")
-    reach = max((float(_along(run.steps, run, axis)[-1]) for run in runs if len(run.steps)), default=0.0)
+    reach = _reach(runs, axis)
     for run, label, style in _styled(runs):
         x = _along(run.steps, run, axis)
         _raw_and_smooth(figure, x, run.steps["loss"], f"{label}train", style, max_points, ".4f")
@@ -78,16 +84,18 @@ def loss_curve(runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS)
         _marks(figure, at, held_out, run.evaluations["step"], f"{label}held-out", reach)
     if _climbs(runs):
         figure.update_yaxes(type="log", dtick=1)
+    _targets(figure, runs, "test_loss", axis, log=_climbs(runs))
     return figure
 
 
 def accuracy_curve(runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS) -> go.Figure:
-    """Share of held-out examples answered right."""
-    figure = _figure(_axis_title(axis), "Held-out accuracy (%)")
+    """Share of held-out examples (of a text: characters) answered right."""
+    figure = _figure(_axis_title(axis), f"{_accuracy_title(runs)} (%)")
     for run, label, style in _styled(runs):
         accuracy = 100 * run.evaluations["test_accuracy"]
         x = _along(run.evaluations, run, axis)
         _line(figure, x, accuracy, f"{label}accuracy", style, max_points, ".2f", " %", dots=True)
+    _targets(figure, runs, "test_accuracy", axis, scale=100)
     return figure
 
 
@@ -98,6 +106,30 @@ def throughput_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
         return run.throughput["elapsed"], run.throughput["samples_per_s"]
 
     return _over_time(runs, read, "Throughput (samples/s)", "throughput", max_points, ",.0f", " samples/s")
+
+
+def grad_norm_curve(runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS) -> go.Figure:
+    """Length of the whole gradient before clipping, as often as it was measured; NaN and infinity as red marks."""
+    log = _spans_decades(run.grad_norms["grad_norm"] for run in runs)
+    figure = _figure(_axis_title(axis), "Gradient norm (log scale)" if log else "Gradient norm")
+    reach = _reach(runs, axis)
+    for run, label, style in _styled(runs):
+        x, norm = _along(run.grad_norms, run, axis), run.grad_norms["grad_norm"]
+        _raw_and_smooth(figure, x, norm, f"{label}gradient norm", style, max_points, ".4g")
+        _marks(figure, x, norm, run.grad_norms["step"], f"{label}gradient norm", reach)
+    figure.update_yaxes(**({"type": "log", "dtick": 1} if log else {"rangemode": "tozero"}))
+    figure.update_layout(showlegend=len(runs) > 1)
+    return figure
+
+
+def lr_curve(runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS) -> go.Figure:
+    """Learning rate of each step, where a schedule moved it."""
+    figure = _figure(_axis_title(axis), "Learning rate")
+    for run, label, style in _styled(runs):
+        x = _along(run.steps, run, axis)
+        _line(figure, x, run.steps["lr"], f"{label}learning rate", style, max_points, ".3~g")
+    figure.update_yaxes(rangemode="tozero", tickformat="~g")
+    return figure
 
 
 def memory_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
@@ -130,32 +162,50 @@ def temperature_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
     return _over_time(runs, read, "GPU temperature (°C)", "temperature", max_points, ".0f", " °C")
 
 
+def _there(values: np.ndarray) -> bool:
+    return True
+
+
+def _known(values: np.ndarray) -> bool:
+    return not bool(np.isnan(values).all())
+
+
+def _moves(values: np.ndarray) -> bool:
+    return bool(values.min() < values.max())
+
+
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart as a card shows it: key and title, what it draws from, and how."""
+    """A chart as a card shows it: key and title, what it draws from, how, and whether its column is worth it."""
 
     key: str
     title: str
     draw: Callable[..., go.Figure]
     table: str
     column: str
+    worth: Callable[[np.ndarray], bool] = _there
 
     def has_data(self, run: Curves) -> bool:
         """False until there is something to see: an empty axis says less than no chart."""
         table = getattr(run, self.table)
-        return len(table) > 0 and not bool(np.isnan(table[self.column]).all() and self.table == "hardware")
+        return len(table) > 0 and self.worth(table[self.column])
+
+    def title_of(self, runs: Runs) -> str:
+        return _accuracy_title(runs) if self.key == "accuracy" else self.title
 
 
 CHARTS = (
     Chart("loss", "Loss", loss_curve, "steps", "loss"),
     Chart("accuracy", "Held-out accuracy", accuracy_curve, "evaluations", "test_accuracy"),
     Chart("throughput", "Throughput", throughput_curve, "throughput", "samples_per_s"),
-    Chart("memory", "Process memory", memory_curve, "hardware", "process_memory_bytes"),
-    Chart("cpu", "Process CPU", cpu_curve, "hardware", "process_cpu_percent"),
-    Chart("gpu", "GPU busy", gpu_curve, "hardware", "gpu_utilization_percent"),
-    Chart("gpu_memory", "GPU memory", gpu_memory_curve, "hardware", "gpu_memory_used_bytes"),
-    Chart("power", "GPU power", power_curve, "hardware", "gpu_power_w"),
-    Chart("temperature", "GPU temperature", temperature_curve, "hardware", "gpu_temperature_c"),
+    Chart("grad_norm", "Gradient norm", grad_norm_curve, "grad_norms", "grad_norm"),
+    Chart("lr", "Learning rate", lr_curve, "steps", "lr", _moves),
+    Chart("memory", "Process memory", memory_curve, "hardware", "process_memory_bytes", _known),
+    Chart("cpu", "Process CPU", cpu_curve, "hardware", "process_cpu_percent", _known),
+    Chart("gpu", "GPU busy", gpu_curve, "hardware", "gpu_utilization_percent", _known),
+    Chart("gpu_memory", "GPU memory", gpu_memory_curve, "hardware", "gpu_memory_used_bytes", _known),
+    Chart("power", "GPU power", power_curve, "hardware", "gpu_power_w", _known),
+    Chart("temperature", "GPU temperature", temperature_curve, "hardware", "gpu_temperature_c", _known),
 )
 
 
@@ -311,6 +361,43 @@ def _marks(figure: go.Figure, x: np.ndarray, y: np.ndarray, step: np.ndarray, na
     )  # fmt: skip
 
 
+def _targets(figure: go.Figure, runs: Runs, metric: str, axis: Axis, *, scale: float = 1, log: bool = False) -> None:
+    """A dashed line at each different target for `metric`, and a mark where a run reached its own."""
+    aims = [run.config.target for run in runs if run.config.target.metric == metric]
+    for value, aim in {aim.value: aim for aim in aims if aim.value}.items():
+        assert value is not None
+        y = value * scale
+        figure.add_shape(
+            type="line", xref="paper", x0=0, x1=1, y0=y, y1=y, line={"color": _GREY, "width": 1, "dash": "dash"}
+        )
+        figure.add_annotation(
+            xref="paper", x=0, xanchor="left", y=math.log10(y) if log else y, yanchor="bottom", showarrow=False,
+            text=f"target {target_in_words(aim)}",
+        )  # fmt: skip
+    for run, label, style in _styled(runs):
+        reached, aim = run.target_reached, run.config.target
+        if reached is None or reached.metric != metric:
+            continue
+        words = f"{target_in_words(aim)} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
+        figure.add_scatter(
+            x=_where(run, reached, axis), y=[reached.value * scale], mode="markers", showlegend=False,
+            marker={"symbol": "diamond", "size": 10, "color": style["colour"]}, legendgroup=style["legendgroup"],
+            name=f"{label}target", hovertemplate=words,
+        )  # fmt: skip
+
+
+def target_in_words(target: Target) -> str:
+    """95 %, or loss 0.3: what a run aims at."""
+    assert target.value is not None
+    return f"{100 * target.value:g} %" if target.metric == "test_accuracy" else f"loss {target.value:g}"
+
+
+def _where(run: Curves, reached: TargetReached, axis: Axis) -> np.ndarray:
+    """The x at which a target was reached, of the evaluation that did."""
+    rows = run.evaluations["step"] == reached.step
+    return _along(run.evaluations, run, axis)[rows][:1]
+
+
 def _word(value: float) -> str:
     return "NaN" if math.isnan(value) else "+∞" if value > 0 else "-∞"
 
@@ -356,6 +443,21 @@ def _along(table: Columns, run: Curves, axis: Axis) -> np.ndarray:
     if not len(run.steps):
         return np.zeros(len(table))
     return np.interp(table["step"], run.steps["step"], run.steps["samples"])
+
+
+def _reach(runs: Runs, axis: Axis) -> float:
+    """Where the longest run ends on the axis."""
+    return max((float(_along(run.steps, run, axis)[-1]) for run in runs if len(run.steps)), default=0.0)
+
+
+def _accuracy_title(runs: Runs) -> str:
+    return "Next-character accuracy" if runs and all(r.config.data == "text" for r in runs) else "Held-out accuracy"
+
+
+def _spans_decades(columns: Iterable[np.ndarray], ratio: float = 100.0) -> bool:
+    values = np.concatenate([np.empty(0), *columns])
+    values = values[np.isfinite(values) & (values > 0)]
+    return len(values) > 0 and bool(values.max() > ratio * values.min())
 
 
 def _axis_title(axis: Axis) -> str:

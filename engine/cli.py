@@ -62,6 +62,7 @@ def run_command(a: argparse.Namespace) -> int:
     base = _config(a)
     if not 1 <= a.seeds <= 1000:
         raise ConfigError(f"seeds={a.seeds} is not allowed.", fix="seeds may be a whole number from 1 to 1000.")
+    _warn(planner.check(base))
     configs = [with_overrides(base, [f"seed={base.seed + i}"]) for i in range(a.seeds)]
     group = secrets.token_hex(8) if a.seeds > 1 else None
     run_ids: list[str] = []
@@ -94,9 +95,10 @@ def run_command(a: argparse.Namespace) -> int:
 
 def plan_command(a: argparse.Namespace) -> int:
     """What a run would need; nothing is started."""
-    config = _config(a)
-    hardware.check_device(config.device, hardware.probe())
-    plan = planner.plan(config)
+    config, machine = _config(a), hardware.probe()
+    hardware.check_device(config.device, machine)
+    planner.check_abilities(config, machine)
+    plan = planner.plan(config, machine=machine)
     if a.json:
         print(json_text(asdict(plan) | {"total_bytes": plan.total_bytes, "fingerprint": config.fingerprint}))
         return OK
@@ -104,10 +106,13 @@ def plan_command(a: argparse.Namespace) -> int:
     print(f"  parameters        {plan.parameters:,}")
     print(f"  forward           {units.flops(plan.forward_flops_per_example)} per example (derived)")
     print(f"  training step     {units.flops(plan.train_flops_per_example * plan.batch_size)} (derived)")
-    print(
-        f"  memory            {units.nbytes(plan.total_bytes)} (estimated), {units.nbytes(plan.free_bytes)} free (measured)"
-    )
+    steps = "until the time is over" if plan.total_steps is None else f"{plan.total_steps:,}"
+    print(f"  steps             {steps}, {plan.steps_per_epoch:,} per epoch of {plan.train_examples:,} examples")
+    for name, size in plan.parts():
+        print(f"  {name:<17} {units.nbytes(size)} ({'estimated' if name == 'workspace' else 'derived'})")
+    print(f"  memory together   {units.nbytes(plan.total_bytes)}, {units.nbytes(plan.free_bytes)} free (measured)")
     print(f"  fits              {'unknown' if plan.fits is None else 'yes' if plan.fits else 'no'}")
+    _warn(plan)
     return OK
 
 
@@ -284,13 +289,18 @@ def _follow(store: Store, client: Client, run_id: str, *, quiet: bool) -> Run:
 def _bar(run: Run) -> str:
     share = run.progress()
     if share is None:
-        return f"{run.status:<10}"
+        return f"{run.status:<10}" + (_download(run.preparing) if run.preparing else "")
     loss, accuracy = run.steps.last("loss"), run.evaluations.last("test_accuracy")
     filled = round(share * _BAR)
     return (
         f"{run.status:<9} {'█' * filled}{'░' * (_BAR - filled)} {share:4.0%}  step {len(run.steps):,}  "
         f"loss {units.loss(loss)}  accuracy {units.accuracy(accuracy)}   "
     )
+
+
+def _download(p: records.Preparing) -> str:
+    total = f" of {units.nbytes(p.total_bytes)}" if p.total_bytes else ""
+    return f"{p.text}  {units.nbytes(p.done_bytes)}{total}    "
 
 
 def _wait(store: Store, client: Client, run_id: str, *, seconds: float) -> Run:
@@ -347,7 +357,11 @@ def _everything(run: Run) -> dict[str, Any]:
         "hardware": {"seconds" if n == "elapsed" else n: hardware_table[n].tolist() for n in hardware_table.names},
         "missing_readings": run.missing_readings,
         "environment": run.started.environment if run.started else None,
+        "gradient_norms": {n: run.grad_norms[n].tolist() for n in ("step", "seconds", "grad_norm")},
+        "compile_seconds": run.compiled.seconds if run.compiled else None,
         "warm_up_seconds": run.warm_up.seconds if run.warm_up else None,
+        "memory": run.memory.model_dump() if run.memory else None,
+        "target_reached": run.target_reached.model_dump() if run.target_reached else None,
         "artifacts": [artifact.model_dump() for artifact in run.artifacts],
         "problems": run.problems,
     }
@@ -363,11 +377,29 @@ def _card(run: Run) -> str:
         f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs, {units.duration(s.train_seconds)}",
         f"  throughput        {units.samples_per_s(s.samples_per_s)} (measured)",
         f"  arithmetic        {units.flops(s.flops)} (derived)",
-        f"  peak memory       {units.nbytes(s.peak_memory_bytes)} (measured, whole process)",
+        f"  training memory   {units.nbytes(s.peak_memory_bytes)} (weights, optimizer and one step's peak)",
+        f"  process memory    {units.nbytes(s.process_memory_bytes)} (measured, with PyTorch's own 320 MB)",
     ]
+    if run.compiled:
+        lines.append(f"  compiling         {units.duration(run.compiled.seconds)}, before the clock of training")
+    if run.config.target.value is not None:
+        lines.append(f"  target            {_target(run)}")
     if why := run.why():
         lines.append(f"  {why}")
     return "\n".join(lines)
+
+
+def _target(run: Run) -> str:
+    target, reached = run.config.target, run.target_reached
+    words = f"{target.metric} {target.value:g}"
+    if reached is None:
+        return f"{words}: not reached"
+    return f"{words}: reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
+
+
+def _warn(plan: planner.Plan) -> None:
+    for warning in plan.warnings:
+        print(f"  ! {warning}", file=sys.stderr)
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------
@@ -378,6 +410,14 @@ def _store(a: argparse.Namespace) -> Store:
 
 
 def _config(a: argparse.Namespace) -> RunConfig:
+    """The experiment of the arguments. A run's process works elsewhere, so a file's path is made absolute."""
+    config = _config_as_typed(a)
+    if not config.source.path:
+        return config
+    return with_overrides(config, [f"source.path={Path(config.source.path).expanduser().absolute()}"])
+
+
+def _config_as_typed(a: argparse.Namespace) -> RunConfig:
     if a.config and a.preset:
         raise ConfigError("--preset and --config exclude each other.", fix="Give one of them.")
     if not a.config:

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
@@ -20,8 +20,15 @@ from engine.errors import ConfigError
 
 FULL = "full"  # the batch size of batch gradient descent: the whole training set
 
-OptimizerName = Literal["sgd", "momentum", "adam", "gd"]
-DatasetName = Literal["mnist5k", "digits"]
+OptimizerName = Literal["gd", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "muon"]
+ScheduleName = Literal["constant", "cosine", "step", "one-cycle", "warm-up"]
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"]
+ExecutionName = Literal["eager", "dataloader", "compiled", "cuda-graph"]
+DatasetName = Literal[
+    "mnist5k", "digits", "mnist1d", "mnist", "fashion-mnist", "cifar10", "text", "synthetic", "csv", "numpy", "images"
+]
+SizeName = Literal["tiny", "small", "base", "large"]
+USER_DATA: frozenset[DatasetName] = frozenset({"csv", "numpy", "images"})  # read from source.path
 
 
 class Spec(BaseModel):
@@ -30,8 +37,45 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
 
 
-class MLP(Spec):
+class Model(Spec):
+    """Base of the model families: `size=base` sets every dimension at once; the dimensions are what is kept."""
+
+    sizes: ClassVar[Mapping[SizeName, Mapping[str, Any]]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dimensions_of_a_size(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "size" not in data:
+            return data
+        size, given = data["size"], {key: value for key, value in data.items() if key != "size"}
+        if size == CUSTOM:
+            return given
+        if size not in cls.sizes:
+            raise ValueError(f"size={size!r} is not allowed; it may be one of {', '.join([*cls.sizes, CUSTOM])}")
+        return {**cls.sizes[size], **given}
+
+    @property
+    def size(self) -> SizeName | Literal["custom"]:
+        """Where the size dial stands: the name whose dimensions these are, or custom."""
+        own = self.model_dump()
+        for name, dimensions in self.sizes.items():
+            if all(own[key] == value for key, value in dimensions.items()):
+                return name
+        return "custom"
+
+
+CUSTOM = "custom"
+
+
+class MLP(Model):
     """Multilayer perceptron: fully connected layers with ReLU between them."""
+
+    sizes = {
+        "tiny": {"hidden": (32,)},
+        "small": {"hidden": (128,)},
+        "base": {"hidden": (512, 256)},
+        "large": {"hidden": (2048, 1024)},
+    }
 
     family: Literal["mlp"] = "mlp"
     hidden: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
@@ -44,8 +88,11 @@ class MLP(Spec):
     )
 
 
-class CNN(Spec):
-    """LeNet-5 with ReLU and max pooling (LeCun et al. 1998): two 5x5 convolutions and three linear layers on 32x32."""
+class CNN(Model):
+    """LeNet-5 with ReLU and max pooling (LeCun et al. 1998) for images; for one-dimensional signals three strided
+    convolutions of 25 channels, the reference net of MNIST-1D (Greydanus & Kobak 2020, arXiv:2011.14439)."""
+
+    sizes = {"tiny": {"width": 0.5}, "small": {"width": 1.0}, "base": {"width": 2.0}, "large": {"width": 4.0}}
 
     family: Literal["cnn"] = "cnn"
     width: float = Field(
@@ -58,13 +105,105 @@ class CNN(Spec):
     )
 
 
+class RNN(Model):
+    """Recurrent net: reads an image row by row, a signal value by value, a text character by character."""
+
+    sizes = {
+        "tiny": {"hidden_size": 32, "num_layers": 1},
+        "small": {"hidden_size": 128, "num_layers": 1},
+        "base": {"hidden_size": 256, "num_layers": 2},
+        "large": {"hidden_size": 512, "num_layers": 2},
+    }
+
+    family: Literal["rnn"] = "rnn"
+    cell: Literal["tanh", "gru", "lstm"] = Field(
+        "gru",
+        title="Cell",
+        description="tanh is the plain recurrent net; gru and lstm have gates that decide what is kept.",
+    )
+    hidden_size: int = Field(128, ge=1, le=16_384, title="Hidden size", description="Units of the state.")
+    num_layers: int = Field(1, ge=1, le=32, title="Layers", description="Recurrent layers on top of each other.")
+    bidirectional: bool = Field(
+        False,
+        title="Both directions",
+        description="A second pass reads from the end. Not for text: it would see ahead.",
+    )
+    readout: Literal["last", "all"] = Field(
+        "last",
+        title="Answer from",
+        description="The last step's state, or the states of all steps side by side. On text every step answers.",
+    )
+
+
+class Transformer(Model):
+    """Pre-norm Transformer: patches of an image or signal (Dosovitskiy et al. 2021), or a causal decoder for text."""
+
+    sizes = {
+        "tiny": {"num_layers": 2, "d_model": 64, "num_heads": 2},
+        "small": {"num_layers": 4, "d_model": 128, "num_heads": 4},
+        "base": {"num_layers": 6, "d_model": 256, "num_heads": 8},
+        "large": {"num_layers": 8, "d_model": 512, "num_heads": 8},
+    }
+
+    family: Literal["transformer"] = "transformer"
+    num_layers: int = Field(4, ge=1, le=64, title="Layers", description="Blocks of attention and MLP.")
+    d_model: int = Field(128, ge=8, le=8_192, title="Model width", description="Units of the residual stream.")
+    num_heads: int = Field(4, ge=1, le=64, title="Attention heads", description="The model width is shared among them.")
+    patch_size: Annotated[int, Field(ge=1, le=1_024)] | Literal["auto"] = Field(
+        "auto",
+        title="Patch size",
+        description="Pixels of a patch's side; auto takes an eighth of the image, at most 64 patches of a signal.",
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.d_model % self.num_heads:
+            raise ValueError(f"d_model={self.d_model} is not divisible by num_heads={self.num_heads}")
+        return self
+
+
+class Source(Spec):
+    """Where the examples come from, where the data set's name leaves that open."""
+
+    path: str = Field(
+        "",
+        max_length=4_096,
+        title="File",
+        description="Your file (CSV, NPZ, NPY, text) or folder of images with one folder per class.",
+    )
+    label: str = Field(
+        "",
+        max_length=256,
+        title="Label column",
+        description="Column of a CSV that is to be predicted; empty: the last.",
+    )
+    seq_len: int = Field(
+        64,
+        ge=2,
+        le=16_384,
+        title="Context",
+        description="Characters of one example, and how far a text model looks back.",
+    )
+    shape: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
+        (1, 28, 28),
+        min_length=1,
+        max_length=3,
+        strict=False,
+        title="Shape",
+        description="Of one synthetic example: channels, height, width; or one number for a vector.",
+    )
+    num_classes: int = Field(10, ge=2, le=100_000, title="Classes", description="Of synthetic data.")
+    num_examples: int = Field(4_096, ge=2, le=10_000_000, title="Examples", description="Of synthetic data.")
+
+
 class Optimizer(Spec):
     """How a gradient becomes a step."""
 
     name: OptimizerName = Field(
         "adam",
         title="Optimizer",
-        description="sgd, sgd with momentum, Adam, or gd: plain gradient descent on the whole training set.",
+        description="gd is plain gradient descent on the whole training set; the others go by mini-batches. muon "
+        "orthogonalises the steps of weight matrices and leaves the rest to adamw.",
     )
     lr: float = Field(1e-3, gt=0, le=1e6, allow_inf_nan=False, title="Learning rate", description="Size of a step.")
     momentum: float = Field(
@@ -73,7 +212,39 @@ class Optimizer(Spec):
         lt=1,
         allow_inf_nan=False,
         title="Momentum",
-        description="Share of the last step kept; momentum only.",
+        description="Share of the last step kept; momentum, nesterov and muon.",
+    )
+    beta1: float = Field(
+        0.9,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        title="Beta 1",
+        description="How long gradients are averaged; adam, adamw.",
+    )
+    beta2: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        title="Beta 2",
+        description="How long squared gradients are averaged; adam, adamw.",
+    )
+    alpha: float = Field(
+        0.99,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        title="Alpha",
+        description="How long squared gradients are averaged; rmsprop.",
+    )
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        le=1e3,
+        allow_inf_nan=False,
+        title="Weight decay",
+        description="Pull of every weight towards zero: added to the gradient; with adamw and muon a share of lr x weight.",
     )
 
 
@@ -84,14 +255,42 @@ class Budget(Spec):
     epochs: float | None = Field(
         None, gt=0, le=1_000_000, allow_inf_nan=False, title="Epochs", description="Passes over the training set."
     )
+    samples: int | None = Field(None, ge=1, le=10**15, title="Samples", description="Training examples seen.")
     seconds: float | None = Field(
         None, gt=0, le=86_400, allow_inf_nan=False, title="Seconds", description="Training time, without evaluation."
+    )
+    flops: float | None = Field(
+        None, gt=0, le=1e24, allow_inf_nan=False, title="FLOPs", description="Arithmetic of training, derived."
     )
 
     @model_validator(mode="after")
     def _some_limit(self) -> Self:
-        if self.steps is None and self.epochs is None and self.seconds is None:
-            raise ValueError("needs at least one of steps, epochs, seconds")
+        if all(getattr(self, name) is None for name in BUDGETS):
+            raise ValueError(f"needs at least one of {', '.join(BUDGETS)}")
+        return self
+
+
+BUDGETS = tuple(Budget.model_fields)
+
+
+class Target(Spec):
+    """What a run is to reach; it ends once two evaluations in a row have."""
+
+    metric: Literal["test_accuracy", "test_loss"] = Field(
+        "test_accuracy", title="Target", description="Measured on the held-out split."
+    )
+    value: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        title="Target value",
+        description="Accuracy (0 to 1) at least, or loss at most; none trains to the end of the budget.",
+    )
+
+    @model_validator(mode="after")
+    def _accuracy_is_a_share(self) -> Self:
+        if self.metric == "test_accuracy" and self.value is not None and self.value > 1:
+            raise ValueError(f"value={self.value:g} is not allowed: accuracy is a share from 0 to 1, 97 % is 0.97")
         return self
 
 
@@ -99,15 +298,101 @@ class RunConfig(Spec):
     """One experiment. Two equal values are the same experiment on every machine."""
 
     task: Literal["train"] = Field("train", title="Task")
-    model: Annotated[MLP | CNN, Field(discriminator="family")] = Field(MLP(), title="Model")
-    data: DatasetName = Field("mnist5k", title="Data", description="Real images that come with the installation.")
+    model: Annotated[MLP | CNN | RNN | Transformer, Field(discriminator="family")] = Field(MLP(), title="Model")
+    data: DatasetName = Field(
+        "mnist5k",
+        title="Data",
+        description="What is learned: released data sets, text, random numbers, or a file of yours.",
+    )
+    source: Source = Field(Source(), title="Source")
     optimizer: Optimizer = Field(Optimizer(), title="Optimizer")
+    schedule: ScheduleName = Field(
+        "constant",
+        title="Schedule",
+        description="How the learning rate moves over the run: constant; cosine down to lr_end; step, times lr_gamma at "
+        "each milestone; one-cycle, up and down again (Smith 2018); warm-up, up and then constant.",
+    )
+    warmup_steps: int = Field(
+        0,
+        ge=0,
+        le=100_000_000,
+        title="Warm-up steps",
+        description="The learning rate climbs in a line over these steps, before constant, cosine or step; "
+        "warm-up takes a tenth of the run when this is 0.",
+    )
+    lr_end: float = Field(
+        0.0, ge=0, le=1, allow_inf_nan=False, title="Ends at", description="Share of the learning rate cosine ends at."
+    )
+    lr_gamma: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        title="Drops to",
+        description="Factor of the step schedule at a milestone.",
+    )
+    lr_milestones: tuple[Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)], ...] = Field(
+        (0.5, 0.75),
+        min_length=1,
+        max_length=16,
+        strict=False,
+        title="Milestones",
+        description="Where the step schedule drops, as shares of the run.",
+    )
     batch_size: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["full"] = Field(
         64,
         title="Batch size",
-        description="Examples per step; full is the whole training set (batch gradient descent).",
+        description="Examples that go through the net at once; full is the whole training set (batch gradient descent).",
+    )
+    grad_accumulation: int = Field(
+        1,
+        ge=1,
+        le=10_000,
+        title="Gradient accumulation",
+        description="Batches whose gradients are added up for one optimizer step; full is cut into so many.",
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        title="Label smoothing",
+        description="Share of the target spread over all classes (Szegedy et al. 2016); in the training loss alone.",
+    )
+    max_grad_norm: float | None = Field(
+        None,
+        gt=0,
+        le=1e9,
+        allow_inf_nan=False,
+        title="Gradient clipping",
+        description="A longer gradient is shortened to this norm; none leaves it.",
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        title="Weight averaging",
+        description="Evaluates and saves an exponential moving average of the weights with this decay; none: the weights.",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        title="Activation checkpointing",
+        description="Forgets activations and computes them again in the backward pass: less memory, more time.",
+    )
+    precision: PrecisionName = Field(
+        "fp32",
+        title="Precision",
+        description="Of matrix products: fp32; tf32 (NVIDIA Ampere and later); bf16 or fp16 by autocast, fp16 with loss scaling.",
+    )
+    execution: ExecutionName = Field(
+        "eager",
+        title="Execution",
+        description="eager: data on the device, fused, read back in chunks; dataloader: the loop of the tutorials; "
+        "compiled: torch.compile; cuda-graph: steps recorded once and replayed on an NVIDIA GPU.",
     )
     budget: Budget = Field(Budget(epochs=20.0), title="Budget")
+    target: Target = Field(Target(), title="Target")
     device: Annotated[str, StringConstraints(pattern=r"^(cpu|cuda:\d{1,3})$")] = Field(
         "cpu", title="Device", description="cpu, or cuda:i for the i-th NVIDIA GPU."
     )
@@ -136,37 +421,115 @@ class RunConfig(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _model_reads_the_data(self) -> Self:
+        if self.data == "text" and self.model.family in {"mlp", "cnn"}:
+            raise ValueError(
+                f"model.family='{self.model.family}' does not go with data='text': it has no order of characters; "
+                "set model.family=transformer or rnn"
+            )
+        if self.data == "text" and isinstance(self.model, RNN) and self.model.bidirectional:
+            raise ValueError(
+                "model.bidirectional=true does not go with data='text': reading from the end shows the character that is "
+                "to be predicted; set it to false"
+            )
+        if self.data in USER_DATA and not self.source.path:
+            raise ValueError(
+                f"source.path is missing: data='{self.data}' is read from a file of yours; set source.path"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _execution_fits(self) -> Self:
+        if self.execution == "cuda-graph":
+            self._cuda_graph_fits()
+        if self.schedule == "one-cycle" and self.warmup_steps:
+            raise ValueError("warmup_steps does not go with schedule='one-cycle', which climbs by itself; set it to 0")
+        return self
+
+    def _cuda_graph_fits(self) -> None:
+        """What is recorded once must be the same in every replay, and ask the CPU nothing."""
+        if self.device == "cpu":
+            raise ValueError(
+                "execution='cuda-graph' needs an NVIDIA GPU; set device=cuda:0, or execution=eager for device='cpu'"
+            )
+        if self.optimizer.name not in GRAPH_OPTIMIZERS:
+            raise ValueError(
+                f"optimizer.name='{self.optimizer.name}' does not go with execution='cuda-graph'; choose from "
+                f"{', '.join(GRAPH_OPTIMIZERS)}, or set execution=eager"
+            )
+        if self.precision == "fp16":
+            raise ValueError(
+                "precision='fp16' does not go with execution='cuda-graph': loss scaling decides after each step; set "
+                "precision=bf16, or execution=eager"
+            )
+
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that depend on every field: same fingerprint, same experiment."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """16 hex digits that depend on every field: same fingerprint, same experiment.
+
+        Fields at their defaults are left out, so that a field added later moves no fingerprint.
+        """
+        said = self.model_dump(mode="json", exclude_defaults=True) | {"model": self.model.model_dump(mode="json")}
+        canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def in_words(self) -> str:
-        """A line a person can read in a list: model, data, optimizer, batch size, budget, device."""
+        """A line a person can read in a list: model, data, optimizer, batch size, what is unusual, budget, device."""
         return " · ".join(
             [
-                model_in_words(self.model),
+                model_in_words(self.model, self.data),
                 self.data,
                 f"{self.optimizer.name} {self.optimizer.lr:g}",
-                "full batch" if self.batch_size == FULL else f"batch {self.batch_size}",
+                _batch_in_words(self),
+                *_unusual_in_words(self),
                 budget_in_words(self.budget),
                 self.device,
             ]
         )
 
 
-ModelSpec = MLP | CNN
+GRAPH_OPTIMIZERS: tuple[OptimizerName, ...] = ("gd", "sgd", "momentum", "nesterov", "adam", "adamw")
 
 
-def model_in_words(model: ModelSpec) -> str:
-    if isinstance(model, CNN):
-        return "LeNet" if model.width == 1 else f"LeNet x{model.width:g}"
-    return "MLP " + "-".join(map(str, model.hidden)) if model.hidden else "softmax regression"
+def _batch_in_words(config: RunConfig) -> str:
+    batch = "full batch" if config.batch_size == FULL else f"batch {config.batch_size}"
+    return batch if config.grad_accumulation == 1 else f"{batch} x {config.grad_accumulation}"
+
+
+def _unusual_in_words(config: RunConfig) -> list[str]:
+    """What is switched on beside the basics."""
+    words: list[str] = [config.schedule] if config.schedule != "constant" else []
+    words += [config.precision] if config.precision != "fp32" else []
+    words += [config.execution] if config.execution != "eager" else []
+    words += ["checkpointing"] if config.activation_checkpointing else []
+    return words
+
+
+ModelSpec = MLP | CNN | RNN | Transformer
+MODELS: Mapping[str, type[Model]] = {"mlp": MLP, "cnn": CNN, "rnn": RNN, "transformer": Transformer}
+
+
+def model_in_words(model: ModelSpec, data: DatasetName = "mnist5k") -> str:
+    match model:
+        case CNN():
+            name = "1-D CNN" if data == "mnist1d" else "CNN" if data in USER_DATA else "LeNet"
+            return name if model.width == 1 else f"{name} x{model.width:g}"
+        case MLP():
+            return "MLP " + "-".join(map(str, model.hidden)) if model.hidden else "softmax regression"
+        case RNN():
+            both = "bidirectional " if model.bidirectional else ""
+            layers = f"{model.num_layers}x" if model.num_layers > 1 else ""
+            return f"{both}{'RNN' if model.cell == 'tanh' else model.cell.upper()} {layers}{model.hidden_size}"
+        case Transformer():
+            return f"Transformer {model.num_layers}x{model.d_model}"
+
+
+_UNITS = {"steps": "step", "epochs": "epoch", "samples": "sample", "seconds": "second", "flops": "FLOP"}
 
 
 def budget_in_words(budget: Budget) -> str:
-    limits = [(budget.steps, "step"), (budget.epochs, "epoch"), (budget.seconds, "second")]
+    limits = [(getattr(budget, name), unit) for name, unit in _UNITS.items()]
     return " or ".join(f"{as_text(v)} {unit}{'' if v == 1 else 's'}" for v, unit in limits if v is not None)
 
 
@@ -183,6 +546,7 @@ class Preset(Spec):
 
 
 _MOMENTUM = {"name": "momentum", "lr": 0.02, "momentum": 0.9}
+_MNIST1D = {"data": "mnist1d", "optimizer": {"name": "adam", "lr": 1e-2}, "batch_size": 100, "budget": {"steps": 6_000}}
 PRESETS: Mapping[str, Preset] = {
     "mnist-mlp": _preset(
         "MLP 784-128-10 on MNIST",
@@ -250,6 +614,72 @@ PRESETS: Mapping[str, Preset] = {
         batch_size=1,
         budget={"seconds": 10.0},
     ),
+    "mnist-gru": _preset(
+        "GRU reads MNIST row by row",
+        "A recurrent net sees 28 rows one after another, and remembers.",
+        model={"family": "rnn", "cell": "gru", "hidden_size": 128},
+        optimizer={"name": "adam", "lr": 1e-3},
+        batch_size=64,
+        budget={"epochs": 10.0},
+    ),
+    "mnist-vit": _preset(
+        "Vision Transformer on MNIST",
+        "Attention over 16 patches: on so little data it learns slower than LeNet, for four times the arithmetic.",
+        model={"family": "transformer", "size": "tiny", "patch_size": 7},
+        optimizer={"name": "adamw", "lr": 2e-3, "weight_decay": 0.05},
+        schedule="cosine",
+        warmup_steps=60,
+        max_grad_norm=1.0,
+        batch_size=64,
+        budget={"epochs": 20.0},
+    ),
+    "char-decoder": _preset(
+        "Transformer writes documentation",
+        "A causal decoder predicts the next character of Python's documentation: 4 layers, 4 heads, width 128.",
+        model={"family": "transformer", "size": "small"},
+        data="text",
+        optimizer={"name": "adamw", "lr": 1e-3, "beta2": 0.99, "weight_decay": 0.1},
+        schedule="cosine",
+        warmup_steps=100,
+        lr_end=0.1,
+        max_grad_norm=1.0,
+        batch_size=12,
+        budget={"steps": 2_000},
+    ),
+    "char-lstm": _preset(
+        "LSTM writes documentation",
+        "The same text through a recurrent net: compare its loss with the decoder's at equal arithmetic.",
+        model={"family": "rnn", "cell": "lstm", "hidden_size": 128},
+        data="text",
+        optimizer={"name": "adam", "lr": 2e-3},
+        max_grad_norm=1.0,
+        batch_size=32,
+        budget={"steps": 1_000},
+    ),
+    "mnist1d-linear": _preset(
+        "MNIST-1D: softmax regression",
+        "410 parameters on a signal of 40 values. Its authors report 31.5 % (Greydanus & Kobak 2020).",
+        model={"family": "mlp", "hidden": []},
+        **_MNIST1D,
+    ),
+    "mnist1d-mlp": _preset(
+        "MNIST-1D: MLP 40-100-100-10",
+        "15,210 parameters that must learn every position by itself. Its authors report 65.1 %.",
+        model={"family": "mlp", "hidden": [100, 100]},
+        **_MNIST1D,
+    ),
+    "mnist1d-cnn": _preset(
+        "MNIST-1D: convolutions",
+        "5,210 parameters that know a shift when they see one. Its authors report 92.3 %.",
+        model={"family": "cnn"},
+        **_MNIST1D,
+    ),
+    "mnist1d-gru": _preset(
+        "MNIST-1D: GRU",
+        "5,134 parameters that read the signal from both ends. Its authors report 89.1 %.",
+        model={"family": "rnn", "cell": "gru", "hidden_size": 6, "bidirectional": True, "readout": "all"},
+        **_MNIST1D,
+    ),
 }
 DEFAULT_PRESET = "mnist-mlp"
 
@@ -291,7 +721,7 @@ def parse_config_json(text: str, *, name: str = "configuration") -> RunConfig:
 def with_overrides(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
     """`base` changed by `key.sub=value` assignments, as on the command line and in links.
 
-    Changing `model.family` starts that family from its defaults; choosing `gd` means the full batch unless a batch
+    Changing `model.family` starts that family from its defaults; `model.size` sets all of its dimensions; choosing `gd` means the full batch unless a batch
     size is assigned as well, and leaving `gd` returns to mini-batches.
     """
     changes = [_split(text) for text in assignments]
@@ -300,6 +730,9 @@ def with_overrides(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
     for key, value in changes:
         if key == "model.family" and value != data["model"].get("family"):
             data["model"] = {"family": value}
+    if "model.size" in keys and isinstance(data["model"], dict):
+        sized = MODELS.get(str(data["model"].get("family")), MLP).sizes["small"]
+        data["model"] = {key: value for key, value in data["model"].items() if key not in sized}
     for key, value in changes:
         _assign(data, key, value)
     if "optimizer.name" in keys and "batch_size" not in keys and isinstance(data["optimizer"], dict):
@@ -328,7 +761,7 @@ def allowed(path: str) -> str:
         return "a whole number from 1 to the number of training examples, or full"
     if path == "device":
         return "cpu, or cuda:0, cuda:1, ... for an NVIDIA GPU on this machine"
-    if path in {"model", "optimizer", "budget"}:
+    if path == "model" or (path and path in _GROUPS):
         return "set through " + ", ".join(f"{path}.{key}" for key in _known_keys(path))
     schema = _field_schema(path)
     return _schema_in_words(schema) if schema else "a value the field's description allows"
@@ -337,9 +770,7 @@ def allowed(path: str) -> str:
 def explain(error: ValidationError) -> ConfigError:
     """One sentence for the first thing that is wrong: field, value, what is allowed, what to do."""
     first = error.errors(include_url=False)[0]
-    path = ".".join(
-        str(p) for p in first["loc"] if p not in {"mlp", "cnn", "int", "constrained-int"} and not _is_branch(p)
-    )
+    path = ".".join(str(p) for p in first["loc"] if p not in {*MODELS, "int", "constrained-int"} and not _is_branch(p))
     if first["type"] == "extra_forbidden":
         known = _known_keys(path.rpartition(".")[0], family=str(first["loc"][1]) if path.startswith("model.") else "")
         leaf = path.rpartition(".")[2]
@@ -349,7 +780,7 @@ def explain(error: ValidationError) -> ConfigError:
         return ConfigError(f"{path}: {message}." if path else f"{message}.", fix="")
     if first["type"].startswith("union_tag"):
         value = first["input"].get("family") if isinstance(first["input"], Mapping) else first["input"]
-        return ConfigError(f"model.family={value!r} is not known.", fix="Choose from mlp, cnn.")
+        return ConfigError(f"model.family={value!r} is not known.", fix=f"Choose from {', '.join(MODELS)}.")
     if first["type"] == "missing":
         return ConfigError(f"{path} is missing.", fix=f"It may be {allowed(path)}.")
     field = path.rstrip("0123456789").rstrip(".")
@@ -380,9 +811,12 @@ def _split(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"{text!r} is not an assignment.", fix="Write it as key=value, for example batch_size=128.")
-    return key.strip(), parse_value(value.strip())
+    key = key.strip()
+    return key, value.strip() if key in _TEXTS else parse_value(value.strip())
 
 
+_TEXTS = {"source.path", "source.label"}  # a label column may be called 3
+_LISTS = {"model.hidden", "source.shape", "lr_milestones"}
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")  # as people type them: .01, 1e3, 64.0
 
 
@@ -393,6 +827,8 @@ def parse_value(text: str) -> Any:
         return float(lowered)
     if lowered in {"none", "null"}:
         return None
+    if lowered in {"true", "false"}:
+        return lowered == "true"
     if _NUMBER.fullmatch(lowered):
         return _number(lowered)
     try:
@@ -422,9 +858,9 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
                 f"{key} is not a known key{_nearest(part, known)}.", fix=f"Known here: {', '.join(known)}."
             )
         node = node[part]
-    if key == "model.hidden" and isinstance(value, int) and not isinstance(value, bool):
+    if key in _LISTS and isinstance(value, int | float) and not isinstance(value, bool):
         value = [value]  # --set model.hidden=128
-    if key == "model.hidden" and value in ("", None):
+    if key in _LISTS and value in ("", None):
         value = []
     node[leaf] = value
 
@@ -444,32 +880,29 @@ def as_text(value: Any) -> str:
     """A value as one types it; a number keeps all its digits."""
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(as_text, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return "none" if value is None else str(value)
 
 
-_MODELS: dict[str, type[Spec]] = {"mlp": MLP, "cnn": CNN}
+_GROUPS: dict[str, type[Spec]] = {
+    "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target
+}  # fmt: skip
 
 
 def _known_keys(path: str, *, family: str = "") -> list[str]:
-    if path == "model" and family in _MODELS:
-        return list(_MODELS[family].model_fields)
     if path == "model":
-        return sorted({name for model in _MODELS.values() for name in model.model_fields})
-    nested: dict[str, type[Spec]] = {"": RunConfig, "optimizer": Optimizer, "budget": Budget}
-    return list(nested[path].model_fields) if path in nested else []
+        models = [MODELS[family]] if family in MODELS else MODELS.values()
+        return list(dict.fromkeys(["family", "size", *(name for model in models for name in model.model_fields)]))
+    return list(_GROUPS[path].model_fields) if path in _GROUPS else []
 
 
 def _field_schema(path: str) -> dict[str, Any] | None:
     parent, _, leaf = path.rpartition(".")
-    owners: dict[str, list[type[Spec]]] = {
-        "": [RunConfig],
-        "optimizer": [Optimizer],
-        "budget": [Budget],
-        "model": [MLP, CNN],
-    }
-    for owner in owners.get(parent, []):
+    owners = list(MODELS.values()) if parent == "model" else [_GROUPS[parent]] if parent in _GROUPS else []
+    for owner in owners:
         if leaf in owner.model_fields:
             schema: dict[str, Any] = TypeAdapter(owner).json_schema()["properties"][leaf]
             return schema

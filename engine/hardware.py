@@ -21,7 +21,14 @@ import pynvml
 
 from engine.errors import DeviceError
 
-ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # what oneDNN and MKL pick their float kernels by
+ISA_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_fp16",
+)  # what oneDNN and MKL pick their float kernels by
 _T = TypeVar("_T")
 
 

@@ -2,69 +2,94 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 
-from engine import families, hardware, units
-from engine.config import FULL, RunConfig
-from engine.datasets import DATASETS, Dataset
-from engine.errors import ConfigError, OutOfMemory
+from engine import families, hardware, loading, units
+from engine.config import FULL, USER_DATA, RunConfig, model_in_words
+from engine.datasets import Dataset
+from engine.errors import ConfigError, DeviceError, OutOfMemory
+from engine.hardware import Machine
 
+_EVALUATION_BYTES = 2**26  # of the largest layer's output: about what a cache holds
 MEMORY_SHARE = 0.8  # of what is free; the rest is left to everything else on the machine
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The arithmetic of a run. Bytes are float32; activations are an estimate, the rest is exact."""
+    """The arithmetic of a run. Bytes are float32 and exact but for the workspace, an estimate; in bf16 and fp16
+    activations take less than is said."""
 
     parameters: int
     forward_flops_per_example: int
     train_flops_per_example: int
-    weight_bytes: int
+    weight_bytes: int  # with their moving average where one is kept
     gradient_bytes: int
     optimizer_bytes: int
-    activation_bytes: int
+    activation_bytes: int  # kept for the backward pass of one micro-batch
+    workspace_bytes: int
     data_bytes: int
-    batch_size: int  # with "full" resolved
+    micro_batch: int  # examples that go through the net at once
+    evaluation_batch: int  # examples of one pass of an evaluation
+    batch_size: int  # examples of one optimizer step, "full" and accumulation resolved
+    train_examples: int
+    test_examples: int
     steps_per_epoch: int
     total_steps: int | None  # None when only a time limit ends the run
     free_bytes: int | None  # on the run's device, now; None where it cannot be read
     fits: bool | None  # None when it is not known how much is free
+    warnings: tuple[str, ...]  # what works, but not as one might hope
 
     @property
     def total_bytes(self) -> int:
-        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes + self.data_bytes
+        return sum(size for _, size in self.parts())
+
+    def parts(self) -> list[tuple[str, int]]:
+        """What the memory goes into, by name."""
+        return [
+            ("weights", self.weight_bytes), ("gradients", self.gradient_bytes), ("optimizer", self.optimizer_bytes),
+            ("activations", self.activation_bytes), ("workspace", self.workspace_bytes), ("data", self.data_bytes),
+        ]  # fmt: skip
 
 
-def plan(config: RunConfig, *, free_bytes: int | None = None) -> Plan:
-    """The plan of a run, against `free_bytes` or what is free on its device now.
+def plan(
+    config: RunConfig, *, data: Dataset | None = None, free_bytes: int | None = None, machine: Machine | None = None
+) -> Plan:
+    """The plan of a run, against `free_bytes` or what is free on its device now; `data` where it is in memory already.
 
-    Raises ConfigError when the batch is larger than the training set.
+    Raises ConfigError when the batch is larger than the training set, or the model cannot read the data.
     """
-    data = DATASETS[config.data]
-    batch = _batch_size(config, data)
-    count = families.parameters(config.model, data)
-    state = families.optimizer_bytes(config.optimizer, count)
+    data, model = data or loading.facts(config.data, config.source), config.model
+    batch, micro = _batch_sizes(config, data)
+    count, checkpointing = families.parameters(model, data), config.activation_checkpointing
     weights = families.FLOAT_BYTES * count
-    activations = families.activation_bytes_per_example(config.model, data) * max(batch, min(data.test_examples, 1000))
-    resident = families.FLOAT_BYTES * _pixels(config, data) * (2 * data.train_examples + data.test_examples)
+    steps_per_epoch, per_example = ceil(data.train_examples / batch), families.train_flops_per_example(model, data)
+    sizes = {
+        "weight_bytes": weights * (2 if config.ema_decay else 1),
+        "gradient_bytes": weights,
+        "optimizer_bytes": families.optimizer_bytes(config.optimizer, model, data),
+        "activation_bytes": families.activation_bytes(model, data, micro, checkpointing=checkpointing),
+        "workspace_bytes": families.workspace_bytes(model, data, micro),
+        "data_bytes": _data_bytes(config, data),
+    }
     free = free_bytes if free_bytes is not None else hardware.free_memory_bytes(config.device)
-    total = 2 * weights + state + activations + resident
-    steps_per_epoch = ceil(data.train_examples / batch)
     return Plan(
         parameters=count,
-        forward_flops_per_example=families.forward_flops_per_example(config.model, data),
-        train_flops_per_example=families.train_flops_per_example(config.model, data),
-        weight_bytes=weights,
-        gradient_bytes=weights,
-        optimizer_bytes=state,
-        activation_bytes=activations,
-        data_bytes=resident,
+        forward_flops_per_example=families.forward_flops_per_example(model, data),
+        train_flops_per_example=per_example,
+        **sizes,
+        micro_batch=micro,
+        evaluation_batch=max(1, min(1_000, _EVALUATION_BYTES // (4 * families.largest_output(model, data)))),
         batch_size=batch,
+        train_examples=data.train_examples,
+        test_examples=data.test_examples,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps(config, steps_per_epoch),
+        total_steps=total_steps(config, data.train_examples, batch, per_example),
         free_bytes=free,
-        fits=None if free is None else total <= MEMORY_SHARE * free,
+        fits=None if free is None else sum(sizes.values()) <= MEMORY_SHARE * free,
+        warnings=tuple(_warnings(config, data, machine)) if machine else (),
     )
 
 
@@ -72,61 +97,147 @@ def check(config: RunConfig) -> Plan:
     """The plan of a run that may start; raises the sentence that says why it may not.
 
     Raises:
-        ConfigError: the batch is larger than the training set, or there are not that many CPU threads.
-        DeviceError: the device is not on this machine.
+        ConfigError: the batch is larger than the training set, there are not that many CPU threads, or the model
+            cannot read the data.
+        DeviceError: the device is not on this machine, or lacks what the run asks of it.
         OutOfMemory: it needs more than four fifths of the device's free memory.
     """
     machine = hardware.probe()
     hardware.check_device(config.device, machine)
+    check_abilities(config, machine)
     if config.threads > machine.cpu.usable_cores:
         raise ConfigError(
             f"threads={config.threads} is more than this machine's {machine.cpu.usable_cores} usable cores.",
             fix=f"threads may be a whole number from 1 to {machine.cpu.usable_cores}.",
         )
-    result = plan(config)
+    result = plan(config, machine=machine)
     if result.fits is False:
         raise OutOfMemory(_does_not_fit(config, result), fix=_what_fits(config, result))
     return result
 
 
-def total_steps(config: RunConfig, steps_per_epoch: int) -> int | None:
-    """Steps until the first of the step and epoch limits; None when neither is set."""
-    limits = [config.budget.steps] if config.budget.steps else []
-    if config.budget.epochs is not None:
-        limits.append(max(1, round(config.budget.epochs * steps_per_epoch)))
-    return min(limits) if limits else None
+# --- what a device can do -----------------------------------------------------------------------------------------
+
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+_FP16_FLAGS = {"avx512_fp16", "amx_fp16"}
+_AMPERE = 8.0  # compute capability: NVIDIA's first with tf32 and bf16
 
 
-def _batch_size(config: RunConfig, data: Dataset) -> int:
-    if config.batch_size == FULL:
-        return data.train_examples
-    assert isinstance(config.batch_size, int)
-    if config.batch_size > data.train_examples:
-        raise ConfigError(
-            f"batch_size={config.batch_size} is more than the {data.train_examples} training examples of {config.data}.",
-            fix=f"batch_size may be a whole number from 1 to {data.train_examples}, or full.",
+def check_abilities(config: RunConfig, machine: Machine) -> None:
+    """Raises DeviceError where the device has no arithmetic of the run's precision, or nothing to compile with."""
+    precision, on_cpu = config.precision, config.device == "cpu"
+    reason = ""
+    if on_cpu and precision == "tf32":
+        reason = "TF32 is a mode of NVIDIA's tensor cores"
+    elif on_cpu and precision == "fp16" and not _FP16_FLAGS & set(machine.cpu.isa):
+        reason = "this CPU has no float16 arithmetic (avx512_fp16, amx_fp16)"
+    elif not on_cpu and precision in {"tf32", "bf16"}:
+        capability = _capability(config, machine)
+        if capability is not None and capability < _AMPERE:
+            reason = f"the GPU has compute capability {capability:g}, and {precision} needs {_AMPERE:g}"
+    if reason:
+        fix = "Choose precision=fp32." if on_cpu else "Choose precision=fp32 or fp16."
+        raise DeviceError(f"precision='{precision}' cannot be used on {config.device}: {reason}.", fix=fix)
+    if config.execution == "compiled" and on_cpu and not _compiler():
+        raise DeviceError(
+            "execution='compiled' needs a C++ compiler, and none was found.",
+            fix="Install g++ (or set CXX), or choose execution=eager.",
         )
-    return config.batch_size
 
 
-def _pixels(config: RunConfig, data: Dataset) -> int:
-    return families.CNN_SIDE**2 if config.model.family == "cnn" else data.shape[0] * data.shape[1]
+def _capability(config: RunConfig, machine: Machine) -> float | None:
+    index = int(config.device.partition(":")[2])
+    found = [gpu.compute_capability for gpu in machine.gpus if gpu.index == index]
+    return float(found[0]) if found and found[0] else None
+
+
+def _compiler() -> str | None:
+    """As torch.compile looks for it."""
+    return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
+
+
+def _warnings(config: RunConfig, data: Dataset, machine: Machine) -> list[str]:
+    """What a user should know before the run, not after it."""
+    found = []
+    if config.device == "cpu" and config.precision == "bf16" and not _BF16_FLAGS & set(machine.cpu.isa):
+        found.append(
+            "This CPU has no bfloat16 arithmetic: bf16 ran 2 to 9 times slower than fp32 on one like it. "
+            "The losses are still those of bf16."
+        )
+    if config.execution == "compiled" and config.device == "cpu":
+        found.append(
+            "Compiling takes 10 to 80 s on a CPU and gave at most 1.1 times the speed of eager; convolutions became "
+            "slower. Its time is shown apart."
+        )
+    if data.measures_speed_only:
+        found.append("Synthetic data is random: it measures speed, and its loss and accuracy mean nothing.")
+    return found
+
+
+# --- how long, how large ------------------------------------------------------------------------------------------
+
+
+def total_steps(config: RunConfig, train_examples: int, batch_size: int, flops_per_example: int) -> int | None:
+    """Steps until the first limit but the one of time; None where there is no other."""
+    budget, per_epoch = config.budget, ceil(train_examples / batch_size)
+    limits = []
+    if budget.steps is not None:
+        limits.append(budget.steps)
+    if budget.epochs is not None:
+        limits.append(round(budget.epochs * per_epoch))
+    samples = [budget.samples] if budget.samples is not None else []
+    if budget.flops is not None:
+        samples.append(ceil(budget.flops / flops_per_example))
+    for count in samples:  # an epoch's last batch may be smaller
+        epochs, rest = divmod(count, train_examples)
+        limits.append(epochs * per_epoch + ceil(rest / batch_size))
+    return max(1, min(limits)) if limits else None
+
+
+def _batch_sizes(config: RunConfig, data: Dataset) -> tuple[int, int]:
+    """Examples of one optimizer step, and of one pass through the net."""
+    examples, parts = data.train_examples, config.grad_accumulation
+    if config.batch_size == FULL:
+        return examples, ceil(examples / parts)
+    assert isinstance(config.batch_size, int)
+    if config.batch_size * parts > examples:
+        times = f" x grad_accumulation={parts}" if parts > 1 else ""
+        raise ConfigError(
+            f"batch_size={config.batch_size}{times} is more than the {examples} training examples of {config.data}.",
+            fix=f"batch_size may be a whole number from 1 to {max(1, examples // parts)}, or full.",
+        )
+    return config.batch_size * parts, config.batch_size
+
+
+def _data_bytes(config: RunConfig, data: Dataset) -> int:
+    """Both splits and an epoch's gathered copy of the training split."""
+    if data.kind == "text":
+        return 4 * prod(data.shape) * (data.train_examples + data.test_examples)
+    values = prod(families.input_shape(config.model, data))
+    return families.FLOAT_BYTES * values * (2 * data.train_examples + data.test_examples)
 
 
 def _does_not_fit(config: RunConfig, p: Plan) -> str:
-    parts = [("weights", p.weight_bytes), ("gradients", p.gradient_bytes), ("optimizer", p.optimizer_bytes),
-             ("activations", p.activation_bytes), ("data", p.data_bytes)]  # fmt: skip
-    spec = f"hidden={list(config.model.hidden)}" if config.model.family == "mlp" else f"width={config.model.width:g}"
-    total = " + ".join(f"{units.nbytes(size)} {name}" for name, size in parts if size)
+    total = " + ".join(f"{units.nbytes(size)} {name}" for name, size in p.parts() if size)
     return (
-        f"model.{spec} with {units.count(p.parameters)} parameters needs {units.nbytes(p.total_bytes)} on {config.device} "
-        f"({total}); {units.nbytes(p.free_bytes)} is free and a run may use {MEMORY_SHARE:.0%} of that."
+        f"{model_in_words(config.model, config.data)} with {units.count(p.parameters)} parameters at batch_size="
+        f"{config.batch_size} needs {units.nbytes(p.total_bytes)} on {config.device} ({total}); "
+        f"{units.nbytes(p.free_bytes)} is free and a run may use {MEMORY_SHARE:.0%} of that."
     )
 
 
 def _what_fits(config: RunConfig, p: Plan) -> str:
     assert p.free_bytes is not None
-    fixed = p.total_bytes - p.activation_bytes
-    per_example = p.activation_bytes // max(p.batch_size, 1)
-    largest = int((MEMORY_SHARE * p.free_bytes - fixed) // max(per_example, 1))
-    return f"Largest batch that fits: {largest}." if largest >= 1 else "Choose a smaller model."
+    moving = p.activation_bytes + p.workspace_bytes  # proportional to the micro-batch
+    room = MEMORY_SHARE * p.free_bytes - (p.total_bytes - moving)
+    largest = min(int(room * p.micro_batch // max(moving, 1)), p.train_examples)
+    if largest >= 1 and p.total_bytes > MEMORY_SHARE * p.free_bytes:
+        more = " More data per step: raise grad_accumulation." if config.batch_size != FULL else ""
+        if config.batch_size == FULL:
+            return (
+                f"Largest batch that fits: {largest}; full fits with grad_accumulation={ceil(p.batch_size / largest)}."
+            )
+        return f"Largest batch that fits: {largest}.{more}"
+    if config.data in USER_DATA or p.data_bytes > p.total_bytes / 2:
+        return "Choose a smaller data set, or a device with more memory."
+    return "Choose a smaller model."

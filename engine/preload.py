@@ -3,11 +3,10 @@
 import torch
 import torch._dynamo  # the first optimizer step imports it: 1.5 s if left to the run
 
-from engine import worker  # noqa: F401
-from engine.pytorch import data
+from engine import loading, worker  # noqa: F401
 
 torch.set_num_threads(1)
-data.preload()
+loading.preload()
 _weight = torch.nn.Parameter(torch.zeros(2))
 _weight.grad = torch.zeros(
     2

@@ -32,6 +32,20 @@ Float32s = Annotated[np.ndarray, _unpack("<f4"), _PACK]  # (n,)
 Int32s = Annotated[np.ndarray, _unpack("<i4"), _PACK]  # (n,)
 
 
+def _unpack_rate(value: Any) -> float | np.ndarray:
+    if isinstance(value, int | float):
+        return float(value)
+    return np.frombuffer(base64.b64decode(value, validate=True), "<f8") if isinstance(value, str) else np.asarray(value)
+
+
+def _pack_rate(value: float | np.ndarray) -> float | str:
+    return value if isinstance(value, float) else base64.b64encode(value.astype("<f8").tobytes()).decode()
+
+
+Rate = Annotated[float | np.ndarray, PlainValidator(_unpack_rate), PlainSerializer(_pack_rate)]  # one, or (n,)
+NOTHING = np.empty(0)
+
+
 class Event(BaseModel):
     """Base of everything a run says."""
 
@@ -68,7 +82,47 @@ class Started(Event):
     test_examples: int
     total_steps: int | None  # None when only a time limit ends the run
     setup_s: float  # loading data, building the model; never part of training time
+    data_sha256: str | None = None  # of the user's own file
     environment: dict[str, str | int | float | None] = Field(default_factory=dict)
+
+
+class Preparing(Event):
+    """Work before the task stands that can take long: a data set on its way from the web."""
+
+    kind: Literal["preparing"] = "preparing"
+    text: str
+    done_bytes: int
+    total_bytes: int | None  # None where the server does not say
+
+
+class Compiled(Event):
+    """Compiling or recording the step, before the clock starts."""
+
+    kind: Literal["compiled"] = "compiled"
+    seconds: float
+
+
+class Memory(Event):
+    """What training needs, apart from everything else the process holds (PyTorch alone is about 320 MB).
+
+    Weights, gradients and optimizer state are exact. `step_peak_bytes` is the allocator's peak above weights, optimizer
+    state and data within one step: activations, gradients and scratch. On CUDA `reserved_bytes` is what the allocator
+    took from the device.
+    """
+
+    kind: Literal["memory"] = "memory"
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    data_bytes: int
+    step_peak_bytes: int | None
+    reserved_bytes: int | None
+    method: str
+
+    @property
+    def training_bytes(self) -> int | None:
+        """Weights, optimizer state and the peak of a step; the data set is apart."""
+        return None if self.step_peak_bytes is None else self.weight_bytes + self.optimizer_bytes + self.step_peak_bytes
 
 
 class WarmUp(Event):
@@ -90,9 +144,11 @@ class Steps(Event):
     first: int  # number of the first step, counting from 1
     loss: Float32s  # (n,) mean loss of each step's batch, before that step
     samples: Int32s  # (n,) examples in each step
-    lr: float
+    lr: Rate  # of every step, or one for all of them
     train_s: tuple[float, float]
     elapsed_s: tuple[float, float]
+    norm_steps: Int32s = Field(default=NOTHING, validate_default=True)  # (k,) numbers of the steps whose ...
+    grad_norm: Float32s = Field(default=NOTHING, validate_default=True)  # (k,) ... gradient norm was measured
 
 
 class Evaluation(Event):
@@ -105,6 +161,17 @@ class Evaluation(Event):
     test_loss: float
     test_accuracy: float  # 0..1
     seconds: float  # what this evaluation took
+
+
+class TargetReached(Event):
+    """The first of two evaluations in a row that reached the run's target."""
+
+    kind: Literal["target_reached"] = "target_reached"
+    metric: str
+    value: float
+    step: int
+    train_s: float
+    elapsed_s: float
 
 
 class HardwareSample(Event):
@@ -170,7 +237,8 @@ class Interrupted(Terminal):
 
 
 AnyEvent = (
-    Queued | Starting | Started | WarmUp | Steps | Evaluation | HardwareSample | Artifact | Stopping
+    Queued | Starting | Preparing | Started | Compiled | WarmUp | Memory | Steps | Evaluation | TargetReached
+    | HardwareSample | Artifact | Stopping
     | Finished | Cancelled | Failed | Interrupted
 )  # fmt: skip
 EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="kind")])
@@ -210,8 +278,11 @@ class Summary(BaseModel):
     test_accuracy: float | None = None
     flops: int | None = None
     mfu: float | None = None  # needs this machine's measured peak: engine calibrate
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None  # of training: weights, optimizer state and one step's peak
+    process_memory_bytes: int | None = None  # the whole process at its highest, PyTorch included
     energy_j: float | None = None
+    target_step: int | None = None  # None: no target, or not reached
+    target_seconds: float | None = None  # of training
 
 
 def is_number(value: float | None) -> bool:

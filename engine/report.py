@@ -32,7 +32,7 @@ from engine import __version__, charts, units
 from engine.config import PRESETS, RunConfig, Spec, overrides_from
 from engine.downsample import minmax
 from engine.errors import StoreError
-from engine.records import Status, Summary
+from engine.records import Memory, Status, Summary, TargetReached
 from engine.store import Run, Table
 
 SCHEMA_VERSION = 1
@@ -169,7 +169,11 @@ class ReportRun(_Frozen):
     test_examples: int | None
     setup_s: float | None
     warm_up_s: float | None
-    peak_memory_method: Text
+    compiled_s: float | None = None  # this and the other defaults: reports from before these were recorded
+    data_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None  # of the user's own file
+    memory: Memory | None = None  # of training
+    target_reached: TargetReached | None = None
+    peak_memory_method: Text  # of the whole process
     energy_method: Text
     environment: dict[Text, str | int | float | None]
     missing_readings: dict[Text, Text]  # reading: why there is none
@@ -179,20 +183,26 @@ class ReportRun(_Frozen):
     evaluations: Points
     hardware: Points
     throughput: Points
+    grad_norms: Points = Points({})
 
     @classmethod
     def freeze(cls, run: Run) -> ReportRun:
         with run.lock:
             started, last = run.started, run.last_word
             known = started.environment if started else {}
+            config = _without_folder(run.config)
+
+            def clean(text: str) -> str:
+                return _anonymous(_without_source(text, run.config))
+
             return cls(
                 run_id=run.run_id,
                 name=run.name[:_LONGEST_TEXT],
                 created=run.created,
-                config=run.config,
-                fingerprint=run.config.fingerprint,
+                config=config,
+                fingerprint=config.fingerprint,
                 status=run.status,
-                why=_anonymous(run.why()),
+                why=clean(run.why()),
                 summary=run.summary(),
                 parameters=started.parameters if started else None,
                 train_flops_per_example=started.train_flops_per_example if started else None,
@@ -200,16 +210,21 @@ class ReportRun(_Frozen):
                 test_examples=started.test_examples if started else None,
                 setup_s=started.setup_s if started else None,
                 warm_up_s=run.warm_up.seconds if run.warm_up else None,
-                peak_memory_method=_anonymous(last.peak_memory_method if last else ""),
-                energy_method=_anonymous(last.energy_method if last else ""),
+                compiled_s=run.compiled.seconds if run.compiled else None,
+                data_sha256=started.data_sha256 if started else None,
+                memory=run.memory,
+                target_reached=run.target_reached,
+                peak_memory_method=clean(last.peak_memory_method if last else ""),
+                energy_method=clean(last.energy_method if last else ""),
                 environment={key: known[key] for key in ENVIRONMENT if known.get(key) is not None},
-                missing_readings={key: _anonymous(why) for key, why in run.missing_readings.items()},
-                problems=[_anonymous(problem) for problem in run.problems[:20]],
+                missing_readings={key: clean(why) for key, why in run.missing_readings.items()},
+                problems=[clean(problem) for problem in run.problems[:20]],
                 recorded_steps=len(run.steps),
                 steps=Points.of(run.steps),
                 evaluations=Points.of(run.evaluations),
                 hardware=Points.of(run.hardware),
                 throughput=Points.of(run.throughput),
+                grad_norms=Points.of(run.grad_norms),
             )
 
     def thinned(self, max_rows: int) -> ReportRun:
@@ -219,6 +234,7 @@ class ReportRun(_Frozen):
             "evaluations": "test_loss",
             "hardware": "process_cpu_percent",
             "throughput": "samples_per_s",
+            "grad_norms": "grad_norm",
         }
         tables: dict[str, Points] = {table: getattr(self, table) for table in by}
         return self.model_copy(
@@ -288,13 +304,15 @@ class Report(_Frozen):
 
 
 def steps_csv(run: Run) -> str:
-    """One row per step: numbers only, so that no spreadsheet takes a cell for a formula."""
+    """One row per step: numbers only, so that no spreadsheet takes a cell for a formula; empty where not measured."""
     examples = run.started.train_examples if run.started else 0
-    lines = ["step,loss,seconds,samples,lr,epoch"]
+    norms = dict(zip(run.grad_norms["step"].tolist(), run.grad_norms["grad_norm"].tolist(), strict=True))
+    lines = ["step,loss,seconds,samples,lr,epoch,grad_norm"]
     columns = (run.steps[name].tolist() for name in ("step", "loss", "seconds", "samples", "lr"))
     for step, loss, seconds, samples, lr in zip(*columns, strict=True):
         epoch = f"{samples / examples:.6g}" if examples else ""
-        lines.append(f"{step:.0f},{loss:.9g},{seconds:.9f},{samples:.0f},{lr:.9g},{epoch}")
+        norm = f"{norms[step]:.9g}" if step in norms else ""
+        lines.append(f"{step:.0f},{loss:.9g},{seconds:.9f},{samples:.0f},{lr:.9g},{epoch},{norm}")
     return "\n".join(lines) + "\n"
 
 
@@ -320,6 +338,27 @@ def _anonymous(text: str) -> str:
     return text[:_LONGEST_TEXT]
 
 
+def _without_folder(config: RunConfig) -> RunConfig:
+    """The configuration with the name of the user's file alone."""
+    if not config.source.path:
+        return config
+    source = config.source.model_copy(update={"path": _anonymous(_file_name(config.source.path))})
+    return config.model_copy(update={"source": source})
+
+
+def _file_name(path: str) -> str:
+    name = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+    return name if name.strip("~. ") else "data"  # never empty: the configuration would not be valid
+
+
+def _without_source(text: str, config: RunConfig) -> str:
+    """A message that names the user's file: its path may be relative, hold blanks, or be cut at the front."""
+    path, name = config.source.path, _file_name(config.source.path)
+    for written in (str(Path(path).expanduser()), path, f"…{path[-99:]}"):
+        text = text.replace(written, name) if name in written else text
+    return text
+
+
 @functools.cache
 def _identity() -> tuple[tuple[str, str], ...]:
     try:
@@ -340,6 +379,7 @@ class Quantity:
     title: str
     text: Callable[[ReportRun], str]
     how: Callable[[ReportRun], str]
+    always: bool = True  # False: left out where no run has it
 
 
 def _measured(words: str) -> Callable[[ReportRun], str]:
@@ -347,7 +387,8 @@ def _measured(words: str) -> Callable[[ReportRun], str]:
 
 
 def _held_out(run: ReportRun) -> str:
-    return f"measured on {units.count(run.test_examples)} examples not trained on, at the last evaluation"
+    what = "every next character of {} passages" if run.config.data == "text" else "{} examples"
+    return f"measured on {what.format(units.count(run.test_examples))} not trained on, at the last evaluation"
 
 
 def _energy_how(run: ReportRun) -> str:
@@ -355,6 +396,31 @@ def _energy_how(run: ReportRun) -> str:
     if run.summary.energy_j is None:
         return f"not available here{': ' + reason if reason else ''}"
     return f"measured{': ' + reason if reason else ''}"
+
+
+def _target(run: ReportRun) -> str:
+    target, reached = run.config.target, run.target_reached
+    if target.value is None:
+        return units.UNKNOWN
+    aim = charts.target_in_words(target)
+    if reached is None:
+        return f"{aim} not reached"
+    return f"{aim} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
+
+
+def _training_memory_how(run: ReportRun) -> str:
+    m = run.memory
+    if m is None or m.training_bytes is None:
+        return "not recorded"
+    parts = {"weights": m.weight_bytes, "optimizer state": m.optimizer_bytes, "one step at its peak": m.step_peak_bytes}
+    named = ", ".join(f"{name} {units.nbytes(size)}" for name, size in parts.items())
+    return f"measured: {named}; {m.method}. The data set is apart: {units.nbytes(m.data_bytes)}"
+
+
+def _process_memory(run: ReportRun) -> int | None:
+    """Before there was a record of training memory alone, a report's peak was that of the process."""
+    summary = run.summary
+    return summary.process_memory_bytes if run.memory else summary.process_memory_bytes or summary.peak_memory_bytes
 
 
 def _per_second(run: ReportRun) -> float | None:
@@ -368,6 +434,7 @@ def _per_step(run: ReportRun) -> float | None:
 
 QUANTITIES = (
     Quantity("Held-out accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _held_out),
+    Quantity("Target", _target, _measured("the first of two evaluations in a row that reach it"), always=False),
     Quantity("Held-out loss", lambda r: units.loss(r.summary.test_loss), _held_out),
     Quantity(
         "Training loss",
@@ -390,6 +457,12 @@ QUANTITIES = (
         lambda r: units.duration((r.setup_s or 0) + (r.warm_up_s or 0) if r.setup_s is not None else None),
         _measured("measured, apart from training time"),
     ),
+    Quantity(
+        "Compiling",
+        lambda r: units.duration(r.compiled_s),
+        _measured("measured, apart from training time: once, before the first step"),
+        always=False,
+    ),
     Quantity("Steps", lambda r: f"{r.summary.steps:,}", _measured("counted")),
     Quantity("Examples seen", lambda r: units.count(r.summary.samples), _measured("counted")),
     Quantity("Epochs", lambda r: f"{r.summary.epochs:.4g}", _measured("derived: examples seen by training examples")),
@@ -405,13 +478,18 @@ QUANTITIES = (
         _measured("derived: arithmetic by training time"),
     ),
     Quantity(
-        "Peak memory",
-        lambda r: units.nbytes(r.summary.peak_memory_bytes),
+        "Training memory",
+        lambda r: units.nbytes(r.memory.training_bytes if r.memory else None),
+        _training_memory_how,
+    ),
+    Quantity(
+        "Process memory",
+        lambda r: units.nbytes(_process_memory(r)),
         lambda r: f"measured: {r.peak_memory_method}" if r.peak_memory_method else "not recorded",
     ),
     Quantity("Energy", lambda r: units.energy(r.summary.energy_j), _energy_how),
 )
-_HEADLINES = ("Held-out accuracy", "Training loss", "Throughput", "Training time", "Peak memory")
+_HEADLINES = ("Held-out accuracy", "Training loss", "Throughput", "Training time")
 
 e = html.escape
 
@@ -487,15 +565,16 @@ def _troubles(runs: Sequence[ReportRun]) -> str:
 
 
 def _headlines(run: ReportRun) -> str:
-    chosen = [quantity for quantity in QUANTITIES if quantity.title in _HEADLINES]
+    titles = (*_HEADLINES, "Training memory" if run.memory else "Process memory")
+    chosen = [quantity for quantity in QUANTITIES if quantity.title in titles]
     cards = "".join(f"<div><dt>{q.title}</dt><dd>{e(q.text(run))}</dd></div>" for q in chosen)
     return f'<dl class="headlines">{cards}</dl>'
 
 
 def _chart_cards(runs: Sequence[ReportRun]) -> str:
     cards = "".join(
-        f'<figure><figcaption>{chart.title}</figcaption><div class="chart" id="chart-{chart.key}" role="img" '
-        f'aria-label="{chart.title} over the run"></div></figure>'
+        f'<figure><figcaption>{chart.title_of(runs)}</figcaption><div class="chart" id="chart-{chart.key}" role="img" '
+        f'aria-label="{chart.title_of(runs)} over the run"></div></figure>'
         for chart in charts.shown(runs)
     )
     if not cards:
@@ -523,6 +602,7 @@ def _results(runs: Sequence[ReportRun]) -> str:
         f'<tr><th scope="row">{q.title}</th>{"".join(f"<td>{e(q.text(run))}</td>" for run in runs)}'
         f'<td class="how">{e(_how(q, runs))}</td></tr>'
         for q in QUANTITIES
+        if q.always or any(q.text(run) != units.UNKNOWN for run in runs)
     )
     kind = "scroll" if len(runs) > 1 else "single"
     return _card("Results", f"<table>{_columns(runs, 'How it was had')}<tbody>{rows}</tbody></table>", kind)
@@ -546,34 +626,69 @@ def _columns(runs: Sequence[ReportRun], last: str = "") -> str:
 
 
 def _configuration(runs: Sequence[ReportRun]) -> str:
-    """Every field of the configurations; where they differ is marked."""
-    values = [dict(_settings(run.config)) for run in runs]
-    titles = dict.fromkeys(title for settings in values for title in settings)
+    """The fields of the configurations that say something about one of them; where they differ is marked."""
+    values = [{setting.title: setting.text for setting in _settings(run.config)} for run in runs]
+    settings = sorted((s for run in runs for s in _settings(run.config)), key=lambda s: s.place)
+    titles = dict.fromkeys(s.title for s in settings if s.says_something)
     rows = []
     for title in titles:
-        cells = [settings.get(title, units.UNKNOWN) for settings in values]
+        cells = [known.get(title, units.UNKNOWN) for known in values]
         mark = ' class="differs"' if len(set(cells)) > 1 else ""
         rows.append(f'<tr{mark}><th scope="row">{e(title)}</th>{"".join(f"<td>{e(c)}</td>" for c in cells)}</tr>')
-    prints = "".join(f"<td><code>{e(run.fingerprint)}</code></td>" for run in runs)
-    rows.append(f'<tr><th scope="row">Fingerprint</th>{prints}</tr>')
+    rows.append(_codes("Fingerprint", [run.fingerprint for run in runs]))
+    if any(run.data_sha256 for run in runs):
+        rows.append(_codes("SHA-256 of the data", [run.data_sha256 or units.UNKNOWN for run in runs]))
     words = "" if len(runs) > 1 else f'<p class="words">{e(runs[0].config.in_words())}</p>'
-    hint = '<p class="muted">Rows in which the runs differ are marked.</p>' if len(runs) > 1 else ""
+    hint = "Every other field is at its default."
+    hint = f"Rows in which the runs differ are marked. {hint}" if len(runs) > 1 else hint
     table = f"<table>{_columns(runs)}<tbody>{''.join(rows)}</tbody></table>"
-    return _card("Configuration", f"{words}{hint}{table}", "scroll")
+    return _card("Configuration", f'{words}{table}<p class="muted">{hint}</p>', "scroll")
 
 
-def _settings(spec: Spec, parent: str = "") -> Iterator[tuple[str, str]]:
-    """(title, value) of each field that is set, with the titles the configuration itself gives."""
-    for name, field in type(spec).model_fields.items():
-        value = getattr(spec, name)
-        title = field.title or {"family": "Model"}.get(name, name.replace("_", " ").capitalize())
-        if isinstance(value, Spec):
-            yield from _settings(value, title)
-        elif value is not None:
-            yield (f"{parent}: {title.lower()}" if parent == "Budget" else title), _in_words(value)
+def _codes(title: str, codes: Sequence[str]) -> str:
+    cells = "".join(f"<td><code>{e(code)}</code></td>" for code in codes)
+    return f'<tr><th scope="row">{title}</th>{cells}</tr>'
+
+
+_BASICS = {
+    "model", "data", "optimizer", "name", "lr", "batch_size", "precision", "execution", "device", "threads", "seed",
+    "evaluate_every",
+}  # fmt: skip
+_HYPERPARAMETERS = {  # that have an effect even at their default
+    "momentum": {"momentum", "nesterov", "muon"}, "beta1": {"adam", "adamw"}, "beta2": {"adam", "adamw"},
+    "alpha": {"rmsprop"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    place: int  # of its field in a configuration
+    title: str
+    text: str
+    says_something: bool
+
+
+def _settings(config: RunConfig) -> Iterator[_Setting]:
+    """Each field, with the titles the configuration itself gives."""
+    for place, (name, field) in enumerate(RunConfig.model_fields.items()):
+        value = getattr(config, name)
+        if not isinstance(value, Spec):
+            yield _Setting(place, field.title or name, _in_words(value), name in _BASICS or value != field.default)
+            continue
+        for inner, part in type(value).model_fields.items():
+            title = part.title or {"family": "Model"}.get(inner, inner.replace("_", " ").capitalize())
+            title = f"Budget: {title.lower()}" if name == "budget" else title
+            says = name == "model" or inner in _BASICS or getattr(value, inner) != part.default
+            says |= name == "optimizer" and config.optimizer.name in _HYPERPARAMETERS.get(inner, ())
+            says &= name != "target" or config.target.value is not None
+            yield _Setting(place, title, _in_words(getattr(value, inner)), says)
 
 
 def _in_words(value: object) -> str:
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, tuple):
         return ", ".join(map(_in_words, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

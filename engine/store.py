@@ -208,7 +208,11 @@ class Run:
         self.queued: records.Queued | None = None
         self.starting: records.Starting | None = None
         self.started: records.Started | None = None
+        self.preparing: records.Preparing | None = None
+        self.compiled: records.Compiled | None = None
         self.warm_up: records.WarmUp | None = None
+        self.memory: records.Memory | None = None
+        self.target_reached: records.TargetReached | None = None
         self.last_word: records.Finished | records.Cancelled | records.Failed | records.Interrupted | None = None
         self.artifacts: list[records.Artifact] = []
         self.missing_readings: dict[str, str] = {}
@@ -217,6 +221,7 @@ class Run:
         self.evaluations = Table("step", "seconds", "elapsed", "test_loss", "test_accuracy", keep=keep_points)
         self.hardware = Table("elapsed", *HARDWARE, keep=keep_points)
         self.throughput = Table("elapsed", "samples_per_s", keep=keep_points)
+        self.grad_norms = Table("step", "seconds", "elapsed", "grad_norm", keep=keep_points)
         self._window = (0.0, 0)  # seconds and samples not yet in `throughput`
         self._offset = 0
         self._checksum = 0
@@ -296,8 +301,16 @@ class Run:
                 self.starting = event
             case records.Started():
                 self.started = event
+            case records.Preparing():
+                self.preparing = event
+            case records.Compiled():
+                self.compiled = event
             case records.WarmUp():
                 self.warm_up = event
+            case records.Memory():
+                self.memory = event
+            case records.TargetReached():
+                self.target_reached = event
             case records.Artifact():
                 self.artifacts.append(event)
             case records.Finished() | records.Cancelled() | records.Failed() | records.Interrupted():
@@ -314,14 +327,13 @@ class Run:
         samples = np.cumsum(event.samples, dtype=np.float64)
         (t0, t1), (e0, e1) = event.train_s, event.elapsed_s
         before = self.steps.last("samples") or 0.0
+        seconds_of, elapsed_of = t0 + (t1 - t0) * share, e0 + (e1 - e0) * share
         self.steps.extend(
-            np.arange(event.first, event.first + n),
-            event.loss,
-            t0 + (t1 - t0) * share,
-            e0 + (e1 - e0) * share,
-            before + samples,
-            event.lr,
+            np.arange(event.first, event.first + n), event.loss, seconds_of, elapsed_of, before + samples, event.lr
         )
+        if len(event.norm_steps):
+            at = event.norm_steps - event.first
+            self.grad_norms.extend(event.norm_steps, seconds_of[at], elapsed_of[at], event.grad_norm)
         seconds, count = self._window[0] + (t1 - t0), self._window[1] + int(samples[-1])
         if seconds >= _THROUGHPUT_WINDOW_S:
             self.throughput.extend(e1, count / seconds)
@@ -343,8 +355,11 @@ class Run:
                 test_loss=self.evaluations.last("test_loss"),
                 test_accuracy=self.evaluations.last("test_accuracy"),
                 flops=samples * started.train_flops_per_example if started else None,
-                peak_memory_bytes=last.peak_memory_bytes if last else None,
+                peak_memory_bytes=self.memory.training_bytes if self.memory else None,
+                process_memory_bytes=last.peak_memory_bytes if last else None,
                 energy_j=last.energy_j if last else None,
+                target_step=self.target_reached.step if self.target_reached else None,
+                target_seconds=self.target_reached.train_s if self.target_reached else None,
             )
 
     def why(self) -> str:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "config records errors units downsample processes",
-    "families datasets hardware sampler planner store charts report cost sweep analysis",
+    "schedules families datasets downloads userdata loading hardware sampler planner store charts report cost sweep analysis",
     "pytorch xla_backend",
     "worker",
     "preload executor ray_executor supervisor",

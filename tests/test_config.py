@@ -9,6 +9,7 @@ import pytest
 from engine.config import (
     FULL,
     MLP,
+    MODELS,
     PRESETS,
     Optimizer,
     RunConfig,
@@ -38,8 +39,14 @@ def test_a_config_survives_its_json(config):
 def test_a_fingerprint_depends_on_every_field():
     changed = [
         "model.hidden=64", "model.family=cnn", "data=digits", "optimizer.name=sgd", "optimizer.lr=0.002",
-        "optimizer.momentum=0.5", "batch_size=65", "budget.epochs=21", "budget.steps=9", "budget.seconds=9",
-        "device=cuda:0", "threads=2", "seed=1", "evaluate_every=9",
+        "optimizer.momentum=0.5", "optimizer.beta1=0.8", "optimizer.beta2=0.9", "optimizer.alpha=0.9",
+        "optimizer.weight_decay=0.1", "batch_size=65", "budget.epochs=21", "budget.steps=9", "budget.samples=9",
+        "budget.seconds=9", "budget.flops=9", "target.value=0.9", "target.metric=test_loss", "device=cuda:0", "threads=2",
+        "seed=1", "evaluate_every=9", "schedule=cosine", "warmup_steps=3", "lr_end=0.1", "lr_gamma=0.5",
+        "lr_milestones=[0.3]", "grad_accumulation=2", "label_smoothing=0.1", "max_grad_norm=1", "ema_decay=0.9",
+        "activation_checkpointing=true", "precision=bf16", "execution=dataloader", "source.path=a.csv", "source.label=b",
+        "source.seq_len=9", "source.shape=[3]", "source.num_classes=3", "source.num_examples=9",
+        "model.family=rnn", "model.family=transformer",
     ]  # fmt: skip
     prints = {BASE.fingerprint} | {with_overrides(BASE, [change]).fingerprint for change in changed}
     assert len(prints) == len(changed) + 1
@@ -47,13 +54,59 @@ def test_a_fingerprint_depends_on_every_field():
 
 def test_a_fingerprint_is_the_same_on_every_machine_and_day():
     """Change the literal only together with a new field: reports and links of old runs quote it."""
-    assert BASE.fingerprint == parse_config_json(BASE.model_dump_json()).fingerprint == "3b736d2dda18d6d9"
+    assert BASE.fingerprint == parse_config_json(BASE.model_dump_json()).fingerprint == "c9741eee26882cf3"
 
 
 @pytest.mark.parametrize(("base", "config"), list(itertools.permutations(CONFIGS, 2)))
 def test_overrides_lead_from_any_preset_to_any_other(base, config):
     assignments = overrides_from(CONFIGS[base], CONFIGS[config])
     assert with_overrides(CONFIGS[base], assignments) == CONFIGS[config]
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_size_sets_every_dimension_and_is_read_back(family):
+    for size in MODELS[family].sizes:
+        model = with_overrides(BASE, [f"model.family={family}", f"model.size={size}"]).model
+        assert model.size == size
+        assert MODELS[family].model_validate({"size": size}) == model
+
+
+def test_a_size_replaces_dimensions_and_leaves_the_rest():
+    config = with_overrides(CONFIGS["mnist1d-gru"], ["model.size=base"])
+    assert (config.model.hidden_size, config.model.num_layers, config.model.bidirectional) == (256, 2, True)
+
+
+def test_a_dimension_beside_a_size_has_the_last_word():
+    model = with_overrides(BASE, ["model.family=transformer", "model.size=base", "model.num_layers=2"]).model
+    assert (model.num_layers, model.d_model, model.size) == (2, 256, "custom")
+
+
+def test_a_size_and_its_dimensions_are_one_experiment():
+    by_size = with_overrides(BASE, ["model.size=base"])
+    assert by_size.fingerprint == with_overrides(BASE, ["model.hidden=512,256"]).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("assignments", "said"),
+    [
+        (["model.size=huge"], "size='huge' is not allowed; it may be one of tiny, small, base, large, custom"),
+        (["data=text"], "model.family='mlp' does not go with data='text'"),
+        (["data=text", "model.family=rnn", "model.bidirectional=true"], "reading from the end shows the character"),
+        (["data=csv"], "source.path is missing: data='csv' is read from a file of yours"),
+        (["model.family=transformer", "model.num_heads=3"], "d_model=128 is not divisible by num_heads=3"),
+        (["target.value=97"], "accuracy is a share from 0 to 1, 97 % is 0.97"),
+        (["schedule=one-cycle", "warmup_steps=5"], "warmup_steps does not go with schedule='one-cycle'"),
+        (["execution=cuda-graph"], "execution='cuda-graph' needs an NVIDIA GPU"),
+        (["execution=cuda-graph", "device=cuda:0", "optimizer.name=muon"], "does not go with execution='cuda-graph'"),
+        (["execution=cuda-graph", "device=cuda:0", "precision=fp16"], "set precision=bf16, or execution=eager"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_what_to_do(assignments, said):
+    assert said in str(refusal(*assignments))
+
+
+def test_a_label_column_may_be_called_like_a_number():
+    assert with_overrides(BASE, ["source.label=3", "source.path=true"]).source.label == "3"
 
 
 def test_nothing_to_change_is_no_assignment():
@@ -74,7 +127,7 @@ def test_a_batch_size_that_cannot_be_is_refused_with_what_can(value):
     assert "a whole number from 1 to the number of training examples, or full" in sentence
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0", "-1", "10000000", "fast", "True"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0", "-1", "10000000", "fast", "true"])
 def test_a_learning_rate_that_cannot_be_is_refused_with_what_can(value):
     sentence = str(refusal(f"optimizer.lr={value}"))
     assert sentence == f"optimizer.lr={value} is not allowed. optimizer.lr may be a number above 0 to 1000000."
@@ -86,12 +139,12 @@ def test_a_learning_rate_that_cannot_be_is_refused_with_what_can(value):
         ("device=tpu", "device=tpu is not allowed. device may be cpu, or cuda:0"),
         ("device=cuda", "device=cuda is not allowed"),
         ("model.hidden=0", "model.hidden.0=0 is not allowed. model.hidden may be a list of at most 16 numbers"),
-        ("model.family=gru", "model.family='gru' is not known. Choose from mlp, cnn."),
-        ("optimizer.name=adamm", "optimizer.name=adamm is not allowed. optimizer.name may be one of sgd"),
+        ("model.family=gru", "model.family='gru' is not known. Choose from mlp, cnn, rnn, transformer."),
+        ("optimizer.name=adamm", "optimizer.name=adamm is not allowed. optimizer.name may be one of gd, sgd"),
         ("data=imagenet", "data=imagenet is not allowed. data may be one of mnist5k, digits"),
         ("threads=0", "threads=0 is not allowed. threads may be a whole number from 1 to 1024"),
         ("seed=-1", "seed=-1 is not allowed. seed may be a whole number from 0 to 4294967295"),
-        ("budget.epochs=none", "budget: needs at least one of steps, epochs, seconds"),
+        ("budget.epochs=none", "budget: needs at least one of steps, epochs, samples, seconds, flops"),
         ("budget.steps=1.5", "budget.steps=1.5 is not allowed. budget.steps may be a whole number from 1"),
     ],
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,15 +13,18 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from engine import records
-from engine.config import PRESETS, with_overrides
-from engine.datasets import DATASETS
-from engine.errors import Diverged
-from engine.pytorch import data, models
-from engine.pytorch.train import _Batches, train
+from engine import loading, planner, records
+from engine.config import PRESETS, OptimizerName, with_overrides
+from engine.downloads import Progress
+from engine.errors import ConfigError, Diverged
+from engine.pytorch import models, optim
+from engine.pytorch.data import tensors
+from engine.pytorch.train import train
 
 MLP_CONFIG, CNN_CONFIG = PRESETS["digits-mlp"].config, PRESETS["lenet"].config
 NO_EPOCHS = "budget.epochs=none"
+NO_LIMIT = ("budget.epochs=none", "budget.seconds=none")
+ONLY_STEPS = (*NO_LIMIT, "budget.steps=3")
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ class TickingClock:
 
 def test_events_come_in_the_order_of_a_run(run):
     kinds = [event.kind for event in run("budget.epochs=1")]
-    assert kinds[:4] == ["started", "warm_up", "evaluation", "steps"]
+    assert kinds[:5] == ["started", "warm_up", "memory", "evaluation", "steps"]
     assert kinds[-2:] == ["evaluation", "artifact"]
 
 
@@ -89,18 +94,14 @@ def test_started_says_what_will_be_run(run):
 
 def plain_losses(config, num_steps):
     """The loop of the tutorials: shuffled batches, autograd, one tensor at a time, nothing fused."""
-    split = data.load(config.data, side=models.input_side(config.model))
-    model = models.build(config.model, DATASETS[config.data], seed=config.seed)
-    spec, parameters = config.optimizer, list(model.parameters())
-    if spec.name == "adam":
-        optimizer = torch.optim.Adam(parameters, lr=spec.lr, foreach=False, fused=False)
-    else:
-        momentum = spec.momentum if spec.name == "momentum" else 0.0
-        optimizer = torch.optim.SGD(parameters, lr=spec.lr, momentum=momentum, foreach=False, fused=False)
+    arrays = loading.load(config.data, config.source)
+    training, _ = tensors(arrays, config.model)
+    model = models.build(config.model, arrays.facts, seed=config.seed)
+    optimizer = optim.Reference(config.optimizer, model)
     seen = []
-    for index in itertools.islice(orders(config, len(split.train_y)), num_steps):
+    for index in itertools.islice(orders(config, len(training)), num_steps):
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(split.train_x[index]), split.train_y[index])
+        loss = F.cross_entropy(model(training.x[index]), training.y[index])
         loss.backward()
         optimizer.step()
         seen.append(loss.item())
@@ -114,10 +115,13 @@ def orders(config, num_examples):
         yield from torch.randperm(num_examples, generator=generator).split(size)
 
 
+RATES = {"sgd": 0.02, "momentum": 0.02, "nesterov": 0.02}
+
+
 @pytest.mark.parametrize("base", [MLP_CONFIG, CNN_CONFIG], ids=["mlp", "cnn"])
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"])
 def test_losses_equal_those_of_a_plain_loop(run, base, name):
-    changes = [f"optimizer.name={name}", f"optimizer.lr={0.001 if name == 'adam' else 0.02}"]
+    changes = [f"optimizer.name={name}", f"optimizer.lr={RATES.get(name, 0.001)}"]
     config = with_overrides(base, ["data=digits", "seed=3", *changes])
     told = losses(run("budget.steps=30", NO_EPOCHS, base=config))
     np.testing.assert_allclose(told, plain_losses(config, 30), rtol=2e-4)
@@ -153,23 +157,6 @@ def test_the_dashboards_own_random_numbers_do_not_move_a_run(run):
     first = losses(run("budget.steps=5", NO_EPOCHS))
     torch.manual_seed(2)
     assert np.array_equal(losses(run("budget.steps=5", NO_EPOCHS)), first)
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 100])
-@pytest.mark.parametrize("gathers", [True, False])
-def test_each_epoch_sees_every_example_once_in_another_order(batch_size, gathers):
-    x = torch.arange(100)
-    batches = _Batches(x, x.clone(), batch_size, seed=0)
-    batches.gathers = gathers
-    seen = [torch.cat([y for _, y in itertools.islice(iterator, -(-100 // batch_size))])
-            for iterator in [iter(batches)] for _ in range(2)]  # fmt: skip
-    assert all(epoch.sort().values.equal(x) for epoch in seen)
-    assert batch_size == 100 or not seen[0].equal(seen[1])
-
-
-def test_images_and_labels_stay_together():
-    x = torch.arange(100)
-    assert all(bx.equal(by) for bx, by in itertools.islice(_Batches(x, x.clone(), 32, seed=0), 8))
 
 
 # --- when it ends --------------------------------------------------------------------------------------------------
@@ -222,16 +209,160 @@ def test_a_diverging_run_tells_its_points_then_why_it_ended(tmp_path):
     assert f"at step {bad} " in ended.value.message
 
 
+# --- every family, every kind of data ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_begins_to_learn(run, preset):
+    small = (
+        ["source.seq_len=8"] if PRESETS[preset].config.data == "text" else []
+    )  # evaluations read a tenth of the text
+    events = run(*ONLY_STEPS, *small, base=PRESETS[preset].config)
+    assert np.isfinite(losses(events)).all()
+    assert events[-1].kind == "artifact"
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_every_optimizer_lowers_the_loss(run, name):
+    rate = {"gd": 0.5, "sgd": 0.1, "momentum": 0.05, "nesterov": 0.05, "adagrad": 0.02, "muon": 0.01}.get(name, 2e-3)
+    told = losses(run(*NO_LIMIT, "budget.steps=80", f"optimizer.name={name}", f"optimizer.lr={rate}"))
+    assert told[-10:].mean() < 0.6 * told[0]
+
+
+def test_synthetic_data_of_any_shape_trains(run):
+    for shape in ("[3,16,12]", "[7]", "[9,9]"):
+        base = with_overrides(
+            PRESETS["mnist-mlp"].config, ["data=synthetic", f"source.shape={shape}", "source.num_examples=100"]
+        )
+        assert len(losses(run(*ONLY_STEPS, base=base))) == 3
+
+
+def test_a_users_csv_trains_and_its_hash_is_kept(run, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [f"{x:.3f},{y:.3f},{'in' if x * x + y * y < 1 else 'out'}" for x, y in rng.normal(size=(300, 2))]
+    (tmp_path / "points.csv").write_text("x,y,where\n" + "\n".join(rows))
+    base = with_overrides(MLP_CONFIG, ["data=csv", f"source.path={tmp_path / 'points.csv'}", "optimizer.lr=0.01"])
+    events = run(base=base)
+    assert (
+        of(records.Started, events)[0].data_sha256 == hashlib.sha256((tmp_path / "points.csv").read_bytes()).hexdigest()
+    )
+    assert of(records.Evaluation, events)[-1].test_accuracy > 0.9
+
+
+def slow_load(monkeypatch, *, ends_with):
+    """A data set that comes in two halves a moment apart, then is there, or fails."""
+
+    def load(data, source, *, progress):
+        for done in (1_000, 2_000):
+            progress(Progress("mnist", done, 2_000))
+            time.sleep(0.3)
+        if isinstance(ends_with, Exception):
+            raise ends_with
+        return ends_with
+
+    monkeypatch.setattr(loading, "load", load)
+
+
+def test_a_download_is_told_as_it_comes(run, monkeypatch):
+    slow_load(monkeypatch, ends_with=loading.load("synthetic", MLP_CONFIG.source))
+    base = with_overrides(MLP_CONFIG, ["data=synthetic"])
+    told = of(records.Preparing, run(*ONLY_STEPS, base=base))
+    assert {(p.text, p.total_bytes) for p in told} == {("mnist", 2_000)}
+    assert {p.done_bytes for p in told} == {1_000, 2_000}
+
+
+def test_a_failed_download_is_the_runs_error(run, monkeypatch):
+    slow_load(monkeypatch, ends_with=ConfigError("no network"))
+    with pytest.raises(ConfigError, match="no network"):
+        run(*ONLY_STEPS, base=with_overrides(MLP_CONFIG, ["data=mnist"]))
+
+
+def test_an_evaluation_does_not_depend_on_how_it_is_cut(run, monkeypatch):
+    whole = of(records.Evaluation, run(*ONLY_STEPS))[-1]
+    monkeypatch.setattr(planner, "_EVALUATION_BYTES", 64 * 4 * 7)  # seven examples at a time
+    cut = of(records.Evaluation, run(*ONLY_STEPS))[-1]
+    assert (cut.test_accuracy, cut.test_loss) == (whole.test_accuracy, pytest.approx(whole.test_loss, rel=1e-5))
+
+
+# --- schedules -----------------------------------------------------------------------------------------------------
+
+
+def rates(events):
+    return np.concatenate([np.broadcast_to(e.lr, e.loss.shape) for e in of(records.Steps, events)])
+
+
+def test_a_schedule_by_steps_is_told_with_every_step(run):
+    told = rates(run(*NO_LIMIT, "budget.steps=40", "schedule=cosine", "warmup_steps=5", "optimizer.lr=0.01"))
+    by_hand = [0.01 * (i + 1) / 5 if i < 5 else 0.005 * (1 + np.cos(np.pi * (i - 5) / 35)) for i in range(40)]
+    np.testing.assert_allclose(told, by_hand, rtol=1e-6)
+
+
+def test_a_schedule_by_time_goes_by_the_training_clock(run):
+    events = run(*NO_LIMIT, "budget.seconds=20", "schedule=cosine", clock=TickingClock())
+    for event in of(records.Steps, events):
+        share = event.train_s[0] / 20
+        assert np.ravel(event.lr)[0] == pytest.approx(
+            MLP_CONFIG.optimizer.lr * (1 + np.cos(np.pi * share)) / 2, rel=1e-6
+        )
+
+
+def test_a_constant_rate_is_told_once(run):
+    assert all(event.lr == MLP_CONFIG.optimizer.lr for event in of(records.Steps, run(*ONLY_STEPS)))
+
+
+# --- a target ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_ends_at_the_second_evaluation_in_a_row_that_reaches_its_target(run):
+    events = run("evaluate_every=5", "target.value=0.8")
+    evaluations, (reached,) = of(records.Evaluation, events), of(records.TargetReached, events)
+    assert [e.test_accuracy >= 0.8 for e in evaluations[-2:]] == [True, True]
+    assert not any(a.test_accuracy >= 0.8 <= b.test_accuracy for a, b in itertools.pairwise(evaluations[:-1]))
+    assert (reached.step, reached.train_s) == (evaluations[-2].step, evaluations[-2].train_s)
+
+
+def test_a_loss_reaches_its_target_from_above(run):
+    events = run("evaluate_every=5", "target.metric=test_loss", "target.value=1.0")
+    assert of(records.TargetReached, events)[0].value <= 1.0
+
+
+def test_a_target_that_is_not_reached_is_not_told(run):
+    events = run(*ONLY_STEPS, "target.value=1.0")
+    assert not of(records.TargetReached, events)
+    assert len(losses(events)) == 3
+
+
+def test_one_evaluation_alone_reaches_no_target(run):
+    """It is reached at the last evaluation only: there is no second one."""
+    events = run(*NO_LIMIT, "budget.steps=200", "evaluate_every=200", "target.value=0.5")
+    assert not of(records.TargetReached, events)
+
+
+# --- averaged weights ----------------------------------------------------------------------------------------------
+
+
+def test_averaged_weights_are_what_is_evaluated_and_saved(run, tmp_path):
+    *_, last, artifact = run("budget.epochs=2", "ema_decay=0.95")
+    arrays = loading.load("digits", MLP_CONFIG.source)
+    model = models.build(MLP_CONFIG.model, arrays.facts, seed=99)
+    model.load_state_dict(load_file(tmp_path / artifact.name))
+    _, held_out = tensors(arrays, MLP_CONFIG.model)
+    assert F.cross_entropy(model(held_out.x), held_out.y).item() == pytest.approx(last.test_loss, rel=1e-4)
+    plain = run("budget.epochs=2")[-2]
+    assert plain.test_loss != last.test_loss
+
+
 # --- what it leaves ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("base", [MLP_CONFIG, with_overrides(CNN_CONFIG, ["data=digits"])], ids=["mlp", "cnn"])
 def test_saved_weights_give_the_last_evaluation_again(run, tmp_path, base):
     *_, last, artifact = run("budget.epochs=1", base=base)
-    model = models.build(base.model, DATASETS["digits"], seed=99)
+    arrays = loading.load(base.data, base.source)
+    model = models.build(base.model, arrays.facts, seed=99)
     model.load_state_dict(load_file(tmp_path / artifact.name))
-    split = data.load("digits", side=models.input_side(base.model))
-    right = (model(split.test_x).argmax(1) == split.test_y).float().mean().item()
+    _, held_out = tensors(arrays, base.model)
+    right = (model(held_out.x).argmax(1) == held_out.y).float().mean().item()
     assert right == pytest.approx(last.test_accuracy)
 
 

@@ -1,109 +1,148 @@
-"""Data sets as tensors: read from the installed packages, checked, split once and for all, laid out for a model."""
+"""Data sets as tensors: laid out as a model reads them, resident on the device, in a random order per epoch."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv as arrow_csv
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from engine.config import DatasetName
-from engine.datasets import DATASETS, Dataset
-from engine.errors import ConfigError
-from engine.families import CNN_SIDE
+from engine.config import CNN, RNN, ModelSpec, Transformer
+from engine.datasets import Arrays, Dataset
+from engine.families import enlargement, input_shape, patch_size
 
-_SPLIT_SEED = 20_260_101  # the split is a fact of the data set: no run's seed moves it
-_TEST_SHARE = 0.2
+_GATHER_LIMIT_BYTES = 2**30  # an epoch larger than this is gathered batch by batch
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """Images (n, 1, h, w) float32, standardised, and labels (n,) int64."""
+class Examples:
+    """One split on a device: x (n, *input_shape) float32 and y (n,) int64; of text x is all its characters (m,)."""
 
-    train_x: torch.Tensor
-    train_y: torch.Tensor
-    test_x: torch.Tensor
-    test_y: torch.Tensor
+    x: Tensor
+    y: Tensor | None
+    seq_len: int = 0  # of text: example i begins at character i * seq_len, and predicts the next one everywhere
 
-    def to(self, device: torch.device) -> Split:
-        return Split(*(t.to(device) for t in (self.train_x, self.train_y, self.test_x, self.test_y)))
+    def __len__(self) -> int:
+        return len(self.x) if self.y is not None else (len(self.x) - 1) // self.seq_len
+
+    def to(self, device: torch.device) -> Examples:
+        return Examples(self.x.to(device), None if self.y is None else self.y.to(device), self.seq_len)
+
+    def take(self, index: Tensor) -> Batch:
+        """Examples by number; of text, windows by the character they begin at: read as a ring, none is too late."""
+        if self.y is not None:
+            return self.x.index_select(0, index), self.y.index_select(0, index)  # 2.5x as fast as self.x[index]
+        span = torch.arange(self.seq_len + 1, device=index.device)
+        windows = self.x.take((index.unsqueeze(1) + span) % len(self.x)).long()
+        return windows[:, :-1], windows[:, 1:]
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """All examples in batches of `size`, the last one smaller."""
+        for part in torch.arange(len(self), device=self.x.device).split(size):
+            yield self.take(part if self.y is not None else part * self.seq_len)
 
 
-def load(name: DatasetName, *, side: int | None = None) -> Split:
-    """The fixed train / held-out split of a data set; `side=32` pads or enlarges images to LeNet's input.
+def tensors(arrays: Arrays, model: ModelSpec) -> tuple[Examples, Examples]:
+    """The training and the held-out split, standardised and laid out for a model."""
+    if arrays.train_y is None or arrays.test_y is None:
+        seq_len = arrays.facts.shape[0]
+        return tuple(
+            Examples(torch.from_numpy(x.astype(np.int32)), None, seq_len) for x in (arrays.train_x, arrays.test_x)
+        )  # type: ignore[return-value]
+    splits = ((arrays.train_x, arrays.train_y), (arrays.test_x, arrays.test_y))
+    return tuple(Examples(_laid_out(x, arrays, model), torch.from_numpy(y)) for x, y in splits)  # type: ignore[return-value]
 
-    Raises ConfigError when the package's file is missing or not the one released.
+
+def _laid_out(raw: np.ndarray, arrays: Arrays, model: ModelSpec) -> Tensor:
+    x = torch.from_numpy(np.ascontiguousarray(raw)).float()
+    if arrays.facts.kind == "image":  # borders are black like the paper, so they come before standardising
+        x = _bordered(x, model, arrays.facts)
+    x = x.sub_(torch.from_numpy(arrays.mean)).div_(torch.from_numpy(arrays.std))
+    return arranged(x, model, arrays.facts)
+
+
+def _bordered(x: Tensor, model: ModelSpec, data: Dataset) -> Tensor:
+    """(n, c, h, w) enlarged by a whole number and padded to LeNet's input, or padded to whole patches."""
+    height, width = x.shape[-2:]
+    if isinstance(model, CNN):
+        scale = enlargement(height, width)
+        x = x.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+        goal = input_shape(model, data)[1:]
+    elif isinstance(model, Transformer):
+        side = patch_size(model, data)
+        goal = tuple(-(-s // side) * side for s in (height, width))
+    else:
+        return x
+    down, right = goal[0] - x.shape[-2], goal[1] - x.shape[-1]
+    return F.pad(x, [right // 2, right - right // 2, down // 2, down - down // 2])
+
+
+def arranged(x: Tensor, model: ModelSpec, data: Dataset) -> Tensor:
+    """Standardised examples (n, ...) as the model reads them: (n, *input_shape)."""
+    shape = input_shape(model, data)
+    if isinstance(model, RNN) and data.kind == "image":
+        x = x.transpose(1, 2)  # rows first, then channels and columns
+    elif isinstance(model, Transformer):
+        side = patch_size(model, data)
+        if data.kind == "image":
+            x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
+        else:
+            x = F.pad(x, [0, shape[0] * side - x.shape[1]])
+    return x.reshape(len(x), *shape)
+
+
+class Order:
+    """Endless epochs of example numbers (n,), each in another random order that depends on seed and epoch alone.
+
+    Drawn on the CPU, so that every device sees the same order. Of text they are the characters where windows begin:
+    each epoch cuts the text anew, at a random place.
     """
-    facts = DATASETS[name]
-    pixels, labels = _read(facts)
-    images = torch.from_numpy(pixels.astype(np.float32) / facts.max_value).view(-1, 1, *facts.shape)
-    if side == CNN_SIDE:
-        images = _to_lenet_input(images)
-    images = (images - facts.mean) / facts.std
-    test = _held_out(labels)
-    y = torch.from_numpy(labels)
-    return Split(images[~test], y[~test], images[test], y[test])
+
+    def __init__(self, examples: Examples, seed: int) -> None:
+        self._examples = examples
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def epoch(self) -> Tensor:
+        examples = self._examples
+        order = torch.randperm(len(examples), generator=self._generator)
+        if examples.y is None:
+            order = order * examples.seq_len + torch.randint(examples.seq_len, (1,), generator=self._generator)
+        return order
 
 
-@lru_cache(maxsize=4)  # the fork server reads once, before it forks: a worker finds the pixels in memory
-def _read(facts: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (n, h*w) uint8 and labels (n,) int64 from a gzipped CSV whose last column is the label."""
-    try:
-        content = _file(facts).read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"{facts.title}: the file in {facts.package} cannot be read: {error.strerror}.",
-            fix="Reinstall requirements.txt.",
-        ) from None
-    if hashlib.sha256(content).hexdigest() != facts.sha256:
-        raise ConfigError(
-            f"{facts.title}: the file in {facts.package} is not the one released.", fix="Reinstall requirements.txt."
-        )
-    with pa.input_stream(pa.BufferReader(content), compression="gzip") as stream:
-        options = arrow_csv.ReadOptions(autogenerate_column_names=True, use_threads=False)
-        table = arrow_csv.read_csv(stream, read_options=options)
-    columns = np.stack([column.to_numpy() for column in table.columns], axis=1)
-    return columns[:, :-1].astype(np.uint8), columns[:, -1].astype(np.int64)
+class Batches:
+    """Endless batches; every example is seen once per epoch, and the last batch of an epoch may be smaller."""
 
+    def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
+        self.examples, self.batch_size = examples, batch_size
+        self.order = Order(examples, seed)
+        self.full = batch_size == len(examples) and examples.y is not None
+        size = examples.x.numel() * examples.x.element_size()
+        self.gathers = examples.y is not None and size <= _GATHER_LIMIT_BYTES
 
-def preload() -> None:
-    """Read every bundled data set into this process; one that cannot be read is left for the run that needs it."""
-    for facts in DATASETS.values():
-        with contextlib.suppress(ConfigError):
-            _read(facts)
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield from self._epoch()
 
+    def _epoch(self) -> Iterator[Batch]:
+        examples = self.examples
+        if self.full:
+            assert examples.y is not None
+            yield examples.x, examples.y  # order does not matter: no gather
+            return
+        order = self.order.epoch().to(examples.x.device)
+        if self.gathers:  # one gather an epoch; its batches are views
+            x, y = examples.take(order)
+            yield from zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
+        else:
+            for part in order.split(self.batch_size):
+                yield examples.take(part)
 
-def _file(facts: Dataset) -> Path:
-    """Found without importing the package: that alone would cost seconds."""
-    spec = importlib.util.find_spec(facts.package)
-    if spec is None or spec.origin is None:
-        raise ConfigError(
-            f"{facts.title}: the package {facts.package} is not installed.", fix="Install requirements.txt."
-        )
-    return Path(spec.origin).parent / facts.file
-
-
-def _held_out(labels: np.ndarray) -> np.ndarray:
-    """(n,) bool: a fifth of every class, chosen by a fixed seed. The files are sorted by class: a plain cut would
-    leave whole classes out."""
-    rng = np.random.default_rng(_SPLIT_SEED)
-    test = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        test[rng.permutation(members)[: round(_TEST_SHARE * len(members))]] = True
-    return test
-
-
-def _to_lenet_input(images: torch.Tensor) -> torch.Tensor:
-    """(n, 1, h, w) to (n, 1, 32, 32): whole-number enlargement, then a black border."""
-    scale = CNN_SIDE // images.shape[-1]
-    images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    border = (CNN_SIDE - images.shape[-1]) // 2
-    return torch.nn.functional.pad(images, [border] * 4)
+    def first(self, size: int) -> Batch:
+        """A batch to warm up with, without moving the order."""
+        index = torch.arange(size, device=self.examples.x.device)
+        return self.examples.take(index if self.examples.y is not None else index * self.examples.seq_len)

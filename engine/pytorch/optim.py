@@ -1,41 +1,115 @@
 """Optimizers by name, over torch's fused kernels: one call updates every parameter.
 
-The kernels are called through torch.optim's functions, not its classes: profiler hooks, parameter groups and checks
-around `step` and `zero_grad` cost 90 us a step, a tenth of a step of 784-128-10 at batch size 64 and a fifth at 1.
+The kernels are called directly: profiler hooks, parameter groups and checks around torch.optim's `step` and `zero_grad`
+cost 90 us a step and those of its functions 27 us more, half of a whole step of 784-128-10 at batch size 1. They are
+torch's own business and may change: the version of torch is pinned, and tests/test_optim.py compares every bit.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
+from torch import Tensor, nn
+from torch.optim.adagrad import adagrad
+from torch.optim.rmsprop import rmsprop
 
 from engine import config
 
-_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults, from Kingma & Ba 2015 (arXiv:1412.6980)
+EPS = 1e-8  # torch.optim's default of the adaptive optimizers, from Kingma & Ba 2015 (arXiv:1412.6980)
+ADAGRAD_EPS = 1e-10  # torch.optim.Adagrad's
 
 
-def build(spec: config.Optimizer, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
+def build(spec: config.Optimizer, model: nn.Module) -> Optimizer:
     """The optimizer of a spec. `gd` is sgd: the batch makes the difference."""
+    parameters = list(model.parameters())
+    shared: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
     match spec.name:
         case "sgd" | "gd":
-            return SGD(parameters, lr=spec.lr)
-        case "momentum":
-            return SGD(parameters, lr=spec.lr, momentum=spec.momentum)
+            return SGD(parameters, **shared)
+        case "momentum" | "nesterov":
+            return SGD(parameters, **shared, momentum=spec.momentum, nesterov=spec.name == "nesterov")
+        case "adagrad":
+            return Adagrad(parameters, **shared)
+        case "rmsprop":
+            return RMSprop(parameters, **shared, alpha=spec.alpha)
+        case "adam" | "adamw":
+            return Adam(parameters, **shared, betas=(spec.beta1, spec.beta2), decoupled=spec.name == "adamw")
+        case "muon":
+            return Muon(parameters, matrices(model), spec)
+
+
+class Reference:
+    """torch.optim's own classes with their defaults, behind the same face: the baseline, and what tests compare with."""
+
+    def __init__(self, spec: config.Optimizer, model: nn.Module) -> None:
+        self.params: list[Tensor] = list(model.parameters())
+        self._optimizers = _torch_optimizers(spec, model)
+
+    @property
+    def lr(self) -> float | Tensor:
+        lr: float | Tensor = self._optimizers[0].param_groups[0]["lr"]
+        return lr
+
+    @lr.setter
+    def lr(self, lr: float | Tensor) -> None:
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+    def zero_grad(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+
+def _torch_optimizers(spec: config.Optimizer, model: nn.Module) -> list[torch.optim.Optimizer]:
+    parameters = list(model.parameters())
+    shared: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
+    betas = (spec.beta1, spec.beta2)
+    match spec.name:
+        case "sgd" | "gd":
+            return [torch.optim.SGD(parameters, **shared)]
+        case "momentum" | "nesterov":
+            nesterov = spec.name == "nesterov" and spec.momentum > 0
+            return [torch.optim.SGD(parameters, **shared, momentum=spec.momentum, nesterov=nesterov)]
+        case "adagrad":
+            return [torch.optim.Adagrad(parameters, **shared)]
+        case "rmsprop":
+            return [torch.optim.RMSprop(parameters, **shared, alpha=spec.alpha)]
         case "adam":
-            return Adam(parameters, lr=spec.lr)
+            return [torch.optim.Adam(parameters, **shared, betas=betas)]
+        case "adamw":
+            return [torch.optim.AdamW(parameters, **shared, betas=betas)]
+        case "muon":
+            chosen = matrices(model)
+            rest = [p for p in parameters if not any(p is matrix for matrix in chosen)]
+            muon = torch.optim.Muon(chosen, **shared, momentum=spec.momentum, adjust_lr_fn="match_rms_adamw")
+            return [muon, torch.optim.AdamW(rest, **shared, betas=betas)]
+
+
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Weights that multiply vectors: of linear layers and recurrent cells. Embeddings are only looked up, and a
+    convolution's kernel is no matrix."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.RNNBase)]
+    return [weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim == 2]
 
 
 class Optimizer(ABC):
-    """The part of torch.optim.Optimizer that training uses."""
+    """The part of torch.optim.Optimizer that training uses. `lr` may change between steps; on a GPU it may be a
+    tensor there, for steps that are recorded once and replayed."""
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float | Tensor, weight_decay: float = 0.0) -> None:
         self.params: list[Tensor] = list(parameters)
+        self.lr, self.weight_decay = lr, weight_decay
         self.state: dict[Tensor, dict[str, Tensor]] = {p: {} for p in self.params}
+        self._counters: list[Tensor] = []
 
     def zero_grad(self) -> None:
         for p in self.params:
@@ -45,11 +119,21 @@ class Optimizer(ABC):
     def step(self) -> None:
         """Move the parameters by their gradients."""
 
+    def state_tensors(self) -> list[Tensor]:
+        """Everything a step changes beside the parameters."""
+        return [*(tensor for states in self.state.values() for tensor in states.values()), *self._counters]
+
     def _new_state(self, name: str) -> list[Tensor]:
         """A tensor of zeros for every parameter, in its memory layout: the kernels walk through memory, not indices."""
         for p in self.params:
             self.state[p][name] = torch.zeros_like(p, requires_grad=False)
         return [self.state[p][name] for p in self.params]
+
+    def _new_counts(self, number: int) -> list[Tensor]:
+        """Counters of steps, on the device of the parameters."""
+        device = self.params[0].device if self.params else None
+        self._counters = [torch.zeros((), device=device) for _ in range(number)]
+        return self._counters
 
     def _grads(self) -> list[Tensor]:
         grads = [p.grad for p in self.params if p.grad is not None]
@@ -58,36 +142,128 @@ class Optimizer(ABC):
 
 
 class SGD(Optimizer):
-    """torch.optim.SGD: v = momentum * v + gradient, w -= lr * v."""
+    """torch.optim.SGD: v = momentum * v + gradient, w -= lr * v; nesterov looks ahead along v."""
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], *, lr: float, momentum: float = 0.0) -> None:
-        super().__init__(parameters)
-        self.lr, self.momentum = lr, momentum
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, lr: float | Tensor, weight_decay: float = 0.0,
+        momentum: float = 0.0, nesterov: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay)
+        self.momentum, self.nesterov = momentum, nesterov and momentum > 0
         # Velocities begin at zero: the first is then the gradient, as in torch.optim.SGD without dampening.
-        self._velocities: list[Tensor | None] = [None] * len(self.params)
-        if momentum:
-            self._velocities[:] = self._new_state("momentum_buffer")
+        self._velocities = self._new_state("momentum_buffer") if momentum else []
 
     @torch.no_grad()
     def step(self) -> None:
-        sgd(
-            self.params, self._grads(), self._velocities, fused=True, lr=self.lr, momentum=self.momentum,
-            dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,
+        torch._fused_sgd_(
+            self.params, self._grads(), self._velocities, weight_decay=self.weight_decay, momentum=self.momentum,
+            lr=self.lr, dampening=0.0, nesterov=self.nesterov, maximize=False, is_first_step=False,
         )  # fmt: skip
 
 
 class Adam(Optimizer):
-    """torch.optim.Adam with its default coefficients."""
+    """torch.optim.Adam; `decoupled` is AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], *, lr: float) -> None:
-        super().__init__(parameters)
-        self.lr = lr
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, lr: float | Tensor, weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999), decoupled: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay)
+        self.betas, self.decoupled = betas, decoupled
         self._means, self._squares = self._new_state("exp_avg"), self._new_state("exp_avg_sq")
-        self._steps = [torch.zeros((), device=p.device) for p in self.params]
+        (self._count,) = self._new_counts(1)
+        self._counts = [self._count] * len(self.params)  # the kernel reads one per parameter
 
     @torch.no_grad()
     def step(self) -> None:
-        adam(
-            self.params, self._grads(), self._means, self._squares, [], self._steps, fused=True, lr=self.lr,
-            beta1=_BETA1, beta2=_BETA2, eps=_EPS, weight_decay=0.0, amsgrad=False, maximize=False,
+        self._count.add_(1)
+        kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        kernel(
+            self.params, self._grads(), self._means, self._squares, [], self._counts, lr=self.lr, beta1=self.betas[0],
+            beta2=self.betas[1], eps=EPS, weight_decay=self.weight_decay, amsgrad=False, maximize=False,
         )  # fmt: skip
+
+
+class Adagrad(Optimizer):
+    """torch.optim.Adagrad: every weight's lr shrinks with the sum of its squared gradients (Duchi et al. 2011)."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float | Tensor, weight_decay: float = 0.0) -> None:
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay)
+        self._sums, self._counts = self._new_state("sum"), self._new_counts(len(self.params))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        on_cpu = self.params[0].device.type == "cpu"  # the one device with a fused kernel
+        adagrad(
+            self.params, self._grads(), self._sums, self._counts, fused=on_cpu, foreach=not on_cpu, lr=self.lr,  # type: ignore[arg-type]
+            weight_decay=self.weight_decay, lr_decay=0.0, eps=ADAGRAD_EPS, maximize=False,
+        )  # fmt: skip
+
+
+class RMSprop(Optimizer):
+    """torch.optim.RMSprop (Hinton 2012, lecture 6e): the gradient over the root of its mean square. No fused kernel."""
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, lr: float | Tensor, weight_decay: float = 0.0, alpha: float = 0.99
+    ) -> None:
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay)
+        self.alpha = alpha
+        self._squares, self._counts = self._new_state("square_avg"), self._new_counts(len(self.params))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        rmsprop(
+            self.params, self._grads(), self._squares, [], [], self._counts, foreach=True, lr=self.lr,  # type: ignore[arg-type]
+            alpha=self.alpha, eps=EPS, weight_decay=self.weight_decay, momentum=0.0, centered=False, maximize=False,
+        )  # fmt: skip
+
+
+class Muon(Optimizer):
+    """Momentum whose steps are made orthogonal, for weight matrices (Jordan et al. 2024); AdamW for everything else.
+
+    A step is scaled to the root mean square of AdamW's (0.2 sqrt(larger side), Liu et al. 2025, arXiv:2502.16982), so
+    that one learning rate serves both. torch.optim.Muon iterates in bfloat16; a CPU without bfloat16 arithmetic would
+    take fifty times as long, so here the CPU iterates in float32.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], matrices: list[nn.Parameter], spec: config.Optimizer
+    ) -> None:
+        super().__init__(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
+        chosen = {id(p) for p in matrices}
+        self.momentum, self._matrices = spec.momentum, matrices
+        rest = [p for p in self.params if id(p) not in chosen]
+        self._adamw = Adam(
+            rest, lr=spec.lr, weight_decay=spec.weight_decay, betas=(spec.beta1, spec.beta2), decoupled=True  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.state |= self._adamw.state
+        self._counters = self._adamw._counters
+        for p in matrices:
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self._adamw.lr = self.lr
+        self._adamw.step()
+        for p in self._matrices:
+            assert p.grad is not None
+            buffer = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - self.momentum)
+            update = orthogonal(p.grad.lerp(buffer, self.momentum))
+            p.mul_(1 - self.lr * self.weight_decay)
+            p.sub_(update * (0.2 * math.sqrt(max(p.shape)) * self.lr))
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """About the orthogonal factor of a matrix (m, n), singular values 0.7 to 1.2: five Newton-Schulz iterations with
+    Jordan's coefficients, which trade exactness for speed."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    y = x.float() if x.device.type == "cpu" else x.bfloat16()
+    y = y.T if (tall := x.shape[0] > x.shape[1]) else y
+    y = y / y.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = y @ y.T
+        y = torch.addmm(y, torch.addmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    return (y.T if tall else y).to(x.dtype)
+
+
+AnyOptimizer = Optimizer | Reference

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import nn
 
-from engine import families, hardware, planner, records
+from engine import hardware, loading, planner, records
 from engine.config import RunConfig
-from engine.datasets import DATASETS
+from engine.datasets import BUNDLED, Arrays
+from engine.downloads import Progress
 from engine.errors import DeviceError, Diverged
-from engine.pytorch import data as datasets
 from engine.pytorch import models, optim
+from engine.pytorch.data import Examples, tensors
+from engine.pytorch.execution import STEPPERS, Net, Stepper, cross_entropy
+from engine.pytorch.memory import measure_memory
 from engine.records import AnyEvent
+from engine.schedules import lr_factor
 
 Clock = Callable[[], float]
 
@@ -34,7 +38,7 @@ _MAX_CHUNK = 2_000
 _WARM_UP_STEPS = 3
 _EVALUATE_EVERY_S = 0.05  # of training time, at least
 _EVALUATE_SHARE = 4  # and at least this many times as long as the last evaluation took
-_GATHER_LIMIT_BYTES = 2**30  # an epoch larger than this is gathered batch by batch
+_PROGRESS_EVERY_S = 0.25
 
 
 def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) -> Iterator[AnyEvent]:
@@ -45,83 +49,97 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
     begun = clock()
     device = _device(config)
     torch.set_num_threads(config.threads)
-    facts = DATASETS[config.data]
-    split = datasets.load(config.data, side=models.input_side(config.model)).to(device)
-    model = models.build(config.model, facts, seed=config.seed, device=device)
-    optimizer = optim.build(config.optimizer, model.parameters())
-    plan = planner.plan(config)
-    batches = _Batches(split.train_x, split.train_y, plan.batch_size, config.seed)
+    _set_float32_products(config)
+    arrays = yield from _loaded(config, clock)
+    plan = planner.plan(config, data=arrays.facts)
+    training, held_out = tensors(arrays, config.model)
+    tutorial = config.execution == "dataloader"
+    training, held_out = training if tutorial else training.to(device), held_out.to(device)
+    model = models.build(
+        config.model, arrays.facts, seed=config.seed, device=device, checkpointing=config.activation_checkpointing
+    )
+    optimizer = (optim.Reference if tutorial else optim.build)(config.optimizer, model)
+    net = Net(config, model, optimizer, plan.micro_batch)
+    stepper = STEPPERS[config.execution](net, training, plan.batch_size, config.seed)
     _synchronize(device)
     origin = clock()  # of elapsed_s, the axis the hardware is on as well
     yield records.Started(
         at=time.time(),
-        parameters=sum(p.numel() for p in model.parameters()),
-        train_flops_per_example=families.train_flops_per_example(config.model, facts),
-        train_examples=len(split.train_y),
-        test_examples=len(split.test_y),
+        parameters=plan.parameters,
+        train_flops_per_example=plan.train_flops_per_example,
+        train_examples=len(training),
+        test_examples=len(held_out),
         total_steps=plan.total_steps,
-        setup_s=clock() - begun,
+        setup_s=origin - begun,
+        data_sha256=arrays.sha256,
         environment=_environment(device),
     )
+    yield from _made_ready(stepper, net, device, clock)
+    yield measure_memory(net, training, held_out, plan)
+    yield from _Loop(net, stepper, held_out, plan, clock, origin).run()
+    if device.type == "cuda":
+        yield measure_memory(net, training, held_out, plan)  # now with everything that ran
+    yield _save(net, folder)
+
+
+def _loaded(config: RunConfig, clock: Clock) -> Generator[AnyEvent, None, Arrays]:
+    """Returns the data set. It is loaded beside, so that a long download can be followed, and stopped."""
+    said: SimpleQueue[Progress | Arrays | BaseException] = SimpleQueue()
+
+    def load() -> None:
+        try:
+            said.put(loading.load(config.data, config.source, progress=said.put))
+        except BaseException as error:  # raised again where the run can tell it
+            said.put(error)
+
+    if config.data in BUNDLED:  # in memory already: a thread would only cost time
+        return loading.load(config.data, config.source)
+    threading.Thread(target=load, name="load", daemon=True).start()
+    told, progress = -math.inf, None
+    word: Progress | Arrays | BaseException | None
+    while True:
+        try:
+            word = said.get(timeout=_PROGRESS_EVERY_S)
+        except Empty:  # nothing comes: between two events a run can be stopped
+            word = progress
+        if isinstance(word, BaseException):
+            raise word
+        if isinstance(word, Arrays):
+            return word
+        progress = word
+        if progress and clock() - told >= _PROGRESS_EVERY_S:
+            told = clock()
+            yield records.Preparing(text=progress.text, done_bytes=progress.done, total_bytes=progress.total)
+
+
+def _made_ready(stepper: Stepper, net: Net, device: torch.device, clock: Clock) -> Iterator[AnyEvent]:
+    """Compile where the run asks for it, then warm up: neither is part of training time."""
     begun = clock()
-    _warm_up(model, optimizer, batches, device)
+    stepper.prepare()
+    _synchronize(device)
+    if net.config.execution in {"compiled", "cuda-graph"}:
+        yield records.Compiled(seconds=clock() - begun)
+    begun = clock()
+    stepper.warm_up(_WARM_UP_STEPS)
+    _synchronize(device)
     yield records.WarmUp(seconds=clock() - begun, steps=_WARM_UP_STEPS)
-    yield from _Loop(config, model, optimizer, batches, split, device, plan.total_steps, clock, origin).run()
-    yield _save(model, folder)
-
-
-class _Batches:
-    """Endless batches in a random order that depends on the seed and the epoch alone.
-
-    Every example is seen once per epoch; the last batch of an epoch may be smaller.
-    """
-
-    def __init__(self, x: torch.Tensor, y: torch.Tensor, batch_size: int, seed: int) -> None:
-        self.x, self.y, self.batch_size = x, y, batch_size
-        self.full = batch_size == len(y)
-        self.gathers = x.numel() * x.element_size() <= _GATHER_LIMIT_BYTES
-        self._generator = torch.Generator(x.device).manual_seed(seed)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        while True:
-            yield from self._epoch()
-
-    def _epoch(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        if self.full:
-            yield self.x, self.y  # order does not matter: no gather
-            return
-        order = torch.randperm(len(self.y), generator=self._generator, device=self.x.device)
-        if self.gathers:  # one gather an epoch; its batches are views
-            x, y = self.x.index_select(0, order), self.y.index_select(0, order)  # 2.5x as fast as self.x[order]
-            yield from zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
-        else:
-            for part in order.split(self.batch_size):
-                yield self.x.index_select(0, part), self.y.index_select(0, part)
 
 
 class _Loop:
     """Steps in chunks, evaluations between them, one clock for each."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        model: nn.Module,
-        optimizer: optim.Optimizer,
-        batches: _Batches,
-        split: datasets.Split,
-        device: torch.device,
-        total_steps: int | None,
-        clock: Clock,
-        origin: float,
+        self, net: Net, stepper: Stepper, held_out: Examples, plan: planner.Plan, clock: Clock, origin: float
     ) -> None:
-        self.config, self.model, self.optimizer, self.split = config, model, optimizer, split
-        self.device, self.total_steps, self.clock = device, total_steps, clock
-        self.batches = iter(batches)
+        self.net, self.stepper, self.held_out, self.clock, self.origin = net, stepper, held_out, clock, origin
+        self.config, self.total_steps = net.config, plan.total_steps
+        self.device = torch.device(self.config.device)
+        self.evaluation_batch = plan.evaluation_batch
         self.step = 0
         self.train_s = 0.0
-        self.origin = origin
         self.chunk = 1  # grows until a chunk takes _CHUNK_S: the first point comes after one step
         self.evaluated = (-1, 0.0, 0.0)  # step, training clock, duration of the last evaluation
+        self.reached: records.Evaluation | None = None  # the first of the evaluations in a row that reach the target
 
     def run(self) -> Iterator[AnyEvent]:
         yield self._evaluate()
@@ -130,9 +148,16 @@ class _Loop:
             yield event
             self._check(event)
             if self._evaluation_is_due():
-                yield self._evaluate()
+                evaluation = self._evaluate()
+                yield evaluation
+                if target := self._target_reached(evaluation):
+                    yield target
+                    return
         if self.evaluated[0] != self.step:
-            yield self._evaluate()
+            evaluation = self._evaluate()
+            yield evaluation
+            if target := self._target_reached(evaluation):
+                yield target
 
     def _is_over(self) -> bool:
         seconds = self.config.budget.seconds
@@ -150,20 +175,24 @@ class _Loop:
             limits.append(max(1, math.ceil(left)))
         return min(limits)
 
+    def _lrs(self, count: int) -> list[float]:
+        """The learning rate of each of the next steps. A run limited by time is as far as its clock says."""
+        lr, per_step = self.config.optimizer.lr, self.train_s / self.step if self.step else 0.0
+        if self.config.schedule == "constant" and self.step >= self.config.warmup_steps:
+            return [lr] * count
+        factors = []
+        for i in range(count):
+            share = (self.step + i) / self.total_steps if self.total_steps else 0.0
+            if self.config.budget.seconds:
+                share = max(share, (self.train_s + i * per_step) / self.config.budget.seconds)
+            factors.append(lr_factor(self.config, self.step + i, min(share, 1.0)))
+        return [lr * factor for factor in factors]
+
     def _steps(self, count: int) -> records.Steps:
         """`count` optimizer steps between two readings of the clock."""
-        model, optimizer, batches = self.model, self.optimizer, self.batches
-        losses, sizes = [], []
+        lrs = self._lrs(count)
         elapsed, start = self.clock() - self.origin, self.clock()
-        for _ in range(count):
-            x, y = next(batches)
-            loss = F.cross_entropy(model(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-            sizes.append(len(y))
-        values = torch.stack(losses).cpu().numpy()  # reading back waits for the device ...
+        chunk = self.stepper.steps(lrs)  # reading losses back waits for the device ...
         _synchronize(self.device)  # ... but not for the last update
         took = self.clock() - start
         first, self.step = self.step + 1, self.step + count
@@ -171,11 +200,13 @@ class _Loop:
         self.chunk = min(_MAX_CHUNK, max(1, round(count * min(4.0, _CHUNK_S / max(took, 1e-6)))))
         return records.Steps(
             first=first,
-            loss=values,
-            samples=np.array(sizes),
-            lr=self.config.optimizer.lr,
+            loss=chunk.losses,
+            samples=chunk.samples,
+            lr=lrs[0] if min(lrs) == max(lrs) else np.array(lrs),
             train_s=(train_s, self.train_s),
             elapsed_s=(elapsed, elapsed + took),
+            norm_steps=first + chunk.norm_at,
+            grad_norm=chunk.norms,
         )
 
     def _check(self, event: records.Steps) -> None:
@@ -195,18 +226,17 @@ class _Loop:
 
     def _evaluate(self) -> records.Evaluation:
         """Mean loss and accuracy over the whole held-out split; its time is not training time."""
-        start = self.clock()
-        self.model.eval()
+        start, model = self.clock(), self.net.model
         loss = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device, dtype=torch.int64)
-        with torch.inference_mode():
-            for x, y in zip(self.split.test_x.split(1000), self.split.test_y.split(1000), strict=True):
-                logits = self.model(x)
-                loss += F.cross_entropy(logits, y, reduction="sum")
-                correct += (logits.argmax(1) == y).sum()
-        self.model.train()
-        n = len(self.split.test_y)
-        test_loss, accuracy = loss.item() / n, correct.item() / n
+        count = 0
+        with torch.inference_mode(), self.net.averaged(), self.net.autocast():
+            for x, y in self.held_out.in_order(self.evaluation_batch):
+                logits = model(x)
+                loss += cross_entropy(logits.float(), y, reduction="sum")
+                correct += (logits.argmax(-1) == y).sum()
+                count += y.numel()
+        test_loss, accuracy = loss.item() / count, correct.item() / count
         now = self.clock()
         self.evaluated = (self.step, self.train_s, now - start)
         return records.Evaluation(
@@ -218,14 +248,25 @@ class _Loop:
             seconds=now - start,
         )
 
-
-def _warm_up(model: nn.Module, optimizer: optim.Optimizer, batches: _Batches, device: torch.device) -> None:
-    """First calls choose kernels and allocate. Forward and backward only: the weights stay as they were drawn."""
-    x, y = batches.x[: batches.batch_size], batches.y[: batches.batch_size]
-    for _ in range(_WARM_UP_STEPS):
-        F.cross_entropy(model(x), y).backward()
-        optimizer.zero_grad()
-    _synchronize(device)
+    def _target_reached(self, evaluation: records.Evaluation) -> records.TargetReached | None:
+        """Two evaluations in a row: one alone may be luck. The time to the target is that of the first."""
+        target = self.config.target
+        if target.value is None:
+            return None
+        value = getattr(evaluation, target.metric)
+        if not (value >= target.value if target.metric == "test_accuracy" else value <= target.value):
+            self.reached = None
+            return None
+        first, self.reached = self.reached, self.reached or evaluation
+        if first is None:
+            return None
+        return records.TargetReached(
+            metric=target.metric,
+            value=getattr(first, target.metric),
+            step=first.step,
+            train_s=first.train_s,
+            elapsed_s=first.elapsed_s,
+        )
 
 
 def _device(config: RunConfig) -> torch.device:
@@ -240,7 +281,15 @@ def _device(config: RunConfig) -> torch.device:
                 f"device={config.device} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices.",
                 fix="Choose a smaller number.",
             )
+        torch.cuda.set_device(config.device)
     return torch.device(config.device)
+
+
+def _set_float32_products(config: RunConfig) -> None:
+    """cuDNN would take TF32 for float32 convolutions without being asked."""
+    tf32 = config.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
 
 
 def _synchronize(device: torch.device) -> None:
@@ -257,10 +306,11 @@ def _environment(device: torch.device) -> dict[str, str | int | float | None]:
     }
 
 
-def _save(model: nn.Module, folder: Path) -> records.Artifact:
-    """Weights without pickle, under a name that is there whole or not at all."""
+def _save(net: Net, folder: Path) -> records.Artifact:
+    """Weights without pickle, under a name that is there whole or not at all; the averaged ones where there are any."""
     path, draft = folder / "model.safetensors", folder / ".model.safetensors"
-    save_file({name: t.contiguous().cpu() for name, t in model.state_dict().items()}, draft)
+    with net.averaged():
+        save_file({name: t.contiguous().cpu() for name, t in net.model.state_dict().items()}, draft)
     draft.chmod(0o600)
     draft.replace(path)
     content = path.read_bytes()

@@ -1,0 +1,373 @@
+"""Ways to run the same steps: the tutorials' loop, eager without its overhead, compiled, or recorded as a CUDA graph.
+
+Every way sees the same examples in the same order and does the same arithmetic up to rounding; the first ten losses of
+all of them agree within 1e-4 in float32 (tests/test_execution.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from engine import config
+from engine.config import RunConfig
+from engine.pytorch import explicit, optim
+from engine.pytorch.data import Batch, Batches, Examples, Order
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What some consecutive steps came to, read back from the device."""
+
+    losses: np.ndarray  # (n,) float32
+    samples: np.ndarray  # (n,) int
+    norm_at: np.ndarray  # places in the chunk whose gradient norm was measured
+    norms: np.ndarray  # float32
+
+
+class Net:
+    """Model, loss and optimizer of a run: one optimizer step on a batch, whatever way it is executed."""
+
+    def __init__(
+        self, config: RunConfig, model: nn.Sequential, optimizer: optim.AnyOptimizer, micro_batch: int
+    ) -> None:
+        self.config, self.model, self.optimizer, self.micro_batch = config, model, optimizer, micro_batch
+        self.device_type = config.device.partition(":")[0]
+        self.scaler = LossScale(config.device) if config.precision == "fp16" else None
+        self.average = [p.detach().clone() for p in model.parameters()] if config.ema_decay else []
+        self.forward: Callable[[Tensor, Tensor], Tensor] = self.loss
+        self._explicit = explicit.ExplicitMLP(model) if explicit.applies(config) else None
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of a batch, with smoothed labels where the run asks for them."""
+        smoothing = self.config.label_smoothing
+        if self.config.precision not in _AUTOCAST:
+            return cross_entropy(self.model(x), y, smoothing)
+        with self.autocast():
+            return cross_entropy(self.model(x), y, smoothing)
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        dtype = _AUTOCAST.get(self.config.precision)
+        return torch.autocast(self.device_type, dtype=dtype) if dtype else contextlib.nullcontext()
+
+    def backward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Gradients of the mean loss over the batch, part by part where it is larger than a micro-batch; that loss."""
+        if self._explicit:
+            return self._explicit.backward(x, y)
+        self.optimizer.zero_grad()
+        if len(y) <= self.micro_batch:
+            loss = self.forward(x, y)
+            (self.scaler.scale(loss) if self.scaler else loss).backward()
+            return loss.detach()
+        total = torch.zeros((), device=y.device)
+        for part_x, part_y in zip(x.split(self.micro_batch), y.split(self.micro_batch), strict=True):
+            loss = self.forward(part_x, part_y) * (len(part_y) / len(y))
+            (self.scaler.scale(loss) if self.scaler else loss).backward()
+            total += loss.detach()
+        return total
+
+    def forget_gradients(self) -> None:
+        """Give their memory back; the next backward pass makes them anew."""
+        self.optimizer.zero_grad()
+        if self._explicit:
+            self._explicit.forget()
+
+    def update(self) -> Tensor | None:
+        """Move the weights by the gradients there are; the norm these had, where clipping measured it."""
+        overflowed = self.scaler is not None and not self.scaler.unscale(self.optimizer)
+        norm = None if self.config.max_grad_norm is None else self.grad_norm()
+        if overflowed:
+            return norm  # the step is left out, and the scale is smaller from now on
+        if self.config.max_grad_norm is not None and norm is not None:
+            nn.utils.clip_grads_with_norm_(self.optimizer.params, self.config.max_grad_norm, norm)
+        self.optimizer.step()
+        if self.config.ema_decay:
+            torch._foreach_lerp_(self.average, self.optimizer.params, 1 - self.config.ema_decay)
+        return norm
+
+    def grad_norm(self) -> Tensor:
+        """Euclidean norm of all gradients together."""
+        return nn.utils.get_total_norm([p.grad for p in self.optimizer.params if p.grad is not None])
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with its averaged weights for a while, where the run keeps an average."""
+        if not self.average:
+            yield
+            return
+        own = [p.detach().clone() for p in self.model.parameters()]
+        with torch.no_grad():
+            torch._foreach_copy_(self.optimizer.params, self.average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.optimizer.params, own)
+
+
+def cross_entropy(logits: Tensor, y: Tensor, smoothing: float = 0.0, *, reduction: str = "mean") -> Tensor:
+    """Of logits (batch, classes), or (batch, seq_len, characters) with a target at every position."""
+    if logits.ndim > 2:
+        logits, y = logits.flatten(0, -2), y.flatten()
+    return F.cross_entropy(logits, y, label_smoothing=smoothing, reduction=reduction)
+
+
+class LossScale:
+    """Keeps small float16 gradients from becoming zero: torch.amp.GradScaler's rule with its defaults.
+
+    The loss is multiplied before the backward pass and gradients are divided after it. Where one overflowed the scale
+    is halved; after 2,000 steps without, it is doubled.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.factor = torch.full((), 65_536.0, device=device)
+        self._good_steps = torch.zeros((), dtype=torch.int32, device=device)
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss * self.factor
+
+    def unscale(self, optimizer: optim.AnyOptimizer) -> bool:
+        """Divide the gradients; False when one of them is no number and the step must be left out."""
+        grads = [p.grad for p in optimizer.params if p.grad is not None]
+        overflowed = torch.zeros((), device=self.factor.device)
+        torch._amp_foreach_non_finite_check_and_unscale_(grads, overflowed, self.factor.reciprocal())
+        torch._amp_update_scale_(self.factor, self._good_steps, overflowed, 2.0, 0.5, 2_000)
+        return not overflowed.item()
+
+
+# --- the ways -----------------------------------------------------------------------------------------------------
+
+
+class Eager:
+    """Data stays on the device, batches are views of one gather per epoch, losses are read back once per chunk."""
+
+    def __init__(self, net: Net, examples: Examples, batch_size: int, seed: int) -> None:
+        self.net, self.batches = net, Batches(examples, batch_size, seed)
+        self._source = iter(self.batches)
+
+    def prepare(self) -> None:
+        """What must be done once before the first step and is no part of it."""
+
+    def warm_up(self, steps: int) -> None:
+        """First calls choose kernels and allocate. Forward and backward only: the weights stay as they were drawn."""
+        x, y = self.batches.first(self.batches.batch_size)
+        for _ in range(steps):
+            self.net.backward(x, y)
+        self.net.forget_gradients()
+
+    def steps(self, lrs: Sequence[float]) -> Chunk:
+        """As many optimizer steps as learning rates; returns when their losses are on the host."""
+        net, source, losses, sizes, norms = self.net, self._source, [], [], []
+        for lr in lrs:
+            net.optimizer.lr = lr
+            x, y = next(source)
+            losses.append(net.backward(x, y))
+            if (norm := net.update()) is not None:
+                norms.append(norm)
+            sizes.append(len(y))
+        return read_back(losses, sizes, norms or [net.grad_norm()])
+
+
+def read_back(losses: Sequence[Tensor], sizes: Sequence[int], norms: Sequence[Tensor]) -> Chunk:
+    """Waits for the device. Losses and norms are scalars or runs of them; norms of every step, or of the last ones."""
+    values, measured = (torch.stack(list(t)) if t[0].ndim == 0 else torch.cat(list(t)) for t in (losses, norms))
+    at = np.arange(len(values) - len(measured), len(values))
+    return Chunk(values.float().cpu().numpy(), np.array(sizes), at, measured.float().cpu().numpy())
+
+
+class Compiled(Eager):
+    """Forward pass and loss, and with them the backward pass, through torch.compile."""
+
+    def prepare(self) -> None:
+        """Compile for a whole batch and for the smaller one at the end of an epoch: neither is then met in a step."""
+        self.net.forward = torch.compile(self.net.loss, dynamic=False)
+        size, count = self.batches.batch_size, len(self.batches.examples)
+        for rows in {min(size, self.net.micro_batch), count % size % self.net.micro_batch, size % self.net.micro_batch}:
+            if rows:
+                self.net.backward(*self.batches.first(rows))
+        self.net.forget_gradients()
+
+
+class Tutorial:
+    """The loop of the tutorials, the honest baseline: DataLoader, torch.optim with its defaults, .item() each step."""
+
+    def __init__(self, net: Net, examples: Examples, batch_size: int, seed: int) -> None:
+        self.net, self.device = net, torch.device(net.config.device)
+        items = _Items(examples)
+        self.loader = DataLoader(items, batch_size=batch_size, sampler=_Shuffled(examples, seed))
+        self._first = DataLoader(items, batch_size=batch_size, sampler=range(len(examples)))
+        self._source = self._batches()
+
+    def _batches(self) -> Iterator[Batch]:
+        while True:
+            for x, y in self.loader:
+                yield x.to(self.device), y.to(self.device)
+
+    def prepare(self) -> None:
+        pass
+
+    def warm_up(self, steps: int) -> None:
+        x, y = next(iter(self._first))
+        for _ in range(steps):
+            self.net.backward(x.to(self.device), y.to(self.device))
+        self.net.forget_gradients()
+
+    def steps(self, lrs: Sequence[float]) -> Chunk:
+        net, losses, sizes, norms = self.net, [], [], []
+        for lr in lrs:
+            net.optimizer.lr = lr
+            x, y = next(self._source)
+            losses.append(net.backward(x, y).item())
+            if (norm := net.update()) is not None:
+                norms.append(norm)
+            sizes.append(len(y))
+        return read_back([torch.tensor(losses)], sizes, norms or [net.grad_norm()])
+
+
+class _Items(Dataset[Batch]):
+    """Examples one by one, as DataLoader asks for them."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, i: int) -> Batch:
+        examples = self.examples
+        if examples.y is not None:
+            return examples.x[i], examples.y[i]
+        x, y = examples.take(torch.tensor([i]))
+        return x[0], y[0]
+
+
+class _Shuffled(Sampler[int]):
+    """The order every way of running sees."""
+
+    def __init__(self, examples: Examples, seed: int) -> None:
+        self._order, self._count = Order(examples, seed), len(examples)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._order.epoch().tolist())
+
+    def __len__(self) -> int:
+        return self._count
+
+
+class CudaGraph:
+    """Steps recorded once and replayed: batches are chosen on the device, and the CPU starts many steps at once.
+
+    Three recordings: many whole batches, one whole batch, and the smaller batch at the end of an epoch.
+    """
+
+    MOST_STEPS = 64  # of one replay
+
+    def __init__(self, net: Net, examples: Examples, batch_size: int, seed: int, *, record: bool = True) -> None:
+        self.net, self.examples, self.batch_size, self.record = net, examples, batch_size, record
+        self.order = Order(examples, seed)
+        self._left: list[Tensor] = []  # batches of this epoch still to come, as example numbers
+        whole = len(examples) // batch_size
+        self.many = max(1, whole // -(-whole // self.MOST_STEPS))
+
+    def prepare(self) -> None:
+        rest = len(self.examples) % self.batch_size
+        kinds = {(self.many, self.batch_size), (1, self.batch_size)} | ({(1, rest)} if rest else set())
+        self.recordings = {kind: Recording(self.net, self.examples, *kind, record=self.record) for kind in kinds}
+
+    def warm_up(self, steps: int) -> None:
+        """Recording has run every kernel before."""
+
+    def steps(self, lrs: Sequence[float]) -> Chunk:
+        losses, sizes, norms, done = [], [], [], 0
+        while done < len(lrs):
+            batches = self._next(len(lrs) - done)
+            recording = self.recordings[len(batches), len(batches[0])]
+            loss, norm = recording.play(batches, lrs[done : done + len(batches)])
+            losses.append(loss)
+            norms.append(norm)
+            sizes += [len(batch) for batch in batches]
+            done += len(batches)
+        if self.net.config.max_grad_norm is None:
+            norms = [norms[-1][-1:]]
+        return read_back(losses, sizes, norms)
+
+    def _next(self, most: int) -> list[Tensor]:
+        """As many of the next batches as one recording takes."""
+        if not self._left:
+            self._left = list(self.order.epoch().to(self.examples.x.device).split(self.batch_size))
+        ready = self._left[: self.many]
+        fits = len(ready) == self.many <= most and len(ready[-1]) == self.batch_size
+        taken, self._left = (ready, self._left[self.many :]) if fits else (self._left[:1], self._left[1:])
+        return taken
+
+
+class Recording:
+    """`count` optimizer steps on batches of `rows`, with numbers of examples and learning rates in fixed places."""
+
+    def __init__(self, net: Net, examples: Examples, count: int, rows: int, *, record: bool) -> None:
+        self.net, self.examples = net, examples
+        device = examples.x.device
+        self.index = torch.zeros(count, rows, dtype=torch.int64, device=device)
+        self.lrs = torch.zeros(count, device=device)
+        self.losses, self.norms = torch.zeros(count, device=device), torch.zeros(count, device=device)
+        self.graph = self._recorded() if record else None
+
+    def play(self, batches: Sequence[Tensor], lrs: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Losses and gradient norms (count,) of the steps."""
+        self.index.copy_(torch.stack(list(batches)))
+        self.lrs.copy_(torch.tensor(lrs))
+        if self.graph:
+            self.graph.replay()
+        else:
+            self._run()
+        return self.losses.clone(), self.norms.clone()
+
+    def _run(self) -> None:
+        net, last = self.net, len(self.index) - 1
+        for i, index in enumerate(self.index):
+            net.optimizer.lr = self.lrs[i]
+            x, y = self.examples.take(index)
+            self.losses[i].copy_(net.backward(x, y))
+            if (norm := net.update()) is not None:
+                self.norms[i].copy_(norm)
+            elif i == last:
+                self.norms[i].copy_(net.grad_norm())
+
+    def _recorded(self) -> torch.cuda.CUDAGraph:
+        """Recording wants kernels that have run before. What those runs moved is put back."""
+        assert isinstance(self.net.optimizer, optim.Optimizer)
+        own = [*self.net.optimizer.params, *self.net.optimizer.state_tensors(), *self.net.average]
+        with torch.no_grad():
+            kept = [t.clone() for t in own]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self._run()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.no_grad():
+            torch._foreach_copy_(own, kept)
+        self.net.forget_gradients()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._run()
+        self.net.forget_gradients()
+        return graph
+
+
+Stepper = Eager | Tutorial | CudaGraph
+STEPPERS: dict[config.ExecutionName, Callable[[Net, Examples, int, int], Stepper]] = {
+    "eager": Eager,
+    "dataloader": Tutorial,
+    "compiled": Compiled,
+    "cuda-graph": CudaGraph,
+}

@@ -1,0 +1,300 @@
+"""Ways of running, precisions and tricks: the same numbers where they must be the same, others where they must not."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from engine import loading, planner, records
+from engine.config import PRESETS, RunConfig, with_overrides
+from engine.pytorch import models, optim
+from engine.pytorch.data import tensors
+from engine.pytorch.execution import STEPPERS, CudaGraph, LossScale, Net, cross_entropy
+from engine.pytorch.memory import measure_memory
+
+MLP = with_overrides(PRESETS["digits-mlp"].config, ["batch_size=64", "optimizer.lr=0.003"])
+NETS = {
+    "mlp": [],
+    "cnn": ["model.family=cnn", "model.width=0.5"],
+    "rnn": ["model.family=rnn", "model.cell=gru", "model.hidden_size=16", "model.num_layers=2"],
+    "vit": ["model.family=transformer", "model.d_model=16", "model.num_heads=2", "model.patch_size=2"],
+    "decoder": ["data=text", "source.seq_len=8", "model.family=transformer", "model.size=tiny", "batch_size=8"],
+}
+
+
+def config(net: str = "mlp", *assignments: str) -> RunConfig:
+    return with_overrides(MLP, [*NETS[net], *assignments])
+
+
+def stepper(config: RunConfig, kind=None):
+    """A run's stepper, ready for its first step, and its net."""
+    arrays, plan = loading.load(config.data, config.source), planner.plan(config)
+    training, _ = tensors(arrays, config.model)
+    model = models.build(config.model, arrays.facts, seed=config.seed, checkpointing=config.activation_checkpointing)
+    optimizer = (optim.Reference if config.execution == "dataloader" else optim.build)(config.optimizer, model)
+    net = Net(config, model, optimizer, plan.micro_batch)
+    made = (kind or STEPPERS[config.execution])(net, training, plan.batch_size, config.seed)
+    made.prepare()
+    made.warm_up(2)
+    return made, net
+
+
+def losses(config: RunConfig, steps: int = 30, kind=None) -> np.ndarray:
+    return stepper(config, kind)[0].steps([config.optimizer.lr] * steps).losses
+
+
+def weights(net: Net) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in net.model.parameters()])
+
+
+# --- ways of running agree -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("optimizer", ["momentum", "adam", "rmsprop"])
+def test_the_tutorials_loop_and_eager_agree(net, optimizer):
+    base = config(net, f"optimizer.name={optimizer}", "optimizer.lr=0.001")
+    tutorial = losses(with_overrides(base, ["execution=dataloader"]))
+    np.testing.assert_allclose(losses(base)[:10], tutorial[:10], rtol=1e-4)
+
+
+def test_compiled_and_eager_agree():
+    """Past the end of an epoch, where a batch is smaller."""
+    compiled = losses(config("mlp", "execution=compiled", "batch_size=500"), steps=5)
+    np.testing.assert_allclose(compiled, losses(config("mlp", "batch_size=500"), steps=5), rtol=1e-4)
+
+
+def as_recorded(net, examples, batch_size, seed):
+    """The steps a CUDA graph would replay, run as they are: which examples, rates and losses go where is the same."""
+    return CudaGraph(net, examples, batch_size, seed, record=False)
+
+
+@pytest.mark.parametrize("net", ["mlp", "decoder"])
+@pytest.mark.parametrize("clip", ["none", "1"])
+def test_what_a_cuda_graph_replays_and_eager_agree(net, clip):
+    base = config(net, f"max_grad_norm={clip}")
+    made, _ = stepper(base, as_recorded)
+    eager, _ = stepper(base)
+    rates = [0.001 * (i % 7 + 1) for i in range(60)]  # more than an epoch of digits: 22 whole batches and a smaller one
+    there, here = made.steps(rates), eager.steps(rates)
+    np.testing.assert_allclose(there.losses[:20], here.losses[:20], rtol=1e-4)
+    assert there.samples.tolist() == here.samples.tolist()
+    assert (len(there.norms), there.norm_at[-1]) == (len(here.norms), 59)
+
+
+@pytest.mark.parametrize("chunks", [[1] * 30, [22, 8], [3, 20, 7]])
+def test_a_cuda_graphs_steps_do_not_depend_on_how_they_are_read_back(chunks):
+    made, _ = stepper(config(), as_recorded)
+    told = np.concatenate([made.steps([0.003] * n).losses for n in chunks])
+    np.testing.assert_allclose(told[:10], losses(config())[:10], rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
+@pytest.mark.parametrize("net", ["mlp", "cnn", "decoder"])
+def test_a_recorded_cuda_graph_and_eager_agree(net, optimizer):
+    base = config(net, "device=cuda:0", f"optimizer.name={optimizer}", "optimizer.lr=0.001")
+
+    def on_gpu(execution):
+        found = with_overrides(base, [f"execution={execution}"])
+        arrays, plan = loading.load(found.data, found.source), planner.plan(found)
+        training = tensors(arrays, found.model)[0].to(torch.device("cuda:0"))
+        model = models.build(found.model, arrays.facts, seed=0, device="cuda:0")
+        net = Net(found, model, optim.build(found.optimizer, model), plan.micro_batch)
+        made = STEPPERS[execution](net, training, plan.batch_size, 0)
+        made.prepare()
+        made.warm_up(2)
+        return made.steps([0.001] * 60).losses
+
+    np.testing.assert_allclose(on_gpu("cuda-graph")[:10], on_gpu("eager")[:10], rtol=1e-4)
+
+
+# --- accumulation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(("batch", "parts"), [(32, 2), (16, 4), (20, 3)])
+def test_accumulated_batches_are_one_large_batch(net, batch, parts):
+    together = losses(config(net, f"batch_size={batch * parts}", "optimizer.name=sgd"), steps=12)
+    apart = losses(config(net, f"batch_size={batch}", f"grad_accumulation={parts}", "optimizer.name=sgd"), steps=12)
+    np.testing.assert_allclose(apart, together, rtol=1e-4)
+
+
+def test_the_full_batch_in_parts_is_the_full_batch():
+    full = losses(config("mlp", "optimizer.name=gd"), steps=5)
+    np.testing.assert_allclose(
+        losses(config("mlp", "optimizer.name=gd", "grad_accumulation=7"), steps=5), full, rtol=1e-4
+    )
+
+
+# --- checkpointing -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_checkpointing_does_not_change_the_loss(net):
+    plain, checkpointed = (losses(config(net, f"activation_checkpointing={c}"), steps=10) for c in ("false", "true"))
+    np.testing.assert_allclose(checkpointed, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("net", ["rnn", "vit"])
+def test_checkpointing_lowers_the_allocators_peak(net):
+    peaks = []
+    for checkpointing in ("false", "true"):
+        chosen = config(net, "model.num_layers=6", f"activation_checkpointing={checkpointing}", "batch_size=256")
+        made, run = stepper(chosen)
+        examples = made.batches.examples
+        peaks.append(measure_memory(run, examples, examples, planner.plan(chosen)).step_peak_bytes)
+    assert peaks[1] < 0.85 * peaks[0]
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", ["mlp", "cnn", "rnn", "vit", "decoder"])
+def test_a_steps_peak_holds_at_least_the_planned_activations_and_gradients(net):
+    chosen = config(net)
+    made, run = stepper(chosen)
+    plan = planner.plan(chosen)
+    found = measure_memory(run, made.batches.examples, made.batches.examples, plan)
+    assert plan.weight_bytes == sum(p.nbytes for p in run.model.parameters())
+    assert (
+        0.9 * plan.activation_bytes < found.step_peak_bytes < 3 * (plan.activation_bytes + plan.gradient_bytes + 2**16)
+    )
+    assert found.training_bytes == found.weight_bytes + found.optimizer_bytes + found.step_peak_bytes
+
+
+def test_measuring_memory_moves_no_weight():
+    made, run = stepper(config())
+    before = weights(run).clone()
+    assert isinstance(
+        measure_memory(run, made.batches.examples, made.batches.examples, planner.plan(config())), records.Memory
+    )
+    assert torch.equal(weights(run), before)
+
+
+# --- tricks --------------------------------------------------------------------------------------------------------
+
+
+def test_clipping_shortens_a_long_gradient_to_the_norm():
+    made, net = stepper(config("mlp", "max_grad_norm=0.01"))
+    chunk = made.steps([0.003])
+    assert chunk.norms[0] > 0.1  # as it was measured, before
+    assert net.grad_norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_clipping_above_every_norm_changes_nothing():
+    np.testing.assert_allclose(losses(config("mlp", "max_grad_norm=1e6")), losses(config()), rtol=1e-5)
+
+
+def test_the_gradient_norm_is_told_for_every_step_where_clipping_measures_it():
+    made, _ = stepper(config("mlp", "max_grad_norm=1"))
+    assert made.steps([0.003] * 5).norm_at.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_without_clipping_the_norm_is_that_of_the_last_step():
+    made, net = stepper(config())
+    chunk = made.steps([0.003] * 5)
+    by_hand = sum(p.grad.square().sum() for p in net.model.parameters()).sqrt().item()
+    assert (chunk.norm_at.tolist(), chunk.norms.tolist()) == ([4], [pytest.approx(by_hand, rel=1e-5)])
+
+
+def test_label_smoothing_is_a_mixture_with_the_uniform_distribution():
+    logits, y = torch.randn(9, 10), torch.arange(9)
+    uniform = -logits.log_softmax(1).mean()
+    mixed = 0.9 * cross_entropy(logits, y) + 0.1 * uniform
+    assert cross_entropy(logits, y, 0.1).item() == pytest.approx(mixed.item(), rel=1e-5)
+
+
+def test_label_smoothing_raises_the_training_loss():
+    assert losses(config("mlp", "label_smoothing=0.2"))[-1] > losses(config())[-1]
+
+
+def test_averaged_weights_follow_their_definition():
+    made, net = stepper(config("mlp", "ema_decay=0.9"))
+    average = weights(net).clone()
+    for _ in range(4):
+        made.steps([0.003])
+        average = 0.9 * average + 0.1 * weights(net)
+    own = weights(net).clone()
+    with net.averaged():
+        assert torch.allclose(weights(net), average, atol=1e-6)
+    assert torch.equal(weights(net), own)
+
+
+# --- precision -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_follows_float32_and_is_not_float32(precision):
+    low, full = losses(config("mlp", f"precision={precision}"), steps=20), losses(config(), steps=20)
+    np.testing.assert_allclose(low, full, rtol=0.05)
+    assert not np.allclose(low, full, rtol=1e-6)
+
+
+def test_weights_and_optimizer_state_stay_float32_in_low_precision():
+    _, net = stepper(config("mlp", "precision=bf16"))
+    assert {t.dtype for t in [*net.optimizer.params, *net.optimizer.state_tensors()]} == {torch.float32}
+
+
+def scaled(gradient: float, *, factor: float = 65_536.0):
+    """A parameter whose scaled gradient is given, and its loss scale."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    optimizer = optim.SGD(list(module.parameters()), lr=0.1)
+    module.weight.grad = torch.full((1, 1), gradient * factor)
+    return module, optimizer, LossScale("cpu")
+
+
+def test_a_gradient_is_divided_by_the_scale():
+    module, optimizer, scale = scaled(0.25)
+    assert scale.unscale(optimizer)
+    assert module.weight.grad.item() == 0.25
+
+
+@pytest.mark.parametrize("gradient", [float("inf"), float("nan")])
+def test_an_overflow_leaves_the_step_out_and_halves_the_scale(gradient):
+    _, optimizer, scale = scaled(gradient)
+    assert not scale.unscale(optimizer)
+    assert scale.factor.item() == 32_768.0
+
+
+def test_two_thousand_good_steps_double_the_scale():
+    """The same as torch.amp.GradScaler after the same gradients."""
+    module, optimizer, scale = scaled(0.25)
+    for _ in range(2_000):
+        scale.unscale(optimizer)
+    theirs = torch.amp.GradScaler("cpu")
+    reference = torch.optim.SGD(module.parameters(), lr=0.0)
+    theirs.scale(torch.zeros(()))
+    for _ in range(2_000):
+        theirs.unscale_(reference)
+        theirs.step(reference)
+        theirs.update()
+    assert scale.factor.item() == theirs.get_scale() == 131_072.0
+
+
+def test_scaled_fp16_steps_are_left_out_not_made_with_bad_numbers():
+    made, net = stepper(config("mlp", "precision=fp16"))
+    net.scaler.factor.fill_(2.0**40)  # every gradient overflows
+    before = weights(net).clone()
+    made.steps([0.003] * 3)
+    assert torch.equal(weights(net), before)
+    assert net.scaler.factor.item() == 2.0**37
+
+
+# --- the smaller batch at the end of an epoch ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("execution", ["eager", "dataloader"])
+def test_an_epoch_ends_with_what_is_left(execution):
+    made, _ = stepper(config("mlp", f"execution={execution}", "batch_size=1000"))
+    assert made.steps([0.003] * 4).samples.tolist() == [1_000, 438, 1_000, 438]
+
+
+def test_chunks_of_any_size_are_the_same_steps():
+    made, _ = stepper(config())
+    told = np.concatenate([made.steps([0.003] * n).losses for n in (1, 2, 4, 8, 15)])
+    assert np.array_equal(told, losses(config()))
+    assert all(a != b for a, b in pairwise(told))
