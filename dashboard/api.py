@@ -2,7 +2,7 @@
 
 A browser polls; all browsers share one incremental reader per run, so an update costs what is new, not what there is.
 The cursor says how much of the run the browser holds. Without one it gets the whole run, thinned to what a chart can
-show; a loss that is no number cannot travel in JSON and comes as a mark beside a gap.
+show; a loss or gradient norm that is no number cannot travel in JSON and comes as a mark beside a gap.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from engine.config import RunConfig
 from engine.downsample import minmax
 from engine.errors import StoreError
 from engine.store import Run, Store, Table, default_root
@@ -34,6 +35,7 @@ from engine.store import Run, Store, Table, default_root
 FULL_POINTS = 1_500  # per trace, when a browser has nothing yet: about what a chart's pixels can show
 _FEWEST_NEW_POINTS = 24  # per trace and update
 _MEANS = 500
+_LR_POINTS = 500
 _MARKS = 40
 _REFRESH_S = 0.1
 _IDLE_S = 120.0
@@ -108,13 +110,13 @@ def _readers(root: Path) -> Readers:
 
 def _counts(run: Run) -> tuple[int, ...]:
     """How much there is of everything an answer may carry."""
-    tables = (run.steps, run.evaluations, run.hardware, run.throughput)
+    tables = (run.steps, run.evaluations, run.hardware, run.throughput, run.grad_norms)
     return (*map(len, tables), len(run.missing_readings), len(run.problems))
 
 
 def _parse_cursor(text: str, counts: tuple[int, ...]) -> tuple[int, ...] | None:
     """What the browser holds; None when it should start anew (no cursor, or one that cannot be of this run)."""
-    if not re.fullmatch(r"\d{1,12}(-\d{1,12}){5}", text):
+    if not re.fullmatch(r"\d{1,12}(-\d{1,12}){6}", text):
         return None
     held = tuple(map(int, text.split("-")))
     return held if all(h <= c for h, c in zip(held, counts, strict=True)) else None
@@ -128,14 +130,19 @@ def points(run: Run, cursor: str = "", *, now: float | None = None) -> dict[str,
     with run.lock:
         counts = _counts(run)
         held = _parse_cursor(cursor, counts)
-        steps, evaluations, hardware, throughput, missing, problems = held or (0,) * len(counts)
+        steps, evaluations, hardware, throughput, grad_norms, missing, problems = held or (0,) * len(counts)
         answer = {"cursor": "-".join(map(str, counts)), "reset": held is None} | _state(run, now or time.time())
-        traces = _loss(run, steps, full=held is None)
+        if held is None:
+            answer["about"] = _about(run.config)
+        traces = _noisy(run.steps, "loss", steps, full=held is None)
+        traces |= _noisy(run.grad_norms, "grad_norm", grad_norms, full=held is None)
         traces |= {
             "test_loss": _trace(run.evaluations, "test_loss", evaluations, full=held is None),
             "accuracy": _trace(run.evaluations, "test_accuracy", evaluations, full=held is None),
             "throughput": _trace(run.throughput, "samples_per_s", throughput, full=held is None),
         }
+        if _lr_moves(run.config):
+            traces["lr"] = _trace(run.steps, "lr", steps, full=held is None, most=_LR_POINTS)
         for name, column in _HARDWARE.items():
             if np.isfinite(run.hardware[column]).any():
                 traces[name] = _trace(run.hardware, column, hardware, full=held is None)
@@ -156,6 +163,33 @@ _HARDWARE = {
 }
 
 
+def _about(config: RunConfig) -> dict[str, Any]:
+    """What of the configuration the charts need; it stays, so it is sent once."""
+    target = config.target
+    return {
+        "text": config.data == "text",
+        "lr_moves": _lr_moves(config),
+        "target": None if target.value is None else {"metric": target.metric, "value": target.value},
+    }
+
+
+def _lr_moves(config: RunConfig) -> bool:
+    """Whether the learning rate is to change: a constant one is no chart, and costs an update nothing."""
+    return config.schedule != "constant" or config.warmup_steps > 1
+
+
+def _preparing(run: Run) -> dict[str, Any] | None:
+    """What a run does before its first step that can take long: its words, and bytes done of a total where known."""
+    if run.is_over or len(run.steps):
+        return None
+    if run.started is None:
+        p = run.preparing
+        return {"text": p.text, "done": p.done_bytes, "total": p.total_bytes} if p else None
+    if run.compiled is None and run.config.execution in {"compiled", "cuda-graph"}:
+        return {"text": "Compiling", "done": None, "total": None}
+    return None
+
+
 def _state(run: Run, now: float) -> dict[str, Any]:
     """Where the run is; `age_s` is how old its newest point is."""
     seen = [t.last("elapsed") or 0.0 for t in (run.steps, run.evaluations, run.hardware)]
@@ -165,6 +199,12 @@ def _state(run: Run, now: float) -> dict[str, Any]:
         elapsed = newest if run.is_over else max(newest, now - run.started.at)
     progress = run.progress()
     summary = run.summary()
+    rare = {
+        "preparing": _preparing(run),
+        "compiled_s": _short(run.compiled.seconds) if run.compiled else None,
+        "reached": run.target_reached.model_dump(exclude={"kind", "metric"}) if run.target_reached else None,
+        "summary": json.loads(summary.model_dump_json()) if run.is_over else None,
+    }
     return {
         "status": run.status,
         "over": run.is_over,
@@ -181,7 +221,7 @@ def _state(run: Run, now: float) -> dict[str, Any]:
             "test_accuracy": _short(summary.test_accuracy),
             "samples_per_s": _short(summary.samples_per_s if run.is_over else run.throughput.last("samples_per_s")),
         },
-    } | ({"summary": json.loads(summary.model_dump_json())} if run.is_over else {})
+    } | {name: value for name, value in rare.items() if value is not None}
 
 
 def _seconds_left(elapsed: float | None, progress: float | None) -> float | None:
@@ -191,12 +231,12 @@ def _seconds_left(elapsed: float | None, progress: float | None) -> float | None
     return elapsed * (1 - progress) / progress
 
 
-def _trace(table: Table, column: str, start: int, *, full: bool) -> dict[str, Any] | None:
+def _trace(table: Table, column: str, start: int, *, full: bool, most: int = FULL_POINTS) -> dict[str, Any] | None:
     """The rows of a column after `start` as x, y and step (where the table has one), thinned with extremes kept."""
     if start >= len(table):
         return None
     y = table[column][start:]
-    kept = minmax(y, _limit(len(table), len(y), FULL_POINTS, full=full))
+    kept = minmax(y, _limit(len(table), len(y), most, full=full))
     trace = {"x": _times(table["elapsed"][start:][kept]), "y": _numbers(y[kept])}
     if "step" in table.names:
         steps = table["step"][start:]
@@ -207,28 +247,27 @@ def _trace(table: Table, column: str, start: int, *, full: bool) -> dict[str, An
     return trace
 
 
-def _loss(run: Run, start: int, *, full: bool) -> dict[str, Any]:
-    """The loss of single steps, and beside it the means of groups of steps.
+def _noisy(table: Table, column: str, start: int, *, full: bool) -> dict[str, Any]:
+    """A quantity of single steps, and beside it the means of groups of them.
 
     The extremes that are kept of a noisy loss say nothing of its mean, so a smooth line must not be drawn through
-    them: it is drawn through the means, each with the number of steps it stands for. Where every step is sent there
-    are none: the steps are their own means.
+    them: it is drawn through the means, each with the number of rows it stands for. Where every row is sent there
+    are none: the rows are their own means.
     """
-    table = run.steps
-    raw = _trace(table, "loss", start, full=full)
+    raw = _trace(table, column, start, full=full)
     if raw is None:
         return {}
-    loss, elapsed = table["loss"][start:], table["elapsed"][start:]
-    group = -(-len(loss) // _limit(len(table), len(loss), _MEANS, full=full))
+    y, elapsed = table[column][start:], table["elapsed"][start:]
+    group = -(-len(y) // _limit(len(table), len(y), _MEANS, full=full))
     if group == 1:
-        return {"loss": raw}
-    first = np.arange(0, len(loss), group)
-    finite = np.isfinite(loss)
+        return {column: raw}
+    first = np.arange(0, len(y), group)
+    finite = np.isfinite(y)
     n = np.add.reduceat(finite, first, dtype=int)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        mean = np.add.reduceat(np.where(finite, loss, 0.0), first) / n
-    last = np.minimum(first + group, len(loss)) - 1
-    return {"loss": raw, "loss_mean": {"x": _times(elapsed[last]), "y": _numbers(mean), "n": n.tolist()}}
+        mean = np.add.reduceat(np.where(finite, y, 0.0), first) / n
+    last = np.minimum(first + group, len(y)) - 1
+    return {column: raw, f"{column}_mean": {"x": _times(elapsed[last]), "y": _numbers(mean), "n": n.tolist()}}
 
 
 def _limit(total: int, new: int, most: int, *, full: bool) -> int:

@@ -28,35 +28,48 @@ def _literal(text: str) -> str:
     return "".join(f"\\{c}" if c in "\\`*_[]<>#|~$:" else c for c in text)
 
 
+def hint(error: EngineError) -> None:
+    """What is still to be done."""
+    st.info(_literal(str(error)), icon=":material/info:")
+
+
+def warn(text: str) -> None:
+    """What one should know before a run."""
+    st.warning(_literal(text), icon=":material/warning:")
+
+
 def plan_figures(plan: Plan) -> None:
     """Four figures that move with the form."""
+    parts = ", ".join(f"{name} {units.nbytes(size)}" for name, size in plan.parts() if size)
+    micro = f", {plan.micro_batch:,} at once" if plan.micro_batch < plan.batch_size else ""
+    in_all = "until its time is over" if plan.total_steps is None else f"{plan.total_steps:,} in all"
     with st.container(key="plan"):
         columns = st.columns(4)
         columns[0].metric("Parameters", f"{plan.parameters:,}", help="Weights and biases. Exact.")
         columns[1].metric(
             "Per step", units.flops(plan.train_flops_per_example * plan.batch_size),
-            help=f"Forward and backward for {plan.batch_size:,} examples. Derived: matrix products and convolutions only.",
+            help=f"Forward and backward for {plan.batch_size:,} examples{micro}. Derived: matrix products and convolutions only.",
         )  # fmt: skip
         columns[2].metric(
             "Memory", units.nbytes(plan.total_bytes),
-            help="Weights, gradients, optimizer state and data (exact) and activations (estimated). "
+            help=f"Of training: {parts}. Exact but for the workspace, an estimate; PyTorch itself comes on top. "
             f"Free on this device now: {units.nbytes(plan.free_bytes)} (measured).",
         )  # fmt: skip
         columns[3].metric(
             "Steps per epoch", f"{plan.steps_per_epoch:,}",
-            help="Training examples by batch size, rounded up.",
+            help=f"{plan.train_examples:,} training examples by batch size, rounded up. The run takes steps {in_all}.",
         )  # fmt: skip
 
 
 def final_figures(run: Run) -> None:
     """What a run that is over came to; each figure says how it was had."""
     s = run.summary()
-    columns = st.columns(5)
+    with st.container(key=f"final-{run.run_id}"):
+        columns = st.columns([1.35, 1, 1.15, 1, 1.1])
     columns[0].metric(
-        "Test accuracy",
-        units.accuracy(s.test_accuracy),
+        "Next-character accuracy" if run.config.data == "text" else "Test accuracy", units.accuracy(s.test_accuracy),
         help=f"Measured on the held-out split, after step {run.evaluations.last('step') or 0:,.0f}.",
-    )
+    )  # fmt: skip
     columns[1].metric(
         "Training loss", units.loss(s.final_train_loss), help="Measured: mean over the last epoch's steps, at most 100."
     )
@@ -67,12 +80,49 @@ def final_figures(run: Run) -> None:
     )
     columns[3].metric(
         "Training time", units.duration(s.train_seconds),
-        help=f"Measured, without warm-up and evaluation: {s.steps:,} steps, {s.epochs:.3g} epochs, {units.flops(s.flops)} (derived).",
+        help=f"Measured, without warm-up, compiling and evaluation: {s.steps:,} steps, {s.epochs:.3g} epochs, {units.flops(s.flops)} (derived).",
     )  # fmt: skip
-    columns[4].metric(
-        "Peak memory", units.nbytes(s.peak_memory_bytes),
-        help=f"Measured: {run.last_word.peak_memory_method if run.last_word else 'unknown'}.",
-    )  # fmt: skip
+    columns[4].metric("Training memory", units.nbytes(s.peak_memory_bytes), help=_literal(_memory_in_words(run)))
+    if besides := _besides(run):
+        st.caption(_literal(" · ".join(besides)))
+
+
+def _memory_in_words(run: Run) -> str:
+    memory = run.memory
+    if memory is None:
+        return "Weights, optimizer state and one step's peak: not measured in this run."
+    sizes = {
+        "Weights": memory.weight_bytes,
+        "optimizer state": memory.optimizer_bytes,
+        "one step's peak": memory.step_peak_bytes,
+    }
+    words = ", ".join(f"{name} {units.nbytes(size)}" for name, size in sizes.items())
+    return f"{words}. Measured: {memory.method}. Data on the device, apart: {units.nbytes(memory.data_bytes)}."
+
+
+def _besides(run: Run) -> list[str]:
+    """What only some runs have: a target, time to compile; and the process around the training."""
+    s, target = run.summary(), run.config.target
+    words: list[str] = []
+    if target.value is not None:
+        goal = (
+            f"{units.accuracy(target.value)} accuracy"
+            if target.metric == "test_accuracy"
+            else f"test loss {target.value:g}"
+        )
+        words.append(f"Target of {goal} {_when_reached(run)}")
+    if run.compiled:
+        words.append(f"{units.duration(run.compiled.seconds)} to compile, not in the training time")
+    if s.process_memory_bytes is not None:
+        words.append(f"Whole process {units.nbytes(s.process_memory_bytes)}, about 320 MB of it PyTorch itself")
+    return words
+
+
+def _when_reached(run: Run) -> str:
+    s = run.summary()
+    if s.target_step is None:
+        return "not reached"
+    return f"reached at step {s.target_step:,}, after {units.duration(s.target_seconds)} of training"
 
 
 def why_box(run: Run) -> None:

@@ -49,13 +49,13 @@ def show(run: Run) -> None:
         parts.run_actions(run)
 
 
-left, right = st.columns([1, 3.2], gap="medium")
+left, right = st.columns([1, 2.7], gap="medium")
 with left.container(border=True, key="form"):
     button = st.empty()  # above the fields, where it is in sight on every screen
     preset, config, mistake = forms.form_or_default(preset, config)
     plan, refused = None, None
     try:
-        plan = planner.check(config)
+        plan = None if mistake else planner.check(config)
     except EngineError as error:
         refused = error
     button.button(
@@ -77,11 +77,15 @@ if not mistake:
 st.session_state["train.link"] = params
 
 with right:
-    for problem in (wrong, mistake or refused, st.session_state.pop("train.refused", None)):
-        if problem:
-            parts.error_box(problem)
-    if plan and not mistake:
+    problems = [wrong, mistake or refused, st.session_state.pop("train.refused", None)]
+    if any(problems):
+        with st.container(key="problems"):
+            for problem in {str(p): p for p in problems if p}.values():  # a click right after a typo says it twice
+                (parts.hint if isinstance(problem, forms.Unfinished) else parts.error_box)(problem)
+    if plan:
         parts.plan_figures(plan)
+        for warning in plan.warnings:
+            parts.warn(warning)
     if run:
         with st.container(key="run-view"):
             show(run)
@@ -89,8 +93,5 @@ with right:
     live.preload()
     if wanted:
         st.warning("The run of this link is not in this store.", icon=":material/warning:")
-    else:
-        st.info(
-            "Press Run: the training starts within a second and is drawn here as it happens.",
-            icon=":material/play_circle:",
-        )
+    elif plan:
+        st.info("Press Run: the training is drawn here as it happens.", icon=":material/play_circle:")

@@ -9,6 +9,7 @@ import numpy as np
 
 from engine import records
 from engine.config import RunConfig
+from engine.schedules import lr_factor
 from engine.store import EventLog, Run, Store
 
 PER_READ_BACK = 20  # steps read from the device at once
@@ -29,37 +30,76 @@ def make_run(
 ) -> Run:
     """A run in the store as a worker would have left it: finished, or failed at `diverges_at` with a NaN as last loss.
 
-    `last` is another last word, for example `records.Cancelled(at=0)`.
+    The configuration decides as it does in a worker: a schedule moves the learning rate, clipping measures every step's
+    gradient norm, a target ends the run where it is reached. `last` is another last word, for example
+    `records.Cancelled(at=0)`.
     """
     config = config or RunConfig(seed=seed)
     run_id = store.create(config, name=name, group=group)
     log = EventLog(store.folder(run_id) / "events.jsonl")
-    log.append(_started(num_steps, gpu))
+    log.append(_started(config, num_steps, gpu))
+    if config.execution in {"compiled", "cuda-graph"}:
+        log.append(records.Compiled(seconds=12.4))
+    log.append(MEMORY)
     rng = np.random.default_rng(seed)
-    batch_size, num_steps = 64, diverges_at or num_steps
+    batch_size, total_steps, num_steps = 64, num_steps, diverges_at or num_steps
+    reached: records.Evaluation | None = None
     for first in range(1, num_steps + 1, PER_READ_BACK):
         step = np.arange(first, min(first + PER_READ_BACK, num_steps + 1))
         loss = 0.05 + 2.25 * np.exp(-step / 90) + rng.gamma(2.0, 0.02, len(step))
         if diverges_at:
             loss = np.where(step == diverges_at, np.nan, loss * np.exp(step / 60))
         begin, end = (first - 1) * step_s, step[-1] * step_s
+        normed = step if config.max_grad_norm else step[-1:]
         log.append(
             records.Steps(
-                first=first, loss=loss, samples=np.full(len(step), batch_size), lr=config.optimizer.lr,
+                first=first, loss=loss, samples=np.full(len(step), batch_size), lr=_lr(config, step, total_steps),
                 train_s=(begin, end), elapsed_s=(begin * 1.1 + 0.1, end * 1.1 + 0.1),
+                norm_steps=normed, grad_norm=2 * loss[normed - first] * rng.gamma(4.0, 0.25, len(normed)),
             )
         )  # fmt: skip
         log.append(_hardware(end * 1.1 + 0.1, rng, gpu))
         if (first // PER_READ_BACK) % 6 == 5:
-            log.append(_evaluation(int(step[-1]), end, rng))
+            evaluation = _evaluation(int(step[-1]), end, rng)
+            log.append(evaluation)
+            if not _reaches(config, evaluation):
+                reached = None
+            elif reached:
+                log.append(_target_reached(config, reached))
+                break
+            else:
+                reached = evaluation
     log.close(last or _last_word(diverges_at, gpu))
     return store.run(run_id)
 
 
-def _started(num_steps: int, gpu: bool) -> records.Started:
+MEMORY = records.Memory(
+    weight_bytes=407_080, gradient_bytes=407_080, optimizer_bytes=814_160, data_bytes=15_680_000,
+    step_peak_bytes=1_020_000, reserved_bytes=None, method="weights and optimizer state counted",
+)  # fmt: skip
+
+
+def _lr(config: RunConfig, step: np.ndarray, total_steps: int) -> float | np.ndarray:
+    rates = np.array([config.optimizer.lr * lr_factor(config, s - 1, (s - 1) / total_steps) for s in step.tolist()])
+    return float(rates[0]) if rates.min() == rates.max() else rates
+
+
+def _reaches(config: RunConfig, evaluation: records.Evaluation) -> bool:
+    value, sign = config.target.value, 1 if config.target.metric == "test_accuracy" else -1
+    return value is not None and sign * getattr(evaluation, config.target.metric) >= sign * value
+
+
+def _target_reached(config: RunConfig, first: records.Evaluation) -> records.TargetReached:
+    metric = config.target.metric
+    return records.TargetReached(
+        metric=metric, value=getattr(first, metric), step=first.step, train_s=first.train_s, elapsed_s=first.elapsed_s
+    )
+
+
+def _started(config: RunConfig, num_steps: int, gpu: bool) -> records.Started:
     return records.Started(
         at=time.time(), parameters=101_770, train_flops_per_example=408_576, train_examples=4_000, test_examples=1_000,
-        total_steps=num_steps, setup_s=0.31,
+        total_steps=num_steps, setup_s=0.31, data_sha256="5a" * 32 if config.source.path else None,
         environment={
             "device": "NVIDIA H200" if gpu else "AMD EPYC 9575F", "cpu": "AMD EPYC 9575F", "cpu_isa": "avx2 avx512f",
             "physical_cores": 64, "usable_cores": 4, "threads": 1, "memory_bytes": 137_438_953_472, "os": "Linux 6.1",

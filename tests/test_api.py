@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from dashboard import api
 from engine import records
-from engine.config import RunConfig
+from engine.config import RunConfig, with_overrides
 from engine.store import EventLog, Store
 
 
@@ -31,24 +31,29 @@ def client():
 class Worker:
     """Writes a run's log as a worker does, a second at a time."""
 
-    def __init__(self, store: Store) -> None:
-        self.run_id = store.create(RunConfig())
+    def __init__(self, store: Store, *assignments: str) -> None:
+        self.run_id = store.create(with_overrides(RunConfig(), assignments))
         self.log = EventLog(store.folder(self.run_id) / "events.jsonl")
         self.step, self.elapsed = 0, 0.0
+
+    def start(self) -> Worker:
         self.log.append(
             records.Started(
                 at=1e9, parameters=1, train_flops_per_example=1, train_examples=1_000, test_examples=1,
                 total_steps=10_000, setup_s=0.0,
             )
         )  # fmt: skip
+        return self
 
-    def steps(self, loss) -> None:
+    def steps(self, loss, *, lr: float | np.ndarray = 0.1, norms: dict[int, float] | None = None) -> None:
+        """`norms`: gradient norm by step."""
         clock = (self.elapsed, self.elapsed + 1)
         self.log.append(
             records.Steps(
-                first=self.step + 1, loss=loss, samples=np.full(len(loss), 10), lr=0.1, train_s=clock, elapsed_s=clock
+                first=self.step + 1, loss=loss, samples=np.full(len(loss), 10), lr=lr, train_s=clock, elapsed_s=clock,
+                norm_steps=list(norms or {}), grad_norm=list((norms or {}).values()),
             )
-        )
+        )  # fmt: skip
         self.step, self.elapsed = self.step + len(loss), self.elapsed + 1
         self.log._write()
 
@@ -70,15 +75,15 @@ class Worker:
 
 @pytest.fixture
 def worker(store):
-    return Worker(store)
+    return Worker(store).start()
 
 
 @pytest.fixture
 def poll(client, worker, monkeypatch):
     monkeypatch.setattr(api, "_REFRESH_S", 0.0)
 
-    def get(after: str = ""):
-        response = client.get(f"/api/runs/{worker.run_id}/points", params={"after": after})
+    def get(after: str = "", *, of: Worker = worker):
+        response = client.get(f"/api/runs/{of.run_id}/points", params={"after": after})
         assert response.status_code == 200
         return response.json()
 
@@ -106,6 +111,91 @@ def test_a_poll_with_nothing_new_is_small(worker, client, poll):
     answer = client.get(f"/api/runs/{worker.run_id}/points", params={"after": cursor})
     assert len(answer.content) < 1_000
     assert answer.json()["traces"] == {}
+
+
+def test_a_poll_with_nothing_new_is_small_when_everything_was_said(store, client, poll):
+    worker = Worker(store, "schedule=cosine", "target.value=0.9", "max_grad_norm=1").start()
+    worker.log.append(records.Compiled(seconds=12.4))
+    worker.steps(np.ones(50), lr=np.linspace(1, 0, 50), norms=dict.fromkeys(range(1, 51), 1.0))
+    worker.evaluation()
+    worker.log.append(records.TargetReached(metric="test_accuracy", value=0.9, step=50, train_s=1, elapsed_s=1))
+    worker.end()
+    cursor = poll(of=worker)["cursor"]
+    assert len(client.get(f"/api/runs/{worker.run_id}/points", params={"after": cursor}).content) < 1_000
+
+
+def test_gradient_norms_come_once_and_stand_where_they_were_measured(worker, poll):
+    worker.steps([3.0, 2.0], norms={2: 0.5})
+    first = poll()
+    worker.steps([1.0, 1.0], norms={3: 0.25})
+    second = poll(first["cursor"])
+    assert first["traces"]["grad_norm"] == {"x": [1.0], "y": [0.5], "step": [2]}
+    assert second["traces"]["grad_norm"] == {"x": [1.5], "y": [0.25], "step": [3]}
+    assert "grad_norm" not in poll(second["cursor"])["traces"]
+
+
+def test_a_gradient_norm_that_is_no_number_is_a_gap_with_a_mark(worker, poll):
+    worker.steps(np.ones(3), norms={1: 1.0, 3: math.inf})
+    trace = poll()["traces"]["grad_norm"]
+    assert (trace["y"], trace["marks"]) == ([1.0, None], [[1.0, 3, "+inf"]])
+
+
+def test_many_gradient_norms_are_thinned_with_their_extremes_and_true_means(worker, poll):
+    norms = dict.fromkeys(range(1, 30_001), 1.0) | {12_345: 50.0}
+    worker.steps(np.ones(30_000), norms=norms)
+    traces = poll()["traces"]
+    assert len(traces["grad_norm"]["y"]) <= api.FULL_POINTS
+    assert 50.0 in traces["grad_norm"]["y"]
+    assert np.average(traces["grad_norm_mean"]["y"], weights=traces["grad_norm_mean"]["n"]) == pytest.approx(
+        1 + 49 / 3e4
+    )
+
+
+def test_a_constant_learning_rate_costs_nothing_and_a_schedule_is_a_line(store, worker, poll):
+    worker.steps(np.ones(4))
+    scheduled = Worker(store, "schedule=step").start()
+    scheduled.steps(np.ones(4), lr=np.array([1.0, 1.0, 0.1, 0.1]))
+    assert "lr" not in poll()["traces"]
+    assert poll(of=scheduled)["traces"]["lr"]["y"] == [1.0, 1.0, 0.1, 0.1]
+
+
+def test_the_peak_of_a_long_schedule_is_not_thinned_away(store, poll):
+    worker = Worker(store, "schedule=one-cycle").start()
+    worker.steps(np.ones(20_000), lr=1 - np.abs(np.linspace(-1, 2, 20_000)) / 2)
+    lr = poll(of=worker)["traces"]["lr"]["y"]
+    assert len(lr) <= 500
+    assert max(lr) == pytest.approx(1, abs=1e-4)
+
+
+def test_what_the_charts_need_of_a_configuration_is_sent_once(store, poll):
+    worker = Worker(store, "model.family=rnn", "data=text", "schedule=cosine", "target.value=0.5").start()
+    first = poll(of=worker)
+    assert first["about"] == {"text": True, "lr_moves": True, "target": {"metric": "test_accuracy", "value": 0.5}}
+    assert "about" not in poll(first["cursor"], of=worker)
+
+
+def test_a_run_that_prepares_says_how_far_it_is_until_it_starts(store, poll):
+    worker = Worker(store)
+    worker.log.append(records.Preparing(text="Downloading mnist", done_bytes=5, total_bytes=None))
+    assert poll(of=worker)["preparing"] == {"text": "Downloading mnist", "done": 5, "total": None}
+    worker.start()
+    assert "preparing" not in poll(of=worker)
+
+
+def test_a_run_that_compiles_says_so_and_then_how_long_it_took(store, poll):
+    worker = Worker(store, "execution=compiled").start()
+    assert poll(of=worker)["preparing"]["text"] == "Compiling"
+    worker.log.append(records.Compiled(seconds=12.4))
+    answer = poll(of=worker)
+    assert "preparing" not in answer
+    assert answer["compiled_s"] == 12.4
+
+
+def test_a_target_that_was_reached_is_in_the_answer(store, poll):
+    worker = Worker(store, "target.value=0.9").start()
+    assert "reached" not in poll(of=worker)
+    worker.log.append(records.TargetReached(metric="test_accuracy", value=0.91, step=34, train_s=1.2, elapsed_s=1.5))
+    assert poll(of=worker)["reached"] == {"value": 0.91, "step": 34, "train_s": 1.2, "elapsed_s": 1.5}
 
 
 def test_loss_and_hardware_share_one_time_axis(worker, poll):
@@ -207,7 +297,7 @@ def test_a_reading_that_is_missing_has_its_reason_and_no_trace(worker, poll):
     assert "gpu_utilization" not in answer["traces"]
 
 
-@pytest.mark.parametrize("cursor", ["nonsense", "1-2", "9-9-9-9-9-9", "-1-0-0-0-0-0", "1" * 500])
+@pytest.mark.parametrize("cursor", ["nonsense", "1-2", "1-0-0-0-0-0", "9-9-9-9-9-9-9", "-1-0-0-0-0-0-0", "1" * 500])
 def test_a_cursor_that_cannot_be_starts_anew(worker, poll, cursor):
     worker.steps([1.0])
     answer = poll(cursor)
@@ -232,7 +322,7 @@ def test_a_deleted_run_is_gone_from_the_next_poll_on(worker, store, client, poll
 def test_all_browsers_share_a_reader_and_idle_ones_are_dropped(store):
     now = [0.0]
     readers = api.Readers(store, clock=lambda: now[0])
-    first, second = Worker(store).run_id, Worker(store).run_id
+    first, second = Worker(store).start().run_id, Worker(store).start().run_id
     assert readers.run(first) is readers.run(first)
     now[0] = 1_000.0
     readers.run(second)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine import charts, records
-from engine.config import RunConfig
+from engine.config import RunConfig, with_overrides
 from engine.downsample import minmax
 from engine.store import Store
 from tests.fakes import make_run
@@ -51,6 +51,10 @@ def test_the_moving_average_is_the_recursion_it_claims_to_be():
     np.testing.assert_allclose(charts.ema(y, 30), expected)
 
 
+CLIPPED = with_overrides(RunConfig(), ["schedule=cosine", "max_grad_norm=1"])
+AIMED = with_overrides(RunConfig(), ["target.value=0.9"])
+
+
 @pytest.mark.parametrize("chart", charts.CHARTS, ids=lambda chart: chart.key)
 def test_every_chart_draws_several_runs_and_titles_its_axes(store, chart):
     figure = chart.draw([make_run(store, gpu=True), make_run(store, seed=1, gpu=True)])
@@ -77,6 +81,69 @@ def test_a_loss_that_became_nan_is_a_mark_with_its_step(store):
     (mark,) = [trace for trace in figure.data if trace.mode == "markers+text"]
     assert [text.strip() for text in mark.text] == ["NaN at step 140"]
     assert np.isfinite(mark.y).all()
+
+
+def test_the_charts_stand_in_one_order_for_page_and_report(store):
+    shown = [chart.key for chart in charts.shown([make_run(store, CLIPPED)])]
+    assert shown == ["loss", "accuracy", "throughput", "grad_norm", "lr", "memory", "cpu"]
+
+
+def test_a_learning_rate_that_stayed_is_no_chart(store):
+    assert "lr" not in {chart.key for chart in charts.shown([make_run(store, num_steps=40)])}
+
+
+def test_the_learning_rate_is_drawn_as_the_schedule_had_it(store):
+    run = make_run(store, CLIPPED, num_steps=400)
+    (line,) = charts.lr_curve([run]).data
+    np.testing.assert_allclose(line.y, 1e-3 * (1 + np.cos(np.pi * np.arange(400) / 400)) / 2, atol=1e-9)
+
+
+def test_a_gradient_norm_stands_at_the_step_it_was_measured_at(store):
+    (line,) = charts.grad_norm_curve([make_run(store, num_steps=100)]).data
+    assert list(line.x) == [20, 40, 60, 80, 100]
+
+
+@pytest.mark.parametrize(
+    ("norms", "axis"), [([1.0, 99.0], "linear"), ([0.01, 1.2], "log"), ([0.0, math.nan, 3.0], "linear")]
+)
+def test_gradient_norms_over_two_decades_have_a_log_axis(store, norms, axis):
+    run = make_run(store, num_steps=20)
+    run.grad_norms.extend(np.arange(21, 21 + len(norms)), 0.2, 0.3, norms)
+    run.grad_norms["grad_norm"][0] = norms[-1]
+    assert (charts.grad_norm_curve([run]).layout.yaxis.type or "linear") == axis
+
+
+def test_a_gradient_norm_that_became_infinite_is_a_mark(store):
+    run = make_run(store, num_steps=60)
+    run.grad_norms["grad_norm"][1] = math.inf
+    (mark,) = [trace for trace in charts.grad_norm_curve([run]).data if trace.mode == "markers+text"]
+    assert mark.text[0].strip() == "+∞ at step 40"
+
+
+def test_a_target_is_a_line_and_its_first_evaluation_a_mark(store):
+    run = make_run(store, AIMED)
+    figure = charts.accuracy_curve([run])
+    assert [shape.y0 for shape in figure.layout.shapes] == [90]
+    assert (figure.data[-1].x[0], figure.data[-1].y[0]) == (run.target_reached.step, 100 * run.target_reached.value)
+
+
+def test_runs_with_one_target_share_its_line_and_each_has_its_mark(store):
+    figure = charts.accuracy_curve([make_run(store, AIMED), make_run(store, AIMED, seed=1), make_run(store)])
+    assert len(figure.layout.shapes) == 1
+    assert [trace.mode for trace in figure.data].count("markers") == 2
+
+
+def test_a_target_for_the_loss_is_on_the_loss_alone(store):
+    run = make_run(store, with_overrides(RunConfig(), ["target.metric=test_loss", "target.value=0.5"]))
+    assert len(charts.loss_curve([run]).layout.shapes) == 1
+    assert not charts.accuracy_curve([run]).layout.shapes
+
+
+def test_the_accuracy_of_a_text_is_that_of_the_next_character(store):
+    text = make_run(store, with_overrides(RunConfig(), ["model.family=rnn", "data=text"]), num_steps=200)
+    accuracy = charts.CHARTS[1]
+    assert accuracy.title_of([text]) == "Next-character accuracy"
+    assert accuracy.title_of([text, make_run(store, num_steps=20)]) == "Held-out accuracy"
 
 
 def test_a_trace_never_has_more_points_than_asked_for(store):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine import records
 from engine import report as report_module
 from engine.config import PRESETS, RunConfig, preset_config, with_overrides
 from engine.errors import StoreError
@@ -44,7 +45,7 @@ def test_json_and_back_is_the_same_report(report):
 def test_every_point_survives_with_its_nan(store, report):
     run, frozen = store.run(report.runs[1].run_id), Report.from_json(report.to_json()).runs[1]
     assert math.isnan(frozen.steps["loss"][-1])
-    for table in ("steps", "evaluations", "hardware", "throughput"):
+    for table in ("steps", "evaluations", "hardware", "throughput", "grad_norms"):
         for name in getattr(run, table).names:
             np.testing.assert_allclose(getattr(frozen, table)[name], getattr(run, table)[name], rtol=0, atol=1e-9)
     np.testing.assert_array_equal(frozen.steps["loss"], run.steps["loss"])
@@ -76,6 +77,18 @@ def test_a_changed_file_is_refused_in_a_sentence(report, change, says):
     change(data)
     with pytest.raises(StoreError, match=says):
         Report.from_json(json.dumps(data))
+
+
+def test_a_report_from_before_gradient_norms_and_targets_opens(report):
+    data = json.loads(report.to_json())
+    for run in data["runs"]:
+        for name in ("compiled_s", "data_sha256", "memory", "target_reached", "grad_norms"):
+            del run[name]
+        run["summary"] = {"steps": 140, "peak_memory_bytes": 431_000_000}  # then that of the process
+        run["config"] = {"model": run["config"]["model"], "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9}}
+    page = Report.from_json(json.dumps(data)).to_html()
+    assert re.search(r"Process memory</th><td>411 MiB", page)
+    assert re.search(r"Training memory</th><td>–", page)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", '"x"', "[" * 100_000])
@@ -137,6 +150,35 @@ def test_a_report_names_no_user_host_or_path(store, monkeypatch):
     assert "…/data.npz" in text
 
 
+@pytest.mark.parametrize(
+    "path", ["/home/alice/my secret/iris.csv", "secret/iris.csv", "~/secret/iris.csv", "C:\\secret\\iris.csv"]
+)
+def test_a_report_names_a_users_file_and_not_where_it_lies(store, path):
+    config = with_overrides(RunConfig(), ["data=csv", f"source.path={path}"])
+    last = records.Failed(at=0.0, cause="ConfigError", message=f"source.path={path}: row 7 has 3 cells.")
+    frozen = Report.freeze("t", [make_run(store, config, num_steps=40, last=last)])
+    page = frozen.to_html()
+    assert not re.search(
+        r"secret|alice|[/\\~ ]iris", frozen.to_json() + html.unescape(re.sub(r"<script.*?</script>", "", page))
+    )
+    assert Report.from_html(page).runs[0].config.source.path == "iris.csv"
+    assert "source.path=iris.csv" in reproduce(frozen.runs[0].config)
+    assert "source.path=iris.csv: row 7 has 3 cells." in frozen.runs[0].why
+
+
+@pytest.mark.parametrize("path", ["/", "~", "..", "data/.."])
+def test_a_path_without_a_name_of_its_own_still_makes_a_report_that_opens(store, path):
+    config = with_overrides(RunConfig(), ["data=images", f"source.path={path}"])
+    frozen = Report.freeze("t", [make_run(store, config, num_steps=20)])
+    assert Report.from_json(frozen.to_json()).runs[0].config.source.path == "data"
+
+
+def test_the_hash_of_a_users_file_is_in_the_report(store):
+    config = with_overrides(RunConfig(), ["data=csv", "source.path=/tmp/iris.csv"])
+    page = Report.freeze("t", [make_run(store, config, num_steps=20)]).to_html()
+    assert settings_of(page)["SHA-256 of the data"] == f"<code>{'5a' * 32}</code>"
+
+
 @pytest.mark.parametrize("config", [RunConfig(), *(preset.config for preset in PRESETS.values())])
 def test_the_command_runs_the_same_experiment(config):
     changed = with_overrides(config, ["seed=7", "optimizer.lr=0.003"])
@@ -155,6 +197,55 @@ def test_the_page_marks_the_fields_in_which_runs_differ(store):
     assert row == "Learning rate"
 
 
+def settings_of(page: str) -> dict[str, str]:
+    """The rows of the table of the configuration, or of the results, by title."""
+    return dict(
+        re.findall(r'<tr(?: class="differs")?><th scope="row">(.*?)</th><td>(.*?)</td>(?:<td class="how">|</tr>)', page)
+    )
+
+
+def test_the_page_shows_what_was_set_and_leaves_defaults_out(store):
+    set_ = [
+        "schedule=step",
+        "lr_milestones=[0.5,0.9]",
+        "max_grad_norm=1",
+        "activation_checkpointing=true",
+        "target.value=0.9",
+    ]
+    rows = settings_of(Report.freeze("t", [make_run(store, with_overrides(RunConfig(), set_))]).to_html())
+    assert (rows["Schedule"], rows["Milestones"], rows["Gradient clipping"]) == ("step", "0.5, 0.9", "1")
+    assert (rows["Activation checkpointing"], rows["Target value"]) == ("yes", "0.9")
+    assert not {"Label smoothing", "Shape", "Weight averaging", "Alpha"} & rows.keys()
+
+
+def test_a_setting_only_one_run_has_stands_beside_the_others_default(store):
+    runs = [make_run(store), make_run(store, with_overrides(RunConfig(), ["max_grad_norm=1"]))]
+    assert settings_of(Report.freeze("t", runs).to_html())["Gradient clipping"] == "none</td><td>1"
+
+
+def test_settings_stand_in_one_order_whichever_run_has_them(store):
+    runs = [make_run(store), make_run(store, with_overrides(RunConfig(), ["model.family=cnn", "warmup_steps=9"]))]
+    rows = list(settings_of(Report.freeze("t", runs).to_html()))
+    begin = rows.index("Model")
+    assert rows[begin : begin + 3] == ["Model", "Hidden layers", "Width"]
+    assert rows.index("Warm-up steps") < rows.index("Batch size")
+
+
+def test_the_page_keeps_training_memory_and_compiling_apart_from_the_rest(store):
+    config = with_overrides(RunConfig(), ["execution=compiled"])
+    page = Report.freeze("t", [make_run(store, config)]).to_html()
+    rows = settings_of(page)
+    assert (rows["Training memory"], rows["Process memory"], rows["Compiling"]) == ("2.14 MiB", "411 MiB", "12.4 s")
+    assert "weights 398 KiB, optimizer state 795 KiB, one step at its peak 996 KiB" in page
+
+
+def test_the_page_says_when_a_target_was_reached_or_that_it_was_not(store):
+    near, far = (with_overrides(RunConfig(), [f"target.value={value}"]) for value in (0.9, 0.99))
+    reached, missed = (settings_of(Report.freeze("t", [make_run(store, c)]).to_html())["Target"] for c in (near, far))
+    assert reached == "90 % reached at step 480, after 3.84 s"
+    assert missed == "99 % not reached"
+
+
 def test_the_page_says_why_a_run_failed(report):
     assert "The loss became nan at step 140 with lr=3. Lower the learning rate." in report.to_html()
 
@@ -167,6 +258,15 @@ def test_a_run_that_never_started_has_a_page(store):
 def test_steps_csv_has_a_row_of_numbers_per_step(store):
     run = make_run(store, diverges_at=140)
     rows = list(csv.DictReader(io.StringIO(steps_csv(run))))
-    assert list(rows[0]) == ["step", "loss", "seconds", "samples", "lr", "epoch"]
+    assert list(rows[0]) == ["step", "loss", "seconds", "samples", "lr", "epoch", "grad_norm"]
     assert [float(row["step"]) for row in rows] == run.steps["step"].tolist()
     np.testing.assert_array_equal(np.float32([row["loss"] for row in rows]), np.float32(run.steps["loss"]))
+    norms = dict(zip(run.grad_norms["step"], run.grad_norms["grad_norm"], strict=True))
+    measured = {float(row["step"]): float(row["grad_norm"]) for row in rows if row["grad_norm"]}
+    assert measured == pytest.approx(norms, nan_ok=True)
+
+
+def test_steps_csv_has_the_learning_rate_of_each_step(store):
+    run = make_run(store, with_overrides(RunConfig(), ["schedule=cosine"]), num_steps=60)
+    rows = csv.DictReader(io.StringIO(steps_csv(run)))
+    assert [float(row["lr"]) for row in rows] == pytest.approx(run.steps["lr"].tolist())

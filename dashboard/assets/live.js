@@ -100,17 +100,27 @@ function duration(seconds) {
   return `${Math.floor(all / 3600)} h ${String(Math.floor((all % 3600) / 60)).padStart(2, "0")} min`;
 }
 
+// "Downloading mnist… 12 of 47 MB", or how long it takes already.
+function preparingText({ text, done, total }, elapsed) {
+  if (done === null) return `${text}… ${duration(elapsed)}`;
+  const megabytes = (bytes) => (bytes / 1e6).toFixed((total ?? bytes) < 10e6 ? 1 : 0);
+  return `${text}… ${megabytes(done)}${total === null ? "" : ` of ${megabytes(total)}`} MB`;
+}
+
 // --- the charts -------------------------------------------------------------------------------------------------
 
-// A card's `traces` are drawn in order. `color` counts in the theme's categorical colours.
+// A card's `traces` are drawn in order. `color` counts in the theme's categorical colours, `smooth` names the means a
+// smooth line goes through, `target` what a run's target must be about to be drawn here. Above `logFrom` between the
+// largest and the smallest value an axis is logarithmic by itself.
 const CHARTS = [
   {
     id: "loss",
     title: "Training loss",
-    scale: true,
+    logFrom: 1e4,
+    target: "test_loss",
     traces: [
       { key: "loss", name: "each step", color: 0, raw: true },
-      { key: "loss_smooth", name: "smoothed", color: 0 },
+      { key: "loss_smooth", smooth: "loss_mean", name: "smoothed", color: 0 },
       { key: "test_loss", name: "test", color: 1, sparse: true },
     ],
     hover: ".4g",
@@ -119,7 +129,9 @@ const CHARTS = [
   {
     id: "accuracy",
     title: "Test accuracy",
+    textTitle: "Next-character accuracy",
     note: "on held-out examples",
+    target: "test_accuracy",
     traces: [{ key: "accuracy", name: "accuracy", color: 0, sparse: true, factor: 100 }],
     hover: ".2f",
     unit: " %",
@@ -139,6 +151,30 @@ const CHARTS = [
     tick: "~s",
     fromZero: true,
     value: ({ current }) => (current.samples_per_s === null ? null : [count(current.samples_per_s), "samples/s"]),
+  },
+  {
+    id: "grad_norm",
+    title: "Gradient norm",
+    logFrom: 100,
+    shown: ({ answer }, all) => all.length > 0 || !answer?.over,
+    traces: [
+      { key: "grad_norm", name: "measured", color: 0, raw: true },
+      { key: "grad_norm_smooth", smooth: "grad_norm_mean", name: "smoothed", color: 0 },
+    ],
+    hover: ".4g",
+    fromZero: true,
+    value: (_, last) => (last.grad_norm_smooth === undefined ? null : [lossText(last.grad_norm_smooth), ""]),
+  },
+  {
+    id: "lr",
+    title: "Learning rate",
+    shown: ({ about }) => about.lr_moves,
+    traces: [{ key: "lr", name: "learning rate", color: 0 }],
+    hover: ".3~g",
+    tick: "~g",
+    wide: true,
+    fromZero: true,
+    value: (_, last) => (last.lr === undefined ? null : [String(+last.lr.toPrecision(3)), ""]),
   },
   {
     id: "memory",
@@ -225,6 +261,12 @@ function extremes(series, [from, to]) {
   return { low, high, positive };
 }
 
+function include(seen, y) {
+  seen.low = Math.min(seen.low, y);
+  seen.high = Math.max(seen.high, y);
+  if (y > 0) seen.positive = Math.min(seen.positive, y);
+}
+
 function yRange(chart, { low, high, positive }, log) {
   if (low > high) return log ? [-1, 0] : [0, 1];
   if (log) {
@@ -275,22 +317,22 @@ class Card {
   build() {
     const { chart } = this;
     this.node = element("section", "iso-card", `chart-${chart.id}`);
-    this.node.setAttribute("aria-label", chart.title);
+    this.node.hidden = Boolean(chart.shown) && !chart.shown(this.view, []);
     const top = element("div", "iso-top");
-    const title = element("div", "iso-title");
-    title.textContent = chart.title;
+    this.title = element("div", "iso-title");
+    this.title.textContent = chart.title;
     this.now = element("div", "iso-now", `value-${chart.id}`);
     this.number = document.createElement("span");
     this.unit = document.createElement("small");
     this.now.append(this.number, this.unit);
-    top.append(title, this.now);
+    top.append(this.title, this.now);
     const sub = element("div", "iso-sub");
     this.note = element("div", "iso-note");
     this.legend = element("div", "iso-legend");
     this.entries = chart.traces.length > 1 ? chart.traces.map((trace) => this.entry(trace)) : [];
     this.legend.append(...this.entries);
     sub.append(this.note, this.legend);
-    if (chart.scale) sub.append(this.scaleButton());
+    if (chart.logFrom) sub.append(this.scaleButton());
     this.sub = sub;
     this.plot = element("div", "iso-plot", `plot-${chart.id}`);
     this.plot.dataset.empty = "";
@@ -333,7 +375,7 @@ class Card {
     const { traces } = this.view;
     const found = [];
     for (const trace of this.chart.traces) {
-      const source = trace.key === "loss_smooth" ? traces.loss_mean && smooth(traces.loss_mean) : traces[trace.key];
+      const source = trace.smooth ? traces[trace.smooth] && smooth(traces[trace.smooth]) : traces[trace.key];
       if (source?.x.length) found.push({ trace, x: source.x, y: source.y, step: source.step, factor: trace.factor ?? 1 });
     }
     if (this.chart.bytes) {
@@ -356,16 +398,41 @@ class Card {
     if (!all.length) return;
     const shown = all.filter((s) => !this.hidden.has(s.trace.key));
     const seen = extremes(shown, range);
-    const log = this.chart.scale ? (this.log ?? (seen.positive < Infinity && seen.high / seen.positive > 1e4)) : false;
+    const { logFrom } = this.chart;
+    const log = Boolean(logFrom && (this.log ?? (seen.positive < Infinity && seen.high / seen.positive > logFrom)));
+    const aim = this.aim();
+    if (aim) include(seen, aim.y);
     this.scale?.setAttribute("aria-pressed", String(log));
     const last = all.map((s) => `${s.trace.key}:${s.x.length}:${s.x.at(-1)}`).join();
-    const state = [this.view.epoch, last, range, log, [...this.hidden], marks.length, this.view.look.signature].join("|");
+    const state = [this.view.epoch, last, range, log, [...this.hidden], marks.length, aim?.words, this.view.look.signature].join("|");
     if (state === this.drawn && this.mounted) return;
     this.drawn = state;
-    const figure = [shown.map((s) => this.line(s)), this.layout(range, yRange(this.chart, seen, log), log, marks)];
+    const lines = shown.map((s) => this.line(s));
+    if (aim?.reached) lines.push(this.point(aim));
+    const figure = [lines, this.layout(range, yRange(this.chart, seen, log), log, marks, aim)];
     if (this.mounted) await Plotly.react(this.plot, ...figure);
     else await this.mountPlot(Plotly, figure);
     if (this.hoverX !== undefined) Plotly.Fx.hover(this.plot, { xval: this.hoverX }, "xy"); // a redraw takes it away
+  }
+
+  // What the run aims at on this card, in the card's unit, with where it was reached.
+  aim() {
+    const { about, answer } = this.view;
+    if (!about.target || about.target.metric !== this.chart.target) return null;
+    const { value } = about.target;
+    const { reached } = answer;
+    const upwards = about.target.metric === "test_accuracy";
+    const factor = upwards ? 100 : 1;
+    const name = upwards ? `${+(100 * value).toPrecision(6)} %` : `loss ${value}`;
+    const words = reached ? `${name} reached at step ${whole(reached.step)}, ${duration(reached.train_s)}` : `target ${name}`;
+    return { y: factor * value, reached: reached && { x: reached.elapsed_s, y: factor * reached.value }, upwards, words };
+  }
+
+  point({ reached, upwards }) {
+    const { look } = this.view;
+    const color = look.series[(upwards ? 0 : 1) % look.series.length];
+    const marker = { color, size: 9, line: { color: look.background, width: 2 } };
+    return { type: "scatter", x: [reached.x], y: [reached.y], mode: "markers", marker, hoverinfo: "skip", cliponaxis: false };
   }
 
   async mountPlot(Plotly, [lines, layout]) {
@@ -406,9 +473,10 @@ class Card {
     };
   }
 
-  layout(range, rangeY, log, marks) {
+  layout(range, rangeY, log, marks, aim) {
     const { look } = this.view;
     const axis = { showline: false, ticks: "", color: look.faint };
+    const extras = [divergence(marks, range, look), ...(aim ? [goal(aim, log, look)] : [])];
     return {
       autosize: true,
       margin: { l: 44, r: 12, t: 8, b: 28 },
@@ -425,6 +493,7 @@ class Card {
         type: log ? "log" : "linear",
         range: rangeY,
         fixedrange: true,
+        automargin: log || Boolean(this.chart.wide), // 0.00002 needs more room than 44 px
         gridcolor: look.grid,
         zerolinecolor: look.grid,
         zerolinewidth: 1,
@@ -433,13 +502,18 @@ class Card {
         tickformat: log ? "~g" : this.chart.tick,
         ...(log && { dtick: rangeY[1] - rangeY[0] > 1.5 ? Math.ceil((rangeY[1] - rangeY[0]) / 5) : "D2" }),
       },
-      ...divergence(marks, range, look),
+      shapes: extras.flatMap((extra) => extra.shapes),
+      annotations: extras.flatMap((extra) => extra.annotations),
     };
   }
 
   // The words of the card: current value, note or legend, and why there is nothing to draw.
   describe(all) {
-    const { answer, missing } = this.view;
+    const { about, answer, missing } = this.view;
+    const { title, textTitle, shown } = this.chart;
+    setText(this.title, (about.text && textTitle) || title);
+    this.node.setAttribute("aria-label", this.title.textContent);
+    this.node.hidden = Boolean(shown) && !shown(this.view, all);
     const last = Object.fromEntries(all.map((s) => [s.trace.key, s.y.findLast((v) => v !== null)]));
     const value = this.chart.bytes
       ? last.process_memory === undefined ? null : [threeDigits(last.process_memory), this.byteUnit]
@@ -486,6 +560,22 @@ function divergence(marks, range, look) {
   };
 }
 
+// The target as a dashed line with its words at the left, where no curve is yet; once reached, in the corner that stays
+// empty: accuracy rises away from the lower right one, loss falls away from the upper one.
+function goal({ y, reached, upwards, words }, log, look) {
+  const corner = { x: 1, xanchor: "right", yref: "paper", y: upwards ? 0 : 1, yanchor: upwards ? "bottom" : "top" };
+  const beside = { x: 0, xanchor: "left", y: log ? Math.log10(y) : y, yanchor: upwards ? "bottom" : "top" };
+  return {
+    shapes: [{
+      type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: look.faint, width: 1, dash: "dash" }, layer: "below",
+    }],
+    annotations: [{
+      ...(reached ? corner : beside), xref: "paper", showarrow: false, borderpad: 2, text: words,
+      font: { color: reached ? look.text : look.faint, size: 11, family: look.font },
+    }],
+  };
+}
+
 // --- the view ---------------------------------------------------------------------------------------------------
 
 class View {
@@ -495,6 +585,7 @@ class View {
     this.parent = parent;
     this.traces = {};
     this.missing = {};
+    this.about = {};
     this.cursor = "";
     this.answer = null;
     this.receivedAt = 0;
@@ -585,7 +676,7 @@ class View {
       await this.paint();
       this.failures = 0;
       this.notice.hidden = !this.gone;
-      delay = Math.max(this.answer?.steps ? ALIVE_MS : EAGER_MS, took);
+      delay = Math.max(this.answer?.steps || this.answer?.preparing ? ALIVE_MS : EAGER_MS, took);
     } catch (error) {
       if (this.ended) return;
       this.failures += 1;
@@ -625,8 +716,11 @@ class View {
       this.epoch += 1;
       this.debug.loads += 1;
     }
-    const { loss } = answer.traces;
-    if (loss) answer.traces.loss_mean ??= { x: loss.x, y: loss.y, n: loss.x.map(() => 1) }; // every step was sent
+    if (answer.about) this.about = answer.about;
+    for (const name of ["loss", "grad_norm"]) {
+      const every = answer.traces[name]; // where no means came, every row did
+      if (every) answer.traces[`${name}_mean`] ??= { x: every.x, y: every.y, n: every.x.map(() => 1) };
+    }
     for (const [name, added] of Object.entries(answer.traces)) {
       const held = (this.traces[name] ??= { x: [], y: [] });
       for (const [column, values] of Object.entries(added)) (held[column] ??= []).push(...values);
@@ -675,14 +769,15 @@ class View {
   }
 
   showHead() {
-    const { status, over, progress, elapsed_s: elapsed, left_s: left } = this.answer;
+    const { status, over, preparing, elapsed_s: elapsed, left_s: left } = this.answer;
+    const progress = preparing ? (preparing.total ? preparing.done / preparing.total : null) : this.answer.progress;
     this.badge.dataset.status = status;
     setText(this.badge, status[0].toUpperCase() + status.slice(1));
     this.progress.hidden = progress === null || (over && status === "finished");
     this.progress.toggleAttribute("data-over", over);
     this.bar.style.width = `${100 * (progress ?? 0)}%`;
     this.progress.setAttribute("aria-valuenow", String(Math.round(100 * (progress ?? 0))));
-    const words = over ? (elapsed ? `after ${duration(elapsed)}` : "") : left === null ? "" : `about ${left < 59.5 ? `${Math.max(1, Math.round(left))} s` : duration(left)} left`;
+    const words = preparing ? preparingText(preparing, elapsed) : over ? (elapsed ? `after ${duration(elapsed)}` : "") : left === null ? "" : `about ${left < 59.5 ? `${Math.max(1, Math.round(left))} s` : duration(left)} left`;
     setText(this.left, words);
     this.left.hidden = !words;
     this.showFacts();
@@ -690,10 +785,11 @@ class View {
 
   showFacts() {
     if (!this.answer) return;
-    const { steps, epochs, age_s: age, over, train_seconds: seconds } = this.answer;
+    const { steps, epochs, age_s: age, over, train_seconds: seconds, compiled_s: compiled } = this.answer;
     const facts = [];
     if (steps) facts.push(`step ${whole(steps)}`, `epoch ${epochs < 100 ? epochs.toFixed(1) : whole(epochs)}`);
     if (over && steps) facts.push(`${duration(seconds)} of training`);
+    if (compiled !== undefined) facts.push(`compiled in ${duration(compiled)}`);
     if (!over && age !== null) facts.push(`last update ${duration(age + (performance.now() - this.receivedAt) / 1000)} ago`);
     setText(this.facts, facts.join(" · "));
   }

@@ -1,0 +1,50 @@
+"""Files a user hands over in the browser, kept under the hash of what is in them: the same file is the same experiment."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from engine import downloads
+from engine.errors import ConfigError
+
+TYPES = {"csv": ("csv", "tsv", "txt"), "numpy": ("npz", "npy"), "text": ("txt", "md", "csv", "json", "py")}
+
+
+def keep(data: str, content: bytes) -> Path:
+    """The file of these bytes in the data cache folder, readable by its owner only; the user's file name plays no part.
+
+    Raises ConfigError when it cannot be written.
+    """
+    folder = downloads.cache_folder() / "uploads"
+    path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}.{_suffix(data, content)}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():  # untouched, a file that is known need not be inspected again
+            _write(path, content)
+    except OSError as error:
+        raise ConfigError(
+            f"The upload could not be kept in {folder}: {error.strerror or error}.",
+            fix="Set ISOFLOP_DATA to a folder you own.",
+        ) from None
+    return path
+
+
+def _suffix(data: str, content: bytes) -> str:
+    """By what is in it where two formats are read."""
+    return "npy" if content.startswith(b"\x93NUMPY") else TYPES[data][0]
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All of the content under its name, or nothing."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+        draft.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()

@@ -1,0 +1,176 @@
+"""The live view in a real browser, fed by our own routes from logs written here: no Streamlit, no training."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from dashboard import api
+from engine import records
+from engine.config import RunConfig, with_overrides
+from engine.store import EventLog, Store
+from tests.fakes import make_run
+
+sync_api = pytest.importorskip("playwright.sync_api")
+uvicorn = pytest.importorskip("uvicorn")
+
+from starlette.applications import Starlette  # noqa: E402
+from starlette.responses import HTMLResponse  # noqa: E402
+from starlette.routing import Route  # noqa: E402
+
+pytestmark = pytest.mark.browser
+expect = sync_api.expect
+MOUNT = """<!doctype html><body><script type="module">
+import { mount } from "./assets/live.js";
+const data = { run_id: location.search.slice(1), alive: true, plotly_version: "1" };
+mount({ data, parentElement: document.body, setTriggerValue() {} });
+</script>"""
+STARTED = records.Started(
+    at=0.0,
+    parameters=1,
+    train_flops_per_example=1,
+    train_examples=1_000,
+    test_examples=1,
+    total_steps=1_000,
+    setup_s=0.0,
+)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path))
+    api._readers.cache_clear()
+    return Store(tmp_path.resolve())
+
+
+@pytest.fixture
+def open_run(browser, store):
+    """Opens the live view of a run; fails on an error in the console."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        app = Starlette(routes=[*api.ROUTES, Route("/", lambda _: HTMLResponse(MOUNT))])
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        tab = browser.new_page()
+        errors: list[str] = []
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+
+        def show(run_id: str):
+            tab.goto(f"http://127.0.0.1:{listener.getsockname()[1]}/?{run_id}")
+            return tab
+
+        yield show
+        tab.close()
+        server.should_exit = True
+        thread.join(timeout=10)
+        assert errors == []
+
+
+class Worker:
+    def __init__(self, store: Store, *assignments: str) -> None:
+        self.run_id = store.create(with_overrides(RunConfig(), assignments))
+        self.log = EventLog(store.folder(self.run_id) / "events.jsonl")
+        self.append(records.Starting(at=0.0, pid=1, pid_started=0.0))
+
+    def append(self, *events: records.AnyEvent) -> None:
+        for event in events:
+            self.log.append(event)
+        self.log._write()
+
+    def steps(self, first: int, n: int = 20) -> None:
+        clock = (first * 0.1, (first + n) * 0.1)
+        step = np.arange(first, first + n)
+        self.append(
+            records.Steps(
+                first=first, loss=1 / step, samples=np.full(n, 10), lr=1e-3 / step, train_s=clock, elapsed_s=clock,
+                norm_steps=step, grad_norm=1 / step,
+            )
+        )  # fmt: skip
+
+
+def goals(page) -> list[list[object]]:
+    """Heights and words of the lines and labels on the chart of accuracy."""
+    return page.evaluate(
+        """() => { const { shapes = [], annotations = [] } = document.querySelector('[data-testid="plot-accuracy"]').layout;
+        return [shapes.map((s) => s.y0), annotations.map((a) => a.text)]; }"""
+    )
+
+
+def test_a_download_is_told_with_a_bar_only_where_its_size_is_known(store, open_run):
+    worker = Worker(store)
+    worker.append(records.Preparing(text="Downloading mnist", done_bytes=12_000_000, total_bytes=47_000_000))
+    page = open_run(worker.run_id)
+    expect(page.get_by_test_id("live-left")).to_have_text("Downloading mnist… 12 of 47 MB", timeout=20_000)
+    expect(page.get_by_test_id("live-progress")).to_have_attribute("aria-valuenow", "26")
+    worker.append(records.Preparing(text="Unpacking", done_bytes=1_500_000, total_bytes=None))
+    expect(page.get_by_test_id("live-left")).to_have_text("Unpacking… 1.5 MB")
+    expect(page.get_by_test_id("live-progress")).to_be_hidden()
+    worker.append(STARTED)
+    expect(page.get_by_test_id("live-left")).to_be_hidden()
+
+
+def test_compiling_is_told_while_it_lasts_and_how_long_it_took_after(store, open_run):
+    worker = Worker(store, "execution=compiled")
+    worker.append(STARTED.model_copy(update={"at": time.time()}))
+    page = open_run(worker.run_id)
+    expect(page.get_by_test_id("live-left")).to_have_text(re.compile(r"Compiling… [\d.]+ s"), timeout=20_000)
+    worker.append(records.Compiled(seconds=12.4))
+    worker.steps(1)
+    expect(page.get_by_test_id("live-facts")).to_contain_text("compiled in 12 s")
+    expect(page.get_by_test_id("live-left")).not_to_contain_text("Compiling")
+
+
+def test_a_target_is_in_sight_from_the_start_and_its_words_change_when_it_is_reached(store, open_run):
+    worker = Worker(store, "target.value=0.95")
+    worker.append(STARTED)
+    worker.append(records.Evaluation(step=0, train_s=0, elapsed_s=0.1, test_loss=2.3, test_accuracy=0.1, seconds=0.01))
+    worker.steps(1)
+    page = open_run(worker.run_id)
+    page.locator('[data-testid="plot-accuracy"].js-plotly-plot').wait_for(timeout=20_000)
+    assert goals(page) == [[95], ["target 95 %"]]
+    assert page.evaluate("() => document.querySelector('[data-testid=\"plot-accuracy\"]').layout.yaxis.range[1]") > 95
+    worker.append(
+        records.Evaluation(step=340, train_s=1.2, elapsed_s=1.4, test_loss=0.3, test_accuracy=0.96, seconds=0.01)
+    )
+    expect(page.get_by_test_id("value-accuracy")).to_contain_text("96")
+    worker.append(records.TargetReached(metric="test_accuracy", value=0.96, step=340, train_s=1.2, elapsed_s=1.4))
+    expect(page.get_by_test_id("plot-accuracy")).to_contain_text("95 % reached at step 340, 1.2 s")
+    mark = "() => document.querySelector('[data-testid=\"plot-accuracy\"]').data.at(-1)"
+    assert (page.evaluate(mark)["x"], page.evaluate(mark)["y"]) == ([1.4], [96])
+
+
+def test_a_schedule_has_its_chart_and_a_constant_learning_rate_none(store, open_run):
+    page = open_run(make_run(store, num_steps=200).run_id)
+    page.locator('[data-testid="plot-grad_norm"].js-plotly-plot').wait_for(timeout=20_000)
+    expect(page.get_by_test_id("chart-lr")).to_be_hidden()
+    page = open_run(make_run(store, with_overrides(RunConfig(), ["schedule=cosine"]), num_steps=200).run_id)
+    page.locator('[data-testid="plot-lr"].js-plotly-plot').wait_for(timeout=20_000)
+
+
+def test_the_accuracy_of_a_text_is_titled_for_what_it_is(store, open_run):
+    config = with_overrides(RunConfig(), ["model.family=rnn", "data=text"])
+    page = open_run(make_run(store, config, num_steps=200).run_id)
+    expect(page.get_by_test_id("chart-accuracy")).to_contain_text("Next-character accuracy", timeout=20_000)
+
+
+def test_gradient_norms_over_two_decades_are_on_a_log_axis_until_it_is_switched_off(store, open_run):
+    worker = Worker(store, "schedule=cosine")
+    worker.append(STARTED)
+    worker.steps(1, n=400)
+    page = open_run(worker.run_id)
+    kind = "() => document.querySelector('[data-testid=\"plot-grad_norm\"]').layout.yaxis.type"
+    page.locator('[data-testid="plot-grad_norm"].js-plotly-plot').wait_for(timeout=20_000)
+    assert page.evaluate(kind) == "log"
+    page.get_by_test_id("scale-grad_norm").click()
+    page.wait_for_timeout(300)
+    worker.steps(401)
+    page.wait_for_timeout(1_000)
+    assert page.evaluate(kind) == "linear"
