@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 PORT ?= 8501
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format browser bench clean
+.PHONY: help run test check format browser bench bench-peers clean
 
 help:
 	@echo "make run     set up and start the dashboard on http://127.0.0.1:$(PORT)"
 	@echo "make test    set up and run the tests (browser tests run where Chromium is installed)"
 	@echo "make check   format, lint, types, tests"
-	@echo "make bench   side-by-side measurements, in minutes"
+	@echo "make bench   side-by-side measurements, in minutes (make bench-peers: against other libraries, 2.5 GB)"
 
 # A stamp per requirements file: pip runs again only when the file changed. All of a file in one pip call, so that
 # nothing pulls another torch.
@@ -55,5 +55,15 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.data_route
 	$(BIN)/python -m benchmarks.first_point
 
+# The other libraries have an environment of their own, and may not replace torch.
+.venv-peers/.ready: benchmarks/requirements-peers.txt benchmarks/constraints-peers.txt requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-peers.txt -c benchmarks/constraints-peers.txt
+	@touch $@
+
+bench-peers: .venv-peers/.ready
+	.venv-peers/bin/python -m benchmarks.peers
+	.venv-peers/bin/python -m benchmarks.loggers
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers .pytest_cache .mypy_cache .ruff_cache

@@ -25,12 +25,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import measure
 from benchmarks.measure import Spread
-from engine import planner, records
+from engine import loading, planner, records
 from engine.config import FULL, RunConfig, parse_config
-from engine.datasets import DATASETS
-from engine.pytorch import data as datasets
-from engine.pytorch import models
-from engine.pytorch.train import Clock, _Batches, train
+from engine.pytorch import models, optim
+from engine.pytorch.data import Batches, Examples, tensors
+from engine.pytorch.train import Clock, train
 
 _ADAM = {"name": "adam", "lr": 1e-3}
 _MOMENTUM = {"name": "momentum", "lr": 0.02, "momentum": 0.9}
@@ -79,15 +78,15 @@ def isoflop(config: RunConfig, clock: Clock) -> tuple[float, np.ndarray]:
     return samples / steps[-1].train_s[1], np.concatenate([event.loss for event in steps])
 
 
-def tutorial(config: RunConfig, split: datasets.Split, clock: Clock) -> float:
+def tutorial(config: RunConfig, training: Examples, clock: Clock) -> float:
     """Samples per second of pytorch.org's beginner loop: DataLoader, default optimizer, loss.item() in every step."""
     batch_size, steps = _sizes(config)
     model = _plain_model(config)
     criterion = nn.CrossEntropyLoss()
-    optimizer = _plain_optimizer(config, model)
-    loader = DataLoader(TensorDataset(split.train_x, split.train_y), batch_size=batch_size, shuffle=True)
+    optimizer = optim.Reference(config.optimizer, model)  # torch.optim with its defaults: not fused
+    loader = DataLoader(TensorDataset(training.x, training.y), batch_size=batch_size, shuffle=True)
     for _ in range(3):  # warm-up, as on the other side: the weights stay
-        criterion(model(split.train_x[:batch_size]), split.train_y[:batch_size]).backward()
+        criterion(model(training.x[:batch_size]), training.y[:batch_size]).backward()
         optimizer.zero_grad()
     start, step, samples, running_loss = clock(), 0, 0, 0.0
     while step < steps:
@@ -106,12 +105,12 @@ def tutorial(config: RunConfig, split: datasets.Split, clock: Clock) -> float:
     return samples / took
 
 
-def reference_losses(config: RunConfig, split: datasets.Split) -> np.ndarray:
+def reference_losses(config: RunConfig, training: Examples) -> np.ndarray:
     """Losses of plain autograd and torch.optim over the very batches the task draws."""
     batch_size, steps = _sizes(config)
     model = _plain_model(config)
-    optimizer = _plain_optimizer(config, model)
-    batches, losses = iter(_Batches(split.train_x, split.train_y, batch_size, config.seed)), []
+    optimizer = optim.Reference(config.optimizer, model)  # torch.optim with its defaults: not fused
+    batches, losses = iter(Batches(training, batch_size, config.seed)), []
     for _ in range(steps):
         x, y = next(batches)
         loss = nn.functional.cross_entropy(model(x), y)
@@ -130,16 +129,8 @@ def _sizes(config: RunConfig) -> tuple[int, int]:
 
 def _plain_model(config: RunConfig) -> nn.Module:
     """The task's net and first weights in the memory layout everyone starts with."""
-    model = models.build(config.model, DATASETS[config.data], seed=config.seed)
-    return model.to(memory_format=torch.contiguous_format)
-
-
-def _plain_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """torch.optim with its defaults: not fused."""
-    spec = config.optimizer
-    if spec.name == "adam":
-        return torch.optim.Adam(model.parameters(), lr=spec.lr)
-    return torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=spec.momentum if spec.name == "momentum" else 0.0)
+    facts = loading.facts(config.data, config.source)
+    return models.build(config.model, facts, seed=config.seed).to(memory_format=torch.contiguous_format)
 
 
 # --- side by side -------------------------------------------------------------------------------------------------
@@ -155,20 +146,20 @@ class Result:
 
 def compare(workload: Workload, *, rounds: int, rng: random.Random, clock: Clock) -> Result:
     config = workload.config
-    split = datasets.load(config.data, side=models.input_side(config.model))
+    training, _ = tensors(loading.load(config.data, config.source), config.model)
     _, losses = isoflop(config, clock)  # the first of each is not counted: imports, allocator, caches
-    tutorial(config, split, clock)
+    tutorial(config, training, clock)
     pairs = []
     for _ in range(rounds):
         speed = {}
         for side in rng.sample(["isoflop", "tutorial"], 2):
-            speed[side] = isoflop(config, clock)[0] if side == "isoflop" else tutorial(config, split, clock)
+            speed[side] = isoflop(config, clock)[0] if side == "isoflop" else tutorial(config, training, clock)
         pairs.append((speed["tutorial"], speed["isoflop"]))
     return Result(
         tutorial_samples_per_s=Spread.of([slow for slow, _ in pairs]),
         isoflop_samples_per_s=Spread.of([fast for _, fast in pairs]),
         ratio=Spread.of([fast / slow for slow, fast in pairs]),
-        loss_difference=_difference(losses, reference_losses(config, split)),
+        loss_difference=_difference(losses, reference_losses(config, training)),
     )
 
 

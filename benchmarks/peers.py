@@ -1,0 +1,800 @@
+"""Isoflop's training task against the other ways to train the same net: `python -m benchmarks.peers`.
+
+The peers have an environment of their own (`requirements-peers.txt`); one that is not installed is left out with a line
+that says so. All do the same number of steps of the same net at the same batch size, from its first weights in each
+round. Time runs from the first batch to the last loss known on the host. Building, compiling and warming up are outside
+of it; the first round, which has them, does not count and is told apart. Peers are used as their documentation shows,
+without bars, loggers and checkpoints unless their name says so.
+
+Every contestant, Isoflop too, lives in a process of its own that waits for the word to run a round, so that rounds of all
+of them alternate in random order: Keras takes one backend per process, JAX brings its own thread pool and Lightning its
+own hooks, and none is to disturb another or to be treated differently. All are confined to the same core.
+
+`--clock cpu` counts the CPU time of each one's process, for machines that are not quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks import measure
+from benchmarks.measure import Spread
+from engine import loading, planner, records
+from engine.config import FULL, RunConfig, parse_config
+from engine.datasets import Dataset
+from engine.pytorch import data as datasets
+from engine.pytorch import models
+from engine.pytorch.train import Clock, train
+
+ROUNDS = 7
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+_MLP = {"family": "mlp", "hidden": [128]}
+_DECODER = {"family": "transformer", "num_layers": 4, "d_model": 144, "num_heads": 4}
+_ADAM = {"name": "adam", "lr": 1e-3}
+_ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01}
+_MOMENTUM = {"name": "momentum", "lr": 0.02, "momentum": 0.9}
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is trained in a round: whole epochs, or less than one."""
+
+    title: str
+    steps: int
+    model: dict[str, object]
+    optimizer: dict[str, object]
+    batch_size: int | str
+    data: str = "mnist5k"
+
+    @property
+    def config(self) -> RunConfig:
+        return parse_config(
+            {
+                "model": self.model,
+                "data": self.data,
+                "optimizer": self.optimizer,
+                "batch_size": self.batch_size,
+                "budget": {"steps": self.steps},
+                "evaluate_every": self.steps,
+                "execution": "eager",
+            }
+        )
+
+
+WORKLOADS = {
+    "mlp-64": Workload("784-128-10, Adam, B=64", 315, _MLP, _ADAM, 64),
+    "mlp-1": Workload("784-128-10, Adam, B=1", 400, _MLP, _ADAM, 1),
+    "mlp-full": Workload("784-128-10, Adam, full batch", 16, _MLP, _ADAM, FULL),
+    "lenet-64": Workload("LeNet, momentum, B=64", 63, {"family": "cnn"}, _MOMENTUM, 64),
+    "decoder-32": Workload("char decoder, AdamW, B=32", 6, _DECODER, _ADAMW, 32, "text"),
+}
+
+
+# --- contestants --------------------------------------------------------------------------------------------------
+
+
+class Contestant(ABC):
+    """One way to train a workload, round by round."""
+
+    def __init__(self, workload: Workload, clock: Clock) -> None:
+        self.config, self.steps, self.clock = workload.config, workload.steps, clock
+        plan = planner.plan(self.config)
+        self.batch_size = plan.batch_size
+        self.epochs, rest = divmod(self.steps, plan.steps_per_epoch)
+        assert not (self.epochs and rest), "whole epochs or less than one"
+        self.samples = self.epochs * plan.train_examples + rest * self.batch_size
+
+    @abstractmethod
+    def round_s(self) -> float:
+        """Seconds of one training from first weights."""
+
+    @abstractmethod
+    def held_out_loss(self) -> float:
+        """After the last round, on the held-out split: who does not train shall not win."""
+
+
+class Isoflop(Contestant):
+    """The training task's own clock: steps and reading their losses back, as in `training_loop`."""
+
+    def round_s(self) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            events = list(train(self.config, Path(folder), clock=self.clock))
+        self.evaluation = [event for event in events if isinstance(event, records.Evaluation)][-1]
+        return [event for event in events if isinstance(event, records.Steps)][-1].train_s[1]
+
+    def held_out_loss(self) -> float:
+        return self.evaluation.test_loss
+
+
+class Tutorial(Contestant):
+    """pytorch.org's beginner loop: DataLoader, default optimizer, loss.item() in every step."""
+
+    def __init__(self, workload: Workload, clock: Clock) -> None:
+        super().__init__(workload, clock)
+        self.split = Split.of(self.config)
+        self.criterion = mean_loss if self.config.data == "text" else nn.CrossEntropyLoss()
+
+    def fresh(self) -> tuple[nn.Module, torch.optim.Optimizer, DataLoader]:
+        """The task's net and first weights in the memory layout everyone starts with, warmed up as the task does it."""
+        self.model = models.build(self.config.model, facts_of(self.config), seed=self.config.seed)
+        self.model.to(memory_format=torch.contiguous_format)
+        optimizer = plain_optimizer(self.config, self.model)
+        for _ in range(3):
+            x, y = self.split.train_x[: self.batch_size], self.split.train_y[: self.batch_size]
+            self.criterion(self.model(x), y).backward()
+            optimizer.zero_grad()
+        torch.manual_seed(self.config.seed)  # of the order
+        examples = TensorDataset(self.split.train_x, self.split.train_y)
+        return self.model, optimizer, DataLoader(examples, batch_size=self.batch_size, shuffle=True)
+
+    def round_s(self) -> float:
+        return self.loop_s(*self.fresh(), torch.Tensor.backward)
+
+    def loop_s(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: DataLoader,
+        backward: Callable[[torch.Tensor], None],
+    ) -> float:
+        start, step, running_loss = self.clock(), 0, 0.0
+        while step < self.steps:
+            for x, y in loader:
+                optimizer.zero_grad()
+                outputs = model(x)
+                loss = self.criterion(outputs, y)
+                backward(loss)
+                optimizer.step()
+                running_loss += loss.item()
+                step += 1
+                if step == self.steps:
+                    break
+        return self.clock() - start
+
+    def held_out_loss(self) -> float:
+        with torch.inference_mode():
+            return self.criterion(self.model(self.split.test_x), self.split.test_y).item()
+
+
+class Accelerate(Tutorial):
+    """The tutorial's loop with the lines that Accelerate's quick tour adds."""
+
+    def __init__(self, workload: Workload, clock: Clock) -> None:
+        from accelerate import Accelerator
+
+        super().__init__(workload, clock)
+        self.accelerator = Accelerator(cpu=True)
+
+    def round_s(self) -> float:
+        prepared = self.accelerator.prepare(*self.fresh())
+        took = self.loop_s(*prepared, self.accelerator.backward)
+        self.accelerator.free_memory()  # it holds on to what it prepared
+        return took
+
+
+class Lightning(Tutorial):
+    """A LightningModule as in its quick start, in a Trainer without what costs time beside training."""
+
+    options: Mapping[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+
+    def round_s(self) -> float:
+        import lightning
+
+        clock = self.clock
+
+        class Module(lightning.LightningModule):
+            def __init__(self, model, optimizer, criterion) -> None:
+                super().__init__()
+                self.model, self.optimizer, self.criterion = model, optimizer, criterion
+
+            def training_step(self, batch, batch_idx):
+                x, y = batch
+                loss = self.criterion(self.model(x), y)
+                self.log("train_loss", loss)
+                return loss
+
+            def configure_optimizers(self):
+                return self.optimizer
+
+        class Stopwatch(lightning.Callback):
+            def on_train_start(self, *_) -> None:
+                self.start = clock()
+
+            def on_train_end(self, trainer, _) -> None:
+                self.last_loss = trainer.callback_metrics["train_loss"].item()
+                self.took = clock() - self.start
+
+        model, optimizer, loader = self.fresh()
+        stopwatch = Stopwatch()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = lightning.Trainer(
+                accelerator="cpu",
+                max_epochs=-1,
+                max_steps=self.steps,
+                default_root_dir=folder,
+                callbacks=[stopwatch],
+                **self.options,
+            )
+            trainer.fit(Module(model, optimizer, self.criterion), loader)
+        return stopwatch.took
+
+
+class LightningDefault(Lightning):
+    """With what Trainer() brings: TensorBoard every 50 steps, a checkpoint each epoch, a progress bar (into a file)."""
+
+    options: Mapping[str, Any] = {}
+
+
+class Keras(Contestant):
+    """compile() and fit() on NumPy arrays; KERAS_BACKEND says on what. Compiled once: rounds set the state back."""
+
+    steps_at_once = 1
+
+    def __init__(self, workload: Workload, clock: Clock) -> None:
+        import keras
+
+        super().__init__(workload, clock)
+        keras.utils.set_random_seed(self.config.seed)
+        examples = Split.of(self.config)
+        self.train_x, self.test_x = (channels_last(x.numpy()) for x in (examples.train_x, examples.test_x))
+        self.train_y, self.test_y = examples.train_y.numpy(), examples.test_y.numpy()
+        self.model = keras_model(self.config)
+        assert self.model.count_params() == planner.plan(self.config).parameters, "the same net"
+        self.model.compile(
+            optimizer=keras_optimizer(self.config),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            steps_per_execution=min(self.steps_at_once, self.steps),  # it would run more steps than it was asked for
+        )
+        self.model.optimizer.build(self.model.trainable_variables)
+        self.state = [*self.model.variables, *self.model.optimizer.variables]
+        self.first_state = [keras.ops.convert_to_numpy(variable).copy() for variable in self.state]
+
+    def round_s(self) -> float:
+        import keras
+
+        clock = self.clock
+
+        class Stopwatch(keras.callbacks.Callback):
+            def on_train_begin(self, logs=None) -> None:
+                self.start = clock()
+
+            def on_train_end(self, logs=None) -> None:
+                self.last_loss = float(logs["loss"])
+                self.took = clock() - self.start
+
+        for variable, value in zip(self.state, self.first_state, strict=True):
+            variable.assign(value)
+        stopwatch = Stopwatch()
+        self.model.fit(
+            self.train_x,
+            self.train_y,
+            batch_size=self.batch_size,
+            epochs=max(1, self.epochs),
+            steps_per_epoch=None if self.epochs else self.steps,
+            verbose=0,
+            callbacks=[stopwatch],
+        )
+        return stopwatch.took
+
+    def held_out_loss(self) -> float:
+        return float(self.model.evaluate(self.test_x, self.test_y, verbose=0))
+
+
+class KerasStepsAtOnce(Keras):
+    """The option Keras documents against per-step overhead; it exists on the JAX backend only."""
+
+    steps_at_once = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A contestant: its title, its class, and the packages it needs."""
+
+    title: str
+    kind: type[Any]
+    packages: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+_TORCH, _JAX = {"KERAS_BACKEND": "torch"}, {"KERAS_BACKEND": "jax"}
+PEERS = {
+    "isoflop": Peer("Isoflop", Isoflop, ("torch",)),
+    "tutorial": Peer("tutorial loop", Tutorial, ("torch",)),
+    "accelerate": Peer("Accelerate", Accelerate, ("accelerate",)),
+    "lightning": Peer("Lightning, logger, checkpoints, bar off", Lightning, ("lightning",)),
+    "lightning-default": Peer("Lightning, Trainer() as it comes", LightningDefault, ("lightning", "tensorboard")),
+    "keras-torch": Peer("Keras on torch", Keras, ("keras",), _TORCH),
+    "keras-jax": Peer("Keras on jax", Keras, ("keras", "jax", "jaxlib"), _JAX),
+    "keras-jax-20": Peer("Keras on jax, steps_per_execution=20", KerasStepsAtOnce, ("keras", "jax", "jaxlib"), _JAX),
+}
+COMPILED = {"keras-jax", "keras-jax-20"}  # the others are PyTorch, eager
+ENV = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
+
+
+# --- the same thing in everyone's words ---------------------------------------------------------------------------
+
+
+def facts_of(config: RunConfig) -> Dataset:
+    return loading.facts(config.data, config.source)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Examples as the task's net reads them; of text, windows side by side."""
+
+    train_x: torch.Tensor
+    train_y: torch.Tensor
+    test_x: torch.Tensor
+    test_y: torch.Tensor
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Split:
+        splits = datasets.tensors(loading.load(config.data, config.source), config.model)
+        return cls(*(part.contiguous() for examples in splits for part in next(examples.in_order(len(examples)))))
+
+
+def mean_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of text, (batch, seq_len, characters): every position is an answer."""
+    return nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+
+def plain_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """torch.optim with its defaults: not fused."""
+    spec = config.optimizer
+    match spec.name:
+        case "adam":
+            return torch.optim.Adam(model.parameters(), lr=spec.lr)
+        case "adamw":
+            return torch.optim.AdamW(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
+        case "momentum":
+            return torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=spec.momentum)
+        case _:
+            raise NotImplementedError(spec.name)
+
+
+def keras_optimizer(config: RunConfig) -> Any:
+    import keras
+
+    spec = config.optimizer
+    match spec.name:
+        case "adam":
+            return keras.optimizers.Adam(spec.lr)
+        case "adamw":
+            return keras.optimizers.AdamW(spec.lr, weight_decay=spec.weight_decay)
+        case "momentum":
+            return keras.optimizers.SGD(spec.lr, momentum=spec.momentum)
+        case _:
+            raise NotImplementedError(spec.name)
+
+
+def channels_last(x: np.ndarray) -> np.ndarray:
+    """Images as Keras lays them out."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == 4 else x
+
+
+def keras_model(config: RunConfig) -> Any:
+    """The same layers and parameters out of Keras's own; first weights are Keras's."""
+    from keras import Input, Sequential, layers
+
+    facts = facts_of(config)
+    match config.model.family:
+        case "mlp":
+            hidden = [layers.Dense(units, activation="relu") for units in config.model.hidden]
+            return Sequential([Input((784,)), *hidden, layers.Dense(facts.num_classes)])
+        case "cnn":
+            stages = [[layers.Conv2D(c, 5, activation="relu"), layers.MaxPooling2D()] for c in (6, 16)]
+            dense = [layers.Dense(units, activation="relu") for units in (120, 84)]
+            return Sequential(
+                [Input((32, 32, 1)), *stages[0], *stages[1], layers.Flatten(), *dense, layers.Dense(facts.num_classes)]
+            )
+        case _:
+            return keras_decoder(config)
+
+
+def keras_decoder(config: RunConfig) -> Any:
+    """The task's pre-norm decoder: no biases, learned positions, exact GELU, a head of its own."""
+    import keras
+    from keras import layers
+
+    class Positions(layers.Layer):
+        def build(self, shape) -> None:
+            self.weight = self.add_weight(shape=shape[1:], initializer=keras.initializers.RandomNormal(stddev=0.02))
+
+        def call(self, x):
+            return x + self.weight
+
+    spec, facts = config.model, facts_of(config)
+    d = spec.d_model
+    tokens = keras.Input(facts.shape, dtype="int32")
+    x = Positions()(layers.Embedding(facts.num_classes, d)(tokens))
+    for _ in range(spec.num_layers):
+        y = layers.LayerNormalization(center=False, epsilon=1e-5)(x)
+        attention = layers.MultiHeadAttention(spec.num_heads, d // spec.num_heads, use_bias=False)
+        x = x + attention(y, y, use_causal_mask=True)
+        y = layers.LayerNormalization(center=False, epsilon=1e-5)(x)
+        y = layers.Activation("gelu")(layers.Dense(4 * d, use_bias=False)(y))
+        x = x + layers.Dense(d, use_bias=False)(y)
+    x = layers.LayerNormalization(center=False, epsilon=1e-5)(x)
+    return keras.Model(tokens, layers.Dense(facts.num_classes, use_bias=False)(x))
+
+
+# --- workers ------------------------------------------------------------------------------------------------------
+
+
+class WorkerError(RuntimeError):
+    """What a worker says went wrong."""
+
+
+class Worker:
+    """A contestant's process. It answers a line of JSON with a line of JSON; what it prints goes into a file."""
+
+    def __init__(self, module: str, name: str, env: Mapping[str, str], folder: Path) -> None:
+        self.log = folder / f"{name}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, "--worker", name],
+                env=os.environ | env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1,
+            )  # fmt: skip
+
+    def ask(self, **request: Any) -> dict[str, float]:
+        """Its answer; raises WorkerError when it failed or is gone."""
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(request) + "\n")
+        answer = self.answer()
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"error": f"ended: {self._last_words()}"}
+
+    def close(self) -> None:
+        try:
+            self.process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    def _last_words(self) -> str:
+        return (self.log.read_text().strip().splitlines() or ["without a word"])[-1]
+
+
+def serve(handle: Callable[..., Mapping[str, Any]]) -> None:
+    """The worker's side: a word that it is ready, then `handle` answers requests. An error is an answer too."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers.write("{}\n")
+    os.dup2(2, 1)  # the peers may print what they like
+    for line in sys.stdin:
+        try:
+            answer = dict(handle(**json.loads(line)))
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+        answers.write(json.dumps(answer) + "\n")
+
+
+@contextlib.contextmanager
+def started(module: str, peers: Mapping[str, Peer], env: Mapping[str, str]) -> Iterator[dict[str, Worker]]:
+    """A worker of each peer; their files go to a folder for the time."""
+    workers: dict[str, Worker] = {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        shared = {"CUDA_VISIBLE_DEVICES": "", "MKL_NUM_THREADS": "1", "HOME": home, **env}
+        try:
+            for name, peer in peers.items():
+                workers[name] = Worker(module, name, {**shared, **peer.env}, Path(home))
+            for worker in workers.values():
+                worker.answer()  # imports are done: nobody disturbs the first round
+            yield workers
+        finally:
+            for worker in workers.values():
+                worker.close()
+
+
+def first_answers(
+    workers: Mapping[str, Worker], peers: Mapping[str, Peer], **request: Any
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """What the workers say to a request, and why others could not; that is told at once."""
+    answers, left_out = {}, {}
+    for name, worker in workers.items():
+        try:
+            answers[name] = worker.ask(**request)
+        except WorkerError as error:
+            left_out[name] = str(error)
+            print(f"{peers[name].title} left out: {error}")
+    return answers, left_out
+
+
+def installed(peers: Mapping[str, Peer], asked: Iterable[str]) -> tuple[dict[str, Peer], dict[str, str]]:
+    """Of those asked for the ones that can run, and why the others cannot; that is told at once."""
+    found, left_out = {}, {}
+    for name in asked:
+        if absent := [package for package in peers[name].packages if package not in versions([peers[name]])]:
+            left_out[name] = f"not installed: {', '.join(absent)}"
+            print(f"{peers[name].title} left out: {left_out[name]}")
+        else:
+            found[name] = peers[name]
+    return found, left_out
+
+
+def versions(peers: Iterable[Peer]) -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {}
+    for package in sorted({package for peer in peers for package in peer.packages}):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """This process and those it starts meanwhile stay on its last core; on all where a system cannot say so (macOS)."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def work(peer: Peer) -> None:
+    """A contestant's process."""
+    importlib.import_module(peer.packages[0])  # no part of a round
+    torch.set_num_threads(1)
+    current: dict[str, Contestant] = {}
+
+    def handle(workload: str, clock: str, *, first: bool = False) -> dict[str, float]:
+        begun = CLOCKS[clock]()
+        if first:
+            current.clear()
+            current[workload] = peer.kind(WORKLOADS[workload], CLOCKS[clock])
+        contestant = current[workload]
+        speed = contestant.samples / contestant.round_s()
+        if not first:
+            return {"samples_per_s": speed}
+        return {"first_round_s": CLOCKS[clock]() - begun, "held_out_loss": contestant.held_out_loss()}
+
+    serve(handle)
+
+
+# --- the physical limit -------------------------------------------------------------------------------------------
+
+_GEMM_SIDE = 512
+_TRIAD_VALUES = {"l3": 2**19, "dram": 2**24}  # 3 arrays of 2 MiB lie in an L3 cache, 3 of 64 MiB do not
+_VALUES_MOVED = {"adam": 7, "adamw": 7, "momentum": 5}  # weight, gradient and state read, all but the gradient written
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """One thread's best: the 5th percentile of many short calls, which other programs disturb least."""
+
+    gemm_flops_per_s: float
+    l3_bytes_per_s: float
+    dram_bytes_per_s: float
+
+    @classmethod
+    def measured(cls) -> Limits:
+        a, b, c = torch.rand(3, _GEMM_SIDE, _GEMM_SIDE)
+        gemm = 2 * _GEMM_SIDE**3 / _p05_s(lambda: torch.mm(a, b, out=c))
+        return cls(gemm, *(_triad_bytes_per_s(values) for values in _TRIAD_VALUES.values()))
+
+
+def _triad_bytes_per_s(values: int) -> float:
+    """a = b + 3c; reading a before it is written over is not counted."""
+    a, b, c = (torch.ones(values) for _ in range(3))
+    return 3 * a.nbytes / _p05_s(lambda: torch.add(b, c, alpha=3.0, out=a))
+
+
+def _p05_s(call: Callable[[], object], *, seconds: float = 0.5) -> float:
+    times, until = [], time.perf_counter() + seconds
+    while (start := time.perf_counter()) < until:
+        call()
+        times.append(time.perf_counter() - start)
+    return float(np.percentile(times, 5))
+
+
+def roofline_s(config: RunConfig, limits: Limits) -> float:
+    """The least seconds a step can take: the FLOPs of matrix products and convolutions, forward and backward, at the
+    GEMM peak, then the optimizer's reads and writes of weights, gradients and state at the bandwidth of the L3 cache.
+
+    All else is left out: activations, losses, and that thin products have no chance of the peak (with B=1 they are
+    bound by reading the weights).
+    """
+    plan = planner.plan(config)
+    flops = plan.batch_size * plan.train_flops_per_example
+    moved = 4 * _VALUES_MOVED[config.optimizer.name] * plan.parameters
+    return flops / limits.gemm_flops_per_s + moved / limits.l3_bytes_per_s
+
+
+# --- side by side -------------------------------------------------------------------------------------------------
+
+GOALS_OVER_LIGHTNING = {"mlp-64": 4.0, "mlp-1": 6.0, "lenet-64": 1.5}  # median ratio of samples per second, at least
+PARITY = "decoder-32"  # bound by matrix products that are the same for all: not behind, within the spread
+_LEARNED_FACTOR = 2.0
+HOW = (
+    "one process per contestant, all on the same core; rounds of all in random order; seconds from the first batch to the "
+    "last loss on the host; ratios are of one round; fraction_of_roofline = roofline_step_s over the median step"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A peer on a workload."""
+
+    samples_per_s: Spread
+    over_tutorial: Spread | None  # ratios of the two in one round; None of itself, or when the other did not run
+    isoflop_over_it: Spread | None
+    first_round_s: float  # building, compiling and warming up with it
+    held_out_loss: float
+
+
+def compare(
+    name: str, workers: Mapping[str, Worker], *, clock: str, rounds: int, rng: random.Random
+) -> tuple[dict[str, Standing], dict[str, str]]:
+    """Standings, and why a worker has none."""
+    first, left_out = first_answers(workers, PEERS, workload=name, clock=clock, first=True)
+    speeds: dict[str, list[float]] = {peer: [] for peer in first}
+    for _ in range(rounds):
+        for peer in rng.sample(list(first), len(first)):
+            speeds[peer].append(workers[peer].ask(workload=name, clock=clock)["samples_per_s"])
+
+    def ratio(over: str, under: str) -> Spread | None:
+        if over == under or not {over, under} <= speeds.keys():
+            return None
+        return Spread.of([a / b for a, b in zip(speeds[over], speeds[under], strict=True)])
+
+    standings = {
+        peer: Standing(
+            Spread.of(speeds[peer]), ratio(peer, "tutorial"), ratio("isoflop", peer),
+            first[peer]["first_round_s"], first[peer]["held_out_loss"],
+        )
+        for peer in first
+    }  # fmt: skip
+    return standings, left_out
+
+
+def verdicts(name: str, standings: Mapping[str, Standing]) -> dict[str, bool]:
+    """What is aimed at on a workload, in words, and whether it was reached."""
+    found = {}
+    for peer, standing in standings.items():
+        if peer == "isoflop" or (ratio := standing.isoflop_over_it) is None:
+            continue
+        title = PEERS[peer].title
+        if peer.startswith("lightning") and name in GOALS_OVER_LIGHTNING:
+            goal = GOALS_OVER_LIGHTNING[name]
+            found[f"at least {goal:g}x {title}"] = ratio.median >= goal
+        if peer not in COMPILED:
+            if name == PARITY:
+                found[f"not behind {title}, within the spread"] = ratio.p90 >= 1
+            found[f"ahead of {title}"] = ratio.median > 1
+    return found
+
+
+def trained_alike(name: str, standings: Mapping[str, Standing]) -> bool:
+    """Whether all brought the loss down from that of a guess by about as much: first weights and order differ."""
+    guess = math.log(facts_of(WORKLOADS[name].config).num_classes)
+    learned = [guess - standing.held_out_loss for standing in standings.values()]
+    return max(learned) <= _LEARNED_FACTOR * min(learned)
+
+
+def show(name: str, standings: Mapping[str, Standing], fractions: Mapping[str, float]) -> None:
+    print(f"\n{WORKLOADS[name].title}; {WORKLOADS[name].steps} steps a round\n")
+    header = ["", "samples/s", "over tutorial", "Isoflop over it", "first round, s", "held-out loss", "of limit"]
+    measure.table(
+        header,
+        [
+            [
+                PEERS[peer].title,
+                s.samples_per_s.text(0),
+                s.over_tutorial.text() if s.over_tutorial else "-",
+                s.isoflop_over_it.text() if s.isoflop_over_it else "-",
+                f"{s.first_round_s:.1f}",
+                f"{s.held_out_loss:.3f}",
+                f"{fractions[peer]:.0%}" if peer in fractions else "",
+            ]
+            for peer, s in standings.items()
+        ],
+    )
+    for goal, reached in verdicts(name, standings).items():
+        print(f"{measure.verdict(reached)}: {goal}")
+    if not trained_alike(name, standings):
+        print("Some learned much less than others: not the same training, the speeds do not compare.")
+
+
+def names_of(peers: Mapping[str, Peer]) -> Callable[[str], list[str]]:
+    """Reads `a,b` from the command line."""
+
+    def parse(text: str) -> list[str]:
+        if unknown := set(text.split(",")) - peers.keys():
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))} is none of {', '.join(peers)}")
+        return text.split(",")
+
+    return parse
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--only", choices=WORKLOADS, action="append", help="this workload; writes no file")
+    parser.add_argument("--peers", type=names_of(PEERS), help=f"some of {','.join(PEERS)}; writes no file")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.worker:
+        work(PEERS[asked.worker])
+        return
+    torch.set_num_threads(1)
+    load_before, rng = measure.load(), random.Random(0)
+    print(
+        f"Samples per second of {asked.clock} time on one core, {asked.rounds} rounds in random order: median (p10-p90)"
+    )
+    peers, left_out = installed(PEERS, asked.peers or PEERS)
+    with one_core(), contextlib.ExitStack() as stack:
+        limits = Limits.measured()  # before there are workers, which want the same core
+        workers = stack.enter_context(started("benchmarks.peers", peers, ENV))
+        workloads = {
+            name: figures_of(name, workers, limits, asked.clock, asked.rounds, rng) for name in asked.only or WORKLOADS
+        }
+    if not (asked.only or asked.peers):
+        figures = {
+            "how": HOW,
+            "clock": asked.clock,
+            "versions": versions(peers.values()),
+            "left_out": left_out,
+            "limits": asdict(limits),
+            "workloads": workloads,
+        }
+        measure.save("peers" + ("" if asked.clock == "wall" else f"_{asked.clock}"), figures, load_before=load_before)
+
+
+def figures_of(
+    name: str, workers: Mapping[str, Worker], limits: Limits, clock: str, rounds: int, rng: random.Random
+) -> dict[str, object]:
+    config, plan = WORKLOADS[name].config, planner.plan(WORKLOADS[name].config)
+    standings, left_out = compare(name, workers, clock=clock, rounds=rounds, rng=rng)
+    least_s = roofline_s(config, limits)
+    fractions = {
+        peer: least_s * standings[peer].samples_per_s.median / plan.batch_size
+        for peer in ("isoflop", "tutorial")
+        if peer in standings
+    }
+    show(name, standings, fractions)
+    return {
+        "title": WORKLOADS[name].title,
+        "steps_per_round": WORKLOADS[name].steps,
+        "parameters": plan.parameters,
+        "contestants": {peer: {"title": PEERS[peer].title} | asdict(s) for peer, s in standings.items()},
+        "left_out": left_out,
+        "roofline_step_s": least_s,
+        "fraction_of_roofline": fractions,
+        "trained_alike": trained_alike(name, standings),
+        "reached": verdicts(name, standings),
+    }
+
+
+if __name__ == "__main__":
+    main()
