@@ -114,7 +114,7 @@ def _besides(run: Run) -> list[str]:
     if run.compiled:
         words.append(f"{units.duration(run.compiled.seconds)} to compile, not in the training time")
     if s.process_memory_bytes is not None:
-        words.append(f"Whole process {units.nbytes(s.process_memory_bytes)}, about 320 MB of it PyTorch itself")
+        words.append(f"Whole process {units.nbytes(s.process_memory_bytes)}, PyTorch itself included")
     return words
 
 

@@ -378,7 +378,7 @@ def _card(run: Run) -> str:
         f"  throughput        {units.samples_per_s(s.samples_per_s)} (measured)",
         f"  arithmetic        {units.flops(s.flops)} (derived)",
         f"  training memory   {units.nbytes(s.peak_memory_bytes)} (weights, optimizer and one step's peak)",
-        f"  process memory    {units.nbytes(s.process_memory_bytes)} (measured, with PyTorch's own 320 MB)",
+        f"  process memory    {units.nbytes(s.process_memory_bytes)} (measured, PyTorch itself included)",
     ]
     if run.compiled:
         lines.append(f"  compiling         {units.duration(run.compiled.seconds)}, before the clock of training")

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
@@ -50,9 +50,9 @@ class Model(Spec):
         size, given = data["size"], {key: value for key, value in data.items() if key != "size"}
         if size == CUSTOM:
             return given
-        if size not in cls.sizes:
+        if not isinstance(size, str) or size not in cls.sizes:
             raise ValueError(f"size={size!r} is not allowed; it may be one of {', '.join([*cls.sizes, CUSTOM])}")
-        return {**cls.sizes[size], **given}
+        return {**cls.sizes[cast(SizeName, size)], **given}
 
     @property
     def size(self) -> SizeName | Literal["custom"]:
@@ -220,7 +220,7 @@ class Optimizer(Spec):
         lt=1,
         allow_inf_nan=False,
         title="Beta 1",
-        description="How long gradients are averaged; adam, adamw.",
+        description="How long gradients are averaged; adam, adamw, and muon's share of adamw.",
     )
     beta2: float = Field(
         0.999,
@@ -228,7 +228,7 @@ class Optimizer(Spec):
         lt=1,
         allow_inf_nan=False,
         title="Beta 2",
-        description="How long squared gradients are averaged; adam, adamw.",
+        description="How long squared gradients are averaged; adam, adamw, and muon's share of adamw.",
     )
     alpha: float = Field(
         0.99,
@@ -470,7 +470,8 @@ class RunConfig(Spec):
 
         Fields at their defaults are left out, so that a field added later moves no fingerprint.
         """
-        said = self.model_dump(mode="json", exclude_defaults=True) | {"model": self.model.model_dump(mode="json")}
+        said = self.model_dump(mode="json", exclude_defaults=True)
+        said["model"] = {"family": self.model.family} | self.model.model_dump(mode="json", exclude_defaults=True)
         canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

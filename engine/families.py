@@ -333,11 +333,10 @@ def _transformer_stages(model: Transformer, data: Dataset) -> list[Stage]:
 
 
 def workspace_bytes(model: ModelSpec, data: Dataset, batch_size: int) -> int:
-    """An estimate of what comes and goes within a step: a gradient and its factor of the largest layer."""
+    """An estimate of what comes and goes within a backward pass: the largest layer's gradient, before and after it."""
     return 2 * FLOAT_BYTES * batch_size * largest_output(model, data)
 
 
 def largest_output(model: ModelSpec, data: Dataset) -> int:
-    """Values of the largest tensor between two layers, per example."""
-    found = [p.rows * p.fan_out for p in products(model, data) if p.kind != "attention"]
-    return max(prod(input_shape(model, data)), *found)
+    """Values of the largest layer's output, per example."""
+    return max(p.rows * p.fan_out for p in products(model, data) if p.kind != "attention")

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from math import ceil, prod
 
 from engine import families, hardware, loading, units
-from engine.config import FULL, USER_DATA, RunConfig, model_in_words
+from engine.config import FULL, RNN, RunConfig, model_in_words
 from engine.datasets import Dataset
 from engine.errors import ConfigError, DeviceError, OutOfMemory
 from engine.hardware import Machine
 
 _EVALUATION_BYTES = 2**26  # of the largest layer's output: about what a cache holds
+GATHER_LIMIT_BYTES = 2**30  # an epoch larger than this is gathered batch by batch
 MEMORY_SHARE = 0.8  # of what is free; the rest is left to everything else on the machine
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The arithmetic of a run. Bytes are float32 and exact but for the workspace, an estimate; in bf16 and fp16
-    activations take less than is said."""
+    """The arithmetic of a run. Bytes are those of float32 and of PyTorch's own kernels, and exact but for the workspace:
+    an estimate of what comes and goes within a step or an evaluation, and of what other kernels and precisions add."""
 
     parameters: int
     forward_flops_per_example: int
@@ -71,9 +73,13 @@ def plan(
         "gradient_bytes": weights,
         "optimizer_bytes": families.optimizer_bytes(config.optimizer, model, data),
         "activation_bytes": families.activation_bytes(model, data, micro, checkpointing=checkpointing),
-        "workspace_bytes": families.workspace_bytes(model, data, micro),
-        "data_bytes": _data_bytes(config, data),
+        "data_bytes": _data_bytes(config, data, batch),
     }
+    evaluation = max(1, min(1_000, _EVALUATION_BYTES // (4 * families.largest_output(model, data))))
+    sizes["workspace_bytes"] = max(
+        _step_workspace(config, data, weights, sizes["activation_bytes"], micro),
+        families.workspace_bytes(model, data, evaluation) - sizes["activation_bytes"],  # which an evaluation has not
+    )
     free = free_bytes if free_bytes is not None else hardware.free_memory_bytes(config.device)
     return Plan(
         parameters=count,
@@ -81,7 +87,7 @@ def plan(
         train_flops_per_example=per_example,
         **sizes,
         micro_batch=micro,
-        evaluation_batch=max(1, min(1_000, _EVALUATION_BYTES // (4 * families.largest_output(model, data)))),
+        evaluation_batch=evaluation,
         batch_size=batch,
         train_examples=data.train_examples,
         test_examples=data.test_examples,
@@ -112,7 +118,8 @@ def check(config: RunConfig) -> Plan:
         )
     result = plan(config, machine=machine)
     if result.fits is False:
-        raise OutOfMemory(_does_not_fit(config, result), fix=_what_fits(config, result))
+        data = loading.facts(config.data, config.source)
+        raise OutOfMemory(_does_not_fit(config, result), fix=_what_fits(config, result, data))
     return result
 
 
@@ -135,6 +142,8 @@ def check_abilities(config: RunConfig, machine: Machine) -> None:
         capability = _capability(config, machine)
         if capability is not None and capability < _AMPERE:
             reason = f"the GPU has compute capability {capability:g}, and {precision} needs {_AMPERE:g}"
+    if on_cpu and precision == "bf16" and _is_lstm(config) and not _BF16_FLAGS & set(machine.cpu.isa):
+        reason = "this CPU has an LSTM in float32 only (avx512_bf16, amx_bf16)"
     if reason:
         fix = "Choose precision=fp32." if on_cpu else "Choose precision=fp32 or fp16."
         raise DeviceError(f"precision='{precision}' cannot be used on {config.device}: {reason}.", fix=fix)
@@ -151,9 +160,13 @@ def _capability(config: RunConfig, machine: Machine) -> float | None:
     return float(found[0]) if found and found[0] else None
 
 
+def _is_lstm(config: RunConfig) -> bool:
+    return isinstance(config.model, RNN) and config.model.cell == "lstm"
+
+
 def _compiler() -> str | None:
-    """As torch.compile looks for it."""
-    return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
+    """As torch.compile looks for it (torch/_inductor/config.py)."""
+    return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
 
 
 def _warnings(config: RunConfig, data: Dataset, machine: Machine) -> list[str]:
@@ -169,9 +182,33 @@ def _warnings(config: RunConfig, data: Dataset, machine: Machine) -> list[str]:
             "Compiling takes 10 to 80 s on a CPU and gave at most 1.1 times the speed of eager; convolutions became "
             "slower. Its time is shown apart."
         )
+    if config.execution == "compiled" and isinstance(config.model, RNN):
+        found.append("torch.compile leaves recurrent layers as they are: there is little to gain.")
+    found += _never_arrives(config, data)
     if data.measures_speed_only:
         found.append("Synthetic data is random: it measures speed, and its loss and accuracy mean nothing.")
     return found
+
+
+def _never_arrives(config: RunConfig, data: Dataset) -> list[str]:
+    """What needs more steps than the run has."""
+    batch, _ = _batch_sizes(config, data)
+    steps = total_steps(config, data.train_examples, batch, families.train_flops_per_example(config.model, data))
+    if steps is None:
+        return []
+    found = []
+    if config.warmup_steps >= steps:
+        found.append(
+            f"warmup_steps={config.warmup_steps} is as long as the run of {steps} steps: it never reaches its learning rate."
+        )
+    if config.ema_decay and (first := config.ema_decay**steps) > _TOO_OLD:
+        found.append(
+            f"With ema_decay={config.ema_decay:g} and {steps} steps the averaged weights are still {first:.0%} the first ones."
+        )
+    return found
+
+
+_TOO_OLD = 0.05  # share of the first weights in an average that still counts
 
 
 # --- how long, how large ------------------------------------------------------------------------------------------
@@ -202,19 +239,42 @@ def _batch_sizes(config: RunConfig, data: Dataset) -> tuple[int, int]:
     assert isinstance(config.batch_size, int)
     if config.batch_size * parts > examples:
         times = f" x grad_accumulation={parts}" if parts > 1 else ""
+        field, largest = ("batch_size", examples // parts) if parts <= examples else ("grad_accumulation", examples)
         raise ConfigError(
             f"batch_size={config.batch_size}{times} is more than the {examples} training examples of {config.data}.",
-            fix=f"batch_size may be a whole number from 1 to {max(1, examples // parts)}, or full.",
+            fix=f"{field} may be a whole number from 1 to {largest}{', or full' if field == 'batch_size' else ''}.",
         )
     return config.batch_size * parts, config.batch_size
 
 
-def _data_bytes(config: RunConfig, data: Dataset) -> int:
-    """Both splits and an epoch's gathered copy of the training split."""
+# What an update holds for a moment, in weights: kernels that are not fused keep a copy of each intermediate.
+_SCRATCH = {"rmsprop": 1, "muon": 4}
+_REFERENCE_SCRATCH = 2  # torch.optim's defaults
+
+
+def _step_workspace(config: RunConfig, data: Dataset, weights: int, activations: int, micro_batch: int) -> int:
+    """An estimate: gradients of activations, the optimizer's scratch, and what is kept beyond the closed forms."""
+    copies = _SCRATCH.get(config.optimizer.name, 0) + (config.grad_accumulation > 1)  # a second gradient, to be added
+    if config.execution == "dataloader":
+        copies = max(copies, _REFERENCE_SCRATCH)
+    size = families.workspace_bytes(config.model, data, micro_batch) + copies * weights
+    if config.precision in {"bf16", "fp16"}:
+        size += weights // 2  # autocast's copies of the weights
+    if _is_lstm(config):
+        size += activations  # oneDNN and cuDNN keep about as much again
+    return size
+
+
+def _data_bytes(config: RunConfig, data: Dataset, batch_size: int) -> int:
+    """On the run's device: both splits, and an epoch's gathered copy of the training split where there is one."""
     if data.kind == "text":
         return 4 * prod(data.shape) * (data.train_examples + data.test_examples)
-    values = prod(families.input_shape(config.model, data))
-    return families.FLOAT_BYTES * values * (2 * data.train_examples + data.test_examples)
+    value_bytes = families.FLOAT_BYTES * prod(families.input_shape(config.model, data))
+    training, held_out = (value_bytes * count for count in (data.train_examples, data.test_examples))
+    if config.execution == "dataloader":
+        return training + held_out if config.device == "cpu" else held_out
+    gathers = batch_size < data.train_examples and training <= GATHER_LIMIT_BYTES and config.execution != "cuda-graph"
+    return (2 if gathers else 1) * training + held_out
 
 
 def _does_not_fit(config: RunConfig, p: Plan) -> str:
@@ -226,18 +286,24 @@ def _does_not_fit(config: RunConfig, p: Plan) -> str:
     )
 
 
-def _what_fits(config: RunConfig, p: Plan) -> str:
-    assert p.free_bytes is not None
-    moving = p.activation_bytes + p.workspace_bytes  # proportional to the micro-batch
-    room = MEMORY_SHARE * p.free_bytes - (p.total_bytes - moving)
-    largest = min(int(room * p.micro_batch // max(moving, 1)), p.train_examples)
-    if largest >= 1 and p.total_bytes > MEMORY_SHARE * p.free_bytes:
-        more = " More data per step: raise grad_accumulation." if config.batch_size != FULL else ""
-        if config.batch_size == FULL:
-            return (
-                f"Largest batch that fits: {largest}; full fits with grad_accumulation={ceil(p.batch_size / largest)}."
-            )
-        return f"Largest batch that fits: {largest}.{more}"
-    if config.data in USER_DATA or p.data_bytes > p.total_bytes / 2:
-        return "Choose a smaller data set, or a device with more memory."
-    return "Choose a smaller model."
+def _what_fits(config: RunConfig, p: Plan, data: Dataset) -> str:
+    largest = _largest_batch(config, p, data)
+    if not largest:
+        too_much_data = p.data_bytes > p.total_bytes / 2
+        return "Choose a smaller data set." if too_much_data else "Choose a smaller model."
+    if config.batch_size == FULL:
+        return f"Largest batch that fits: {largest}; full fits with grad_accumulation={ceil(p.batch_size / largest)}."
+    return f"Largest batch that fits: {largest}. More data per step: raise grad_accumulation."
+
+
+def _largest_batch(config: RunConfig, p: Plan, data: Dataset) -> int:
+    """By halving; 0 where not even one example fits."""
+    fits, too_large = 0, p.micro_batch
+    while too_large - fits > 1:
+        middle = (fits + too_large) // 2
+        smaller = config.model_copy(update={"batch_size": middle})
+        if plan(smaller, data=data, free_bytes=p.free_bytes).fits:
+            fits = middle
+        else:
+            too_large = middle
+    return fits

@@ -103,11 +103,11 @@ class Compiled(Event):
 
 
 class Memory(Event):
-    """What training needs, apart from everything else the process holds (PyTorch alone is about 320 MB).
+    """What training needs, apart from everything else the process holds (on a CPU PyTorch alone is about 320 MB).
 
     Weights, gradients and optimizer state are exact. `step_peak_bytes` is the allocator's peak above weights, optimizer
-    state and data within one step: activations, gradients and scratch. On CUDA `reserved_bytes` is what the allocator
-    took from the device.
+    state and data within one step: activations, gradients and scratch. On CUDA `allocated_bytes` is the allocator's
+    peak over the whole run, data and evaluations included, and `reserved_bytes` what it took from the device.
     """
 
     kind: Literal["memory"] = "memory"
@@ -116,7 +116,8 @@ class Memory(Event):
     optimizer_bytes: int
     data_bytes: int
     step_peak_bytes: int | None
-    reserved_bytes: int | None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
     method: str
 
     @property

@@ -42,7 +42,7 @@ def _share_after_warm_up(config: RunConfig, step: int, share: float) -> float:
     if not config.warmup_steps:
         return share
     warm_up = config.warmup_steps / step * share
-    return (share - warm_up) / (1 - warm_up)
+    return (share - warm_up) / (1 - warm_up) if warm_up < 1 else 1.0
 
 
 def _half_cosine(x: float) -> float:

@@ -76,6 +76,17 @@ def test_accumulation_needs_the_memory_of_its_micro_batch():
     assert plan("batch_size=64", "grad_accumulation=8").activation_bytes == plan("batch_size=64").activation_bytes
 
 
+def test_only_what_is_gathered_is_counted_twice():
+    once = plan("batch_size=full").data_bytes
+    assert plan("execution=dataloader").data_bytes == once == plan().data_bytes - 4_000 * 784 * 4
+
+
+def test_an_evaluation_needs_memory_too():
+    tiny, large = (plan("data=text", "model.family=transformer", f"batch_size={b}") for b in (1, 256))
+    assert tiny.workspace_bytes > 50 * tiny.activation_bytes / tiny.batch_size
+    assert large.workspace_bytes < large.activation_bytes
+
+
 def test_averaged_weights_are_weights_too():
     assert plan("ema_decay=0.99").weight_bytes == 2 * plan().weight_bytes
 
@@ -118,7 +129,7 @@ def test_the_largest_batch_that_fits_fits_and_the_next_larger_ones_do_not(monkey
     largest = int(refused.value.fix.split(":")[1].split(".")[0])
     assert planner.check(with_overrides(config, [f"batch_size={largest}"])).fits
     with pytest.raises(OutOfMemory):
-        planner.check(with_overrides(config, [f"batch_size={largest + 8}"]))
+        planner.check(with_overrides(config, [f"batch_size={largest + 1}"]))
 
 
 # --- what a device can do ------------------------------------------------------------------------------------------
@@ -128,6 +139,7 @@ def test_the_largest_batch_that_fits_fits_and_the_next_larger_ones_do_not(monkey
     ("assignments", "there", "reason"),
     [
         (["precision=tf32"], machine(), "TF32 is a mode of NVIDIA"),
+        (["precision=bf16", "model.family=rnn", "model.cell=lstm"], machine(), "has an LSTM in float32 only"),
         (["precision=fp16"], machine(), r"no float16 arithmetic \(avx512_fp16"),
         (["precision=tf32", "device=cuda:0"], machine(capability="7.5"), "compute capability 7.5, and tf32 needs 8"),
         (["precision=bf16", "device=cuda:0"], machine(capability="6.1"), "compute capability 6.1, and bf16 needs 8"),
@@ -163,6 +175,9 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     [
         (["precision=bf16"], ("avx2",), "no bfloat16 arithmetic: bf16 ran 2 to 9 times slower"),
         (["execution=compiled"], ("avx2",), "Compiling takes 10 to 80 s"),
+        (["model.family=rnn", "execution=compiled"], ("avx2",), "leaves recurrent layers as they are"),
+        (["warmup_steps=2000"], ("avx2",), "it never reaches its learning rate"),
+        (["ema_decay=0.9999"], ("avx2",), "the averaged weights are still 88% the first ones"),
         (["data=synthetic"], ("avx2",), "measures speed, and its loss and accuracy mean nothing"),
     ],
 )

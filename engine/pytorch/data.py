@@ -13,8 +13,8 @@ from torch import Tensor
 from engine.config import CNN, RNN, ModelSpec, Transformer
 from engine.datasets import Arrays, Dataset
 from engine.families import enlargement, input_shape, patch_size
+from engine.planner import GATHER_LIMIT_BYTES
 
-_GATHER_LIMIT_BYTES = 2**30  # an epoch larger than this is gathered batch by batch
 Batch = tuple[Tensor, Tensor]
 
 
@@ -58,7 +58,7 @@ def tensors(arrays: Arrays, model: ModelSpec) -> tuple[Examples, Examples]:
 
 
 def _laid_out(raw: np.ndarray, arrays: Arrays, model: ModelSpec) -> Tensor:
-    x = torch.from_numpy(np.ascontiguousarray(raw)).float()
+    x = torch.from_numpy(np.ascontiguousarray(raw)).to(torch.float32, copy=True)  # the raw examples stay as they are
     if arrays.facts.kind == "image":  # borders are black like the paper, so they come before standardising
         x = _bordered(x, model, arrays.facts)
     x = x.sub_(torch.from_numpy(arrays.mean)).div_(torch.from_numpy(arrays.std))
@@ -122,7 +122,7 @@ class Batches:
         self.order = Order(examples, seed)
         self.full = batch_size == len(examples) and examples.y is not None
         size = examples.x.numel() * examples.x.element_size()
-        self.gathers = examples.y is not None and size <= _GATHER_LIMIT_BYTES
+        self.gathers = examples.y is not None and size <= GATHER_LIMIT_BYTES
 
     def __iter__(self) -> Iterator[Batch]:
         while True:

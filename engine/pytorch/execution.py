@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,8 +92,23 @@ class Net:
             nn.utils.clip_grads_with_norm_(self.optimizer.params, self.config.max_grad_norm, norm)
         self.optimizer.step()
         if self.config.ema_decay:
-            torch._foreach_lerp_(self.average, self.optimizer.params, 1 - self.config.ema_decay)
+            with torch.no_grad():  # or the average would carry a graph as long as the run
+                torch._foreach_lerp_(self.average, self.optimizer.params, 1 - self.config.ema_decay)
         return norm
+
+    def rehearse(self, x: Tensor, y: Tensor) -> None:
+        """A whole step that moves no weight: its learning rate is zero. `reset` takes back what the optimizer kept."""
+        self.optimizer.lr = 0.0
+        self.backward(x, y)
+        self.update()
+
+    def reset(self) -> None:
+        """As before the first step, weights aside."""
+        self.optimizer.reset()
+        self.optimizer.lr = self.config.optimizer.lr
+        if self.scaler:
+            self.scaler = LossScale(self.config.device)
+        self.forget_gradients()
 
     def grad_norm(self) -> Tensor:
         """Euclidean norm of all gradients together."""
@@ -174,6 +190,7 @@ class Eager:
             if (norm := net.update()) is not None:
                 norms.append(norm)
             sizes.append(len(y))
+            del x, y  # views of this epoch's copy: it goes before the next one comes
         return read_back(losses, sizes, norms or [net.grad_norm()])
 
 
@@ -201,7 +218,7 @@ class Tutorial:
     """The loop of the tutorials, the honest baseline: DataLoader, torch.optim with its defaults, .item() each step."""
 
     def __init__(self, net: Net, examples: Examples, batch_size: int, seed: int) -> None:
-        self.net, self.device = net, torch.device(net.config.device)
+        self.net, self.examples, self.device = net, examples, torch.device(net.config.device)
         items = _Items(examples)
         self.loader = DataLoader(items, batch_size=batch_size, sampler=_Shuffled(examples, seed))
         self._first = DataLoader(items, batch_size=batch_size, sampler=range(len(examples)))
@@ -276,12 +293,16 @@ class CudaGraph:
         self.order = Order(examples, seed)
         self._left: list[Tensor] = []  # batches of this epoch still to come, as example numbers
         whole = len(examples) // batch_size
-        self.many = max(1, whole // -(-whole // self.MOST_STEPS))
+        most = max(1, self.MOST_STEPS // -(-batch_size // net.micro_batch))
+        self.many = max(1, whole // -(-whole // most))
 
     def prepare(self) -> None:
         rest = len(self.examples) % self.batch_size
         kinds = {(self.many, self.batch_size), (1, self.batch_size)} | ({(1, rest)} if rest else set())
-        self.recordings = {kind: Recording(self.net, self.examples, *kind, record=self.record) for kind in kinds}
+        pool = (
+            torch.cuda.graph_pool_handle() if self.record else None
+        )  # one for all: nothing lives from replay to replay
+        self.recordings = {kind: Recording(self.net, self.examples, *kind, pool=pool) for kind in kinds}
 
     def warm_up(self, steps: int) -> None:
         """Recording has run every kernel before."""
@@ -313,13 +334,13 @@ class CudaGraph:
 class Recording:
     """`count` optimizer steps on batches of `rows`, with numbers of examples and learning rates in fixed places."""
 
-    def __init__(self, net: Net, examples: Examples, count: int, rows: int, *, record: bool) -> None:
+    def __init__(self, net: Net, examples: Examples, count: int, rows: int, *, pool: Any | None) -> None:
         self.net, self.examples = net, examples
         device = examples.x.device
         self.index = torch.zeros(count, rows, dtype=torch.int64, device=device)
         self.lrs = torch.zeros(count, device=device)
         self.losses, self.norms = torch.zeros(count, device=device), torch.zeros(count, device=device)
-        self.graph = self._recorded() if record else None
+        self.graph = self._recorded(pool) if pool else None
 
     def play(self, batches: Sequence[Tensor], lrs: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Losses and gradient norms (count,) of the steps."""
@@ -342,7 +363,7 @@ class Recording:
             elif i == last:
                 self.norms[i].copy_(net.grad_norm())
 
-    def _recorded(self) -> torch.cuda.CUDAGraph:
+    def _recorded(self, pool: Any) -> torch.cuda.CUDAGraph:
         """Recording wants kernels that have run before. What those runs moved is put back."""
         assert isinstance(self.net.optimizer, optim.Optimizer)
         own = [*self.net.optimizer.params, *self.net.optimizer.state_tensors(), *self.net.average]
@@ -356,9 +377,10 @@ class Recording:
         torch.cuda.current_stream().wait_stream(side)
         with torch.no_grad():
             torch._foreach_copy_(own, kept)
+        del kept
         self.net.forget_gradients()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=pool):
             self._run()
         self.net.forget_gradients()
         return graph

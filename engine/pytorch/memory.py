@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from engine import records
@@ -13,37 +15,53 @@ from engine.pytorch.data import Examples
 from engine.pytorch.execution import Net
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read at the first profile, which would announce itself on stderr
-_CPU_METHOD = "weights and optimizer state counted, plus the allocator's peak in one profiled forward and backward pass"
-_CUDA_METHOD = "torch.cuda.max_memory_allocated less the data set"
+_METHOD = "weights and optimizer state counted, plus the allocator's peak within one step ({})"
 
 
 def measure_memory(net: Net, training: Examples, held_out: Examples, plan: Plan) -> records.Memory:
-    """The memory of training as of now; weights, gradients and optimizer state as planned, which is exact. On the CPU a step is profiled (weights do not move), on CUDA the allocator
-    keeps its peak by itself."""
-    data = _nbytes([t for split in (training, held_out) for t in (split.x, split.y) if t is not None])
+    """The memory of training: weights, gradients and optimizer state as planned, which is exact, and the allocator's
+    peak above them within a step that is rehearsed and moves nothing."""
     device = net.optimizer.params[0].device
-    reserved: int | None = None
-    step: int | None
-    if device.type == "cuda":
-        resident = data if training.x.device.type == "cuda" else 0
-        known = plan.weight_bytes + plan.optimizer_bytes + resident
-        step = max(0, torch.cuda.max_memory_allocated(device) - known)
-        reserved, method = torch.cuda.max_memory_reserved(device), _CUDA_METHOD
-    else:
-        step, method = _step_peak(net, training, plan.micro_batch), _CPU_METHOD
+    parts = 2 if plan.batch_size > plan.micro_batch else 1  # the second one adds to the gradients of the first
+    batch = next(training.in_order(min(parts * plan.micro_batch, len(training))))
+    x, y = (t.to(device) for t in batch)
+    net.rehearse(x, y)  # torch.optim allocates its state in the first step
+    net.forget_gradients()
+    peak = _cuda_peak(net, x, y) if device.type == "cuda" else _cpu_peak(net, x, y)
+    net.reset()
     return records.Memory(
         weight_bytes=plan.weight_bytes, gradient_bytes=plan.gradient_bytes, optimizer_bytes=plan.optimizer_bytes,
-        data_bytes=data, step_peak_bytes=step, reserved_bytes=reserved, method=method,
+        data_bytes=_nbytes([t for split in (training, held_out) for t in (split.x, split.y) if t is not None]),
+        step_peak_bytes=peak, method=_METHOD.format("max_memory_allocated" if device.type == "cuda" else "profiled"),
     )  # fmt: skip
 
 
-def _step_peak(net: Net, training: Examples, micro_batch: int) -> int | None:
-    """Bytes the allocator held at most within a forward and backward pass of one micro-batch, gradients included."""
-    batch = next(training.in_order(min(micro_batch, len(training))))
-    net.forget_gradients()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        net.backward(*batch)
-    net.forget_gradients()
+def with_cuda_peaks(memory: records.Memory, device: torch.device) -> records.Memory:
+    """The same, with what the whole run held at most."""
+    peaks = {
+        "allocated_bytes": torch.cuda.max_memory_allocated(device),
+        "reserved_bytes": torch.cuda.max_memory_reserved(device),
+    }
+    return memory.model_copy(update=peaks)
+
+
+def _cuda_peak(net: Net, x: Tensor, y: Tensor) -> int:
+    torch.cuda.reset_peak_memory_stats(x.device)
+    before = torch.cuda.memory_allocated(x.device)
+    net.rehearse(x, y)
+    peak = torch.cuda.max_memory_allocated(x.device)
+    torch.cuda.reset_peak_memory_stats(x.device)
+    return peak - before
+
+
+def _cpu_peak(net: Net, x: Tensor, y: Tensor) -> int | None:
+    gc.collect()  # or a tensor from before may be freed within the profile, and be missed
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            net.rehearse(x, y)
+    finally:
+        gc.enable()
     if profiler.profiler is None or profiler.profiler.kineto_results is None:
         return None
     changes = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -54,5 +72,5 @@ def _step_peak(net: Net, training: Examples, micro_batch: int) -> int | None:
     return peak
 
 
-def _nbytes(tensors: list[torch.Tensor]) -> int:
+def _nbytes(tensors: list[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adagrad import adagrad
 from torch.optim.rmsprop import rmsprop
 
 from engine import config
@@ -68,6 +67,10 @@ class Reference:
         for optimizer in self._optimizers:
             optimizer.step()
 
+    def reset(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
+
 
 def _torch_optimizers(spec: config.Optimizer, model: nn.Module) -> list[torch.optim.Optimizer]:
     parameters = list(model.parameters())
@@ -119,8 +122,13 @@ class Optimizer(ABC):
     def step(self) -> None:
         """Move the parameters by their gradients."""
 
+    def reset(self) -> None:
+        """As before the first step."""
+        for tensor in self.state_tensors():
+            tensor.zero_()
+
     def state_tensors(self) -> list[Tensor]:
-        """Everything a step changes beside the parameters."""
+        """Everything a step changes beside the parameters; all of it begins at zero."""
         return [*(tensor for states in self.state.values() for tensor in states.values()), *self._counters]
 
     def _new_state(self, name: str) -> list[Tensor]:
@@ -189,14 +197,16 @@ class Adagrad(Optimizer):
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float | Tensor, weight_decay: float = 0.0) -> None:
         super().__init__(parameters, lr=lr, weight_decay=weight_decay)
-        self._sums, self._counts = self._new_state("sum"), self._new_counts(len(self.params))
+        self._sums = self._new_state("sum")
+        (self._count,) = self._new_counts(1)
+        self._counts = [self._count] * len(self.params)
 
     @torch.no_grad()
     def step(self) -> None:
-        on_cpu = self.params[0].device.type == "cpu"  # the one device with a fused kernel
-        adagrad(
-            self.params, self._grads(), self._sums, self._counts, fused=on_cpu, foreach=not on_cpu, lr=self.lr,  # type: ignore[arg-type]
-            weight_decay=self.weight_decay, lr_decay=0.0, eps=ADAGRAD_EPS, maximize=False,
+        self._count.add_(1)
+        torch._fused_adagrad_(
+            self.params, self._grads(), self._sums, self._counts, lr=self.lr, lr_decay=0.0,
+            weight_decay=self.weight_decay, eps=ADAGRAD_EPS, maximize=False,
         )  # fmt: skip
 
 

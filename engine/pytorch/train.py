@@ -27,7 +27,7 @@ from engine.errors import DeviceError, Diverged
 from engine.pytorch import models, optim
 from engine.pytorch.data import Examples, tensors
 from engine.pytorch.execution import STEPPERS, Net, Stepper, cross_entropy
-from engine.pytorch.memory import measure_memory
+from engine.pytorch.memory import measure_memory, with_cuda_peaks
 from engine.records import AnyEvent
 from engine.schedules import lr_factor
 
@@ -53,10 +53,12 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
     arrays = yield from _loaded(config, clock)
     plan = planner.plan(config, data=arrays.facts)
     training, held_out = tensors(arrays, config.model)
+    facts, sha256 = arrays.facts, arrays.sha256
+    del arrays  # raw, they are as large again
     tutorial = config.execution == "dataloader"
     training, held_out = training if tutorial else training.to(device), held_out.to(device)
     model = models.build(
-        config.model, arrays.facts, seed=config.seed, device=device, checkpointing=config.activation_checkpointing
+        config.model, facts, seed=config.seed, device=device, checkpointing=config.activation_checkpointing
     )
     optimizer = (optim.Reference if tutorial else optim.build)(config.optimizer, model)
     net = Net(config, model, optimizer, plan.micro_batch)
@@ -71,14 +73,15 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
         test_examples=len(held_out),
         total_steps=plan.total_steps,
         setup_s=origin - begun,
-        data_sha256=arrays.sha256,
+        data_sha256=sha256,
         environment=_environment(device),
     )
     yield from _made_ready(stepper, net, device, clock)
-    yield measure_memory(net, training, held_out, plan)
+    memory = measure_memory(net, training, held_out, plan)
+    yield memory
     yield from _Loop(net, stepper, held_out, plan, clock, origin).run()
     if device.type == "cuda":
-        yield measure_memory(net, training, held_out, plan)  # now with everything that ran
+        yield with_cuda_peaks(memory, device)
     yield _save(net, folder)
 
 
@@ -95,8 +98,8 @@ def _loaded(config: RunConfig, clock: Clock) -> Generator[AnyEvent, None, Arrays
     if config.data in BUNDLED:  # in memory already: a thread would only cost time
         return loading.load(config.data, config.source)
     threading.Thread(target=load, name="load", daemon=True).start()
-    told, progress = -math.inf, None
-    word: Progress | Arrays | BaseException | None
+    told, progress = clock(), Progress(f"Reading {config.data}", 0, None)
+    word: Progress | Arrays | BaseException
     while True:
         try:
             word = said.get(timeout=_PROGRESS_EVERY_S)
@@ -107,7 +110,7 @@ def _loaded(config: RunConfig, clock: Clock) -> Generator[AnyEvent, None, Arrays
         if isinstance(word, Arrays):
             return word
         progress = word
-        if progress and clock() - told >= _PROGRESS_EVERY_S:
+        if clock() - told >= _PROGRESS_EVERY_S:
             told = clock()
             yield records.Preparing(text=progress.text, done_bytes=progress.done, total_bytes=progress.total)
 
@@ -119,6 +122,8 @@ def _made_ready(stepper: Stepper, net: Net, device: torch.device, clock: Clock) 
     _synchronize(device)
     if net.config.execution in {"compiled", "cuda-graph"}:
         yield records.Compiled(seconds=clock() - begun)
+    if net.config.execution == "cuda-graph":
+        return  # what is recorded has run before
     begun = clock()
     stepper.warm_up(_WARM_UP_STEPS)
     _synchronize(device)
