@@ -61,7 +61,7 @@ class TickingClock:
 
 def test_events_come_in_the_order_of_a_run(run):
     kinds = [event.kind for event in run("budget.epochs=1")]
-    assert kinds[:5] == ["started", "warm_up", "memory", "evaluation", "steps"]
+    assert kinds[:5] == ["started", "warm_up", "evaluation", "steps", "memory"]
     assert kinds[-2:] == ["evaluation", "artifact"]
 
 

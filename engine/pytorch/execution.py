@@ -96,18 +96,23 @@ class Net:
                 torch._foreach_lerp_(self.average, self.optimizer.params, 1 - self.config.ema_decay)
         return norm
 
-    def rehearse(self, x: Tensor, y: Tensor) -> None:
-        """A whole step that moves no weight: its learning rate is zero. `reset` takes back what the optimizer kept."""
-        self.optimizer.lr = 0.0
-        self.backward(x, y)
-        self.update()
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[Callable[[Tensor, Tensor], None]]:
+        """For whole steps that leave no trace: their learning rate is zero, and what else they change is put back."""
+        restore, lr, scaler = self.optimizer.remembered(), self.optimizer.lr, self.scaler
+        average = [t.clone() for t in self.average]
 
-    def reset(self) -> None:
-        """As before the first step, weights aside."""
-        self.optimizer.reset()
-        self.optimizer.lr = self.config.optimizer.lr
-        if self.scaler:
-            self.scaler = LossScale(self.config.device)
+        def step(x: Tensor, y: Tensor) -> None:
+            self.backward(x, y)
+            self.update()
+
+        self.optimizer.lr, self.scaler = 0.0, scaler and LossScale(self.config.device)
+        self.forget_gradients()
+        yield step
+        restore()
+        self.optimizer.lr, self.scaler = lr, scaler
+        if average:
+            torch._foreach_copy_(self.average, average)
         self.forget_gradients()
 
     def grad_norm(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,17 +19,19 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read at the first profile, wh
 _METHOD = "weights and optimizer state counted, plus the allocator's peak within one step ({})"
 
 
+Step = Callable[[Tensor, Tensor], None]
+
+
 def measure_memory(net: Net, training: Examples, held_out: Examples, plan: Plan) -> records.Memory:
     """The memory of training: weights, gradients and optimizer state as planned, which is exact, and the allocator's
-    peak above them within a step that is rehearsed and moves nothing."""
+    peak above them within a step that is rehearsed and moves nothing. To be asked after the first real step, in which
+    torch.optim allocates its state."""
     device = net.optimizer.params[0].device
     parts = 2 if plan.batch_size > plan.micro_batch else 1  # the second one adds to the gradients of the first
     batch = next(training.in_order(min(parts * plan.micro_batch, len(training))))
     x, y = (t.to(device) for t in batch)
-    net.rehearse(x, y)  # torch.optim allocates its state in the first step
-    net.forget_gradients()
-    peak = _cuda_peak(net, x, y) if device.type == "cuda" else _cpu_peak(net, x, y)
-    net.reset()
+    with net.rehearsal() as step:
+        peak = _cuda_peak(step, x, y) if device.type == "cuda" else _cpu_peak(step, x, y)
     return records.Memory(
         weight_bytes=plan.weight_bytes, gradient_bytes=plan.gradient_bytes, optimizer_bytes=plan.optimizer_bytes,
         data_bytes=_nbytes([t for split in (training, held_out) for t in (split.x, split.y) if t is not None]),
@@ -45,21 +48,21 @@ def with_cuda_peaks(memory: records.Memory, device: torch.device) -> records.Mem
     return memory.model_copy(update=peaks)
 
 
-def _cuda_peak(net: Net, x: Tensor, y: Tensor) -> int:
+def _cuda_peak(step: Step, x: Tensor, y: Tensor) -> int:
     torch.cuda.reset_peak_memory_stats(x.device)
     before = torch.cuda.memory_allocated(x.device)
-    net.rehearse(x, y)
+    step(x, y)
     peak = torch.cuda.max_memory_allocated(x.device)
     torch.cuda.reset_peak_memory_stats(x.device)
     return peak - before
 
 
-def _cpu_peak(net: Net, x: Tensor, y: Tensor) -> int | None:
+def _cpu_peak(step: Step, x: Tensor, y: Tensor) -> int | None:
     gc.collect()  # or a tensor from before may be freed within the profile, and be missed
     gc.disable()
     try:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            net.rehearse(x, y)
+            step(x, y)
     finally:
         gc.enable()
     if profiler.profiler is None or profiler.profiler.kineto_results is None:

@@ -7,9 +7,10 @@ torch's own business and may change: the version of torch is pinned, and tests/t
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -67,9 +68,14 @@ class Reference:
         for optimizer in self._optimizers:
             optimizer.step()
 
-    def reset(self) -> None:
-        for optimizer in self._optimizers:
-            optimizer.state.clear()
+    def remembered(self) -> Callable[[], None]:
+        states = [copy.deepcopy(optimizer.state_dict()) for optimizer in self._optimizers]
+
+        def restore() -> None:
+            for optimizer, state in zip(self._optimizers, states, strict=True):
+                optimizer.load_state_dict(state)
+
+        return restore
 
 
 def _torch_optimizers(spec: config.Optimizer, model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -122,13 +128,14 @@ class Optimizer(ABC):
     def step(self) -> None:
         """Move the parameters by their gradients."""
 
-    def reset(self) -> None:
-        """As before the first step."""
-        for tensor in self.state_tensors():
-            tensor.zero_()
+    def remembered(self) -> Callable[[], None]:
+        """What brings back the state there is now."""
+        tensors = self.state_tensors()
+        copies = [tensor.clone() for tensor in tensors]
+        return lambda: torch._foreach_copy_(tensors, copies) if tensors else None
 
     def state_tensors(self) -> list[Tensor]:
-        """Everything a step changes beside the parameters; all of it begins at zero."""
+        """Everything a step changes beside the parameters."""
         return [*(tensor for states in self.state.values() for tensor in states.values()), *self._counters]
 
     def _new_state(self, name: str) -> list[Tensor]:

@@ -77,10 +77,15 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
         environment=_environment(device),
     )
     yield from _made_ready(stepper, net, device, clock)
-    memory = measure_memory(net, training, held_out, plan)
-    yield memory
-    yield from _Loop(net, stepper, held_out, plan, clock, origin).run()
-    if device.type == "cuda":
+    memory = None
+    for event in _Loop(net, stepper, held_out, plan, clock, origin).run():
+        yield event
+        if memory is None and isinstance(
+            event, records.Steps
+        ):  # now, and not before: someone waits for the first point
+            memory = measure_memory(net, training, held_out, plan)
+            yield memory
+    if memory and device.type == "cuda":
         yield with_cuda_peaks(memory, device)
     yield _save(net, folder)
 
