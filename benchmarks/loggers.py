@@ -28,7 +28,7 @@ from torch import nn
 
 from benchmarks import measure
 from benchmarks.measure import Spread
-from benchmarks.peers import Peer, Worker, first_answers, installed, names_of, serve, started, versions
+from benchmarks.workers import Peer, Worker, first_answers, installed, names_of, serve, started, versions
 from engine import records
 from engine.store import EventLog
 

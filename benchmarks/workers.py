@@ -1,0 +1,160 @@
+"""Contestants as processes that wait for the word: what `peers` and `loggers` share.
+
+Each speaks JSON lines over its pipes, all of them confined to the same core, so that rounds of all alternate and none
+disturbs another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A contestant: its title, its class, and the packages it needs."""
+
+    title: str
+    kind: type[Any]
+    packages: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class WorkerError(RuntimeError):
+    """What a worker says went wrong."""
+
+
+class Worker:
+    """A contestant's process. It answers a line of JSON with a line of JSON; what it prints goes into a file."""
+
+    def __init__(self, module: str, name: str, env: Mapping[str, str], folder: Path) -> None:
+        self.log = folder / f"{name}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, "--worker", name],
+                env=os.environ | env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1,
+            )  # fmt: skip
+
+    def ask(self, **request: Any) -> dict[str, float]:
+        """Its answer; raises WorkerError when it failed or is gone."""
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(request) + "\n")
+        answer = self.answer()
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"error": f"ended: {self._last_words()}"}
+
+    def close(self) -> None:
+        try:
+            self.process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    def _last_words(self) -> str:
+        return (self.log.read_text().strip().splitlines() or ["without a word"])[-1]
+
+
+def serve(handle: Callable[..., Mapping[str, Any]]) -> None:
+    """The worker's side: a word that it is ready, then `handle` answers requests. An error is an answer too."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers.write("{}\n")
+    os.dup2(2, 1)  # the peers may print what they like
+    for line in sys.stdin:
+        try:
+            answer = dict(handle(**json.loads(line)))
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+        answers.write(json.dumps(answer) + "\n")
+
+
+@contextlib.contextmanager
+def started(module: str, peers: Mapping[str, Peer], env: Mapping[str, str]) -> Iterator[dict[str, Worker]]:
+    """A worker of each peer; their files go to a folder for the time."""
+    workers: dict[str, Worker] = {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        shared = {"CUDA_VISIBLE_DEVICES": "", "MKL_NUM_THREADS": "1", "HOME": home, **env}
+        try:
+            for name, peer in peers.items():
+                workers[name] = Worker(module, name, {**shared, **peer.env}, Path(home))
+            for worker in workers.values():
+                worker.answer()  # imports are done: nobody disturbs the first round
+            yield workers
+        finally:
+            for worker in workers.values():
+                worker.close()
+
+
+def first_answers(
+    workers: Mapping[str, Worker], peers: Mapping[str, Peer], **request: Any
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """What the workers say to a request, and why others could not; that is told at once."""
+    answers, left_out = {}, {}
+    for name, worker in workers.items():
+        try:
+            answers[name] = worker.ask(**request)
+        except WorkerError as error:
+            left_out[name] = str(error)
+            print(f"{peers[name].title} left out: {error}")
+    return answers, left_out
+
+
+def installed(peers: Mapping[str, Peer], asked: Iterable[str]) -> tuple[dict[str, Peer], dict[str, str]]:
+    """Of those asked for the ones that can run, and why the others cannot; that is told at once."""
+    found, left_out = {}, {}
+    for name in asked:
+        if absent := [package for package in peers[name].packages if package not in versions([peers[name]])]:
+            left_out[name] = f"not installed: {', '.join(absent)}"
+            print(f"{peers[name].title} left out: {left_out[name]}")
+        else:
+            found[name] = peers[name]
+    return found, left_out
+
+
+def versions(peers: Iterable[Peer]) -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {}
+    for package in sorted({package for peer in peers for package in peer.packages}):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """This process and those it starts meanwhile stay on its last core; on all where a system cannot say so (macOS)."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def names_of(peers: Mapping[str, Peer]) -> Callable[[str], list[str]]:
+    """Reads `a,b` from the command line."""
+
+    def parse(text: str) -> list[str]:
+        if unknown := set(text.split(",")) - peers.keys():
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))} is none of {', '.join(peers)}")
+        return text.split(",")
+
+    return parse
