@@ -18,7 +18,8 @@ from pathlib import Path
 import psutil
 
 from benchmarks.measure import Spread, load, save, table, verdict
-from engine.config import preset_config, with_overrides
+from engine.config import with_overrides
+from engine.presets import preset_config
 from engine.store import Store
 from engine.supervisor import Client
 from tests.browser.conftest import serve_dashboard

@@ -19,8 +19,9 @@ import psutil
 
 from benchmarks import measure
 from benchmarks.measure import Spread
-from engine.config import RunConfig, preset_config, with_overrides
+from engine.config import RunConfig, with_overrides
 from engine.executor import is_same_process
+from engine.presets import preset_config
 from engine.store import Run, Store
 from engine.supervisor import Client
 

@@ -19,7 +19,8 @@ import torch
 from benchmarks import measure
 from benchmarks.measure import Spread
 from engine import records, sampler
-from engine.config import RunConfig, preset_config
+from engine.config import RunConfig
+from engine.presets import preset_config
 from engine.pytorch.train import Clock, train
 from engine.records import AnyEvent
 from engine.store import EventLog

@@ -15,7 +15,8 @@ import torch
 
 from benchmarks import measure
 from engine import records
-from engine.config import PRESETS, with_overrides
+from engine.config import with_overrides
+from engine.presets import PRESETS
 from engine.pytorch.train import train
 
 

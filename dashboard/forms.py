@@ -20,7 +20,6 @@ from engine.config import (
     CUSTOM,
     FULL,
     MODELS,
-    PRESETS,
     USER_DATA,
     Budget,
     DatasetName,
@@ -35,6 +34,7 @@ from engine.config import (
 )
 from engine.datasets import RELEASES, TITLES, Dataset
 from engine.errors import ConfigError
+from engine.presets import PRESETS
 
 _KEY = "experiment."
 _OWNERS: dict[str, type[Spec]] = {

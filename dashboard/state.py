@@ -14,8 +14,9 @@ import streamlit as st
 
 from dashboard import api
 from engine import hardware
-from engine.config import DEFAULT_PRESET, PRESETS, RunConfig, overrides_from, preset_config, with_overrides
+from engine.config import RunConfig, overrides_from, with_overrides
 from engine.errors import StoreError
+from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
 from engine.store import Run, Store
 from engine.supervisor import Client
 

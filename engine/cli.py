@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from engine import __version__, hardware, planner, records, units
-from engine.config import DEFAULT_PRESET, PRESETS, RunConfig, parse_config_json, preset_config, with_overrides
+from engine.config import RunConfig, parse_config_json, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
+from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
 from engine.store import SORTABLE, Index, Run, Store, check, json_text
 from engine.supervisor import IDLE_S, Client, serve
 

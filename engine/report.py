@@ -29,9 +29,10 @@ import plotly.offline
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, RootModel, ValidationError
 
 from engine import __version__, charts, units
-from engine.config import PRESETS, RunConfig, Spec, overrides_from
+from engine.config import RunConfig, Spec, overrides_from
 from engine.downsample import minmax
 from engine.errors import StoreError
+from engine.presets import PRESETS
 from engine.records import Memory, Status, Summary, TargetReached
 from engine.store import Run, Table
 

@@ -5,8 +5,8 @@ import time
 import streamlit as st
 
 from dashboard import live, parts, state
-from engine.config import PRESETS
 from engine.errors import EngineError
+from engine.presets import PRESETS
 from engine.records import TERMINAL
 
 EXPERIMENTS = {  # preset: what to watch for

@@ -4,8 +4,8 @@ import streamlit as st
 
 from dashboard import forms, live, parts, state
 from engine import planner
-from engine.config import DEFAULT_PRESET, preset_config
 from engine.errors import ConfigError, EngineError
+from engine.presets import DEFAULT_PRESET, preset_config
 from engine.store import Run
 
 # Coming back from another page shows what was here before.

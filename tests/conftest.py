@@ -18,8 +18,9 @@ import psutil
 import pytest
 import torch
 
-from engine.config import PRESETS, RunConfig, with_overrides
+from engine.config import RunConfig, with_overrides
 from engine.errors import StoreError
+from engine.presets import PRESETS
 from engine.store import Run, Store
 from engine.supervisor import Client
 

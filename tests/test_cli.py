@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from engine import cli
-from engine.config import PRESETS
+from engine.presets import PRESETS
 from engine.store import row_of
 from tests.fakes import make_run
 

@@ -10,16 +10,15 @@ from engine.config import (
     FULL,
     MLP,
     MODELS,
-    PRESETS,
     Optimizer,
     RunConfig,
     overrides_from,
     parse_config,
     parse_config_json,
-    preset_config,
     with_overrides,
 )
 from engine.errors import ConfigError
+from engine.presets import PRESETS, preset_config
 
 CONFIGS = {name: preset.config for name, preset in PRESETS.items()}
 BASE = CONFIGS["mnist-mlp"]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from engine import loading, planner, records
-from engine.config import PRESETS, OptimizerName, RunConfig, with_overrides
+from engine.config import OptimizerName, RunConfig, with_overrides
+from engine.presets import PRESETS
 from engine.pytorch import models, optim
 from engine.pytorch.data import tensors
 from engine.pytorch.execution import STEPPERS, CudaGraph, LossScale, Net, Tutorial, cross_entropy

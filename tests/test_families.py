@@ -12,10 +12,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine import families
-from engine.config import CNN, MLP, MODELS, PRESETS, RNN, Optimizer, OptimizerName, Source, Transformer
+from engine.config import CNN, MLP, MODELS, RNN, Optimizer, OptimizerName, Source, Transformer
 from engine.datasets import DATASETS, Dataset
 from engine.errors import ConfigError
 from engine.loading import facts
+from engine.presets import PRESETS
 from engine.pytorch import models, optim
 from engine.pytorch.execution import cross_entropy
 

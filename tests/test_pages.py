@@ -9,9 +9,10 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import forms, state, uploads
 from engine import planner, records
-from engine.config import MODELS, PRESETS, RunConfig, preset_config, with_overrides
+from engine.config import MODELS, RunConfig, with_overrides
 from engine.datasets import TITLES
 from engine.errors import DeviceError
+from engine.presets import PRESETS, preset_config
 from tests.fakes import make_run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from engine import hardware, planner
-from engine.config import PRESETS, RunConfig, with_overrides
+from engine.config import RunConfig, with_overrides
 from engine.errors import ConfigError, DeviceError, OutOfMemory
 from engine.hardware import GpuDevice
+from engine.presets import PRESETS
 
 BASE = RunConfig()
 

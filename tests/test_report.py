@@ -17,8 +17,9 @@ import pytest
 
 from engine import records
 from engine import report as report_module
-from engine.config import PRESETS, RunConfig, preset_config, with_overrides
+from engine.config import RunConfig, with_overrides
 from engine.errors import StoreError
+from engine.presets import PRESETS, preset_config
 from engine.report import Report, reproduce, steps_csv
 from engine.store import Store
 from tests.fakes import make_run

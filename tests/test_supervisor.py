@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from engine import hardware, records, supervisor, worker
-from engine.config import PRESETS, RunConfig, with_overrides
+from engine.config import RunConfig, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
 from engine.executor import AdoptedJob, InlineExecutor
+from engine.presets import PRESETS
 from engine.processes import process_started
 from engine.store import EventLog
 from engine.supervisor import Supervisor, serve

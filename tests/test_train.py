@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from engine import loading, planner, records
-from engine.config import PRESETS, OptimizerName, with_overrides
+from engine.config import OptimizerName, with_overrides
 from engine.downloads import Progress
 from engine.errors import ConfigError, Diverged
+from engine.presets import PRESETS
 from engine.pytorch import models, optim
 from engine.pytorch.data import tensors
 from engine.pytorch.train import train

@@ -72,6 +72,7 @@ def test_zoom_and_a_hidden_line_survive_updates_and_stop_keeps_the_points(page, 
     start_a_long_run(page, app_url)
     page.evaluate("() => { document.querySelector('.js-plotly-plot').__mine = true; }")
     zoom = drag_over_the_first_chart(page)
+    page.get_by_test_id("legend-test_loss").wait_for()  # every line is there
     lines = page.evaluate("() => document.querySelector('.js-plotly-plot').data.length")
     page.get_by_test_id("legend-test_loss").click()
     before = page.evaluate(UPDATES)
