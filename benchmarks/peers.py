@@ -40,7 +40,7 @@ from engine import loading, planner, records
 from engine.config import FULL, RunConfig, parse_config
 from engine.datasets import Dataset
 from engine.pytorch import data as datasets
-from engine.pytorch import models
+from engine.pytorch import models, optim
 from engine.pytorch.train import Clock, train
 
 ROUNDS = 7
@@ -346,17 +346,9 @@ def mean_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def plain_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """torch.optim with its defaults: not fused."""
-    spec = config.optimizer
-    match spec.name:
-        case "adam":
-            return torch.optim.Adam(model.parameters(), lr=spec.lr)
-        case "adamw":
-            return torch.optim.AdamW(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
-        case "momentum":
-            return torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=spec.momentum)
-        case _:
-            raise NotImplementedError(spec.name)
+    """torch.optim with its defaults."""
+    (optimizer,) = optim.torch_optimizers(config.optimizer, model)
+    return optimizer
 
 
 def keras_optimizer(config: RunConfig) -> Any:

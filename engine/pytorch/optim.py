@@ -47,7 +47,7 @@ class Reference:
 
     def __init__(self, spec: config.Optimizer, model: nn.Module) -> None:
         self.params: list[Tensor] = list(model.parameters())
-        self._optimizers = _torch_optimizers(spec, model)
+        self._optimizers = torch_optimizers(spec, model)
 
     @property
     def lr(self) -> float | Tensor:
@@ -78,7 +78,8 @@ class Reference:
         return restore
 
 
-def _torch_optimizers(spec: config.Optimizer, model: nn.Module) -> list[torch.optim.Optimizer]:
+def torch_optimizers(spec: config.Optimizer, model: nn.Module) -> list[torch.optim.Optimizer]:
+    """torch.optim's own of a spec, with their defaults; Muon comes with an AdamW for what is no matrix."""
     parameters = list(model.parameters())
     shared: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
     betas = (spec.beta1, spec.beta2)
