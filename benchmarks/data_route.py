@@ -42,28 +42,30 @@ def server_process(port: int | None) -> psutil.Process:
     return next(p for p in psutil.Process(os.getpid()).children() if str(port) in p.cmdline())
 
 
-def poll(page: HTTPConnection, run_id: str, cursor: str) -> tuple[str, int]:
+def poll(page: HTTPConnection, cookie: str, run_id: str, cursor: str) -> tuple[str, int]:
     """The new cursor and the size of the answer, bytes, over a connection that stays open as a browser's does."""
-    page.request("GET", f"/api/runs/{run_id}/points?{urllib.parse.urlencode({'after': cursor})}")
+    page.request(
+        "GET", f"/api/runs/{run_id}/points?{urllib.parse.urlencode({'after': cursor})}", headers={"Cookie": cookie}
+    )
     body = page.getresponse().read()
     return json.loads(body)["cursor"], len(body)
 
 
-def measure(page: HTTPConnection, server: psutil.Process, run_id: str) -> dict[str, Spread | float]:
+def measure(page: HTTPConnection, cookie: str, server: psutil.Process, run_id: str) -> dict[str, Spread | float]:
     """Interleaved halves of two seconds: polled, left alone, polled, ..."""
-    cursor, size = poll(page, run_id, "")
+    cursor, size = poll(page, cookie, run_id, "")
     full, sizes, polled, alone = size, [], 0.0, 0.0
     for _ in range(UPDATES // 4):
         before = cpu_s(server)
         for _ in range(4):
             time.sleep(POLL_S)
-            cursor, size = poll(page, run_id, cursor)
+            cursor, size = poll(page, cookie, run_id, cursor)
             sizes.append(size)
         polled += cpu_s(server) - before
         before = cpu_s(server)
         time.sleep(4 * POLL_S)
         alone += cpu_s(server) - before
-        cursor, _ = poll(page, run_id, cursor)
+        cursor, _ = poll(page, cookie, run_id, cursor)
     return {
         "cpu_ms_per_update": 1e3 * (polled - alone) / len(sizes),
         "bytes": Spread.of(sizes),
@@ -71,10 +73,10 @@ def measure(page: HTTPConnection, server: psutil.Process, run_id: str) -> dict[s
     }
 
 
-def measure_idle_bytes(page: HTTPConnection, run_id: str) -> int:
+def measure_idle_bytes(page: HTTPConnection, cookie: str, run_id: str) -> int:
     """An update when nothing is new: the run is over."""
-    cursor, _ = poll(page, run_id, "")
-    return poll(page, run_id, cursor)[1]
+    cursor, _ = poll(page, cookie, run_id, "")
+    return poll(page, cookie, run_id, cursor)[1]
 
 
 def main() -> None:
@@ -91,13 +93,13 @@ def main() -> None:
             while not len(run.steps):
                 time.sleep(0.1)
                 run.refresh()
-            results[name] = {"title": title} | measure(page, server, run_id)
+            results[name] = {"title": title} | measure(page, url.cookie, server, run_id)
             client.cancel(run_id)
             while not run.is_over:
                 time.sleep(0.1)
                 run.refresh()
             time.sleep(0.5)
-            results[name]["nothing_new_bytes"] = measure_idle_bytes(page, run_id)
+            results[name]["nothing_new_bytes"] = measure_idle_bytes(page, url.cookie, run_id)
     rows = [
         [
             r["title"], f"{r['cpu_ms_per_update']:.1f}", verdict(r["cpu_ms_per_update"] <= 5),

@@ -13,7 +13,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.measure import Spread, load, save, table
-from tests.browser.conftest import CHROMIUM, FLAGS, serve_dashboard
+from tests.browser.conftest import CHROMIUM, FLAGS, Served, serve_dashboard
 
 WARM_CLICKS = 8
 EXPERIMENT = "train?preset=lenet&budget.epochs=none&budget.seconds=60"
@@ -24,8 +24,8 @@ DRAWN = """() => {
 }"""
 
 
-def open_page(browser: Browser, url: str) -> Page:
-    page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
+def open_page(browser: Browser, url: Served) -> Page:
+    page = url.new_context(browser, viewport={"width": 1440, "height": 900}).new_page()
     page.goto(f"{url}/{EXPERIMENT}")
     page.get_by_role("button", name="Run", exact=True).wait_for(timeout=60_000)
     return page

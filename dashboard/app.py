@@ -10,9 +10,19 @@ if str(ROOT) not in sys.path:  # Streamlit puts dashboard/, not the root, on sys
 import streamlit as st
 from starlette.routing import Mount
 
+from dashboard import mishaps, signin
 from dashboard.api import ROUTES
 from dashboard.lifespan import lifespan
 from dashboard.security import MIDDLEWARE
+from engine import settings
+from engine.errors import ConfigError
+from engine.store import default_root
+
+try:
+    signin.check_start(st.get_option("server.address"), settings.load(default_root()))
+except ConfigError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
 
 base_path = st.get_option("server.baseUrlPath").strip("/")
 app = st.App(
@@ -20,4 +30,6 @@ app = st.App(
     routes=[Mount(f"/{base_path}", routes=ROUTES)] if base_path else ROUTES,
     middleware=MIDDLEWARE,
     lifespan=lifespan,
+    on_script_error=mishaps.in_a_page,
+    exception_handlers={Exception: mishaps.in_a_route},
 )

@@ -397,7 +397,7 @@ def _draw_data() -> Dataset | None:
 
 
 def _draw_file(data: DatasetName) -> None:
-    if data in uploads.TYPES:
+    if data in uploads.TYPES and state.client().may("submit"):
         st.file_uploader(
             "Your file", type=list(uploads.TYPES[data]), key=f"upload.{data}",
             on_change=_take_upload, args=(data,), help="Kept on this machine, under the hash of its content.",
@@ -434,6 +434,8 @@ def _facts(data: DatasetName) -> Dataset | None:
         source = with_overrides(RunConfig(), _assignments(_OF_DATA.get(data, []))).source
         if not source.path:
             return None if data in USER_DATA else loading.facts(data, source)
+        if not state.may_read(source.path):
+            return None
         with st.spinner("Reading your file …", show_time=True):
             return loading.facts(data, source)
     except ConfigError:  # said beside the form

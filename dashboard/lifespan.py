@@ -9,8 +9,12 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
+import streamlit as st
+
+from dashboard import signin
+from engine import settings
 from engine.errors import EngineError
-from engine.store import Store
+from engine.store import Store, default_root
 from engine.supervisor import Client
 
 _RING_EVERY_S = 5.0  # should it be killed, its runs are looked after again within ten seconds
@@ -22,6 +26,13 @@ logger = logging.getLogger("isoflop.dashboard")
 @contextlib.asynccontextmanager
 async def lifespan(_: Any) -> AsyncIterator[None]:
     """The server's own tasks, from its start to its end. Runs and their supervisor outlive it."""
+    root = default_root()
+    print(
+        signin.greeting(
+            root, settings.load(root), *map(st.get_option, ("server.address", "server.port", "server.baseUrlPath"))
+        ),
+        flush=True,
+    )
     tasks = [asyncio.create_task(_keep_a_supervisor()), asyncio.create_task(_collect_garbage())]
     try:
         yield

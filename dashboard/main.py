@@ -9,12 +9,15 @@ if str(ROOT) not in sys.path:  # Streamlit puts dashboard/, not the root, on sys
 
 import streamlit as st
 
+from dashboard import parts
+
 ASSETS = Path(__file__).parent / "assets"
 
 st.set_page_config(page_title="Isoflop", page_icon=str(ASSETS / "icon.svg"), layout="wide")
 st.logo(str(ASSETS / "icon.svg"), size="large")
 st.html(ASSETS / "page.css")
 
+parts.person()
 pages = ROOT / "pages"
 st.navigation(
     [

@@ -12,10 +12,21 @@ from engine.planner import Plan
 from engine.records import Status
 from engine.store import Run, RunRow
 
+NAME_LENGTH = 200
 COLORS = {
     "queued": "gray", "starting": "blue", "running": "blue", "stopping": "orange",
     "finished": "green", "cancelled": "gray", "failed": "red", "interrupted": "orange",
 }  # fmt: skip
+
+
+def person() -> None:
+    """Who is signed in, where there are several people; somebody who may no longer look gets no further."""
+    role = state.role()
+    if role is None:
+        st.error(f"{_literal(state.actor().in_words)} may not use this dashboard. Ask its admin for access.")
+        st.stop()
+    if state.actor().source not in {"local", "terminal"}:
+        st.caption(f"{_literal(state.actor().name)} · {role} · [Sign out](sign-out)")
 
 
 def error_box(error: EngineError) -> None:
@@ -173,21 +184,40 @@ def run_actions(run: Run, *, open_link: bool = False) -> None:
             st.page_link(
                 "../pages/train.py", label="Open", icon=":material/open_in_new:", query_params={"run": run.run_id}
             )
-        if st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}"):
+        if state.client().may("submit") and st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}"):
             _run_again(run)
         st.download_button(
             "Export", lambda: _report(run), f"isoflop-{run.run_id}.html", "text/html", icon=":material/download:",
             on_click="ignore", key=f"export-{run.run_id}", help="One HTML file with everything recorded. Opens offline.",
         )  # fmt: skip
-        if st.button("Delete", icon=":material/delete:", key=f"delete-{run.run_id}", type="tertiary"):
+        if state.client().may("rename", run.run_id):
+            with st.popover("Rename", icon=":material/edit:", type="tertiary"):
+                st.text_input(
+                    "Name",
+                    run.name,
+                    key=f"name-{run.run_id}",
+                    max_chars=NAME_LENGTH,
+                    on_change=_rename,
+                    args=(run.run_id,),
+                )
+        if state.client().may("delete", run.run_id) and st.button(
+            "Delete", icon=":material/delete:", key=f"delete-{run.run_id}", type="tertiary"
+        ):
             _confirm_delete(run.run_id, run.config.in_words())
     with st.expander("The same in a terminal"):
         st.code(state.command_line(run.config), language="shell", wrap_lines=True)
 
 
+def _rename(run_id: str) -> None:
+    try:
+        state.client().rename(run_id, st.session_state[f"name-{run_id}"])
+    except EngineError as error:
+        st.toast(_literal(str(error)))
+
+
 def _run_again(run: Run) -> None:
     try:
-        run_id = state.client().submit(run.config, name=run.name)
+        run_id = state.submit(run.config, name=run.name)
     except EngineError as error:
         error_box(error)
         return

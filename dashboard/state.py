@@ -6,19 +6,28 @@ A link is a preset and the assignments that lead from it to the experiment, the 
 
 from __future__ import annotations
 
+import math
+import secrets
 import shlex
 import time
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 import streamlit as st
 
 from dashboard import api
-from engine import hardware
+from dashboard.gate import ACTOR_HEADER
+from engine import access, hardware, limits, planner, settings
+from engine.access import LOCAL, Actor
 from engine.config import RunConfig, overrides_from, with_overrides
 from engine.errors import StoreError
+from engine.planner import Plan
 from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
+from engine.settings import Role
 from engine.store import Run, Store
 from engine.supervisor import Client
+
+_DOUBLE_CLICK_S = 1.0
 
 
 @st.cache_resource
@@ -26,8 +35,45 @@ def store() -> Store:
     return Store()
 
 
+def actor() -> Actor:
+    """Who looks at this page, as the gate said when the browser connected."""
+    if told := st.context.headers.get(ACTOR_HEADER):
+        return Actor.parse(unquote(told))
+    return LOCAL  # with no gate in front, as in a test; in a team `local` may do nothing
+
+
+def role() -> Role | None:
+    """What they may do; asked anew each time, so that a role that was taken away is gone at the next click."""
+    return access.role_of(actor(), settings.load(store().root))
+
+
 def client() -> Client:
-    return Client(store())
+    return Client(store(), actor())
+
+
+def may_read(path: str) -> bool:
+    """Whether this person may have a file of this machine looked at."""
+    return access.may_read(actor(), path, settings.load(store().root))
+
+
+def check(config: RunConfig) -> Plan:
+    """The plan of a run that may start; raises the sentence that says why it may not. Nothing is read before it may be."""
+    rules = settings.load(store().root)
+    access.require_data(actor(), config, rules)
+    plan = planner.check(config)
+    limits.check_before(config, plan, rules.limits)
+    return plan
+
+
+def submit(config: RunConfig, *, name: str = "") -> str:
+    """Start a run. The second half of a double click, or a request that came twice, gets the run of the first."""
+    before, at, key = st.session_state.get("submitted", ("", -math.inf, ""))
+    what = f"{config.model_dump_json()} {name}"
+    now = time.monotonic()
+    if what != before or now - at > _DOUBLE_CLICK_S:
+        key = secrets.token_hex(16)
+    st.session_state["submitted"] = (what, now, key)
+    return client().submit(config, name=name, key=key)
 
 
 @st.cache_resource(ttl=60)

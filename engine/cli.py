@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engine import __version__, hardware, planner, records, units
+from engine import __version__, hardware, keys, planner, records, settings, units
 from engine.config import RunConfig, parse_config_json, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
 from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
@@ -177,6 +177,16 @@ def cancel_command(a: argparse.Namespace) -> int:
     return OK if run.is_over else FAILED
 
 
+def rename_command(a: argparse.Namespace) -> int:
+    store = _store(a)
+    run_id = store.find(a.run)
+    Client(store).rename(run_id, a.name)
+    _settle(store)
+    name = store.run(run_id, keep_points=1).name
+    print(json_text({"run_id": run_id, "name": name}) if a.json else f"{run_id} is called {name!r}.")
+    return OK if name == a.name else FAILED
+
+
 def delete_command(a: argparse.Namespace) -> int:
     store = _store(a)
     run_id = store.find(a.run)
@@ -254,6 +264,21 @@ def check_command(a: argparse.Namespace) -> int:
     else:
         print("\n".join(problems) or f"{len(ids)} runs, all as they were written ({indexed} in the index).")
     return OK if not problems else FAILED
+
+
+def link_command(a: argparse.Namespace) -> int:
+    """The one-time link of the dashboard, for a browser that is not signed in yet."""
+    store = _store(a)
+    method = settings.load(store.root).sign_in.method
+    if a.sign_everyone_out:
+        keys.sign_everyone_out(store.root)
+    if method != "link":
+        raise ConfigError(
+            f"sign_in.method={method!r}: people do not sign in with links here.", fix=f"Open {a.url} and sign in there."
+        )
+    link = keys.sign_in_link(store.root, a.url)
+    print(json_text({"link": link}) if a.json else link)
+    return OK
 
 
 def supervise_command(a: argparse.Namespace) -> int:
@@ -467,6 +492,9 @@ def _parser() -> argparse.ArgumentParser:
         ("delete", delete_command, "delete a run that is over"),
     ):
         add(name, function, text).add_argument("run", metavar="RUN", help="id, the beginning of one, or last")
+    rename = add("rename", rename_command, "give a run another name")
+    rename.add_argument("run", metavar="RUN", help="id, the beginning of one, or last")
+    rename.add_argument("name")
     export = add("export", export_command, "write runs to a file")
     export.add_argument("runs", nargs="+", metavar="RUN")
     export.add_argument("-o", "--output", required=True, help="FILE.html, .json or .csv")
@@ -474,6 +502,9 @@ def _parser() -> argparse.ArgumentParser:
     add("hardware", hardware_command, "what this machine offers")
     checking = add("check", check_command, "read every run and say what is missing or rotten")
     checking.add_argument("--rebuild", action="store_true", help="make the index anew from the run folders")
+    link = add("link", link_command, "print a link that lets one more browser into the dashboard")
+    link.add_argument("--url", default="http://127.0.0.1:8501", help="where the dashboard is (default %(default)s)")
+    link.add_argument("--sign-everyone-out", action="store_true", help="end every sign-in there is, first")
     supervise = add("supervise", supervise_command, "be this store's supervisor (started on demand by the others)")
     supervise.add_argument("--idle-seconds", type=float, default=IDLE_S)
     return parser

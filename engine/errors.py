@@ -32,6 +32,10 @@ class OutOfMemory(EngineError):
     """A run that does not fit, said before or after trying."""
 
 
+class LimitReached(EngineError):
+    """A run that used, or would use, more than it may: names the limit."""
+
+
 class Diverged(EngineError):
     """The loss became NaN or infinite."""
 

@@ -60,6 +60,7 @@ class Queued(Event):
     at: float  # Unix time, s
     name: str = ""
     group: str | None = None  # runs submitted together, for example one per seed
+    owner: str = ""  # id of the actor who asked (engine.access)
 
 
 class Starting(Event):

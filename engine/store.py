@@ -12,6 +12,7 @@ line that is still being written for the next time, and skips a line whose check
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -36,6 +37,7 @@ from engine.records import AnyEvent, Status, Summary
 
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
 STOP_FILE = "stop"  # in a run's folder: who wants it to stop writes the reason there
+LABELS_FILE = "labels.json"  # beside the log: what people call the run
 _FLUSH_S = 0.2
 _CRC_MEMBER = b',"crc":"'
 _SCHEMA_VERSION = 1
@@ -46,7 +48,7 @@ def default_root() -> Path:
     return Path(os.environ.get("ISOFLOP_HOME") or Path.home() / ".isoflop").expanduser().resolve()
 
 
-def _private_folder(path: Path) -> Path:
+def private_folder(path: Path) -> Path:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
@@ -233,7 +235,16 @@ class Run:
 
     @property
     def name(self) -> str:
+        with contextlib.suppress(OSError, ValueError):
+            labels = json.loads((self.folder / LABELS_FILE).read_text(encoding="utf-8"))
+            if isinstance(labels, dict) and isinstance(name := labels.get("name"), str):
+                return name
         return self.queued.name if self.queued else ""
+
+    @property
+    def owner(self) -> str:
+        """The id of who asked for it (engine.access)."""
+        return self.queued.owner if self.queued else ""
 
     @property
     def created(self) -> float:
@@ -418,6 +429,7 @@ class RunRow(BaseModel):
     config: RunConfig
     summary: Summary
     group: str | None = None
+    owner: str = ""
     why: str = ""
 
 
@@ -430,22 +442,45 @@ class Store:
         self.inbox = self.root / "inbox"
         try:
             for folder in (self.root, self.runs, self.inbox):
-                _private_folder(folder)
+                private_folder(folder)
         except OSError as error:
             raise StoreError(
                 f"The store {self.root} cannot be used: {error.strerror}.", fix="Set ISOFLOP_HOME to a folder you own."
             ) from None
 
-    def create(self, config: RunConfig, *, name: str = "", group: str | None = None) -> str:
-        """A new queued run, on disk as a whole or not at all; returns its id."""
-        run_id = secrets.token_hex(8)
-        draft = self.runs / f".{run_id}"
+    def create(
+        self, config: RunConfig, *, name: str = "", group: str | None = None, owner: str = "", key: str = ""
+    ) -> str:
+        """A new queued run, on disk as a whole or not at all; returns its id.
+
+        One `key` makes one run: asked again with the same, for a click that came twice, it returns that run.
+        """
+        run_id = hashlib.sha256(key.encode()).hexdigest()[:16] if key else secrets.token_hex(8)
+        if (self.runs / run_id).exists():
+            return run_id
+        draft = self.runs / f".{run_id}.{secrets.token_hex(4)}"
         draft.mkdir(mode=0o700)
         write_atomically(draft / "config.json", config.model_dump_json(indent=1))
         log = EventLog(draft / "events.jsonl")
-        log.append(records.Queued(at=time.time(), name=name, group=group))
-        draft.rename(self.runs / run_id)
+        log.append(records.Queued(at=time.time(), name=name, group=group, owner=owner))
+        try:
+            draft.rename(self.runs / run_id)
+        except OSError:
+            shutil.rmtree(draft)
+            if not (self.runs / run_id).exists():  # else the other click was faster
+                raise
         return run_id
+
+    def owner(self, run_id: str) -> str:
+        """The id of who asked for a run; empty where its log does not say."""
+        with contextlib.suppress(OSError, StoreError), (self.folder(run_id) / "events.jsonl").open("rb") as file:
+            first = decode(file.readline(65_536))
+            return first.owner if isinstance(first, records.Queued) else ""
+        return ""
+
+    def rename(self, run_id: str, name: str) -> None:
+        """Give a run another name. It lies beside the log, which only grows and only by who runs it."""
+        write_atomically(self.folder(run_id) / LABELS_FILE, json.dumps({"name": name}))
 
     def folder(self, run_id: str) -> Path:
         """Where a run lives. Ids are hex of our own making, so no text of a user becomes a path."""
@@ -515,7 +550,7 @@ class Store:
 def row_of(run: Run) -> RunRow:
     return RunRow(
         run_id=run.run_id, name=run.name, status=run.status, created=run.created, config=run.config,
-        summary=run.summary(), group=run.queued.group if run.queued else None, why=run.why(),
+        summary=run.summary(), group=run.queued.group if run.queued else None, owner=run.owner, why=run.why(),
     )  # fmt: skip
 
 

@@ -21,9 +21,10 @@ from collections import Counter
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 
-from engine import hardware, planner, records
+from engine import access, hardware, limits, planner, records, settings
+from engine.access import Action, Actor
 from engine.config import RunConfig
-from engine.errors import StoreError, WorkerLost
+from engine.errors import EngineError, LimitReached, StoreError, WorkerLost
 from engine.executor import AdoptedJob, Executor, Job, LocalExecutor
 from engine.processes import is_same_process, own_identity
 from engine.store import STOP_FILE, SUMMARY_POINTS, EventLog, Index, Run, Store, row_of, write_atomically
@@ -41,22 +42,51 @@ logger = logging.getLogger("isoflop.supervisor")
 
 
 class Client:
-    """What the page and the command line do with runs. Reading is `Store`'s; this asks for changes."""
+    """What the page and the command line do with runs, in the name of `actor`. Reading is `Store`'s; this asks for changes.
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    What an actor may not do raises AccessError here, and is refused again by the supervisor, which decides.
+    """
 
-    def submit(self, config: RunConfig, *, name: str = "", group: str | None = None) -> str:
-        """Queue a run and return its id; refused configurations raise and leave nothing behind."""
-        planner.check(config)
-        run_id = self.store.create(config, name=name, group=group)
+    def __init__(self, store: Store, actor: Actor = access.TERMINAL) -> None:
+        self.store, self.actor = store, actor
+
+    def submit(self, config: RunConfig, *, name: str = "", group: str | None = None, key: str = "") -> str:
+        """Queue a run and return its id; refused configurations raise and leave nothing behind.
+
+        One `key` starts one run, however often it is asked for.
+        """
+        rules = settings.load(self.store.root)
+        access.require(self.actor, "submit", rules)
+        access.require_data(self.actor, config, rules)
+        limits.check_before(config, planner.check(config), rules.limits)
+        self._require_room_in_queue(rules)
+        run_id = self.store.create(config, name=name, group=group, owner=self.actor.id, key=key)
+        access.audit(self.store.root, self.actor, "submit", run_id=run_id)
         self.wake()
         return run_id
 
+    def _require_room_in_queue(self, rules: settings.Settings) -> None:
+        waiting = [row.run_id for row in self.store.rows(status=("queued",))]
+        if len(waiting) >= rules.limits.queued:
+            raise LimitReached(
+                f"{len(waiting)} runs are waiting already, as many as limits.queued allows.", fix="Wait, or stop some."
+            )
+        if access.role_of(self.actor, rules) == "admin" or len(waiting) < rules.limits.queued_per_user:
+            return
+        own = sum(self.store.owner(run_id) == self.actor.id for run_id in waiting)
+        if own >= rules.limits.queued_per_user:
+            raise LimitReached(
+                f"{own} runs of {self.actor.in_words} are waiting, as many as limits.queued_per_user allows.",
+                fix="Wait, or stop some.",
+            )
+
     def cancel(self, run_id: str, *, reason: str = "cancelled by the user") -> None:
         """Ask a run to stop. Harmless for one that is over."""
-        self.store.folder(run_id)
-        self._send({"command": "cancel", "run_id": run_id, "reason": reason})
+        self._ask("cancel", run_id, reason=reason)
+
+    def rename(self, run_id: str, name: str) -> None:
+        """Call a run something else."""
+        self._ask("rename", run_id, name=name)
 
     def delete(self, run_id: str) -> None:
         """Delete a run that is over, or one that cannot even be read."""
@@ -67,10 +97,23 @@ class Client:
             over = True
         if not over:
             raise StoreError(f"Run {run_id} is still at work.", fix="Stop it first.")
-        self._send({"command": "delete", "run_id": run_id})
+        self._ask("delete", run_id)
 
     def rebuild_index(self) -> None:
-        self._send({"command": "rebuild"})
+        self._ask("rebuild")
+
+    def may(self, action: Action, run_id: str = "") -> bool:
+        """Whether the actor may do this; for a page that offers only what it can do."""
+        owner = self.store.owner(run_id) if run_id else ""
+        return access.may(self.actor, action, settings.load(self.store.root), owner=owner)
+
+    def _ask(self, action: Action, run_id: str = "", **details: str) -> None:
+        owner = ""
+        if run_id:
+            self.store.folder(run_id)
+            owner = self.store.owner(run_id)
+        access.require(self.actor, action, settings.load(self.store.root), owner=owner)
+        self._send({"command": action, "actor": self.actor.id, "run_id": run_id} | details)
 
     def wake(self) -> None:
         """Make sure that a supervisor is there and looks now."""
@@ -195,23 +238,42 @@ class Supervisor:
         for path in sorted(self.store.inbox.glob("[0-9]*.json")):
             try:
                 self._obey(_parse_command(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, KeyError, StoreError) as error:
+            except (OSError, ValueError, KeyError, EngineError) as error:
                 logger.warning("command %s was not carried out: %s", path.name, error)
             path.unlink(missing_ok=True)
 
     def _obey(self, command: dict[str, str]) -> None:
-        match command["command"]:
+        """Carry out what an actor may ask for; either way it is written to the audit log."""
+        actor, action, run_id = Actor.parse(command["actor"]), command["command"], command.get("run_id", "")
+        if action not in {"cancel", "rename", "delete", "rebuild"}:
+            raise ValueError(f"unknown command {action!r}")
+        try:
+            owner = self.store.owner(run_id) if run_id else ""
+            access.require(actor, action, settings.load(self.store.root), owner=owner)  # type: ignore[arg-type]
+        except EngineError:
+            access.audit(self.store.root, actor, action, run_id=run_id, outcome="refused")
+            raise
+        match action:
             case "cancel":
-                self._cancel(command["run_id"], command.get("reason", ""))
+                self._cancel(run_id, command.get("reason", ""))
+            case "rename":
+                self._rename(run_id, command["name"])
             case "delete":
-                self._delete(command["run_id"])
+                self._delete(run_id)
             case "rebuild":
-                self.index.clear()
-                for run_id in self.store.ids():
-                    if run := self._open(run_id):
-                        self.index.put(row_of(run))
-            case other:
-                logger.warning("unknown command %r", other)
+                self._rebuild()
+        access.audit(self.store.root, actor, action, run_id=run_id)
+
+    def _rebuild(self) -> None:
+        self.index.clear()
+        for run_id in self.store.ids():
+            if run := self._open(run_id):
+                self.index.put(row_of(run))
+
+    def _rename(self, run_id: str, name: str) -> None:
+        self.store.rename(run_id, name)
+        if run := self._open(run_id):
+            self.index.put(row_of(run))
 
     def _cancel(self, run_id: str, reason: str) -> None:
         self._find_new_runs()

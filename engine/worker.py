@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine import records, sampler
+from engine import hardware, limits, records, sampler, settings
 from engine.config import RunConfig
 from engine.errors import EngineError, OutOfMemory
 from engine.processes import own_identity
@@ -71,6 +71,9 @@ def _costs(energy: sampler.EnergyMeter) -> dict[str, Any]:
 
 
 def _drive(config: RunConfig, folder: Path, log: EventLog, watch: _Watch) -> None:
+    allowed = settings.load(folder.parent.parent).limits
+    limits.limit_memory(config.device, allowed, hardware.probe().memory_available_bytes)
+    guard = limits.Guard(allowed, folder)
     events = TASKS[config.task](config, folder)
     with contextlib.closing(events):  # type: ignore[type-var]
         for event in events:
@@ -78,6 +81,7 @@ def _drive(config: RunConfig, folder: Path, log: EventLog, watch: _Watch) -> Non
             if isinstance(event, records.Started):
                 watch.begin(config.device)
             watch.raise_if_asked()
+            guard.check(log.steps)
 
 
 def _failed(error: BaseException, step: int) -> records.Failed:
@@ -85,7 +89,7 @@ def _failed(error: BaseException, step: int) -> records.Failed:
     if isinstance(error, EngineError):
         cause, message, fix = type(error).__name__, error.message, error.fix
     elif isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
-        cause, message, fix = OutOfMemory.__name__, "The device ran out of memory.", "Choose a smaller batch or model."
+        cause, message, fix = OutOfMemory.__name__, limits.in_words(error), "Choose a smaller batch or model."
     else:
         cause, message = type(error).__name__, f"Something broke that should not: {type(error).__name__}."
         fix = "Please report it with the run's log."

@@ -24,20 +24,21 @@ st.markdown(
 
 def start(preset: str) -> None:
     try:
-        run_id = state.client().submit(PRESETS[preset].config)
+        run_id = state.submit(PRESETS[preset].config)
     except EngineError as error:
         parts.error_box(error)
         return
     st.switch_page("../pages/train.py", query_params={"run": run_id})
 
 
+may_run = state.client().may("submit")
 for column, (preset, watch) in zip(st.columns(3), EXPERIMENTS.items(), strict=True):
     with column.container(border=True, height="stretch", key=f"experiment-{preset}"):
         st.markdown(f"**{PRESETS[preset].title}**")
         st.markdown(PRESETS[preset].teaches)
         st.caption(watch)
         st.space("stretch")
-        if st.button("Run", key=f"start-{preset}", type="primary", icon=":material/play_arrow:"):
+        if st.button("Run", key=f"start-{preset}", type="primary", icon=":material/play_arrow:", disabled=not may_run):
             start(preset)
 
 newest = state.store().rows(limit=6)

@@ -3,7 +3,6 @@
 import streamlit as st
 
 from dashboard import forms, live, parts, state
-from engine import planner
 from engine.errors import ConfigError, EngineError
 from engine.presets import DEFAULT_PRESET, preset_config
 from engine.store import Run
@@ -29,7 +28,7 @@ if params != st.session_state.get("train.link") or not forms.is_shown():
 def submit() -> None:
     try:
         _, chosen = forms.current()
-        st.session_state["train.run"] = state.client().submit(chosen)
+        st.session_state["train.run"] = state.submit(chosen)
     except EngineError as error:
         st.session_state["train.refused"] = error
 
@@ -39,7 +38,8 @@ def show(run: Run) -> None:
     run_id, over = run.run_id, run.is_over  # one moment for the whole page: the run goes on while it is drawn
     title, action = st.columns([5, 1], vertical_alignment="center")
     title.markdown(f"**{run.config.in_words()}**")
-    if not over and action.button("Stop", key="stop", icon=":material/stop:", width="stretch"):
+    may_stop = not over and state.client().may("cancel", run_id)
+    if may_stop and action.button("Stop", key="stop", icon=":material/stop:", width="stretch"):
         state.client().cancel(run_id)
     if over:
         parts.why_box(run)
@@ -55,7 +55,7 @@ with left.container(border=True, key="form"):
     preset, config, mistake = forms.form_or_default(preset, config)
     plan, refused = None, None
     try:
-        plan = None if mistake else planner.check(config)
+        plan = None if mistake else state.check(config)
     except EngineError as error:
         refused = error
     button.button(
@@ -65,7 +65,10 @@ with left.container(border=True, key="form"):
         icon=":material/play_arrow:",
         on_click=submit,
         key="run",
-        disabled=bool(mistake or refused),
+        disabled=bool(mistake or refused) or not state.client().may("submit"),
+        help=None
+        if state.client().may("submit")
+        else "As viewer you may look at runs; an admin can let you start some.",
     )
 
 if started := st.session_state.pop("train.run", None):

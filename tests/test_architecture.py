@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "config presets records errors units downsample processes",
-    "schedules families datasets downloads userdata loading hardware sampler planner store charts report cost sweep analysis",
+    "schedules families datasets downloads userdata loading hardware sampler settings planner limits access store keys charts report cost sweep analysis",
     "pytorch xla_backend",
     "worker",
     "preload executor ray_executor supervisor",

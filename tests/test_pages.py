@@ -9,10 +9,12 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import forms, state, uploads
 from engine import planner, records
+from engine.access import Actor
 from engine.config import MODELS, RunConfig, with_overrides
 from engine.datasets import TITLES
 from engine.errors import DeviceError
 from engine.presets import PRESETS, preset_config
+from engine.store import write_atomically
 from tests.fakes import make_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,12 +111,59 @@ def test_a_bare_link_to_a_run_fills_the_form_with_its_experiment(app, store):
 def test_a_click_submits_what_the_form_shows_even_when_it_was_just_typed(app, store, monkeypatch):
     submitted = []
     monkeypatch.setattr(
-        "engine.supervisor.Client.submit", lambda _, config: submitted.append(config) or make_run(store).run_id
+        "engine.supervisor.Client.submit", lambda _, config, **rest: submitted.append(config) or make_run(store).run_id
     )
     open_page(app, "train")
     app.text_input(key="experiment.optimizer.lr").set_value("0.5")
     app.button(key="run").click().run()
     assert [config.optimizer.lr for config in submitted] == [0.5]
+
+
+def test_a_double_click_starts_one_run(app, store, monkeypatch):
+    monkeypatch.setattr("engine.supervisor.Client.wake", lambda _: None)
+    open_page(app, "train", preset="digits-mlp")
+    app.button(key="run").click().run()
+    app.button(key="run").click().run()
+    assert len(store.ids()) == 1
+
+
+def test_a_second_click_later_starts_a_second_run(app, store, monkeypatch):
+    monkeypatch.setattr("engine.supervisor.Client.wake", lambda _: None)
+    monkeypatch.setattr("dashboard.state._DOUBLE_CLICK_S", 0.0)
+    open_page(app, "train", preset="digits-mlp")
+    app.button(key="run").click().run()
+    app.button(key="run").click().run()
+    assert len(store.ids()) == 2
+
+
+def in_a_team(store, monkeypatch, name, text=""):
+    """The page as somebody of a team sees it, who came in through a proxy."""
+    lines = "[sign_in]\nmethod = 'proxy'\nproxy_header = 'X-User'\nproxy_addresses = ['10.0.0.5']\n" + text
+    write_atomically(store.root / "settings.toml", lines)
+    monkeypatch.setattr("dashboard.state.actor", lambda: Actor("proxy", name))
+
+
+def test_a_viewer_sees_a_run_and_cannot_change_it(app, store, monkeypatch):
+    in_a_team(store, monkeypatch, "eve")
+    run = make_run(store)
+    open_page(app, "train", run=run.run_id)
+    assert not app.exception
+    assert app.button(key="run").disabled
+    assert [b.key for b in app.button if b.key and b.key.startswith(("again-", "delete-"))] == []
+
+
+def test_somebody_whose_access_was_taken_away_gets_no_further(app, store, monkeypatch):
+    in_a_team(store, monkeypatch, "eve", "allowed = ['alice']")
+    app.run()
+    assert [e.value for e in app.error] == ["eve may not use this dashboard. Ask its admin for access."]
+    assert not app.button
+
+
+def test_a_file_of_this_machine_is_not_even_looked_at_for_a_runner(app, store, monkeypatch, tmp_path):
+    in_a_team(store, monkeypatch, "rob", "[roles]\nrunner = ['rob']")
+    monkeypatch.setattr("engine.loading.facts", lambda *_: pytest.fail("the file was read"))
+    open_page(app, "train", **{"data": "csv", "source.path": "/etc/passwd"})
+    assert any("may not be used here" in e.value for e in app.error)
 
 
 def test_values_of_fields_that_are_hidden_for_a_while_are_kept(app):

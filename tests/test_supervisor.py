@@ -271,7 +271,7 @@ def test_a_run_deleted_while_its_process_says_goodbye_is_deleted_after_it(in_pro
     leaving = subprocess.Popen(["sleep", "0.5"])
     in_process.active[run_id] = store.run(run_id), AdoptedJob(leaving.pid, process_started(leaving.pid))
     EventLog(store.folder(run_id) / "events.jsonl").close(records.Finished(at=time.time()))
-    in_process._obey({"command": "delete", "run_id": run_id})
+    in_process._obey({"command": "delete", "run_id": run_id, "actor": "terminal"})
     assert store.ids() == [run_id]
     run_until_idle(in_process)
     assert store.ids() == [] == in_process.index.rows()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +42,36 @@ def app_url(tmp_path_factory):
         yield url
 
 
+class Served(str):
+    """The address of a running dashboard, and the cookie of somebody who is signed in there: `name=value`."""
+
+    cookie: str
+
+    @classmethod
+    def signed_in(cls, url: str, home: Path) -> Served:
+        served = cls(url)
+        opener = urllib.request.build_opener(_Stay)
+        try:
+            opener.open(f"{url}/?token={(home / 'keys' / 'link.token').read_text()}", timeout=20)
+        except urllib.error.HTTPError as answer:  # on to the address without the token
+            served.cookie = answer.headers["Set-Cookie"].split(";")[0]
+        return served
+
+    def new_context(self, browser, **options):
+        """A browser context of somebody who is signed in."""
+        context = browser.new_context(**options)
+        name, value = self.cookie.split("=", 1)
+        context.add_cookies([{"name": name, "value": value, "url": str(self), "httpOnly": True, "sameSite": "Strict"}])
+        return context
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_):
+        return None
+
+
 @contextlib.contextmanager
-def serve_dashboard(home: Path) -> Iterator[str]:
+def serve_dashboard(home: Path) -> Iterator[Served]:
     """A dashboard on a free port, started from another directory than ours; its supervisor ends with it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -55,7 +84,7 @@ def serve_dashboard(home: Path) -> Iterator[str]:
         )
     try:
         _wait_until_up(url, server, home)
-        yield url
+        yield Served.signed_in(url, home)
     finally:
         server.terminate()
         server.wait(timeout=20)
@@ -89,7 +118,7 @@ def _end_supervisor(home: Path) -> None:
 @pytest.fixture
 def page(browser, app_url):
     """A fresh tab. The test fails on a console error and on any request to another host."""
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context = app_url.new_context(browser, viewport={"width": 1440, "height": 900})
     tab = context.new_page()
     tab.errors, tab.foreign = [], []
     tab.on("console", lambda m: tab.errors.append(m.text) if m.type == "error" and not _harmless(m) else None)

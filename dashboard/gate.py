@@ -1,0 +1,292 @@
+"""Which request may pass: a decision for each route of the app, and nothing for what has none.
+
+Streamlit's own routes are decided here like ours. A test walks all routes of the app and fails on one without a
+decision, so that a new route, ours or a newer Streamlit's, is shut until someone thought about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qs, parse_qsl, quote, urlencode
+
+import streamlit as st
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dashboard import signin
+from engine import access, settings
+from engine.access import Actor
+from engine.errors import ConfigError
+from engine.settings import Settings
+from engine.store import default_root
+
+Decision = Literal["anyone", "viewer", "runner", "sign-in", "provider", "nobody"]
+ACTOR_HEADER = "x-isoflop-actor"
+_LOOK, _ALL = frozenset({"GET", "HEAD"}), frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
+_MOST_BODY_BYTES = 4_096
+_WRONG_TOKEN_WAIT_S = 0.5
+
+logger = logging.getLogger("isoflop.access")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Who may send such requests. Paths are without server.baseUrlPath; the first rule that fits decides."""
+
+    path: str  # a regular expression for all of it
+    methods: frozenset[str]
+    decision: Decision
+
+
+def _rule(path: str, decision: Decision, *methods: str) -> Rule:
+    return Rule(path, frozenset(methods) or _LOOK, decision)
+
+
+RULES = (
+    _rule(r"/_stcore/health", "anyone", "GET", "HEAD", "OPTIONS"),  # says "ok" and nothing else
+    _rule(r"/sign-in", "sign-in", "GET", "HEAD", "POST"),
+    _rule(r"/sign-out", "sign-in"),
+    _rule(r"/auth/(login|logout)|/oauth2callback", "provider"),
+    _rule(r"/_stcore/(metrics|script-health-check)", "nobody", *_ALL),  # what Streamlit counts is nobody's business
+    _rule(r"/_stcore/agent/.*", "nobody", *_ALL),
+    _rule(r"/_stcore/stream", "viewer", "WEBSOCKET"),
+    _rule(r"/_stcore/host-config", "viewer"),
+    _rule(r"/_stcore/upload_file/[^/]+/[^/]+", "runner", "PUT", "DELETE", "OPTIONS"),
+    _rule(r"/_stcore/bidi-components/.*", "viewer", "GET", "HEAD", "OPTIONS"),
+    _rule(r"/_stcore/.*", "nobody", *_ALL, "WEBSOCKET"),
+    _rule(r"/(media|component)/.*", "viewer", "GET", "HEAD", "OPTIONS"),
+    _rule(r"/api/runs/[^/]+/points", "viewer"),
+    _rule(r"/assets/[^/]+", "viewer"),
+    _rule(r"/(?!_stcore(/|$)|api(/|$)).*", "viewer"),  # Streamlit's page and its scripts, below every other address
+)
+
+
+def decide(path: str, method: str) -> Decision:
+    """Who may send this; `nobody` where no rule fits."""
+    for rule in RULES:
+        if method in rule.methods and re.fullmatch(rule.path, path, re.DOTALL):
+            return rule.decision
+    return "nobody"
+
+
+class Gate:
+    """Lets a request pass as its rule says, and tells the pages by a header who sends it."""
+
+    def __init__(self, app: ASGIApp, root: Path | None = None) -> None:
+        self.app = app
+        self._root = root
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in {"http", "websocket"}:
+            await self.app(scope, receive, send)
+            return
+        answer = await self._answer(scope, receive)
+        if answer is None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await answer(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008, "reason": "Sign in first."})  # the server answers 403
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response | None:
+        """Our own answer instead of the app's; None for a request that passes."""
+        root = self._root or default_root()
+        try:
+            rules = settings.load(root)
+        except ConfigError as error:
+            logger.error("%s", error)
+            return PlainTextResponse("The settings of this store are not in order; its log says more.", status_code=503)
+        headers = MutableHeaders(scope=scope)
+        del headers[ACTOR_HEADER]  # only we say who it is
+        if not rules.is_team and not _arrived_on_loopback(scope):
+            return PlainTextResponse("This dashboard is for its own machine only.", status_code=403)
+        match decide(_path(scope), scope.get("method", "WEBSOCKET")):
+            case "anyone":
+                return None
+            case "nobody":
+                return PlainTextResponse("There is nothing here.", status_code=404)
+            case "provider":
+                return None if rules.sign_in.method == "oidc" else PlainTextResponse("There is nothing here.", 404)
+            case "sign-in":
+                return await self._sign_in_or_out(Request(scope, receive), root, rules)
+            case needed:
+                return await self._let_in(scope, root, rules, needed)
+
+    async def _let_in(self, scope: Scope, root: Path, rules: Settings, needed: Decision) -> Response | None:
+        token = _token_in_address(scope)
+        if token is not None and scope["type"] == "http" and rules.sign_in.method in {"link", "token"}:
+            return await _trade(scope, root, rules, token, _address(scope))
+        actor = signin.who(scope, root, rules)
+        if actor is None:
+            return _refusal(scope, rules)
+        role = access.role_of(actor, rules)
+        if role is None:
+            return _page(f"{actor.name} is not on the list of this dashboard.", 403, sign_out=True)
+        if needed == "runner" and role == "viewer":
+            return PlainTextResponse("As viewer you may not do this.", status_code=403)
+        MutableHeaders(scope=scope).append(ACTOR_HEADER, quote(actor.id))
+        return None
+
+    async def _sign_in_or_out(self, request: Request, root: Path, rules: Settings) -> Response:
+        scope = request.scope
+        if _path(scope) == "/sign-out":
+            target = "/auth/logout" if rules.sign_in.method == "oidc" else "/sign-in"
+            answer: Response = RedirectResponse(_prefix() + target, status_code=303)
+            answer.delete_cookie(signin.cookie_name(scope))
+            return answer
+        if request.method != "POST":
+            return _refusal(scope, rules)
+        form = parse_qs((await _body(request)).decode(errors="replace"))
+        return await _trade(scope, root, rules, form.get("token", [""])[0].strip(), _prefix() + "/")
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MOST_BODY_BYTES:
+            return b""
+    return body
+
+
+async def _trade(scope: Scope, root: Path, rules: Settings, token: str, target: str) -> Response:
+    """A token for a cookie, and on to the address without the token."""
+    if not await asyncio.to_thread(signin.accepts, root, rules, token):
+        if signin.who(scope, root, rules):  # an old link, followed by somebody who is in already
+            return RedirectResponse(target, status_code=303)
+        await asyncio.sleep(_WRONG_TOKEN_WAIT_S)
+        await asyncio.to_thread(access.audit, root, Actor("token"), "sign in", outcome="refused")
+        return _refusal(scope, rules, wrong=True)
+    await asyncio.to_thread(access.audit, root, _newcomer(rules), "sign in")
+    answer = RedirectResponse(target, status_code=303, headers={"Cache-Control": "no-store"})
+    answer.set_cookie(
+        signin.cookie_name(scope), signin.issue_cookie(root, rules), max_age=signin.COOKIE_MAX_AGE_S,
+        httponly=True, samesite="strict", secure=signin.is_encrypted(scope),
+    )  # fmt: skip
+    return answer
+
+
+def _newcomer(rules: Settings) -> Actor:
+    return access.LOCAL if rules.sign_in.method == "link" else Actor("token", signin.TEAM)
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+def _prefix() -> str:
+    base = (st.get_option("server.baseUrlPath") or "").strip("/")
+    return f"/{base}" if base else ""
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"]
+    prefix = _prefix()
+    return (path[len(prefix) :] or "/") if prefix and (path == prefix or path.startswith(prefix + "/")) else path
+
+
+def _token_in_address(scope: Scope) -> str | None:
+    found = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token")
+    return found[0] if found else None
+
+
+def _address(scope: Scope) -> str:
+    """Where a request goes, without its token. One leading slash: two would name another host."""
+    query = [(k, v) for k, v in parse_qsl(scope.get("query_string", b"").decode("latin-1")) if k != "token"]
+    path = "/" + quote(scope["path"].lstrip("/\\"))
+    return path + ("?" + urlencode(query) if query else "")
+
+
+def _arrived_on_loopback(scope: Scope) -> bool:
+    """Whether the address a request came in at is this machine's own: however the server was started, not only by
+    `streamlit run`."""
+    host = (scope.get("server") or ("",))[0]
+    return signin.is_loopback(host) if host and host[0] in "0123456789abcdef:" else True
+
+
+# --- what somebody sees who is not in ---------------------------------------------------------------------------------
+
+
+def _refusal(scope: Scope, rules: Settings, *, wrong: bool = False) -> Response:
+    headers = Headers(scope=scope)
+    if "text/html" not in headers.get("accept", ""):
+        return PlainTextResponse("Sign in first.", status_code=401)
+    if not wrong and headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") == "navigate":
+        # A link on another site: the browser kept the SameSite=Strict cookie back. Asked for again from here it is sent.
+        return _page("", 401, again=_address(scope))
+    match rules.sign_in.method:
+        case "link":
+            text = (
+                "That link was used before, or is for another store. " if wrong else ""
+            ) + "Open the link that the terminal printed when the dashboard started, or ask for another one:"
+            return _page(text, 401, command="python -m engine link", field="Or paste the token of the link")
+        case "token":
+            return _page("That token is wrong." if wrong else "", 401, field="Shared token")
+        case "oidc":
+            links = {name: f"{_prefix()}/{signin.provider_link(name)}" for name in signin.providers()}
+            return _page("", 401, links=links)
+        case _:
+            return _page("This dashboard is reached through its proxy, which says who you are.", 401)
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f2a; --soft: #5b6270; --line: #e3e6ec; --page: #f6f7f9; --card: #fff; --accent: #4f6bed }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9f0; --soft: #9aa3b2; --line: #2a303c; --page: #101319; --card: #181c24; --accent: #5b76f0 }
+}
+body { margin: 0; min-height: 100vh; display: grid; place-items: center; background: var(--page); color: var(--ink);
+  font: 15px/1.5 Inter, system-ui, sans-serif }
+main { box-sizing: border-box; width: min(30rem, calc(100vw - 2rem)); padding: 1.75rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: 8px }
+h1 { margin: 0 0 .5rem; font-size: 1.35rem }
+p { margin: .5rem 0 } label { display: block; margin-top: 1.25rem; color: var(--soft) }
+code { display: block; padding: .5rem .75rem; border: 1px solid var(--line); border-radius: 6px; overflow-wrap: anywhere }
+form { margin: 0 } .row { display: flex; gap: .5rem; margin-top: .35rem }
+input { flex: 1; min-width: 0; padding: .5rem .75rem; border: 1px solid var(--line); border-radius: 6px; font: inherit;
+  background: var(--page); color: inherit }
+button, a.button { display: inline-block; padding: .5rem 1rem; border: 0; border-radius: 6px; background: var(--accent);
+  color: #fff; font: inherit; font-weight: 600; text-decoration: none; cursor: pointer }
+"""
+_CSP = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+
+
+def _page(
+    text: str,
+    status: int,
+    *,
+    command: str = "",
+    field: str = "",
+    links: dict[str, str] | None = None,
+    again: str = "",
+    sign_out: bool = False,
+) -> HTMLResponse:
+    """A page of our own, in one answer: somebody who is not in gets nothing else of the app."""
+    parts = [f"<p>{html.escape(text)}</p>" if text else ""]
+    if command:
+        parts.append(f"<code>{html.escape(command)}</code>")
+    for name, address in (links or {}).items():
+        words = "Sign in" if name == "default" else f"Sign in with {name}"
+        parts.append(f'<p><a class="button" href="{html.escape(address)}">{html.escape(words)}</a></p>')
+    if field:
+        parts.append(
+            f'<form method="post" action="{_prefix()}/sign-in"><label for="token">{html.escape(field)}</label><div class="row">'
+            '<input id="token" name="token" type="password" autocomplete="current-password" required>'
+            "<button>Sign in</button></div></form>"
+        )
+    if sign_out:
+        parts.append(f'<p><a class="button" href="{_prefix()}/sign-out">Sign out</a></p>')
+    refresh = f'<meta http-equiv="refresh" content="0; url={html.escape(again)}">' if again else ""
+    body = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"{refresh}<title>Isoflop</title><style>{_STYLE}</style><main><h1>Isoflop</h1>{''.join(parts)}</main></html>"
+    )
+    # With no-referrer a browser would say "Origin: null" when it sends the form.
+    own = {"Cache-Control": "no-store", "Content-Security-Policy": _CSP, "Referrer-Policy": "same-origin"}
+    return HTMLResponse(body, status, headers=own)

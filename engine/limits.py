@@ -1,0 +1,100 @@
+"""What one run may use: told before it starts where that can be known, kept to while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from engine import units
+from engine.config import RunConfig
+from engine.errors import LimitReached
+from engine.planner import Plan
+from engine.settings import Limits
+
+_LOOK_EVERY_S = 1.0
+
+
+def check_before(config: RunConfig, plan: Plan, limits: Limits) -> None:
+    """Raises LimitReached for a run that could only end at a limit."""
+    if limits.wall_time_s and (config.budget.seconds or 0) > limits.wall_time_s:
+        raise LimitReached(
+            f"budget.seconds={config.budget.seconds:g} is more than the {units.duration(limits.wall_time_s)} a run may last here.",
+            fix=f"Choose at most {limits.wall_time_s:g}, or raise limits.wall_time_s in settings.toml.",
+        )
+    if limits.points and (plan.total_steps or 0) > limits.points:
+        raise LimitReached(
+            f"{plan.total_steps:,} steps are more than the {limits.points:,} a run may record here.",
+            fix="Choose a smaller budget or larger batches, or raise limits.points in settings.toml.",
+        )
+
+
+class Guard:
+    """Looks, between a run's events, whether it is within its limits."""
+
+    def __init__(self, limits: Limits, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits, self._folder, self._clock = limits, folder, clock
+        self._began = self._looked = clock()
+
+    def check(self, steps: int) -> None:
+        """Raises LimitReached, naming the limit; `steps` are those recorded so far."""
+        limits, now = self._limits, self._clock()
+        if limits.points and steps > limits.points:
+            raise _reached("points", f"{limits.points:,} recorded steps")
+        if limits.wall_time_s and now - self._began > limits.wall_time_s:
+            raise _reached("wall_time_s", f"{units.duration(limits.wall_time_s)} of wall time")
+        if limits.disk_bytes and now - self._looked >= _LOOK_EVERY_S:
+            self._looked = now
+            if folder_bytes(self._folder) > limits.disk_bytes:
+                raise _reached("disk_bytes", f"{units.nbytes(limits.disk_bytes)} on disk")
+
+
+def _reached(name: str, what: str) -> LimitReached:
+    return LimitReached(
+        f"The run reached the limit of {what}.",
+        fix=f"Its points are kept. Ask for less, or raise limits.{name} in settings.toml.",
+    )
+
+
+def folder_bytes(folder: Path) -> int:
+    with contextlib.suppress(OSError):
+        return sum(entry.stat().st_size for entry in os.scandir(folder))
+    return 0
+
+
+def limit_memory(device: str, limits: Limits, available_bytes: int) -> int | None:
+    """Cap what this process may still take of the machine's memory, and say how much that is; None where it cannot be.
+
+    An allocation beyond it fails with words in this process, where otherwise the kernel would kill some process without
+    any. Only a CPU run is capped: CUDA maps address space that it never fills. The cap is on RLIMIT_DATA, which on
+    Linux counts private writable memory (setrlimit(2)); RLIMIT_AS would count mapped files and reserved arenas too.
+    """
+    held = _data_bytes()
+    if device != "cpu" or held is None:
+        return None
+    import resource
+
+    may_take = min(limits.memory_bytes or available_bytes, available_bytes)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = held + may_take if hard == resource.RLIM_INFINITY else min(held + may_take, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    return may_take
+
+
+def _data_bytes(status: Path = Path("/proc/self/status")) -> int | None:
+    """Private writable memory of this process, as the kernel counts it against RLIMIT_DATA."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^VmData:\s+(\d+) kB", status.read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
+    return None
+
+
+def in_words(error: BaseException) -> str:
+    """How much an allocation that failed had asked for, where the error says it."""
+    if found := re.search(r"tried to allocate ([\d.]+) ?(bytes|MiB|GiB|KiB)", str(error)):
+        size = float(found[1]) * {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[found[2]]
+        return f"The run ran out of memory when it asked for {units.nbytes(int(size))} more."
+    return "The run ran out of memory."
