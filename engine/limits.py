@@ -94,7 +94,7 @@ def _data_bytes(status: Path = Path("/proc/self/status")) -> int | None:
 
 def in_words(error: BaseException) -> str:
     """How much an allocation that failed had asked for, where the error says it."""
-    if found := re.search(r"tried to allocate ([\d.]+) ?(bytes|MiB|GiB|KiB)", str(error)):
-        size = float(found[1]) * {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[found[2]]
+    if found := re.search(r"(?i)tried to allocate ([\d.]+) ?(bytes|MiB|GiB|KiB)", str(error)):
+        size = float(found[1]) * {"bytes": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}[found[2].lower()]
         return f"The run ran out of memory when it asked for {units.nbytes(int(size))} more."
     return "The run ran out of memory."
