@@ -10,7 +10,6 @@ import argparse
 import logging
 import os
 import secrets
-import sqlite3
 import sys
 import time
 from collections.abc import Sequence
@@ -19,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from engine import __version__, hardware, keys, planner, records, settings, units
+from engine.checkup import check
 from engine.config import RunConfig, parse_config_json, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
 from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
-from engine.store import SORTABLE, Index, Run, Store, check, json_text
-from engine.supervisor import IDLE_S, Client, serve
+from engine.store import SORTABLE, Run, Store, json_text
+from engine.supervisor import IDLE_S, Client, rebuild_index, serve
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _POLL_S = 0.1
@@ -181,8 +181,9 @@ def rename_command(a: argparse.Namespace) -> int:
     store = _store(a)
     run_id = store.find(a.run)
     Client(store).rename(run_id, a.name)
-    _settle(store)
-    name = store.run(run_id, keep_points=1).name
+    until = time.monotonic() + 15
+    while (name := store.run(run_id, keep_points=1).name) != a.name and time.monotonic() < until:
+        time.sleep(_POLL_S)
     print(json_text({"run_id": run_id, "name": name}) if a.json else f"{run_id} is called {name!r}.")
     return OK if name == a.name else FAILED
 
@@ -247,23 +248,19 @@ def hardware_command(a: argparse.Namespace) -> int:
 def check_command(a: argparse.Namespace) -> int:
     """Read every run and say what is missing or rotten."""
     store = _store(a)
-    if a.rebuild:
-        client = Client(store)
-        client.rebuild_index()
-        _settle(store)
-    problems = check(store)
-    ids = store.ids()
-    indexed = len(_indexed(store))
-    versions = {"isoflop": __version__, "python": sys.version.split()[0]}
+    rebuilt = rebuild_index(store) if a.rebuild else ""
+    found = check(store)
+    ok = not found.problems
     if a.json:
-        print(
-            json_text(
-                {"ok": not problems, "runs": len(ids), "indexed": indexed, "problems": problems, "versions": versions}
-            )
-        )
-    else:
-        print("\n".join(problems) or f"{len(ids)} runs, all as they were written ({indexed} in the index).")
-    return OK if not problems else FAILED
+        print(json_text({"ok": ok, **asdict(found), **({"rebuilt": rebuilt} if a.rebuild else {})}))
+        return OK if ok else FAILED
+    if rebuilt:
+        print(f"The index was made anew {rebuilt}, from {found.runs} run folders.")
+    print("\n".join(found.problems) or f"{found.runs} runs, all as they were written ({found.indexed} in the index).")
+    for note in found.notes:
+        print(f"  - {note}")
+    print("  - " + ", ".join(f"{name} {version}" for name, version in found.versions.items()))
+    return OK if ok else FAILED
 
 
 def link_command(a: argparse.Namespace) -> int:
@@ -305,6 +302,7 @@ def _follow(store: Store, client: Client, run_id: str, *, quiet: bool) -> Run:
         if draw:
             print(f"\r{_bar(run)}", end="", file=sys.stderr, flush=True)
         if not run.is_over and time.monotonic() - woken > 5:
+            store.folder(run.run_id)  # raises when it was deleted: it will never end
             client.wake()  # should the supervisor have died, another takes its place
             woken = time.monotonic()
     if draw:
@@ -336,21 +334,6 @@ def _wait(store: Store, client: Client, run_id: str, *, seconds: float) -> Run:
         time.sleep(_POLL_S)
         run.refresh()
     return run
-
-
-def _indexed(store: Store) -> set[str]:
-    try:
-        with Index.reading(store.root) as index:
-            return index.ids()
-    except (FileNotFoundError, sqlite3.DatabaseError):
-        return set()
-
-
-def _settle(store: Store) -> None:
-    """Wait until the supervisor has emptied its inbox."""
-    until = time.monotonic() + 60
-    while any(store.inbox.glob("[0-9]*.json")) and time.monotonic() < until:
-        time.sleep(_POLL_S)
 
 
 # --- what is shown -------------------------------------------------------------------------------------------------

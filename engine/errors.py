@@ -46,3 +46,11 @@ class WorkerLost(EngineError):
 
 class StoreError(EngineError):
     """The store, or one run in it, cannot be read or written."""
+
+
+class StoreFull(StoreError):
+    """The store's disk has no room left for what was to be recorded."""
+
+
+class StoreGone(StoreError):
+    """The store's folder was moved, deleted or replaced while it was in use."""

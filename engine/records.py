@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import base64
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter, model_validator
 
 Status = Literal["queued", "starting", "running", "stopping", "finished", "cancelled", "failed", "interrupted"]
 TERMINAL: frozenset[Status] = frozenset({"finished", "cancelled", "failed", "interrupted"})
@@ -22,9 +22,20 @@ def _unpack(dtype: str) -> PlainValidator:
     def unpack(value: Any) -> np.ndarray:
         if isinstance(value, str):
             return np.frombuffer(base64.b64decode(value, validate=True), dtype=dtype)
-        return np.ascontiguousarray(value, dtype=dtype)
+        return _row(value, dtype)
 
     return PlainValidator(unpack)
+
+
+def _row(value: Any, dtype: str) -> np.ndarray:
+    """One dimension of numbers; numpy's own refusals become pydantic's."""
+    try:
+        array = np.ascontiguousarray(value, dtype=dtype)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"not an array of numbers: {type(value).__name__}") from error
+    if np.ndim(value) != 1:
+        raise ValueError("not one row of numbers")
+    return array
 
 
 _PACK = PlainSerializer(lambda array: base64.b64encode(array.tobytes()).decode(), return_type=str)
@@ -33,9 +44,11 @@ Int32s = Annotated[np.ndarray, _unpack("<i4"), _PACK]  # (n,)
 
 
 def _unpack_rate(value: Any) -> float | np.ndarray:
+    if isinstance(value, str):
+        return np.frombuffer(base64.b64decode(value, validate=True), "<f8")
     if isinstance(value, int | float):
-        return float(value)
-    return np.frombuffer(base64.b64decode(value, validate=True), "<f8") if isinstance(value, str) else np.asarray(value)
+        return float(_row([value], "<f8")[0])
+    return _row(value, "<f8")
 
 
 def _pack_rate(value: float | np.ndarray) -> float | str:
@@ -44,6 +57,11 @@ def _pack_rate(value: float | np.ndarray) -> float | str:
 
 Rate = Annotated[float | np.ndarray, PlainValidator(_unpack_rate), PlainSerializer(_pack_rate)]  # one, or (n,)
 NOTHING = np.empty(0)
+
+# What arithmetic and dates can be made of. A log may come from anywhere: a value beyond is a record not understood.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Moment = Annotated[float, Field(ge=0, lt=253_402_300_800)]  # Unix time until the year 10,000, s
+Seconds = Annotated[float, Field(ge=0, lt=1e12)]
 
 
 class Event(BaseModel):
@@ -57,7 +75,7 @@ class Queued(Event):
     """The run was asked for. Written with the run's folder, so that asking is durable."""
 
     kind: Literal["queued"] = "queued"
-    at: float  # Unix time, s
+    at: Moment
     name: str = ""
     group: str | None = None  # runs submitted together, for example one per seed
     owner: str = ""  # id of the actor who asked (engine.access)
@@ -67,8 +85,8 @@ class Starting(Event):
     """A process was made for the run. A pid alone is no identity: pids are reused."""
 
     kind: Literal["starting"] = "starting"
-    at: float
-    pid: int
+    at: Moment
+    pid: Count
     pid_started: float  # as engine.processes says it
 
 
@@ -76,13 +94,13 @@ class Started(Event):
     """The task stands: model and data are on the device. `elapsed_s` of later events counts from `at`."""
 
     kind: Literal["started"] = "started"
-    at: float
-    parameters: int
-    train_flops_per_example: int
-    train_examples: int
-    test_examples: int
-    total_steps: int | None  # None when only a time limit ends the run
-    setup_s: float  # loading data, building the model; never part of training time
+    at: Moment
+    parameters: Count
+    train_flops_per_example: Count
+    train_examples: Annotated[Count, Field(ge=1)]
+    test_examples: Count
+    total_steps: Count | None  # None when only a time limit ends the run
+    setup_s: Seconds  # loading data, building the model; never part of training time
     data_sha256: str | None = None  # of the user's own file
     environment: dict[str, str | int | float | None] = Field(default_factory=dict)
 
@@ -92,15 +110,15 @@ class Preparing(Event):
 
     kind: Literal["preparing"] = "preparing"
     text: str
-    done_bytes: int
-    total_bytes: int | None  # None where the server does not say
+    done_bytes: Count
+    total_bytes: Count | None  # None where the server does not say
 
 
 class Compiled(Event):
     """Compiling or recording the step, before the clock starts."""
 
     kind: Literal["compiled"] = "compiled"
-    seconds: float
+    seconds: Seconds
 
 
 class Memory(Event):
@@ -112,13 +130,13 @@ class Memory(Event):
     """
 
     kind: Literal["memory"] = "memory"
-    weight_bytes: int
-    gradient_bytes: int
-    optimizer_bytes: int
-    data_bytes: int
-    step_peak_bytes: int | None
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
+    weight_bytes: Count
+    gradient_bytes: Count
+    optimizer_bytes: Count
+    data_bytes: Count
+    step_peak_bytes: Count | None
+    allocated_bytes: Count | None = None
+    reserved_bytes: Count | None = None
     method: str
 
     @property
@@ -131,8 +149,8 @@ class WarmUp(Event):
     """Work before the clock starts: first calls allocate, pick kernels and fill caches."""
 
     kind: Literal["warm_up"] = "warm_up"
-    seconds: float
-    steps: int
+    seconds: Seconds
+    steps: Count
 
 
 class Steps(Event):
@@ -143,26 +161,43 @@ class Steps(Event):
     """
 
     kind: Literal["steps"] = "steps"
-    first: int  # number of the first step, counting from 1
+    first: Annotated[int, Field(ge=1, lt=2**53)]  # number of the first step, counting from 1
     loss: Float32s  # (n,) mean loss of each step's batch, before that step
     samples: Int32s  # (n,) examples in each step
     lr: Rate  # of every step, or one for all of them
-    train_s: tuple[float, float]
-    elapsed_s: tuple[float, float]
+    train_s: tuple[Seconds, Seconds]
+    elapsed_s: tuple[Seconds, Seconds]
     norm_steps: Int32s = Field(default=NOTHING, validate_default=True)  # (k,) numbers of the steps whose ...
     grad_norm: Float32s = Field(default=NOTHING, validate_default=True)  # (k,) ... gradient norm was measured
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        n = len(self.loss)
+        if not n or len(self.samples) != n or (isinstance(self.lr, np.ndarray) and len(self.lr) != n):
+            raise ValueError(
+                f"{n} losses do not go with {len(self.samples)} sample counts and {np.size(self.lr)} rates"
+            )
+        if self.samples.min() < 0:
+            raise ValueError("a step of fewer than no samples")
+        if self.train_s[0] > self.train_s[1] or self.elapsed_s[0] > self.elapsed_s[1]:
+            raise ValueError("time that runs backwards")
+        if len(self.norm_steps) != len(self.grad_norm):
+            raise ValueError(f"{len(self.norm_steps)} steps do not go with {len(self.grad_norm)} gradient norms")
+        if len(self.norm_steps) and not self.first <= self.norm_steps.min() <= self.norm_steps.max() < self.first + n:
+            raise ValueError(f"gradient norms of steps outside {self.first} to {self.first + n - 1}")
+        return self
 
 
 class Evaluation(Event):
     """Loss and accuracy on the held-out split, after `step` steps."""
 
     kind: Literal["evaluation"] = "evaluation"
-    step: int
-    train_s: float
-    elapsed_s: float
+    step: Count
+    train_s: Seconds
+    elapsed_s: Seconds
     test_loss: float
     test_accuracy: float  # 0..1
-    seconds: float  # what this evaluation took
+    seconds: Seconds  # what this evaluation took
 
 
 class TargetReached(Event):
@@ -171,16 +206,16 @@ class TargetReached(Event):
     kind: Literal["target_reached"] = "target_reached"
     metric: str
     value: float
-    step: int
-    train_s: float
-    elapsed_s: float
+    step: Count
+    train_s: Seconds
+    elapsed_s: Seconds
 
 
 class HardwareSample(Event):
     """One beat of the sampler. A reading that failed is None; its reason is said once, in `missing`."""
 
     kind: Literal["hardware"] = "hardware"
-    elapsed_s: float
+    elapsed_s: Seconds
     readings: dict[str, float | None]  # names of engine.sampler.READINGS: unit in the name
     missing: dict[str, str] = Field(default_factory=dict)
 
@@ -190,7 +225,7 @@ class Artifact(Event):
 
     kind: Literal["artifact"] = "artifact"
     name: str
-    size_bytes: int
+    size_bytes: Count
     sha256: str
 
 
@@ -198,18 +233,18 @@ class Stopping(Event):
     """Someone asked the run to stop."""
 
     kind: Literal["stopping"] = "stopping"
-    at: float
+    at: Moment
     reason: str = "cancelled by the user"
 
 
 class Terminal(Event):
     """The last word of a run. Counts and checksum make missing points noticeable."""
 
-    at: float
-    steps: int = 0
-    evaluations: int = 0
+    at: Moment
+    steps: Count = 0
+    evaluations: Count = 0
     checksum: str = ""  # CRC-32 of every byte of the log before this line
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Count | None = None
     peak_memory_method: str = ""
     energy_j: float | None = None
     energy_method: str = ""  # how it was had, or why it is not known
@@ -229,7 +264,7 @@ class Failed(Terminal):
     cause: str  # class of the error: Diverged, OutOfMemory, WorkerLost, ...
     message: str
     fix: str = ""
-    step: int | None = None
+    step: Count | None = None
     detail: str = ""  # traceback; for the log, never for the page
 
 

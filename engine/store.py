@@ -3,10 +3,14 @@
     $ISOFLOP_HOME/
       runs/<id>/config.json, events.jsonl, model.safetensors   the truth: one folder, one run, nothing shared
       inbox/                                                   commands on their way to the supervisor
+      reserve                                                  room for last words on a full disk
       index.sqlite                                             derived: one row per run, rebuilt at will
 
 A log line is an event's JSON with the CRC-32 of the rest as its last member. A reader follows by byte offset, leaves a
 line that is still being written for the next time, and skips a line whose checksum is wrong and counts it.
+
+A run that cannot be recorded is worth nothing: while its log cannot be written (the disk is full, or read-only) it goes
+on for ten seconds, keeping what it has to say, and then ends as failed. The log stays a prefix of what was said.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -23,24 +28,32 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from engine import records
+from engine import disk, records
 from engine.config import RunConfig, parse_config_json
-from engine.errors import ConfigError, StoreError
+from engine.errors import ConfigError, StoreError, StoreGone
 from engine.records import AnyEvent, Status, Summary
 
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
+_DRAFT = re.compile(r"\.([0-9a-f]{16}|deleted-[0-9a-f]{16}|reserve|.+\.[0-9a-f]{8})")
 STOP_FILE = "stop"  # in a run's folder: who wants it to stop writes the reason there
 LABELS_FILE = "labels.json"  # beside the log: what people call the run
 _FLUSH_S = 0.2
+_PATIENCE_S = 10.0  # a run goes on for so long while its log cannot be written
+_LAST_WORD_S = 5.0  # and tries for so long to say how it ended
 _CRC_MEMBER = b',"crc":"'
-_SCHEMA_VERSION = 1
+_LINE_BYTES = 8 * 2**20  # the longest record: ten minutes of steps in one read-back are shorter
+_CONFIG_BYTES = 2**20
+_MOST_PROBLEMS = 50  # said one by one; the others are counted
+_STALE_S = 60.0
+
+logger = logging.getLogger("isoflop.store")
 
 
 def default_root() -> Path:
@@ -57,11 +70,15 @@ def write_atomically(path: Path, text: str) -> None:
     """All of the text under its name, or nothing; readable by the owner only."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 # --- the event log ------------------------------------------------------------------------------------------------
@@ -87,24 +104,31 @@ def decode(line: bytes) -> AnyEvent:
 
 
 class EventLog:
-    """Appends a run's events. One process writes at a time; several threads of it may."""
+    """Appends a run's events. One process writes at a time; several threads of it may.
 
-    def __init__(self, path: Path) -> None:
+    Raises StoreGone at once when the log is not where it was, StoreError when it could not be written for `patience_s`
+    (StoreFull when the disk is the reason); OSError when it cannot even be opened.
+    """
+
+    def __init__(self, path: Path, *, patience_s: float | None = None) -> None:
         self.path = path
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._patience_s = _PATIENCE_S if patience_s is None else patience_s
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._file = os.fdopen(fd, "ab", buffering=0)
         self._lock = threading.Lock()
-        self._pending: list[bytes] = []
+        self.checksum, torn = _checksum_of(path)
+        # After a crash the last line may be half: ended, it is one rotten record and the next line is whole.
+        self._pending = bytearray(b"\n" if torn else b"")
+        self.checksum = zlib.crc32(self._pending, self.checksum)
         self._flushed_at = -math.inf
-        _end_a_torn_line(path, self._file)
-        self.checksum = zlib.crc32(path.read_bytes())
+        self._failing_since: float | None = None
         self.steps = 0
         self.evaluations = 0
 
     def append(self, event: AnyEvent) -> None:
         line = encode(event)
         with self._lock:
-            self._pending.append(line)
+            self._pending += line
             self.checksum = zlib.crc32(line, self.checksum)
             first_point = isinstance(event, records.Steps) and not self.steps  # someone waits for it
             if isinstance(event, records.Steps):
@@ -116,40 +140,75 @@ class EventLog:
                 self._write()
 
     def flush_if_due(self) -> None:
+        """Never raises: the thread that watches a run has more to look after. The next `append` says what is wrong."""
         with self._lock:
             if self._pending and time.monotonic() - self._flushed_at >= _FLUSH_S:
-                self._write()
+                with contextlib.suppress(StoreError):
+                    self._write()
 
     def close(self, last: records.Terminal, *, steps: int | None = None, evaluations: int | None = None) -> None:
         """Write the run's last word, with the counts and checksum a reader compares against.
 
-        Who speaks for a process that is gone passes the counts it could read.
+        Who speaks for a process that is gone passes the counts it could read. On a full disk the store's reserve is
+        given up for it.
         """
-        with self._lock:
+        with self._lock, self._file:
             counted = {
                 "steps": self.steps if steps is None else steps,
                 "evaluations": self.evaluations if evaluations is None else evaluations,
                 "checksum": f"{self.checksum:08x}",
             }
-            self._pending.append(encode(last.model_copy(update=counted)))  # type: ignore[arg-type]
-            self._write()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            self._pending += encode(last.model_copy(update=counted))  # type: ignore[arg-type]
+            until = time.monotonic() + min(_LAST_WORD_S, self._patience_s)
+            while True:
+                try:
+                    self._write_out()
+                    os.fsync(self._file.fileno())
+                    return
+                except OSError as error:
+                    if disk.is_full(error) and disk.release_reserve(self.path.parents[2]):
+                        continue
+                    if time.monotonic() >= until:
+                        raise disk.unwritable(error, "The run's log") from None
+                    time.sleep(0.1)
 
     def _write(self) -> None:
-        self._file.write(b"".join(self._pending))
-        self._pending.clear()
-        self._flushed_at = time.monotonic()
+        try:
+            self._write_out()
+            if disk.is_short(self._file.fileno()):
+                raise disk.shortage(self._file.fileno())
+        except StoreGone:
+            raise
+        except (OSError, StoreError) as error:
+            now = time.monotonic()
+            self._failing_since = now if self._failing_since is None else self._failing_since
+            if now - self._failing_since >= self._patience_s:
+                raise self._in_words(error) from None
+        else:
+            self._failing_since = None
+            self._flushed_at = time.monotonic()
+
+    def _in_words(self, error: OSError | StoreError) -> StoreError:
+        if isinstance(error, StoreError):
+            return error
+        return disk.shortage(self._file.fileno()) if disk.is_full(error) else disk.unwritable(error, "The run's log")
+
+    def _write_out(self) -> None:
+        """A disk that fills up takes a part of what it is given: the rest follows it, so no line is torn."""
+        fd = self._file.fileno()
+        if not disk.same_file(self.path, fd):
+            raise StoreGone("The run's folder is gone: it was moved or deleted while the run was at work.")
+        while self._pending:
+            del self._pending[: os.write(fd, self._pending)]
 
 
-def _end_a_torn_line(path: Path, file: Any) -> None:
-    """After a crash the last line may be half: end it, so that it is one rotten record and the next line is whole."""
-    size = path.stat().st_size
-    if size:
-        with path.open("rb") as reader:
-            reader.seek(size - 1)
-            if reader.read(1) != b"\n":
-                file.write(b"\n")
+def _checksum_of(path: Path) -> tuple[int, bool]:
+    """CRC-32 of a whole file, and whether its last line has no end."""
+    checksum, piece = 0, b"\n"
+    with path.open("rb") as file:
+        while read := file.read(2**20):
+            checksum, piece = zlib.crc32(read, checksum), read
+    return checksum, not piece.endswith(b"\n")
 
 
 # --- a run, read incrementally ------------------------------------------------------------------------------------
@@ -219,6 +278,7 @@ class Run:
         self.artifacts: list[records.Artifact] = []
         self.missing_readings: dict[str, str] = {}
         self.problems: list[str] = []
+        self.num_damaged = 0  # records that could not be read
         self.steps = Table("step", "loss", "seconds", "elapsed", "samples", "lr", keep=keep_points)
         self.evaluations = Table("step", "seconds", "elapsed", "test_loss", "test_accuracy", keep=keep_points)
         self.hardware = Table("elapsed", *HARDWARE, keep=keep_points)
@@ -227,7 +287,13 @@ class Run:
         self._window = (0.0, 0)  # seconds and samples not yet in `throughput`
         self._offset = 0
         self._checksum = 0
+        self._too_long = False  # within a line that is longer than any record
         self.refresh()
+
+    @property
+    def offset(self) -> int:
+        """How many bytes of the log are read."""
+        return self._offset
 
     @property
     def is_over(self) -> bool:
@@ -260,8 +326,13 @@ class Run:
         with self.lock:
             try:
                 with (self.folder / "events.jsonl").open("rb") as file:
+                    if os.fstat(file.fileno()).st_size < self._offset:
+                        raise StoreError(
+                            f"The log of run {self.run_id} became shorter while it was read.",
+                            fix="Was it restored, or edited? Open the run anew.",
+                        )
                     file.seek(self._offset)
-                    data = file.read()
+                    return self._read(file)
             except FileNotFoundError:
                 return False
             except OSError as error:
@@ -269,11 +340,31 @@ class Run:
                     f"The log of run {self.run_id} cannot be read: {error.strerror}.",
                     fix="Check the file's owner and rights.",
                 ) from None
-            whole = data.rfind(b"\n") + 1  # a line still being written waits for the next time
-            for line in data[:whole].splitlines(keepends=True):
+
+    def _read(self, file: BinaryIO) -> bool:
+        """Whole lines; one still being written waits for the next time. Never more than one line is in memory."""
+        before = self._offset
+        while line := file.readline(_LINE_BYTES):
+            whole = line.endswith(b"\n")
+            if not whole and not self._too_long and len(line) < _LINE_BYTES:
+                break
+            if self._too_long or not whole:
+                self._skip(line, whole)
+            else:
                 self._read_line(line)
-                self._offset += len(line)
-            return whole > 0
+            self._offset += len(line)
+        return self._offset > before
+
+    def _skip(self, part: bytes, ends: bool) -> None:
+        if not self._too_long:
+            self._damaged(f"A record is longer than {_LINE_BYTES:,} bytes.")
+        self._too_long = not ends
+        self._checksum = zlib.crc32(part, self._checksum)
+
+    def _damaged(self, what: str) -> None:
+        self.num_damaged += 1
+        if self.num_damaged <= _MOST_PROBLEMS:
+            self.problems.append(f"at byte {self._offset}: {what}")
 
     def _read_line(self, line: bytes) -> None:
         before = self._checksum
@@ -281,7 +372,7 @@ class Run:
         try:
             event = decode(line)
         except StoreError as error:
-            self.problems.append(f"at byte {self._offset}: {error.message}")
+            self._damaged(error.message)
             return
         if isinstance(event, records.Terminal):
             self._check_completeness(event, before)
@@ -290,6 +381,9 @@ class Run:
             self.status = records.status_after(self.status, event)
 
     def _check_completeness(self, last: records.Terminal, checksum: int) -> None:
+        more = self.num_damaged - _MOST_PROBLEMS
+        if more > 0:
+            self.problems.append(f"{more:,} more records cannot be read")
         if last.checksum and last.checksum != f"{checksum:08x}":
             self.problems.append(
                 f"the log is not as it was written: {len(self.steps)} of {last.steps} steps and "
@@ -300,6 +394,8 @@ class Run:
         match event:
             case records.Steps():
                 self._take_steps(event)
+            case records.Evaluation(step=step) if step <= _last_step(self.evaluations):
+                self._damaged(f"The evaluation of step {step} is not in order.")
             case records.Evaluation(step=step, train_s=s, elapsed_s=e, test_loss=loss, test_accuracy=accuracy):
                 self.evaluations.extend(step, s, e, loss, accuracy)
             case records.HardwareSample(elapsed_s=elapsed, readings=readings, missing=missing):
@@ -334,6 +430,9 @@ class Run:
 
     def _take_steps(self, event: records.Steps) -> None:
         n = len(event.loss)
+        if event.first <= _last_step(self.steps):  # written twice, or lines that changed places
+            self._damaged(f"Steps {event.first} to {event.first + n - 1} are not in order.")
+            return
         share = np.arange(1, n + 1) / n  # within one read-back the clock was not read: steps share it evenly
         samples = np.cumsum(event.samples, dtype=np.float64)
         (t0, t1), (e0, e1) = event.train_s, event.elapsed_s
@@ -394,6 +493,11 @@ class Run:
         return min(1.0, max(shares))
 
 
+def _last_step(table: Table) -> float:
+    last = table.last("step")
+    return -1 if last is None else last
+
+
 def _recent_mean(steps: Table, started: records.Started | None) -> float | None:
     """Mean loss over the last epoch's steps (at most the last 100): one batch alone is mostly noise."""
     if not len(steps):
@@ -406,7 +510,11 @@ def _recent_mean(steps: Table, started: records.Started | None) -> float | None:
 
 def read_config(folder: Path) -> RunConfig:
     try:
-        text = (folder / "config.json").read_text(encoding="utf-8")
+        with (folder / "config.json").open("rb") as file:
+            content = file.read(_CONFIG_BYTES + 1)
+        if len(content) > _CONFIG_BYTES:
+            raise ConfigError(f"config.json is larger than {_CONFIG_BYTES:,} bytes.", fix="Delete the run.")
+        text = content.decode()
         return parse_config_json(text, name="config.json")
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(
@@ -433,6 +541,13 @@ class RunRow(BaseModel):
     why: str = ""
 
 
+def _gone() -> StoreGone:
+    return StoreGone(
+        "The store's folder is gone: it was moved or deleted while it was in use.",
+        fix="Put it back, or start again with ISOFLOP_HOME set to a folder you own.",
+    )
+
+
 class Store:
     """The folder all runs live in. Anyone may read; the supervisor alone writes the index."""
 
@@ -443,10 +558,26 @@ class Store:
         try:
             for folder in (self.root, self.runs, self.inbox):
                 private_folder(folder)
+                os.scandir(folder).close()
         except OSError as error:
             raise StoreError(
                 f"The store {self.root} cannot be used: {error.strerror}.", fix="Set ISOFLOP_HOME to a folder you own."
             ) from None
+
+    def trouble(self) -> StoreError | None:
+        """What stands in the way of new runs, in words for whoever asks for one; None where nothing does."""
+        if not self.runs.is_dir():
+            return _gone()
+        if not all(os.access(folder, os.W_OK | os.X_OK) for folder in (self.root, self.runs, self.inbox)):
+            return StoreError(
+                "The store can be read, but not written: no run can start or be changed.",
+                fix="Check the owner and rights of its folder, or set ISOFLOP_HOME to a folder you own.",
+            )
+        try:
+            disk.require_room_for_a_run(self.root)
+        except StoreError as error:
+            return error
+        return None
 
     def create(
         self, config: RunConfig, *, name: str = "", group: str | None = None, owner: str = "", key: str = ""
@@ -455,20 +586,22 @@ class Store:
 
         One `key` makes one run: asked again with the same, for a click that came twice, it returns that run.
         """
+        if trouble := self.trouble():
+            raise trouble
         run_id = hashlib.sha256(key.encode()).hexdigest()[:16] if key else secrets.token_hex(8)
         if (self.runs / run_id).exists():
             return run_id
         draft = self.runs / f".{run_id}.{secrets.token_hex(4)}"
-        draft.mkdir(mode=0o700)
-        write_atomically(draft / "config.json", config.model_dump_json(indent=1))
-        log = EventLog(draft / "events.jsonl")
-        log.append(records.Queued(at=time.time(), name=name, group=group, owner=owner))
         try:
+            draft.mkdir(mode=0o700)
+            write_atomically(draft / "config.json", config.model_dump_json(indent=1))
+            queued = encode(records.Queued(at=time.time(), name=name, group=group, owner=owner))
+            write_atomically(draft / "events.jsonl", queued.decode())
             draft.rename(self.runs / run_id)
-        except OSError:
-            shutil.rmtree(draft)
+        except OSError as error:
+            disk.remove(draft)
             if not (self.runs / run_id).exists():  # else the other click was faster
-                raise
+                raise disk.unwritable(error) from None
         return run_id
 
     def owner(self, run_id: str) -> str:
@@ -482,8 +615,30 @@ class Store:
         """Give a run another name. It lies beside the log, which only grows and only by who runs it."""
         write_atomically(self.folder(run_id) / LABELS_FILE, json.dumps({"name": name}))
 
+    def post(self, command: str) -> None:
+        """Leave a command for the supervisor; on a full disk too, for deleting runs is what helps there."""
+        path = self.inbox / f"{time.time_ns():020d}-{secrets.token_hex(4)}.json"
+        try:
+            disk.with_reserve(self.root, lambda: write_atomically(path, command))
+        except StoreError as error:
+            raise (_gone() if not self.inbox.is_dir() else error) from None
+
+    def sweep(self) -> list[Path]:
+        """Remove what a crash left half-made or half-deleted; returns what is gone."""
+        swept = [path for path in self.leftovers() if time.time() - path.lstat().st_mtime > _STALE_S]
+        for path in swept:
+            disk.remove(path)
+        return swept
+
+    def leftovers(self) -> list[Path]:
+        """Drafts of runs and commands, and runs that were being deleted: at work for an instant, or left by a crash."""
+        hidden = [*self.runs.glob(".*"), *self.inbox.glob(".*"), *self.root.glob(".*")]
+        return sorted(path for path in hidden if _DRAFT.fullmatch(path.name))
+
     def folder(self, run_id: str) -> Path:
         """Where a run lives. Ids are hex of our own making, so no text of a user becomes a path."""
+        if not self.runs.is_dir():
+            raise _gone()
         if not _RUN_ID.fullmatch(run_id) or not (self.runs / run_id).is_dir():
             raise StoreError(
                 f"There is no run {run_id!r} in this store.", fix="`python -m engine list` shows what there is."
@@ -506,8 +661,20 @@ class Store:
             raise StoreError(f"{prefix!r} fits {len(matches)} runs.", fix="Type more of the id.")
         return matches[0] if matches else self.folder(prefix).name
 
+    def has(self, name: str) -> bool:
+        """Whether something in the runs folder is a run, by its name."""
+        return _RUN_ID.fullmatch(name) is not None
+
     def ids(self) -> list[str]:
-        return [entry.name for entry in os.scandir(self.runs) if _RUN_ID.fullmatch(entry.name)]
+        try:
+            with os.scandir(self.runs) as entries:
+                return [entry.name for entry in entries if _RUN_ID.fullmatch(entry.name)]
+        except FileNotFoundError:
+            raise _gone() from None
+        except OSError as error:
+            raise StoreError(
+                f"The store cannot be read: {error.strerror}.", fix="Check its owner, its rights and its disk."
+            ) from None
 
     def delete(self, run_id: str) -> None:
         """Remove a run's folder: hidden at once, then emptied, so that no half-deleted run is ever listed."""
@@ -517,13 +684,15 @@ class Store:
 
     def rows(self, *, limit: int | None = None, order: str = "created", status: Sequence[Status] = ()) -> list[RunRow]:
         """Runs from the index, newest (or largest) first; runs the index does not know yet are read from their folders."""
+        _check_order(order)
         rows, unindexed = [], set(self.ids())
-        with contextlib.suppress(sqlite3.DatabaseError, FileNotFoundError), Index.reading(self.root) as index:
+        # Whatever is wrong with the index (there is none, it is damaged, a newer Isoflop wrote it): the folders stand.
+        with contextlib.suppress(sqlite3.Error, OSError, StoreError), Index.reading(self.root) as index:
             known = index.ids()
             rows = index.rows(limit=limit, order=order, status=status)
-            unindexed -= known
-        rows = [self._row(row.run_id) or row if self._ended_since(row) else row for row in rows]
-        fresh = [row for run_id in unindexed if (row := self._row(run_id)) and (not status or row.status in status)]
+            unindexed -= known - index.unreadable
+        rows = [self.row(row.run_id) or row if self._ended_since(row) else row for row in rows]
+        fresh = [row for run_id in unindexed if (row := self.row(run_id)) and (not status or row.status in status)]
         if fresh:
             rows = sorted(rows + fresh, key=lambda r: (_sort_key(r, order), r.created), reverse=True)
         return rows[:limit]
@@ -540,7 +709,8 @@ class Store:
             return isinstance(decode(file.read().splitlines(keepends=True)[-1]), records.Terminal)
         return False
 
-    def _row(self, run_id: str) -> RunRow | None:
+    def row(self, run_id: str) -> RunRow | None:
+        """A run as a list shows it, from its folder; None for one that cannot be read."""
         try:
             return row_of(self.run(run_id, keep_points=SUMMARY_POINTS))
         except StoreError:
@@ -562,40 +732,107 @@ def _sort_key(row: RunRow, order: str) -> float:
 # --- the index ----------------------------------------------------------------------------------------------------
 
 SORTABLE = ("created", "test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps")
-_CREATE = """
-create table runs (
-  run_id text primary key, name text not null, status text not null, created real not null, grouped text,
-  config text not null, summary text not null, why text not null,
-  test_accuracy real, final_train_loss real, samples_per_s real, train_seconds real, steps integer
-) without rowid;
-create index runs_created on runs(created);
-create index runs_test_accuracy on runs(test_accuracy);
-create index runs_final_train_loss on runs(final_train_loss);
-create index runs_samples_per_s on runs(samples_per_s);
-"""
+# Step n leads from schema n to n + 1. What is released stays as it is: a change is one more step.
+_MIGRATIONS: list[Iterable[str]] = [
+    (
+        """
+        create table runs (
+          run_id text primary key, name text not null, status text not null, created real not null, grouped text,
+          config text not null, summary text not null, why text not null,
+          test_accuracy real, final_train_loss real, samples_per_s real, train_seconds real, steps integer
+        ) without rowid
+        """,
+        "create index runs_created on runs(created)",
+        "create index runs_test_accuracy on runs(test_accuracy)",
+        "create index runs_final_train_loss on runs(final_train_loss)",
+        "create index runs_samples_per_s on runs(samples_per_s)",
+    ),
+    (
+        "alter table runs add column owner text not null default ''",
+        "alter table runs add column updated real",  # Unix time of the row, s
+    ),
+]
+_COLUMNS = (
+    "run_id", "name", "status", "created", "grouped", "config", "summary", "why", *SORTABLE[1:], "owner", "updated",
+)  # fmt: skip
+
+
+def _check_order(order: str) -> None:
+    if order not in SORTABLE:
+        raise StoreError(f"order={order!r} is not a column.", fix=f"Choose from {', '.join(SORTABLE)}.")
 
 
 class Index:
     """One row per run. The supervisor is the only process that opens it for writing: SQLite before 3.44.6 can lose
-    a WAL that two processes checkpoint at once."""
+    a WAL that two processes checkpoint at once.
 
-    def __init__(self, root: Path, *, readonly: bool = False) -> None:
-        path = root / "index.sqlite"
-        if readonly and not path.exists():
+    Opening for writing puts a damaged file aside and begins an empty one. Raises StoreError for one of a newer Isoflop,
+    which is left as it is, and sqlite3.OperationalError when the file cannot be used (no room, no right). Without a
+    root it is in memory.
+    """
+
+    def __init__(self, root: Path | None, *, readonly: bool = False) -> None:
+        path = root and root / "index.sqlite"
+        if readonly and path and not path.exists():
             raise FileNotFoundError(path)
+        self.path = path
+        self.unreadable: set[str] = set()  # runs whose rows could not be read; their folders can
         try:
-            self._db, version = _open_index(path, readonly)
+            self._open(path, readonly)
         except sqlite3.DatabaseError as error:
-            if readonly or isinstance(error, sqlite3.OperationalError):  # locked, no permission: not damaged
+            if readonly or path is None or not is_damage(error, path):
                 raise
-            _put_aside(path)
-            self._db, version = _open_index(path, readonly)
-        if not readonly:
-            path.chmod(0o600)
+            _put_aside(path, "damaged")
+            self._open(path, readonly)
+
+    def _open(self, path: Path | None, readonly: bool) -> None:
+        if path is None:
+            self._db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        else:
+            self._db = _connect(path, readonly)
+        try:
+            self.version = _version_of(self._db)
+            if readonly:
+                return
+            if damage := self.damage():
+                raise sqlite3.DatabaseError(damage)
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=normal")
-            if version == 0:
-                self._db.executescript(f"begin immediate; {_CREATE} pragma user_version={_SCHEMA_VERSION}; commit;")
+            _migrate(self._db, path, self.version)
+            self._db.execute(f"select {', '.join(_COLUMNS)} from runs limit 0")  # a schema can rot, too
+            self.version = len(_MIGRATIONS)
+            self._file = path.stat() if path else None
+        except (sqlite3.Error, OSError, StoreError):
+            self._db.close()
+            raise
+
+    @classmethod
+    def anew(cls, root: Path) -> Index:
+        """An empty one; what was there and cannot be used is put aside."""
+        path = root / "index.sqlite"
+        try:
+            index = cls(root)
+        except StoreError:
+            _put_aside(path, "newer")
+            return cls(root)
+        try:
+            index.clear()
+        except sqlite3.DatabaseError as error:
+            index.close()
+            if not is_damage(error, path):
+                raise
+            _put_aside(path, "damaged")
+            return cls(root)
+        return index
+
+    def is_in_place(self) -> bool:
+        """Whether what is written arrives in the file of that name: writing to a deleted one succeeds, and is lost."""
+        if self.path is None or self._file is None:
+            return self.path is None
+        try:
+            return os.path.samestat(self.path.stat(), self._file)
+        except OSError:
+            return False
 
     @classmethod
     @contextlib.contextmanager
@@ -606,6 +843,11 @@ class Index:
         finally:
             index.close()
 
+    def damage(self) -> str:
+        """What SQLite finds wrong with the file, in its own words; empty for a sound one."""
+        said = self._db.execute("pragma quick_check(1)").fetchone()[0]
+        return "" if said == "ok" else str(said).splitlines()[-1].strip(". ")
+
     def close(self) -> None:
         self._db.close()
 
@@ -613,11 +855,10 @@ class Index:
         s = row.summary
         values = (
             row.run_id, row.name, row.status, row.created, row.group, row.config.model_dump_json(), s.model_dump_json(),
-            row.why, s.test_accuracy, s.final_train_loss, s.samples_per_s, s.train_seconds, s.steps,
+            row.why, *(getattr(s, column) for column in SORTABLE[1:]), row.owner, time.time(),
         )  # fmt: skip
-        self._db.execute("begin immediate")
-        self._db.execute(f"insert or replace into runs values ({','.join('?' * len(values))})", values)
-        self._db.execute("commit")
+        marks = ",".join("?" * len(values))
+        self._db.execute(f"insert or replace into runs ({', '.join(_COLUMNS)}) values ({marks})", values)
 
     def remove(self, run_id: str) -> None:
         self._db.execute("delete from runs where run_id = ?", (run_id,))
@@ -629,66 +870,218 @@ class Index:
         return {row[0] for row in self._db.execute("select run_id from runs")}
 
     def rows(self, *, limit: int | None = None, order: str = "created", status: Sequence[Status] = ()) -> list[RunRow]:
-        if order not in SORTABLE:
-            raise StoreError(f"order={order!r} is not a column.", fix=f"Choose from {', '.join(SORTABLE)}.")
+        _check_order(order)
         where = f"where status in ({','.join('?' * len(status))})" if status else ""
         found = self._db.execute(
-            f"select run_id, name, status, created, grouped, config, summary, why from runs {where} "
+            f"select run_id, name, status, created, grouped, config, summary, why, {self._owner} from runs {where} "
             f"order by {order} desc nulls last limit ?",
             (*status, -1 if limit is None else limit),
         )
-        return [row for columns in found if (row := _row_from(*columns))]
+        return [row for columns in found if (row := self._readable(columns))]
+
+    @property
+    def _owner(self) -> str:
+        return "owner" if self.version > 1 else "''"  # a supervisor of before may still be at work on it
+
+    def _readable(self, columns: tuple[Any, ...]) -> RunRow | None:
+        row = _row_from(*columns)
+        if row is None:
+            self.unreadable.add(columns[0])
+        return row
 
 
 def _row_from(
-    run_id: str, name: str, status: Status, created: float, group: str | None, config: str, summary: str, why: str
+    run_id: str,
+    name: str,
+    status: Status,
+    created: float,
+    group: str | None,
+    config: str,
+    summary: str,
+    why: str,
+    owner: str,
 ) -> RunRow | None:
     """A row as it was put; None for one that cannot be read, which must not hide the others."""
     try:
         return RunRow(
-            run_id=run_id, name=name, status=status, created=created, group=group, why=why,
+            run_id=run_id, name=name, status=status, created=created, group=group, why=why, owner=owner,
             config=parse_config_json(config), summary=Summary.model_validate_json(summary),
         )  # fmt: skip
-    except (ConfigError, ValidationError):
+    except (ConfigError, ValidationError, TypeError):
         return None
 
 
-def _open_index(path: Path, readonly: bool) -> tuple[sqlite3.Connection, int]:
-    """The database and its schema's version. Raises sqlite3.DatabaseError when it is damaged, StoreError when newer."""
-    uri = f"{path.as_uri()}?mode={'ro' if readonly else 'rwc'}"
-    db = sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None, check_same_thread=False)
-    try:
-        version = db.execute("pragma user_version").fetchone()[0]
-        if version > _SCHEMA_VERSION:
-            raise StoreError(
-                f"The index of {path.parent} was written by a newer Isoflop (schema {version}).", fix="Update Isoflop."
-            )
-        if not readonly and db.execute("pragma quick_check(1)").fetchone() != ("ok",):
-            raise sqlite3.DatabaseError("quick_check found damage")
-    except (sqlite3.Error, StoreError):
-        db.close()
-        raise
-    return db, version
+def _connect(path: Path, readonly: bool) -> sqlite3.Connection:
+    if not readonly:
+        with contextlib.suppress(IsADirectoryError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives the files beside it the same rights
+            path.chmod(0o600)
+    uri = f"{path.as_uri()}?mode={'ro' if readonly else 'rw'}"
+    return sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None, check_same_thread=False)
 
 
-def _put_aside(path: Path) -> None:
-    """The index is derived: a damaged one makes way for one made anew from the run folders."""
-    path.replace(path.with_name(f"{path.name}.damaged"))
-    for rest in ("-wal", "-shm"):
-        path.with_name(path.name + rest).unlink(missing_ok=True)
+def _version_of(db: sqlite3.Connection) -> int:
+    version: int = db.execute("pragma user_version").fetchone()[0]
+    if version > len(_MIGRATIONS):
+        raise StoreError(
+            f"The index of this store was written by a newer Isoflop (schema {version}).",
+            fix="Update Isoflop, or make it anew: `python -m engine check --rebuild`.",
+        )
+    return version
 
 
-def check(store: Store) -> list[str]:
-    """Problems found by reading every run: what is missing or rotten, each in a sentence that names the run."""
-    problems = []
-    for run_id in sorted(store.ids()):
+def _migrate(db: sqlite3.Connection, path: Path | None, version: int) -> None:
+    """Step by step to the present schema, each step whole or not at all. The file of before is kept beside it."""
+    if version < 0:
+        raise sqlite3.DatabaseError(f"there is no schema {version}")
+    if path and 0 < version < len(_MIGRATIONS):
+        _back_up(db, path.with_name(f"{path.name}.v{version}"))
+    for number, statements in enumerate(_MIGRATIONS[version:], start=version + 1):
+        db.execute("begin immediate")
         try:
-            run = store.run(run_id)
-        except StoreError as error:
-            problems.append(error.message)
-            continue
-        problems += [f"Run {run_id}: {problem}." for problem in run.problems]
-    return problems
+            for statement in statements:
+                db.execute(statement)
+            db.execute(f"pragma user_version={number}")
+            db.execute("commit")
+        except sqlite3.Error:
+            db.execute("rollback")
+            raise
+
+
+def _back_up(db: sqlite3.Connection, path: Path) -> None:
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        with contextlib.closing(sqlite3.connect(draft)) as copy:
+            db.backup(copy)
+        draft.replace(path)
+    except (sqlite3.Error, OSError):
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def is_damage(error: sqlite3.Error, path: Path) -> bool:
+    """Whether a file is not (or no longer) an index; otherwise it is, but cannot be used now: locked, no room, no right."""
+    if path.is_dir() or not isinstance(error, sqlite3.OperationalError):
+        return True
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # without one: text that is not UTF-8
+    return code & 0xFF in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def _put_aside(path: Path, why: str) -> None:
+    """The index is derived: one that cannot be used makes way for one made anew from the run folders."""
+    aside = path.with_name(f"{path.name}.{why}")
+    disk.remove(aside)
+    with contextlib.suppress(FileNotFoundError):
+        path.replace(aside)
+    for rest in ("-wal", "-shm"):
+        disk.remove(path.with_name(path.name + rest))
+
+
+class KeptIndex:
+    """The supervisor's index. It is derived, so nothing that happens to it stops a run: what cannot be written waits
+    for `catch_up`, a damaged or deleted one is made anew, beside one of a newer Isoflop it is kept in memory."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._behind: set[str] = set()  # runs whose rows are not what their folders say
+        self._is_newer = False
+        self._said = ""
+        self._index = self._open()
+
+    def _open(self) -> Index:
+        try:
+            return Index(self._store.root)
+        except (StoreError, sqlite3.Error, OSError) as error:
+            self._say(f"the index is not used, runs are listed from their folders: {error}")
+            self._is_newer = isinstance(error, StoreError)
+            return Index(None)
+
+    @property
+    def is_on_disk(self) -> bool:
+        return self._index.path is not None
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        return self._index._db
+
+    def close(self) -> None:
+        self._index.close()
+
+    def ids(self) -> set[str]:
+        try:
+            return self._index.ids()
+        except sqlite3.Error as error:
+            self._suffer(error)
+            return set()
+
+    def rows(self, **query: Any) -> list[RunRow]:
+        try:
+            return self._index.rows(**query)
+        except sqlite3.Error as error:
+            self._suffer(error)
+            return []
+
+    def put(self, row: RunRow) -> None:
+        self._write(row.run_id, lambda index: index.put(row))
+
+    def remove(self, run_id: str) -> None:
+        self._write(run_id, lambda index: index.remove(run_id))
+
+    def rebuild(self) -> None:
+        """Make it anew from the run folders, whatever is there."""
+        self._index.close()
+        self._behind |= set(self._store.ids())
+        try:
+            self._index = Index.anew(self._store.root)
+        except (sqlite3.Error, OSError) as error:
+            self._say(f"the index could not be made anew: {error}")
+            self._index = Index(None)
+        self._follow()
+
+    def catch_up(self) -> None:
+        """To be called now and then: write what could not be written, where one can again."""
+        if not self._index.is_in_place():
+            logger.warning("the index is not where it was: it is made anew")
+            self.rebuild()
+        elif self._index.path is None and not self._is_newer:
+            again = self._open()
+            if again.path:
+                self._index = again
+                self._behind |= set(self._store.ids())
+        self._follow()
+
+    def _follow(self) -> None:
+        for run_id in sorted(self._behind):
+            row = self._store.row(run_id)
+            self.put(row) if row else self.remove(run_id)
+            if run_id in self._behind:  # still no room: later
+                return
+
+    def _write(self, run_id: str, change: Callable[[Index], None]) -> None:
+        self._behind.add(run_id)
+        try:
+            change(self._index)
+        except sqlite3.Error as error:
+            self._suffer(error)
+        else:
+            self._behind.discard(run_id)
+
+    def _suffer(self, error: sqlite3.Error) -> None:
+        if self._index.path and is_damage(error, self._index.path):
+            logger.warning("the index is damaged (%s): it is made anew", error)
+            self._index.close()
+            _put_aside(self._index.path, "damaged")
+            self._index = self._open()
+            self._behind |= set(self._store.ids())
+        else:
+            self._say(f"the index could not be written: {error}")
+
+    def _say(self, what: str) -> None:
+        """Once, not at every attempt."""
+        if what != self._said:
+            logger.warning("%s", what)
+        self._said = what
 
 
 def json_text(value: Any) -> str:

@@ -12,7 +12,6 @@ import fcntl
 import json
 import logging
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -20,14 +19,15 @@ import time
 from collections import Counter
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
+from typing import IO
 
-from engine import access, hardware, limits, planner, records, settings
+from engine import access, disk, hardware, limits, planner, records, settings
 from engine.access import Action, Actor
 from engine.config import RunConfig
-from engine.errors import EngineError, LimitReached, StoreError, WorkerLost
+from engine.errors import EngineError, LimitReached, StoreError, StoreFull, StoreGone, WorkerLost
 from engine.executor import AdoptedJob, Executor, Job, LocalExecutor
 from engine.processes import is_same_process, own_identity
-from engine.store import STOP_FILE, SUMMARY_POINTS, EventLog, Index, Run, Store, row_of, write_atomically
+from engine.store import STOP_FILE, SUMMARY_POINTS, EventLog, KeptIndex, Run, Store, row_of, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 IDLE_S = 300.0
@@ -117,11 +117,14 @@ class Client:
 
     def wake(self) -> None:
         """Make sure that a supervisor is there and looks now."""
-        if not _ring(self.store):
-            _start_supervisor(self.store)
+        try:
+            if not _ring(self.store):
+                _start_supervisor(self.store)
+        except OSError as error:  # the store is gone, or cannot be written
+            raise self.store.trouble() or disk.unwritable(error) from None
 
     def _send(self, command: dict[str, str]) -> None:
-        write_atomically(self.store.inbox / f"{time.time_ns():020d}-{secrets.token_hex(4)}.json", json.dumps(command))
+        self.store.post(json.dumps(command))
         self.wake()
 
 
@@ -165,13 +168,14 @@ class Supervisor:
 
     def __init__(self, store: Store, executor: Executor, *, machine: hardware.Machine | None = None) -> None:
         self.store, self.executor = store, executor
-        self.index = Index(store.root)
+        self.index = KeptIndex(store)
         self.machine = machine or hardware.probe()
         self.active: dict[str, tuple[Run, Job]] = {}
         self.queue: dict[str, Run] = {}
         self.stopping: dict[str, float] = {}  # run id -> when it was asked to stop
         self._known: set[str] = set()
         self._to_delete: set[str] = set()  # as soon as their process is gone
+        self._unsaid: dict[str, tuple[Run, records.Terminal]] = {}  # last words that could not be written yet
         self._indexed_at = 0.0
         self._runs_seen = 0  # mtime of the runs folder at the last look
 
@@ -181,6 +185,9 @@ class Supervisor:
 
     def recover(self) -> None:
         """Take over from an earlier supervisor: adopt runs still at work, end those whose process is gone."""
+        disk.keep_reserve(self.store.root)
+        for path in self.store.sweep():
+            logger.info("removed %s, left half-made by a crash", path.name)
         over = {row.run_id for row in self.index.rows(status=tuple(records.TERMINAL))}
         on_disk = set(self.store.ids())
         for run_id in self.index.ids() - on_disk:
@@ -192,6 +199,8 @@ class Supervisor:
         starting = run.starting
         if run.is_over:
             pass
+        elif run.status == "queued" and run.queued is None:  # it may have been over: it is not run once more
+            self._end(run, records.Interrupted(at=time.time(), reason="Its log was lost, or is damaged."))
         elif run.status == "queued":
             self.queue[run.run_id] = run
         elif starting and is_same_process(starting.pid, starting.pid_started):
@@ -211,6 +220,7 @@ class Supervisor:
         self._bury_the_dead()
         self._start_what_fits()
         self._index_live_runs()
+        self._say_the_unsaid()
 
     def _open(self, run_id: str) -> Run | None:
         try:
@@ -220,7 +230,10 @@ class Supervisor:
             return None
 
     def _find_new_runs(self) -> None:
-        looked, changed = time.time_ns(), self.store.runs.stat().st_mtime_ns
+        try:
+            looked, changed = time.time_ns(), self.store.runs.stat().st_mtime_ns
+        except FileNotFoundError:
+            raise StoreGone("The folder of all runs is gone.") from None
         if changed == self._runs_seen:
             return
         # Within one tick of the file system's clock a later change leaves the same time: trust only an older one.
@@ -261,14 +274,8 @@ class Supervisor:
             case "delete":
                 self._delete(run_id)
             case "rebuild":
-                self._rebuild()
+                self.index.rebuild()
         access.audit(self.store.root, actor, action, run_id=run_id)
-
-    def _rebuild(self) -> None:
-        self.index.clear()
-        for run_id in self.store.ids():
-            if run := self._open(run_id):
-                self.index.put(row_of(run))
 
     def _rename(self, run_id: str, name: str) -> None:
         self.store.rename(run_id, name)
@@ -280,13 +287,14 @@ class Supervisor:
         if run_id in self.queue:
             self._end(self.queue.pop(run_id), records.Cancelled(at=time.time(), reason=reason))
         elif run_id in self.active and run_id not in self.stopping:
-            write_atomically(self.store.folder(run_id) / STOP_FILE, reason)
-            self.stopping[run_id] = time.monotonic()
+            self.stopping[run_id] = time.monotonic()  # first: who cannot be asked in writing is told by a signal
+            path = self.store.folder(run_id) / STOP_FILE
+            disk.with_reserve(self.store.root, lambda: write_atomically(path, reason))
 
     def _delete(self, run_id: str) -> None:
         if run_id in self.active:  # its last word is written, its process about to end; or it is still at work
             run, _ = self.active[run_id]
-            run.refresh()
+            _refresh(run)
             if run.is_over:
                 self._to_delete.add(run_id)
         elif run_id not in self.queue:
@@ -309,7 +317,7 @@ class Supervisor:
                 continue
             del self.active[run_id]
             stopped = self.stopping.pop(run_id, None) is not None
-            run.refresh()
+            _refresh(run)
             if not run.is_over:
                 self._end(run, self._last_word_for(run, job, stopped=stopped))
             if not run.folder.exists():
@@ -331,13 +339,26 @@ class Supervisor:
         )  # fmt: skip
 
     def _end(self, run: Run, last: records.Terminal) -> None:
-        """Speak for a run that has no process (any more)."""
+        """Speak for a run that has no process (any more); where its log cannot be written now, later."""
+        log = run.folder / "events.jsonl"
+        self._unsaid.pop(run.run_id, None)
         try:
-            EventLog(run.folder / "events.jsonl").close(last, steps=len(run.steps), evaluations=len(run.evaluations))
+            EventLog(log, patience_s=0).close(last, steps=len(run.steps), evaluations=len(run.evaluations))
             run.refresh()
             self.index.put(row_of(run))
-        except OSError as error:  # its folder is gone or cannot be written: the other runs go on
+        except (OSError, StoreError) as error:  # the other runs go on
             logger.warning("%s could not be ended in its log: %s", run.run_id, error)
+            if run.folder.exists():
+                full = isinstance(error, StoreFull) or (isinstance(error, OSError) and disk.is_full(error))
+                self._unsaid[run.run_id] = run, _lost_to_a_full_disk(last) if full else last
+
+    def _say_the_unsaid(self) -> None:
+        for run, last in list(self._unsaid.values()):
+            _refresh(run)
+            if run.is_over or not run.folder.exists():
+                del self._unsaid[run.run_id]
+            elif not disk.is_short(self.store.root):
+                self._end(run, last)
 
     def _start_what_fits(self) -> None:
         """First come, first served on each device; a run that waits for one device holds up no other."""
@@ -372,16 +393,43 @@ class Supervisor:
         due = time.monotonic() - self._indexed_at >= _INDEX_LIVE_EVERY_S
         for run, _ in self.active.values():
             before = run.status
-            run.refresh()
+            _refresh(run)
             if due or run.status != before:
                 self.index.put(row_of(run))
         if due:
             self._indexed_at = time.monotonic()
+            self.index.catch_up()
+            disk.keep_reserve(self.store.root)
+
+    def abandon(self) -> None:
+        """End all runs: what they would still write is lost. They notice by themselves, but may be busy."""
+        for number, patience_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
+            for _, job in self.active.values():
+                job.signal(number)
+            until = time.monotonic() + patience_s
+            while any(job.is_alive() for _, job in self.active.values()) and time.monotonic() < until:
+                time.sleep(0.05)
 
     def sentinels(self) -> list[int]:
         """File descriptors that become readable when a run's process ends."""
         processes = [getattr(job, "process", None) for _, job in self.active.values()]
         return [p.sentinel for p in processes if p is not None and p.is_alive()]
+
+
+def _refresh(run: Run) -> None:
+    """Read on; a log that cannot be read (any more) stops no other run."""
+    try:
+        run.refresh()
+    except StoreError as error:
+        logger.warning("%s", error)
+
+
+def _lost_to_a_full_disk(last: records.Terminal) -> records.Terminal:
+    """A process that could not write its log ends without a last word: the disk is why, not what became of it."""
+    if not isinstance(last, records.Failed):
+        return last
+    message = "The store's disk was full: the run could not be recorded any more."
+    return last.model_copy(update={"cause": StoreFull.__name__, "message": message, "fix": disk.FIX_FULL})
 
 
 def _parse_command(text: str) -> dict[str, str]:
@@ -398,37 +446,76 @@ def _share(config: RunConfig) -> int:
 
 def serve(store: Store, *, idle_s: float = IDLE_S) -> bool:
     """Be the store's supervisor until nobody needs one; False when another already is."""
-    with os.fdopen(os.open(store.root / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)) as lock:
+    with _lock_file(store) as lock:
         if not _locked(lock.fileno()):
             return False
-        write_atomically(store.root / "supervisor.pid", "{} {}".format(*own_identity()))
+        place = _Place(store, lock.fileno())
+        identity = "{} {}".format(*own_identity())
+        disk.with_reserve(store.root, lambda: write_atomically(store.root / "supervisor.pid", identity))
         executor = LocalExecutor()
         supervisor = Supervisor(store, executor)
-        stop = _on_signals()
-        logger.info("supervising")
-        supervisor.recover()
-        if supervisor.is_idle:
-            supervisor.tick()
-        if supervisor.is_idle:
-            try:
-                executor.warm()
-            except (OSError, EOFError) as error:
-                logger.warning("the fork server could not be warmed: %r", error)
-        while True:
-            with _doorbell(store) as bell:
-                _serve_until_idle(supervisor, bell, idle_s, stop)
-            supervisor.tick()  # who rang while the bell was taken down is heard here
-            if supervisor.is_idle or stop:
-                break
+        try:
+            _supervise(supervisor, executor, place, idle_s)
+        except (OSError, StoreError) as error:
+            if place.is_ours():
+                raise
+            logger.warning("the store is not what it was, leaving it: %s", error)
+            if not place.has_runs():
+                supervisor.abandon()
         supervisor.index.close()
-        (store.root / "supervisor.pid").unlink(missing_ok=True)
+        if place.is_ours():
+            (store.root / "supervisor.pid").unlink(missing_ok=True)
         logger.info("leaving")
         return True
 
 
-def _serve_until_idle(supervisor: Supervisor, bell: int, idle_s: float, stop: list[int]) -> None:
+class _Place:
+    """The store's folder as its supervisor found it. One that is moved, deleted or replaced is not to be written to:
+    the file system would take it all, and nobody would ever read it."""
+
+    def __init__(self, store: Store, lock: int) -> None:
+        self._store, self._lock = store, lock
+        self._runs = store.runs.stat()
+
+    def is_ours(self) -> bool:
+        return disk.same_file(self._store.root / "supervisor.lock", self._lock) and self.has_runs()
+
+    def has_runs(self) -> bool:
+        try:
+            return os.path.samestat(self._store.runs.stat(), self._runs)
+        except OSError:
+            return False
+
+    def check(self) -> None:
+        if not self.is_ours():
+            raise StoreGone("Its folder was moved, deleted or replaced.")
+
+
+def _supervise(supervisor: Supervisor, executor: LocalExecutor, place: _Place, idle_s: float) -> None:
+    stop = _on_signals()
+    logger.info("supervising")
+    if network := disk.network_file_system(supervisor.store.root):
+        logger.warning("the store lies on a network file system (%s): use it from one machine only", network)
+    supervisor.recover()
+    if supervisor.is_idle:
+        supervisor.tick()
+    if supervisor.is_idle:
+        try:
+            executor.warm()
+        except (OSError, EOFError) as error:
+            logger.warning("the fork server could not be warmed: %r", error)
+    while True:
+        with _doorbell(supervisor.store) as bell:
+            _serve_until_idle(supervisor, bell, place, idle_s, stop)
+        supervisor.tick()  # who rang while the bell was taken down is heard here
+        if supervisor.is_idle or stop:
+            break
+
+
+def _serve_until_idle(supervisor: Supervisor, bell: int, place: _Place, idle_s: float, stop: list[int]) -> None:
     needed_at = time.monotonic()
     while not stop and time.monotonic() - needed_at < idle_s:
+        place.check()
         supervisor.tick()
         if not supervisor.is_idle:
             needed_at = time.monotonic()
@@ -446,9 +533,33 @@ def _on_signals() -> list[int]:
     return received
 
 
-def _locked(fd: int) -> bool:
+def rebuild_index(store: Store) -> str:
+    """Make the index anew, here or by the supervisor that is at work; returns who did."""
+    with _lock_file(store) as lock:
+        if _locked(lock.fileno(), attempts=1):
+            index = KeptIndex(store)
+            index.rebuild()
+            index.close()
+            if not index.is_on_disk:
+                raise store.trouble() or StoreError("The index cannot be written.", fix="Check its owner and rights.")
+            return "here"
+    Client(store).rebuild_index()
+    until = time.monotonic() + 60
+    while any(store.inbox.glob("[0-9]*.json")) and time.monotonic() < until:
+        time.sleep(0.1)
+    return "by the supervisor"
+
+
+def _lock_file(store: Store) -> IO[str]:
+    try:
+        return os.fdopen(os.open(store.root / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise store.trouble() or disk.unwritable(error) from None
+
+
+def _locked(fd: int, *, attempts: int = 30) -> bool:
     """An OS lock dies with its process: no stale lock file can keep a store shut. One that is leaving is waited for."""
-    for _ in range(30):
+    for _ in range(attempts):
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
@@ -465,5 +576,6 @@ def _doorbell(store: Store):  # type: ignore[no-untyped-def]
     try:
         yield fd
     finally:
-        path.unlink(missing_ok=True)
+        if disk.same_file(path, fd):  # in a store that took the place of ours it is another's
+            path.unlink(missing_ok=True)
         os.close(fd)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine import hardware, limits, records, sampler, settings
+from engine import disk, hardware, limits, records, sampler, settings
 from engine.config import RunConfig
 from engine.errors import EngineError, OutOfMemory
 from engine.processes import own_identity
@@ -24,6 +24,7 @@ Task = Callable[..., Iterator[AnyEvent]]
 TASKS: dict[str, Task] = {"train": train}
 
 _ORPHAN_GRACE_S = 5.0
+_DETAIL_CHARS = 100_000  # of a traceback: a compiler's may be long
 
 
 class Stopped(Exception):
@@ -55,7 +56,7 @@ def run(folder: Path, *, supervisor_is_alive: Callable[[], bool] = lambda: True)
             at=time.time(), reason="The supervisor of this store went away while the run was running."
         )
     except BaseException as error:  # the one border where anything may arrive: it becomes the run's last word
-        ended = _failed(error, log.steps)
+        ended = _failed(error, folder, log.steps)
     log.close(ended.model_copy(update=_costs(energy)))
 
 
@@ -84,8 +85,10 @@ def _drive(config: RunConfig, folder: Path, log: EventLog, watch: _Watch) -> Non
             guard.check(log.steps)
 
 
-def _failed(error: BaseException, step: int) -> records.Failed:
-    detail = "".join(traceback.format_exception(error))
+def _failed(error: BaseException, folder: Path, step: int) -> records.Failed:
+    detail = "".join(traceback.format_exception(error))[-_DETAIL_CHARS:]
+    if "No space left on device" in str(error):  # whatever wrote: an artifact is not written by us alone
+        error = disk.shortage(folder)
     if isinstance(error, EngineError):
         cause, message, fix = type(error).__name__, error.message, error.fix
     elif isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):

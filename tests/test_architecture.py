@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    "config presets records errors units downsample processes",
-    "schedules families datasets downloads userdata loading hardware sampler settings planner limits access store keys charts report cost sweep analysis",
+    "config presets records errors units downsample processes disk",
+    "schedules families datasets downloads userdata loading hardware sampler settings planner limits access store checkup keys charts report cost sweep analysis",
     "pytorch xla_backend",
     "worker",
     "preload executor ray_executor supervisor",

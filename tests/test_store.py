@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 
 from engine import records
+from engine.checkup import check
 from engine.config import RunConfig
-from engine.errors import StoreError
-from engine.store import EventLog, Index, Run, Store, Table, check, decode, encode, json_text, row_of
+from engine.errors import StoreError, StoreFull
+from engine.store import EventLog, Index, Run, Store, Table, decode, encode, json_text, row_of
 from engine.supervisor import Supervisor
 from tests.fakes import make_run
 
@@ -164,7 +166,7 @@ def test_check_names_every_damaged_run(store):
     fine, rotten, lost = (make_run(store, num_steps=40) for _ in range(3))
     edit(rotten, lambda lines: [*lines[:2], *lines[3:]])
     (lost.folder / "config.json").write_bytes(b"\xff\0")
-    said = "\n".join(check(store))
+    said = "\n".join(check(store).problems)
     assert rotten.run_id in said
     assert lost.run_id in said
     assert fine.run_id not in said
@@ -179,13 +181,10 @@ def test_what_was_asked_for_is_read_back(store, config):
 
 
 def test_creating_a_run_is_all_or_nothing(store, config, monkeypatch):
-    def full(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(EventLog, "append", full)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("engine.store.encode", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(StoreFull, match=r"The store cannot be written: its disk is full\. Delete runs"):
         store.create(config)
-    assert store.ids() == store.rows() == []
+    assert list(store.runs.iterdir()) == store.rows() == []
 
 
 @pytest.mark.parametrize(
@@ -317,7 +316,7 @@ def test_the_index_says_what_the_folders_say(supervisor, store):
 
 def test_an_index_rebuilt_equals_the_one_kept(supervisor, store):
     kept = everything(store.rows())
-    supervisor._obey({"command": "rebuild"})
+    supervisor._obey({"command": "rebuild", "actor": "terminal"})
     assert everything(store.rows()) == kept
 
 

@@ -319,9 +319,13 @@ def _environment(device: torch.device) -> dict[str, str | int | float | None]:
 def _save(net: Net, folder: Path) -> records.Artifact:
     """Weights without pickle, under a name that is there whole or not at all; the averaged ones where there are any."""
     path, draft = folder / "model.safetensors", folder / ".model.safetensors"
-    with net.averaged():
-        save_file({name: t.contiguous().cpu() for name, t in net.model.state_dict().items()}, draft)
-    draft.chmod(0o600)
-    draft.replace(path)
+    try:
+        with net.averaged():
+            save_file({name: t.contiguous().cpu() for name, t in net.model.state_dict().items()}, draft)
+        draft.chmod(0o600)
+        draft.replace(path)
+    except BaseException:  # half of it on a full disk would only be in the way
+        draft.unlink(missing_ok=True)
+        raise
     content = path.read_bytes()
     return records.Artifact(name=path.name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
