@@ -6,7 +6,6 @@ A link is a preset and the assignments that lead from it to the experiment, the 
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Mapping
 
@@ -19,6 +18,7 @@ from engine.errors import StoreError
 from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
 from engine.store import Run, Store
 from engine.supervisor import Client
+from engine.text import shell_words
 
 
 @st.cache_resource
@@ -67,8 +67,8 @@ def closest_preset(config: RunConfig) -> str:
 def command_line(config: RunConfig) -> str:
     """What to type in a terminal for the same experiment."""
     preset = closest_preset(config)
-    sets = [f"--set {shlex.quote(a)}" for a in overrides_from(PRESETS[preset].config, config)]
-    return " ".join(["python -m engine run", f"--preset {preset}", *sets])
+    sets = [word for a in overrides_from(PRESETS[preset].config, config) for word in ("--set", a)]
+    return shell_words(["python", "-m", "engine", "run", "--preset", preset, *sets])
 
 
 def wait_until_deleted(run_id: str, *, seconds: float = 3.0) -> None:

@@ -12,7 +12,9 @@ import math
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter
+
+from engine.text import encodable
 
 Status = Literal["queued", "starting", "running", "stopping", "finished", "cancelled", "failed", "interrupted"]
 TERMINAL: frozenset[Status] = frozenset({"finished", "cancelled", "failed", "interrupted"})
@@ -46,6 +48,15 @@ Rate = Annotated[float | np.ndarray, PlainValidator(_unpack_rate), PlainSerializ
 NOTHING = np.empty(0)
 
 
+def _encodable(value: Any) -> Any:
+    return encodable(value) if isinstance(value, str) else value
+
+
+# Text from outside, such as a file's name inside an error: the log is UTF-8, and a last word that could not be written
+# would leave its run without an end.
+Words = Annotated[str, BeforeValidator(_encodable)]
+
+
 class Event(BaseModel):
     """Base of everything a run says."""
 
@@ -58,7 +69,7 @@ class Queued(Event):
 
     kind: Literal["queued"] = "queued"
     at: float  # Unix time, s
-    name: str = ""
+    name: Words = ""
     group: str | None = None  # runs submitted together, for example one per seed
 
 
@@ -83,14 +94,14 @@ class Started(Event):
     total_steps: int | None  # None when only a time limit ends the run
     setup_s: float  # loading data, building the model; never part of training time
     data_sha256: str | None = None  # of the user's own file
-    environment: dict[str, str | int | float | None] = Field(default_factory=dict)
+    environment: dict[str, Words | int | float | None] = Field(default_factory=dict)
 
 
 class Preparing(Event):
     """Work before the task stands that can take long: a data set on its way from the web."""
 
     kind: Literal["preparing"] = "preparing"
-    text: str
+    text: Words
     done_bytes: int
     total_bytes: int | None  # None where the server does not say
 
@@ -118,7 +129,7 @@ class Memory(Event):
     step_peak_bytes: int | None
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
-    method: str
+    method: Words
 
     @property
     def training_bytes(self) -> int | None:
@@ -181,14 +192,14 @@ class HardwareSample(Event):
     kind: Literal["hardware"] = "hardware"
     elapsed_s: float
     readings: dict[str, float | None]  # names of engine.sampler.READINGS: unit in the name
-    missing: dict[str, str] = Field(default_factory=dict)
+    missing: dict[str, Words] = Field(default_factory=dict)
 
 
 class Artifact(Event):
     """A file the run left in its folder."""
 
     kind: Literal["artifact"] = "artifact"
-    name: str
+    name: Words
     size_bytes: int
     sha256: str
 
@@ -198,7 +209,7 @@ class Stopping(Event):
 
     kind: Literal["stopping"] = "stopping"
     at: float
-    reason: str = "cancelled by the user"
+    reason: Words = "cancelled by the user"
 
 
 class Terminal(Event):
@@ -209,9 +220,9 @@ class Terminal(Event):
     evaluations: int = 0
     checksum: str = ""  # CRC-32 of every byte of the log before this line
     peak_memory_bytes: int | None = None
-    peak_memory_method: str = ""
+    peak_memory_method: Words = ""
     energy_j: float | None = None
-    energy_method: str = ""  # how it was had, or why it is not known
+    energy_method: Words = ""  # how it was had, or why it is not known
 
 
 class Finished(Terminal):
@@ -220,21 +231,21 @@ class Finished(Terminal):
 
 class Cancelled(Terminal):
     kind: Literal["cancelled"] = "cancelled"
-    reason: str = ""
+    reason: Words = ""
 
 
 class Failed(Terminal):
     kind: Literal["failed"] = "failed"
     cause: str  # class of the error: Diverged, OutOfMemory, WorkerLost, ...
-    message: str
-    fix: str = ""
+    message: Words
+    fix: Words = ""
     step: int | None = None
-    detail: str = ""  # traceback; for the log, never for the page
+    detail: Words = ""  # traceback; for the log, never for the page
 
 
 class Interrupted(Terminal):
     kind: Literal["interrupted"] = "interrupted"
-    reason: str
+    reason: Words
 
 
 AnyEvent = (

@@ -33,6 +33,7 @@ from engine import records
 from engine.config import RunConfig, parse_config_json
 from engine.errors import ConfigError, StoreError
 from engine.records import AnyEvent, Status, Summary
+from engine.text import clean_name, visible_json
 
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
 STOP_FILE = "stop"  # in a run's folder: who wants it to stop writes the reason there
@@ -437,7 +438,8 @@ class Store:
             ) from None
 
     def create(self, config: RunConfig, *, name: str = "", group: str | None = None) -> str:
-        """A new queued run, on disk as a whole or not at all; returns its id."""
+        """A new queued run, on disk as a whole or not at all; returns its id. Raises ConfigError for a bad name."""
+        name = clean_name(name)
         run_id = secrets.token_hex(8)
         draft = self.runs / f".{run_id}"
         draft.mkdir(mode=0o700)
@@ -658,7 +660,7 @@ def check(store: Store) -> list[str]:
 
 def json_text(value: Any) -> str:
     """Exact JSON: NaN and infinity, which JSON has no word for, become null."""
-    return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False)
+    return visible_json(json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False))
 
 
 def _without_nan(value: Any) -> Any:
