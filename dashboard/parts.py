@@ -29,7 +29,9 @@ def error_box(error: EngineError) -> None:
 # What Streamlit looks for in the text that markdown leaves, where a backslash is gone already: :smile:, :streamlit:,
 # :material/home:, http://…, www.…, a@b.c, and ->, --, >= as one sign. `:color[x]` without a colour is x in a plain span,
 # and what stands in a span of its own makes none of these with what is around it.
-_SIGNS = re.compile(r"(?P<apart>[:@]|(?<=[wW]{3})\.|-(?=[->])|(?<=<)-|(?<=[<>~])=)|[!-/:-@\[-`{-~]")
+_SIGNS = re.compile(
+    r"(?P<apart>@|:(?=\S)|(?<=[wW]{3})\.|-(?=[->])|(?<=<)-|(?<=[<>~])=)|[\\`*_\[\](){}<>#|~$:&!+=^-]|(?<=\d)\.(?=\s|$)"
+)
 _LONGEST_TEXT = 2_000
 
 
