@@ -31,6 +31,7 @@ from engine.config import RunConfig
 from engine.downsample import minmax
 from engine.errors import StoreError
 from engine.store import Run, Store, Table, default_root
+from engine.text import visible
 
 FULL_POINTS = 1_500  # per trace, when a browser has nothing yet: about what a chart's pixels can show
 _FEWEST_NEW_POINTS = 24  # per trace and update
@@ -41,6 +42,7 @@ _REFRESH_S = 0.1
 _IDLE_S = 120.0
 _MOST_READERS = 12
 _PROBLEMS = 20
+_LONGEST_TEXT = 300
 
 # --- one reader per run -------------------------------------------------------------------------------------------
 
@@ -148,9 +150,9 @@ def points(run: Run, cursor: str = "", *, now: float | None = None) -> dict[str,
                 traces[name] = _trace(run.hardware, column, hardware, full=held is None)
         answer["traces"] = {name: trace for name, trace in traces.items() if trace}
         if len(run.missing_readings) > missing:
-            answer["missing"] = run.missing_readings
+            answer["missing"] = {name: visible(why, _LONGEST_TEXT) for name, why in run.missing_readings.items()}
         if len(run.problems) > problems:
-            answer["problems"] = run.problems[problems:][:_PROBLEMS]
+            answer["problems"] = [visible(text, _LONGEST_TEXT) for text in run.problems[problems:][:_PROBLEMS]]
         return answer
 
 
@@ -184,7 +186,7 @@ def _preparing(run: Run) -> dict[str, Any] | None:
         return None
     if run.started is None:
         p = run.preparing
-        return {"text": p.text, "done": p.done_bytes, "total": p.total_bytes} if p else None
+        return {"text": visible(p.text, _LONGEST_TEXT), "done": p.done_bytes, "total": p.total_bytes} if p else None
     if run.compiled is None and run.config.execution in {"compiled", "cuda-graph"}:
         return {"text": "Compiling", "done": None, "total": None}
     return None
@@ -208,7 +210,7 @@ def _state(run: Run, now: float) -> dict[str, Any]:
     return {
         "status": run.status,
         "over": run.is_over,
-        "why": run.why(),
+        "why": visible(run.why(), _LONGEST_TEXT),
         "progress": _short(progress),
         "elapsed_s": _short(elapsed),
         "left_s": None if run.is_over else _short(_seconds_left(elapsed, progress)),

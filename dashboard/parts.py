@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import streamlit as st
 
 from dashboard import state
@@ -11,8 +13,8 @@ from engine.hardware import Machine
 from engine.planner import Plan
 from engine.records import Status
 from engine.store import Run, RunRow
+from engine.text import LONGEST_NAME, visible
 
-NAME_LENGTH = 200
 COLORS = {
     "queued": "gray", "starting": "blue", "running": "blue", "stopping": "orange",
     "finished": "green", "cancelled": "gray", "failed": "red", "interrupted": "orange",
@@ -23,30 +25,43 @@ def person() -> None:
     """Who is signed in, where there are several people; somebody who may no longer look gets no further."""
     role = state.role()
     if role is None:
-        st.error(f"{_literal(state.actor().in_words)} may not use this dashboard. Ask its admin for access.")
+        st.error(f"{literal(state.actor().in_words)} may not use this dashboard. Ask its admin for access.")
         st.stop()
     if state.actor().source not in {"local", "terminal"}:
-        st.caption(f"{_literal(state.actor().name)} · {role} · [Sign out](sign-out)")
+        st.caption(f"{literal(state.actor().name)} · {role} · [Sign out](sign-out)")
 
 
 def error_box(error: EngineError) -> None:
     """What is wrong and what to do, shown as the text it is."""
-    st.error(_literal(str(error)), icon=":material/error:")
+    st.error(literal(str(error)), icon=":material/error:")
 
 
-def _literal(text: str) -> str:
-    """Text shown as typed: markdown's signs escaped."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>#|~$:" else c for c in text)
+# What Streamlit looks for in the text that markdown leaves, where a backslash is gone already: :smile:, :streamlit:,
+# :material/home:, http://…, www.…, a@b.c, and ->, --, >= as one sign. `:color[x]` without a colour is x in a plain span,
+# and what stands in a span of its own makes none of these with what is around it.
+_SIGNS = re.compile(
+    r"(?P<apart>@|:(?=\S)|(?<=[wW]{3})\.|-(?=[->])|(?<=<)-|(?<=[<>~])=)|[\\`*_\[\](){}<>#|~$:&!+=^-]|(?<=\d)\.(?=\s|$)"
+)
+_LONGEST_TEXT = 2_000
+
+
+def literal(text: str, most: int = _LONGEST_TEXT) -> str:
+    """Text shown as it is wherever Streamlit reads markdown: in a caption, a message, a label, a help text."""
+
+    def escaped(sign: re.Match[str]) -> str:
+        return f":color[\\{sign[0]}]" if sign["apart"] else f"\\{sign[0]}"
+
+    return _SIGNS.sub(escaped, visible(text, most).strip())
 
 
 def hint(error: EngineError) -> None:
     """What is still to be done."""
-    st.info(_literal(str(error)), icon=":material/info:")
+    st.info(literal(str(error)), icon=":material/info:")
 
 
 def warn(text: str) -> None:
     """What one should know before a run."""
-    st.warning(_literal(text), icon=":material/warning:")
+    st.warning(literal(text), icon=":material/warning:")
 
 
 def plan_figures(plan: Plan) -> None:
@@ -93,9 +108,9 @@ def final_figures(run: Run) -> None:
         "Training time", units.duration(s.train_seconds),
         help=f"Measured, without warm-up, compiling and evaluation: {s.steps:,} steps, {s.epochs:.3g} epochs, {units.flops(s.flops)} (derived).",
     )  # fmt: skip
-    columns[4].metric("Training memory", units.nbytes(s.peak_memory_bytes), help=_literal(_memory_in_words(run)))
+    columns[4].metric("Training memory", units.nbytes(s.peak_memory_bytes), help=literal(_memory_in_words(run)))
     if besides := _besides(run):
-        st.caption(_literal(" · ".join(besides)))
+        st.caption(literal(" · ".join(besides)))
 
 
 def _memory_in_words(run: Run) -> str:
@@ -139,11 +154,11 @@ def _when_reached(run: Run) -> str:
 def why_box(run: Run) -> None:
     """Why a run ended before its budget."""
     if run.status == "failed":
-        st.error(_literal(run.why()), icon=":material/error:")
+        st.error(literal(run.why()), icon=":material/error:")
     elif run.status == "interrupted":
-        st.info(_literal(f"{run.status.capitalize()}: {run.why()}"), icon=":material/info:")
+        st.info(literal(f"{run.status.capitalize()}: {run.why()}"), icon=":material/info:")
     for problem in run.problems:
-        st.warning(_literal(f"Recording: {problem}."), icon=":material/warning:")
+        st.warning(literal(f"Recording: {problem}."), icon=":material/warning:")
 
 
 def status_badge(status: Status) -> None:
@@ -155,26 +170,26 @@ def run_line(row: RunRow, now: float) -> None:
     with st.container(horizontal=True, vertical_alignment="center", key=f"line-{row.run_id}"):
         status_badge(row.status)
         st.page_link(
-            "../pages/train.py", label=row.config.in_words(), query_params={"run": row.run_id}, width="content"
+            "../pages/train.py", label=literal(row.config.in_words()), query_params={"run": row.run_id}, width="content"
         )
         figures = [units.age(now - row.created)]
         if row.summary.test_accuracy is not None:
             figures.insert(0, f"{units.accuracy(row.summary.test_accuracy)} accuracy")
-        st.caption(_literal(" · ".join(figures + ([row.name] if row.name else []))))
+        st.caption(literal(" · ".join(figures + ([visible(row.name, LONGEST_NAME)] if row.name else []))))
 
 
 def machine_card(machine: Machine) -> None:
     """What this computer offers a run."""
     with st.container(border=True, key="machine"):
         st.markdown("**This machine**")
-        st.text(f"{machine.cpu.name}\n{machine.cpu.usable_cores} usable cores")
+        st.text(f"{visible(machine.cpu.name)}\n{machine.cpu.usable_cores} usable cores")
         st.text(
             f"{units.nbytes(machine.memory_bytes)} memory, {units.nbytes(machine.memory_available_bytes)} available"
         )
         for gpu in machine.gpus:
-            st.text(f"cuda:{gpu.index}: {gpu.name}, {units.nbytes(gpu.memory_bytes)}")
+            st.text(f"cuda:{gpu.index}: {visible(gpu.name)}, {units.nbytes(gpu.memory_bytes)}")
         if machine.gpu_reason:
-            st.caption(_literal(f"{machine.gpu_reason} Runs use the CPU."))
+            st.caption(literal(f"{machine.gpu_reason} Runs use the CPU."))
 
 
 def run_actions(run: Run, *, open_link: bool = False) -> None:
@@ -196,7 +211,7 @@ def run_actions(run: Run, *, open_link: bool = False) -> None:
                     "Name",
                     run.name,
                     key=f"name-{run.run_id}",
-                    max_chars=NAME_LENGTH,
+                    max_chars=LONGEST_NAME,
                     on_change=_rename,
                     args=(run.run_id,),
                 )
@@ -212,12 +227,12 @@ def _rename(run_id: str) -> None:
     try:
         state.client().rename(run_id, st.session_state[f"name-{run_id}"])
     except EngineError as error:
-        st.toast(_literal(str(error)))
+        st.toast(literal(str(error)))
 
 
 def _run_again(run: Run) -> None:
     try:
-        run_id = state.submit(run.config, name=run.name)
+        run_id = state.submit(run.config, name=visible(run.name, LONGEST_NAME))
     except EngineError as error:
         error_box(error)
         return
@@ -232,7 +247,7 @@ def _report(run: Run) -> str:
 
 @st.dialog("Delete this run?")
 def _confirm_delete(run_id: str, words: str) -> None:
-    st.write(_literal(words))
+    st.write(literal(words))
     st.caption("Its configuration, every recorded point and its weights are removed from this machine.")
     with st.container(horizontal=True):
         if st.button("Delete", type="primary", icon=":material/delete:", key="delete-for-good"):

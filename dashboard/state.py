@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import shlex
 import time
 from collections.abc import Mapping
 from urllib.parse import unquote
@@ -26,6 +25,7 @@ from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
 from engine.settings import Role
 from engine.store import Run, Store
 from engine.supervisor import Client
+from engine.text import shell_words
 
 _DOUBLE_CLICK_S = 1.0
 
@@ -113,8 +113,8 @@ def closest_preset(config: RunConfig) -> str:
 def command_line(config: RunConfig) -> str:
     """What to type in a terminal for the same experiment."""
     preset = closest_preset(config)
-    sets = [f"--set {shlex.quote(a)}" for a in overrides_from(PRESETS[preset].config, config)]
-    return " ".join(["python -m engine run", f"--preset {preset}", *sets])
+    sets = [word for a in overrides_from(PRESETS[preset].config, config) for word in ("--set", a)]
+    return shell_words(["python", "-m", "engine", "run", "--preset", preset, *sets])
 
 
 def wait_until_deleted(run_id: str, *, seconds: float = 3.0) -> None:

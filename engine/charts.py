@@ -20,6 +20,7 @@ from engine import units
 from engine.config import RunConfig, Target
 from engine.downsample import minmax
 from engine.records import TargetReached
+from engine.text import visible
 
 Axis = Literal["step", "seconds", "samples"]
 
@@ -228,7 +229,7 @@ def dash(place: int) -> str:
 def labels(runs: Runs) -> list[str]:
     """A short name for each run, all different: its own, or its configuration in words; an id where two are equal."""
     names = [run.name or run.config.in_words() for run in runs]
-    names = [n if len(n) <= _LONGEST_LABEL else n[: _LONGEST_LABEL - 1] + "…" for n in names]
+    names = [visible(name, _LONGEST_LABEL) for name in names]
     twice = {name for name, times in Counter(names).items() if times > 1}
     return [f"{name} · {run.run_id[:6]}" if name in twice else name for name, run in zip(names, runs, strict=True)]
 

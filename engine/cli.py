@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine import __version__, hardware, keys, planner, records, settings, units
 from engine.checkup import check
@@ -24,6 +24,7 @@ from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, St
 from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
 from engine.store import SORTABLE, Run, Store, json_text
 from engine.supervisor import IDLE_S, Client, rebuild_index, serve
+from engine.text import LONGEST_NAME, clean_name, visible
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _POLL_S = 0.1
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: EngineError, arguments: argparse.Namespace, code: int) -> int:
-    print(error, file=sys.stderr)
+    print(visible(str(error)), file=sys.stderr)
     if getattr(arguments, "json", False):
         print(json_text({"error": {"type": type(error).__name__, "message": error.message, "fix": error.fix}}))
     return code
@@ -86,7 +87,7 @@ def run_command(a: argparse.Namespace) -> int:
         results = [_result(run) for run in runs]
         for run in runs:
             if run.why():
-                print(f"{run.run_id} {run.status}: {run.why()}", file=sys.stderr)
+                print(f"{run.run_id} {run.status}: {visible(run.why())}", file=sys.stderr)
         print(json_text({"group_id": group, "runs": results} if group else results[0]))
     else:
         for run in runs:
@@ -142,7 +143,7 @@ def list_command(a: argparse.Namespace) -> int:
         s = r.summary
         print(
             f"{r.run_id}  {r.status:<11} {units.age(time.time() - r.created):>12}  {units.accuracy(s.test_accuracy):>7}  "
-            f"{units.loss(s.final_train_loss):>9}  {units.samples_per_s(s.samples_per_s):>16}  {r.config.in_words()}{'  ' + r.name if r.name else ''}"
+            f"{units.loss(s.final_train_loss):>9}  {units.samples_per_s(s.samples_per_s):>16}  {r.config.in_words()}{'  ' + visible(r.name, LONGEST_NAME) if r.name else ''}"
         )
     return OK
 
@@ -155,7 +156,7 @@ def show_command(a: argparse.Namespace) -> int:
     else:
         print(_card(run))
         for problem in run.problems:
-            print(f"  ! {problem}")
+            print(f"  ! {visible(problem)}")
     return OK
 
 
@@ -180,12 +181,13 @@ def cancel_command(a: argparse.Namespace) -> int:
 def rename_command(a: argparse.Namespace) -> int:
     store = _store(a)
     run_id = store.find(a.run)
-    Client(store).rename(run_id, a.name)
+    wanted = clean_name(a.name)
+    Client(store).rename(run_id, wanted)
     until = time.monotonic() + 15
-    while (name := store.run(run_id, keep_points=1).name) != a.name and time.monotonic() < until:
+    while (name := store.run(run_id, keep_points=1).name) != wanted and time.monotonic() < until:
         time.sleep(_POLL_S)
-    print(json_text({"run_id": run_id, "name": name}) if a.json else f"{run_id} is called {name!r}.")
-    return OK if name == a.name else FAILED
+    print(json_text({"run_id": run_id, "name": name}) if a.json else f"{run_id} is called {visible(name)!r}.")
+    return OK if name == wanted else FAILED
 
 
 def delete_command(a: argparse.Namespace) -> int:
@@ -227,7 +229,9 @@ def export_command(a: argparse.Namespace) -> int:
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}.", fix="Choose another place with -o.") from None
     size = path.stat().st_size
-    print(json_text({"file": str(path), "size_bytes": size}) if a.json else f"{path} ({units.nbytes(size)})")
+    print(
+        json_text({"file": str(path), "size_bytes": size}) if a.json else f"{visible(str(path))} ({units.nbytes(size)})"
+    )
     return OK
 
 
@@ -236,12 +240,14 @@ def hardware_command(a: argparse.Namespace) -> int:
     if a.json:
         print(json_text(hardware.as_json(machine)))
         return OK
-    print(f"{machine.cpu.name}: {machine.cpu.usable_cores} usable cores")
+    print(f"{visible(machine.cpu.name)}: {machine.cpu.usable_cores} usable cores")
     print(f"{units.nbytes(machine.memory_bytes)} memory, {units.nbytes(machine.memory_available_bytes)} available")
     for gpu in machine.gpus:
-        print(f"cuda:{gpu.index}  {gpu.name}  {units.nbytes(gpu.memory_bytes)}  driver {gpu.driver or 'unknown'}")
+        print(
+            f"cuda:{gpu.index}  {visible(gpu.name)}  {units.nbytes(gpu.memory_bytes)}  driver {visible(gpu.driver or 'unknown')}"
+        )
     if machine.gpu_reason:
-        print(f"No GPU: {machine.gpu_reason}")
+        print(f"No GPU: {visible(machine.gpu_reason)}")
     return OK
 
 
@@ -256,7 +262,10 @@ def check_command(a: argparse.Namespace) -> int:
         return OK if ok else FAILED
     if rebuilt:
         print(f"The index was made anew {rebuilt}, from {found.runs} run folders.")
-    print("\n".join(found.problems) or f"{found.runs} runs, all as they were written ({found.indexed} in the index).")
+    print(
+        "\n".join(map(visible, found.problems))
+        or f"{found.runs} runs, all as they were written ({found.indexed} in the index)."
+    )
     for note in found.notes:
         print(f"  - {note}")
     print("  - " + ", ".join(f"{name} {version}" for name, version in found.versions.items()))
@@ -324,7 +333,7 @@ def _bar(run: Run) -> str:
 
 def _download(p: records.Preparing) -> str:
     total = f" of {units.nbytes(p.total_bytes)}" if p.total_bytes else ""
-    return f"{p.text}  {units.nbytes(p.done_bytes)}{total}    "
+    return f"{visible(p.text, 60)}  {units.nbytes(p.done_bytes)}{total}    "
 
 
 def _wait(store: Store, client: Client, run_id: str, *, seconds: float) -> Run:
@@ -379,7 +388,7 @@ def _everything(run: Run) -> dict[str, Any]:
 def _card(run: Run) -> str:
     s = run.summary()
     lines = [
-        f"{run.run_id}  {run.status}" + (f"  {run.name}" if run.name else ""),
+        f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         f"  {run.config.in_words()}",
         f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the held-out split)",
         f"  train loss        {units.loss(s.final_train_loss)} (mean of the last steps)",
@@ -394,7 +403,7 @@ def _card(run: Run) -> str:
     if run.config.target.value is not None:
         lines.append(f"  target            {_target(run)}")
     if why := run.why():
-        lines.append(f"  {why}")
+        lines.append(f"  {visible(why)}")
     return "\n".join(lines)
 
 
@@ -408,7 +417,7 @@ def _target(run: Run) -> str:
 
 def _warn(plan: planner.Plan) -> None:
     for warning in plan.warnings:
-        print(f"  ! {warning}", file=sys.stderr)
+        print(f"  ! {visible(warning)}", file=sys.stderr)
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------
@@ -439,24 +448,27 @@ def _config_as_typed(a: argparse.Namespace) -> RunConfig:
     return with_overrides(parse_config_json(text, name=a.config), a.set)
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))  # it quotes what was typed, or pasted
+
+
+def _parser() -> _Parser:
+    common = _Parser(add_help=False)
     common.add_argument("--store", help="folder of all runs (default $ISOFLOP_HOME or ~/.isoflop)")
     common.add_argument("--json", action="store_true", help="print one JSON document on the last line of stdout")
-    config = argparse.ArgumentParser(add_help=False)
+    config = _Parser(add_help=False)
     config.add_argument("--preset", help=f"one of {', '.join(PRESETS)} (default {DEFAULT_PRESET})")
     config.add_argument("--config", help="a JSON file with a configuration")
     config.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a field, e.g. batch_size=128"
     )
 
-    parser = argparse.ArgumentParser(
-        prog="python -m engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog="python -m engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"isoflop {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def add(name: str, function: Any, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def add(name: str, function: Any, text: str, *parents: _Parser) -> _Parser:
         command = commands.add_parser(name, help=text, description=text, parents=[common, *parents])
         command.set_defaults(function=function)
         return command

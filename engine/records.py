@@ -12,7 +12,18 @@ import math
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    model_validator,
+)
+
+from engine.text import encodable
 
 Status = Literal["queued", "starting", "running", "stopping", "finished", "cancelled", "failed", "interrupted"]
 TERMINAL: frozenset[Status] = frozenset({"finished", "cancelled", "failed", "interrupted"})
@@ -64,6 +75,15 @@ Moment = Annotated[float, Field(ge=0, lt=253_402_300_800)]  # Unix time until th
 Seconds = Annotated[float, Field(ge=0, lt=1e12)]
 
 
+def _encodable(value: Any) -> Any:
+    return encodable(value) if isinstance(value, str) else value
+
+
+# Text from outside, such as a file's name inside an error: the log is UTF-8, and a last word that could not be written
+# would leave its run without an end.
+Words = Annotated[str, BeforeValidator(_encodable)]
+
+
 class Event(BaseModel):
     """Base of everything a run says."""
 
@@ -76,7 +96,7 @@ class Queued(Event):
 
     kind: Literal["queued"] = "queued"
     at: Moment
-    name: str = ""
+    name: Words = ""
     group: str | None = None  # runs submitted together, for example one per seed
     owner: str = ""  # id of the actor who asked (engine.access)
 
@@ -102,14 +122,14 @@ class Started(Event):
     total_steps: Count | None  # None when only a time limit ends the run
     setup_s: Seconds  # loading data, building the model; never part of training time
     data_sha256: str | None = None  # of the user's own file
-    environment: dict[str, str | int | float | None] = Field(default_factory=dict)
+    environment: dict[str, Words | int | float | None] = Field(default_factory=dict)
 
 
 class Preparing(Event):
     """Work before the task stands that can take long: a data set on its way from the web."""
 
     kind: Literal["preparing"] = "preparing"
-    text: str
+    text: Words
     done_bytes: Count
     total_bytes: Count | None  # None where the server does not say
 
@@ -137,7 +157,7 @@ class Memory(Event):
     step_peak_bytes: Count | None
     allocated_bytes: Count | None = None
     reserved_bytes: Count | None = None
-    method: str
+    method: Words
 
     @property
     def training_bytes(self) -> int | None:
@@ -217,14 +237,14 @@ class HardwareSample(Event):
     kind: Literal["hardware"] = "hardware"
     elapsed_s: Seconds
     readings: dict[str, float | None]  # names of engine.sampler.READINGS: unit in the name
-    missing: dict[str, str] = Field(default_factory=dict)
+    missing: dict[str, Words] = Field(default_factory=dict)
 
 
 class Artifact(Event):
     """A file the run left in its folder."""
 
     kind: Literal["artifact"] = "artifact"
-    name: str
+    name: Words
     size_bytes: Count
     sha256: str
 
@@ -234,7 +254,7 @@ class Stopping(Event):
 
     kind: Literal["stopping"] = "stopping"
     at: Moment
-    reason: str = "cancelled by the user"
+    reason: Words = "cancelled by the user"
 
 
 class Terminal(Event):
@@ -245,9 +265,9 @@ class Terminal(Event):
     evaluations: Count = 0
     checksum: str = ""  # CRC-32 of every byte of the log before this line
     peak_memory_bytes: Count | None = None
-    peak_memory_method: str = ""
+    peak_memory_method: Words = ""
     energy_j: float | None = None
-    energy_method: str = ""  # how it was had, or why it is not known
+    energy_method: Words = ""  # how it was had, or why it is not known
 
 
 class Finished(Terminal):
@@ -256,21 +276,21 @@ class Finished(Terminal):
 
 class Cancelled(Terminal):
     kind: Literal["cancelled"] = "cancelled"
-    reason: str = ""
+    reason: Words = ""
 
 
 class Failed(Terminal):
     kind: Literal["failed"] = "failed"
     cause: str  # class of the error: Diverged, OutOfMemory, WorkerLost, ...
-    message: str
-    fix: str = ""
+    message: Words
+    fix: Words = ""
     step: Count | None = None
-    detail: str = ""  # traceback; for the log, never for the page
+    detail: Words = ""  # traceback; for the log, never for the page
 
 
 class Interrupted(Terminal):
     kind: Literal["interrupted"] = "interrupted"
-    reason: str
+    reason: Words
 
 
 AnyEvent = (

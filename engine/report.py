@@ -14,7 +14,6 @@ import hashlib
 import html
 import json
 import re
-import shlex
 import socket
 import time
 import zlib
@@ -35,6 +34,7 @@ from engine.errors import StoreError
 from engine.presets import PRESETS
 from engine.records import Memory, Status, Summary, TargetReached
 from engine.store import Run, Table
+from engine.text import encodable, shell_words, visible
 
 SCHEMA_VERSION = 1
 MAX_HTML_BYTES = 3_000_000  # goes through a mail server
@@ -256,7 +256,7 @@ class Report(_Frozen):
     def freeze(cls, title: str, runs: Sequence[Run], *, clock: Callable[[], float] = time.time) -> Self:
         """What the runs say now, with every point."""
         frozen = [ReportRun.freeze(run) for run in runs]
-        return cls(title=title[:_LONGEST_TEXT], created=clock(), isoflop=__version__, runs=frozen)
+        return cls(title=encodable(title)[:_LONGEST_TEXT], created=clock(), isoflop=__version__, runs=frozen)
 
     def to_json(self) -> str:
         return self.model_dump_json()
@@ -321,7 +321,7 @@ def reproduce(config: RunConfig) -> str:
     """The command that runs the same experiment, from the preset that needs the fewest changes."""
     changes = {name: overrides_from(preset.config, config) for name, preset in PRESETS.items()}
     name = min(changes, key=lambda n: len(changes[n]))
-    return shlex.join(
+    return shell_words(
         ["python", "-m", "engine", "run", "--preset", name, *(w for c in changes[name] for w in ("--set", c))]
     )
 
@@ -492,7 +492,10 @@ QUANTITIES = (
 )
 _HEADLINES = ("Held-out accuracy", "Training loss", "Throughput", "Training time")
 
-e = html.escape
+
+def e(text: str) -> str:
+    """Text inside the page, in an element or an attribute: shown as it is, and nothing hidden in it."""
+    return html.escape(visible(text))
 
 
 def _page(report: Report) -> str:

@@ -39,6 +39,7 @@ from engine import disk, records
 from engine.config import RunConfig, parse_config_json
 from engine.errors import ConfigError, StoreError, StoreGone
 from engine.records import AnyEvent, Status, Summary
+from engine.text import clean_name, visible_json
 
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
 _DRAFT = re.compile(r"\.([0-9a-f]{16}|deleted-[0-9a-f]{16}|reserve|.+\.[0-9a-f]{8})")
@@ -585,7 +586,9 @@ class Store:
         """A new queued run, on disk as a whole or not at all; returns its id.
 
         One `key` makes one run: asked again with the same, for a click that came twice, it returns that run.
+        Raises ConfigError for a bad name.
         """
+        name = clean_name(name)
         if trouble := self.trouble():
             raise trouble
         run_id = hashlib.sha256(key.encode()).hexdigest()[:16] if key else secrets.token_hex(8)
@@ -613,7 +616,7 @@ class Store:
 
     def rename(self, run_id: str, name: str) -> None:
         """Give a run another name. It lies beside the log, which only grows and only by who runs it."""
-        write_atomically(self.folder(run_id) / LABELS_FILE, json.dumps({"name": name}))
+        write_atomically(self.folder(run_id) / LABELS_FILE, json.dumps({"name": clean_name(name)}))
 
     def post(self, command: str) -> None:
         """Leave a command for the supervisor; on a full disk too, for deleting runs is what helps there."""
@@ -1086,7 +1089,7 @@ class KeptIndex:
 
 def json_text(value: Any) -> str:
     """Exact JSON: NaN and infinity, which JSON has no word for, become null."""
-    return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False)
+    return visible_json(json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False))
 
 
 def _without_nan(value: Any) -> Any:

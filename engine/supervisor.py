@@ -28,6 +28,7 @@ from engine.errors import EngineError, LimitReached, StoreError, StoreFull, Stor
 from engine.executor import AdoptedJob, Executor, Job, LocalExecutor
 from engine.processes import is_same_process, own_identity
 from engine.store import STOP_FILE, SUMMARY_POINTS, EventLog, KeptIndex, Run, Store, row_of, write_atomically
+from engine.text import clean_name
 
 ROOT = Path(__file__).resolve().parent.parent
 IDLE_S = 300.0
@@ -86,7 +87,7 @@ class Client:
 
     def rename(self, run_id: str, name: str) -> None:
         """Call a run something else."""
-        self._ask("rename", run_id, name=name)
+        self._ask("rename", run_id, name=clean_name(name))
 
     def delete(self, run_id: str) -> None:
         """Delete a run that is over, or one that cannot even be read."""

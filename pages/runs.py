@@ -4,6 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import parts, state
+from engine.text import LONGEST_NAME, visible
 
 MOST = 1000
 
@@ -18,13 +19,13 @@ table = pd.DataFrame(
     {
         "State": [r.status for r in rows],
         "Experiment": [r.config.in_words() for r in rows],
-        "Name": [r.name for r in rows],
+        "Name": [visible(r.name, LONGEST_NAME) for r in rows],
         "Test accuracy": [None if r.summary.test_accuracy is None else 100 * r.summary.test_accuracy for r in rows],
         "Training loss": [r.summary.final_train_loss for r in rows],
         "Samples/s": [r.summary.samples_per_s for r in rows],
         "Training time": [r.summary.train_seconds for r in rows],
         "Seed": [r.config.seed for r in rows],
-        "Ended because": [r.why for r in rows],
+        "Ended because": [visible(r.why, LONGEST_NAME) for r in rows],
         "Started": pd.to_datetime([r.created for r in rows], unit="s", utc=True),
     }
 )
@@ -53,7 +54,7 @@ if selected and (run := state.open_run(rows[selected[0]].run_id)):
     with st.container(border=True, key="selected"):
         with st.container(horizontal=True, vertical_alignment="center"):
             parts.status_badge(run.status)
-            st.markdown(f"**{run.config.in_words()}**")
+            st.markdown(f"**{parts.literal(run.config.in_words())}**")
         parts.why_box(run)
         parts.final_figures(run)
         parts.run_actions(run, open_link=True)

@@ -34,8 +34,8 @@ def start(preset: str) -> None:
 may_run = state.client().may("submit")
 for column, (preset, watch) in zip(st.columns(3), EXPERIMENTS.items(), strict=True):
     with column.container(border=True, height="stretch", key=f"experiment-{preset}"):
-        st.markdown(f"**{PRESETS[preset].title}**")
-        st.markdown(PRESETS[preset].teaches)
+        st.markdown(f"**{parts.literal(PRESETS[preset].title)}**")
+        st.markdown(parts.literal(PRESETS[preset].teaches))
         st.caption(watch)
         st.space("stretch")
         if st.button("Run", key=f"start-{preset}", type="primary", icon=":material/play_arrow:", disabled=not may_run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,12 +28,13 @@ def make_run(
     last: records.Terminal | None = None,
     gpu: bool = False,
     group: str | None = None,
+    said: Sequence[records.AnyEvent] = (),
 ) -> Run:
     """A run in the store as a worker would have left it: finished, or failed at `diverges_at` with a NaN as last loss.
 
     The configuration decides as it does in a worker: a schedule moves the learning rate, clipping measures every step's
     gradient norm, a target ends the run where it is reached. `last` is another last word, for example
-    `records.Cancelled(at=0)`.
+    `records.Cancelled(at=0)`, `said` whatever else it says; a name or environment in it takes the place of the usual.
     """
     config = config or RunConfig(seed=seed)
     run_id = store.create(config, name=name, group=group)
@@ -41,6 +43,8 @@ def make_run(
     if config.execution in {"compiled", "cuda-graph"}:
         log.append(records.Compiled(seconds=12.4))
     log.append(MEMORY)
+    for event in said:
+        log.append(event)
     rng = np.random.default_rng(seed)
     batch_size, total_steps, num_steps = 64, num_steps, diverges_at or num_steps
     reached: records.Evaluation | None = None
