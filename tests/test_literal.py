@@ -308,13 +308,12 @@ def test_a_machine_with_a_strange_name_is_shown_as_it_calls_itself(app, monkeypa
 def test_a_run_with_a_name_that_is_not_allowed_any_more_can_be_run_again(app, store, monkeypatch):
     submitted = []
 
-    class Client:
-        def submit(self, config, *, name):
-            submitted.append(clean_name(name))
-            return hostile.run_id
+    def submit(_, config, *, name, key):
+        submitted.append(clean_name(name))
+        return hostile.run_id
 
     hostile = hostile_run(store)
-    monkeypatch.setattr(state, "client", Client)
+    monkeypatch.setattr("engine.supervisor.Client.submit", submit)
     app.run()
     app.switch_page(str(ROOT / "pages" / "train.py"))
     app.query_params["run"] = hostile.run_id
