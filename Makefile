@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 PORT ?= 8501
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format browser bench bench-peers clean
+.PHONY: help run link test check format browser bench bench-peers clean
 
 help:
 	@echo "make run     set up and start the dashboard on http://127.0.0.1:$(PORT)"
+	@echo "make link    print a link that lets one more browser in"
 	@echo "make test    set up and run the tests (browser tests run where Chromium is installed)"
 	@echo "make check   format, lint, types, tests"
 	@echo "make bench   side-by-side measurements, in minutes (make bench-peers: against other libraries, 2.5 GB)"
@@ -28,8 +29,11 @@ $(VENV)/.dev: requirements.txt requirements-oidc.txt requirements-dev.txt | $(BI
 	@touch $@ $(VENV)/.run
 
 run: $(VENV)/.run
-	@echo "Isoflop: http://127.0.0.1:$(PORT)   (Ctrl-C stops the page; runs under way go on)"
 	@$(BIN)/streamlit run dashboard/app.py --server.port $(PORT)
+
+# A link that lets one more browser in.
+link: $(VENV)/.run
+	@$(BIN)/python -m engine link
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -69,9 +69,10 @@ def check_start(address: str | None, settings: Settings) -> None:
 
 
 def greeting(root: Path, settings: Settings, address: str | None, port: int, base_path: str) -> str:
-    """What the terminal shows at the start: where to go, and how to get in."""
+    """What the terminal shows at the start: where to go, and how to get in. Links asked for later lead there too."""
     host = f"[{address}]" if address and ":" in address else address or "127.0.0.1"
     url = f"http://{host}:{port}/{base_path.strip('/')}"
+    keys.remember_url(root, url)
     if settings.sign_in.method == "link":
         return f"\n  Isoflop: {keys.sign_in_link(root, url)}\n\n  The link lets one browser in. Another one: python -m engine link\n"
     return f"\n  Isoflop: {url}   (sign_in.method = {settings.sign_in.method!r})\n"

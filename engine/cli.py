@@ -280,7 +280,8 @@ def link_command(a: argparse.Namespace) -> int:
         keys.sign_everyone_out(store.root)
     if method != "link":
         raise ConfigError(
-            f"sign_in.method={method!r}: people do not sign in with links here.", fix=f"Open {a.url} and sign in there."
+            f"sign_in.method={method!r}: people do not sign in with links here.",
+            fix="Open the dashboard and sign in there.",
         )
     link = keys.sign_in_link(store.root, a.url)
     print(json_text({"link": link}) if a.json else link)
@@ -498,7 +499,7 @@ def _parser() -> _Parser:
     checking = add("check", check_command, "read every run and say what is missing or rotten")
     checking.add_argument("--rebuild", action="store_true", help="make the index anew from the run folders")
     link = add("link", link_command, "print a link that lets one more browser into the dashboard")
-    link.add_argument("--url", default="http://127.0.0.1:8501", help="where the dashboard is (default %(default)s)")
+    link.add_argument("--url", default="", help="where the dashboard is (default: where it was started last)")
     link.add_argument("--sign-everyone-out", action="store_true", help="end every sign-in there is, first")
     supervise = add("supervise", supervise_command, "be this store's supervisor (started on demand by the others)")
     supervise.add_argument("--idle-seconds", type=float, default=IDLE_S)

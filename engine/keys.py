@@ -10,6 +10,8 @@ from pathlib import Path
 from engine.store import private_folder, write_atomically
 
 _COOKIE_KEY, _LINK_TOKEN = "cookie.key", "link.token"  # names of files
+_URL = "dashboard.url"
+DEFAULT_URL = "http://127.0.0.1:8501"
 
 
 def cookie_key(root: Path) -> str:
@@ -28,9 +30,17 @@ def link_token(root: Path) -> str:
     return _read_or_make(root, _LINK_TOKEN)
 
 
-def sign_in_link(root: Path, url: str) -> str:
-    """The address that lets one browser in."""
-    return f"{url.rstrip('/')}/?token={link_token(root)}"
+def remember_url(root: Path, url: str) -> None:
+    """Where the dashboard that started last is, for links asked for later."""
+    write_atomically(_folder(root) / _URL, url)
+
+
+def sign_in_link(root: Path, url: str = "") -> str:
+    """The address that lets one browser in; without a url, where the dashboard started last."""
+    if not url:
+        with contextlib.suppress(OSError):
+            url = (_folder(root) / _URL).read_text(encoding="utf-8")
+    return f"{(url or DEFAULT_URL).rstrip('/')}/?token={link_token(root)}"
 
 
 def redeem(root: Path, token: str) -> bool:
