@@ -20,7 +20,7 @@ from engine.store import Store
 from engine.text import visible
 from tests.browser.conftest import serve_dashboard
 from tests.fakes import make_run
-from tests.test_literal import IMAGE, NAME, SAMPLES, hostile_run
+from tests.test_literal import IMAGE, LONG, NAME, SAMPLES, hostile_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
@@ -100,7 +100,6 @@ def test_streamlit_finds_no_markup_of_its_own_in_text_that_is_literal(browser, s
 
 # --- hostile runs on every page ------------------------------------------------------------------------------------
 
-LONG = "W" * 10_000
 INTRUDERS = "img[src='x'], a[href^='javascript'], a[href*='evil'], img[src*='evil'], [onerror], math, body script:not([src]):not([type])"
 
 
@@ -162,6 +161,7 @@ def test_the_page_of_a_hostile_run_shows_its_reason_its_readings_and_its_charts(
     quiet.goto(f"{app_url}/train?run={hostile[1].run_id}")
     expect(quiet.get_by_text(f"Why: {visible(NAME)} Fix: {visible(NAME)}")).to_be_visible(timeout=30_000)
     quiet.locator('[data-testid="plot-loss"].js-plotly-plot').wait_for(timeout=30_000)
+    expect(quiet.get_by_test_id("words-gpu")).to_have_text(visible(NAME))
     memory = quiet.locator("[data-testid=stMetric]", has_text="Training memory")
     memory.locator("[data-testid=stTooltipIcon]").first.hover()
     expect(quiet.get_by_role("tooltip")).to_contain_text(visible(NAME))
