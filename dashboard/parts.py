@@ -42,7 +42,8 @@ def error_box(error: EngineError) -> None:
 _SIGNS = re.compile(
     r"(?P<apart>@|:(?=\S)|(?<=[wW]{3})\.|-(?=[->])|(?<=<)-|(?<=[<>~])=)|[\\`*_\[\](){}<>#|~$:&!+=^-]|(?<=\d)\.(?=\s|$)"
 )
-_LONGEST_TEXT = 2_000
+_LONGEST_TEXT = 1_000  # of what is said of a run; a page is no place for more
+_LONGEST_IN_A_LINE = 80
 
 
 def literal(text: str, most: int = _LONGEST_TEXT) -> str:
@@ -175,7 +176,7 @@ def run_line(row: RunRow, now: float) -> None:
         figures = [units.age(now - row.created)]
         if row.summary.test_accuracy is not None:
             figures.insert(0, f"{units.accuracy(row.summary.test_accuracy)} accuracy")
-        st.caption(literal(" · ".join(figures + ([visible(row.name, LONGEST_NAME)] if row.name else []))))
+        st.caption(literal(" · ".join(figures + ([visible(row.name, _LONGEST_IN_A_LINE)] if row.name else []))))
 
 
 def machine_card(machine: Machine) -> None:

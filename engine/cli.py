@@ -418,7 +418,7 @@ def _target(run: Run) -> str:
 
 def _warn(plan: planner.Plan) -> None:
     for warning in plan.warnings:
-        print(f"  ! {visible(warning)}", file=sys.stderr)
+        print(f"  ! {warning}", file=sys.stderr)
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------

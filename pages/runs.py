@@ -42,6 +42,7 @@ choice = st.dataframe(
     key=f"runs-{hash(tuple(r.run_id for r in rows))}",  # another list is another table: a selection never moves to another run
     column_config={
         "Experiment": st.column_config.TextColumn(width="large"),
+        "Name": st.column_config.TextColumn(width="medium"),
         "Test accuracy": st.column_config.NumberColumn(format="%.1f %%"),
         "Training loss": st.column_config.NumberColumn(format="%.4f"),
         "Samples/s": st.column_config.NumberColumn(format="compact"),

@@ -48,6 +48,7 @@ SAMPLES = [
     "x" * 10_000,
 ]  # fmt: skip
 NAME = f"{IMAGE} :smile: $x$ `c` \x1b[31m\u202e{SCRIPT} %{{x}} {{0}} ![](http://evil.example/n)"
+LONG = "W" * 10_000
 COMMANDS = (
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"  # of a terminal; \n ends our own lines
 )
@@ -70,10 +71,24 @@ def hostile_run(store: Store, **more: object) -> Run:
             usual.model_copy(update={"environment": usual.environment | facts}),
             MEMORY.model_copy(update={"method": NAME}),
             records.Artifact(name=NAME, size_bytes=1, sha256="0"),
-            records.HardwareSample(elapsed_s=0.1, readings={}, missing={"gpu_power_w": NAME}),
+            records.HardwareSample(elapsed_s=0.1, readings={}, missing={"gpu_utilization_percent": NAME}),
         ],
         **more,  # type: ignore[arg-type]
     )
+
+
+def write_unknown_record(run: Run) -> None:
+    """A line that is whole, of a kind that nobody knows; the reader quotes it."""
+    body = json.dumps({"kind": NAME}).encode()
+    path = run.folder / "events.jsonl"
+    path.write_bytes(path.read_bytes() + body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body))
+    run.refresh()
+    assert NAME in "".join(run.problems)
+
+
+MACHINE = Machine(
+    CpuDevice(NAME, 4, 8, 4, ()), (GpuDevice(0, NAME, 2**30, NAME, None, None),), NAME, 2**34, 2**33, "Linux", "3"
+)
 
 
 # --- what is made visible ------------------------------------------------------------------------------------------
@@ -190,11 +205,30 @@ def call(store, capsys):
 @pytest.mark.parametrize("command", ["list", "show", "check", "watch"])
 def test_no_command_sends_a_control_character_to_the_terminal(call, store, command, more):
     run = hostile_run(store)
-    (store.folder(make_run(store, num_steps=20).run_id) / "config.json").write_text('{"\x1b[31m": 1, "data": "\u202e"}')
+    write_unknown_record(run)
+    (make_run(store, num_steps=20).folder / "config.json").write_text(json.dumps({NAME: 1}))
     _, out, err = call(command, *([run.run_id] if command in {"show", "watch"} else []), *more)
     assert out + err
     if command != "check" and not more:
         assert visible(NAME, LONGEST_NAME) in out
+
+
+def test_what_became_of_a_run_is_told_beside_its_json(call, store, monkeypatch):
+    run = hostile_run(store)
+    monkeypatch.setattr(cli.Client, "submit", lambda *_, **__: run.run_id)
+    code, out, err = call("run", "--json")
+    assert code == 1
+    assert json.loads(out)["why"] == run.why()
+    assert visible(run.why()) in err
+
+
+def test_a_strange_machine_and_a_strange_file_are_named_as_they_are(call, store, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli.hardware, "probe", lambda: MACHINE)
+    assert call("hardware")[1].count(visible(NAME)) == 4
+    file = tmp_path / "\x1b[31m\u202e.csv"
+    _, out, _ = call("export", make_run(store, num_steps=20).run_id, "-o", file)
+    assert visible(str(file)) in out
+    assert file.exists()
 
 
 def test_a_name_with_a_line_break_makes_no_row_of_its_own_in_the_list(call, store):
@@ -227,7 +261,7 @@ def test_a_refusal_quotes_what_was_typed_without_obeying_it(call, arguments):
 
 def test_progress_shows_what_is_prepared_on_one_line(store):
     run = Run(store.folder(store.create(RunConfig())))
-    run.preparing = records.Preparing(text=f"{NAME}{'x' * 10_000}", done_bytes=1, total_bytes=None)
+    run.preparing = records.Preparing(text=f"{NAME}{LONG}", done_bytes=1, total_bytes=None)
     assert len(cli._bar(run)) < 120
     assert not re.search(COMMANDS, cli._bar(run))
 
@@ -280,9 +314,18 @@ def test_the_command_of_a_report_shows_what_is_hidden_in_a_path(store):
 
 def test_the_live_view_gets_nothing_that_turns_or_breaks_a_line(store):
     run = hostile_run(store)
-    text = json.dumps(api.points(run), ensure_ascii=False)
-    assert not re.search(COMMANDS, text)
-    assert max(len(why) for why in api.points(run)["missing"].values()) <= 300
+    write_unknown_record(run)
+    answer = api.points(run)
+    assert answer["missing"]["gpu_utilization_percent"] == visible(NAME)
+    assert visible(NAME) in answer["problems"][0]
+    assert answer["why"] == visible(run.why(), 300)
+    assert not re.search(COMMANDS, "".join(answer["problems"]))
+
+
+def test_what_a_run_prepares_comes_to_the_live_view_on_one_short_line(store):
+    run = Run(store.folder(store.create(RunConfig())))
+    run.preparing = records.Preparing(text=NAME + LONG, done_bytes=1, total_bytes=None)
+    assert api.points(run)["preparing"]["text"] == visible(NAME + LONG, 300)
 
 
 @pytest.fixture
@@ -294,10 +337,7 @@ def app(store, monkeypatch):
 
 
 def test_a_machine_with_a_strange_name_is_shown_as_it_calls_itself(app, monkeypatch):
-    machine = Machine(
-        CpuDevice(NAME, 4, 8, 4, ()), (GpuDevice(0, NAME, 2**30, NAME, None, None),), NAME, 2**34, 2**33, "Linux", "3"
-    )
-    monkeypatch.setattr(state, "machine", lambda: machine)
+    monkeypatch.setattr(state, "machine", lambda: MACHINE)
     app.run()
     assert not app.exception
     texts = [text.value for text in app.text]

@@ -14,8 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from engine import records
+from engine.report import Report
+from engine.store import Store
 from engine.text import visible
-from tests.test_literal import SAMPLES
+from tests.browser.conftest import serve_dashboard
+from tests.fakes import make_run
+from tests.test_literal import IMAGE, LONG, NAME, SAMPLES, hostile_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
@@ -77,7 +82,7 @@ def test_streamlit_finds_no_markup_of_its_own_in_text_that_is_literal(browser, s
     expect(page.get_by_text("complete", exact=True)).to_be_visible(timeout=60_000)
     wrong = []
     for i, text in enumerate(SAMPLES):
-        shown = as_drawn(visible(text, 2_000))
+        shown = as_drawn(visible(text, 1_000))
         for way in ("stCaptionContainer", "stAlert", "stButton"):
             box = page.locator(f".st-key-sample-{i} [data-testid={way}]")
             if as_drawn(box.text_content()) != shown:
@@ -91,3 +96,122 @@ def test_streamlit_finds_no_markup_of_its_own_in_text_that_is_literal(browser, s
     assert wrong == []
     assert dialogs == foreign == []
     page.close()
+
+
+# --- hostile runs on every page ------------------------------------------------------------------------------------
+
+INTRUDERS = "img[src='x'], a[href^='javascript'], a[href*='evil'], img[src*='evil'], [onerror], math, body script:not([src]):not([type])"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A store with a run that is hostile throughout, and one whose texts have no end and no place to break."""
+    store = Store(tmp_path_factory.mktemp("hostile"))
+    run = hostile_run(store)
+    long = make_run(
+        store,
+        num_steps=120,
+        last=records.Failed(at=0.0, cause="X", message=LONG, fix=LONG),
+        said=[
+            records.Queued(at=time.time(), name=LONG),
+            records.HardwareSample(elapsed_s=0.1, readings={}, missing={"gpu_utilization_percent": LONG}),
+        ],
+    )
+    return store, run, long
+
+
+@pytest.fixture(scope="module")
+def app_url(hostile):
+    """A dashboard on the hostile store, in the place of the empty one."""
+    with serve_dashboard(hostile[0].root) as url:
+        yield url
+
+
+@pytest.fixture
+def quiet(page):
+    """The page fails on requests to other hosts by itself; here also on a dialog, and on an element that text became."""
+    dialogs = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    yield page
+    assert dialogs == []
+    assert page.locator(INTRUDERS).evaluate_all("nodes => nodes.map(n => n.outerHTML)") == []
+
+
+def fits(page):
+    return page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+
+
+SIZES = pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+
+
+@SIZES
+def test_the_start_page_shows_hostile_and_endless_names_as_text(quiet, app_url, width, scheme):
+    quiet.set_viewport_size({"width": width, "height": 900})
+    quiet.emulate_media(color_scheme=scheme)
+    quiet.goto(app_url)
+    expect(quiet.get_by_text(visible(NAME, 80)).first).to_be_visible(timeout=30_000)
+    expect(quiet.get_by_text("W" * 79 + "…")).to_be_visible()
+    assert fits(quiet)
+
+
+@SIZES
+def test_the_page_of_a_hostile_run_shows_its_reason_its_readings_and_its_charts(quiet, app_url, hostile, width, scheme):
+    quiet.set_viewport_size({"width": width, "height": 900})
+    quiet.emulate_media(color_scheme=scheme)
+    quiet.goto(f"{app_url}/train?run={hostile[1].run_id}")
+    expect(quiet.get_by_text(f"Why: {visible(NAME)} Fix: {visible(NAME)}")).to_be_visible(timeout=30_000)
+    quiet.locator('[data-testid="plot-loss"].js-plotly-plot').wait_for(timeout=30_000)
+    expect(quiet.get_by_test_id("words-gpu")).to_have_text(visible(NAME))
+    memory = quiet.locator("[data-testid=stMetric]", has_text="Training memory")
+    memory.locator("[data-testid=stTooltipIcon]").first.hover()
+    expect(quiet.get_by_role("tooltip")).to_contain_text(visible(NAME))
+    assert fits(quiet)
+
+
+@SIZES
+def test_a_reason_without_end_breaks_no_layout(quiet, app_url, hostile, width, scheme):
+    quiet.set_viewport_size({"width": width, "height": 900})
+    quiet.emulate_media(color_scheme=scheme)
+    quiet.goto(f"{app_url}/train?run={hostile[2].run_id}")
+    words = quiet.get_by_test_id("words-gpu")
+    expect(words).to_have_text("W" * 299 + "…", timeout=30_000)
+    assert words.evaluate("n => n.scrollWidth <= n.clientWidth")
+    assert fits(quiet)
+
+
+def test_the_list_of_runs_draws_hostile_names_and_offers_no_export_of_its_own(quiet, app_url):
+    quiet.goto(f"{app_url}/runs")
+    table = quiet.locator("[data-testid=stDataFrame]")
+    expect(table.locator("td", has_text=visible(NAME, 200))).to_have_count(1, timeout=30_000)
+    table.hover()
+    expect(quiet.locator("[data-testid=stElementToolbar]")).to_be_visible()
+    expect(quiet.get_by_role("button", name="Download as CSV")).to_have_count(0)
+    assert fits(quiet)
+    box = table.bounding_box()
+    for row in (1, 2):  # the boxes at the left of the rows
+        quiet.mouse.click(box["x"] + 18, box["y"] + 35 * (row + 0.5))
+        expect(quiet.locator(".st-key-selected")).to_contain_text(["W" * 999 + "…", visible(NAME)][row - 1])
+        assert fits(quiet)
+
+
+@SIZES
+def test_a_report_of_hostile_runs_is_text_from_its_title_to_its_legends(browser, hostile, tmp_path, width, scheme):
+    _, run, long = hostile
+    file = tmp_path / "report.html"
+    file.write_text(Report.freeze(NAME, [run, hostile_run(Store(tmp_path)), long]).to_html(), encoding="utf-8")
+    context = browser.new_context(offline=True, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda r: None if r.url.startswith(("file:", "blob:", "data:")) else said.append(r.url))
+    page.goto(file.as_uri())
+    page.locator("#chart-loss .main-svg").first.wait_for(timeout=30_000)
+    assert page.locator("h1").inner_text() == visible(NAME)
+    assert page.locator(".trouble").first.inner_text().endswith(f"Why: {visible(NAME)} Fix: {visible(NAME)}")
+    page.locator("#chart-loss .nsewdrag").first.hover()
+    expect(page.locator("#chart-loss .hoverlayer")).to_contain_text(IMAGE)  # beside its line: the run's own name
+    assert page.locator(f"main :is({INTRUDERS}), svg a").count() == 0
+    assert fits(page)
+    assert said == []
+    context.close()
