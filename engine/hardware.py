@@ -20,6 +20,7 @@ import psutil
 import pynvml
 
 from engine.errors import DeviceError
+from engine.nvml import NVML
 
 ISA_FLAGS = (
     "avx2",
@@ -63,7 +64,7 @@ class Machine:
 
 
 def probe(
-    *, nvml: Any = pynvml, root: Path = Path("/"), environ: Mapping[str, str] = os.environ, torch_version: str = ""
+    *, nvml: Any = NVML, root: Path = Path("/"), environ: Mapping[str, str] = os.environ, torch_version: str = ""
 ) -> Machine:
     """The machine as it is now. The arguments replace where it is read from; a test gives others."""
     memory, limit = psutil.virtual_memory(), _memory_limit(root)
@@ -97,7 +98,7 @@ def check_device(device: str, machine: Machine) -> None:
 
 
 def free_memory_bytes(
-    device: str, *, nvml: Any = pynvml, root: Path = Path("/"), environ: Mapping[str, str] = os.environ
+    device: str, *, nvml: Any = NVML, root: Path = Path("/"), environ: Mapping[str, str] = os.environ
 ) -> int | None:
     """What is free on a device at this moment; None where it cannot be read."""
     if device == "cpu":
@@ -144,7 +145,7 @@ def gpu_index(device: str) -> int | None:
 
 @contextlib.contextmanager
 def open_nvml(
-    nvml: Any = pynvml, environ: Mapping[str, str] = os.environ
+    nvml: Any = NVML, environ: Mapping[str, str] = os.environ
 ) -> Iterator[tuple[tuple[Any, ...], str | None]]:
     """NVML handles of cuda:0, cuda:1, ... while the block runs, or why there are none.
 

@@ -23,6 +23,7 @@ import psutil
 import pynvml
 
 from engine import hardware
+from engine.nvml import NVML
 from engine.records import HardwareSample
 
 
@@ -154,7 +155,7 @@ class Sampler:
 
 
 def open_readers(
-    device: str, clock: Callable[[], float], stack: contextlib.ExitStack, *, nvml: Any = pynvml
+    device: str, clock: Callable[[], float], stack: contextlib.ExitStack, *, nvml: Any = NVML
 ) -> dict[str, Callable[[], float]]:
     """A reader for each of READINGS; `stack` closes what they hold open. Call it in the process they shall read."""
     return {
@@ -328,7 +329,7 @@ class EnergyMeter:
     counters wrap after minutes at full power: call update() more often than that (the Sampler does, once per beat).
     """
 
-    def __init__(self, device: str, *, nvml: Any = pynvml, powercap: Path = Path("/sys/class/powercap")) -> None:
+    def __init__(self, device: str, *, nvml: Any = NVML, powercap: Path = Path("/sys/class/powercap")) -> None:
         self._device, self._nvml, self._powercap = device, nvml, powercap
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()  # the sampler's thread updates, the worker's stops
