@@ -20,7 +20,7 @@ from engine.store import Store
 from engine.text import visible
 from tests.browser.conftest import serve_dashboard
 from tests.fakes import make_run
-from tests.test_literal import IMAGE, LONG, NAME, SAMPLES, hostile_run
+from tests.test_literal import IMAGE, LONG, NAME, SAMPLES, hostile_run, write_unknown_record
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
@@ -108,6 +108,7 @@ def hostile(tmp_path_factory):
     """A store with a run that is hostile throughout, and one whose texts have no end and no place to break."""
     store = Store(tmp_path_factory.mktemp("hostile"))
     run = hostile_run(store)
+    write_unknown_record(run)
     long = make_run(
         store,
         num_steps=120,
@@ -160,6 +161,9 @@ def test_the_page_of_a_hostile_run_shows_its_reason_its_readings_and_its_charts(
     quiet.emulate_media(color_scheme=scheme)
     quiet.goto(f"{app_url}/train?run={hostile[1].run_id}")
     expect(quiet.get_by_text(f"Why: {visible(NAME)} Fix: {visible(NAME)}")).to_be_visible(timeout=30_000)
+    expect(quiet.get_by_text("Recording: at byte")).to_contain_text(visible(NAME))
+    shown_path = visible(f"/data/{NAME}.csv")[-60:]  # of a long one the end
+    expect(quiet.get_by_text(f"{shown_path}: there is no such file or folder.")).to_be_visible(timeout=30_000)
     quiet.locator('[data-testid="plot-loss"].js-plotly-plot').wait_for(timeout=30_000)
     expect(quiet.get_by_test_id("words-gpu")).to_have_text(visible(NAME))
     memory = quiet.locator("[data-testid=stMetric]", has_text="Training memory")
@@ -182,7 +186,7 @@ def test_a_reason_without_end_breaks_no_layout(quiet, app_url, hostile, width, s
 def test_the_list_of_runs_draws_hostile_names_and_offers_no_export_of_its_own(quiet, app_url):
     quiet.goto(f"{app_url}/runs")
     table = quiet.locator("[data-testid=stDataFrame]")
-    expect(table.locator("td", has_text=visible(NAME, 200))).to_have_count(1, timeout=30_000)
+    expect(table.get_by_text(visible(NAME, 200), exact=True)).to_have_count(1, timeout=30_000)
     table.hover()
     expect(quiet.locator("[data-testid=stElementToolbar]")).to_be_visible()
     expect(quiet.get_by_role("button", name="Download as CSV")).to_have_count(0)
