@@ -551,12 +551,11 @@ def parse_config(data: Any) -> RunConfig:
 
 def parse_config_json(text: str, *, name: str = "configuration") -> RunConfig:
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
+        return parse_config(json.loads(text))
+    except ValueError as error:  # not JSON, or a number of more digits than Python reads
         raise ConfigError(f"{name} is not JSON: {error}.", fix="Correct the file, or start from `--preset`.") from None
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply.", fix="A configuration has two levels.") from None
-    return parse_config(data)
 
 
 def with_overrides(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
