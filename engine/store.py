@@ -12,6 +12,7 @@ line that is still being written for the next time, and skips a line whose check
 from __future__ import annotations
 
 import contextlib
+import heapq
 import json
 import math
 import os
@@ -23,9 +24,10 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -40,7 +42,7 @@ STOP_FILE = "stop"  # in a run's folder: who wants it to stop writes the reason 
 _FLUSH_S = 0.2
 _CRC_MEMBER = b',"crc":"'
 STEPS_LINE = b'{"kind":"steps",'  # nearly all lines of a long log
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 
 
 def default_root() -> Path:
@@ -500,6 +502,37 @@ class RunRow(BaseModel):
     why: str = ""
 
 
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class RunLine:
+    """A run in a long list: what stands in its columns, without its configuration."""
+
+    run_id: str
+    name: str
+    status: Status
+    created: float
+    group: str | None
+    why: str
+    words: str  # the experiment, as RunConfig.in_words says it
+    seed: int | None
+    test_accuracy: float | None
+    final_train_loss: float | None
+    samples_per_s: float | None
+    train_seconds: float | None
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A page of a list of runs."""
+
+    lines: list[RunLine]
+    total: int  # that match, on all pages
+    unread: int  # not yet in the index and too many to read for a list: they come with the index, in seconds
+
+
 class Store:
     """The folder all runs live in. Anyone may read; the supervisor alone writes the index."""
 
@@ -507,6 +540,8 @@ class Store:
         self.root = (root or default_root()).expanduser().resolve()
         self.runs = self.root / "runs"
         self.inbox = self.root / "inbox"
+        self._compared: tuple[Stamp | None, frozenset[str]] = (None, frozenset())
+        self._created: dict[str, float] = {}  # of runs the index does not know yet
         try:
             for folder in (self.root, self.runs, self.inbox):
                 _private_folder(folder)
@@ -561,24 +596,84 @@ class Store:
 
     def rows(self, *, limit: int | None = None, order: str = "created", status: Sequence[Status] = ()) -> list[RunRow]:
         """Runs from the index, newest (or largest) first; runs the index does not know yet are read from their folders."""
-        rows, unindexed = [], set(self.ids())
-        with contextlib.suppress(sqlite3.DatabaseError, FileNotFoundError), Index.reading(self.root) as index:
-            known = index.ids()
-            rows = index.rows(limit=limit, order=order, status=status)
-            unindexed -= known
-        rows = [self._row(row.run_id) or row if self._ended_since(row) else row for row in rows]
-        fresh = [row for run_id in unindexed if (row := self._row(run_id)) and (not status or row.status in status)]
-        if fresh:
+        _check_order(order)
+        found, unindexed = self._ask_index(lambda index: index.rows(limit=limit, order=order, status=status))
+        rows = found or []
+        rows = [self._row(row.run_id) or row if self._ended_since(row.run_id, row.status) else row for row in rows]
+        newest_are_enough = order == "created" and limit is not None and not status
+        read, _ = self._read_unindexed(unindexed, limit if newest_are_enough else None)
+        if fresh := [row for row in read if not status or row.status in status]:
             rows = sorted(rows + fresh, key=lambda r: (_sort_key(r, order), r.created), reverse=True)
         return rows[:limit]
 
-    def _ended_since(self, row: RunRow) -> bool:
+    def listing(
+        self, *, search: str = "", status: Sequence[Status] = (), order: str = "created", descending: bool = True,
+        limit: int = 100, offset: int = 0,
+    ) -> Listing:  # fmt: skip
+        """A page of the runs that match, in the index's own order; a value that is not known comes last either way.
+
+        Each word of `search` must be found in the name, the experiment in words, the status, the id or the reason of
+        the end, in any case of letters. Rows of runs the index does not know yet are read from their folders.
+        """
+        _check_order(order)
+
+        def page(index: Index, offset: int, limit: int) -> tuple[list[RunLine], int]:
+            return index.lines(search, status, order, descending=descending, limit=limit, offset=offset)
+
+        found, unindexed = self._ask_index(lambda index: page(index, offset, limit))
+        read, unread = self._read_unindexed(unindexed, _MOST_READ_FOR_A_LIST)
+        fresh = [line for row in read if _matches(line := line_of(row), search, status)]
+        if fresh and offset and found:  # they may push others over the edge of a page: take all that stand before it
+            found, _ = self._ask_index(lambda index: page(index, 0, offset + limit))
+        lines, total = found or ([], 0)
+        now = [self._as_it_is(line) for line in lines]
+        lines = [line for line in now if _matches(line, search, status)]
+        total -= len(now) - len(lines)
+        if fresh:
+            lines = _in_order(lines + fresh, order, descending)[offset : offset + limit]
+        return Listing(lines, total + len(fresh), unread)
+
+    def _ask_index(self, ask: Callable[[Index], Answer]) -> tuple[Answer | None, frozenset[str]]:
+        """What the index answers, None when it cannot be read; and the runs it does not know."""
+        stamp = Stamp.of(self.runs, self.root / "index.sqlite", self.root / "index.sqlite-wal")
+        try:
+            with Index.reading(self.root) as index:
+                if stamp is None or stamp != self._compared[0]:
+                    self._compared = stamp, frozenset(self.ids()) - index.ids()
+                return ask(index), self._compared[1]
+        except (sqlite3.DatabaseError, FileNotFoundError):
+            return None, frozenset(self.ids())
+
+    def _read_unindexed(self, run_ids: Collection[str], most: int | None) -> tuple[list[RunRow], int]:
+        """Rows of at most `most` runs, the newest, from their folders; and how many were left out."""
+        chosen = run_ids
+        if most is not None and len(run_ids) > most:
+            self._created = {i: self._created.get(i) or self._asked_for_at(i) for i in run_ids}
+            chosen = heapq.nlargest(most, run_ids, key=self._created.__getitem__)
+        return [row for run_id in chosen if (row := self._row(run_id))], len(run_ids) - len(chosen)
+
+    def _asked_for_at(self, run_id: str) -> float:
+        """When a run was created, from the first line of its log."""
+        with contextlib.suppress(OSError, StoreError), (self.runs / run_id / "events.jsonl").open("rb") as file:
+            first = decode(file.readline(65_536))
+            if isinstance(first, records.Queued):
+                return first.at
+        return 0.0
+
+    def _as_it_is(self, line: RunLine) -> RunLine:
+        if self._ended_since(line.run_id, line.status) and (row := self._row(line.run_id)):
+            return line_of(row)
+        return line
+
+    def _ended_since(self, run_id: str, status: Status) -> bool:
         """Whether a run the index has as alive has said its last word: the folder is the truth, the index may lag."""
-        if row.status in records.TERMINAL:
-            return False
+        return status not in records.TERMINAL and self.has_ended(run_id)
+
+    def has_ended(self, run_id: str) -> bool:
+        """Whether the log ends with a last word; reads the end of the log only."""
         with (
             contextlib.suppress(OSError, StoreError, IndexError),
-            (self.runs / row.run_id / "events.jsonl").open("rb") as file,
+            (self.runs / run_id / "events.jsonl").open("rb") as file,
         ):
             file.seek(max(0, file.seek(0, os.SEEK_END) - 65_536))
             return isinstance(decode(file.read().splitlines(keepends=True)[-1]), records.Terminal)
@@ -598,6 +693,65 @@ def row_of(run: Run) -> RunRow:
     )  # fmt: skip
 
 
+def line_of(row: RunRow) -> RunLine:
+    s = row.summary
+    return RunLine(
+        row.run_id, row.name, row.status, row.created, row.group, row.why, row.config.in_words(), row.config.seed,
+        _finite(s.test_accuracy), _finite(s.final_train_loss), _finite(s.samples_per_s), s.train_seconds, s.steps,
+    )  # fmt: skip
+
+
+def _finite(value: float | None) -> float | None:
+    """An index cannot tell NaN from unknown, and nothing that is no number has a place in an order."""
+    return value if records.is_number(value) else None
+
+
+def _in_order(lines: list[RunLine], order: str, descending: bool) -> list[RunLine]:
+    """As the index orders them: unknown values last, equal ones by age."""
+    newest_first = sorted(lines, key=lambda line: line.created, reverse=True)
+    known = [line for line in newest_first if getattr(line, order) is not None]
+    unknown = [line for line in newest_first if getattr(line, order) is None]
+    return sorted(known, key=lambda line: getattr(line, order), reverse=descending) + unknown
+
+
+def _searched(line: RunLine) -> str:
+    """What a search looks through."""
+    return "\n".join([line.name, line.words, line.status, line.run_id, line.why]).casefold()
+
+
+def _words(search: str) -> list[str]:
+    """Words to look for; a text that is no UTF-8 finds nothing but hurts nobody."""
+    return search.encode(errors="replace").decode().casefold().split()[:_MOST_WORDS]
+
+
+def _matches(line: RunLine, search: str, status: Sequence[Status]) -> bool:
+    searched = _searched(line)
+    return (not status or line.status in status) and all(word in searched for word in _words(search))
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What changes whenever one of some files or folders does."""
+
+    seen: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def of(cls, *paths: Path) -> Stamp | None:
+        """None where one was changed just now: within one tick of the file system's clock a later change would leave
+        the same stamp."""
+        now, seen = time.time_ns(), []
+        for path in paths:
+            try:
+                stat = path.stat()
+            except OSError:
+                seen.append((0, 0, 0))
+                continue
+            if now - stat.st_mtime_ns <= MTIME_TICK_NS:
+                return None
+            seen.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        return cls(tuple(seen))
+
+
 def _sort_key(row: RunRow, order: str) -> float:
     value = row.created if order == "created" else getattr(row.summary, order)
     return value if records.is_number(value) else -math.inf
@@ -606,6 +760,9 @@ def _sort_key(row: RunRow, order: str) -> float:
 # --- the index ----------------------------------------------------------------------------------------------------
 
 SORTABLE = ("created", "test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps")
+MTIME_TICK_NS = 50_000_000
+_MOST_READ_FOR_A_LIST = 200
+_MOST_WORDS = 100
 _CREATE = """
 create table runs (
   run_id text primary key, name text not null, status text not null, created real not null, grouped text,
@@ -617,6 +774,25 @@ create index runs_test_accuracy on runs(test_accuracy);
 create index runs_final_train_loss on runs(final_train_loss);
 create index runs_samples_per_s on runs(samples_per_s);
 """
+# A row with its configuration fills a page of the file: a list that has to pass over it reads 40 MB for 10,000 runs.
+# An index with all that a list shows, looks through and sorts by is read instead: 5 MB.
+_LISTED = (
+    "name", "status", "created", "grouped", "why", "words", "seed",
+    "test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps",
+)  # fmt: skip
+_ADD_LISTING = f"""
+alter table runs add column words text;
+alter table runs add column seed integer;
+alter table runs add column searched text;
+create index runs_train_seconds on runs(train_seconds);
+create index runs_steps on runs(steps);
+create index runs_listed on runs(created, searched, {", ".join(c for c in _LISTED if c != "created")});
+"""
+
+
+def _check_order(order: str) -> None:
+    if order not in SORTABLE:
+        raise StoreError(f"order={order!r} is not a column.", fix=f"Choose from {', '.join(SORTABLE)}.")
 
 
 class Index:
@@ -638,8 +814,10 @@ class Index:
             path.chmod(0o600)
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=normal")
-            if version == 0:
-                self._db.executescript(f"begin immediate; {_CREATE} pragma user_version={_SCHEMA_VERSION}; commit;")
+            for number, statements in ((1, _CREATE), (2, _ADD_LISTING)):
+                if version < number:
+                    self._db.executescript(f"begin immediate; {statements} pragma user_version={number}; commit;")
+            self._fill_listing()
 
     @classmethod
     @contextlib.contextmanager
@@ -654,10 +832,11 @@ class Index:
         self._db.close()
 
     def put(self, row: RunRow) -> None:
-        s = row.summary
+        line = line_of(row)
         values = (
-            row.run_id, row.name, row.status, row.created, row.group, row.config.model_dump_json(), s.model_dump_json(),
-            row.why, s.test_accuracy, s.final_train_loss, s.samples_per_s, s.train_seconds, s.steps,
+            row.run_id, row.name, row.status, row.created, row.group, row.config.model_dump_json(),
+            row.summary.model_dump_json(), row.why, *(getattr(line, column) for column in SORTABLE[1:]),
+            line.words, line.seed, _searched(line),
         )  # fmt: skip
         self._db.execute("begin immediate")
         self._db.execute(f"insert or replace into runs values ({','.join('?' * len(values))})", values)
@@ -669,12 +848,40 @@ class Index:
     def clear(self) -> None:
         self._db.execute("delete from runs")
 
-    def ids(self) -> set[str]:
-        return {row[0] for row in self._db.execute("select run_id from runs")}
+    def _fill_listing(self) -> None:
+        """For rows that were put before there was a listing."""
+        fields = "run_id, name, status, created, grouped, config, summary, why"
+        for columns in self._db.execute(f"select {fields} from runs where searched is null").fetchall():
+            if row := _row_from(*columns):
+                self.put(row)
+            else:
+                self.remove(columns[0])  # it cannot be read: the folder can
+
+    def ids(self, status: Sequence[Status] = ()) -> set[str]:
+        where = f"where status in ({','.join('?' * len(status))})" if status else ""
+        return {row[0] for row in self._db.execute(f"select run_id from runs {where}", tuple(status))}
+
+    def lines(
+        self, search: str, status: Sequence[Status], order: str, *, descending: bool, limit: int, offset: int
+    ) -> tuple[list[RunLine], int]:
+        """A page of the lines that match, and how many match."""
+        _check_order(order)
+        words = _words(search)
+        conditions = ["instr(searched, ?)"] * len(words)
+        conditions += [f"status in ({','.join('?' * len(status))})"] if status else []
+        where = f"where {' and '.join(conditions)}" if conditions else ""
+        direction = "desc" if descending else "asc"
+        found = self._db.execute(
+            f"select run_id, {', '.join(_LISTED)} from runs {where} "
+            f"order by {order} {direction} nulls last, created desc limit ? offset ?",
+            (*words, *status, limit, offset),
+        )
+        lines = [RunLine(*columns) for columns in found]
+        total = self._db.execute(f"select count(*) from runs {where}", (*words, *status)).fetchone()[0]
+        return lines, total
 
     def rows(self, *, limit: int | None = None, order: str = "created", status: Sequence[Status] = ()) -> list[RunRow]:
-        if order not in SORTABLE:
-            raise StoreError(f"order={order!r} is not a column.", fix=f"Choose from {', '.join(SORTABLE)}.")
+        _check_order(order)
         where = f"where status in ({','.join('?' * len(status))})" if status else ""
         found = self._db.execute(
             f"select run_id, name, status, created, grouped, config, summary, why from runs {where} "
