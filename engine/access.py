@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+from engine import disk
 from engine.config import RunConfig
 from engine.downloads import cache_folder
 from engine.errors import EngineError
@@ -122,8 +123,12 @@ def may_read(actor: Actor, path: str, settings: Settings) -> bool:
 def audit(root: Path, actor: Actor, action: str, *, run_id: str = "", outcome: str = "done") -> None:
     """Append a line to the store's audit log: whole lines of one write each, so that several processes may."""
     line = {"at": round(time.time(), 3), "actor": actor.id, "action": action, "run_id": run_id, "outcome": outcome}
-    fd = os.open(root / AUDIT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    disk.with_reserve(root, lambda: _append(root / AUDIT, json.dumps(line).encode() + b"\n"))
+
+
+def _append(path: Path, line: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        os.write(fd, json.dumps(line, ensure_ascii=True).encode() + b"\n")
+        os.write(fd, line)
     finally:
         os.close(fd)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import json
 import logging
 import math
@@ -25,12 +26,14 @@ import re
 import secrets
 import shutil
 import sqlite3
+import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -53,6 +56,8 @@ _LINE_BYTES = 8 * 2**20  # the longest record: ten minutes of steps in one read-
 _CONFIG_BYTES = 2**20
 _MOST_PROBLEMS = 50  # said one by one; the others are counted
 _STALE_S = 60.0
+_CATCH_UP_S = 0.2
+STEPS_LINE = b'{"kind":"steps",'  # nearly all lines of a long log
 
 logger = logging.getLogger("isoflop.store")
 
@@ -92,16 +97,55 @@ def encode(event: AnyEvent) -> bytes:
 
 def decode(line: bytes) -> AnyEvent:
     """The event of one whole line; raises StoreError when the line is not what was written."""
+    body = _checked(line)
+    try:
+        return records.EVENT.validate_json(body)
+    except ValidationError as error:
+        raise _not_understood(error.errors()[0]["msg"]) from None
+
+
+def decode_steps(line: bytes) -> records.PackedSteps:
+    """The same for a line that starts with `STEPS_LINE`, arrays left packed but of the right lengths."""
+    body = _checked(line)
+    try:
+        packed = records.PACKED_STEPS.validate_json(body)
+    except ValidationError as error:
+        raise _not_understood(error.errors()[0]["msg"]) from None
+    size, lr = len(packed["loss"]), packed["lr"]
+    if not size or size % 4 or len(packed["samples"]) != size or (isinstance(lr, bytes) and len(lr) != 2 * size):
+        raise _not_understood("its arrays are not of one length")
+    if max(packed["samples"][3::4]) > 127:  # the sign of a little-endian number is in its last byte
+        raise _not_understood("a step of fewer than no samples")
+    (t0, t1), (e0, e1) = packed["train_s"], packed["elapsed_s"]
+    if t0 > t1 or e0 > e1:
+        raise _not_understood("time that runs backwards")
+    if norm_steps := packed.get("norm_steps", b""):
+        _check_norms(packed, norm_steps)
+    elif packed.get("grad_norm"):
+        raise _not_understood("gradient norms of no steps")
+    return packed
+
+
+def _check_norms(packed: records.PackedSteps, norm_steps: bytes) -> None:
+    if len(norm_steps) % 4 or len(packed.get("grad_norm", b"")) != len(norm_steps):
+        raise _not_understood("its gradient norms are not of one length")
+    numbers = struct.unpack(f"<{len(norm_steps) // 4}i", norm_steps)
+    first, size = packed["first"], len(packed["loss"]) // 4
+    if not first <= min(numbers) <= max(numbers) < first + size:
+        raise _not_understood(f"gradient norms of steps outside {first} to {first + size - 1}")
+
+
+def _checked(line: bytes) -> bytes:
+    """What a whole line says, without its checksum."""
     head, found, tail = line.rpartition(_CRC_MEMBER)
     body = head + b"}"
     if not found or tail[:8] != b"%08x" % zlib.crc32(body):
         raise StoreError("A record's checksum does not match.", fix="It is skipped; the other records stand.")
-    try:
-        return records.EVENT.validate_json(body)
-    except ValidationError as error:
-        raise StoreError(
-            f"A record is not understood: {error.errors()[0]['msg']}.", fix="A newer Isoflop may read it."
-        ) from None
+    return body
+
+
+def _not_understood(why: str) -> StoreError:
+    return StoreError(f"A record is not understood: {why}.", fix="A newer Isoflop may read it.")
 
 
 class EventLog:
@@ -256,6 +300,7 @@ HARDWARE = (
 )  # fmt: skip
 _THROUGHPUT_WINDOW_S = 0.2
 SUMMARY_POINTS = 1_000  # of each kind: more than any figure of a summary looks back
+_TAKEN_TOGETHER = 1_024  # records: 100,000 of one step each are read in 0.9 s instead of 6, and never held all at once
 
 
 class Run:
@@ -286,6 +331,9 @@ class Run:
         self.throughput = Table("elapsed", "samples_per_s", keep=keep_points)
         self.grad_norms = Table("step", "seconds", "elapsed", "grad_norm", keep=keep_points)
         self._window = (0.0, 0)  # seconds and samples not yet in `throughput`
+        self._newest_step = 0
+        self._steps_read: list[records.PackedSteps] = []  # not yet in `steps`
+        self._hardware_read: list[list[float | None]] = []  # nor in `hardware`
         self._offset = 0
         self._checksum = 0
         self._too_long = False  # within a line that is longer than any record
@@ -354,6 +402,7 @@ class Run:
             else:
                 self._read_line(line)
             self._offset += len(line)
+        self._take_what_was_read()
         return self._offset > before
 
     def _skip(self, part: bytes, ends: bool) -> None:
@@ -371,11 +420,18 @@ class Run:
         before = self._checksum
         self._checksum = zlib.crc32(line, before)
         try:
+            if line.startswith(STEPS_LINE):
+                self._read_steps(decode_steps(line))
+                return
             event = decode(line)
+            if isinstance(event, records.Steps):  # the same, written with other blanks or in another order
+                self._read_steps(_packed(event))
+                return
         except StoreError as error:
             self._damaged(error.message)
             return
         if isinstance(event, records.Terminal):
+            self._take_what_was_read()
             self._check_completeness(event, before)
         if not self.is_over:
             self._take(event)
@@ -393,15 +449,12 @@ class Run:
 
     def _take(self, event: AnyEvent) -> None:
         match event:
-            case records.Steps():
-                self._take_steps(event)
             case records.Evaluation(step=step) if step <= _last_step(self.evaluations):
                 self._damaged(f"The evaluation of step {step} is not in order.")
             case records.Evaluation(step=step, train_s=s, elapsed_s=e, test_loss=loss, test_accuracy=accuracy):
                 self.evaluations.extend(step, s, e, loss, accuracy)
             case records.HardwareSample(elapsed_s=elapsed, readings=readings, missing=missing):
-                values = [readings.get(name) for name in HARDWARE]
-                self.hardware.extend(elapsed, *(math.nan if v is None else v for v in values))
+                self._hardware_read.append([elapsed, *map(readings.get, HARDWARE)])
                 self.missing_readings |= missing
             case records.Queued():
                 self.queued = event
@@ -429,27 +482,59 @@ class Run:
             case _:
                 pass
 
-    def _take_steps(self, event: records.Steps) -> None:
-        n = len(event.loss)
-        if event.first <= _last_step(self.steps):  # written twice, or lines that changed places
-            self._damaged(f"Steps {event.first} to {event.first + n - 1} are not in order.")
+    def _read_steps(self, read: records.PackedSteps) -> None:
+        last = read["first"] + len(read["loss"]) // 4 - 1
+        if read["first"] <= self._newest_step:  # written twice, or lines that changed places
+            raise StoreError(f"Steps {read['first']} to {last} are not in order.", fix="They are skipped.")
+        if self.is_over:
             return
-        share = np.arange(1, n + 1) / n  # within one read-back the clock was not read: steps share it evenly
-        samples = np.cumsum(event.samples, dtype=np.float64)
-        (t0, t1), (e0, e1) = event.train_s, event.elapsed_s
+        self._newest_step = last
+        self._steps_read.append(read)
+        if len(self._steps_read) >= _TAKEN_TOGETHER:
+            self._take_what_was_read()
+
+    def _take_what_was_read(self) -> None:
+        if rows := self._hardware_read:
+            self.hardware.extend(*np.array(rows, dtype=np.float64).T)  # a reading that failed, None, becomes NaN
+            self._hardware_read = []
+        if read := self._steps_read:
+            self._take_steps(read)
+            self._steps_read = []
+
+    def _take_steps(self, read: list[records.PackedSteps]) -> None:
+        n = np.array([len(r["loss"]) // 4 for r in read])
+        start = np.cumsum(n) - n  # where each record's steps begin among all that were read
+        first = np.array([r["first"] for r in read])
+        index = np.arange(n.sum()) - np.repeat(start, n)
+        share = (index + 1) / np.repeat(n, n)  # within one read-back the clock was not read: steps share it evenly
+        (t0, t1), (e0, e1) = (np.array([r[clock] for r in read]).T for clock in ("train_s", "elapsed_s"))
+        seconds = np.repeat(t0, n) + np.repeat(t1 - t0, n) * share
+        elapsed = np.repeat(e0, n) + np.repeat(e1 - e0, n) * share
+        samples = np.cumsum(_joined((r["samples"] for r in read), "<i4"), dtype=np.float64)
         before = self.steps.last("samples") or 0.0
-        seconds_of, elapsed_of = t0 + (t1 - t0) * share, e0 + (e1 - e0) * share
         self.steps.extend(
-            np.arange(event.first, event.first + n), event.loss, seconds_of, elapsed_of, before + samples, event.lr
-        )
-        if len(event.norm_steps):
-            at = event.norm_steps - event.first
-            self.grad_norms.extend(event.norm_steps, seconds_of[at], elapsed_of[at], event.grad_norm)
-        seconds, count = self._window[0] + (t1 - t0), self._window[1] + int(samples[-1])
-        if seconds >= _THROUGHPUT_WINDOW_S:
-            self.throughput.extend(e1, count / seconds)
-            seconds, count = 0.0, 0
-        self._window = (seconds, count)
+            np.repeat(first, n) + index, _joined((r["loss"] for r in read), "<f4"), seconds, elapsed, before + samples,
+            _joined(map(_rates, read), "<f8"),
+        )  # fmt: skip
+        if len(norm_steps := _joined((r.get("norm_steps", b"") for r in read), "<i4")):
+            k = np.array([len(r.get("norm_steps", b"")) // 4 for r in read])
+            at = norm_steps - np.repeat(first - start, k)
+            norms = _joined((r.get("grad_norm", b"") for r in read), "<f4")
+            self.grad_norms.extend(norm_steps, seconds[at], elapsed[at], norms)
+        self._take_throughput((t1 - t0).tolist(), e1.tolist(), np.diff(samples[start + n - 1], prepend=0.0).tolist())
+
+    def _take_throughput(self, seconds: list[float], elapsed: list[float], samples: list[float]) -> None:
+        """From the training time and the samples of each read-back: one value for each window."""
+        window, count = self._window
+        rows = []
+        for s, e, n in zip(seconds, elapsed, samples, strict=True):
+            window, count = window + s, count + int(n)
+            if window >= _THROUGHPUT_WINDOW_S:
+                rows.append((e, count / window))
+                window, count = 0.0, 0
+        self._window = (window, count)
+        if rows:
+            self.throughput.extend(*np.array(rows).T)
 
     def summary(self) -> Summary:
         with self.lock:
@@ -497,6 +582,25 @@ class Run:
 def _last_step(table: Table) -> float:
     last = table.last("step")
     return -1 if last is None else last
+
+
+def _packed(event: records.Steps) -> records.PackedSteps:
+    return {
+        "first": event.first, "loss": event.loss.tobytes(), "samples": event.samples.tobytes(),
+        "lr": event.lr if isinstance(event.lr, float) else event.lr.astype("<f8").tobytes(), "train_s": event.train_s,
+        "elapsed_s": event.elapsed_s, "norm_steps": event.norm_steps.astype("<i4").tobytes(),
+        "grad_norm": event.grad_norm.astype("<f4").tobytes(),
+    }  # fmt: skip
+
+
+def _joined(parts: Iterable[bytes], dtype: str) -> np.ndarray:
+    return np.frombuffer(b"".join(parts), dtype)
+
+
+def _rates(read: records.PackedSteps) -> bytes:
+    """The learning rate of every step, packed."""
+    lr = read["lr"]
+    return lr if isinstance(lr, bytes) else struct.pack("<d", lr) * (len(read["loss"]) // 4)
 
 
 def _recent_mean(steps: Table, started: records.Started | None) -> float | None:
@@ -549,6 +653,37 @@ def _gone() -> StoreGone:
     )
 
 
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class RunLine:
+    """A run in a long list: what stands in its columns, without its configuration."""
+
+    run_id: str
+    name: str
+    status: Status
+    created: float
+    group: str | None
+    why: str
+    words: str  # the experiment, as RunConfig.in_words says it
+    seed: int | None
+    test_accuracy: float | None
+    final_train_loss: float | None
+    samples_per_s: float | None
+    train_seconds: float | None
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A page of a list of runs."""
+
+    lines: list[RunLine]
+    total: int  # that match, on all pages
+    unread: int  # not yet in the index and too many to read for a list: they come with the index, in seconds
+
+
 class Store:
     """The folder all runs live in. Anyone may read; the supervisor alone writes the index."""
 
@@ -556,6 +691,8 @@ class Store:
         self.root = (root or default_root()).expanduser().resolve()
         self.runs = self.root / "runs"
         self.inbox = self.root / "inbox"
+        self._compared: tuple[Stamp | None, frozenset[str]] = (None, frozenset())
+        self._created: dict[str, float] = {}  # of runs the index does not know yet
         try:
             for folder in (self.root, self.runs, self.inbox):
                 private_folder(folder)
@@ -688,25 +825,86 @@ class Store:
     def rows(self, *, limit: int | None = None, order: str = "created", status: Sequence[Status] = ()) -> list[RunRow]:
         """Runs from the index, newest (or largest) first; runs the index does not know yet are read from their folders."""
         _check_order(order)
-        rows, unindexed = [], set(self.ids())
         # Whatever is wrong with the index (there is none, it is damaged, a newer Isoflop wrote it): the folders stand.
-        with contextlib.suppress(sqlite3.Error, OSError, StoreError), Index.reading(self.root) as index:
-            known = index.ids()
-            rows = index.rows(limit=limit, order=order, status=status)
-            unindexed -= known - index.unreadable
-        rows = [self.row(row.run_id) or row if self._ended_since(row) else row for row in rows]
-        fresh = [row for run_id in unindexed if (row := self.row(run_id)) and (not status or row.status in status)]
-        if fresh:
+        found, unindexed = self._ask_index(
+            lambda index: (index.rows(limit=limit, order=order, status=status), frozenset(index.unreadable))
+        )
+        rows, unreadable = found or ([], frozenset())
+        rows = [self.row(row.run_id) or row if self._ended_since(row.run_id, row.status) else row for row in rows]
+        newest_are_enough = order == "created" and limit is not None and not status
+        read, _ = self._read_unindexed(unindexed | unreadable, limit if newest_are_enough else None)
+        if fresh := [row for row in read if not status or row.status in status]:
             rows = sorted(rows + fresh, key=lambda r: (_sort_key(r, order), r.created), reverse=True)
         return rows[:limit]
 
-    def _ended_since(self, row: RunRow) -> bool:
+    def listing(
+        self, *, search: str = "", status: Sequence[Status] = (), order: str = "created", descending: bool = True,
+        limit: int = 100, offset: int = 0,
+    ) -> Listing:  # fmt: skip
+        """A page of the runs that match, in the index's own order; a value that is not known comes last either way.
+
+        Each word of `search` must be found in the name, the experiment in words, the status, the id or the reason of
+        the end, in any case of letters. Rows of runs the index does not know yet are read from their folders.
+        """
+        _check_order(order)
+
+        def page(index: Index, offset: int, limit: int) -> tuple[list[RunLine], int]:
+            return index.lines(search, status, order, descending=descending, limit=limit, offset=offset)
+
+        found, unindexed = self._ask_index(lambda index: page(index, offset, limit))
+        read, unread = self._read_unindexed(unindexed, _MOST_READ_FOR_A_LIST)
+        fresh = [line for row in read if _matches(line := line_of(row), search, status)]
+        if fresh and offset and found:  # they may push others over the edge of a page: take all that stand before it
+            found, _ = self._ask_index(lambda index: page(index, 0, offset + limit))
+        lines, total = found or ([], 0)
+        now = [self._as_it_is(line) for line in lines]
+        lines = [line for line in now if _matches(line, search, status)]
+        total -= len(now) - len(lines)
+        if fresh:
+            lines = _in_order(lines + fresh, order, descending)[offset : offset + limit]
+        return Listing(lines, total + len(fresh), unread)
+
+    def _ask_index(self, ask: Callable[[Index], Answer]) -> tuple[Answer | None, frozenset[str]]:
+        """What the index answers, None when it cannot be read; and the runs it does not know."""
+        stamp = Stamp.of(self.runs, self.root / "index.sqlite", self.root / "index.sqlite-wal")
+        try:
+            with Index.reading(self.root) as index:
+                if stamp is None or stamp != self._compared[0]:
+                    self._compared = stamp, frozenset(self.ids()) - index.ids()
+                return ask(index), self._compared[1]
+        except (sqlite3.Error, OSError, StoreError):
+            return None, frozenset(self.ids())
+
+    def _read_unindexed(self, run_ids: Collection[str], most: int | None) -> tuple[list[RunRow], int]:
+        """Rows of at most `most` runs, the newest, from their folders; and how many were left out."""
+        chosen = run_ids
+        if most is not None and len(run_ids) > most:
+            self._created = {i: self._created.get(i) or self._asked_for_at(i) for i in run_ids}
+            chosen = heapq.nlargest(most, run_ids, key=self._created.__getitem__)
+        return [row for run_id in chosen if (row := self.row(run_id))], len(run_ids) - len(chosen)
+
+    def _asked_for_at(self, run_id: str) -> float:
+        """When a run was created, from the first line of its log."""
+        with contextlib.suppress(OSError, StoreError), (self.runs / run_id / "events.jsonl").open("rb") as file:
+            first = decode(file.readline(65_536))
+            if isinstance(first, records.Queued):
+                return first.at
+        return 0.0
+
+    def _as_it_is(self, line: RunLine) -> RunLine:
+        if self._ended_since(line.run_id, line.status) and (row := self.row(line.run_id)):
+            return line_of(row)
+        return line
+
+    def _ended_since(self, run_id: str, status: Status) -> bool:
         """Whether a run the index has as alive has said its last word: the folder is the truth, the index may lag."""
-        if row.status in records.TERMINAL:
-            return False
+        return status not in records.TERMINAL and self.has_ended(run_id)
+
+    def has_ended(self, run_id: str) -> bool:
+        """Whether the log ends with a last word; reads the end of the log only."""
         with (
             contextlib.suppress(OSError, StoreError, IndexError),
-            (self.runs / row.run_id / "events.jsonl").open("rb") as file,
+            (self.runs / run_id / "events.jsonl").open("rb") as file,
         ):
             file.seek(max(0, file.seek(0, os.SEEK_END) - 65_536))
             return isinstance(decode(file.read().splitlines(keepends=True)[-1]), records.Terminal)
@@ -727,6 +925,65 @@ def row_of(run: Run) -> RunRow:
     )  # fmt: skip
 
 
+def line_of(row: RunRow) -> RunLine:
+    s = row.summary
+    return RunLine(
+        row.run_id, row.name, row.status, row.created, row.group, row.why, row.config.in_words(), row.config.seed,
+        _finite(s.test_accuracy), _finite(s.final_train_loss), _finite(s.samples_per_s), s.train_seconds, s.steps,
+    )  # fmt: skip
+
+
+def _finite(value: float | None) -> float | None:
+    """An index cannot tell NaN from unknown, and nothing that is no number has a place in an order."""
+    return value if records.is_number(value) else None
+
+
+def _in_order(lines: list[RunLine], order: str, descending: bool) -> list[RunLine]:
+    """As the index orders them: unknown values last, equal ones by age."""
+    newest_first = sorted(lines, key=lambda line: line.created, reverse=True)
+    known = [line for line in newest_first if getattr(line, order) is not None]
+    unknown = [line for line in newest_first if getattr(line, order) is None]
+    return sorted(known, key=lambda line: getattr(line, order), reverse=descending) + unknown
+
+
+def _searched(line: RunLine) -> str:
+    """What a search looks through."""
+    return "\n".join([line.name, line.words, line.status, line.run_id, line.why]).casefold()
+
+
+def _words(search: str) -> list[str]:
+    """Words to look for; a text that is no UTF-8 finds nothing but hurts nobody."""
+    return search.encode(errors="replace").decode().casefold().split()[:_MOST_WORDS]
+
+
+def _matches(line: RunLine, search: str, status: Sequence[Status]) -> bool:
+    searched = _searched(line)
+    return (not status or line.status in status) and all(word in searched for word in _words(search))
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What changes whenever one of some files or folders does."""
+
+    seen: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def of(cls, *paths: Path) -> Stamp | None:
+        """None where one was changed just now: within one tick of the file system's clock a later change would leave
+        the same stamp."""
+        now, seen = time.time_ns(), []
+        for path in paths:
+            try:
+                stat = path.stat()
+            except OSError:
+                seen.append((0, 0, 0))
+                continue
+            if now - stat.st_mtime_ns <= MTIME_TICK_NS:
+                return None
+            seen.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        return cls(tuple(seen))
+
+
 def _sort_key(row: RunRow, order: str) -> float:
     value = row.created if order == "created" else getattr(row.summary, order)
     return value if records.is_number(value) else -math.inf
@@ -735,6 +992,15 @@ def _sort_key(row: RunRow, order: str) -> float:
 # --- the index ----------------------------------------------------------------------------------------------------
 
 SORTABLE = ("created", "test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps")
+MTIME_TICK_NS = 50_000_000
+_MOST_READ_FOR_A_LIST = 200
+_MOST_WORDS = 100
+# A row with its configuration fills a page of the file: a list that has to pass over it reads 40 MB for 10,000 runs.
+# An index with all that a list shows, looks through and sorts by is read instead: 5 MB.
+_LISTED = (
+    "name", "status", "created", "grouped", "why", "words", "seed",
+    "test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps",
+)  # fmt: skip
 # Step n leads from schema n to n + 1. What is released stays as it is: a change is one more step.
 _MIGRATIONS: list[Iterable[str]] = [
     (
@@ -754,9 +1020,18 @@ _MIGRATIONS: list[Iterable[str]] = [
         "alter table runs add column owner text not null default ''",
         "alter table runs add column updated real",  # Unix time of the row, s
     ),
+    (
+        "alter table runs add column words text",
+        "alter table runs add column seed integer",
+        "alter table runs add column searched text",
+        "create index runs_train_seconds on runs(train_seconds)",
+        "create index runs_steps on runs(steps)",
+        f"create index runs_listed on runs(created, searched, {', '.join(c for c in _LISTED if c != 'created')})",
+    ),
 ]
 _COLUMNS = (
     "run_id", "name", "status", "created", "grouped", "config", "summary", "why", *SORTABLE[1:], "owner", "updated",
+    "words", "seed", "searched",
 )  # fmt: skip
 
 
@@ -804,6 +1079,7 @@ class Index:
             _migrate(self._db, path, self.version)
             self._db.execute(f"select {', '.join(_COLUMNS)} from runs limit 0")  # a schema can rot, too
             self.version = len(_MIGRATIONS)
+            self._fill_listing()
             self._file = path.stat() if path else None
         except (sqlite3.Error, OSError, StoreError):
             self._db.close()
@@ -855,10 +1131,11 @@ class Index:
         self._db.close()
 
     def put(self, row: RunRow) -> None:
-        s = row.summary
+        line = line_of(row)
         values = (
-            row.run_id, row.name, row.status, row.created, row.group, row.config.model_dump_json(), s.model_dump_json(),
-            row.why, *(getattr(s, column) for column in SORTABLE[1:]), row.owner, time.time(),
+            row.run_id, row.name, row.status, row.created, row.group, row.config.model_dump_json(),
+            row.summary.model_dump_json(), row.why, *(getattr(line, column) for column in SORTABLE[1:]), row.owner,
+            time.time(), line.words, line.seed, _searched(line),
         )  # fmt: skip
         marks = ",".join("?" * len(values))
         self._db.execute(f"insert or replace into runs ({', '.join(_COLUMNS)}) values ({marks})", values)
@@ -869,8 +1146,39 @@ class Index:
     def clear(self) -> None:
         self._db.execute("delete from runs")
 
-    def ids(self) -> set[str]:
-        return {row[0] for row in self._db.execute("select run_id from runs")}
+    def _fill_listing(self) -> None:
+        """For rows that were put before there was a listing."""
+        fields = "run_id, name, status, created, grouped, config, summary, why, owner"
+        for columns in self._db.execute(f"select {fields} from runs where searched is null").fetchall():
+            if row := _row_from(*columns):
+                self.put(row)
+            else:
+                self.remove(columns[0])  # it cannot be read: the folder can
+
+    def ids(self, status: Sequence[Status] = ()) -> set[str]:
+        where = f"where status in ({','.join('?' * len(status))})" if status else ""
+        return {row[0] for row in self._db.execute(f"select run_id from runs {where}", tuple(status))}
+
+    def lines(
+        self, search: str, status: Sequence[Status], order: str, *, descending: bool, limit: int, offset: int
+    ) -> tuple[list[RunLine], int]:
+        """A page of the lines that match, and how many match."""
+        _check_order(order)
+        if self.version < len(_MIGRATIONS):  # a supervisor of before may still be at work on it
+            raise StoreError(f"The index has no listing yet (schema {self.version}).")
+        words = _words(search)
+        conditions = ["instr(searched, ?)"] * len(words)
+        conditions += [f"status in ({','.join('?' * len(status))})"] if status else []
+        where = f"where {' and '.join(conditions)}" if conditions else ""
+        direction = "desc" if descending else "asc"
+        found = self._db.execute(
+            f"select run_id, {', '.join(_LISTED)} from runs {where} "
+            f"order by {order} {direction} nulls last, created desc limit ? offset ?",
+            (*words, *status, limit, offset),
+        )
+        lines = [RunLine(*columns) for columns in found]
+        total = self._db.execute(f"select count(*) from runs {where}", (*words, *status)).fetchone()[0]
+        return lines, total
 
     def rows(self, *, limit: int | None = None, order: str = "created", status: Sequence[Status] = ()) -> list[RunRow]:
         _check_order(order)
@@ -1011,9 +1319,9 @@ class KeptIndex:
     def close(self) -> None:
         self._index.close()
 
-    def ids(self) -> set[str]:
+    def ids(self, status: Sequence[Status] = ()) -> set[str]:
         try:
-            return self._index.ids()
+            return self._index.ids(status)
         except sqlite3.Error as error:
             self._suffer(error)
             return set()
@@ -1033,6 +1341,10 @@ class KeptIndex:
 
     def rebuild(self) -> None:
         """Make it anew from the run folders, whatever is there."""
+        self._begin_anew()
+        self._follow()
+
+    def _begin_anew(self) -> None:
         self._index.close()
         self._behind |= set(self._store.ids())
         try:
@@ -1040,22 +1352,24 @@ class KeptIndex:
         except (sqlite3.Error, OSError) as error:
             self._say(f"the index could not be made anew: {error}")
             self._index = Index(None)
-        self._follow()
 
     def catch_up(self) -> None:
         """To be called now and then: write what could not be written, where one can again."""
         if not self._index.is_in_place():
             logger.warning("the index is not where it was: it is made anew")
-            self.rebuild()
+            self._begin_anew()
         elif self._index.path is None and not self._is_newer:
             again = self._open()
             if again.path:
                 self._index = again
                 self._behind |= set(self._store.ids())
-        self._follow()
+        self._follow(_CATCH_UP_S)
 
-    def _follow(self) -> None:
+    def _follow(self, patience_s: float = math.inf) -> None:
+        until = time.monotonic() + patience_s
         for run_id in sorted(self._behind):
+            if time.monotonic() > until:  # the rest at the next call: a click in between should not wait for it
+                return
             row = self._store.row(run_id)
             self.put(row) if row else self.remove(run_id)
             if run_id in self._behind:  # still no room: later

@@ -27,14 +27,24 @@ from engine.config import RunConfig
 from engine.errors import EngineError, LimitReached, StoreError, StoreFull, StoreGone, WorkerLost
 from engine.executor import AdoptedJob, Executor, Job, LocalExecutor
 from engine.processes import is_same_process, own_identity
-from engine.store import STOP_FILE, SUMMARY_POINTS, EventLog, KeptIndex, Run, Store, row_of, write_atomically
+from engine.store import (
+    MTIME_TICK_NS,
+    STOP_FILE,
+    SUMMARY_POINTS,
+    EventLog,
+    KeptIndex,
+    Run,
+    Store,
+    row_of,
+    write_atomically,
+)  # fmt: skip
 from engine.text import clean_name
 
 ROOT = Path(__file__).resolve().parent.parent
 IDLE_S = 300.0
 _SIGTERM_AFTER_S, _SIGKILL_AFTER_S = 4.0, 8.0
 _INDEX_LIVE_EVERY_S = 2.0
-_MTIME_TICK_NS = 50_000_000
+_INDEX_AT_A_TIME_S, _INDEX_AT_LEAST = 0.1, 20
 
 logger = logging.getLogger("isoflop.supervisor")
 
@@ -175,6 +185,7 @@ class Supervisor:
         self.queue: dict[str, Run] = {}
         self.stopping: dict[str, float] = {}  # run id -> when it was asked to stop
         self._known: set[str] = set()
+        self.unindexed: list[str] = []  # runs that are over and wait to be indexed
         self._to_delete: set[str] = set()  # as soon as their process is gone
         self._unsaid: dict[str, tuple[Run, records.Terminal]] = {}  # last words that could not be written yet
         self._indexed_at = 0.0
@@ -189,7 +200,7 @@ class Supervisor:
         disk.keep_reserve(self.store.root)
         for path in self.store.sweep():
             logger.info("removed %s, left half-made by a crash", path.name)
-        over = {row.run_id for row in self.index.rows(status=tuple(records.TERMINAL))}
+        over = self.index.ids(status=tuple(records.TERMINAL))
         on_disk = set(self.store.ids())
         for run_id in self.index.ids() - on_disk:
             self.index.remove(run_id)
@@ -222,6 +233,7 @@ class Supervisor:
         self._start_what_fits()
         self._index_live_runs()
         self._say_the_unsaid()
+        self._index_some()
 
     def _open(self, run_id: str) -> Run | None:
         try:
@@ -238,15 +250,29 @@ class Supervisor:
         if changed == self._runs_seen:
             return
         # Within one tick of the file system's clock a later change leaves the same time: trust only an older one.
-        self._runs_seen = changed if looked - changed > _MTIME_TICK_NS else 0
+        self._runs_seen = changed if looked - changed > MTIME_TICK_NS else 0
         self._place_all(set(self.store.ids()) - self._known)
 
     def _place_all(self, run_ids: set[str]) -> None:
-        """In the order they were asked for."""
-        runs = [run for run_id in run_ids if (run := self._open(run_id))]
+        """In the order they were asked for; runs that are over only have to be indexed, and nobody waits for that."""
+        ended = {run_id for run_id in run_ids if self.store.has_ended(run_id)}
+        self._known |= ended
+        self.unindexed += ended
+        self._index_some()
+        runs = [run for run_id in run_ids - ended if (run := self._open(run_id))]
         for run in sorted(runs, key=lambda r: r.created):
             self._known.add(run.run_id)
             self._place(run)
+
+    def _index_some(self) -> None:
+        """A part of what is over and not yet indexed: 10,000 runs take seconds, a click in between waits for one part."""
+        until = time.monotonic() + _INDEX_AT_A_TIME_S
+        for number in range(len(self.unindexed)):
+            if number >= _INDEX_AT_LEAST and time.monotonic() > until:
+                break
+            run_id = self.unindexed.pop()
+            if (self.store.runs / run_id).exists() and (run := self._open(run_id)):
+                self._place(run)
 
     def _take_commands(self) -> None:
         for path in sorted(self.store.inbox.glob("[0-9]*.json")):
@@ -518,9 +544,10 @@ def _serve_until_idle(supervisor: Supervisor, bell: int, place: _Place, idle_s: 
     while not stop and time.monotonic() - needed_at < idle_s:
         place.check()
         supervisor.tick()
-        if not supervisor.is_idle:
+        if not supervisor.is_idle or supervisor.unindexed:
             needed_at = time.monotonic()
-        ready = wait_for_any([bell, *supervisor.sentinels()], timeout=1.0 if supervisor.is_idle else 0.25)
+        patience = 0.0 if supervisor.unindexed else 1.0 if supervisor.is_idle else 0.25
+        ready = wait_for_any([bell, *supervisor.sentinels()], timeout=patience)
         if bell in ready:
             os.read(bell, 4096)
             needed_at = time.monotonic()

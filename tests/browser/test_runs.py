@@ -1,0 +1,81 @@
+"""The list of many runs in a real browser: found, sorted and turned page by page, and all of it in the address."""
+
+import pytest
+from playwright.sync_api import expect
+
+from engine.presets import PRESETS
+from engine.store import Store
+from tests.browser.conftest import serve_dashboard
+from tests.fakes import make_run
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def app_url(tmp_path_factory):
+    """A dashboard of its own, with 230 runs: LeNets that failed, and others."""
+    home = tmp_path_factory.mktemp("many-runs")
+    store = Store(home)
+    for i in range(230):
+        preset = "lenet" if i % 10 == 0 else "digits-mlp"
+        make_run(
+            store, PRESETS[preset].config, name=f"night-{i}", num_steps=20 + i, diverges_at=9 if i % 10 == 0 else None
+        )
+    with serve_dashboard(home) as url:
+        yield url
+
+
+def caption(page):
+    return page.locator(".st-key-pages [data-testid=stCaptionContainer]")
+
+
+def expect_list(page, first, last, total):
+    expect(caption(page)).to_contain_text(f"{first}–{last} of {total} runs", timeout=30_000)
+    expect(page.get_by_test_id("stDataFrame").locator("canvas").first).to_be_visible(timeout=20_000)
+
+
+def test_pages_are_turned_and_a_link_leads_to_one(page, app_url):
+    page.goto(f"{app_url}/runs")
+    expect_list(page, 1, 100, 230)
+    page.get_by_role("button", name="Next page").click()
+    expect_list(page, 101, 200, 230)
+    page.goto(page.url)
+    expect_list(page, 101, 200, 230)
+    page.goto(f"{app_url}/runs?page=77")
+    expect_list(page, 1, 100, 230)
+
+
+def test_a_search_is_answered_while_it_is_typed_and_stands_in_the_address(page, app_url):
+    page.goto(f"{app_url}/runs")
+    expect_list(page, 1, 100, 230)
+    page.get_by_placeholder("Words of").press_sequentially("failed LENET")
+    expect_list(page, 1, 23, 23)
+    expect(page).to_have_url(f"{app_url}/runs?q=failed+LENET", timeout=20_000)
+    page.goto(f"{app_url}/runs?q=night-22&state=finished")
+    expect_list(page, 1, 10, 10)  # 22, and 221 to 229: 220 failed
+    page.get_by_placeholder("Words of").fill("no such run")
+    page.get_by_role("button", name="Show all runs").click(timeout=20_000)
+    expect_list(page, 1, 100, 230)
+
+
+def test_a_search_begins_at_its_first_page(page, app_url):
+    page.goto(f"{app_url}/runs?page=3")
+    expect_list(page, 201, 230, 230)
+    page.get_by_placeholder("Words of").fill("night")
+    expect_list(page, 1, 100, 230)
+
+
+def test_a_click_on_a_columns_head_sorts_all_pages_and_a_second_one_turns_the_order(page, app_url):
+    page.goto(f"{app_url}/runs?page=3")
+    expect_list(page, 201, 230, 230)
+    for order in ("best accuracy", "worst accuracy", "best accuracy"):
+        click_head_of_test_accuracy(page)
+        expect(page).to_have_url(f"{app_url}/runs?sort={order.replace(' ', '+')}", timeout=20_000)
+        expect_list(page, 1, 100, 230)
+        expect(page.get_by_role("combobox", name="Sort by")).to_have_value(order)
+
+
+def click_head_of_test_accuracy(page):
+    """The table is drawn on a canvas: its heads are found by where they are."""
+    box = page.get_by_test_id("stDataFrame").locator("canvas").first.bounding_box()
+    page.mouse.click(box["x"] + 660, box["y"] + 18)

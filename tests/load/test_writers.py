@@ -1,0 +1,106 @@
+"""Thirty-two processes record at once while a supervisor and readers follow: every row arrives, in order, once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from engine import records
+from engine.config import RunConfig
+from engine.processes import own_identity
+from engine.store import EventLog, Run, Store
+
+WORKERS, POINTS, PER_READ_BACK = 32, 1_000, 10
+PATIENCE_S = 120.0
+
+
+def loss_of(worker: int) -> np.ndarray:
+    """What no other worker says: a row in a wrong run is seen."""
+    return (worker + np.arange(POINTS) / POINTS).astype(np.float32)
+
+
+def record(root, run_id: str, worker: int, everybody) -> None:
+    """A worker as the supervisor knows it: its run is adopted, and it writes as fast as it can."""
+    store = Store(root)
+    log = EventLog(store.folder(run_id) / "events.jsonl")
+    pid, started = own_identity()
+    log.append(records.Starting(at=time.time(), pid=pid, pid_started=started))
+    everybody.wait(PATIENCE_S)
+    log.append(
+        records.Started(at=time.time(), parameters=1, train_flops_per_example=1, train_examples=POINTS, test_examples=1,
+                        total_steps=POINTS, setup_s=0.0)
+    )  # fmt: skip
+    loss = loss_of(worker)
+    for first in range(0, POINTS, PER_READ_BACK):
+        clock = (first / 1e3, (first + PER_READ_BACK) / 1e3)
+        log.append(
+            records.Steps(first=first + 1, loss=loss[first : first + PER_READ_BACK], samples=np.ones(PER_READ_BACK),
+                          lr=0.1, train_s=clock, elapsed_s=clock)
+        )  # fmt: skip
+        log.append(records.HardwareSample(elapsed_s=clock[1], readings={"process_cpu_percent": float(worker)}))
+        time.sleep(0.002)  # a training's own work, so that all of them are at work at once
+    log.close(records.Finished(at=time.time()))
+
+
+class Follower(threading.Thread):
+    """Reads a run again and again, as a page does, and keeps what it saw of its length."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(daemon=True)
+        self.run_, self.lengths = run, [0]
+        self.start()
+
+    def run(self) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while not self.run_.is_over and time.monotonic() < until:
+            self.run_.refresh()
+            self.lengths.append(len(self.run_.steps))
+            time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_32_workers_write_at_once_and_every_row_arrives_in_order_and_once(own_supervised):
+    store, context = own_supervised.store, multiprocessing.get_context("fork")
+    everybody = context.Barrier(WORKERS)
+    # The supervisor must not start these itself: it takes over runs whose process is there already.
+    ids = [drafted(store, f"worker {i}") for i in range(WORKERS)]
+    workers = [
+        context.Process(target=record, args=(store.root, run_id, i, everybody), daemon=True)
+        for i, run_id in enumerate(ids)
+    ]
+    for worker in workers:
+        worker.start()
+    followers = [Follower(store.run(run_id)) for run_id in ids]
+    for worker in workers:
+        worker.join(PATIENCE_S)
+    assert [worker.exitcode for worker in workers] == [0] * WORKERS
+    for i, (run_id, follower) in enumerate(zip(ids, followers, strict=True)):
+        follower.join(PATIENCE_S)
+        for run in (store.run(run_id), follower.run_):
+            assert (run.status, run.problems) == ("finished", [])
+            np.testing.assert_array_equal(run.steps["step"], np.arange(1, POINTS + 1))
+            np.testing.assert_array_equal(run.steps["loss"], loss_of(i))
+            np.testing.assert_array_equal(run.hardware["process_cpu_percent"], [i] * (POINTS // PER_READ_BACK))
+        assert follower.lengths == sorted(follower.lengths)
+    # Followed while they wrote, not only read at the end.
+    assert sum(0 < length < POINTS for follower in followers for length in follower.lengths) >= WORKERS
+    own_supervised.client.wake()
+    own_supervised.wait(lambda: store.listing(status=("finished",)).total == WORKERS, "all of them to be listed")
+    listing = store.listing(order="steps")
+    assert {(line.steps, line.name) for line in listing.lines} == {(POINTS, f"worker {i}") for i in range(WORKERS)}
+
+
+def drafted(store: Store, name: str) -> str:
+    """A run that says from its first moment that it is starting in a process: ours, until the worker says its own."""
+    run_id = f"{int.from_bytes(os.urandom(8)):016x}"
+    made = Store(store.root.with_name("drafts"))
+    draft = made.folder(made.create(RunConfig(), name=name))
+    pid, started = own_identity()
+    EventLog(draft / "events.jsonl").append(records.Starting(at=time.time(), pid=pid, pid_started=started))
+    draft.rename(store.runs / run_id)
+    return run_id
