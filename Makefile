@@ -28,7 +28,7 @@ $(VENV)/.dev: requirements.txt requirements-dev.txt | $(BIN)/python
 	@touch $@ $(VENV)/.run
 
 run: $(VENV)/.run
-	@echo "Isoflop: http://127.0.0.1:$(PORT)   (Ctrl-C stops the page; runs under way go on)"
+	@echo "Isoflop: http://127.0.0.1:$(PORT)   (Ctrl-C stops the page, and half a minute later its runs, unless it is back)"
 	@$(BIN)/streamlit run dashboard/app.py --server.port $(PORT)
 
 test: $(VENV)/.dev

@@ -13,7 +13,7 @@ from engine.errors import EngineError
 from engine.store import Store
 from engine.supervisor import Client
 
-_RING_EVERY_S = 5.0  # should it be killed, its runs are looked after again within ten seconds
+_RING_EVERY_S = 2.0  # should it be killed, its runs are looked after again within ten seconds
 _COLLECT_EVERY_S = 60.0
 
 logger = logging.getLogger("isoflop.dashboard")
@@ -21,7 +21,7 @@ logger = logging.getLogger("isoflop.dashboard")
 
 @contextlib.asynccontextmanager
 async def lifespan(_: Any) -> AsyncIterator[None]:
-    """The server's own tasks, from its start to its end. Runs and their supervisor outlive it."""
+    """The server's own tasks, from its start to its end. Runs outlive a restart of it, not its end: see Client.wake."""
     tasks = [asyncio.create_task(_keep_a_supervisor()), asyncio.create_task(_collect_garbage())]
     try:
         yield

@@ -58,6 +58,7 @@ class Queued(Event):
 
     kind: Literal["queued"] = "queued"
     at: float  # Unix time, s
+    order: int | None = None  # place among the store's submissions: unlike the clock's, these numbers only rise
     name: str = ""
     group: str | None = None  # runs submitted together, for example one per seed
 

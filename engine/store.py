@@ -24,7 +24,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -32,10 +32,12 @@ from pydantic import BaseModel, ValidationError
 from engine import records
 from engine.config import RunConfig, parse_config_json
 from engine.errors import ConfigError, StoreError
+from engine.locks import lock
 from engine.records import AnyEvent, Status, Summary
 
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
-STOP_FILE = "stop"  # in a run's folder: who wants it to stop writes the reason there
+STOP_FILE = "stop"  # in a run's folder: its supervisor asks it to stop
+_ORDER = "order"  # the number of the newest submission
 _FLUSH_S = 0.2
 _CRC_MEMBER = b',"crc":"'
 _SCHEMA_VERSION = 1
@@ -60,6 +62,31 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+class StopRequest(BaseModel):
+    """How a run shall end, and why."""
+
+    status: Literal["cancelled", "interrupted"] = "cancelled"
+    reason: str = "cancelled by the user"
+
+    def last_word(self) -> records.Cancelled | records.Interrupted:
+        kind = records.Cancelled if self.status == "cancelled" else records.Interrupted
+        return kind(at=time.time(), reason=self.reason)
+
+
+def ask_to_stop(folder: Path, request: StopRequest) -> None:
+    write_atomically(folder / STOP_FILE, request.model_dump_json())
+
+
+def stop_request(folder: Path) -> StopRequest | None:
+    """What a run was asked, if it was. A request that cannot be read is one all the same."""
+    try:
+        return StopRequest.model_validate_json((folder / STOP_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError):
+        return StopRequest()
 
 
 # --- the event log ------------------------------------------------------------------------------------------------
@@ -243,6 +270,11 @@ class Run:
             return self.folder.stat().st_mtime
         except OSError:
             return 0.0
+
+    @property
+    def order(self) -> int:
+        """Its place among the submissions of its store."""
+        return (self.queued and self.queued.order) or int(self.created * 1e6)
 
     def refresh(self) -> bool:
         """Read on from the cursor; True when something was new."""
@@ -443,9 +475,24 @@ class Store:
         draft.mkdir(mode=0o700)
         write_atomically(draft / "config.json", config.model_dump_json(indent=1))
         log = EventLog(draft / "events.jsonl")
-        log.append(records.Queued(at=time.time(), name=name, group=group))
+        log.append(records.Queued(at=time.time(), order=self.next_order(), name=name, group=group))
         draft.rename(self.runs / run_id)
         return run_id
+
+    def next_order(self) -> int:
+        """A number larger than every earlier one of this store, whatever the clock does in between.
+
+        Microseconds of the clock where it went forwards, so that a lost file costs nothing: only what is submitted after
+        both, a loss and a clock set back, would come too early.
+        """
+        with os.fdopen(os.open(self.root / _ORDER, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+            lock(file.fileno(), patience_s=5.0)
+            text = file.read(32)
+            order = max(time.time_ns() // 1_000, int(text) + 1 if text.isdigit() else 0)
+            file.seek(0)
+            file.write(b"%d" % order)
+            file.truncate()
+            return order
 
     def folder(self, run_id: str) -> Path:
         """Where a run lives. Ids are hex of our own making, so no text of a user becomes a path."""

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    "config presets records errors units downsample processes",
+    "config presets records errors units downsample processes locks",
     "schedules families datasets downloads userdata loading hardware sampler planner store charts report cost sweep analysis",
     "pytorch xla_backend",
     "worker",
