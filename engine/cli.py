@@ -77,9 +77,9 @@ def run_command(a: argparse.Namespace) -> int:
                 run_ids.append(client.submit(config, name=a.name, group=group))
         runs = [_follow(store, client, run_id, quiet=a.json) for run_id in run_ids]
     except KeyboardInterrupt:
-        with _undisturbed():  # a second Ctrl-C leaves none of them running
-            for run_id in run_ids:
-                client.cancel(run_id, reason="interrupted in the terminal")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C leaves none of them running
+        for run_id in run_ids:
+            client.cancel(run_id, reason="interrupted in the terminal")
         print("\nStopped.", file=sys.stderr)
         if a.json:
             print(

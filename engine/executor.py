@@ -72,7 +72,7 @@ class AdoptedJob:
 
 @dataclass
 class ClaimedJob:
-    """A process that an earlier supervisor forked and that has not yet said which it is: only its claim is seen."""
+    """A process of which only its claim on the run is seen: it has not yet said which it is, or is about to be gone."""
 
     folder: Path
 
@@ -82,7 +82,7 @@ class ClaimedJob:
     def signal(self, number: int) -> None: ...
 
     def cause_of_death(self) -> str:
-        return "its process ended before it began"
+        return "its process ended without a last word"
 
     def sentinel(self) -> int | None:
         return None

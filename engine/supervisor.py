@@ -302,15 +302,17 @@ class Supervisor:
             if job.is_alive():
                 continue
             run.refresh()
-            if not run.is_over and (owner := _job_at_work(run)):  # another began it first, and goes on
-                self._take_on(run, owner)
-                continue
-            del self.active[run_id]
-            _, request = self.stopping.pop(run_id, (0.0, None))
+            if not run.is_over and (owner := _job_at_work(run)):
+                if isinstance(owner, AdoptedJob):  # another process began it first, and goes on
+                    self._take_on(run, owner)
+                continue  # or a thread of this one is still about to end
             if run.starting:
                 end_helpers(run.starting.pid, run_id)
-            if not run.is_over:
-                self._end(run, self._last_word_for(run, job, request))
+            _, request = self.stopping.get(run_id, (0.0, None))
+            if not run.is_over and not self._end(run, self._last_word_for(run, job, request)):
+                continue
+            del self.active[run_id]
+            self.stopping.pop(run_id, None)
             if not run.folder.exists():
                 self.index.remove(run_id)
                 continue
@@ -412,11 +414,9 @@ def _job_at_work(run: Run) -> Job | None:
         return None
     run.refresh()
     starting = run.starting
-    if starting is None:
-        return ClaimedJob(run.folder)
-    return (
-        AdoptedJob(starting.pid, starting.pid_started) if is_same_process(starting.pid, starting.pid_started) else None
-    )
+    if starting and is_same_process(starting.pid, starting.pid_started):
+        return AdoptedJob(starting.pid, starting.pid_started)
+    return ClaimedJob(run.folder)  # not yet, or hardly any more
 
 
 def _sweep(store: Store) -> None:
@@ -457,7 +457,7 @@ def serve(store: Store, *, idle_s: float = IDLE_S, grace_s: float = math.inf, st
     supervisor leaves. With `standby`, another supervisor is waited for, and meanwhile its runs go on.
     """
     with os.fdopen(os.open(store.root / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)) as lock:
-        if not locks.lock(lock.fileno(), patience_s=_LEAVING_S) and not (standby and _stood_by(store, lock.fileno())):
+        if not (_stood_by(store, lock.fileno()) if standby else locks.lock(lock.fileno(), patience_s=_LEAVING_S)):
             return False
         write_atomically(store.root / "supervisor.pid", "{} {}".format(*own_identity()))
         executor = LocalExecutor()
@@ -480,6 +480,9 @@ def serve(store: Store, *, idle_s: float = IDLE_S, grace_s: float = math.inf, st
 
 
 def _stood_by(store: Store, lock: int) -> bool:
+    """Whoever is the supervisor now, its runs go on; and when it leaves, we are."""
+    if locks.lock(lock):
+        return True
     locks.announce(store.root)
     logger.info("this store has a supervisor: keeping its runs going, and taking its place when it leaves")
     taken = locks.lock(lock, patience_s=math.inf)
