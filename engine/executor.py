@@ -17,7 +17,7 @@ from typing import Protocol
 from engine.locks import is_claimed, is_needed
 from engine.processes import RUN_VARIABLE, is_same_process, own_identity, process_started, without_secrets
 
-_ATTEMPTS = 2  # the fork server may be killed while it forks; the next attempt starts another
+_ATTEMPTS, _PAUSE_S = 10, 0.2  # the fork server may be killed while it forks: once it is quite gone, another starts
 _UNTOLD = 255  # multiprocessing's exit code for a child whose fork server is gone and can tell no more
 _SUCCESSOR_S = 30.0  # who needs the store starts the next supervisor well within this
 
@@ -107,6 +107,7 @@ class _ForkedJob:
             except (OSError, EOFError) as error:
                 logger.warning("attempt %d to fork for %s failed: %r", attempt, folder.name, error)
                 self._error = error
+                time.sleep(_PAUSE_S)
                 continue
             assert process.pid is not None
             self._identity = AdoptedJob(process.pid, process_started(process.pid) or 0.0)
