@@ -190,6 +190,7 @@ class Supervisor:
         elif run.status == "queued":
             self.queue[run.run_id] = run
         else:
+            _sweep_run(run.folder)
             self._end(
                 run, records.Interrupted(at=time.time(), reason="The machine or the supervisor stopped while it ran.")
             )
@@ -308,6 +309,7 @@ class Supervisor:
                 continue  # or a thread of this one is still about to end
             if run.starting:
                 end_helpers(run.starting.pid, run_id)
+            _sweep_run(run.folder)
             _, request = self.stopping.get(run_id, (0.0, None))
             if not run.is_over and not self._end(run, self._last_word_for(run, job, request)):
                 continue
@@ -425,6 +427,13 @@ def _sweep(store: Store) -> None:
         with contextlib.suppress(OSError):
             if path.name.startswith(".deleted-") or time.time() - path.stat().st_mtime > _DRAFT_AGE_S:
                 shutil.rmtree(path)
+
+
+def _sweep_run(folder: Path) -> None:
+    """Remove what a run's process that is gone had not finished writing."""
+    for draft in folder.glob(".*"):
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 class _Need:

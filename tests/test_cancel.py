@@ -16,9 +16,8 @@ import pytest
 
 from engine import records, supervisor, worker
 from engine.config import RunConfig, with_overrides
-from engine.executor import InlineExecutor
-from engine.presets import PRESETS
-from engine.processes import RUN_VARIABLE, end_helpers
+from engine.executor import AdoptedJob, InlineExecutor
+from engine.processes import RUN_VARIABLE, end_helpers, process_started
 from engine.store import Run, StopRequest, ask_to_stop
 from engine.supervisor import Client, Supervisor
 from tests.conftest import Supervised
@@ -145,21 +144,28 @@ def test_a_long_evaluation_is_cancelled(own):
     assert len(run.evaluations) == 0
 
 
+LARGE = ("model.hidden=[8000,8000]", "optimizer.name=sgd", "batch_size=8", "budget.epochs=none", "budget.steps=2")
+
+
+def saving(own: Supervised) -> Run:
+    """A run that is at its 260 MB of weights."""
+    run = own.store.run(own.submit(*LARGE))
+    own.wait(lambda: len(list(run.folder.iterdir())) > 2, "its weights to be written")
+    return run
+
+
 def test_saving_is_cancelled(own):
-    """The weights go to a pipe that nobody reads: the process is stuck in the system, all its threads with it."""
-    run_id = own.store.create(with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.steps=50"]))
-    os.mkfifo(own.store.folder(run_id) / ".model.safetensors")
-    own.client.wake()
-    run = own.store.run(run_id)
-    own.wait(lambda: run.refresh() is not None and len(run.steps) == 50, "its steps")
-    time.sleep(0.5)
-    assert not run.is_over
-    asked = time.monotonic()
-    own.client.cancel(run_id)
-    own.until(run_id, *records.TERMINAL)
-    assert time.monotonic() - asked < OVER_S
+    run = saving(own)
+    assert cancelled(own, run) < OVER_S
+
+
+def test_no_half_saved_weights_are_left_of_a_run_that_was_killed(own):
+    run = saving(own)
     run.refresh()
-    assert (run.status, run.artifacts) == ("cancelled", [])
+    os.kill(run.starting.pid, 9)
+    own.until(run.run_id, *records.TERMINAL)
+    own.wait(lambda: not list(run.folder.glob(".*")), "half-made files to go")
+    assert {path.name for path in run.folder.iterdir()} <= {"config.json", "events.jsonl", "model.safetensors"}
 
 
 def test_a_run_is_cancelled_the_moment_it_was_asked_for(own):
@@ -303,3 +309,23 @@ def test_helpers_are_known_by_their_run_not_by_a_number_that_is_used_again():
     finally:
         strangers.kill()
         strangers.wait()
+
+
+def test_what_a_lost_run_had_started_is_ended_with_it(store, config):
+    run_id = store.create(config)
+    lost = subprocess.Popen(
+        ["sh", "-c", "sleep 600 & echo $!; wait"],
+        start_new_session=True, stdout=subprocess.PIPE, text=True, env=os.environ | {RUN_VARIABLE: run_id},
+    )  # fmt: skip
+    helper = psutil.Process(int(lost.stdout.readline()))
+    began = process_started(lost.pid)
+    EventLog(store.folder(run_id) / "events.jsonl").append(records.Starting(at=0.0, pid=lost.pid, pid_started=began))
+    supervising = Supervisor(store, InlineExecutor())
+    supervising.active[run_id] = store.run(run_id), AdoptedJob(lost.pid, began)
+    lost.kill()
+    lost.wait()
+    assert helper.is_running()
+    supervising.tick()
+    supervising.index.close()
+    assert store.run(run_id).status == "failed"
+    assert not psutil.wait_procs([helper], timeout=10)[1]
