@@ -17,7 +17,7 @@ from engine.errors import EngineError
 from engine.store import Store, default_root
 from engine.supervisor import Client
 
-_RING_EVERY_S = 5.0  # should it be killed, its runs are looked after again within ten seconds
+_RING_EVERY_S = 2.0  # should it be killed, its runs are looked after again within ten seconds
 _COLLECT_EVERY_S = 60.0
 
 logger = logging.getLogger("isoflop.dashboard")
@@ -25,7 +25,7 @@ logger = logging.getLogger("isoflop.dashboard")
 
 @contextlib.asynccontextmanager
 async def lifespan(_: Any) -> AsyncIterator[None]:
-    """The server's own tasks, from its start to its end. Runs and their supervisor outlive it."""
+    """The server's own tasks, from its start to its end. Runs outlive a restart of it, not its end: see Client.wake."""
     root = default_root()
     print(
         signin.greeting(

@@ -7,12 +7,15 @@ Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import math
 import os
 import secrets
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,11 +26,12 @@ from engine.config import RunConfig, parse_config_json, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
 from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
 from engine.store import SORTABLE, Run, Store, json_text
-from engine.supervisor import IDLE_S, Client, rebuild_index, serve
+from engine.supervisor import GRACE_S, IDLE_S, Client, rebuild_index, serve
 from engine.text import LONGEST_NAME, clean_name, visible
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _POLL_S = 0.1
+_WAKE_EVERY_S = 2.0
 _BAR = 28
 
 
@@ -70,9 +74,11 @@ def run_command(a: argparse.Namespace) -> int:
     run_ids: list[str] = []
     try:
         for config in configs:
-            run_ids.append(client.submit(config, name=a.name, group=group))  # noqa: PERF401 - an interrupt cancels those so far
+            with _undisturbed():  # between making a run and knowing its id, Ctrl-C would leave it behind
+                run_ids.append(client.submit(config, name=a.name, group=group))
         runs = [_follow(store, client, run_id, quiet=a.json) for run_id in run_ids]
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C leaves none of them running
         for run_id in run_ids:
             client.cancel(run_id, reason="interrupted in the terminal")
         print("\nStopped.", file=sys.stderr)
@@ -93,6 +99,19 @@ def run_command(a: argparse.Namespace) -> int:
         for run in runs:
             print(_card(run))
     return OK if all(run.status == "finished" for run in runs) else FAILED
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block, which must be short."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def plan_command(a: argparse.Namespace) -> int:
@@ -289,8 +308,14 @@ def link_command(a: argparse.Namespace) -> int:
 
 
 def supervise_command(a: argparse.Namespace) -> int:
+    """By hand: stay, and let runs go on with nobody there. On demand: leave some time after the last who needs it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    if not serve(_store(a), idle_s=a.idle_seconds):
+    store = _store(a)
+    if a.on_demand:
+        served = serve(store, idle_s=a.idle_seconds or IDLE_S, grace_s=a.grace_seconds)
+    else:
+        served = serve(store, idle_s=a.idle_seconds or math.inf, standby=True)
+    if not served:
         print("This store already has a supervisor.", file=sys.stderr)
         return OK
     # Its runs may still be at work, for the next supervisor to adopt: leave without multiprocessing's wait for them.
@@ -311,7 +336,7 @@ def _follow(store: Store, client: Client, run_id: str, *, quiet: bool) -> Run:
         run.refresh()
         if draw:
             print(f"\r{_bar(run)}", end="", file=sys.stderr, flush=True)
-        if not run.is_over and time.monotonic() - woken > 5:
+        if not run.is_over and time.monotonic() - woken > _WAKE_EVERY_S:
             store.folder(run.run_id)  # raises when it was deleted: it will never end
             client.wake()  # should the supervisor have died, another takes its place
             woken = time.monotonic()
@@ -501,6 +526,10 @@ def _parser() -> _Parser:
     link = add("link", link_command, "print a link that lets one more browser into the dashboard")
     link.add_argument("--url", default="", help="where the dashboard is (default: where it was started last)")
     link.add_argument("--sign-everyone-out", action="store_true", help="end every sign-in there is, first")
-    supervise = add("supervise", supervise_command, "be this store's supervisor (started on demand by the others)")
-    supervise.add_argument("--idle-seconds", type=float, default=IDLE_S)
+    supervise = add(
+        "supervise", supervise_command, "be this store's supervisor, so that runs go on without a dashboard"
+    )
+    supervise.add_argument("--idle-seconds", type=float, help="leave after so long without a run (default: stay)")
+    supervise.add_argument("--on-demand", action="store_true", help=argparse.SUPPRESS)  # started by who needs it
+    supervise.add_argument("--grace-seconds", type=float, default=GRACE_S, help=argparse.SUPPRESS)
     return parser

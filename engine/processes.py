@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 
+RUN_VARIABLE = "ISOFLOP_RUN"  # in the environment of a run's process, and so of every helper it starts
 _TOLERANCE_S = 0.05  # start times are known to a hundredth of a second
+_SECRET_NAME = re.compile(
+    r"^STREAMLIT_|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|AUTH|(API|ACCESS|PRIVATE|SSH|ENCRYPTION)_?KEY"
+    r"|_(PAT|PWD|PASS|DSN)$|^PGPASS",
+    re.IGNORECASE,
+)
+_SECRET_VALUE = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # an address with a password in it
+_FOR_DOWNLOADS = re.compile(r"(^|_)PROXY$|^ISOFLOP_MIRROR$", re.IGNORECASE)
 
 
 def process_started(pid: int) -> float | None:
@@ -38,3 +50,23 @@ def own_identity() -> tuple[int, float]:
     """This process's pid and when it began."""
     pid = os.getpid()
     return pid, process_started(pid) or 0.0
+
+
+def end_helpers(session: int, run_id: str) -> None:
+    """Kill what a run's process that is gone left in its session: compilers, and the processes that call them.
+
+    The session's number may long be someone else's, so each of them must also carry the run's name in its environment.
+    """
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(pid) == session and psutil.Process(pid).environ().get(RUN_VARIABLE) == run_id:
+                os.kill(pid, signal.SIGKILL)
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what looks like a secret, by its name or its value; proxies stay, downloads need them."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if _FOR_DOWNLOADS.search(name) or not (_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))
+    }

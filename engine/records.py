@@ -99,6 +99,7 @@ class Queued(Event):
 
     kind: Literal["queued"] = "queued"
     at: Moment
+    order: int | None = None  # place among the store's submissions: unlike the clock's, these numbers only rise
     name: Words = ""
     group: str | None = None  # runs submitted together, for example one per seed
     owner: str = ""  # id of the actor who asked (engine.access)

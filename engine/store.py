@@ -33,7 +33,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -41,13 +41,15 @@ from pydantic import BaseModel, ValidationError
 from engine import disk, records
 from engine.config import RunConfig, parse_config_json
 from engine.errors import ConfigError, StoreError, StoreGone
+from engine.locks import lock
 from engine.records import AnyEvent, Status, Summary
 from engine.text import clean_name, visible_json
 
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
 _DRAFT = re.compile(r"\.([0-9a-f]{16}|deleted-[0-9a-f]{16}|reserve|.+\.[0-9a-f]{8})")
-STOP_FILE = "stop"  # in a run's folder: who wants it to stop writes the reason there
+STOP_FILE = "stop"  # in a run's folder: its supervisor asks it to stop
 LABELS_FILE = "labels.json"  # beside the log: what people call the run
+_ORDER = "order"  # the number of the newest submission
 _FLUSH_S = 0.2
 _PATIENCE_S = 10.0  # a run goes on for so long while its log cannot be written
 _LAST_WORD_S = 5.0  # and tries for so long to say how it ended
@@ -85,6 +87,31 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError:
         draft.unlink(missing_ok=True)
         raise
+
+
+class StopRequest(BaseModel):
+    """How a run shall end, and why."""
+
+    status: Literal["cancelled", "interrupted"] = "cancelled"
+    reason: str = "cancelled by the user"
+
+    def last_word(self) -> records.Cancelled | records.Interrupted:
+        kind = records.Cancelled if self.status == "cancelled" else records.Interrupted
+        return kind(at=time.time(), reason=self.reason)
+
+
+def ask_to_stop(folder: Path, request: StopRequest) -> None:
+    write_atomically(folder / STOP_FILE, request.model_dump_json())
+
+
+def stop_request(folder: Path) -> StopRequest | None:
+    """What a run was asked, if it was. A request that cannot be read is one all the same."""
+    try:
+        return StopRequest.model_validate_json((folder / STOP_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError):
+        return StopRequest()
 
 
 # --- the event log ------------------------------------------------------------------------------------------------
@@ -369,6 +396,11 @@ class Run:
             return self.folder.stat().st_mtime
         except OSError:
             return 0.0
+
+    @property
+    def order(self) -> int:
+        """Its place among the submissions of its store."""
+        return (self.queued and self.queued.order) or int(self.created * 1e6)
 
     def refresh(self) -> bool:
         """Read on from the cursor; True when something was new."""
@@ -735,7 +767,9 @@ class Store:
         try:
             draft.mkdir(mode=0o700)
             write_atomically(draft / "config.json", config.model_dump_json(indent=1))
-            queued = encode(records.Queued(at=time.time(), name=name, group=group, owner=owner))
+            queued = encode(
+                records.Queued(at=time.time(), order=self.next_order(), name=name, group=group, owner=owner)
+            )
             write_atomically(draft / "events.jsonl", queued.decode())
             draft.rename(self.runs / run_id)
         except OSError as error:
@@ -757,9 +791,12 @@ class Store:
 
     def post(self, command: str) -> None:
         """Leave a command for the supervisor; on a full disk too, for deleting runs is what helps there."""
-        path = self.inbox / f"{time.time_ns():020d}-{secrets.token_hex(4)}.json"
+
+        def write() -> None:
+            write_atomically(self.inbox / f"{self.next_order():020d}-{secrets.token_hex(4)}.json", command)
+
         try:
-            disk.with_reserve(self.root, lambda: write_atomically(path, command))
+            disk.with_reserve(self.root, write)
         except StoreError as error:
             raise (_gone() if not self.inbox.is_dir() else error) from None
 
@@ -774,6 +811,21 @@ class Store:
         """Drafts of runs and commands, and runs that were being deleted: at work for an instant, or left by a crash."""
         hidden = [*self.runs.glob(".*"), *self.inbox.glob(".*"), *self.root.glob(".*")]
         return sorted(path for path in hidden if _DRAFT.fullmatch(path.name))
+
+    def next_order(self) -> int:
+        """A number larger than every earlier one of this store, whatever the clock does in between.
+
+        Microseconds of the clock where it went forwards, so that a lost file costs nothing: only what is submitted after
+        both, a loss and a clock set back, would come too early.
+        """
+        with os.fdopen(os.open(self.root / _ORDER, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+            lock(file.fileno(), patience_s=5.0)
+            text = file.read(32)
+            order = max(time.time_ns() // 1_000, int(text) + 1 if text.isdigit() else 0)
+            file.seek(0)
+            file.write(b"%d" % order)
+            file.truncate()
+            return order
 
     def folder(self, run_id: str) -> Path:
         """Where a run lives. Ids are hex of our own making, so no text of a user becomes a path."""

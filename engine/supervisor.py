@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
+import math
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -21,28 +22,34 @@ from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import IO
 
-from engine import access, disk, hardware, limits, planner, records, settings
+from engine import access, disk, hardware, limits, locks, planner, records, settings, units
 from engine.access import Action, Actor
 from engine.config import RunConfig
 from engine.errors import EngineError, LimitReached, StoreError, StoreFull, StoreGone, WorkerLost
-from engine.executor import AdoptedJob, Executor, Job, LocalExecutor
-from engine.processes import is_same_process, own_identity
+from engine.executor import AdoptedJob, ClaimedJob, Executor, Job, LocalExecutor
+from engine.locks import claim, is_claimed
+from engine.processes import end_helpers, is_same_process, own_identity, without_secrets
 from engine.store import (
     MTIME_TICK_NS,
-    STOP_FILE,
     SUMMARY_POINTS,
     EventLog,
     KeptIndex,
     Run,
+    StopRequest,
     Store,
+    ask_to_stop,
     row_of,
+    stop_request,
     write_atomically,
-)  # fmt: skip
+)
 from engine.text import clean_name
 
 ROOT = Path(__file__).resolve().parent.parent
 IDLE_S = 300.0
-_SIGTERM_AFTER_S, _SIGKILL_AFTER_S = 4.0, 8.0
+GRACE_S = 30.0  # a dashboard that is started again within this finds its runs going on
+_SIGTERM_AFTER_S, _SIGKILL_AFTER_S = 3.8, 4.3  # the run's own watch has ended it before, where it could
+_LEAVING_S = 3.0  # a supervisor that is leaving lets go of its lock within this
+_STARTING_S = 5.0  # one that was started rings its bell within this, or another is started
 _INDEX_LIVE_EVERY_S = 2.0
 _INDEX_AT_A_TIME_S, _INDEX_AT_LEAST = 0.1, 20
 
@@ -127,12 +134,10 @@ class Client:
         self._send({"command": action, "actor": self.actor.id, "run_id": run_id} | details)
 
     def wake(self) -> None:
-        """Make sure that a supervisor is there and looks now."""
-        try:
-            if not _ring(self.store):
-                _start_supervisor(self.store)
-        except OSError as error:  # the store is gone, or cannot be written
-            raise self.store.trouble() or disk.unwritable(error) from None
+        """Make sure that a supervisor is there and looks now, and let runs go on for as long as this process lives."""
+        locks.announce(self.store.root)
+        if not _ring(self.store):
+            _start_supervisor(self.store)
 
     def _send(self, command: dict[str, str]) -> None:
         self.store.post(json.dumps(command))
@@ -148,6 +153,8 @@ def _ring(store: Store) -> bool:
             return False
         raise
     try:
+        if not stat.S_ISFIFO(os.fstat(fd).st_mode):  # a store that was copied
+            return False
         with contextlib.suppress(BlockingIOError):  # full: it will look anyway
             os.write(fd, b"!")
     except BrokenPipeError:  # it took the bell down this very moment
@@ -157,18 +164,28 @@ def _ring(store: Store) -> bool:
     return True
 
 
+_started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
+
+
 def _start_supervisor(store: Store) -> None:
-    """In a session of its own: it outlives the page and the terminal that needed it first."""
+    """In a session of its own: it outlives the page and the terminal that needed it first, and ends by itself.
+
+    One that was just started is waited for: 50 runs submitted at once are not 50 supervisors.
+    """
+    process, when = _started.get(store.root, (None, 0.0))
+    if process and process.poll() is None and time.monotonic() - when < _STARTING_S:
+        return
     fd = os.open(store.root / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
-        subprocess.Popen(
-            [sys.executable, "-m", "engine", "supervise", "--store", str(store.root)],
-            cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, start_new_session=True,
+        process = subprocess.Popen(
+            [sys.executable, "-m", "engine", "supervise", "--on-demand", "--store", str(store.root)],
+            cwd=ROOT, env=without_secrets(os.environ) | {"PYTHONPATH": path}, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=fd, stderr=fd,
         )  # fmt: skip
     finally:
         os.close(fd)
+    _started[store.root] = process, time.monotonic()
 
 
 # --- the supervisor itself -----------------------------------------------------------------------------------------
@@ -183,7 +200,7 @@ class Supervisor:
         self.machine = machine or hardware.probe()
         self.active: dict[str, tuple[Run, Job]] = {}
         self.queue: dict[str, Run] = {}
-        self.stopping: dict[str, float] = {}  # run id -> when it was asked to stop
+        self.stopping: dict[str, tuple[float, StopRequest]] = {}  # run id -> when and how it was asked to stop
         self._known: set[str] = set()
         self.unindexed: list[str] = []  # runs that are over and wait to be indexed
         self._to_delete: set[str] = set()  # as soon as their process is gone
@@ -208,21 +225,29 @@ class Supervisor:
         self._known |= on_disk
 
     def _place(self, run: Run) -> None:
-        starting = run.starting
         if run.is_over:
             pass
+        elif job := _job_at_work(run):
+            logger.info("adopted %s", run.run_id)
+            self._take_on(run, job)
+        elif request := stop_request(run.folder):
+            self._end(run, request.last_word())
         elif run.status == "queued" and run.queued is None:  # it may have been over: it is not run once more
             self._end(run, records.Interrupted(at=time.time(), reason="Its log was lost, or is damaged."))
         elif run.status == "queued":
             self.queue[run.run_id] = run
-        elif starting and is_same_process(starting.pid, starting.pid_started):
-            logger.info("adopted %s", run.run_id)
-            self.active[run.run_id] = (run, AdoptedJob(starting.pid, starting.pid_started))
         else:
+            _sweep_run(run.folder)
             self._end(
                 run, records.Interrupted(at=time.time(), reason="The machine or the supervisor stopped while it ran.")
             )
         self.index.put(row_of(run))
+
+    def _take_on(self, run: Run, job: Job) -> None:
+        """Look after a run whose process is there, and go on asking it to stop where an earlier supervisor did."""
+        self.active[run.run_id] = (run, job)
+        if request := stop_request(run.folder):
+            self.stopping.setdefault(run.run_id, (time.monotonic(), request))
 
     def tick(self) -> None:
         """One look at everything; returns soon."""
@@ -260,7 +285,7 @@ class Supervisor:
         self.unindexed += ended
         self._index_some()
         runs = [run for run_id in run_ids - ended if (run := self._open(run_id))]
-        for run in sorted(runs, key=lambda r: r.created):
+        for run in sorted(runs, key=lambda r: r.order):
             self._known.add(run.run_id)
             self._place(run)
 
@@ -280,7 +305,8 @@ class Supervisor:
                 self._obey(_parse_command(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, KeyError, EngineError) as error:
                 logger.warning("command %s was not carried out: %s", path.name, error)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # no file of ours: `rm` is for who put it there
+                path.unlink(missing_ok=True)
 
     def _obey(self, command: dict[str, str]) -> None:
         """Carry out what an actor may ask for; either way it is written to the audit log."""
@@ -311,12 +337,25 @@ class Supervisor:
 
     def _cancel(self, run_id: str, reason: str) -> None:
         self._find_new_runs()
-        if run_id in self.queue:
-            self._end(self.queue.pop(run_id), records.Cancelled(at=time.time(), reason=reason))
-        elif run_id in self.active and run_id not in self.stopping:
-            self.stopping[run_id] = time.monotonic()  # first: who cannot be asked in writing is told by a signal
-            path = self.store.folder(run_id) / STOP_FILE
-            disk.with_reserve(self.store.root, lambda: write_atomically(path, reason))
+        self._stop(run_id, StopRequest(status="cancelled", reason=reason))
+
+    def interrupt_all(self, reason: str) -> None:
+        """Stop every run there is: nobody needs them any more."""
+        for run_id in [*self.queue, *self.active]:
+            self._stop(run_id, StopRequest(status="interrupted", reason=reason))
+
+    def _stop(self, run_id: str, request: StopRequest) -> None:
+        run = self.queue.pop(run_id, None)
+        if run and not self._end(run, request.last_word()):  # forked by a supervisor that was killed
+            self._take_on(run, _job_at_work(run) or ClaimedJob(run.folder))
+        if run_id not in self.active or run_id in self.stopping:
+            return
+        run, _ = self.active[run_id]
+        _refresh(run)
+        if run.is_over or (run.starting is None and self._end(run, request.last_word())):
+            return  # its process, should one come, finds it over
+        self.stopping[run_id] = time.monotonic(), request  # first: who cannot be asked in writing is told by a signal
+        disk.with_reserve(self.store.root, lambda: ask_to_stop(run.folder, request))
 
     def _delete(self, run_id: str) -> None:
         if run_id in self.active:  # its last word is written, its process about to end; or it is still at work
@@ -330,8 +369,8 @@ class Supervisor:
             self._known.discard(run_id)
 
     def _escalate_stops(self) -> None:
-        """A run that does not answer is told more firmly: dead within ten seconds of being asked."""
-        for run_id, asked in self.stopping.items():
+        """A run that does not answer is told more firmly: it is over within five seconds of being asked."""
+        for run_id, (asked, _) in self.stopping.items():
             waited = time.monotonic() - asked
             if waited > _SIGKILL_AFTER_S:
                 self.active[run_id][1].signal(signal.SIGKILL)
@@ -342,11 +381,19 @@ class Supervisor:
         for run_id, (run, job) in list(self.active.items()):
             if job.is_alive():
                 continue
-            del self.active[run_id]
-            stopped = self.stopping.pop(run_id, None) is not None
             _refresh(run)
-            if not run.is_over:
-                self._end(run, self._last_word_for(run, job, stopped=stopped))
+            if not run.is_over and (owner := _job_at_work(run)):
+                if isinstance(owner, AdoptedJob):  # another process began it first, and goes on
+                    self._take_on(run, owner)
+                continue  # or a thread of this one is still about to end
+            if run.starting:
+                end_helpers(run.starting.pid, run_id)
+            _sweep_run(run.folder)
+            _, request = self.stopping.get(run_id, (0.0, None))
+            if not run.is_over and not self._end(run, self._last_word_for(run, job, request)):
+                continue
+            del self.active[run_id]
+            self.stopping.pop(run_id, None)
             if not run.folder.exists():
                 self.index.remove(run_id)
                 continue
@@ -356,21 +403,31 @@ class Supervisor:
                 self._to_delete.discard(run_id)
                 self._delete(run_id)
 
-    def _last_word_for(self, run: Run, job: Job, *, stopped: bool) -> records.Terminal:
-        if stopped:
+    def _last_word_for(self, run: Run, job: Job, request: StopRequest | None) -> records.Terminal:
+        if request and request.status == "cancelled":
             return records.Cancelled(at=time.time(), reason="It did not stop when asked and was ended.")
+        if request:
+            return request.last_word()
+        held = run.hardware.last("process_memory_bytes")
+        memory = f"; it last held {units.nbytes(held)} of memory" if records.is_number(held) else ""
         return records.Failed(
-            at=time.time(), cause=WorkerLost.__name__, message=f"The run was lost: {job.cause_of_death()}.",
+            at=time.time(), cause=WorkerLost.__name__, message=f"The run was lost: {job.cause_of_death()}{memory}.",
             fix="Its points up to then are kept. Run it again; if it repeats, try a smaller model or batch.",
             step=len(run.steps) or None,
         )  # fmt: skip
 
-    def _end(self, run: Run, last: records.Terminal) -> None:
-        """Speak for a run that has no process (any more); where its log cannot be written now, later."""
-        log = run.folder / "events.jsonl"
+    def _end(self, run: Run, last: records.Terminal) -> bool:
+        """Speak for a run that has no process (any more), where its log cannot be written now, later; False where one
+        is about to speak for itself."""
         self._unsaid.pop(run.run_id, None)
         try:
-            EventLog(log, patience_s=0).close(last, steps=len(run.steps), evaluations=len(run.evaluations))
+            with claim(run.folder) as mine:
+                if not mine:
+                    return False
+                _refresh(run)
+                if not run.is_over:
+                    log = EventLog(run.folder / "events.jsonl", patience_s=0)
+                    log.close(last, steps=len(run.steps), evaluations=len(run.evaluations))
             run.refresh()
             self.index.put(row_of(run))
         except (OSError, StoreError) as error:  # the other runs go on
@@ -378,6 +435,7 @@ class Supervisor:
             if run.folder.exists():
                 full = isinstance(error, StoreFull) or (isinstance(error, OSError) and disk.is_full(error))
                 self._unsaid[run.run_id] = run, _lost_to_a_full_disk(last) if full else last
+        return True
 
     def _say_the_unsaid(self) -> None:
         for run, last in list(self._unsaid.values()):
@@ -439,8 +497,7 @@ class Supervisor:
 
     def sentinels(self) -> list[int]:
         """File descriptors that become readable when a run's process ends."""
-        processes = [getattr(job, "process", None) for _, job in self.active.values()]
-        return [p.sentinel for p in processes if p is not None and p.is_alive()]
+        return [fd for _, job in self.active.values() if (fd := job.sentinel()) is not None]
 
 
 def _refresh(run: Run) -> None:
@@ -471,10 +528,56 @@ def _share(config: RunConfig) -> int:
     return config.threads if config.device == "cpu" else 1
 
 
-def serve(store: Store, *, idle_s: float = IDLE_S) -> bool:
-    """Be the store's supervisor until nobody needs one; False when another already is."""
+def _job_at_work(run: Run) -> Job | None:
+    """The process that runs a run, whoever started it. It holds the run's claim: after a restart of the machine another
+    process may have its pid, and have begun as long after the start."""
+    if not is_claimed(run.folder):
+        return None
+    run.refresh()
+    starting = run.starting
+    if starting and is_same_process(starting.pid, starting.pid_started):
+        return AdoptedJob(starting.pid, starting.pid_started)
+    return ClaimedJob(run.folder)  # not yet, or hardly any more
+
+
+def _sweep_run(folder: Path) -> None:
+    """Remove what a run's process that is gone had not finished writing."""
+    for draft in folder.glob(".*"):
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+class _Need:
+    """Whether anyone needs the store's supervisor: a dashboard, or a command that follows its run."""
+
+    def __init__(self, root: Path, grace_s: float) -> None:
+        self.root, self.grace_s = root, grace_s
+        self._last_seen = time.monotonic()
+
+    def is_there(self) -> bool:
+        if there := locks.is_needed(self.root):
+            self._last_seen = time.monotonic()
+        return there
+
+    def is_gone(self) -> bool:
+        """Nobody came within the grace: what needed it was not restarted but ended."""
+        return not self.is_there() and time.monotonic() - self._last_seen > self.grace_s
+
+    def words(self) -> str:
+        return (
+            f"Nobody needed it any more: the dashboard or command it ran for ended and was not back within {self.grace_s:g} s. "
+            "Run it again; runs go on without a dashboard while `python -m engine supervise` runs."
+        )
+
+
+def serve(store: Store, *, idle_s: float = IDLE_S, grace_s: float = math.inf, standby: bool = False) -> bool:
+    """Be the store's supervisor until nobody needs one; False when another already is.
+
+    When everybody who announced a need of the store has been gone for `grace_s`, its runs are interrupted and the
+    supervisor leaves. With `standby`, another supervisor is waited for, and meanwhile its runs go on.
+    """
     with _lock_file(store) as lock:
-        if not _locked(lock.fileno()):
+        if not (_stood_by(store, lock.fileno()) if standby else locks.lock(lock.fileno(), patience_s=_LEAVING_S)):
             return False
         place = _Place(store, lock.fileno())
         identity = "{} {}".format(*own_identity())
@@ -482,7 +585,7 @@ def serve(store: Store, *, idle_s: float = IDLE_S) -> bool:
         executor = LocalExecutor()
         supervisor = Supervisor(store, executor)
         try:
-            _supervise(supervisor, executor, place, idle_s)
+            _supervise(supervisor, executor, place, _Need(store.root, grace_s), idle_s)
         except (OSError, StoreError) as error:
             if place.is_ours():
                 raise
@@ -494,6 +597,17 @@ def serve(store: Store, *, idle_s: float = IDLE_S) -> bool:
             (store.root / "supervisor.pid").unlink(missing_ok=True)
         logger.info("leaving")
         return True
+
+
+def _stood_by(store: Store, lock: int) -> bool:
+    """Whoever is the supervisor now, its runs go on; and when it leaves, we are."""
+    if locks.lock(lock):
+        return True
+    locks.announce(store.root)
+    logger.info("this store has a supervisor: keeping its runs going, and taking its place when it leaves")
+    taken = locks.lock(lock, patience_s=math.inf)
+    locks.withdraw(store.root)
+    return taken
 
 
 class _Place:
@@ -518,39 +632,41 @@ class _Place:
             raise StoreGone("Its folder was moved, deleted or replaced.")
 
 
-def _supervise(supervisor: Supervisor, executor: LocalExecutor, place: _Place, idle_s: float) -> None:
+def _supervise(supervisor: Supervisor, executor: LocalExecutor, place: _Place, need: _Need, idle_s: float) -> None:
     stop = _on_signals()
     logger.info("supervising")
     if network := disk.network_file_system(supervisor.store.root):
         logger.warning("the store lies on a network file system (%s): use it from one machine only", network)
+    executor.warm()
     supervisor.recover()
-    if supervisor.is_idle:
-        supervisor.tick()
-    if supervisor.is_idle:
-        try:
-            executor.warm()
-        except (OSError, EOFError) as error:
-            logger.warning("the fork server could not be warmed: %r", error)
     while True:
         with _doorbell(supervisor.store) as bell:
-            _serve_until_idle(supervisor, bell, place, idle_s, stop)
+            _serve_until_idle(supervisor, bell, place, need, idle_s, stop)
         supervisor.tick()  # who rang while the bell was taken down is heard here
         if supervisor.is_idle or stop:
             break
 
 
-def _serve_until_idle(supervisor: Supervisor, bell: int, place: _Place, idle_s: float, stop: list[int]) -> None:
-    needed_at = time.monotonic()
-    while not stop and time.monotonic() - needed_at < idle_s:
+def _serve_until_idle(
+    supervisor: Supervisor, bell: int, place: _Place, need: _Need, idle_s: float, stop: list[int]
+) -> None:
+    busy_at, interrupted = time.monotonic(), False
+    while not stop and time.monotonic() - busy_at < idle_s:
         place.check()
         supervisor.tick()
-        if not supervisor.is_idle or supervisor.unindexed:
-            needed_at = time.monotonic()
+        if need.is_gone():
+            if interrupted and supervisor.is_idle:
+                return
+            if not supervisor.is_idle:
+                supervisor.interrupt_all(need.words())
+                interrupted = True
+        if not supervisor.is_idle or supervisor.unindexed or need.is_there():
+            busy_at = time.monotonic()
         patience = 0.0 if supervisor.unindexed else 1.0 if supervisor.is_idle else 0.25
         ready = wait_for_any([bell, *supervisor.sentinels()], timeout=patience)
         if bell in ready:
             os.read(bell, 4096)
-            needed_at = time.monotonic()
+            busy_at = time.monotonic()
 
 
 def _on_signals() -> list[int]:
@@ -564,7 +680,7 @@ def _on_signals() -> list[int]:
 def rebuild_index(store: Store) -> str:
     """Make the index anew, here or by the supervisor that is at work; returns who did."""
     with _lock_file(store) as lock:
-        if _locked(lock.fileno(), attempts=1):
+        if locks.lock(lock.fileno()):
             index = KeptIndex(store)
             index.rebuild()
             index.close()
@@ -583,16 +699,6 @@ def _lock_file(store: Store) -> IO[str]:
         return os.fdopen(os.open(store.root / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         raise store.trouble() or disk.unwritable(error) from None
-
-
-def _locked(fd: int, *, attempts: int = 30) -> bool:
-    """An OS lock dies with its process: no stale lock file can keep a store shut. One that is leaving is waited for."""
-    for _ in range(attempts):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @contextlib.contextmanager

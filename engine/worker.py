@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -15,48 +16,65 @@ from typing import Any
 from engine import disk, hardware, limits, records, sampler, settings
 from engine.config import RunConfig
 from engine.errors import EngineError, OutOfMemory
+from engine.locks import claim
 from engine.processes import own_identity
 from engine.pytorch.train import train
 from engine.records import AnyEvent
-from engine.store import STOP_FILE, EventLog, read_config
+from engine.store import SUMMARY_POINTS, EventLog, Run, StopRequest, read_config, stop_request
 
 Task = Callable[..., Iterator[AnyEvent]]
 TASKS: dict[str, Task] = {"train": train}
 
 _ORPHAN_GRACE_S = 5.0
 _DETAIL_CHARS = 100_000  # of a traceback: a compiler's may be long
+_ANSWER_S = 2.5  # what a step, a compiler or a parser may take before a run that was asked to stop is ended under it
+_CLAIM_S = 0.5  # a supervisor that looks whether the run is claimed holds it for microseconds
+
+
+_ORPHANED = StopRequest(
+    status="interrupted", reason="The supervisor of this store went away while the run was running."
+)
 
 
 class Stopped(Exception):
     """The run was asked to stop."""
 
 
-class Orphaned(Exception):
-    """The supervisor is gone for good."""
+def run(
+    folder: Path,
+    *,
+    supervisor_is_alive: Callable[[], bool] = lambda: True,
+    end_process: Callable[[], None] | None = None,
+) -> None:
+    """Run the task of `folder`/config.json to its end; always leaves a terminal event.
+
+    A run starts once: where another process has begun it, or it is over, nothing happens. That is so when a supervisor
+    was killed just after it had asked for the process, and the next one asked for another.
+
+    `end_process` ends this process and its helpers at once, for a task that does not look up when asked to stop.
+    """
+    with claim(folder, patience_s=_CLAIM_S) as mine:
+        if mine and Run(folder, keep_points=SUMMARY_POINTS).status == "queued":
+            _run(folder, supervisor_is_alive, end_process)
 
 
-def run(folder: Path, *, supervisor_is_alive: Callable[[], bool] = lambda: True) -> None:
-    """Run the task of `folder`/config.json to its end; always leaves a terminal event."""
+def _run(folder: Path, supervisor_is_alive: Callable[[], bool], end_process: Callable[[], None] | None) -> None:
     config = read_config(folder)
     log = EventLog(folder / "events.jsonl")
     pid, pid_started = own_identity()
     log.append(records.Starting(at=time.time(), pid=pid, pid_started=pid_started))
     energy = sampler.EnergyMeter(config.device)
-    watch = _Watch(folder, supervisor_is_alive, log, energy)
+    watch = _Watch(folder, supervisor_is_alive, log, energy, end_process)
     ended: records.Terminal
     try:
         with watch:
             _drive(config, folder, log, watch)
         ended = records.Finished(at=time.time())
-    except Stopped as stop:
-        log.append(records.Stopping(at=time.time(), reason=str(stop)))
-        ended = records.Cancelled(at=time.time(), reason=str(stop))
-    except Orphaned:
-        ended = records.Interrupted(
-            at=time.time(), reason="The supervisor of this store went away while the run was running."
-        )
     except BaseException as error:  # the one border where anything may arrive: it becomes the run's last word
         ended = _failed(error, folder, log.steps)
+    if watch.asked:  # whatever came of it meanwhile
+        ended = watch.asked.last_word()
+    watch.have_the_last_word()
     log.close(ended.model_copy(update=_costs(energy)))
 
 
@@ -100,20 +118,33 @@ def _failed(error: BaseException, folder: Path, step: int) -> records.Failed:
 
 
 class _Watch:
-    """The run's second thread: samples the hardware, flushes the log, and looks whether the run should stop."""
+    """The run's second thread: samples the hardware, flushes the log, and looks whether the run should stop.
+
+    The run is asked to stop in the first thread. Where that one is deep in a long step, a compiler or a parser, this one
+    says the last word after `_ANSWER_S` and ends the process.
+    """
 
     def __init__(
-        self, folder: Path, supervisor_is_alive: Callable[[], bool], log: EventLog, energy: sampler.EnergyMeter
+        self,
+        folder: Path,
+        supervisor_is_alive: Callable[[], bool],
+        log: EventLog,
+        energy: sampler.EnergyMeter,
+        end_process: Callable[[], None] | None = None,
     ) -> None:
-        self._stop_file = folder / STOP_FILE
+        self._folder = folder
         self._supervisor_is_alive = supervisor_is_alive
         self._log = log
         self._energy = energy
+        self._end_process = end_process
         self._sampler: sampler.Sampler | None = None
         self._over = threading.Event()
-        self._orphaned = threading.Event()
+        self._asking = threading.Lock()
+        self._last_word = threading.Lock()  # taken once, never given back
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
         self.began: float | None = None
+        self.asked: StopRequest | None = None
+        self._asked_at = math.inf
 
     def __enter__(self) -> _Watch:
         self._thread.start()
@@ -138,15 +169,32 @@ class _Watch:
 
     def raise_if_asked(self) -> None:
         """Called between the task's events, at most some tenths of a second apart."""
-        with contextlib.suppress(FileNotFoundError):
-            raise Stopped(self._stop_file.read_text(encoding="utf-8").strip() or "cancelled by the user")
-        if self._orphaned.is_set():
-            raise Orphaned
+        self._notice()
+        if self.asked:
+            raise Stopped(self.asked.reason)
+
+    def have_the_last_word(self) -> None:
+        """Returns in the one thread that may end the log; never, where this process is already being ended."""
+        self._last_word.acquire()
+
+    def _notice(self) -> None:
+        if self.asked is None and (request := stop_request(self._folder)):
+            self._ask(request)
+
+    def _ask(self, request: StopRequest) -> None:
+        with self._asking:
+            if self.asked is None:
+                self._asked_at = time.monotonic()
+                self.asked = request
+                self._log.append(records.Stopping(at=time.time(), reason=request.reason))
 
     def _look(self) -> None:
         alone_since, beat = None, 0
         while not self._over.wait(0.1):
             self._log.flush_if_due()
+            self._notice()
+            if time.monotonic() - self._asked_at > _ANSWER_S and self._end_process:
+                self._end_now(self._end_process)
             beat += 1
             if beat % 10:
                 continue
@@ -155,7 +203,18 @@ class _Watch:
             elif alone_since is None:
                 alone_since = time.monotonic()
             elif time.monotonic() - alone_since > _ORPHAN_GRACE_S:
-                self._orphaned.set()
+                self._ask(_ORPHANED)
+
+    def _end_now(self, end_process: Callable[[], None]) -> None:
+        """The energy meter is left alone: a driver that hangs may be why the run does not answer."""
+        if not self._last_word.acquire(blocking=False) or self.asked is None:
+            return
+        peak, method = sampler.peak_memory_bytes()
+        said = {"peak_memory_bytes": peak, "peak_memory_method": method}
+        try:
+            self._log.close(self.asked.last_word().model_copy(update=said))
+        finally:
+            end_process()
 
 
 def leave_the_terminal() -> None:

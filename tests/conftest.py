@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 
+from engine import locks
 from engine.config import RunConfig, with_overrides
 from engine.errors import StoreError
 from engine.presets import PRESETS
@@ -81,6 +82,7 @@ class Supervised:
 
     def end(self) -> None:
         """Leave nothing running: the supervisor, its fork server and every run's process."""
+        locks.withdraw(self.store.root)
         left = [psutil.Process(pid) for pid in filter(psutil.pid_exists, self._pids_at_work())]
         with contextlib.suppress(OSError, psutil.NoSuchProcess):
             left += [*self.process.children(recursive=True), self.process]

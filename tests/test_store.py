@@ -228,7 +228,7 @@ def test_everything_is_readable_by_its_owner_only(tmp_path):
         os.umask(before)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [store.root, *store.root.rglob("*")]}
     index.close()
-    assert len(modes) == 9
+    assert len(modes) == 10
     assert {str(p): oct(m) for p, m in modes.items() if m != (0o700 if p.is_dir() else 0o600)} == {}
 
 

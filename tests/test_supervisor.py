@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from engine import hardware, records, supervisor, worker
+from engine import hardware, locks, records, supervisor, worker
 from engine.config import RunConfig, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
 from engine.executor import AdoptedJob, InlineExecutor
@@ -216,7 +216,7 @@ def test_a_run_ends_as_interrupted_when_its_supervisor_is_gone_for_good(store, m
     monkeypatch.setattr(worker, "_ORPHAN_GRACE_S", 0.0)
     some_seconds = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.seconds=10"])
     run_id = store.create(some_seconds)
-    worker.run(store.folder(run_id), supervisor_is_alive=lambda: False)
+    worker.run(store.folder(run_id), supervisor_is_alive=lambda: not len(store.run(run_id).steps))
     run = store.run(run_id)
     assert (run.status, run.problems) == ("interrupted", [])
     assert len(run.steps) > 0
@@ -233,9 +233,12 @@ def test_a_reused_pid_is_not_the_run(in_process, store, config):
 def test_a_run_that_does_not_answer_is_ended_all_the_same(in_process, store, config, monkeypatch):
     monkeypatch.setattr(supervisor, "_SIGTERM_AFTER_S", 0.05)
     monkeypatch.setattr(supervisor, "_SIGKILL_AFTER_S", 0.1)
-    deaf = subprocess.Popen(["sleep", "600"])
-    deaf.send_signal(signal.SIGSTOP)  # it reads no stop file and does not act on SIGTERM
     run_id = store.create(config)
+    claim = os.open(store.folder(run_id), os.O_RDONLY)
+    assert locks.lock(claim)
+    deaf = subprocess.Popen(["sleep", "600"], pass_fds=[claim])
+    os.close(claim)
+    deaf.send_signal(signal.SIGSTOP)  # it reads no stop file and does not act on SIGTERM
     starting = records.Starting(at=time.time(), pid=deaf.pid, pid_started=process_started(deaf.pid))
     EventLog(store.folder(run_id) / "events.jsonl").append(starting)
     in_process.recover()

@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import resource
+import signal
 import sys
+import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +26,19 @@ def main() -> None:
     """A question on stdin, what was found or what is wrong with it on stdout, both JSON."""
     asked = json.loads(sys.stdin.buffer.read())
     seconds, memory_bytes = math.ceil(asked["seconds"]), asked["memory_bytes"]
+    signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # also where it waits: who asked may be gone
+    threading.Thread(target=_end_with, args=(asked["parent"],), daemon=True).start()
     for kind, limits in ((resource.RLIMIT_CPU, (seconds, seconds + 1)), (resource.RLIMIT_AS, (memory_bytes,) * 2)):
         with contextlib.suppress(ValueError, OSError):  # a lower one is set, or macOS, which has none on address space
             resource.setrlimit(kind, limits)
     print(json.dumps(_answer(asked)))
+
+
+def _end_with(parent: int) -> None:
+    """Nobody waits for an answer when who asked is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
 
 
 def _answer(asked: dict[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _inspected(version: _Version) -> Dataset | ConfigError:
 
 def _ask_a_process(version: _Version) -> dict[str, Any]:
     """What `__main__.py` prints. Raises ConfigError when it comes to no answer."""
-    question = version._asdict() | {"memory_bytes": INSPECT_MEMORY_BYTES, "seconds": INSPECT_S}
+    question = version._asdict() | {"memory_bytes": INSPECT_MEMORY_BYTES, "seconds": INSPECT_S, "parent": os.getpid()}
     environment = {
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
         "PYTHONUTF8": "1",

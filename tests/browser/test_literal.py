@@ -26,6 +26,7 @@ sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 expect = sync_api.expect
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_MS = 120_000  # others use this machine too
 
 PAGE = """
 import json, pathlib, sys
@@ -79,7 +80,7 @@ def test_streamlit_finds_no_markup_of_its_own_in_text_that_is_literal(browser, s
     page.on("request", lambda r: foreign.append(r.url) if samples_url[7:] not in r.url and "http" in r.url else None)
     page.on("dialog", lambda d: dialogs.append(d.message))
     page.goto(samples_url)
-    expect(page.get_by_text("complete", exact=True)).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("complete", exact=True)).to_be_visible(timeout=PATIENCE_MS)
     wrong = []
     for i, text in enumerate(SAMPLES):
         shown = as_drawn(visible(text, 1_000))
@@ -150,7 +151,7 @@ def test_the_start_page_shows_hostile_and_endless_names_as_text(quiet, app_url, 
     quiet.set_viewport_size({"width": width, "height": 900})
     quiet.emulate_media(color_scheme=scheme)
     quiet.goto(app_url)
-    expect(quiet.get_by_text(visible(NAME, 80)).first).to_be_visible(timeout=30_000)
+    expect(quiet.get_by_text(visible(NAME, 80)).first).to_be_visible(timeout=PATIENCE_MS)
     expect(quiet.get_by_text("W" * 79 + "…")).to_be_visible()
     assert fits(quiet)
 
@@ -160,15 +161,15 @@ def test_the_page_of_a_hostile_run_shows_its_reason_its_readings_and_its_charts(
     quiet.set_viewport_size({"width": width, "height": 900})
     quiet.emulate_media(color_scheme=scheme)
     quiet.goto(f"{app_url}/train?run={hostile[1].run_id}")
-    expect(quiet.get_by_text(f"Why: {visible(NAME)} Fix: {visible(NAME)}")).to_be_visible(timeout=30_000)
-    expect(quiet.get_by_text("Recording: at byte")).to_contain_text(visible(NAME))
+    expect(quiet.get_by_text(f"Why: {visible(NAME)} Fix: {visible(NAME)}")).to_be_visible(timeout=PATIENCE_MS)
+    expect(quiet.get_by_text("Recording: at byte")).to_contain_text(visible(NAME), timeout=PATIENCE_MS)
     shown_path = visible(f"/data/{NAME}.csv")[-60:]  # of a long one the end
-    expect(quiet.get_by_text(f"{shown_path}: there is no such file or folder.")).to_be_visible(timeout=30_000)
-    quiet.locator('[data-testid="plot-loss"].js-plotly-plot').wait_for(timeout=30_000)
-    expect(quiet.get_by_test_id("words-gpu")).to_have_text(visible(NAME))
+    expect(quiet.get_by_text(f"{shown_path}: there is no such file or folder.")).to_be_visible(timeout=PATIENCE_MS)
+    quiet.locator('[data-testid="plot-loss"].js-plotly-plot').wait_for(timeout=PATIENCE_MS)
+    expect(quiet.get_by_test_id("words-gpu")).to_have_text(visible(NAME), timeout=PATIENCE_MS)
     memory = quiet.locator("[data-testid=stMetric]", has_text="Training memory")
     memory.locator("[data-testid=stTooltipIcon]").first.hover()
-    expect(quiet.get_by_role("tooltip")).to_contain_text(visible(NAME))
+    expect(quiet.get_by_role("tooltip")).to_contain_text(visible(NAME), timeout=PATIENCE_MS)
     assert fits(quiet)
 
 
@@ -178,7 +179,7 @@ def test_a_reason_without_end_breaks_no_layout(quiet, app_url, hostile, width, s
     quiet.emulate_media(color_scheme=scheme)
     quiet.goto(f"{app_url}/train?run={hostile[2].run_id}")
     words = quiet.get_by_test_id("words-gpu")
-    expect(words).to_have_text("W" * 299 + "…", timeout=30_000)
+    expect(words).to_have_text("W" * 299 + "…", timeout=PATIENCE_MS)
     assert words.evaluate("n => n.scrollWidth <= n.clientWidth")
     assert fits(quiet)
 
@@ -186,7 +187,7 @@ def test_a_reason_without_end_breaks_no_layout(quiet, app_url, hostile, width, s
 def test_the_list_of_runs_draws_hostile_names_and_offers_no_export_of_its_own(quiet, app_url):
     quiet.goto(f"{app_url}/runs")
     table = quiet.locator("[data-testid=stDataFrame]")
-    expect(table.get_by_text(visible(NAME, 200), exact=True)).to_have_count(1, timeout=30_000)
+    expect(table.get_by_text(visible(NAME, 200), exact=True)).to_have_count(1, timeout=PATIENCE_MS)
     table.hover()
     expect(quiet.locator("[data-testid=stElementToolbar]")).to_be_visible()
     expect(quiet.get_by_role("button", name="Download as CSV")).to_have_count(0)
@@ -194,7 +195,9 @@ def test_the_list_of_runs_draws_hostile_names_and_offers_no_export_of_its_own(qu
     box = table.bounding_box()
     for row in (1, 2):  # the boxes at the left of the rows
         quiet.mouse.click(box["x"] + 18, box["y"] + 35 * (row + 0.5))
-        expect(quiet.locator(".st-key-selected")).to_contain_text(["W" * 999 + "…", visible(NAME)][row - 1])
+        expect(quiet.locator(".st-key-selected")).to_contain_text(
+            ["W" * 999 + "…", visible(NAME)][row - 1], timeout=PATIENCE_MS
+        )
         assert fits(quiet)
 
 
@@ -210,7 +213,7 @@ def test_a_report_of_hostile_runs_is_text_from_its_title_to_its_legends(browser,
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
     page.on("request", lambda r: None if r.url.startswith(("file:", "blob:", "data:")) else said.append(r.url))
     page.goto(file.as_uri())
-    page.locator("#chart-loss .main-svg").first.wait_for(timeout=30_000)
+    page.locator("#chart-loss .main-svg").first.wait_for(timeout=PATIENCE_MS)
     assert page.locator("h1").inner_text() == visible(NAME)
     assert page.locator(".trouble").first.inner_text().endswith(f"Why: {visible(NAME)} Fix: {visible(NAME)}")
     page.locator("#chart-loss .nsewdrag").first.hover()
