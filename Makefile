@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 PORT ?= 8501
 
 .DEFAULT_GOAL := help
-.PHONY: help run link test check format browser bench bench-peers clean
+.PHONY: help run link test check format browser bench bench-load bench-peers clean
 
 help:
 	@echo "make run     set up and start the dashboard on http://127.0.0.1:$(PORT)"
 	@echo "make link    print a link that lets one more browser in"
 	@echo "make test    set up and run the tests (browser tests run where Chromium is installed)"
 	@echo "make check   format, lint, types, tests"
-	@echo "make bench   side-by-side measurements, in minutes (make bench-peers: against other libraries, 2.5 GB)"
+	@echo "make bench   side-by-side measurements, in minutes (make bench-load: many viewers, many runs, long runs;"
+	@echo "             make bench-peers: against other libraries, 2.5 GB)"
 
 # A stamp per requirements file: pip runs again only when the file changed. All of a file in one pip call, so that
 # nothing pulls another torch.
@@ -58,6 +59,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.data_route
 	$(BIN)/python -m benchmarks.first_point
+
+bench-load: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.load
 
 # The other libraries have an environment of their own, and may not replace torch.
 .venv-peers/.ready: benchmarks/requirements-peers.txt benchmarks/constraints-peers.txt requirements.txt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 
@@ -12,7 +13,7 @@ from engine import records
 from engine.config import RunConfig, with_overrides
 from engine.errors import StoreError
 from engine.presets import PRESETS
-from engine.store import SORTABLE, EventLog, Index, Store, line_of, row_of
+from engine.store import SORTABLE, EventLog, Index, Stamp, Store, line_of, row_of
 from engine.supervisor import Supervisor
 from tests.fakes import make_run
 from tests.test_store import NoExecutor
@@ -140,6 +141,17 @@ def test_a_run_made_or_deleted_a_moment_ago_is_seen_at_once(store):
             assert store.listing().total == before + 1
 
 
+def test_a_stamp_is_trusted_only_when_a_later_change_cannot_leave_the_same(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("a")
+    assert Stamp.of(file) is None
+    os.utime(file, (time.time() - 10,) * 2)
+    before = Stamp.of(file, tmp_path / "missing")
+    assert before is not None
+    os.utime(file, (time.time() - 9,) * 2)
+    assert Stamp.of(file, tmp_path / "missing") not in (None, before)
+
+
 def test_a_run_taken_out_of_the_index_is_read_from_its_folder(store):
     runs = [make_run(store, num_steps=20) for _ in range(3)]
     with indexed(store) as supervisor:
@@ -197,8 +209,9 @@ def test_a_click_waits_for_a_part_of_the_indexing_only(store, monkeypatch):
     supervisor._find_new_runs()
     assert supervisor.unindexed
     assert fresh in supervisor.queue
-    while supervisor.unindexed:
-        supervisor._index_some()
+    supervisor.queue.clear()  # nothing is to be started here
+    for _ in range(12):
+        supervisor.tick()
     assert supervisor.index.ids() == set(store.ids())
     supervisor.index.close()
 

@@ -122,3 +122,12 @@ def test_a_followed_log_has_every_row_after_each_look(store, folder):
         written += len(event.loss)
         run.refresh()
         assert len(run.steps) == written
+
+
+def test_a_record_that_is_there_twice_counts_once_and_is_said(store, folder):
+    lines = [encode(event) for event in list(read_backs(np.random.default_rng(5)))[:4]]
+    (folder / "events.jsonl").write_bytes(b"".join([*lines, lines[1], lines[3]]))
+    run = store.run(folder.name)
+    steps = run.steps["step"].tolist()
+    assert steps == list(range(1, len(steps) + 1))
+    assert ["not in order" in problem for problem in run.problems] == [True, True]
