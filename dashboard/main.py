@@ -9,7 +9,8 @@ if str(ROOT) not in sys.path:  # Streamlit puts dashboard/, not the root, on sys
 
 import streamlit as st
 
-from dashboard import parts
+from dashboard import parts, state
+from engine.errors import StoreError, StoreGone
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -17,13 +18,29 @@ st.set_page_config(page_title="Isoflop", page_icon=str(ASSETS / "icon.svg"), lay
 st.logo(str(ASSETS / "icon.svg"), size="large")
 st.html(ASSETS / "page.css")
 
-parts.person()
 pages = ROOT / "pages"
-st.navigation(
+page = st.navigation(
     [
         st.Page(pages / "start.py", title="Start", icon=":material/home:", default=True),
         st.Page(pages / "train.py", title="Train", icon=":material/play_circle:", url_path="train"),
         st.Page(pages / "runs.py", title="Runs", icon=":material/list:", url_path="runs"),
     ],
     position="top",
-).run()
+)
+
+
+def store_can_be_read() -> bool:
+    """What is wrong with the store is said above every page; without one there is nothing to show."""
+    try:
+        trouble = state.store().trouble()
+    except StoreError as error:
+        parts.error_box(error)
+        return False
+    if trouble:
+        parts.error_box(trouble)
+    return not isinstance(trouble, StoreGone)
+
+
+if store_can_be_read():
+    parts.person()
+    page.run()

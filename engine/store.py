@@ -209,7 +209,11 @@ class EventLog:
                 self.evaluations += 1
             quiet = isinstance(event, records.Steps | records.HardwareSample)
             if not quiet or first_point or time.monotonic() - self._flushed_at >= _FLUSH_S:
-                self._write()
+                try:
+                    self._write()
+                except StoreError:  # said to who trains, not to the thread that samples
+                    if not isinstance(event, records.HardwareSample):
+                        raise
 
     def flush_if_due(self) -> None:
         """Never raises: the thread that watches a run has more to look after. The next `append` says what is wrong."""

@@ -22,7 +22,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from streamlit.testing.v1 import AppTest
 
+from dashboard import state
 from engine import checkup, disk, records, supervisor, worker
 from engine import store as store_module
 from engine.checkup import check, has_wal_reset_bug
@@ -30,6 +32,7 @@ from engine.config import RunConfig, with_overrides
 from engine.errors import StoreError, StoreFull, StoreGone
 from engine.executor import AdoptedJob, InlineExecutor
 from engine.presets import PRESETS
+from engine.processes import process_started
 from engine.store import EventLog, Index, KeptIndex, Run, Store, row_of
 from engine.supervisor import Client, Supervisor
 from tests.conftest import ROOT, Supervised
@@ -221,6 +224,7 @@ def test_a_run_can_be_deleted_on_a_full_disk(tmp_path, no_limits):
         assert store.ids() == []
 
 
+@pytest.mark.slow
 def test_a_run_ends_for_want_of_room_and_the_supervisor_goes_on(small_disk):
     own = Supervised(small_disk / "store")
     try:
@@ -264,6 +268,43 @@ def test_weights_that_do_not_fit_leave_nothing_and_say_why(tmp_path, no_limits):
         run = store.run(run_id)
         assert (run.status, run.last_word.cause, len(run.steps)) == ("failed", "StoreFull", 2)
         assert sorted(p.name for p in run.folder.iterdir()) == ["config.json", "events.jsonl"]
+
+
+def test_weights_written_by_half_are_taken_away(tmp_path, monkeypatch):
+    from engine.pytorch import train
+
+    def half(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Net:
+        model = train.torch.nn.Linear(1, 1)
+        averaged = contextlib.nullcontext
+
+    monkeypatch.setattr(train, "save_file", half)
+    with pytest.raises(OSError, match="No space left"):
+        train._save(Net(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_cannot_be_asked_in_writing_to_stop_is_told_by_a_signal(store, monkeypatch):
+    process = subprocess.Popen(["sleep", "600"])
+    run_id = store.create(RunConfig())
+    starting = records.Starting(at=1.0, pid=process.pid, pid_started=process_started(process.pid))
+    EventLog(store.folder(run_id) / "events.jsonl").append(starting)
+    supervising = Supervisor(store, InlineExecutor())
+    supervising.recover()
+    monkeypatch.setattr(supervisor, "_SIGTERM_AFTER_S", 0.0)
+    store.post(json.dumps({"command": "cancel", "run_id": run_id, "reason": "enough"}))
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        supervising._take_commands()
+    assert run_id in supervising.stopping
+    supervising.tick()
+    assert process.wait(60) == -signal.SIGTERM
+    supervising.tick()
+    supervising.index.close()
+    assert store.run(run_id).status == "cancelled"
 
 
 # --- a store that cannot be written, or read -----------------------------------------------------------------------
@@ -343,6 +384,7 @@ def test_a_store_without_rights_is_refused_in_one_sentence(tmp_path, closed):
 # --- a store that is taken away ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taken", ["deleted", "moved", "replaced"])
 def test_a_supervisor_leaves_a_store_that_is_not_its_own_any_more(own_supervised, tmp_path, taken):
     store, run = own_supervised.store, own_supervised.running()
@@ -396,6 +438,56 @@ def test_an_index_deleted_under_the_supervisor_is_made_anew(store):
     supervising.tick()
     supervising.index.close()
     assert [row.run_id for row in indexed(store)] == [run.run_id]
+
+
+@pytest.fixture
+def page(store, monkeypatch):
+    monkeypatch.setenv("ISOFLOP_HOME", str(store.root))
+    state.store.clear()
+    yield AppTest.from_file(str(ROOT / "dashboard" / "main.py"), default_timeout=30)
+    state.store.clear()
+
+
+def test_the_page_says_that_the_store_is_gone_and_shows_the_one_that_comes_in_its_place(page, store):
+    page.run()
+    assert not page.error
+    shutil.rmtree(store.root)
+    page.run()
+    assert [e.value.replace("\\", "") for e in page.error] == [
+        "The store's folder is gone: it was moved or deleted while it was in use. "
+        "Put it back, or start again with ISOFLOP_HOME set to a folder you own."
+    ]
+    assert not page.exception
+    Store(store.root)
+    page.run()
+    assert not page.error
+    assert not page.exception
+
+
+def test_the_page_says_that_the_disk_is_nearly_full_and_shows_the_runs_all_the_same(page, store, monkeypatch):
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 100 * MIB)
+    page.run()
+    assert page.error[0].value.startswith("The store's disk has 100 MiB free; a new run needs 500 MiB.")
+    assert page.title
+    assert not page.exception
+
+
+def test_the_page_says_that_a_store_cannot_be_used(page, store, monkeypatch):
+    store.root.rename(store.root.with_name("away"))
+    store.root.touch()
+    page.run()
+    assert "cannot be used" in page.error[0].value
+    assert not page.exception
+
+
+def test_a_doorbell_that_another_hung_up_is_left_to_them(store):
+    with supervisor._doorbell(store):
+        (store.root / "doorbell").unlink()
+        os.mkfifo(store.root / "doorbell")
+    assert (store.root / "doorbell").exists()
+    with supervisor._doorbell(store):
+        pass
+    assert not (store.root / "doorbell").exists()
 
 
 # --- rotten logs ---------------------------------------------------------------------------------------------------
@@ -661,6 +753,7 @@ def rot_wal(path, rng):
     flip(path.with_name("index.sqlite-wal"), rng)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "seed"),
     [(by_chance, seed) for by_chance in (cut, flip, zero, rot_wal) for seed in range(3)]
@@ -687,6 +780,19 @@ def test_a_damaged_index_stops_nothing_and_is_made_anew(with_index, damage, seed
     assert supervisor.rebuild_index(store) == "here"
     assert check(store).problems == []
     assert damage not in {turn_into_text, turn_into_folder} or found.problems
+
+
+def test_damage_that_no_question_meets_is_found_when_an_index_is_opened(with_index):
+    Index(with_index.root).close()
+    path = with_index.root / "index.sqlite"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        page_of = db.execute("select rootpage from sqlite_master where name = 'runs_samples_per_s'").fetchone()[0]
+    data = bytearray(path.read_bytes())
+    data[(page_of - 1) * 4_096 : page_of * 4_096] = bytes(4_096)
+    path.write_bytes(data)
+    assert "The index is damaged: " in check(with_index).problems[0]
+    Index(with_index.root).close()
+    assert (with_index.root / "index.sqlite.damaged").read_bytes() == data
 
 
 def test_an_index_that_rots_while_it_is_used_is_made_anew(with_index):
