@@ -7,9 +7,13 @@ decision, so that a new route, ours or a newer Streamlit's, is shut until someon
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import logging
+import math
 import re
+import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,9 +21,9 @@ from urllib.parse import parse_qs, parse_qsl, quote, urlencode
 
 import streamlit as st
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dashboard import signin
 from engine import access, settings
@@ -32,7 +36,13 @@ Decision = Literal["anyone", "viewer", "runner", "sign-in", "provider", "nobody"
 ACTOR_HEADER = "x-isoflop-actor"
 _LOOK, _ALL = frozenset({"GET", "HEAD"}), frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
 _MOST_BODY_BYTES = 4_096
+_SLOWEST_BODY_S = 10.0
 _WRONG_TOKEN_WAIT_S = 0.5
+_SAY_EVERY_S = 60.0
+_MOST_SOCKETS = 200  # of one person; everybody who signs in with the shared token is one
+_LOOK_EVERY_S = 1.0  # whether a socket's person is still in, for what the server sends
+_CLOSE: Message = {"type": "websocket.close", "code": 1008, "reason": "Sign in first."}
+_FROM_HERE = frozenset({"same-origin", "none"})  # Sec-Fetch-Site of our own page, and of an address that was typed
 
 logger = logging.getLogger("isoflop.access")
 
@@ -80,34 +90,76 @@ def decide(path: str, method: str) -> Decision:
 class Gate:
     """Lets a request pass as its rule says, and tells the pages by a header who sends it."""
 
-    def __init__(self, app: ASGIApp, root: Path | None = None) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._root = root
+        self._sockets = Counter[str]()  # of each person
+        self._broken, self._wrong = _Seldom(), _Seldom()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in {"http", "websocket"}:
             await self.app(scope, receive, send)
             return
         answer = await self._answer(scope, receive)
-        if answer is None:
-            await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            await answer(scope, receive, send)
+        if scope["type"] == "http":
+            await (answer or self.app)(scope, receive, send)
+        elif answer:
+            await send(_CLOSE)  # the server answers 403
         else:
-            await send({"type": "websocket.close", "code": 1008, "reason": "Sign in first."})  # the server answers 403
+            await self._watch_socket(scope, receive, send)
+
+    async def _watch_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A socket may be open for days: it ends when whoever opened it is signed out, or may no longer look."""
+        actor, asked_at, is_in = Headers(scope=scope)[ACTOR_HEADER], time.monotonic(), True
+
+        async def ended(patience_s: float) -> bool:
+            nonlocal asked_at, is_in
+            if is_in and time.monotonic() - asked_at >= patience_s:
+                is_in, asked_at = self._is_still_in(scope), time.monotonic()
+                if not is_in:
+                    await send(_CLOSE)
+            return not is_in
+
+        async def receive_of_whoever_is_in() -> Message:
+            message = await receive()
+            return {"type": "websocket.disconnect", "code": 1008} if await ended(0) else message
+
+        async def send_to_whoever_is_in(message: Message) -> None:
+            if not await ended(_LOOK_EVERY_S):
+                await send(message)
+
+        if self._sockets[actor] >= _MOST_SOCKETS:
+            await send(_CLOSE)
+            return
+        self._sockets[actor] += 1
+        try:
+            await self.app(scope, receive_of_whoever_is_in, send_to_whoever_is_in)
+        finally:
+            self._sockets[actor] -= 1
+
+    @staticmethod
+    def _is_still_in(scope: Scope) -> bool:
+        with contextlib.suppress(ConfigError):
+            rules = settings.load(root := default_root())
+            actor = signin.who(scope, root, rules)
+            if actor is not None and quote(actor.id) == Headers(scope=scope)[ACTOR_HEADER]:
+                return access.role_of(actor, rules) is not None
+        return False
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response | None:
         """Our own answer instead of the app's; None for a request that passes."""
-        root = self._root or default_root()
+        root = default_root()
         try:
             rules = settings.load(root)
         except ConfigError as error:
-            logger.error("%s", error)
+            if self._broken.times():
+                logger.error("%s", error)
             return PlainTextResponse("The settings of this store are not in order; its log says more.", status_code=503)
         headers = MutableHeaders(scope=scope)
         del headers[ACTOR_HEADER]  # only we say who it is
         if not rules.is_team and not _arrived_on_loopback(scope):
             return PlainTextResponse("This dashboard is for its own machine only.", status_code=403)
+        if _path(scope) in {"/sign-out", "/auth/logout"} and headers.get("sec-fetch-site", "none") not in _FROM_HERE:
+            return PlainTextResponse("Sign out from the page itself.", status_code=403)
         match decide(_path(scope), scope.get("method", "WEBSOCKET")):
             case "anyone":
                 return None
@@ -123,7 +175,7 @@ class Gate:
     async def _let_in(self, scope: Scope, root: Path, rules: Settings, needed: Decision) -> Response | None:
         token = _token_in_address(scope)
         if token is not None and scope["type"] == "http" and rules.sign_in.method in {"link", "token"}:
-            return await _trade(scope, root, rules, token, _address(scope))
+            return await self._trade(scope, root, rules, token, _address(scope))
         actor = signin.who(scope, root, rules)
         if actor is None:
             return _refusal(scope, rules)
@@ -145,33 +197,53 @@ class Gate:
         if request.method != "POST":
             return _refusal(scope, rules)
         form = parse_qs((await _body(request)).decode(errors="replace"))
-        return await _trade(scope, root, rules, form.get("token", [""])[0].strip(), _prefix() + "/")
+        return await self._trade(scope, root, rules, form.get("token", [""])[0].strip(), _prefix() + "/")
+
+    async def _trade(self, scope: Scope, root: Path, rules: Settings, token: str, target: str) -> Response:
+        """A token for a cookie, and on to the address without the token."""
+        if not await asyncio.to_thread(signin.accepts, root, rules, token):
+            if signin.who(scope, root, rules):  # an old link, followed by somebody who is in already
+                return RedirectResponse(target, status_code=303)
+            await asyncio.sleep(_WRONG_TOKEN_WAIT_S)
+            if times := self._wrong.times():
+                outcome = "refused" if times == 1 else f"refused {times:,} times"
+                await asyncio.to_thread(access.audit, root, Actor("token"), "sign in", outcome=outcome)
+            return _refusal(scope, rules, wrong=True)
+        await asyncio.to_thread(access.audit, root, _newcomer(rules), "sign in")
+        answer = RedirectResponse(target, status_code=303, headers={"Cache-Control": "no-store"})
+        answer.set_cookie(
+            signin.cookie_name(scope), signin.issue_cookie(root, rules), max_age=signin.COOKIE_MAX_AGE_S,
+            httponly=True, samesite="strict", secure=signin.is_encrypted(scope),
+        )  # fmt: skip
+        return answer
 
 
 async def _body(request: Request) -> bytes:
+    """Nothing for a form that is too long, or too slow to come."""
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MOST_BODY_BYTES:
-            return b""
-    return body
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(_SLOWEST_BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _MOST_BODY_BYTES:
+                    return b""
+        return body
+    return b""
 
 
-async def _trade(scope: Scope, root: Path, rules: Settings, token: str, target: str) -> Response:
-    """A token for a cookie, and on to the address without the token."""
-    if not await asyncio.to_thread(signin.accepts, root, rules, token):
-        if signin.who(scope, root, rules):  # an old link, followed by somebody who is in already
-            return RedirectResponse(target, status_code=303)
-        await asyncio.sleep(_WRONG_TOKEN_WAIT_S)
-        await asyncio.to_thread(access.audit, root, Actor("token"), "sign in", outcome="refused")
-        return _refusal(scope, rules, wrong=True)
-    await asyncio.to_thread(access.audit, root, _newcomer(rules), "sign in")
-    answer = RedirectResponse(target, status_code=303, headers={"Cache-Control": "no-store"})
-    answer.set_cookie(
-        signin.cookie_name(scope), signin.issue_cookie(root, rules), max_age=signin.COOKIE_MAX_AGE_S,
-        httponly=True, samesite="strict", secure=signin.is_encrypted(scope),
-    )  # fmt: skip
-    return answer
+class _Seldom:
+    """Of what anybody may cause, one line a while with how often it was: nobody fills the disk with it."""
+
+    def __init__(self) -> None:
+        self._count, self._next = 0, -math.inf
+
+    def times(self) -> int:
+        """How often since it was said last; 0 when it is not to be said now."""
+        self._count += 1
+        if time.monotonic() < self._next:
+            return 0
+        count, self._count, self._next = self._count, 0, time.monotonic() + _SAY_EVERY_S
+        return count
 
 
 def _newcomer(rules: Settings) -> Actor:

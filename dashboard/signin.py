@@ -13,6 +13,7 @@ import ipaddress
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -128,51 +129,78 @@ def who(scope: Scope, root: Path, settings: Settings) -> Actor | None:
         case "proxy":
             return _from_proxy(scope, settings)
         case "oidc":
-            return _from_provider(scope)
+            return _from_provider(scope, root)
         case _:
             return _from_cookie(scope, root, settings)
 
 
 def _from_cookie(scope: Scope, root: Path, settings: Settings) -> Actor | None:
-    try:
-        held = _serializer(root).loads(_cookies(scope).get(cookie_name(scope), ""), max_age=COOKIE_MAX_AGE_S)
-    except BadData:
-        return None
-    if held != [settings.sign_in.method, _fingerprint(settings)]:
+    serializer, expected = _serializer(root), [settings.sign_in.method, _fingerprint(settings)]
+    if not any(_held(serializer, value) == expected for value in _cookies(scope, cookie_name(scope))):
         return None
     return access.LOCAL if settings.sign_in.method == "link" else Actor("token", TEAM)
 
 
-def _cookies(scope: Scope) -> dict[str, str]:
-    return cookie_parser(Headers(scope=scope).get("cookie", ""))
+def _held(serializer: URLSafeTimedSerializer, value: str) -> object:
+    try:
+        return serializer.loads(value, max_age=COOKIE_MAX_AGE_S)
+    except BadData:
+        return None
+
+
+def _cookies(scope: Scope, name: str) -> list[str]:
+    """Every cookie of a name: a server on another port of this machine may have set one beside ours."""
+    parts = ";".join(Headers(scope=scope).getlist("cookie")).split(";")
+    return [value for part in parts if (value := cookie_parser(part).get(name))]
 
 
 def _from_proxy(scope: Scope, settings: Settings) -> Actor | None:
     names = Headers(scope=scope).getlist(settings.sign_in.proxy_header)
-    if not _peers(scope) <= set(settings.sign_in.proxy_addresses) or len(names) != 1 or not names[0].strip():
+    believed = {_plain(address) for address in settings.sign_in.proxy_addresses}
+    if not _peers(scope) <= believed or len(names) != 1:
         return None
-    return Actor("proxy", names[0].strip()[:200])
+    name = names[0].strip()
+    return Actor("proxy", name) if 0 < len(name) <= access.LONGEST_NAME else None
 
 
 def _peers(scope: Scope) -> set[str]:
-    """Whose connection it is, at most: uvicorn puts X-Forwarded-For in the place of the peers it trusts, with port 0."""
-    host, port = scope.get("client") or ("", 0)
-    if port:
-        return {host}
-    return {part.strip() for part in os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1").split(",")}
+    """Whose connection it is, at most.
+
+    uvicorn puts what X-Forwarded-For says in the place of a peer it trusts: with port 0, or with the port that is said
+    there too. So a peer that is named in that header may be one that uvicorn trusts.
+    """
+    host, port = scope.get("client") or ("", None)
+    said = [part.strip() for line in Headers(scope=scope).getlist("x-forwarded-for") for part in line.split(",")]
+    if port != 0 and not any(part == host or part.startswith((f"{host}:", f"[{host}]")) for part in said):
+        return {_plain(host)}
+    trusted = {_plain(part.strip()) for part in os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1").split(",")}
+    return trusted | {_plain(host)} if port else trusted
 
 
-def _from_provider(scope: Scope) -> Actor | None:
+def _plain(address: str) -> str:
+    """An address as it is usually written: ::ffff:10.0.0.5 is how a server on `::` sees 10.0.0.5."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return str(getattr(found, "ipv4_mapped", None) or found)
+
+
+def _from_provider(scope: Scope, root: Path) -> Actor | None:
     """The e-mail in the cookie that Streamlit's st.login signs."""
     from streamlit.auth_util import get_cookie_with_chunks
     from streamlit.web.server.server_util import get_cookie_secret
     from streamlit.web.server.starlette.starlette_app_utils import decode_signed_value
     from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_NAME
 
-    cookies, secret = _cookies(scope), get_cookie_secret()
-    found = get_cookie_with_chunks(
-        lambda name: decode_signed_value(secret, name, cookies.get(name, "")), USER_COOKIE_NAME
-    )
+    secret = get_cookie_secret()
+    # Whoever signed in before everyone was signed out is out, though Streamlit's cookie is signed with a key of its own.
+    days = min(COOKIE_MAX_AGE_S, int(time.time()) - int(keys.signed_out_at(root)) + 0.5) / 86_400
+
+    def signed(name: str) -> bytes | None:
+        return next(filter(None, (decode_signed_value(secret, name, c, days) for c in _cookies(scope, name))), None)
+
+    found = get_cookie_with_chunks(signed, USER_COOKIE_NAME)
     try:
         user: Mapping[str, Any] = json.loads(found or b"{}")
     except ValueError:

@@ -8,7 +8,7 @@ import os
 import secrets
 from pathlib import Path
 
-from engine import downloads
+from engine import disk, downloads, units
 from engine.errors import ConfigError
 
 TYPES = {"csv": ("csv", "tsv", "txt"), "numpy": ("npz", "npy"), "text": ("txt", "md", "csv", "json", "py")}
@@ -40,6 +40,13 @@ def _suffix(data: str, content: bytes) -> str:
 
 def _write(path: Path, content: bytes) -> None:
     """All of the content under its name, or nothing."""
+    free = disk.free_bytes(path.parent)
+    if free is not None and free - len(content) < disk.NEW_RUNS_NEED_BYTES:
+        raise ConfigError(
+            f"The upload of {units.nbytes(len(content))} does not fit: its disk has {units.nbytes(free)} free, and runs "
+            f"need {units.nbytes(disk.NEW_RUNS_NEED_BYTES)}.",
+            fix="Free space on it, or upload less.",
+        )
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from engine.settings import Role, Settings
 
 Action = Literal["submit", "cancel", "delete", "rename", "rebuild"]
 AUDIT = "audit.jsonl"
-_LONGEST_NAME = 200
+LONGEST_NAME = 200
 
 
 class AccessError(EngineError):
@@ -42,7 +43,7 @@ class Actor:
     @classmethod
     def parse(cls, text: str) -> Self:
         source, _, name = text.partition(":")
-        if source not in {"terminal", "local", "token", "proxy", "oidc"} or len(name) > _LONGEST_NAME:
+        if source not in {"terminal", "local", "token", "proxy", "oidc"} or len(name) > LONGEST_NAME:
             raise ValueError(f"{text[:80]!r} names no actor")
         return cls(source, name)  # type: ignore[arg-type]
 
@@ -57,9 +58,14 @@ LOCAL = Actor("local")  # the page of one person's own machine, opened with the 
 
 def is_listed(name: str, entries: tuple[str, ...]) -> bool:
     """Whether a name is one of the entries, or an e-mail of one of their @domains; capitals do not matter."""
-    name = name.casefold()
+    name = _folded(name)
     domain = name.rpartition("@")[2] if name.count("@") == 1 else None
-    return any(entry == name or (domain and entry == f"@{domain}") for entry in map(str.casefold, entries))
+    return any(entry == name or (domain and entry == f"@{domain}") for entry in map(_folded, entries))
+
+
+def _folded(name: str) -> str:
+    """A to Z only: in Unicode the Kelvin sign becomes a k and ß becomes ss, so somebody else would be on the list."""
+    return re.sub("[A-Z]+", lambda capitals: capitals[0].lower(), name)
 
 
 def role_of(actor: Actor, settings: Settings) -> Role | None:
@@ -115,7 +121,10 @@ def require_data(actor: Actor, config: RunConfig, settings: Settings) -> None:
 def may_read(actor: Actor, path: str, settings: Settings) -> bool:
     if role_of(actor, settings) == "admin":
         return True
-    place = Path(path).expanduser().resolve()
+    try:
+        place = Path(path).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, nobody's home
+        return False
     folders = [cache_folder() / "uploads", *map(Path, settings.limits.data_folders)]
     return any(place.is_relative_to(folder.expanduser().resolve()) for folder in folders)
 

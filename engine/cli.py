@@ -297,6 +297,9 @@ def link_command(a: argparse.Namespace) -> int:
     method = settings.load(store.root).sign_in.method
     if a.sign_everyone_out:
         keys.sign_everyone_out(store.root)
+        if method != "link":
+            print(json_text({"link": None}) if a.json else "Everyone is signed out.")
+            return OK
     if method != "link":
         raise ConfigError(
             f"sign_in.method={method!r}: people do not sign in with links here.",

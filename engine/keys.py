@@ -10,6 +10,7 @@ from pathlib import Path
 from engine.store import private_folder, write_atomically
 
 _COOKIE_KEY, _LINK_TOKEN = "cookie.key", "link.token"  # names of files
+_SHORTEST = 20
 _URL = "dashboard.url"
 DEFAULT_URL = "http://127.0.0.1:8501"
 
@@ -17,6 +18,12 @@ DEFAULT_URL = "http://127.0.0.1:8501"
 def cookie_key(root: Path) -> str:
     """What signs the cookies of everyone who is signed in; made when there is none."""
     return _read_or_make(root, _COOKIE_KEY)
+
+
+def signed_out_at(root: Path) -> float:
+    """When everyone was signed out last, or the key was made: Unix time."""
+    cookie_key(root)
+    return (_folder(root) / _COOKIE_KEY).stat().st_mtime
 
 
 def sign_everyone_out(root: Path) -> None:
@@ -61,8 +68,9 @@ def redeem(root: Path, token: str) -> bool:
 def _read_or_make(root: Path, name: str) -> str:
     path = _folder(root) / name
     with contextlib.suppress(FileNotFoundError):
-        if text := path.read_text(encoding="utf-8"):
+        if len(text := path.read_text(encoding="utf-8").strip()) >= _SHORTEST:
             return text
+        path.unlink(missing_ok=True)  # emptied by a crash of the disk, or by hand: nobody's secret
     draft = path.with_name(f".{name}.{secrets.token_hex(4)}")
     write_atomically(draft, secrets.token_urlsafe(32))
     with contextlib.suppress(FileExistsError):

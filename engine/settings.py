@@ -92,6 +92,8 @@ def load(root: Path) -> Settings:
         raise ConfigError(
             f"{FILE} cannot be read: {error.strerror}.", fix="Check the file's owner and rights."
         ) from None
+    if not stat.S_ISREG(status.st_mode):  # a pipe would hold up every request
+        raise ConfigError(f"{FILE} is not an ordinary file.", fix="Remove it, or put one in its place.")
     if os.name == "posix" and stat.S_IMODE(status.st_mode) & 0o077:
         raise ConfigError(
             f"{FILE} can be read or written by others (mode {stat.S_IMODE(status.st_mode):04o}).",
@@ -104,7 +106,11 @@ def load(root: Path) -> Settings:
 def _parsed(path: Path, _mtime_ns: int, _size: int, _inode: int) -> Settings:
     try:
         return Settings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(
+            f"{FILE} cannot be read: {error.strerror}.", fix="Check the file's owner and rights."
+        ) from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{FILE} is not TOML: {error}.", fix="Correct the file, or remove it.") from None
     except ValidationError as error:
         raise _explained(error.errors(include_url=False)[0]) from None

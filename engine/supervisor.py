@@ -16,6 +16,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from multiprocessing.connection import wait as wait_for_any
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from engine import access, disk, hardware, limits, locks, planner, records, settings, units
-from engine.access import Action, Actor
+from engine.access import AccessError, Action, Actor
 from engine.config import RunConfig
 from engine.errors import EngineError, LimitReached, StoreError, StoreFull, StoreGone, WorkerLost
 from engine.executor import AdoptedJob, ClaimedJob, Executor, Job, LocalExecutor
@@ -52,6 +53,8 @@ _LEAVING_S = 3.0  # a supervisor that is leaving lets go of its lock within this
 _STARTING_S = 5.0  # one that was started rings its bell within this, or another is started
 _INDEX_LIVE_EVERY_S = 2.0
 _INDEX_AT_A_TIME_S, _INDEX_AT_LEAST = 0.1, 20
+_LONGEST_COMMAND = 65_536
+_COUNTING = threading.Lock()  # of runs that wait: all pages of a dashboard are threads of one process
 
 logger = logging.getLogger("isoflop.supervisor")
 
@@ -74,14 +77,22 @@ class Client:
         One `key` starts one run, however often it is asked for.
         """
         rules = settings.load(self.store.root)
-        access.require(self.actor, "submit", rules)
+        self._require("submit", rules)
         access.require_data(self.actor, config, rules)
         limits.check_before(config, planner.check(config), rules.limits)
-        self._require_room_in_queue(rules)
-        run_id = self.store.create(config, name=name, group=group, owner=self.actor.id, key=key)
+        with _COUNTING:  # or two who come at once would both find the last free place
+            self._require_room_in_queue(rules)
+            run_id = self.store.create(config, name=name, group=group, owner=self.actor.id, key=key)
         access.audit(self.store.root, self.actor, "submit", run_id=run_id)
         self.wake()
         return run_id
+
+    def _require(self, action: Action, rules: settings.Settings, run_id: str = "", owner: str = "") -> None:
+        try:
+            access.require(self.actor, action, rules, owner=owner)
+        except AccessError:
+            access.audit(self.store.root, self.actor, action, run_id=run_id, outcome="refused")
+            raise
 
     def _require_room_in_queue(self, rules: settings.Settings) -> None:
         waiting = [row.run_id for row in self.store.rows(status=("queued",))]
@@ -130,7 +141,7 @@ class Client:
         if run_id:
             self.store.folder(run_id)
             owner = self.store.owner(run_id)
-        access.require(self.actor, action, settings.load(self.store.root), owner=owner)
+        self._require(action, settings.load(self.store.root), run_id, owner)
         self._send({"command": action, "actor": self.actor.id, "run_id": run_id} | details)
 
     def wake(self) -> None:
@@ -302,11 +313,10 @@ class Supervisor:
     def _take_commands(self) -> None:
         for path in sorted(self.store.inbox.glob("[0-9]*.json")):
             try:
-                self._obey(_parse_command(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, KeyError, EngineError) as error:
+                self._obey(_read_command(path))
+            except (OSError, ValueError, KeyError, RecursionError, EngineError) as error:
                 logger.warning("command %s was not carried out: %s", path.name, error)
-            with contextlib.suppress(OSError):  # no file of ours: `rm` is for who put it there
-                path.unlink(missing_ok=True)
+            disk.remove(path)
 
     def _obey(self, command: dict[str, str]) -> None:
         """Carry out what an actor may ask for; either way it is written to the audit log."""
@@ -516,8 +526,11 @@ def _lost_to_a_full_disk(last: records.Terminal) -> records.Terminal:
     return last.model_copy(update={"cause": StoreFull.__name__, "message": message, "fix": disk.FIX_FULL})
 
 
-def _parse_command(text: str) -> dict[str, str]:
-    command = json.loads(text)
+def _read_command(path: Path) -> dict[str, str]:
+    """What lies in the inbox, whatever it is: a pipe or an endless file would hold up every run."""
+    if not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size > _LONGEST_COMMAND:
+        raise ValueError(f"it is no file of at most {_LONGEST_COMMAND:,} bytes")
+    command = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(command, dict) or not all(isinstance(value, str) for value in command.values()):
         raise ValueError("it is not an object of texts")
     return command

@@ -1,6 +1,8 @@
 """Roles and ownership, decided in the engine: for the page that asks, and again by the supervisor that obeys."""
 
+import contextlib
 import json
+import os
 import stat
 import threading
 
@@ -75,6 +77,14 @@ def test_who_is_not_on_the_list_may_not_even_look():
     assert [role_of(a, listed) for a in (ADA, ROB, Actor("proxy", "ann@lab.example"))] == ["admin", None, "runner"]
 
 
+@pytest.mark.parametrize("name", ["\u212aate@lab.example", "Gro\u00df", "KATE@lab.examp\u017fe"])
+def test_a_name_that_only_unicode_takes_for_anothers_is_somebody_else(name):
+    """Their casefold() is an admin's name: an identity provider lets several people have such names."""
+    rules = TEAM.model_copy(update={"roles": Roles(admin=("kate@lab.example", "gross", "kate@lab.exampse"))})
+    assert role_of(Actor("proxy", name), rules) == "viewer"
+    assert role_of(Actor("proxy", "KATE@lab.example"), rules) == "admin"
+
+
 def test_everyone_with_the_shared_token_is_the_same_runner():
     shared = Settings(sign_in=SignIn(method="token", token="x" * 20))
     team = Actor("token", "team")
@@ -112,6 +122,9 @@ def test_what_one_may_not_do_is_refused_before_it_is_asked_for(team, config, act
     with pytest.raises(AccessError, match=words):
         Client(team, actor).cancel(run_id)
     assert not any(team.inbox.iterdir())
+    assert [(line["action"], line["run_id"], line["outcome"]) for line in audited(team)] == [
+        ("cancel", run_id, "refused")
+    ]
 
 
 @pytest.mark.parametrize("command", ["cancel", "delete", "rename"])
@@ -155,6 +168,28 @@ def test_an_owner_cancels_renames_and_deletes_and_each_is_audited(team, supervis
     ]
 
 
+def a_folder(path):
+    (path / "inside").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        a_folder, os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("nowhere"),
+        lambda path: path.write_text("[" * 60_000), lambda path: path.write_text("[" * 1_000_000),
+        lambda path: path.write_text('{"command": "delete", "actor": "terminal", "run_id": "../keys"}'),
+    ],
+)  # fmt: skip
+def test_whatever_lies_in_the_inbox_is_cleared_away_and_the_next_command_is_obeyed(team, supervisor, config, leave):
+    run_id = team.create(config, owner=ROB.id)
+    supervisor._find_new_runs()
+    leave(team.inbox / "1.json")
+    write_atomically(team.inbox / "2.json", json.dumps({"command": "cancel", "actor": ROB.id, "run_id": run_id}))
+    supervisor._take_commands()
+    assert list(team.inbox.iterdir()) == []
+    assert team.run(run_id).status == "cancelled"
+
+
 def test_a_role_taken_away_counts_for_commands_already_on_their_way(team, supervisor, config):
     run_id = team.create(config, owner=ROB.id)
     command = {"command": "cancel", "actor": ROB.id, "run_id": run_id}
@@ -185,6 +220,9 @@ def test_a_viewer_starts_nothing(team, config):
     with pytest.raises(AccessError, match="As viewer eve may not submit"):
         Client(team, EVE).submit(config)
     assert team.ids() == []
+    assert [(line["actor"], line["action"], line["outcome"]) for line in audited(team)] == [
+        ("proxy:eve", "submit", "refused")
+    ]
 
 
 def test_one_key_starts_one_run_however_often_and_by_how_many_it_is_asked_for(store, config, monkeypatch):
@@ -211,6 +249,21 @@ def test_a_person_may_have_so_many_runs_waiting(team, config, monkeypatch):
         Client(team, ROB).submit(config)
     Client(team, Actor("proxy", "ron")).submit(config)
     Client(team, ADA).submit(config)
+
+
+def test_who_asks_many_times_at_once_has_no_more_waiting(team, config, monkeypatch):
+    monkeypatch.setattr(Client, "wake", lambda _: None)
+
+    def submit():
+        with contextlib.suppress(LimitReached):
+            Client(team, ROB).submit(config)
+
+    threads = [threading.Thread(target=submit) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(team.ids()) == 2
 
 
 def test_the_queue_has_an_end_for_everybody(store, config, monkeypatch):
@@ -245,6 +298,13 @@ def test_a_runner_may_use_uploads_and_listed_folders_only(places, place, allowed
     rules = TEAM.model_copy(update={"limits": Limits(data_folders=(str(places / "shared"),))})
     assert access.may_read(ROB, str(places / place), rules) == allowed
     assert access.may_read(ADA, str(places / place), rules)
+
+
+@pytest.mark.parametrize(
+    "path", ["a\0b", "~nobody-of-this-name/x", "/" + "a/" * 5_000, "x" * 5_000, "file:///etc/passwd"]
+)
+def test_what_can_be_no_path_is_no_place_of_a_runners(places, path):
+    assert not access.may_read(ROB, path, TEAM)
 
 
 def test_a_run_on_a_file_out_of_bounds_is_refused_alike_whether_or_not_it_is_there(team, config, places):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -14,11 +15,14 @@ import tomllib
 import urllib.request
 
 import pytest
+from itsdangerous import URLSafeTimedSerializer
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from dashboard import gate, signin
 from dashboard.security import MIDDLEWARE
@@ -254,6 +258,128 @@ def test_signing_out_and_signing_everyone_out(app, store):
     assert second.get("/").status_code == 401
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_another_sites_page_cannot_sign_anybody_out(app, store, site):
+    """A page on another port of this machine is the same site: the browser would obey a cookie's end from there."""
+    client = browser(app)
+    client.get(f"/?token={keys.link_token(store.root)}")
+    for path in ("/sign-out", "/auth/logout"):
+        answer = client.get(path, headers={"Sec-Fetch-Site": site})
+        assert (answer.status_code, "set-cookie" in answer.headers) == (403, False)
+    assert client.get("/sign-out", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 303
+
+
+@pytest.mark.parametrize("cookies", ["{junk}; {ours}", "{ours}; {junk}", "{junk}; {ours}; {junk}"])
+def test_a_cookie_that_another_port_of_this_machine_set_beside_ours_signs_nobody_out(app, store, cookies):
+    client = browser(app)
+    client.get(f"/?token={keys.link_token(store.root)}")
+    (held,) = client.cookies.values()
+    both = cookies.format(junk="isoflop-8501=junk", ours=f"isoflop-8501={held}")
+    assert browser(app).get("/", headers={"Cookie": both}).text == "local"
+
+
+@pytest.mark.parametrize("name", ["link.token", "cookie.key"])
+def test_a_secret_that_was_emptied_is_nobodys_key(app, store, name):
+    keys.link_token(store.root)
+    keys.cookie_key(store.root)
+    (store.root / "keys" / name).write_text("")
+    assert browser(app).post("/sign-in", data={"token": ""}, headers=HTML).status_code == 401
+    forged = URLSafeTimedSerializer("", salt="isoflop sign-in").dumps(["link", signin._fingerprint(Settings())])
+    assert browser(app).get("/", headers={"Cookie": f"isoflop-8501={forged}"}).status_code == 401
+    assert len((store.root / "keys" / name).read_text()) >= 20
+
+
+def test_wrong_tokens_do_not_fill_the_disk(app, store):
+    client = browser(app)
+    for _ in range(30):
+        client.get("/?token=wrong")
+    assert (store.root / "audit.jsonl").read_text().count("refused") == 1
+
+
+def test_a_form_that_never_ends_is_not_waited_for(monkeypatch):
+    async def receive():
+        if asked.append(1) is None and len(asked) == 1:
+            return {"type": "http.request", "body": b"token=", "more_body": True}
+        await asyncio.sleep(60)
+
+    asked = []
+    monkeypatch.setattr(gate, "_SLOWEST_BODY_S", 0.05)
+    assert asyncio.run(gate._body(Request({"type": "http", "method": "POST", "headers": []}, receive))) == b""
+
+
+# --- sockets that are open ---------------------------------------------------------------------------------------------
+
+
+async def long_talk(websocket):
+    """Answers each message, and speaks by itself in between."""
+    await websocket.accept()
+    async for message in websocket.iter_text():
+        for _ in range(2):
+            await asyncio.sleep(0.05)
+            await websocket.send_text(message)
+
+
+@pytest.fixture
+def talking(app, store):
+    app.routes.insert(0, WebSocketRoute("/_stcore/stream", long_talk))
+    sign_in_with(store, "token")
+    client = browser(app)
+    client.get(f"/?token={TOKEN}")
+    return client, SOCKET | {"Cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items())}
+
+
+def another_token(store):
+    write_atomically(store.root / settings.FILE, TEAM["token"].replace(TOKEN, TOKEN + "-2"))
+
+
+def nobody_allowed(store):
+    write_atomically(store.root / settings.FILE, TEAM["token"].replace(TOKEN, f'{TOKEN}"\nallowed = ["ada'))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        another_token, nobody_allowed, lambda store: keys.sign_everyone_out(store.root),
+        lambda store: sign_in_with(store, "proxy"), lambda store: write_atomically(store.root / settings.FILE, "[broken"),
+        lambda store: (store.root / settings.FILE).unlink(),
+    ],
+)  # fmt: skip
+def test_an_open_socket_ends_at_the_next_click_of_somebody_who_is_out(talking, store, end):
+    client, headers = talking
+    with client.websocket_connect("/_stcore/stream", headers=headers) as ws:
+        ws.send_text("in")
+        assert [ws.receive_text(), ws.receive_text()] == ["in", "in"]
+        end(store)
+        ws.send_text("out")
+        with pytest.raises(WebSocketDisconnect):
+            ws.receive_text()
+
+
+def test_an_open_socket_says_nothing_more_to_somebody_who_is_out(talking, store, monkeypatch):
+    monkeypatch.setattr(gate, "_LOOK_EVERY_S", 0)
+    client, headers = talking
+    with client.websocket_connect("/_stcore/stream", headers=headers) as ws:
+        ws.send_text("in")
+        assert ws.receive_text() == "in"
+        keys.sign_everyone_out(store.root)
+        with pytest.raises(WebSocketDisconnect):
+            ws.receive_text()
+
+
+def test_one_person_has_so_many_sockets(talking, monkeypatch):
+    monkeypatch.setattr(gate, "_MOST_SOCKETS", 1)
+    client, headers = talking
+    with client.websocket_connect("/_stcore/stream", headers=headers):  # noqa: SIM117 - the first stays open
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/_stcore/stream", headers=headers):
+            pass
+    with client.websocket_connect("/_stcore/stream", headers=headers) as ws:
+        ws.send_text("in")
+        assert ws.receive_text() == "in"
+
+
+# --- cookies -----------------------------------------------------------------------------------------------------------
+
+
 def test_a_cookie_is_good_for_its_own_port_store_and_way_to_sign_in_only(app, store):
     client = browser(app)
     client.get(f"/?token={keys.link_token(store.root)}")
@@ -309,13 +435,17 @@ def test_a_shared_token_lets_in_by_form_and_by_link_until_it_changes(app, store)
     ("peer", "headers", "seen"),
     [
         (("10.0.0.5", 4000), [("X-User", "ada")], "proxy%3Aada"),
+        (("::ffff:10.0.0.5", 4000), [("X-User", "ada")], "proxy%3Aada"),
+        (("10.0.0.5", 4000), [("X-User", "ada"), ("X-Forwarded-For", "10.0.0.55, 192.0.2.7")], "proxy%3Aada"),
         (("10.0.0.5", 4000), [("X-User", "josé".encode())], "proxy%3Ajos%C3%83%C2%A9"),
         (("10.0.0.5", 4000), [("X-User", " ")], None),
+        (("10.0.0.5", 4000), [("X-User", "a" * 201)], None),  # cut, it would be another's
+        (("10.0.0.5", 4000), [("X_User", "ada")], None),
         (("10.0.0.5", 4000), [], None),
         (("10.0.0.5", 4000), [("X-User", "eve"), ("X-User", "ada")], None),
         (("10.0.0.6", 4000), [("X-User", "ada")], None),
         (("127.0.0.1", 4000), [("X-User", "ada")], None),
-        (("10.0.0.5", 0), [("X-User", "ada"), ("X-Forwarded-For", "10.0.0.5")], None),  # 127.0.0.1 said so
+        (None, [("X-User", "ada")], None),
     ],
 )
 def test_a_name_is_believed_from_the_proxys_own_address_only(app, store, peer, headers, seen):
@@ -324,20 +454,30 @@ def test_a_name_is_believed_from_the_proxys_own_address_only(app, store, peer, h
     assert (answer.status_code, answer.text if seen else None) == (200 if seen else 401, seen)
 
 
-def test_uvicorn_marks_the_addresses_that_were_forwarded_with_port_0():
-    """What the last case above stands on."""
-    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+@pytest.mark.parametrize(
+    "forwarded", ["10.0.0.5", "10.0.0.5:4000", "[10.0.0.5]:4000", "[10.0.0.5]", "10.0.0.5:0", "192.0.2.7, 10.0.0.5:1"]
+)
+@pytest.mark.parametrize(
+    ("proxy", "peer", "believed"),
+    [
+        ("10.0.0.5", "127.0.0.1", False),  # another process of this machine, which uvicorn trusts, says it is the proxy
+        ("127.0.0.1", "10.0.0.5", False),  # another machine says of itself what uvicorn would say of it
+        ("10.0.0.5", "10.0.0.5", False),  # cannot be told from the first
+    ],
+)
+def test_nobody_borrows_the_proxys_address_by_saying_it(app, store, proxy, peer, believed, forwarded):
+    """As uvicorn runs: its own middleware, before ours, takes what trusted peers forward for the address."""
+    write_atomically(store.root / settings.FILE, TEAM["proxy"].replace("10.0.0.5", proxy))
+    served = browser(ProxyHeadersMiddleware(app), client=(peer, 4000))
+    answer = served.get("/", headers={"X-User": "ada", "X-Forwarded-For": forwarded})
+    assert answer.status_code == (200 if believed else 401)
 
-    seen = []
 
-    async def app(scope, receive, send):
-        seen.append(scope["client"])
-
-    scope = {"type": "http", "client": ("127.0.0.1", 4000), "headers": [(b"x-forwarded-for", b"10.0.0.5")]}
-    coroutine = ProxyHeadersMiddleware(app)(scope, None, None)
-    with pytest.raises(StopIteration):
-        coroutine.send(None)
-    assert seen == [("10.0.0.5", 0)]
+def test_a_proxy_on_this_machine_is_believed_whomever_it_forwards(app, store):
+    write_atomically(store.root / settings.FILE, TEAM["proxy"].replace("10.0.0.5", "127.0.0.1"))
+    served = browser(ProxyHeadersMiddleware(app), client=("127.0.0.1", 4000))
+    for forwarded in ({}, {"X-Forwarded-For": "192.0.2.7"}, {"X-Forwarded-For": "::1, 2001:db8::7"}):
+        assert served.get("/", headers={"X-User": "ada"} | forwarded).text == "proxy%3Aada"
 
 
 def test_a_viewer_looks_and_hands_no_files_over(app, store):
@@ -470,7 +610,7 @@ def test_streamlits_own_switches_are_set_to_safe():
         "server.enableStaticServing": False, "server.enableXsrfProtection": True, "runner.postScriptGC": False,
         "browser.gatherUsageStats": False, "client.showErrorDetails": "none", "client.allowedOrigins": [],
         "server.fileWatcherType": "none", "server.address": "127.0.0.1", "logger.hideWelcomeMessage": True,
-        "server.maxUploadSize": 200,
+        "server.maxUploadSize": 200, "server.trustedUserHeaders": json.dumps({gate.ACTOR_HEADER: "actor"}),
     }  # fmt: skip
     config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
     assert {key: config[key.split(".")[0]][key.split(".")[1]] for key in expected} == expected

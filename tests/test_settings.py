@@ -1,5 +1,7 @@
 """`settings.toml`: read again when it changes, refused in words, and never half believed."""
 
+import os
+
 import pytest
 
 from engine import settings
@@ -59,3 +61,9 @@ def test_a_token_is_not_repeated_in_an_error(write):
     with pytest.raises(ConfigError) as refused:
         write("[sign_in]\nmethod = 'token'\ntoken = 'hunter2hunter2'")()
     assert "hunter2" not in str(refused.value)
+
+
+def test_what_is_no_ordinary_file_is_refused_without_waiting_for_it(store):
+    os.mkfifo(store.root / settings.FILE, 0o600)
+    with pytest.raises(ConfigError, match="not an ordinary file"):
+        settings.load(store.root)
