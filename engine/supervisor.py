@@ -248,7 +248,7 @@ class Supervisor:
         elif run.status == "queued":
             self.queue[run.run_id] = run
         else:
-            _sweep_run(run.folder)
+            _clear_up_after(run)
             self._end(
                 run, records.Interrupted(at=time.time(), reason="The machine or the supervisor stopped while it ran.")
             )
@@ -396,9 +396,7 @@ class Supervisor:
                 if isinstance(owner, AdoptedJob):  # another process began it first, and goes on
                     self._take_on(run, owner)
                 continue  # or a thread of this one is still about to end
-            if run.starting:
-                end_helpers(run.starting.pid, run_id)
-            _sweep_run(run.folder)
+            _clear_up_after(run)
             _, request = self.stopping.get(run_id, (0.0, None))
             if not run.is_over and not self._end(run, self._last_word_for(run, job, request)):
                 continue
@@ -553,9 +551,11 @@ def _job_at_work(run: Run) -> Job | None:
     return ClaimedJob(run.folder)  # not yet, or hardly any more
 
 
-def _sweep_run(folder: Path) -> None:
-    """Remove what a run's process that is gone had not finished writing."""
-    for draft in folder.glob(".*"):
+def _clear_up_after(run: Run) -> None:
+    """End and remove what a run's process that is gone had started: its helpers, and files it was writing."""
+    if run.starting:
+        end_helpers(run.starting.pid, run.run_id)
+    for draft in run.folder.glob(".*"):
         with contextlib.suppress(OSError):
             draft.unlink()
 

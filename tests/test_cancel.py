@@ -269,6 +269,7 @@ def test_a_run_asked_to_stop_is_cancelled_whatever_it_says_last(store, config, m
         assert store.run(run_id).why() == "enough"
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_only_one_thread_has_the_last_word(store, config, monkeypatch):
     """The watch ends the run just as the task returns: the log has one end, and nothing after it."""
     monkeypatch.setattr(worker, "_ANSWER_S", 0.3)
@@ -311,7 +312,8 @@ def test_helpers_are_known_by_their_run_not_by_a_number_that_is_used_again():
         strangers.wait()
 
 
-def test_what_a_lost_run_had_started_is_ended_with_it(store, config):
+@pytest.mark.parametrize("supervisor_too", [False, True])
+def test_what_a_lost_run_had_started_is_ended_with_it(store, config, supervisor_too):
     run_id = store.create(config)
     lost = subprocess.Popen(
         ["sh", "-c", "sleep 600 & echo $!; wait"],
@@ -321,11 +323,15 @@ def test_what_a_lost_run_had_started_is_ended_with_it(store, config):
     began = process_started(lost.pid)
     EventLog(store.folder(run_id) / "events.jsonl").append(records.Starting(at=0.0, pid=lost.pid, pid_started=began))
     supervising = Supervisor(store, InlineExecutor())
-    supervising.active[run_id] = store.run(run_id), AdoptedJob(lost.pid, began)
     lost.kill()
     lost.wait()
     assert helper.is_running()
-    supervising.tick()
+    if supervisor_too:
+        supervising.recover()
+    else:
+        supervising._known.add(run_id)
+        supervising.active[run_id] = store.run(run_id), AdoptedJob(lost.pid, began)
+        supervising.tick()
     supervising.index.close()
-    assert store.run(run_id).status == "failed"
+    assert store.run(run_id).status == ("interrupted" if supervisor_too else "failed")
     assert not psutil.wait_procs([helper], timeout=10)[1]

@@ -71,7 +71,7 @@ class Scene:
     def dashboard(self) -> subprocess.Popen[str]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+            self.port = port = free.getsockname()[1]
         process = self.start("streamlit", "run", ROOT / "dashboard" / "app.py", "--server.port", port)
         self.wait(lambda: self._answers(port) and locks.is_needed(self.root), "a dashboard")
         return process
