@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from engine.config import RunConfig
 from engine.downsample import minmax
@@ -372,7 +372,7 @@ def _caching(request: Request) -> dict[str, str]:
     return {"Cache-Control": "public, max-age=31536000, immutable" if forever else "public, max-age=3600"}
 
 
-ROUTES: list[BaseRoute] = [
+ROUTES = [
     Route("/api/runs/{run_id}/points", get_points),
     Route("/assets/plotly.min.js", get_plotly),
     Route("/assets/{name}", get_asset),

@@ -8,9 +8,9 @@ if str(ROOT) not in sys.path:  # Streamlit puts dashboard/, not the root, on sys
     sys.path.insert(0, str(ROOT))
 
 import streamlit as st
-from starlette.routing import Mount
+from starlette.routing import Route
 
-from dashboard import mishaps, signin
+from dashboard import gate, mishaps, signin
 from dashboard.api import ROUTES
 from dashboard.lifespan import lifespan
 from dashboard.security import MIDDLEWARE
@@ -24,10 +24,10 @@ except ConfigError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
 
-base_path = st.get_option("server.baseUrlPath").strip("/")
+prefix = gate.prefix()
 app = st.App(
     ROOT / "dashboard" / "main.py",
-    routes=[Mount(f"/{base_path}", routes=ROUTES)] if base_path else ROUTES,
+    routes=[Route(prefix + route.path, route.endpoint) for route in ROUTES],  # a Mount would swallow Streamlit's own
     middleware=MIDDLEWARE,
     lifespan=lifespan,
     on_script_error=mishaps.in_a_page,

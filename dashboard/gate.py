@@ -191,13 +191,13 @@ class Gate:
         scope = request.scope
         if _path(scope) == "/sign-out":
             target = "/auth/logout" if rules.sign_in.method == "oidc" else "/sign-in"
-            answer: Response = RedirectResponse(_prefix() + target, status_code=303)
+            answer: Response = RedirectResponse(prefix() + target, status_code=303)
             answer.delete_cookie(signin.cookie_name(scope))
             return answer
         if request.method != "POST":
             return _refusal(scope, rules)
         form = parse_qs((await _body(request)).decode(errors="replace"))
-        return await self._trade(scope, root, rules, form.get("token", [""])[0].strip(), _prefix() + "/")
+        return await self._trade(scope, root, rules, form.get("token", [""])[0].strip(), prefix() + "/")
 
     async def _trade(self, scope: Scope, root: Path, rules: Settings, token: str, target: str) -> Response:
         """A token for a cookie, and on to the address without the token."""
@@ -253,15 +253,16 @@ def _newcomer(rules: Settings) -> Actor:
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
-def _prefix() -> str:
+def prefix() -> str:
+    """What stands before every address of ours: server.baseUrlPath."""
     base = (st.get_option("server.baseUrlPath") or "").strip("/")
     return f"/{base}" if base else ""
 
 
 def _path(scope: Scope) -> str:
     path: str = scope["path"]
-    prefix = _prefix()
-    return (path[len(prefix) :] or "/") if prefix and (path == prefix or path.startswith(prefix + "/")) else path
+    base = prefix()
+    return (path[len(base) :] or "/") if base and (path == base or path.startswith(base + "/")) else path
 
 
 def _token_in_address(scope: Scope) -> str | None:
@@ -302,7 +303,7 @@ def _refusal(scope: Scope, rules: Settings, *, wrong: bool = False) -> Response:
         case "token":
             return _page("That token is wrong." if wrong else "", 401, field="Shared token")
         case "oidc":
-            links = {name: f"{_prefix()}/{signin.provider_link(name)}" for name in signin.providers()}
+            links = {name: f"{prefix()}/{signin.provider_link(name)}" for name in signin.providers()}
             return _page("", 401, links=links)
         case _:
             return _page("This dashboard is reached through its proxy, which says who you are.", 401)
@@ -348,12 +349,12 @@ def _page(
         parts.append(f'<p><a class="button" href="{html.escape(address)}">{html.escape(words)}</a></p>')
     if field:
         parts.append(
-            f'<form method="post" action="{_prefix()}/sign-in"><label for="token">{html.escape(field)}</label><div class="row">'
+            f'<form method="post" action="{prefix()}/sign-in"><label for="token">{html.escape(field)}</label><div class="row">'
             '<input id="token" name="token" type="password" autocomplete="current-password" required>'
             "<button>Sign in</button></div></form>"
         )
     if sign_out:
-        parts.append(f'<p><a class="button" href="{_prefix()}/sign-out">Sign out</a></p>')
+        parts.append(f'<p><a class="button" href="{prefix()}/sign-out">Sign out</a></p>')
     refresh = f'<meta http-equiv="refresh" content="0; url={html.escape(again)}">' if again else ""
     body = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.error
 import urllib.request
 
 import pytest
@@ -22,7 +23,11 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ClientState_pb2 import ClientState
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from websockets.sync.client import connect
 
 from dashboard import gate, signin
 from dashboard.security import MIDDLEWARE
@@ -304,7 +309,8 @@ def test_a_form_that_never_ends_is_not_waited_for(monkeypatch):
 
     asked = []
     monkeypatch.setattr(gate, "_SLOWEST_BODY_S", 0.05)
-    assert asyncio.run(gate._body(Request({"type": "http", "method": "POST", "headers": []}, receive))) == b""
+    body = gate._body(Request({"type": "http", "method": "POST", "headers": []}, receive))
+    assert asyncio.run(asyncio.wait_for(body, 20)) == b""
 
 
 # --- sockets that are open ---------------------------------------------------------------------------------------------
@@ -584,6 +590,53 @@ def test_a_start_prints_the_link_on_the_terminal_and_no_log_has_it(store):
     logs = [path for path in store.root.rglob("*") if path.is_file() and path.parent.name != "keys"]
     assert logs
     assert all(token.encode() not in path.read_bytes() for path in logs)
+
+
+@pytest.mark.slow
+def test_below_a_path_of_its_own_it_is_all_there_and_all_behind_the_gate(store):
+    port = free_port()
+    process = start_dashboard(store.root, "--server.port", str(port), "--server.baseUrlPath", "team/flop")
+    try:
+        link = "http" + next(line for line in process.stdout if "token=" in line).split("http")[1].strip()
+        assert link.startswith(f"http://127.0.0.1:{port}/team/flop/?token=")
+        paths = ("_stcore/host-config", "assets/live.js", "static/manifest.json", "")
+        urls = [f"http://127.0.0.1:{port}/team/flop/{path}" for path in paths]
+        for url in urls:
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(url, timeout=30)
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        for url in (link, *urls, urls[-1] + "_stcore/health"):
+            assert opener.open(url, timeout=30).status == 200
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+def session_of(port, name, session=""):
+    """The id of the session that somebody of this name gets, who asks for another's."""
+    wanted = ["streamlit", "none", session] if session else ["streamlit"]
+    with connect(
+        f"ws://127.0.0.1:{port}/_stcore/stream", origin=f"http://127.0.0.1:{port}", subprotocols=wanted,
+        additional_headers={"X-User": name}, open_timeout=60,
+    ) as ws:  # fmt: skip
+        ws.send(BackMsg(rerun_script=ClientState()).SerializeToString())
+        messages = (ForwardMsg.FromString(ws.recv(timeout=60)) for _ in range(20))
+        return next(filter(None, (message.new_session.initialize.session_id for message in messages)))
+
+
+@pytest.mark.slow
+def test_a_session_is_taken_up_again_by_its_own_person_only(store):
+    write_atomically(store.root / settings.FILE, TEAM["proxy"].replace("10.0.0.5", "127.0.0.1"))
+    port = free_port()
+    process = start_dashboard(store.root, "--server.port", str(port))
+    try:
+        next(line for line in process.stdout if "Isoflop:" in line)
+        of_rob = session_of(port, "rob")
+        assert session_of(port, "eve", of_rob) != of_rob
+        assert session_of(port, "rob", of_rob) == of_rob
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
 
 
 # --- what the browser is told ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import Route
 
-from engine import settings
+from engine import keys, settings
 from engine.store import Store, write_atomically
 from tests.conftest import ROOT
 from tests.test_gate import free_port
@@ -87,9 +87,14 @@ def provider():
 
 
 @pytest.fixture(scope="module")
-def dashboard(provider, tmp_path_factory):
-    """A dashboard of a team that signs in with the provider, and its store."""
-    store = Store(tmp_path_factory.mktemp("oidc") / "store")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("oidc") / "store"
+
+
+@pytest.fixture(scope="module")
+def dashboard(provider, home):
+    """A dashboard of a team that signs in with the provider."""
+    store = Store(home)
     port = free_port()
     write_atomically(
         store.root / settings.FILE,
@@ -187,3 +192,12 @@ def test_a_cookie_with_another_signature_is_nobodys(browser, provider):
     for cookie in browser.cookies:
         cookie.value = cookie.value.replace(cookie.value[-3:], "AAA")
     assert browser.get("/")[0] == 401
+
+
+def test_signing_everyone_out_counts_for_them_too_and_they_may_come_back(browser, provider, home):
+    provider.claims = {"email": "ada@lab.example"}
+    assert browser.sign_in()[0] == 200
+    time.sleep(1.1)  # cookies are dated to the second
+    keys.sign_everyone_out(home)
+    assert browser.get("/")[0] == 401
+    assert browser.sign_in()[0] == 200

@@ -62,7 +62,7 @@ def test_a_link_on_another_site_leads_in_somebody_who_is_signed_in(browser, serv
     context.close()
 
 
-HOSTILE = """<title>waiting</title><iframe src="{url}/"></iframe><script>
+HOSTILE = """<title>waiting</title><iframe src="{url}/"></iframe><img src="{url}/sign-out"><script>
 const tries = [
   new Promise(done => {{ const ws = new WebSocket("{url}/_stcore/stream".replace("http", "ws"));
     ws.onopen = () => done("a socket"); ws.onerror = () => done("") }}),
@@ -82,6 +82,10 @@ def test_a_page_on_another_port_of_this_machine_gets_nothing_of_somebody_who_is_
     expect(page).to_have_title("got: ", timeout=20_000)
     (frame,) = page.frames[1:]
     assert "Isoflop" not in frame.content()
+    page.evaluate("address => { location.href = address }", f"{url}/sign-out")
+    expect(page.locator("body")).to_contain_text("Sign out from the page itself")
+    page.goto(url)
+    is_in(page)  # nor can it sign them out
     context.close()
 
 
