@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from engine.store import Store
+from tests.browser.conftest import Served
 from tests.test_lifecycle import Scene, scene  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -17,12 +18,12 @@ def test_a_run_goes_on_when_its_tab_is_closed_and_its_dashboard_stopped_with_one
     scene.supervise("--on-demand", "--grace-seconds", 60)
     dashboard = scene.dashboard()
     run = scene.running()
-    address = f"http://127.0.0.1:{scene.port}/train?run={run.run_id}"
+    url = Served.signed_in(f"http://127.0.0.1:{scene.port}", scene.root)
     seen = []
     for _ in range(2):  # closed, and opened again
-        context = browser.new_context()
+        context = url.new_context(browser)
         tab = context.new_page()
-        tab.goto(address)
+        tab.goto(f"{url}/train?run={run.run_id}")
         tab.get_by_text("running").first.wait_for(timeout=60_000)
         run.refresh()
         seen.append(len(run.steps))

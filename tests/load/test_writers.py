@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 from engine import records
 from engine.config import RunConfig
+from engine.locks import claim
 from engine.processes import own_identity
 from engine.store import EventLog, Run, Store
 
@@ -68,7 +70,8 @@ def test_32_workers_write_at_once_and_every_row_arrives_in_order_and_once(own_su
     store, context = own_supervised.store, multiprocessing.get_context("fork")
     everybody = context.Barrier(WORKERS)
     # The supervisor must not start these itself: it takes over runs whose process is there already.
-    ids = [drafted(store, f"worker {i}") for i in range(WORKERS)]
+    claims = contextlib.ExitStack()  # the workers are forked, and hold them with us
+    ids = [drafted(store, f"worker {i}", claims) for i in range(WORKERS)]
     workers = [
         context.Process(target=record, args=(store.root, run_id, i, everybody), daemon=True)
         for i, run_id in enumerate(ids)
@@ -78,6 +81,7 @@ def test_32_workers_write_at_once_and_every_row_arrives_in_order_and_once(own_su
     followers = [Follower(store.run(run_id)) for run_id in ids]
     for worker in workers:
         worker.join(PATIENCE_S)
+    claims.close()
     assert [worker.exitcode for worker in workers] == [0] * WORKERS
     for i, (run_id, follower) in enumerate(zip(ids, followers, strict=True)):
         follower.join(PATIENCE_S)
@@ -95,11 +99,12 @@ def test_32_workers_write_at_once_and_every_row_arrives_in_order_and_once(own_su
     assert {(line.steps, line.name) for line in listing.lines} == {(POINTS, f"worker {i}") for i in range(WORKERS)}
 
 
-def drafted(store: Store, name: str) -> str:
+def drafted(store: Store, name: str, claims: contextlib.ExitStack) -> str:
     """A run that says from its first moment that it is starting in a process: ours, until the worker says its own."""
     run_id = f"{int.from_bytes(os.urandom(8)):016x}"
     made = Store(store.root.with_name("drafts"))
     draft = made.folder(made.create(RunConfig(), name=name))
+    assert claims.enter_context(claim(draft))
     pid, started = own_identity()
     EventLog(draft / "events.jsonl").append(records.Starting(at=time.time(), pid=pid, pid_started=started))
     draft.rename(store.runs / run_id)
