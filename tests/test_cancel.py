@@ -34,13 +34,9 @@ class Silent(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", "9912422")
         self.end_headers()
-        for _ in range(600):
-            try:
-                self.wfile.write(b"\0" * 1_000)
-                self.wfile.flush()
-            except OSError:
-                return
-            time.sleep(0.2)
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"\0" * 1_000_000)
+            time.sleep(120)
 
     def log_message(self, *_: object) -> None: ...
 
@@ -99,12 +95,14 @@ def cancelled(own: Supervised, run: Run, *, reason: str = "enough") -> float:
 # --- in every phase ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_download_is_cancelled(own):
     run = own.store.run(own.submit("data=mnist"))
     own.wait(lambda: run.refresh() is not None and run.preparing is not None and run.preparing.done_bytes > 0, "bytes")
     assert cancelled(own, run) < OVER_S
 
 
+@pytest.mark.slow
 def test_reading_a_large_file_is_cancelled(own, tmp_path):
     """Also where nobody has looked into the file before: the run's own process does."""
     path = tmp_path / "large.csv"
@@ -117,6 +115,7 @@ def test_reading_a_large_file_is_cancelled(own, tmp_path):
     assert run.started is None
 
 
+@pytest.mark.slow
 def test_compiling_is_cancelled_and_no_compiler_is_left(own):
     run = own.until(own.submit("execution=compiled", *LONG, preset="lenet"), "running")
     own.wait(lambda: len(in_session(run.starting.pid)) > 1, "a compiler")
@@ -125,6 +124,7 @@ def test_compiling_is_cancelled_and_no_compiler_is_left(own):
     own.wait(lambda: not in_session(run.starting.pid), "the end of its helpers")
 
 
+@pytest.mark.slow
 def test_a_long_step_is_cancelled(own):
     run = own.until(own.submit(*HUGE, preset="mnist-mlp"), "running")
     time.sleep(1)  # the first steps, of the warm-up
@@ -132,6 +132,7 @@ def test_a_long_step_is_cancelled(own):
     assert run.warm_up is None
 
 
+@pytest.mark.slow
 def test_a_long_evaluation_is_cancelled(own):
     run = own.until(
         own.submit(
@@ -154,11 +155,13 @@ def saving(own: Supervised) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_saving_is_cancelled(own):
     run = saving(own)
     assert cancelled(own, run) < OVER_S
 
 
+@pytest.mark.slow
 def test_no_half_saved_weights_are_left_of_a_run_that_was_killed(own):
     run = saving(own)
     run.refresh()
@@ -168,6 +171,7 @@ def test_no_half_saved_weights_are_left_of_a_run_that_was_killed(own):
     assert {path.name for path in run.folder.iterdir()} <= {"config.json", "events.jsonl", "model.safetensors"}
 
 
+@pytest.mark.slow
 def test_a_run_is_cancelled_the_moment_it_was_asked_for(own):
     for wait_s in (0.0, 0.01, 0.03, 0.1, 0.3):
         run = own.store.run(own.submit(*LONG))
@@ -176,6 +180,7 @@ def test_a_run_is_cancelled_the_moment_it_was_asked_for(own):
         own.wait(lambda r=run: r.starting is None or not in_session(r.starting.pid), "the end of its process")
 
 
+@pytest.mark.slow
 def test_a_run_whose_fork_server_is_not_yet_there_is_cancelled(own):
     """The next one imports PyTorch, seconds in which the supervisor must hear."""
     killed = own.process.children()
@@ -192,6 +197,7 @@ def test_a_run_whose_fork_server_is_not_yet_there_is_cancelled(own):
     assert (run.status, run.starting) == ("cancelled", None)
 
 
+@pytest.mark.slow
 def test_a_run_is_cancelled_twice_and_from_two_tabs_once(own):
     run = own.running()
     others = [Client(own.store) for _ in range(2)]
@@ -205,6 +211,7 @@ def test_a_run_is_cancelled_twice_and_from_two_tabs_once(own):
     assert (kinds.count(b"stopping"), kinds.count(b"cancelled"), kinds[-1]) == (1, 1, b"cancelled")
 
 
+@pytest.mark.slow
 def test_a_finished_run_stays_finished(own):
     run = own.until(own.submit("budget.epochs=1"), "finished")
     own.client.cancel(run.run_id)
@@ -217,6 +224,7 @@ def test_a_finished_run_stays_finished(own):
 # --- together with what is killed ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_was_asked_to_stop_is_cancelled_though_its_supervisor_is_killed(own):
     run = own.until(own.submit(*HUGE, preset="mnist-mlp"), "running")
     own.client.cancel(run.run_id, reason="enough")
@@ -229,6 +237,7 @@ def test_a_run_that_was_asked_to_stop_is_cancelled_though_its_supervisor_is_kill
     own.wait(lambda: supervisor._ring(own.store), "a supervisor")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_asked_to_stop_and_is_killed_was_cancelled(own):
     """Its end is what was wanted, whoever brought it about."""
     run = own.until(own.submit(*HUGE, preset="mnist-mlp"), "running")
