@@ -35,6 +35,7 @@ from engine import keys, settings
 from engine.errors import ConfigError
 from engine.settings import Roles, Settings, SignIn
 from engine.store import write_atomically
+from tests.browser.conftest import end_supervisor
 from tests.conftest import ROOT
 
 URL = "http://127.0.0.1:8501"
@@ -544,6 +545,14 @@ def start_dashboard(home, *flags, **environment):
     )
 
 
+def end(process, home):
+    """What it said to the end, and nothing left at work."""
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=30)
+    end_supervisor(home)
+    return said
+
+
 @pytest.mark.parametrize(
     ("flags", "environment"),
     [
@@ -584,8 +593,7 @@ def test_a_start_prints_the_link_on_the_terminal_and_no_log_has_it(store):
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
         assert opener.open(request, timeout=30).url == f"http://127.0.0.1:{port}/"
     finally:
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
+        out, err = end(process, store.root)
     assert token not in out + err
     logs = [path for path in store.root.rglob("*") if path.is_file() and path.parent.name != "keys"]
     assert logs
@@ -608,8 +616,7 @@ def test_below_a_path_of_its_own_it_is_all_there_and_all_behind_the_gate(store):
         for url in (link, *urls, urls[-1] + "_stcore/health"):
             assert opener.open(url, timeout=30).status == 200
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        end(process, store.root)
 
 
 def session_of(port, name, session=""):
@@ -635,8 +642,7 @@ def test_a_session_is_taken_up_again_by_its_own_person_only(store):
         assert session_of(port, "eve", of_rob) != of_rob
         assert session_of(port, "rob", of_rob) == of_rob
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        end(process, store.root)
 
 
 # --- what the browser is told ----------------------------------------------------------------------------------------

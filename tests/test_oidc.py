@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from engine import keys, settings
 from engine.store import Store, write_atomically
+from tests.browser.conftest import end_supervisor
 from tests.conftest import ROOT
 from tests.test_gate import free_port
 
@@ -122,6 +123,7 @@ def dashboard(provider, home):
     yield url
     process.terminate()
     process.wait(20)
+    end_supervisor(home)
 
 
 class Browser:

@@ -88,7 +88,7 @@ def serve_dashboard(home: Path) -> Iterator[Served]:
     finally:
         server.terminate()
         server.wait(timeout=20)
-        _end_supervisor(home)
+        end_supervisor(home)
 
 
 def _wait_until_up(url: str, server: subprocess.Popen, home: Path) -> None:
@@ -102,14 +102,13 @@ def _wait_until_up(url: str, server: subprocess.Popen, home: Path) -> None:
     raise AssertionError("the dashboard did not start:\n" + (home / "server.log").read_text())
 
 
-def _end_supervisor(home: Path) -> None:
-    try:
-        pid = int((home / "supervisor.pid").read_text().split()[0])
-        process = psutil.Process(pid)
-    except (OSError, psutil.Error):
-        return
-    family = [*process.children(recursive=True), process]
-    process.terminate()
+def end_supervisor(home: Path) -> None:
+    """By its command line: one that has just been started has not written its pid yet."""
+    of_home = ["supervise", "--store", str(home.resolve())]
+    found = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:] == of_home]
+    family = [member for process in found for member in (*process.children(recursive=True), process)]
+    for process in found:
+        process.terminate()
     _, alive = psutil.wait_procs(family, timeout=10)
     for left in alive:
         left.kill()
