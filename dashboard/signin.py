@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import streamlit as st
 from itsdangerous import BadData, URLSafeTimedSerializer
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
@@ -71,7 +72,10 @@ def check_start(address: str | None, settings: Settings) -> None:
 
 def greeting(root: Path, settings: Settings, address: str | None, port: int, base_path: str) -> str:
     """What the terminal shows at the start: where to go, and how to get in. Links asked for later lead there too."""
-    host = f"[{address}]" if address and ":" in address else address or "127.0.0.1"
+    if address in {None, "", "0.0.0.0", "::"}:  # noqa: S104 - every interface: a name that is answered here
+        named = [n for n in st.get_option("server.allowedHosts") if "*" not in n and not is_loopback(n)]
+        address = named[0] if named else "127.0.0.1"
+    host = f"[{address}]" if address and ":" in address else address
     url = f"http://{host}:{port}/{base_path.strip('/')}"
     keys.remember_url(root, url)
     if settings.sign_in.method == "link":

@@ -461,7 +461,14 @@ def _config(a: argparse.Namespace) -> RunConfig:
     config = _config_as_typed(a)
     if not config.source.path:
         return config
-    return with_overrides(config, [f"source.path={Path(config.source.path).expanduser().absolute()}"])
+    try:
+        path = Path(config.source.path).expanduser().absolute()
+    except RuntimeError:  # ~nobody
+        raise ConfigError(
+            f"source.path={config.source.path!r} names the home of a user who is not known.",
+            fix="Write the path in full.",
+        ) from None
+    return with_overrides(config, [f"source.path={path}"])
 
 
 def _config_as_typed(a: argparse.Namespace) -> RunConfig:

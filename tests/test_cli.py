@@ -293,3 +293,8 @@ def test_runs_are_exported_as_one_report(call, store, tmp_path, kind):
     assert all(run.run_id in text for run in runs)
     if kind == "json":
         json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_path_in_the_home_of_nobody_is_refused_in_words(capsys):
+    assert cli.main(["plan", "--set", "data=csv", "--set", "source.path=~nobody-here/x.csv"]) == 2
+    assert "names the home of a user who is not known" in capsys.readouterr().err

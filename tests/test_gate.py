@@ -645,6 +645,13 @@ def test_a_session_is_taken_up_again_by_its_own_person_only(store):
         end(process, store.root)
 
 
+def test_a_start_on_every_interface_tells_an_address_that_is_answered(store, monkeypatch):
+    monkeypatch.setattr("streamlit.get_option", lambda _: ["localhost", "*.lab.example", "192.0.2.7"])
+    shared = Settings(sign_in=SignIn(method="token", token=TOKEN))
+    assert "http://192.0.2.7:8501/ " in signin.greeting(store.root, shared, "0.0.0.0", 8501, "")
+    assert "http://[::1]:80/x" in signin.greeting(store.root, shared, "::1", 80, "/x/")
+
+
 # --- what the browser is told ----------------------------------------------------------------------------------------
 
 
