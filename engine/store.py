@@ -166,7 +166,7 @@ def _checked(line: bytes) -> bytes:
     """What a whole line says, without its checksum."""
     head, found, tail = line.rpartition(_CRC_MEMBER)
     body = head + b"}"
-    if not found or tail[:8] != b"%08x" % zlib.crc32(body):
+    if not found or tail.rstrip(b"\n") != b'%08x"}' % zlib.crc32(body):
         raise StoreError("A record's checksum does not match.", fix="It is skipped; the other records stand.")
     return body
 

@@ -146,9 +146,12 @@ class Client:
 
     def wake(self) -> None:
         """Make sure that a supervisor is there and looks now, and let runs go on for as long as this process lives."""
-        locks.announce(self.store.root)
-        if not _ring(self.store):
-            _start_supervisor(self.store)
+        try:
+            locks.announce(self.store.root)
+            if not _ring(self.store):
+                _start_supervisor(self.store)
+        except OSError as error:
+            raise self.store.trouble() or disk.unwritable(error) from None
 
     def _send(self, command: dict[str, str]) -> None:
         self.store.post(json.dumps(command))
