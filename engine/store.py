@@ -805,8 +805,12 @@ class Store:
             raise (_gone() if not self.inbox.is_dir() else error) from None
 
     def sweep(self) -> list[Path]:
-        """Remove what a crash left half-made or half-deleted; returns what is gone."""
-        swept = [path for path in self.leftovers() if time.time() - path.lstat().st_mtime > _STALE_S]
+        """Remove what a crash left half-made or half-deleted, for a supervisor that starts; returns what is gone."""
+        # A draft may be somebody's, just now; only the one supervisor deletes runs, and that one is starting.
+        swept = [
+            path for path in self.leftovers()
+            if path.name.startswith(".deleted-") or time.time() - path.lstat().st_mtime > _STALE_S
+        ]  # fmt: skip
         for path in swept:
             disk.remove(path)
         return swept

@@ -1054,7 +1054,7 @@ def test_what_a_crash_left_half_made_is_swept_once_it_is_old(store):
     kept = make_run(store, num_steps=20)
     supervising = Supervisor(store, InlineExecutor())
     supervising.recover()
-    assert len(store.leftovers()) == 3  # they may be at work just now
+    assert len(store.leftovers()) == 2  # somebody may be writing them just now; deleting is the supervisor's alone
     for path in store.leftovers():
         os.utime(path, (1, 1))
     os.utime(mine, (1, 1))

@@ -93,14 +93,19 @@ class Scene:
         return run
 
     def follow(self, *arguments: object) -> tuple[subprocess.Popen[str], Run]:
-        """`python -m engine run` in a terminal, and its run once that has points."""
+        """`python -m engine run` in a terminal, and the first of its runs that has points."""
         known = set(self.store.ids())
         sets = [part for assignment in LONG for part in ("--set", assignment)]
         process = self.start("engine", "run", "--preset", "digits-mlp", *sets, *arguments)
-        self.wait(lambda: bool(set(self.store.ids()) - known), "a run")
-        run = self.store.run((set(self.store.ids()) - known).pop())
-        self.wait(lambda: bool(run.refresh() and len(run.steps)), "points")
-        return process, run
+        at_work: list[Run] = []
+
+        def has_points() -> bool:
+            runs = [self.store.run(run_id) for run_id in set(self.store.ids()) - known]
+            at_work[:] = [run for run in runs if len(run.steps)]
+            return bool(at_work)
+
+        self.wait(has_points, "points")
+        return process, at_work[0]
 
     def runs(self) -> list[Run]:
         return [self.store.run(run_id) for run_id in self.store.ids()]
