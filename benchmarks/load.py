@@ -35,7 +35,7 @@ from engine.config import RunConfig, with_overrides
 from engine.presets import PRESETS, preset_config
 from engine.store import HARDWARE, EventLog, Run, Store
 from engine.supervisor import Client
-from tests.browser.conftest import CHROMIUM, FLAGS, serve_dashboard
+from tests.browser.conftest import CHROMIUM, FLAGS, Served, serve_dashboard
 from tests.fakes import make_run
 
 VIEWERS, REFRESH_S, WINDOW_S, PAIRS = 25, 2.0, 5.0, 10
@@ -49,17 +49,17 @@ STEPS, LONG_RUNS = 100_000, 4
 class Viewer(threading.Thread):
     """Polls as a page does, with the cursor of the last answer, while it is told to look."""
 
-    def __init__(self, url: str, run_id: str, looking: threading.Event, late_s: float) -> None:
+    def __init__(self, url: Served, run_id: str, looking: threading.Event, late_s: float) -> None:
         super().__init__(daemon=True)
         address = urllib.parse.urlsplit(url)
-        self.page, self.run_id = HTTPConnection(address.hostname or "", address.port), run_id
+        self.page, self.cookie, self.run_id = HTTPConnection(address.hostname or "", address.port), url.cookie, run_id
         self.looking, self.late_s, self.is_over = looking, late_s, False
         self.seconds: list[float] = []
         self.sizes: list[int] = []
         self.start()
 
     def run(self) -> None:
-        cursor, _ = poll(self.page, self.run_id, "")
+        cursor, _ = poll(self.page, self.cookie, self.run_id, "")
         while not self.is_over:
             self.looking.wait()
             self.page.close()  # opened anew by the next request: a server lets go of a connection nobody uses for 5 s
@@ -67,7 +67,7 @@ class Viewer(threading.Thread):
             while self.looking.is_set():
                 began = time.perf_counter()
                 try:
-                    cursor, size = poll(self.page, self.run_id, cursor)
+                    cursor, size = poll(self.page, self.cookie, self.run_id, cursor)
                 except RemoteDisconnected:  # more than 5 s late: a browser would ask again, and so do we
                     self.page.close()
                     continue
@@ -180,7 +180,7 @@ def many_runs() -> dict[str, Any]:
         began = time.perf_counter()
         with serve_dashboard(Path(home)) as url, browser() as chromium:
             up = time.perf_counter()
-            page = chromium.new_page()
+            page = url.new_context(chromium).new_page()
             page.goto(f"{url}/runs")
             page.wait_for_selector("canvas", timeout=120_000)
             first = time.perf_counter() - began
@@ -192,7 +192,7 @@ def many_runs() -> dict[str, Any]:
             actions = on_the_page(page, url, store)
             cpu = (cpu_s(server) - cpu) / (4 * CLICKS)
         with serve_dashboard(Path(home)) as url, browser() as chromium:
-            page = chromium.new_page()
+            page = url.new_context(chromium).new_page()
             indexed_open = timed(lambda: (page.goto(f"{url}/runs"), page.wait_for_selector("canvas", timeout=60_000)))
     return {
         "runs": RUNS,
@@ -322,7 +322,7 @@ def long_run() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as home, serve_dashboard(Path(home)) as url, browser() as chromium:
         store, address = Store(Path(home)), urllib.parse.urlsplit(url)
         server = server_process(address.port)
-        chromium.new_page().goto(f"{url}/train")  # the server has imported what its pages need
+        url.new_context(chromium).new_page().goto(f"{url}/train")  # the server has imported what its pages need
         time.sleep(5)
         painted(chromium, url, make_run(store).run_id, server)  # not counted
         short = [painted(chromium, url, make_run(store).run_id, server) for _ in range(LONG_RUNS)]
@@ -333,7 +333,7 @@ def long_run() -> dict[str, Any]:
             reads = [timed(lambda ids=ids: store.run(ids[0])) for _ in range(5)]
             answer: list[int] = []
             connection = HTTPConnection(address.hostname or "", address.port)
-            route = timed(lambda ids=ids: answer.append(poll(connection, ids[0], "")[1]))  # noqa: B023
+            route = timed(lambda ids=ids: answer.append(poll(connection, url.cookie, ids[0], "")[1]))  # noqa: B023
             results[f"{per_record} steps a record"] = {
                 "log_bytes": log.stat().st_size, "read_s": Spread.of(reads), "route_first_answer_s": route,
                 "answer_bytes": answer[0],
@@ -348,9 +348,9 @@ def _columns(paints: list[tuple[float, float]]) -> dict[str, list[float]]:
     return {"first_paint_s": list(seconds), "first_paint_server_cpu_s": list(cpu)}
 
 
-def painted(chromium: Any, url: str, run_id: str, server: psutil.Process) -> tuple[float, float]:
+def painted(chromium: Any, url: Served, run_id: str, server: psutil.Process) -> tuple[float, float]:
     """Seconds from the address to the drawn curve, in a browser that holds nothing yet; the server's CPU time for it."""
-    context = chromium.new_context(viewport={"width": 1440, "height": 900})
+    context = url.new_context(chromium, viewport={"width": 1440, "height": 900})
     page = context.new_page()
     began, cpu = time.perf_counter(), cpu_s(server)
     page.goto(f"{url}/train?run={run_id}", wait_until="commit")

@@ -104,8 +104,8 @@ def _wait_until_up(url: str, server: subprocess.Popen, home: Path) -> None:
 
 def end_supervisor(home: Path) -> None:
     """By its command line: one that has just been started has not written its pid yet."""
-    of_home = ["supervise", "--store", str(home.resolve())]
-    found = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:] == of_home]
+    of_home = {"supervise", str(home.resolve())}
+    found = [p for p in psutil.process_iter(["cmdline"]) if of_home <= set(p.info["cmdline"] or [])]
     family = [member for process in found for member in (*process.children(recursive=True), process)]
     for process in found:
         process.terminate()
