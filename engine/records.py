@@ -94,6 +94,15 @@ class Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True, ser_json_inf_nan="strings")
 
 
+class Heat(BaseModel):
+    """Runs that are to take turns in one process, so that what happens to the machine happens to all of them alike."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    lanes: Annotated[int, Field(ge=1, le=64)]  # how many there are: none begins before all were asked for
+
+
 class Queued(Event):
     """The run was asked for. Written with the run's folder, so that asking is durable."""
 
@@ -102,6 +111,7 @@ class Queued(Event):
     order: int | None = None  # place among the store's submissions: unlike the clock's, these numbers only rise
     name: Words = ""
     group: str | None = None  # runs submitted together, for example one per seed
+    heat: Heat | None = None
     owner: str = ""  # id of the actor who asked (engine.access)
 
 

@@ -402,6 +402,16 @@ class Run:
             return 0.0
 
     @property
+    def group(self) -> str | None:
+        """What it was submitted together with."""
+        return self.queued.group if self.queued else None
+
+    @property
+    def heat(self) -> records.Heat | None:
+        """Whom it takes turns with."""
+        return self.queued.heat if self.queued else None
+
+    @property
     def order(self) -> int:
         """Its place among the submissions of its store."""
         return (self.queued and self.queued.order) or int(self.created * 1e6)
@@ -754,8 +764,9 @@ class Store:
         return None
 
     def create(
-        self, config: RunConfig, *, name: str = "", group: str | None = None, owner: str = "", key: str = ""
-    ) -> str:
+        self, config: RunConfig, *, name: str = "", group: str | None = None, heat: records.Heat | None = None,
+        owner: str = "", key: str = "",
+    ) -> str:  # fmt: skip
         """A new queued run, on disk as a whole or not at all; returns its id.
 
         One `key` makes one run: asked again with the same, for a click that came twice, it returns that run.
@@ -764,7 +775,7 @@ class Store:
         name = clean_name(name)
         if trouble := self.trouble():
             raise trouble
-        run_id = hashlib.sha256(key.encode()).hexdigest()[:16] if key else secrets.token_hex(8)
+        run_id = self.id_of(key)
         if (self.runs / run_id).exists():
             return run_id
         draft = self.runs / f".{run_id}.{secrets.token_hex(4)}"
@@ -772,7 +783,7 @@ class Store:
             draft.mkdir(mode=0o700)
             write_atomically(draft / "config.json", config.model_dump_json(indent=1))
             queued = encode(
-                records.Queued(at=time.time(), order=self.next_order(), name=name, group=group, owner=owner)
+                records.Queued(at=time.time(), order=self.next_order(), name=name, group=group, heat=heat, owner=owner)
             )
             write_atomically(draft / "events.jsonl", queued.decode())
             draft.rename(self.runs / run_id)
@@ -781,6 +792,11 @@ class Store:
             if not (self.runs / run_id).exists():  # else the other click was faster
                 raise disk.unwritable(error) from None
         return run_id
+
+    @staticmethod
+    def id_of(key: str) -> str:
+        """The id of the run that a key makes; without one, a new id."""
+        return hashlib.sha256(key.encode()).hexdigest()[:16] if key else secrets.token_hex(8)
 
     def owner(self, run_id: str) -> str:
         """The id of who asked for a run; empty where its log does not say."""
@@ -981,7 +997,7 @@ class Store:
 def row_of(run: Run) -> RunRow:
     return RunRow(
         run_id=run.run_id, name=run.name, status=run.status, created=run.created, config=run.config,
-        summary=run.summary(), group=run.queued.group if run.queued else None, owner=run.owner, why=run.why(),
+        summary=run.summary(), group=run.group, owner=run.owner, why=run.why(),
     )  # fmt: skip
 
 

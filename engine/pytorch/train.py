@@ -41,15 +41,14 @@ _EVALUATE_SHARE = 4  # and at least this many times as long as the last evaluati
 _PROGRESS_EVERY_S = 0.25
 
 
-def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) -> Iterator[AnyEvent]:
+def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) -> Generator[AnyEvent, None, None]:
     """Train as `config` says; weights go to `folder`/model.safetensors.
 
     Raises Diverged when the loss becomes NaN or infinite, after the steps that led there were yielded.
     """
     begun = clock()
     device = _device(config)
-    torch.set_num_threads(config.threads)
-    _set_float32_products(config)
+    _set_up_arithmetic(config)
     arrays = yield from _loaded(config, clock)
     plan = planner.plan(config, data=arrays.facts)
     training, held_out = tensors(arrays, config.model)
@@ -201,6 +200,7 @@ class _Loop:
     def _steps(self, count: int) -> records.Steps:
         """`count` optimizer steps between two readings of the clock."""
         lrs = self._lrs(count)
+        _set_up_arithmetic(self.config)
         elapsed, start = self.clock() - self.origin, self.clock()
         chunk = self.stepper.steps(lrs)  # reading losses back waits for the device ...
         _synchronize(self.device)  # ... but not for the last update
@@ -236,6 +236,7 @@ class _Loop:
 
     def _evaluate(self) -> records.Evaluation:
         """Mean loss and accuracy over the whole held-out split; its time is not training time."""
+        _set_up_arithmetic(self.config)
         start, model = self.clock(), self.net.model
         loss = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device, dtype=torch.int64)
@@ -295,8 +296,12 @@ def _device(config: RunConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _set_float32_products(config: RunConfig) -> None:
-    """cuDNN would take TF32 for float32 convolutions without being asked."""
+def _set_up_arithmetic(config: RunConfig) -> None:
+    """The process's threads and its float32 products. Set anew at each turn: between two of them another run may train.
+
+    cuDNN would take TF32 for float32 convolutions without being asked.
+    """
+    torch.set_num_threads(config.threads)
     tf32 = config.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
