@@ -1,0 +1,161 @@
+"""The batch-size law: steps to a target against batch size, and the batch that is fastest on a clock.
+
+McCandlish, Kaplan & Amodei 2018 (arXiv:1812.06162): S(B) = S_min (1 + B_crit/B), with B_crit = E_min/S_min. Steps fall
+with the batch until about B_crit and hardly beyond; examples rise from there. Shallue et al. 2019 (JMLR 20(112)) say how to
+measure it: the learning rate tuned at every batch size, every trial counted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from engine.errors import EngineError
+
+Floats = NDArray[np.float64]
+
+_MIN_SIZES = 3  # two parameters, and something left to see whether they fit
+_GRIDS = (300, 41, 41, 41)  # points, log-spaced in B_crit; each lies between the neighbours of the last one's best
+_BEYOND = 1e3  # B_crit is sought this factor beyond the batch sizes measured
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLaw:
+    """S(B) = s_min + e_min/B optimizer steps, E(B) = B S(B) examples to the target."""
+
+    s_min: float  # steps that are left however large the batch
+    e_min: float  # examples that are needed however small the batch
+    b_crit: float  # e_min/s_min: twice s_min steps and twice e_min examples there
+    rms_log_residual: float  # of ln S: 0.07 is 7 % off, in the mean
+
+    def steps(self, batch_size: float) -> float:
+        return self.s_min + self.e_min / batch_size
+
+    def samples(self, batch_size: float) -> float:
+        return self.e_min + self.s_min * batch_size
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    low: float
+    high: float
+    level: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of one step: t0_s + t1_s B. Overhead of a step, and time of an example."""
+
+    t0_s: float
+    t1_s: float
+
+    def seconds(self, batch_size: float) -> float:
+        return self.t0_s + self.t1_s * batch_size
+
+
+class BestBatch(NamedTuple):
+    b_star: float  # may lie between whole numbers; infinite where a larger batch costs no time
+    time_s: float
+
+
+def fit_batch_law(batch_sizes: ArrayLike, steps: ArrayLike) -> BatchLaw:
+    """Least squares of ln S - ln(S_min + E_min/B): every batch size counts by its relative error.
+
+    A batch size may come several times (one per seed). For a given B_crit the best S_min is a mean, so the fit is a
+    search along one line, and finds the best of a grid instead of a local minimum. Not the hyperbola in (S, E): as
+    E = B S the errors of both axes would be the same. Where B_crit comes out far beyond the batch sizes measured, they
+    show one end of the law only, and it is not known. Raises EngineError for fewer than 3 different batch sizes, or
+    steps that are not positive numbers: a batch size that did not reach the target has to be left out by its name.
+    """
+    sizes, counts = _points(batch_sizes, steps)
+    log_steps = np.log(counts)
+
+    def costs(log_b_crit: Floats) -> Floats:
+        off = log_steps - np.log1p(np.exp(log_b_crit)[:, None] / sizes)
+        return np.asarray(np.square(off - off.mean(axis=1, keepdims=True)).sum(axis=1))
+
+    low, high = math.log(sizes.min() / _BEYOND), math.log(sizes.max() * _BEYOND)
+    for points in _GRIDS:
+        grid = np.linspace(low, high, points)
+        best = int(np.argmin(costs(grid)))
+        low, high = grid[max(0, best - 1)], grid[min(points - 1, best + 1)]
+    b_crit = math.exp(grid[best])
+    s_min = math.exp(float(np.mean(log_steps - np.log1p(b_crit / sizes))))
+    return BatchLaw(s_min, s_min * b_crit, b_crit, math.sqrt(costs(grid)[best] / len(sizes)))
+
+
+def bootstrap_batch_law(
+    batch_sizes: ArrayLike, steps_by_seed: ArrayLike, *, level: float = 0.95, resamples: int = 400, seed: int = 0
+) -> Interval | None:
+    """Interval of B_crit from seed to seed: steps_by_seed is (seeds, batch sizes). None for a single seed.
+
+    Three seeds have ten distinct resamples, so what is drawn are the deviations of ln S from its batch size's mean, of
+    all batch sizes together and widened by sqrt(n/(n-1)), n seeds (Davison & Hinkley 1997, section 6.2.3). The choice of the
+    learning rates and a law that does not hold are not in this interval: see rms_log_residual.
+    """
+    log_steps = np.log(np.atleast_2d(np.asarray(steps_by_seed, dtype=np.float64)))
+    sizes = np.asarray(batch_sizes, dtype=np.float64)
+    n = len(log_steps)
+    means = log_steps.mean(axis=0)
+    fit_batch_law(sizes, np.exp(means))  # refuses what cannot be fitted
+    if n < 2:
+        return None
+    deviations = ((log_steps - means) * math.sqrt(n / (n - 1))).ravel()
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(deviations, size=(resamples, n, len(sizes))).mean(axis=1)
+    b_crits = [fit_batch_law(sizes, np.exp(means + noise)).b_crit for noise in drawn]
+    low, high = np.quantile(b_crits, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), level)
+
+
+def fit_step_time(batch_sizes: ArrayLike, step_s: ArrayLike) -> StepTime:
+    """t0_s + t1_s B by least squares of the relative error, neither below zero.
+
+    Without the weights a step of the full set, a hundred times longer, would decide both. Raises EngineError for fewer
+    than 2 different batch sizes or times that are not positive.
+    """
+    sizes, times = _points(batch_sizes, step_s, at_least=2, what="Step times")
+    columns = np.stack([1 / times, sizes / times], axis=1)
+    (t0, t1), *_ = np.linalg.lstsq(columns, np.ones(len(times)), rcond=None)
+    if t1 < 0:  # the best with t1 = 0; columns[:, 0] alone
+        t0, t1 = columns[:, 0].sum() / np.square(columns[:, 0]).sum(), 0.0
+    elif t0 < 0:
+        t0, t1 = 0.0, columns[:, 1].sum() / np.square(columns[:, 1]).sum()
+    return StepTime(float(t0), float(t1))
+
+
+def best_batch(law: BatchLaw, step_time: StepTime) -> BestBatch:
+    """Batch that reaches the target first: B* = sqrt(B_crit t0/t1), T* = S_min t1 (sqrt(B_crit) + sqrt(t0/t1))^2.
+
+    The minimum of S(B) (t0 + t1 B): half of it belongs to the data (B_crit), half to the machine (t0/t1). It is flat;
+    near it any batch will do. Not bounded by the size of a training set.
+    """
+    if step_time.t1_s == 0:
+        return BestBatch(math.inf, law.s_min * step_time.t0_s)
+    hardware = step_time.t0_s / step_time.t1_s
+    time_s = law.s_min * step_time.t1_s * (math.sqrt(law.b_crit) + math.sqrt(hardware)) ** 2
+    return BestBatch(math.sqrt(law.b_crit * hardware), time_s)
+
+
+def _points(
+    batch_sizes: ArrayLike, values: ArrayLike, *, at_least: int = _MIN_SIZES, what: str = "The batch law"
+) -> tuple[Floats, Floats]:
+    sizes = np.atleast_1d(np.asarray(batch_sizes, dtype=np.float64))
+    numbers = np.atleast_1d(np.asarray(values, dtype=np.float64))
+    if sizes.shape != numbers.shape:
+        raise EngineError(f"{sizes.size} batch sizes do not go with {numbers.size} values.", fix="Give one for each.")
+    if not (np.isfinite(numbers).all() and (numbers > 0).all() and (sizes > 0).all()):
+        raise EngineError(
+            f"{what}: not every batch size has a positive number.",
+            fix="Leave out batch sizes that did not reach the target, and name them.",
+        )
+    if (different := len(np.unique(sizes))) < at_least:
+        raise EngineError(
+            f"{what}: {different} different batch size{'' if different == 1 else 's'} reached the target, fewer than {at_least}.",
+            fix="Add batch sizes, choose an easier target, or allow more steps.",
+        )
+    return sizes, numbers
