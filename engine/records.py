@@ -101,6 +101,7 @@ class Heat(BaseModel):
 
     id: str
     lanes: Annotated[int, Field(ge=1, le=64)]  # how many there are: none begins before all were asked for
+    round: Annotated[int, Field(ge=1, le=10_000)] = 1  # a race that is given more seeds is judged once more
 
 
 class Queued(Event):

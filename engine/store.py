@@ -898,18 +898,28 @@ class Store:
         self.folder(run_id).rename(hidden)
         shutil.rmtree(hidden)
 
-    def rows(self, *, limit: int | None = None, order: str = "created", status: Sequence[Status] = ()) -> list[RunRow]:
+    def rows(
+        self,
+        *,
+        limit: int | None = None,
+        order: str = "created",
+        status: Sequence[Status] = (),
+        group: str | None = None,
+    ) -> list[RunRow]:
         """Runs from the index, newest (or largest) first; runs the index does not know yet are read from their folders."""
         _check_order(order)
         # Whatever is wrong with the index (there is none, it is damaged, a newer Isoflop wrote it): the folders stand.
         found, unindexed = self._ask_index(
-            lambda index: (index.rows(limit=limit, order=order, status=status), frozenset(index.unreadable))
-        )
+            lambda index: (
+                index.rows(limit=limit, order=order, status=status, group=group), frozenset(index.unreadable)
+            )
+        )  # fmt: skip
         rows, unreadable = found or ([], frozenset())
         rows = [self.row(row.run_id) or row if self._ended_since(row.run_id, row.status) else row for row in rows]
-        newest_are_enough = order == "created" and limit is not None and not status
+        newest_are_enough = order == "created" and limit is not None and not status and group is None
         read, _ = self._read_unindexed(unindexed | unreadable, limit if newest_are_enough else None)
-        if fresh := [row for row in read if not status or row.status in status]:
+        fresh = [r for r in read if (not status or r.status in status) and (group is None or r.group == group)]
+        if fresh:
             rows = sorted(rows + fresh, key=lambda r: (_sort_key(r, order), r.created), reverse=True)
         return rows[:limit]
 
@@ -1256,13 +1266,22 @@ class Index:
         total = self._db.execute(f"select count(*) from runs {where}", (*words, *status)).fetchone()[0]
         return lines, total
 
-    def rows(self, *, limit: int | None = None, order: str = "created", status: Sequence[Status] = ()) -> list[RunRow]:
+    def rows(
+        self,
+        *,
+        limit: int | None = None,
+        order: str = "created",
+        status: Sequence[Status] = (),
+        group: str | None = None,
+    ) -> list[RunRow]:
         _check_order(order)
-        where = f"where status in ({','.join('?' * len(status))})" if status else ""
+        conditions = [f"status in ({','.join('?' * len(status))})"] if status else []
+        conditions += ["grouped = ?"] if group is not None else []
+        where = f"where {' and '.join(conditions)}" if conditions else ""
         found = self._db.execute(
             f"select run_id, name, status, created, grouped, config, summary, why, {self._owner} from runs {where} "
             f"order by {order} desc nulls last limit ?",
-            (*status, -1 if limit is None else limit),
+            (*status, *([] if group is None else [group]), -1 if limit is None else limit),
         )
         return [row for columns in found if (row := self._readable(columns))]
 

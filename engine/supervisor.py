@@ -73,6 +73,7 @@ class Wanted(NamedTuple):
     config: RunConfig
     name: str = ""
     key: str = ""
+    heat: records.Heat | None = None
 
 
 class Client:
@@ -91,37 +92,55 @@ class Client:
         """
         return self._submit([Wanted(config, name=name, key=key)], group)[0]
 
-    def submit_heat(self, wanted: Sequence[Wanted], *, group: str) -> list[str]:
-        """Queue runs that take turns in one process; all of them, or none and an error. Each device has its own process."""
-        return self._submit(wanted, group, in_turns=True)
+    def submit_heats(self, heats: Sequence[Sequence[Wanted]], *, group: str, round: int = 1) -> list[str]:
+        """Queue the heats of a race, all of them or none and an error; returns the runs' ids, heat after heat.
 
-    def _submit(self, wanted: Sequence[Wanted], group: str | None, *, in_turns: bool = False) -> list[str]:
+        The runs of a heat take turns in one process; those on another device have a process of their own.
+        """
+        wanted: list[Wanted] = []
+        for heat in heats:
+            runs = [run if run.key else run._replace(key=secrets.token_hex(16)) for run in heat]
+            heat_id = hashlib.sha256(" ".join([group, *(run.key for run in runs)]).encode()).hexdigest()[:16]
+            lanes = Counter(run.config.device for run in runs)
+            for run in runs:
+                device = run.config.device
+                wanted.append(
+                    run._replace(heat=records.Heat(id=f"{heat_id} {device}", lanes=lanes[device], round=round))
+                )
+        return self._submit(wanted, group)
+
+    def _submit(self, wanted: Sequence[Wanted], group: str | None) -> list[str]:
         rules = settings.load(self.store.root)
         self._require("submit", rules)
         for config in dict.fromkeys(w.config for w in wanted):
             access.require_data(self.actor, config, rules)
             limits.check_before(config, planner.check(config), rules.limits)
         wanted = [w if w.key else w._replace(key=secrets.token_hex(16)) for w in wanted]
-        lanes = Counter(w.config.device for w in wanted)
-        heat_id = hashlib.sha256("".join(w.key for w in wanted).encode()).hexdigest()[:16]
-        run_ids: list[str] = []
+        made: list[str] = []
         with _COUNTING:  # or two who come at once would both find the last free place
-            new = [run_id for w in wanted if not (self.store.runs / (run_id := self.store.id_of(w.key))).exists()]
+            new = {run_id for w in wanted if not (self.store.runs / (run_id := self.store.id_of(w.key))).exists()}
             self._require_room_in_queue(rules, len(new))
             try:
-                for config, name, key in wanted:
-                    device = config.device
-                    heat = records.Heat(id=f"{heat_id}-{device}", lanes=lanes[device]) if in_turns else None
-                    owner = self.actor.id
-                    run_ids.append(self.store.create(config, name=name, group=group, heat=heat, owner=owner, key=key))
+                for config, name, key, heat in wanted:
+                    made.append(
+                        self.store.create(config, name=name, group=group, heat=heat, owner=self.actor.id, key=key)
+                    )
             except EngineError:
-                for run_id in set(run_ids) & set(new):  # none has begun: their heat is not complete
-                    self.store.delete(run_id)
+                for run_id in new.intersection(made):
+                    self._take_back(run_id)
                 raise
-        for run_id in run_ids:
+        for run_id in made:
             access.audit(self.store.root, self.actor, "submit", run_id=run_id)
         self.wake()
-        return run_ids
+        return made
+
+    def _take_back(self, run_id: str) -> None:
+        """Delete a run that was only just asked for; one that has begun meanwhile is cancelled."""
+        with claim(self.store.folder(run_id)) as mine:
+            if mine:
+                self.store.delete(run_id)
+                return
+        self.cancel(run_id)
 
     def _require(self, action: Action, rules: settings.Settings, run_id: str = "", owner: str = "") -> None:
         try:

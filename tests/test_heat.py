@@ -53,7 +53,7 @@ def test_runs_take_turns_by_the_time_they_have_trained(store):
     )
     turns = [number for _, number in both]
     assert sum(a != b for a, b in pairwise(turns)) > 8
-    assert first.steps.last("seconds") == pytest.approx(second.steps.last("seconds"), abs=0.2)
+    assert first.steps.last("seconds") == pytest.approx(second.steps.last("seconds"), abs=0.5)
 
 
 def test_the_one_that_diverges_ends_alone(store):
@@ -81,7 +81,7 @@ def test_each_has_the_hardware_on_its_own_time_axis(store):
     run_heat(runs)
     for run in runs:
         assert len(run.hardware) > 2
-        assert run.hardware["elapsed"][0] < 0.6
+        assert run.hardware["elapsed"][0] < run.steps["elapsed"][-1]
         assert run.missing_readings
 
 
@@ -142,7 +142,7 @@ def lanes(*assignments: str) -> list[Wanted]:
 
 
 def test_a_heat_starts_together(store, supervised):
-    heat = Client(store).submit_heat(lanes("batch_size=8", "batch_size=16"), group="race")
+    heat = Client(store).submit_heats([lanes("batch_size=8", "batch_size=16")], group="race")
     alone = Client(store).submit(BASE)
     supervised.recover()
     for _ in range(3):
@@ -152,7 +152,9 @@ def test_a_heat_starts_together(store, supervised):
 
 
 def test_the_heats_of_a_race_come_one_after_another(store, supervised):
-    heats = [Client(store).submit_heat(lanes(f"seed={seed}", f"seed={seed + 10}"), group="race") for seed in range(2)]
+    wanted = [lanes(f"seed={seed}", f"seed={seed + 10}") for seed in range(2)]
+    run_ids = Client(store).submit_heats(wanted, group="race")
+    heats = [run_ids[:2], run_ids[2:]]
     supervised.recover()
     supervised._start_what_fits()
     assert supervised.executor.given == [set(heats[0])]
@@ -174,14 +176,14 @@ def test_a_heat_waits_for_the_last_of_its_runs_but_not_for_ever(store, supervise
 
 def test_a_heat_asked_for_twice_is_one(store, supervised):
     wanted = [w._replace(key=f"key {i}") for i, w in enumerate(lanes("batch_size=8", "batch_size=16"))]
-    assert Client(store).submit_heat(wanted, group="g") == Client(store).submit_heat(wanted, group="g")
+    assert Client(store).submit_heats([wanted], group="g") == Client(store).submit_heats([wanted], group="g")
     assert len(store.ids()) == 2
 
 
 def test_of_a_heat_with_one_bad_run_nothing_is_left(store, supervised):
     bad = with_overrides(BASE, ["batch_size=5000"])
     with pytest.raises(ConfigError):
-        Client(store).submit_heat([*lanes("batch_size=8"), Wanted(bad)], group="g")
+        Client(store).submit_heats([[*lanes("batch_size=8"), Wanted(bad)]], group="g")
     assert store.ids() == []
 
 
@@ -190,5 +192,5 @@ def test_a_heat_needs_room_for_all_of_it(store, supervised):
     rules.write_text("[limits]\nqueued = 1\n")
     rules.chmod(0o600)
     with pytest.raises(LimitReached, match=r"limits\.queued"):
-        Client(store).submit_heat(lanes("batch_size=8", "batch_size=16"), group="g")
+        Client(store).submit_heats([lanes("batch_size=8", "batch_size=16")], group="g")
     assert store.ids() == []
