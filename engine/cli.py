@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine import __version__, hardware, keys, planner, records, settings, units
+from engine import __version__, hardware, keys, outcome, planner, races, records, settings, units
 from engine.checkup import check
 from engine.config import RunConfig, parse_config_json, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
@@ -112,6 +112,84 @@ def _undisturbed() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if pressed:
         raise KeyboardInterrupt
+
+
+def race_command(a: argparse.Namespace) -> int:
+    """Race configurations under equal conditions, one heat per seed, and say who won and how sure it is."""
+    store = _store(a)
+    client = Client(store)
+    lanes, metric, target = _lanes(a)
+    if not 1 <= a.seeds <= races.MOST_SEEDS:
+        raise ConfigError(
+            f"seeds={a.seeds} is not allowed.", fix=f"seeds may be a whole number from 1 to {races.MOST_SEEDS}."
+        )
+    if a.until_decided is not None and not a.seeds <= a.until_decided <= races.MOST_SEEDS:
+        raise ConfigError(
+            f"--until-decided {a.until_decided} is not allowed.",
+            fix=f"It is the most seeds: from {a.seeds}, those to begin with, to {races.MOST_SEEDS}.",
+        )
+    outcome.check_target(metric, target)
+    group, seeds, number = secrets.token_hex(8), list(range(a.seeds)), 1
+    try:
+        while True:
+            with _undisturbed():
+                client.submit_heats(races.heats(lanes, seeds, group), group=group, round=number)
+            race = _followed_race(store, client, group, quiet=a.json)
+            result = outcome.outcome(race, metric=metric, target=target, baseline=a.baseline)
+            if a.until_decided is None or result.is_decided or len(race.seeds) >= a.until_decided:
+                break
+            begun = len(race.seeds)
+            seeds, number = list(range(begun, min(begun + _SEEDS_A_ROUND, a.until_decided))), number + 1
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for row in store.rows(group=group):
+            client.cancel(row.run_id, reason="interrupted in the terminal")
+        print("\nStopped. What is finished stays.", file=sys.stderr)
+        return INTERRUPTED
+    if a.json:
+        print(json_text(outcome.as_json(race, result)))
+    else:
+        print("\n".join(outcome.table(result)))
+    return OK if all(run.status == "finished" for run in race.runs) else FAILED
+
+
+_SEEDS_A_ROUND = 2
+
+
+def _lanes(a: argparse.Namespace) -> tuple[list[races.Lane], races.Metric, float | None]:
+    """The lanes of the arguments, checked, and the target they are to reach."""
+    if a.preset and a.lane:
+        raise ConfigError(
+            "--preset and --lane exclude each other.", fix="Give one of them; --base names a preset for lanes."
+        )
+    if a.lane:
+        base = preset_config(a.base)
+        lanes = [races.parse_lane(text, base) for text in a.lane]
+        metric: races.Metric = "test_accuracy"
+        target: float | None = None
+    else:
+        preset = races.race_preset(a.preset or races.DEFAULT_RACE)
+        lanes, metric, target = list(preset.lanes), preset.metric, preset.target
+    lanes = [lane.model_copy(update={"config": with_overrides(lane.config, a.set)}) for lane in lanes]
+    lanes = list(races.with_budget(lanes, a.budget)) if a.budget else lanes
+    if a.target:
+        metric, target = outcome.parse_target(a.target)
+    races.check_lanes(lanes)
+    if a.baseline and a.baseline not in (labels := [lane.label for lane in lanes]):
+        raise ConfigError(f"baseline={a.baseline!r} is not a lane.", fix=f"Choose from {', '.join(labels)}.")
+    return lanes, metric, target
+
+
+def _followed_race(store: Store, client: Client, group: str, *, quiet: bool) -> races.Race:
+    """The race once all of it is over."""
+    run_ids = [row.run_id for row in reversed(store.rows(group=group))]
+    for number, run_id in enumerate(run_ids):
+        if not quiet and sys.stderr.isatty():
+            print(f"\rrun {number + 1} of {len(run_ids)}" + " " * 80, file=sys.stderr)
+        _follow(store, client, run_id, quiet=quiet)
+    race = races.find(store, group)
+    assert race, "its runs were submitted a moment ago"
+    return race
 
 
 def plan_command(a: argparse.Namespace) -> int:
@@ -512,6 +590,24 @@ def _parser() -> _Parser:
     run = add("run", run_command, "run an experiment and follow it", config)
     run.add_argument("--seeds", type=int, default=1, help="run that many seeds, from the configuration's own upwards")
     run.add_argument("--name", default="", help="a name to show in lists")
+    race = add("race", race_command, "race configurations under equal conditions, and say who won and how sure it is")
+    race.add_argument("--preset", help=f"one of {', '.join(races.RACES)} (default {races.DEFAULT_RACE})")
+    race.add_argument(
+        "--lane", action="append", default=[], metavar="'LABEL: KEY=VALUE ...'", help="a configuration; 2 to 6 of them"
+    )
+    race.add_argument("--base", default=DEFAULT_PRESET, help="preset that --lane changes (default %(default)s)")
+    race.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of every lane")
+    race.add_argument(
+        "--seeds", type=int, default=1, help=f"heats, one per seed; a verdict takes {outcome.CLAIM_SEEDS}"
+    )
+    race.add_argument(
+        "--until-decided", type=int, metavar="SEEDS", help="add seeds until it is decided, at most so many"
+    )
+    race.add_argument(
+        "--budget", help="one for all lanes: seconds=6, samples=50000, steps=1000, epochs=2 or flops=1e11"
+    )
+    race.add_argument("--target", help="test_accuracy=0.95, test_loss=0.3 or none")
+    race.add_argument("--baseline", default="", metavar="LABEL", help="the lane the others are measured by (the first)")
     add("plan", plan_command, "what a run would need, without running it", config)
     listing = add("list", list_command, "the runs of the store, newest first")
     listing.add_argument("--limit", type=int, default=50)

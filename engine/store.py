@@ -33,7 +33,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -676,6 +676,15 @@ def read_config(folder: Path) -> RunConfig:
 
 
 # --- the store ----------------------------------------------------------------------------------------------------
+
+
+class Wanted(NamedTuple):
+    """A run that is asked for; one `key` makes one run."""
+
+    config: RunConfig
+    name: str = ""
+    key: str = ""
+    heat: records.Heat | None = None
 
 
 class RunRow(BaseModel):

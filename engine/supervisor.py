@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from engine import access, disk, hardware, limits, locks, planner, records, settings, units
 from engine.access import AccessError, Action, Actor
@@ -41,6 +41,7 @@ from engine.store import (
     Run,
     StopRequest,
     Store,
+    Wanted,
     ask_to_stop,
     row_of,
     stop_request,
@@ -65,15 +66,6 @@ logger = logging.getLogger("isoflop.supervisor")
 
 
 # --- the client's side ---------------------------------------------------------------------------------------------
-
-
-class Wanted(NamedTuple):
-    """A run that is asked for; one `key` makes one run."""
-
-    config: RunConfig
-    name: str = ""
-    key: str = ""
-    heat: records.Heat | None = None
 
 
 class Client:

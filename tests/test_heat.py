@@ -14,8 +14,8 @@ from engine.config import with_overrides
 from engine.errors import ConfigError, LimitReached
 from engine.executor import InlineExecutor
 from engine.presets import PRESETS
-from engine.store import StopRequest, ask_to_stop
-from engine.supervisor import Client, Supervisor, Wanted
+from engine.store import StopRequest, Wanted, ask_to_stop
+from engine.supervisor import Client, Supervisor
 
 BASE = PRESETS["digits-mlp"].config
 
