@@ -165,8 +165,8 @@ def test_a_target_out_of_reach_is_said_and_not_dropped(three):
 
 def test_two_seeds_are_preliminary(three):
     _, race = three
-    result = outcome.outcome(race, target=0.2, baseline="Mini")
-    verdict = result.lanes[0].verdicts["to_target"]
+    result = outcome.outcome(race, target=0.5, baseline="Mini")
+    verdict = result.lanes[2].verdicts["to_target"]
     assert (verdict.state, verdict.winner, verdict.n) == ("preliminary", None, 2)
     assert not result.is_decided
     assert outcome.verdict_in_words("Batch", "Mini", verdict, "target").startswith(
