@@ -284,8 +284,12 @@ def get_points(request: Request) -> Response:
 NO_STORE = {"Cache-Control": "no-store"}
 _FOLDER = Path(__file__).parent / "assets"
 _ASSETS = {
+    "common.js": "text/javascript",
+    "lanes.js": "text/javascript",
     "live.js": "text/javascript",
     "live.css": "text/css",
+    "race.js": "text/javascript",
+    "race.css": "text/css",
     "inter.woff2": "font/woff2",
     "icon.svg": "image/svg+xml",
 }
@@ -299,8 +303,9 @@ def _asset(name: str) -> bytes:
 
 @functools.cache
 def assets_version() -> str:
-    """Changes when the component's files do: it stands in their addresses, so no browser keeps an old one."""
-    return hashlib.sha256(_asset("live.js") + _asset("live.css")).hexdigest()[:12]
+    """Changes when the components' files do: it stands in their addresses, so no browser keeps an old one."""
+    ours = b"".join(_asset(name) for name in _ASSETS if name.endswith((".js", ".css")))
+    return hashlib.sha256(ours).hexdigest()[:12]
 
 
 def get_asset(request: Request) -> Response:
@@ -328,7 +333,7 @@ def get_plotly(request: Request) -> Response:
 
 def _caching(request: Request) -> dict[str, str]:
     """An address that names a version is good for ever; any other is asked for again after an hour."""
-    forever = "v" in request.query_params
+    forever = bool(request.query_params.get("v"))
     return {"Cache-Control": "public, max-age=31536000, immutable" if forever else "public, max-age=3600"}
 
 
