@@ -67,7 +67,7 @@ export class Run {
 
   // The points of a trace as they came: {x, y, step}, or null.
   raw(key, axis, view, factor = 1) {
-    return this.kept(`raw ${key} ${axis.id} ${view.price}`, () => {
+    return this.kept(`raw ${key} ${axis.id} ${view.price} ${factor}`, () => {
       const trace = this.traces[key];
       const x = trace?.y.length ? this.x(trace, axis, view) : null;
       return x && { x, y: factor === 1 ? trace.y : trace.y.map((v) => (v === null ? null : v * factor)), step: trace.step };
@@ -187,7 +187,7 @@ export function niceEnd(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value / 10));
   const step = [1, 2, 5, 10].find((k) => value / (k * power) <= 12) * power;
-  return Math.ceil(value / step + 1e-9) * step;
+  return Math.ceil(value / step - 1e-9) * step;
 }
 
 export function median(values) {

@@ -345,13 +345,13 @@ class Card {
       autosize: true,
       margin: { l: 44, r: 12, t: 8, b: 28 },
       paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: look.background, // the line under the pointer has an edge in its contrast: on none at all, white in the dark
       font: { family: look.font, size: 11, color: look.faint },
       showlegend: false,
       dragmode: look.touch ? false : "zoom", // a finger scrolls the page
       hovermode: "x unified",
       hoverlabel: { bgcolor: look.background, bordercolor: look.border, font: { family: look.font, size: 11.5, color: look.text } },
-      xaxis: { ...axis, range, showgrid: false, zeroline: false, ticklabelstandoff: 5, tickmode: "array", ...timeTicks(range), hoverformat: ".2f", unifiedhovertitle: { text: "%{x:.2f} s" } },
+      xaxis: { ...axis, range, showgrid: false, zeroline: false, ticklabelstandoff: 5, tickmode: "array", ...timeTicks(range), spikethickness: 1, spikecolor: look.faint, spikedash: "solid", hoverformat: ".2f", unifiedhovertitle: { text: "%{x:.2f} s" } },
       yaxis: {
         ...axis,
         type: log ? "log" : "linear",

@@ -19,8 +19,8 @@ const MARGIN = { l: 52, r: 16, t: 10, b: 44 }; // fixed: the target line is laid
 const VIEWS = new WeakMap();
 
 const CHARTS = [
-  { id: "loss", title: "Training loss", note: "cross-entropy of each batch, nats", key: "loss", noisy: true, logFrom: 1e4, log: true, hover: ".4~g", text: lossText },
-  { id: "test_loss", title: "Test loss", note: "cross-entropy, nats", key: "test_loss", metric: "test_loss", logFrom: 1e4, log: true, hover: ".4~g", text: lossText, unit: "" },
+  { id: "loss", title: "Training loss", note: "cross-entropy of each batch, nats", key: "loss", noisy: true, logFrom: 100, log: true, hover: ".4~g", text: lossText },
+  { id: "test_loss", title: "Test loss", note: "cross-entropy, nats", key: "test_loss", metric: "test_loss", logFrom: 100, log: true, hover: ".4~g", text: lossText, unit: "" },
   { id: "accuracy", title: "Test accuracy", textTitle: "Next-character accuracy", note: "of held-out examples, %", key: "accuracy", metric: "test_accuracy", factor: 100, most: 100, hover: ".2f", unit: " %", text: (v) => `${v.toFixed(2)} %` },
   { id: "grad_norm", title: "Gradient norm", note: "before clipping", key: "grad_norm", noisy: true, logFrom: 100, log: true, fromZero: true, hover: ".4~g", text: lossText, optional: true },
 ];
@@ -111,7 +111,7 @@ class Row {
     this.bar.style.width = `${100 * progress}%`;
     this.progress.setAttribute("aria-valuenow", String(Math.round(100 * progress)));
     this.progress.setAttribute("aria-label", `Progress of ${lane.label}`);
-    this.progress.style.visibility = runs.every((run) => run.over) ? "hidden" : "";
+    this.progress.hidden = runs.every((run) => run.over);
     this.texts(lane).forEach((text, i) => {
       setText(this.values[i].firstChild, text);
       this.values[i].toggleAttribute("data-bad", text === "NaN");
@@ -147,18 +147,18 @@ class Row {
     const middle = median(all);
     const text = Number.isFinite(middle) ? view.axisText(middle) : "";
     if (runs.length === 1) return text;
-    return `${text}${text && " · "}${found.length} of ${runs.length}`;
+    return `${text}${text && " · "}${found.length} of ${runs.length} seeds`;
   }
 
   // Why seeds ended before their budget, or what they are busy with before their first step.
   explain(runs) {
-    const several = runs.length > 1;
-    const words = runs.flatMap((run) => {
+    const seeds = new Map(); // of each reason
+    for (const run of runs) {
       const { preparing, why } = run.answer ?? {};
-      const text = run.error || why || (preparing && (preparing.done === null ? `${preparing.text}…` : preparingText(preparing, 0))) || "";
-      return text ? [several ? `Seed ${run.seed}: ${text}` : text] : [];
-    });
-    const shown = [...new Set(words)];
+      const text = run.error || why || (preparing && (preparing.done === null ? `${preparing.text}…` : preparingText(preparing, 0)));
+      if (text) seeds.set(text, [...(seeds.get(text) ?? []), run.seed]);
+    }
+    const shown = [...seeds].map(([text, of]) => (runs.length > 1 ? `Seed${of.length > 1 ? "s" : ""} ${of.join(", ")}: ${text}` : text));
     setText(this.why, shown.slice(0, 3).join("\n") + (shown.length > 3 ? `\nand ${shown.length - 3} more` : ""));
     this.why.hidden = !shown.length;
   }
@@ -312,8 +312,8 @@ class Card {
     const mine = this.line.dataset.dragged !== undefined || this.view.target?.metric === this.chart.metric;
     this.line.toggleAttribute("data-idle", !mine);
     this.line.style.bottom = `${MARGIN.b + Math.max(0, Math.min(this.inner, this.heightOf(value)))}px`;
-    const text = mine ? this.chart.text(value) : "target";
-    setText(this.grip, text);
+    const text = this.chart.text(value);
+    setText(this.grip, mine ? text : "⇕");
     this.grip.setAttribute("aria-valuenow", String(+value.toPrecision(6)));
     this.grip.setAttribute("aria-valuetext", mine ? text : "none");
     if (document.activeElement !== this.input) this.input.value = mine ? String(+value.toPrecision(6)) : "";
@@ -360,6 +360,7 @@ class Card {
     const main = lanes.flatMap((l) => (l.mean ? [{ x: l.mean.x, y: l.mean.low }, { x: l.mean.x, y: l.mean.high }, ...this.tails(l)] : l.seeds));
     const seen = extremes(main, range);
     const log = Boolean(chart.log && (view.logY ?? (seen.positive < Infinity && seen.high / seen.positive > chart.logFrom)));
+    if (chart.most === undefined) seen.high = Math.min(seen.high, this.ceiling(lanes, seen.low));
     const aimed = view.target?.metric === chart.metric && chart.metric ? view.target.value * this.factor : null;
     if (aimed !== null) include(seen, aimed);
     this.log = log && seen.positive < Infinity;
@@ -377,6 +378,12 @@ class Card {
       this.line.hidden = false;
       this.place(this.shownTarget());
     }
+  }
+
+  // A lane that diverges leaves the picture at the top: its 1e34 would press all others to a line at the foot.
+  ceiling(lanes, low) {
+    const begun = lanes.flatMap(({ seeds }) => seeds.map(({ y }) => y.find((v) => v !== null) ?? 0));
+    return Math.max(10 * Math.max(...begun), 2 * low);
   }
 
   traces(lanes, aimed) {
@@ -490,14 +497,16 @@ class Card {
     const clock = axis.id === "seconds" && !logX ? { tickmode: "array", ...timeTicks(range) } : { tickmode: "auto", nticks: 6, tickformat: "~s" };
     const decades = (r) => (r[1] - r[0] > 1.5 ? Math.ceil((r[1] - r[0]) / 5) : "D2");
     return {
-      autosize: true, margin: MARGIN, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
+      autosize: true, margin: MARGIN, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: look.background, showlegend: false,
       font: { family: look.font, size: 11, color: look.faint },
       dragmode: look.touch ? false : "zoom", // a finger scrolls the page
+      hoverdistance: 40,
       hovermode: view.allSeeds ? "closest" : "x unified",
       hoverlabel: { bgcolor: look.background, bordercolor: look.border, namelength: -1, font: { family: look.font, size: 11.5, color: look.text } },
       xaxis: {
         ...line, type: logX ? "log" : "linear", range: rangeX, showgrid: false, zeroline: false, ticklabelstandoff: 4, automargin: false,
         title: { text: view.axisTitle(), standoff: 6, font: { size: 11 } }, ...clock, ...(logX && { dtick: decades(rangeX) }),
+        showspikes: !view.allSeeds, spikemode: "across", spikethickness: 1, spikecolor: look.faint, spikedash: "solid", spikesnap: "hovered data",
         hoverformat: axis.hover, unifiedhovertitle: { text: `${axis.before ?? ""}%{x:${axis.hover}}${axis.after ?? ""}` },
       },
       yaxis: {
@@ -744,7 +753,7 @@ class View {
       case "steps": return `${count(x)} ${x === 1 ? "step" : "steps"}`;
       case "samples": return `${count(x)} samples`;
       case "epochs": return `${+x.toPrecision(3)} epochs`;
-      case "seconds": return duration(x);
+      case "seconds": return x < 10 ? `${+x.toPrecision(2)} s` : duration(x);
       case "money": return String(+x.toPrecision(3));
       default: return `${window.Plotly ? si(x) : x} ${this.axis.id === "flops" ? "FLOP" : "J"}`;
     }
