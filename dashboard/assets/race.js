@@ -21,7 +21,7 @@ const VIEWS = new WeakMap();
 const CHARTS = [
   { id: "loss", title: "Training loss", note: "cross-entropy of each batch, nats", key: "loss", noisy: true, logFrom: 100, log: true, hover: ".4~g", text: lossText },
   { id: "test_loss", title: "Test loss", note: "cross-entropy, nats", key: "test_loss", metric: "test_loss", logFrom: 100, log: true, hover: ".4~g", text: lossText, unit: "" },
-  { id: "accuracy", title: "Test accuracy", textTitle: "Next-character accuracy", note: "of held-out examples, %", key: "accuracy", metric: "test_accuracy", factor: 100, most: 100, hover: ".2f", unit: " %", text: (v) => `${v.toFixed(2)} %` },
+  { id: "accuracy", title: "Test accuracy", textTitle: "Next-character accuracy", note: "of held-out examples, %", key: "accuracy", metric: "test_accuracy", factor: 100, most: 100, hover: ".2f", unit: " %", text: (v) => `${+v.toFixed(2)} %` },
   { id: "grad_norm", title: "Gradient norm", note: "before clipping", key: "grad_norm", noisy: true, logFrom: 100, log: true, fromZero: true, hover: ".4~g", text: lossText, optional: true },
 ];
 
@@ -210,8 +210,11 @@ class Card {
     if (this.chart.most) this.input.max = String(this.chart.most);
     this.input.placeholder = "none";
     this.input.setAttribute("aria-label", `Target of ${this.chart.title.toLowerCase()}${this.chart.unit ? ", %" : ""}`);
+    this.input.oninput = () => (this.typing = true);
+    this.input.onblur = () => (this.typing = false);
     this.input.onchange = () => {
-      if (!this.input.reportValidity()) return;
+      if (!this.input.reportValidity()) return; // what was typed stays until it is mended or left
+      this.typing = false;
       const { view, chart } = this;
       if (this.input.value !== "") view.aim({ metric: chart.metric, value: Number(this.input.value) / this.factor });
       else if (view.target?.metric === chart.metric) view.aim(null);
@@ -316,7 +319,7 @@ class Card {
     setText(this.grip, mine ? text : "⇕");
     this.grip.setAttribute("aria-valuenow", String(+value.toPrecision(6)));
     this.grip.setAttribute("aria-valuetext", mine ? text : "none");
-    if (document.activeElement !== this.input) this.input.value = mine ? String(+value.toPrecision(6)) : "";
+    if (!this.typing) this.input.value = mine ? String(+value.toPrecision(6)) : "";
   }
 
   // --- picture

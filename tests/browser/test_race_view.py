@@ -604,15 +604,15 @@ def test_a_race_of_real_runs_inside_streamlit(browser, supervised: Supervised, t
         for place in (0, 1):
             expect(shown.cell("status", place)).to_have_text("Finished", timeout=60_000)
         target = [{"metric": "test_accuracy", "value": 0.9}, {"finished": 4}]
-        expect(tab.get_by_text("state ")).to_have_text(f"state {json.dumps(target)}", timeout=PATIENCE_MS)
+        expect(tab.get_by_text("state [")).to_have_text(f"state {json.dumps(target)}", timeout=PATIENCE_MS)
         tab.get_by_test_id("target-test_loss").fill("0.5")
         tab.get_by_test_id("target-test_loss").press("Enter")
         target[0] = {"metric": "test_loss", "value": 0.5}
-        expect(tab.get_by_text("state ")).to_have_text(f"state {json.dumps(target)}", timeout=PATIENCE_MS)
+        expect(tab.get_by_text("state [")).to_have_text(f"state {json.dumps(target)}", timeout=PATIENCE_MS)
         tab.get_by_test_id("target-test_loss").fill("")
         tab.get_by_test_id("target-test_loss").press("Enter")
         target[0] = None
-        expect(tab.get_by_text("state ")).to_have_text(f"state {json.dumps(target)}", timeout=PATIENCE_MS)
+        expect(tab.get_by_text("state [")).to_have_text(f"state {json.dumps(target)}", timeout=PATIENCE_MS)
         more = lane(1, 128, 2)["runs"]
         supervised.until(more[0]["id"], "finished")
         lanes[1]["runs"] += more
