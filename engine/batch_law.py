@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from engine.config import MIN_BATCH_SIZES
 from engine.errors import EngineError
 
 Floats = NDArray[np.float64]
 
-_MIN_SIZES = 3  # two parameters, and something left to see whether they fit
 _GRIDS = (300, 41, 41, 41)  # points, log-spaced in B_crit; each lies between the neighbours of the last one's best
 _BEYOND = 1e3  # B_crit is sought this factor beyond the batch sizes measured
 
@@ -142,7 +142,7 @@ def best_batch(law: BatchLaw, step_time: StepTime) -> BestBatch:
 
 
 def _points(
-    batch_sizes: ArrayLike, values: ArrayLike, *, at_least: int = _MIN_SIZES, what: str = "The batch law"
+    batch_sizes: ArrayLike, values: ArrayLike, *, at_least: int = MIN_BATCH_SIZES, what: str = "The batch law"
 ) -> tuple[Floats, Floats]:
     sizes = np.atleast_1d(np.asarray(batch_sizes, dtype=np.float64))
     numbers = np.atleast_1d(np.asarray(values, dtype=np.float64))
