@@ -324,8 +324,13 @@ class Law(Spec):
         "the best one lies between two worse.",
     )
     seeds: int = Field(
-        3, ge=1, le=100, title="Seeds", description="Trials at the best learning rate, beside those that chose it."
+        3,
+        ge=1,
+        le=100,
+        title="Seeds",
+        description="Trials at the best learning rate, of other seeds than those that chose it.",
     )
+    tuning_seeds: int = Field(3, ge=1, le=100, title="Seeds to tune", description="Trials of each learning rate tried.")
     max_steps: int = Field(
         10_000, ge=2, le=100_000_000, title="Steps at most", description="A trial that needs more has not reached it."
     )

@@ -1,7 +1,7 @@
 """The batch-size law as a task: many short trainings in one process, each a Trial.
 
-At every batch size the learning rate is tuned on one seed, over a log grid that is extended until the best lies between two worse
-(Shallue et al. 2019, JMLR 20(112)). Other seeds then measure at that rate: the seed that chose it would flatter it.
+At every batch size the learning rate is tuned over a log grid that is extended until the best lies between two worse ones
+(Shallue et al. 2019, JMLR 20(112)). Other seeds than those that chose it then measure at that rate: they would flatter it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from engine import analysis, planner, records
-from engine.config import RunConfig, with_overrides
+from engine.config import RunConfig
 from engine.datasets import Dataset
 from engine.pytorch import models, optim
-from engine.pytorch.data import Batches, Examples, tensors
+from engine.pytorch.data import Batch, Batches, Examples, tensors
 from engine.pytorch.execution import Net, cross_entropy
 from engine.pytorch.train import Clock, _device, _environment, _loaded, _set_float32_products, _synchronize
 from engine.records import AnyEvent
@@ -27,7 +27,7 @@ from engine.records import AnyEvent
 _PROBE = 2_048  # examples the training loss is taken over, at most
 _GRID = 1.05  # evaluations at every step first, then at steps this factor apart: it costs 5 % at most, a step is 1/20
 _WARM_UP_STEPS = 3
-_WORSE = 1.5  # a learning rate that needs so many times the best one's steps is given up
+_WORSE = 2.0  # a learning rate that needs so many times the best one's steps is given up
 _SLACK = 3.0  # a larger batch needs no more steps than a smaller one, when tuned; this much more is allowed for noise
 _FAR = 10.0  # and a seed that needs so many times the steps of the one that chose the rate
 _WIDEST = 12  # places on the grid to either side where no learning rate reaches the target
@@ -59,44 +59,53 @@ def batch_law(config: RunConfig, folder: Path, *, clock: Clock = time.perf_count
     )
     bench = _Bench(config, arrays.facts, training.to(device), plan.evaluation_batch, clock)
     sizes = config.law.sizes(len(training))
+    first = config.seed + config.law.tuning_seeds  # of those that measure
     lr, limit = config.optimizer.lr, config.law.max_steps
     for i, size in enumerate(sizes):
         bench.share = i / len(sizes)
         best = yield from _tuned(bench, size, lr, limit)
         if best is None:
             continue
-        lr, limit = best.lr, min(config.law.max_steps, ceil(_SLACK * (best.steps or 0)) + 2)
-        allowed = min(config.law.max_steps, ceil(_FAR * (best.steps or 0)) + 2)
-        for seed in range(config.seed + 1, config.seed + 1 + config.law.seeds):
-            yield (yield from bench.trial(size, best.lr, seed, allowed, tuning=False))
+        lr, needed = best
+        for seed in range(first, first + config.law.seeds):
+            yield (yield from bench.trial(size, lr, seed, _at_most(config, _FAR * needed), tuning=False))
+        limit = _at_most(config, _SLACK * needed)
     yield records.Progress(share=1.0, text="")
 
 
-def _tuned(bench: _Bench, size: int, start: float, limit: int) -> Generator[AnyEvent, None, records.Trial | None]:
-    """The best trial of a climb over the grid of learning rates, from `start`; None where none reaches the target."""
-    tried: dict[int, records.Trial] = {}
-    factor, seed = bench.config.law.lr_factor, bench.config.seed
+def _at_most(config: RunConfig, steps: float) -> int:
+    return min(config.law.max_steps, ceil(steps) + 2)  # two evaluations must reach the target
 
-    def steps(place: int) -> float:
-        return tried[place].steps or math.inf if tried[place].reached else math.inf
+
+def _tuned(bench: _Bench, size: int, start: float, limit: int) -> Generator[AnyEvent, None, tuple[float, float] | None]:
+    """The best learning rate of a climb over the grid from `start`, and its steps; None where none reaches the target."""
+    needed: dict[
+        int, float
+    ] = {}  # by place on the grid: geometric mean over the seeds, infinite where one did not arrive
+    law = bench.config.law
 
     def attempt(place: int) -> Generator[AnyEvent, None, None]:
-        reached = [trial.steps for trial in tried.values() if trial.steps is not None]
-        allowed = min(limit, ceil(_WORSE * min(reached)) + 2) if reached else limit
-        tried[place] = yield from bench.trial(size, start * factor**place, seed, allowed, tuning=True)
-        yield tried[place]
+        best, logs = min(needed.values(), default=math.inf), []
+        allowed = limit if best == math.inf else min(limit, _at_most(bench.config, _WORSE * best))
+        needed[place] = math.inf
+        for seed in range(bench.config.seed, bench.config.seed + law.tuning_seeds):
+            yield (trial := (yield from bench.trial(size, start * law.lr_factor**place, seed, allowed, tuning=True)))
+            if trial.steps is None:
+                return
+            logs.append(math.log(max(trial.steps, 1e-9)))
+        needed[place] = math.exp(sum(logs) / len(logs))
 
     for place in _outwards():
         yield from attempt(place)
-        if tried[place].reached:
+        if needed[place] < math.inf:
             break
     else:
         return None
     best = place
-    while missing := [neighbour for neighbour in (best + 1, best - 1) if neighbour not in tried]:
+    while missing := [neighbour for neighbour in (best + 1, best - 1) if neighbour not in needed]:
         yield from attempt(missing[0])
-        best = min(tried, key=steps)
-    return tried[best]
+        best = min(needed, key=needed.__getitem__)
+    return start * law.lr_factor**best, needed[best]
 
 
 def _outwards() -> Iterator[int]:
@@ -136,18 +145,9 @@ class _Bench:
         steps, seconds, losses = [0], [0.0], [self._loss(net)]
         at = None
         while at is None and step < max_steps and math.isfinite(losses[-1]):
-            if self.clock() - self.told >= _TELL_EVERY_S:
-                self.told = self.clock()
-                yield records.Progress(share=self.share, text=f"batch {size}, learning rate {lr:.3g}, seed {seed}")
             count = min(max(1, int(step * (_GRID - 1))), max_steps - step)
-            if train_s:  # no longer than one looks up
-                count = min(count, max(1, int(_TELL_EVERY_S / (train_s / step))))
-            begun = self.clock()
-            for _ in range(count):
-                net.backward(*next(source))
-                net.update()
-            _synchronize(self.device)
-            step, train_s = step + count, train_s + self.clock() - begun
+            train_s += yield from self._steps(net, source, count, f"batch {size}, learning rate {lr:.3g}, seed {seed}")
+            step += count
             steps.append(step)
             seconds.append(train_s)
             losses.append(self._loss(net))
@@ -167,7 +167,23 @@ class _Bench:
             last_loss=losses[-1],
         )
 
-    def _net(self, size: int, lr: float, seed: int) -> tuple[Net, Iterator[tuple[torch.Tensor, torch.Tensor]]]:
+    def _steps(self, net: Net, source: Iterator[Batch], count: int, text: str) -> Generator[AnyEvent, None, float]:
+        """Seconds of `count` steps. Between some of them a run can be stopped; the evaluations stay where they were."""
+        train_s = 0.0
+        while count:
+            if self.clock() - self.told >= _TELL_EVERY_S:
+                self.told = self.clock()
+                yield records.Progress(share=self.share, text=text)
+            begun = self.clock()
+            while count and self.clock() - begun < _TELL_EVERY_S:
+                net.backward(*next(source))
+                net.update()
+                count -= 1
+            _synchronize(self.device)
+            train_s += self.clock() - begun
+        return train_s
+
+    def _net(self, size: int, lr: float, seed: int) -> tuple[Net, Iterator[Batch]]:
         model = models.build(
             self.config.model,
             self.data,
@@ -175,8 +191,7 @@ class _Bench:
             device=self.device,
             checkpointing=self.config.activation_checkpointing,
         )
-        config = with_overrides(self.config, [f"optimizer.lr={lr!r}"])
-        net = Net(config, model, optim.build(config.optimizer, model), size)
+        net = Net(self.config, model, optim.build(self.config.optimizer, model), size)
         net.optimizer.lr = lr
         batches = Batches(self.training, size, seed)
         x, y = batches.first(size)
