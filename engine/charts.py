@@ -168,12 +168,14 @@ def batch_law_chart(
     trials: Sequence[Trial], law: batch_law.BatchLaw | None, step_time: batch_law.StepTime | None
 ) -> go.Figure:
     """Steps, examples and training time to the target against the batch size, all logarithmic: dots are the seeds that
-    measured, lines the law. A cross on the first panel's top marks a batch size where some seed did not reach the target;
+    measured, lines the law. A red cross at the top marks a batch size where some seed did not reach the target;
     the dotted lines stand at B_crit and at the fastest batch."""
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     figure.update_layout(template=TEMPLATE, height=720, hovermode="closest", showlegend=False)
     figure.update_xaxes(type="log", showgrid=False)
     figure.update_xaxes(title_text="Batch size (examples, log scale)", row=3)
+    if sizes := sorted({t.batch_size for t in trials}):
+        figure.update_xaxes(tickvals=sizes, tickformat=",d")
     measured = [t for t in trials if not t.tuning]
     seen = {t.batch_size for t in measured}
     grid = np.geomspace(min(seen), max(seen), 200) if law and seen else np.empty(0)
@@ -195,9 +197,9 @@ def batch_law_chart(
                 x=grid, y=[fit(size) for size in grid], mode="lines", name="law", hoverinfo="skip",
                 line={"color": PALETTE[1], "width": 1.8}, row=row, col=1,
             )  # fmt: skip
-        figure.update_yaxes(type="log", title_text=f"{title}, log scale", row=row, col=1)
-    missed = sorted({t.batch_size for t in trials} - {t.batch_size for t in trials if t.reached and not t.tuning} |
-                    {t.batch_size for t in measured if not t.reached})  # fmt: skip
+        figure.update_yaxes(type="log", dtick=1, title_text=f"{title}, log scale", row=row, col=1)
+    there = {t.batch_size for t in measured} - {t.batch_size for t in measured if not t.reached}
+    missed = sorted({t.batch_size for t in trials} - there)
     for size in missed:
         figure.add_annotation(
             x=math.log10(size), y=1, xref="x", yref="y domain", text="×", showarrow=False, font={"color": MARK, "size": 16},
@@ -218,9 +220,11 @@ def _time(law: batch_law.BatchLaw | None, step_time: batch_law.StepTime | None) 
 
 
 def _standing(figure: go.Figure, x: float, text: str, *, row: int) -> None:
-    figure.add_vline(
-        x=x, row=row, col=1, line={"color": _GREY, "width": 1, "dash": "dot"}, annotation_text=text,
-        annotation_position="top right", annotation_font_size=12,
+    """A dotted line with its name. Of a logarithmic axis lines know the value, and annotations the logarithm."""
+    figure.add_vline(x=x, row=row, col=1, line={"color": _GREY, "width": 1, "dash": "dot"})
+    figure.add_annotation(
+        x=math.log10(x), y=1, yref="y domain", text=text, showarrow=False, xanchor="left", yanchor="top", xshift=4,
+        row=row, col=1,
     )  # fmt: skip
 
 
