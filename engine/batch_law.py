@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from engine import units
 from engine.config import MIN_BATCH_SIZES, Law
 from engine.errors import EngineError
 from engine.records import Trial
@@ -204,6 +205,32 @@ def outcome(trials: Sequence[Trial]) -> Outcome:
         )
     best = best_batch(law, step_time) if step_time else None
     return Outcome(sizes, law, interval, step_time, best, tuple(notes))
+
+
+def facts(found: Outcome) -> list[tuple[str, str, str]]:
+    """What a law comes to, as title, value and how it was had; for card and report. Nothing where there is no law."""
+    law, time, best = found.law, found.step_time, found.best
+    rows = []
+    if law:
+        i = found.b_crit
+        between = f"; {i.level:.0%} interval {i.low:.3g} to {i.high:.3g}" if i else "; one seed gives no interval"
+        rows += [
+            (
+                "S_min",
+                f"{law.s_min:.3g} steps",
+                f"however large the batch; fitted, {law.rms_log_residual:.0%} off in the mean",
+            ),
+            ("E_min", f"{law.e_min:.3g} examples", "however small the batch; fitted"),
+            ("B_crit", f"{law.b_crit:.3g}", f"E_min/S_min{between}"),
+        ]
+    if time:
+        text = f"{units.duration(time.t0_s)} + {units.duration(time.t1_s)} per example"
+        rows.append(("One step", text, "fitted to measured times"))
+    if best:
+        where = f"about {best.b_star:.3g}" if math.isfinite(best.b_star) else "the largest there is"
+        text = f"{where}, {units.duration(best.time_s)} of training"
+        rows.append(("Fastest batch", text, "derived: sqrt(B_crit t0/t1); it may be larger than the training set"))
+    return rows
 
 
 def _measuring(trials: Sequence[Trial], size: int) -> int:

@@ -455,25 +455,7 @@ def _law_card(run: Run) -> str:
         steps, reached = units.count(at.steps and round(at.steps)), f"{at.reached} of {at.measured}"
         rate = units.lr(at.lr and float(f"{at.lr:.3g}"))
         lines.append(f"    {at.batch_size:>10} {rate:>14} {steps:>9} {reached:>12} {units.duration(at.step_s):>10}")
-    if law := found.law:
-        between = (
-            f", {found.b_crit.level:.0%} interval {found.b_crit.low:.3g} to {found.b_crit.high:.3g}"
-            if found.b_crit
-            else ""
-        )
-        lines += [
-            f"  S_min             {law.s_min:.3g} steps however large the batch (fitted, {law.rms_log_residual:.0%} off in the mean)",
-            f"  E_min             {law.e_min:.3g} examples however small the batch (fitted)",
-            f"  B_crit            {law.b_crit:.3g} (E_min/S_min{between})",
-        ]
-    if time := found.step_time:
-        lines.append(
-            f"  one step          {units.duration(time.t0_s)} + {units.duration(time.t1_s)} per example (fitted to measured times)"
-        )
-    if best := found.best:
-        lines.append(
-            f"  fastest batch     about {best.b_star:.3g}: {units.duration(best.time_s)} of training to the target (derived)"
-        )
+    lines += [f"  {title:<17} {text} ({how})" for title, text, how in batch_law.facts(found)]
     lines += [f"  ! {note}" for note in found.notes]
     if why := run.why():
         lines.append(f"  {visible(why)}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
+import time
 
 import pytest
 
@@ -13,7 +15,8 @@ from engine.errors import ConfigError
 from engine.presets import STUDIES, preset_config
 from engine.pytorch.batch_law import batch_law as task
 from engine.records import Trial
-from engine.store import StopRequest, ask_to_stop
+from engine.report import Report, reproduce
+from engine.store import EventLog, StopRequest, ask_to_stop
 
 CONFIG = preset_config("digits-law")
 QUICK = ("law.batch_sizes=4,32,256", "law.full_batch=false", "law.target_loss=0.5", "law.seeds=2", "law.tuning_seeds=1")
@@ -87,16 +90,21 @@ def test_a_worker_records_every_trial_and_the_command_line_shows_the_law(store, 
     assert shown["batch_law"]["law"]["b_crit"] == pytest.approx(batch_law.outcome(run.trials).law.b_crit)
     cli.main(["show", run_id, "--store", str(store.root)])
     card = capsys.readouterr().out
-    assert all(word in card for word in ("S_min", "E_min", "B_crit", "95% interval", "per example", "fastest batch"))
+    assert all(word in card for word in ("S_min", "E_min", "B_crit", "95% interval", "per example", "Fastest batch"))
 
 
 def test_a_law_that_is_stopped_keeps_its_trials(store):
-    run_id = store.create(CONFIG)
-    run = store.run(run_id)
+    run = store.run(store.create(with_overrides(CONFIG, ["law.target_loss=0.01"])))
+    working = threading.Thread(target=worker.run, args=(run.folder,))
+    working.start()
+    while not run.trials and working.is_alive():
+        time.sleep(0.02)
+        run.refresh()
     ask_to_stop(run.folder, StopRequest(status="cancelled", reason="enough"))
-    worker.run(run.folder)
+    working.join(timeout=10)
     run.refresh()
-    assert (run.status, run.why()) == ("cancelled", "enough")
+    assert (run.status, run.why(), run.problems) == ("cancelled", "enough", [])
+    assert run.trials and run.progress() < 1
 
 
 def test_a_run_can_be_stopped_between_any_two_trials(tmp_path):
@@ -162,6 +170,20 @@ def test_the_chart_has_a_panel_each_for_steps_examples_and_time_with_their_law()
 def test_a_chart_without_a_law_shows_the_trials():
     assert [trace.mode for trace in charts.batch_law_chart([trial()], None, None).data] == ["markers"] * 3
     assert charts.batch_law_chart([], None, None).data
+
+
+def test_a_report_holds_the_trials_draws_the_law_and_says_how_to_run_it_again(store):
+    run_id = store.create(CONFIG)
+    log = EventLog(store.folder(run_id) / "events.jsonl")
+    for event in [*lawful(), trial(2, 1, None)]:
+        log.append(event)
+    log.close(records.Finished(at=0))
+    report = Report.freeze("law", [store.run(run_id)])
+    again = Report.from_json(report.to_json())
+    assert again.runs[0].trials == report.runs[0].trials != []
+    page = again.to_html()
+    assert all(words in page for words in ('id="chart-law-0"', "B_crit", "E_min/S_min; 95% interval", "Batch size 2: "))
+    assert reproduce(CONFIG) == "python -m engine run --preset digits-law"
 
 
 # --- what is refused, and what is said before
