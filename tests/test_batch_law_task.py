@@ -67,6 +67,12 @@ def test_the_best_learning_rate_lies_between_two_worse_ones(trials):
         assert tried[0] < best < tried[-1], size
 
 
+def test_a_learning_rate_a_hundred_times_smaller_does_not_arrive(trials, tmp_path):
+    config = with_overrides(CONFIG, [*QUICK, f"law.max_steps={round(2 * trials[0].steps)}"])
+    slow = next(t for t in task(with_overrides(config, ["optimizer.lr=0.0006"]), tmp_path) if isinstance(t, Trial))
+    assert trials[0].reached and not slow.reached and slow.steps is None
+
+
 def test_a_trial_needs_the_same_steps_again(trials, tmp_path):
     again = next(t for t in task(with_overrides(CONFIG, QUICK), tmp_path) if isinstance(t, Trial))
     assert (again.steps, again.samples, again.last_loss) == (trials[0].steps, trials[0].samples, trials[0].last_loss)
@@ -164,7 +170,10 @@ def test_the_chart_has_a_panel_each_for_steps_examples_and_time_with_their_law()
         "Steps to the target, log scale", "Examples used, log scale", "Training time (s), log scale"
     ]  # fmt: skip
     assert [trace.mode for trace in figure.data] == ["markers", "lines"] * 3
-    assert [note.text.split()[0] for note in figure.layout.annotations] == ["×", "B_crit", "fastest:"]
+    at = {
+        note.text.split()[0]: 10**note.x for note in figure.layout.annotations
+    }  # of a logarithmic axis: the logarithm
+    assert at == pytest.approx({"×": 2, "B_crit": 24, "fastest:": found.best.b_star}, rel=1e-3)
 
 
 def test_a_chart_without_a_law_shows_the_trials():
