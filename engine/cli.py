@@ -20,11 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine import __version__, hardware, keys, outcome, planner, races, records, settings, units
+from engine import __version__, batch_law, hardware, keys, outcome, planner, races, records, settings, units
 from engine.checkup import check
 from engine.config import RunConfig, parse_config_json, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
-from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
+from engine.presets import DEFAULT_PRESET, PRESETS, STUDIES, preset_config
 from engine.store import SORTABLE, Run, Store, json_text
 from engine.supervisor import GRACE_S, IDLE_S, Client, rebuild_index, serve
 from engine.text import LONGEST_NAME, clean_name, visible
@@ -199,13 +199,23 @@ def plan_command(a: argparse.Namespace) -> int:
     planner.check_abilities(config, machine)
     plan = planner.plan(config, machine=machine)
     if a.json:
-        print(json_text(asdict(plan) | {"total_bytes": plan.total_bytes, "fingerprint": config.fingerprint}))
+        law = {"estimated_seconds": _law_seconds(config, plan)} if config.task == "batch-law" else {}
+        print(json_text(asdict(plan) | law | {"total_bytes": plan.total_bytes, "fingerprint": config.fingerprint}))
         return OK
     print(config.in_words())
     print(f"  parameters        {plan.parameters:,}")
     print(f"  forward           {units.flops(plan.forward_flops_per_example)} per example (derived)")
     print(f"  training step     {units.flops(plan.train_flops_per_example * plan.batch_size)} (derived)")
-    steps = "until the time is over" if plan.total_steps is None else f"{plan.total_steps:,}"
+    if config.task == "batch-law":
+        print(f"  batch sizes       {', '.join(map(str, config.law.sizes(plan.train_examples)))}")
+        print(f"  takes about       {units.duration(_law_seconds(config, plan))} (estimated, within a factor of some)")
+    steps = (
+        "as many as the trials take"
+        if config.task == "batch-law"
+        else "until the time is over"
+        if plan.total_steps is None
+        else f"{plan.total_steps:,}"
+    )
     print(f"  steps             {steps}, {plan.steps_per_epoch:,} per epoch of {plan.train_examples:,} examples")
     for name, size in plan.parts():
         print(f"  {name:<17} {units.nbytes(size)} ({'estimated' if name == 'workspace' else 'derived'})")
@@ -213,6 +223,15 @@ def plan_command(a: argparse.Namespace) -> int:
     print(f"  fits              {'unknown' if plan.fits is None else 'yes' if plan.fits else 'no'}")
     _warn(plan)
     return OK
+
+
+def _law_seconds(config: RunConfig, plan: planner.Plan) -> float:
+    return batch_law.estimate_seconds(
+        config.law,
+        train_examples=plan.train_examples,
+        forward_flops_per_example=plan.forward_flops_per_example,
+        train_flops_per_example=plan.train_flops_per_example,
+    )
 
 
 def list_command(a: argparse.Namespace) -> int:
@@ -430,6 +449,10 @@ def _bar(run: Run) -> str:
     share = run.progress()
     if share is None:
         return f"{run.status:<10}" + (_download(run.preparing) if run.preparing else "")
+    if run.config.task == "batch-law":
+        doing = run.told.text if run.told else ""
+        filled = round(share * _BAR)
+        return f"{run.status:<9} {'█' * filled}{'░' * (_BAR - filled)} {share:4.0%}  {visible(doing, 50):<50}"
     loss, accuracy = run.steps.last("loss"), run.evaluations.last("test_accuracy")
     filled = round(share * _BAR)
     return (
@@ -462,6 +485,7 @@ def _result(run: Run) -> dict[str, Any]:
         "config": run.config.model_dump(mode="json"),
         "summary": run.summary().model_dump(mode="python"),
         "why": run.why() or None,
+        **({"batch_law": asdict(batch_law.outcome(run.trials))} if run.config.task == "batch-law" else {}),
     }
 
 
@@ -489,10 +513,34 @@ def _everything(run: Run) -> dict[str, Any]:
         "target_reached": run.target_reached.model_dump() if run.target_reached else None,
         "artifacts": [artifact.model_dump() for artifact in run.artifacts],
         "problems": run.problems,
+        **({"trials": [trial.model_dump() for trial in run.trials]} if run.config.task == "batch-law" else {}),
     }
 
 
 def _card(run: Run) -> str:
+    return _law_card(run) if run.config.task == "batch-law" else _training_card(run)
+
+
+def _law_card(run: Run) -> str:
+    found = batch_law.outcome(run.trials)
+    lines = [
+        f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
+        f"  {run.config.in_words()}",
+        f"  trials            {len(run.trials):,}, {sum(t.tuning for t in run.trials):,} of them to choose learning rates",
+        f"    {'batch size':>10} {'learning rate':>14} {'steps':>9} {'seeds there':>12} {'one step':>10}",
+    ]
+    for at in found.sizes:
+        steps, reached = units.count(at.steps and round(at.steps)), f"{at.reached} of {at.measured}"
+        rate = units.lr(at.lr and float(f"{at.lr:.3g}"))
+        lines.append(f"    {at.batch_size:>10} {rate:>14} {steps:>9} {reached:>12} {units.duration(at.step_s):>10}")
+    lines += [f"  {title:<17} {text} ({how})" for title, text, how in batch_law.facts(found)]
+    lines += [f"  ! {note}" for note in found.notes]
+    if why := run.why():
+        lines.append(f"  {visible(why)}")
+    return "\n".join(lines)
+
+
+def _training_card(run: Run) -> str:
     s = run.summary()
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
@@ -572,7 +620,7 @@ def _parser() -> _Parser:
     common.add_argument("--store", help="folder of all runs (default $ISOFLOP_HOME or ~/.isoflop)")
     common.add_argument("--json", action="store_true", help="print one JSON document on the last line of stdout")
     config = _Parser(add_help=False)
-    config.add_argument("--preset", help=f"one of {', '.join(PRESETS)} (default {DEFAULT_PRESET})")
+    config.add_argument("--preset", help=f"one of {', '.join([*PRESETS, *STUDIES])} (default {DEFAULT_PRESET})")
     config.add_argument("--config", help="a JSON file with a configuration")
     config.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a field, e.g. batch_size=128"

@@ -294,10 +294,68 @@ class Target(Spec):
         return self
 
 
+class Law(Spec):
+    """The batch-size law: steps to a training loss at many batch sizes, the learning rate tuned at each."""
+
+    batch_sizes: tuple[Annotated[int, Field(ge=1, le=10_000_000)], ...] = Field(
+        (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+        min_length=1,
+        max_length=64,
+        strict=False,
+        title="Batch sizes",
+        description="Those larger than the training set are left out.",
+    )
+    full_batch: bool = Field(True, title="Full batch", description="The whole training set is one more batch size.")
+    target_loss: float = Field(
+        0.2,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+        title="Target loss",
+        description="Training loss, over the training set or 2,048 examples of it, that two evaluations in a row must reach.",
+    )
+    lr_factor: float = Field(
+        1.5,
+        gt=1,
+        le=10,
+        allow_inf_nan=False,
+        title="Grid of learning rates",
+        description="Factor between neighbours; a batch size tries them from optimizer.lr or its neighbour's best until "
+        "the best one lies between two worse.",
+    )
+    seeds: int = Field(
+        3,
+        ge=1,
+        le=100,
+        title="Seeds",
+        description="Trials at the best learning rate, of other seeds than those that chose it.",
+    )
+    tuning_seeds: int = Field(3, ge=1, le=100, title="Seeds to tune", description="Trials of each learning rate tried.")
+    max_steps: int = Field(
+        10_000, ge=2, le=100_000_000, title="Steps at most", description="A trial that needs more has not reached it."
+    )
+
+    @model_validator(mode="after")
+    def _enough_batch_sizes(self) -> Self:
+        if len(set(self.batch_sizes)) + self.full_batch < MIN_BATCH_SIZES:
+            raise ValueError(
+                f"batch_sizes={as_text(self.batch_sizes)}: a law takes at least {MIN_BATCH_SIZES} different ones; add some"
+            )
+        return self
+
+    def sizes(self, train_examples: int) -> list[int]:
+        """The batch sizes there are in a training set, rising."""
+        full = {train_examples} if self.full_batch else set()
+        return sorted({size for size in self.batch_sizes if size <= train_examples} | full)
+
+
+MIN_BATCH_SIZES = 3  # two parameters, and something left to see whether they fit
+
+
 class RunConfig(Spec):
     """One experiment. Two equal values are the same experiment on every machine."""
 
-    task: Literal["train"] = Field("train", title="Task")
+    task: Literal["train", "batch-law"] = Field("train", title="Task")
     model: Annotated[MLP | CNN | RNN | Transformer, Field(discriminator="family")] = Field(MLP(), title="Model")
     data: DatasetName = Field(
         "mnist5k",
@@ -393,6 +451,7 @@ class RunConfig(Spec):
     )
     budget: Budget = Field(Budget(epochs=20.0), title="Budget")
     target: Target = Field(Target(), title="Target")
+    law: Law = Field(Law(), title="Batch-size law")
     device: Annotated[str, StringConstraints(pattern=r"^(cpu|cuda:\d{1,3})$")] = Field(
         "cpu", title="Device", description="cpu, or cuda:i for the i-th NVIDIA GPU."
     )
@@ -464,6 +523,24 @@ class RunConfig(Spec):
                 "precision=bf16, or execution=eager"
             )
 
+    @model_validator(mode="after")
+    def _law_is_of_plain_training(self) -> Self:
+        """Each trial is as short as it must be: nothing may depend on how long it is."""
+        if self.task != "batch-law":
+            return self
+        plain: dict[str, Any] = {
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "execution": "eager",
+            "grad_accumulation": 1,
+        }
+        for name, value in plain.items():
+            if (given := getattr(self, name)) != value:
+                raise ValueError(f"{name}={given} does not go with task='batch-law'; set {name}={value}")
+        if self.optimizer.name == "gd":
+            raise ValueError("optimizer.name='gd' does not go with task='batch-law'; set optimizer.name=sgd")
+        return self
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits that depend on every field: same fingerprint, same experiment.
@@ -481,16 +558,33 @@ class RunConfig(Spec):
             [
                 model_in_words(self.model, self.data),
                 self.data,
-                f"{self.optimizer.name} {self.optimizer.lr:g}",
-                _batch_in_words(self),
-                *_unusual_in_words(self),
-                budget_in_words(self.budget),
+                *(_law_in_words(self) if self.task == "batch-law" else _training_in_words(self)),
                 self.device,
             ]
         )
 
 
 GRAPH_OPTIMIZERS: tuple[OptimizerName, ...] = ("gd", "sgd", "momentum", "nesterov", "adam", "adamw")
+
+
+def _training_in_words(config: RunConfig) -> list[str]:
+    return [
+        f"{config.optimizer.name} {config.optimizer.lr:g}",
+        _batch_in_words(config),
+        *_unusual_in_words(config),
+        budget_in_words(config.budget),
+    ]
+
+
+def _law_in_words(config: RunConfig) -> list[str]:
+    law = config.law
+    ends = [*map(str, sorted(law.batch_sizes)), *([FULL] if law.full_batch else [])]
+    return [
+        config.optimizer.name,
+        f"batch law {ends[0]} to {ends[-1]}",
+        *_unusual_in_words(config),
+        f"training loss {law.target_loss:g}",
+    ]
 
 
 def _batch_in_words(config: RunConfig) -> str:
@@ -657,7 +751,7 @@ def _split(text: str) -> tuple[str, Any]:
 
 
 _TEXTS = {"source.path", "source.label"}  # a label column may be called 3
-_LISTS = {"model.hidden", "source.shape", "lr_milestones"}
+_LISTS = {"law.batch_sizes", "model.hidden", "source.shape", "lr_milestones"}
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")  # as people type them: .01, 1e3, 64.0
 
 
@@ -729,7 +823,8 @@ def as_text(value: Any) -> str:
 
 
 _GROUPS: dict[str, type[Spec]] = {
-    "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target
+    "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target,
+    "law": Law,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from engine import families, hardware, loading, units
-from engine.config import FULL, RNN, RunConfig, model_in_words
+from engine.config import FULL, MIN_BATCH_SIZES, RNN, RunConfig, model_in_words
 from engine.datasets import Dataset
 from engine.errors import ConfigError, DeviceError, OutOfMemory
 from engine.hardware import Machine
@@ -216,6 +216,8 @@ _TOO_OLD = 0.05  # share of the first weights in an average that still counts
 
 def total_steps(config: RunConfig, train_examples: int, batch_size: int, flops_per_example: int) -> int | None:
     """Steps until the first limit but the one of time; None where there is no other."""
+    if config.task == "batch-law":  # as many as its trials take
+        return None
     budget, per_epoch = config.budget, ceil(train_examples / batch_size)
     limits = []
     if budget.steps is not None:
@@ -234,6 +236,8 @@ def total_steps(config: RunConfig, train_examples: int, batch_size: int, flops_p
 def _batch_sizes(config: RunConfig, data: Dataset) -> tuple[int, int]:
     """Examples of one optimizer step, and of one pass through the net."""
     examples, parts = data.train_examples, config.grad_accumulation
+    if config.task == "batch-law":  # what its largest batch needs
+        return _law_sizes(config, data)[-1], _law_sizes(config, data)[-1]
     if config.batch_size == FULL:
         return examples, ceil(examples / parts)
     assert isinstance(config.batch_size, int)
@@ -245,6 +249,17 @@ def _batch_sizes(config: RunConfig, data: Dataset) -> tuple[int, int]:
             fix=f"{field} may be a whole number from 1 to {largest}{', or full' if field == 'batch_size' else ''}.",
         )
     return config.batch_size * parts, config.batch_size
+
+
+def _law_sizes(config: RunConfig, data: Dataset) -> list[int]:
+    sizes = config.law.sizes(data.train_examples)
+    if len(sizes) < MIN_BATCH_SIZES:
+        raise ConfigError(
+            f"law.batch_sizes: {len(sizes)} of them fit in the {data.train_examples} training examples of {config.data}, "
+            f"and a law takes {MIN_BATCH_SIZES}.",
+            fix="Add smaller batch sizes.",
+        )
+    return sizes
 
 
 # What an update holds for a moment, in weights: kernels that are not fused keep a copy of each intermediate.

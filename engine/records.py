@@ -264,6 +264,41 @@ class TargetReached(Event):
     elapsed_s: Seconds
 
 
+class Progress(Event):
+    """How far a task of many short trainings is, in a share of its batch sizes, and what it does now."""
+
+    kind: Literal["progress"] = "progress"
+    share: Annotated[float, Field(ge=0, le=1)]
+    text: Words
+
+
+class Trial(Event):
+    """One short training towards a training loss, with one batch size, learning rate and seed.
+
+    `steps` is interpolated between evaluations; None, like `samples` and `train_s`, where the target was not reached within
+    `max_steps` or before the loss became NaN or infinite.
+    """
+
+    kind: Literal["trial"] = "trial"
+    batch_size: Annotated[Count, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    seed: Count
+    tuning: bool  # it chose the learning rate; the others measure at the best one
+    reached: bool
+    max_steps: Count  # when it would have been given up; in tuning soon after the best rate so far
+    steps: Annotated[float, Field(ge=0, lt=2**53)] | None = None
+    samples: Count | None = None  # examples used until then, an epoch's smaller last batch as it is
+    train_s: Seconds | None = None  # training clock until then, evaluations left out
+    step_s: Seconds | None = None  # mean time of all steps it made; None where it made none
+    last_loss: float  # training loss where it ended
+
+    @model_validator(mode="after")
+    def _reached_has_steps(self) -> Self:
+        if self.reached != (self.steps is not None):
+            raise ValueError(f"reached={self.reached} does not go with steps={self.steps}")
+        return self
+
+
 class HardwareSample(Event):
     """One beat of the sampler. A reading that failed is None; its reason is said once, in `missing`."""
 
@@ -327,7 +362,7 @@ class Interrupted(Terminal):
 
 
 AnyEvent = (
-    Queued | Starting | Preparing | Started | Compiled | WarmUp | Memory | Steps | Evaluation | TargetReached
+    Queued | Starting | Preparing | Started | Compiled | WarmUp | Memory | Steps | Evaluation | TargetReached | Progress | Trial
     | HardwareSample | Artifact | Stopping
     | Finished | Cancelled | Failed | Interrupted
 )  # fmt: skip

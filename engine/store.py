@@ -353,6 +353,8 @@ class Run:
         self.target_reached: records.TargetReached | None = None
         self.last_word: records.Finished | records.Cancelled | records.Failed | records.Interrupted | None = None
         self.artifacts: list[records.Artifact] = []
+        self.trials: list[records.Trial] = []  # of a batch-size law
+        self.told: records.Progress | None = None
         self.missing_readings: dict[str, str] = {}
         self.problems: list[str] = []
         self.num_damaged = 0  # records that could not be read
@@ -520,6 +522,10 @@ class Run:
                 self.target_reached = event
             case records.Artifact():
                 self.artifacts.append(event)
+            case records.Trial():
+                self.trials.append(event)
+            case records.Progress():
+                self.told = event
             case records.Finished() | records.Cancelled() | records.Failed() | records.Interrupted():
                 self.last_word = event
                 seconds, count = self._window
@@ -618,6 +624,8 @@ class Run:
         """Share of the budget used, 0..1, by whichever limit is nearest; None before the run started."""
         if self.started is None:
             return None
+        if self.config.task == "batch-law":
+            return 1.0 if self.status == "finished" else self.told.share if self.told else 0.0
         budget = self.config.budget
         shares = [len(self.steps) / self.started.total_steps] if self.started.total_steps else []
         if budget.seconds:

@@ -18,13 +18,14 @@ from engine import disk, hardware, limits, records, sampler, settings
 from engine.errors import EngineError, OutOfMemory, StoreError
 from engine.locks import claim
 from engine.processes import own_identity
+from engine.pytorch.batch_law import batch_law
 from engine.pytorch.train import train
 from engine.records import AnyEvent
 from engine.store import SUMMARY_POINTS, EventLog, Run, StopRequest, read_config, stop_request
 
 Task = Callable[..., Generator[AnyEvent, None, None]]
 EndProcess = Callable[[], None]
-TASKS: dict[str, Task] = {"train": train}
+TASKS: dict[str, Task] = {"train": train, "batch-law": batch_law}
 
 _ORPHAN_GRACE_S = 5.0
 _DETAIL_CHARS = 100_000  # of a traceback: a compiler's may be long

@@ -169,8 +169,8 @@ def test_two_seeds_are_preliminary(three):
     verdict = result.lanes[2].verdicts["to_target"]
     assert (verdict.state, verdict.winner, verdict.n) == ("preliminary", None, 2)
     assert not result.is_decided
-    assert outcome.verdict_in_words("Batch", "Mini", verdict, "target").startswith(
-        "Preliminary, 2 of 6 seeds: Batch takes"
+    assert outcome.verdict_in_words("One", "Mini", verdict, "target").startswith(
+        "Preliminary, 2 of 6 seeds: One takes"
     )
 
 
