@@ -105,7 +105,7 @@ _OF_SCHEDULE = {
 }
 _TRICKS = ["grad_accumulation", "label_smoothing", "max_grad_norm", "ema_decay", "activation_checkpointing"]
 _EXECUTION = ["precision", "execution", "device", "threads"]
-_MORE = ["seed", "evaluate_every"]
+_MORE = ["seed", "evaluate_every", "checkpoints"]
 
 # What the arrows of a number add, where one is too little.
 _STEPS = {

@@ -412,6 +412,15 @@ class RunConfig(Spec):
         description="Steps between evaluations on the held-out split; auto spends at most about a fifth of the time on them.",
     )
 
+    checkpoints: int = Field(
+        0,
+        ge=0,
+        le=200,
+        title="Checkpoints",
+        description="Copies of all weights kept along the run, evenly and with the first and the last, to draw its path "
+        "over the loss surface; 0 keeps none. Their time is not training time.",
+    )
+
     @model_validator(mode="after")
     def _gd_takes_the_whole_set(self) -> Self:
         if self.optimizer.name == "gd" and self.batch_size != FULL:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,19 @@ def _drive(config: RunConfig, folder: Path, log: EventLog, watch: _Watch) -> Non
             log.append(event)
             if isinstance(event, records.Started):
                 watch.begin(config.device)
-            watch.raise_if_asked()
-            guard.check(log.steps)
+            try:
+                watch.raise_if_asked()
+                guard.check(log.steps)
+            except Exception as stop:
+                _hand_over(events, stop, log)
+                raise
+
+
+def _hand_over(events: Iterator[AnyEvent], stop: Exception, log: EventLog) -> None:
+    """Tell a task why it ends; it may answer with one more event, of what it leaves in the run's folder."""
+    if isinstance(events, Generator):
+        with contextlib.suppress(type(stop), StopIteration):
+            log.append(events.throw(stop))
 
 
 def _failed(error: BaseException, folder: Path, step: int) -> records.Failed:

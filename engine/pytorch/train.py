@@ -7,6 +7,7 @@ instead of once per step.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import threading
@@ -25,6 +26,7 @@ from engine.datasets import BUNDLED, Arrays
 from engine.downloads import Progress
 from engine.errors import DeviceError, Diverged
 from engine.pytorch import models, optim
+from engine.pytorch.checkpoints import Checkpoints
 from engine.pytorch.data import Examples, tensors
 from engine.pytorch.execution import STEPPERS, Net, Stepper, cross_entropy
 from engine.pytorch.memory import measure_memory, with_cuda_peaks
@@ -42,7 +44,7 @@ _PROGRESS_EVERY_S = 0.25
 
 
 def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) -> Iterator[AnyEvent]:
-    """Train as `config` says; weights go to `folder`/model.safetensors.
+    """Train as `config` says; weights go to `folder`/model.safetensors, copies of them along the way beside it.
 
     Raises Diverged when the loss becomes NaN or infinite, after the steps that led there were yielded.
     """
@@ -77,17 +79,24 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
         environment=_environment(device),
     )
     yield from _made_ready(stepper, net, device, clock)
+    loop = _Loop(net, stepper, held_out, plan, clock, origin)
+    events = _trained(loop, training, plan)
+    yield from _with_its_path(events, loop, folder) if loop.checkpoints else events
+    yield _save(net, folder)
+
+
+def _trained(loop: _Loop, training: Examples, plan: planner.Plan) -> Iterator[AnyEvent]:
+    """The loop's events, and between them what memory it takes."""
     memory = None
-    for event in _Loop(net, stepper, held_out, plan, clock, origin).run():
+    for event in loop.run():
         yield event
         if memory is None and isinstance(
             event, records.Steps
         ):  # now, and not before: someone waits for the first point
-            memory = measure_memory(net, training, held_out, plan)
+            memory = measure_memory(loop.net, training, loop.held_out, plan)
             yield memory
-    if memory and device.type == "cuda":
-        yield with_cuda_peaks(memory, device)
-    yield _save(net, folder)
+    if memory and loop.device.type == "cuda":
+        yield with_cuda_peaks(memory, loop.device)
 
 
 def _loaded(config: RunConfig, clock: Clock) -> Generator[AnyEvent, None, Arrays]:
@@ -120,6 +129,19 @@ def _loaded(config: RunConfig, clock: Clock) -> Generator[AnyEvent, None, Arrays
             yield records.Preparing(text=progress.text, done_bytes=progress.done, total_bytes=progress.total)
 
 
+def _with_its_path(events: Iterator[AnyEvent], loop: _Loop, folder: Path) -> Iterator[AnyEvent]:
+    """The events of a loop that keeps checkpoints, and these, however it ends."""
+    try:
+        yield from events
+    except GeneratorExit:  # nobody listens any more
+        raise
+    except BaseException:
+        with contextlib.suppress(OSError):  # why the run ends counts more
+            yield loop.path(folder)
+        raise
+    yield loop.path(folder)
+
+
 def _made_ready(stepper: Stepper, net: Net, device: torch.device, clock: Clock) -> Iterator[AnyEvent]:
     """Compile where the run asks for it, then warm up: neither is part of training time."""
     begun = clock()
@@ -147,16 +169,21 @@ class _Loop:
         self.evaluation_batch = plan.evaluation_batch
         self.step = 0
         self.train_s = 0.0
+        self.checkpoints = Checkpoints(net.config, net.model, plan.total_steps) if net.config.checkpoints else None
         self.chunk = 1  # grows until a chunk takes _CHUNK_S: the first point comes after one step
         self.evaluated = (-1, 0.0, 0.0)  # step, training clock, duration of the last evaluation
         self.reached: records.Evaluation | None = None  # the first of the evaluations in a row that reach the target
 
     def run(self) -> Iterator[AnyEvent]:
+        if self.checkpoints:
+            self.checkpoints.look(0, 0.0)
         yield self._evaluate()
         while not self._is_over():
             event = self._steps(self._next_chunk())
             yield event
             self._check(event)
+            if self.checkpoints:
+                self.checkpoints.look(self.step, self.train_s)
             if self._evaluation_is_due():
                 evaluation = self._evaluate()
                 yield evaluation
@@ -169,6 +196,12 @@ class _Loop:
             if target := self._target_reached(evaluation):
                 yield target
 
+    def path(self, folder: Path) -> records.Artifact:
+        """Write the checkpoints, the last weights among them."""
+        assert self.checkpoints is not None
+        self.checkpoints.end(self.step, self.train_s)
+        return self.checkpoints.save(folder)
+
     def _is_over(self) -> bool:
         seconds = self.config.budget.seconds
         out_of_steps = self.total_steps is not None and self.step >= self.total_steps
@@ -180,6 +213,8 @@ class _Loop:
             limits.append(self.total_steps - self.step)
         if isinstance(every := self.config.evaluate_every, int):
             limits.append(every - self.step % every)
+        if self.checkpoints:
+            limits.append(self.checkpoints.steps_to_next(self.step, self.train_s))
         if (seconds := self.config.budget.seconds) is not None and self.step:
             left = (seconds - self.train_s) / (self.train_s / self.step)
             limits.append(max(1, math.ceil(left)))
