@@ -40,7 +40,7 @@ _KEY = "experiment."
 _OWNERS: dict[str, type[Spec]] = {
     "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target, **MODELS
 }  # fmt: skip
-_NOT_DRAWN = {"task", "model", "source", "optimizer", "budget", "target", "family"}
+_NOT_DRAWN = {"task", "model", "source", "optimizer", "budget", "target", "landscape", "family"}
 _PATHS = [
     f"{prefix}.{name}".lstrip(".")
     for prefix, owner in _OWNERS.items()

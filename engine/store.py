@@ -351,6 +351,8 @@ class Run:
         self.warm_up: records.WarmUp | None = None
         self.memory: records.Memory | None = None
         self.target_reached: records.TargetReached | None = None
+        self.surface: records.Surface | None = None
+        self.done_so_far: records.Progress | None = None  # of a task without steps
         self.last_word: records.Finished | records.Cancelled | records.Failed | records.Interrupted | None = None
         self.artifacts: list[records.Artifact] = []
         self.missing_readings: dict[str, str] = {}
@@ -510,6 +512,10 @@ class Run:
                 self.target_reached = event
             case records.Artifact():
                 self.artifacts.append(event)
+            case records.Surface():
+                self.surface = event
+            case records.Progress():
+                self.done_so_far = event
             case records.Finished() | records.Cancelled() | records.Failed() | records.Interrupted():
                 self.last_word = event
                 seconds, count = self._window
@@ -608,6 +614,8 @@ class Run:
         """Share of the budget used, 0..1, by whichever limit is nearest; None before the run started."""
         if self.started is None:
             return None
+        if done := self.done_so_far:
+            return min(1.0, done.done / done.total)
         budget = self.config.budget
         shares = [len(self.steps) / self.started.total_steps] if self.started.total_steps else []
         if budget.seconds:

@@ -18,12 +18,13 @@ from engine.config import RunConfig
 from engine.errors import EngineError, OutOfMemory
 from engine.locks import claim
 from engine.processes import own_identity
+from engine.pytorch.landscape import landscape
 from engine.pytorch.train import train
 from engine.records import AnyEvent
 from engine.store import SUMMARY_POINTS, EventLog, Run, StopRequest, read_config, stop_request
 
 Task = Callable[..., Iterator[AnyEvent]]
-TASKS: dict[str, Task] = {"train": train}
+TASKS: dict[str, Task] = {"train": train, "landscape": landscape}
 
 _ORPHAN_GRACE_S = 5.0
 _DETAIL_CHARS = 100_000  # of a traceback: a compiler's may be long

@@ -49,10 +49,10 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
     Raises Diverged when the loss becomes NaN or infinite, after the steps that led there were yielded.
     """
     begun = clock()
-    device = _device(config)
+    device = torch_device(config)
     torch.set_num_threads(config.threads)
-    _set_float32_products(config)
-    arrays = yield from _loaded(config, clock)
+    set_float32_products(config)
+    arrays = yield from loaded(config, clock)
     plan = planner.plan(config, data=arrays.facts)
     training, held_out = tensors(arrays, config.model)
     facts, sha256 = arrays.facts, arrays.sha256
@@ -76,7 +76,7 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
         total_steps=plan.total_steps,
         setup_s=origin - begun,
         data_sha256=sha256,
-        environment=_environment(device),
+        environment=environment(device),
     )
     yield from _made_ready(stepper, net, device, clock)
     loop = _Loop(net, stepper, held_out, plan, clock, origin)
@@ -99,7 +99,7 @@ def _trained(loop: _Loop, training: Examples, plan: planner.Plan) -> Iterator[An
         yield with_cuda_peaks(memory, loop.device)
 
 
-def _loaded(config: RunConfig, clock: Clock) -> Generator[AnyEvent, None, Arrays]:
+def loaded(config: RunConfig, clock: Clock) -> Generator[AnyEvent, None, Arrays]:
     """Returns the data set. It is loaded beside, so that a long download can be followed, and stopped."""
     said: SimpleQueue[Progress | Arrays | BaseException] = SimpleQueue()
 
@@ -314,7 +314,7 @@ class _Loop:
         )
 
 
-def _device(config: RunConfig) -> torch.device:
+def torch_device(config: RunConfig) -> torch.device:
     if config.device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise DeviceError(
@@ -330,7 +330,7 @@ def _device(config: RunConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _set_float32_products(config: RunConfig) -> None:
+def set_float32_products(config: RunConfig) -> None:
     """cuDNN would take TF32 for float32 convolutions without being asked."""
     tf32 = config.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -343,7 +343,7 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _environment(device: torch.device) -> dict[str, str | int | float | None]:
+def environment(device: torch.device) -> dict[str, str | int | float | None]:
     return hardware.environment(hardware.probe(), str(device)) | {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
