@@ -23,6 +23,7 @@ from engine.config import (
     USER_DATA,
     Budget,
     DatasetName,
+    Landscape,
     Model,
     Optimizer,
     RunConfig,
@@ -175,7 +176,8 @@ def show_in_form(preset: str, config: RunConfig) -> None:
 
 
 def _fill(preset: str, config: RunConfig) -> None:
-    """The configuration as the widgets' own values."""
+    """The configuration as the widgets' own values. The form is one of training, whatever the run did whose link it shows."""
+    config = config.model_copy(update={"task": "train", "landscape": Landscape()})
     family = config.model.family
     unit = next(name for name in BUDGETS if getattr(config.budget, name) is not None)
     own = {"preset": preset, "opened": config, "family": family, "unit": unit, "unit_was": unit}

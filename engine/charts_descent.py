@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from engine.charts import TEMPLATE
 from engine.landscape import PathOnSurface, SurfaceData
 from engine.text import visible
 
-_LOW, _HIGH = "rgba(115,122,135,0.03)", "rgba(115,122,135,0.60)"
+_LOW, _HIGH = "rgba(115,122,135,0.03)", "rgba(115,122,135,0.48)"
 _LINE = "rgba(115,122,135,0.45)"
 _LEVELS = 14
 _LONGEST_LABEL = 40
@@ -55,7 +56,7 @@ def _add_height(figure: go.Figure, surface: SurfaceData) -> None:
         hovertemplate="loss %{customdata:.4g}<extra></extra>", colorbar=_colorbar(low, high),
     )  # fmt: skip
     figure.add_contour(
-        x=surface.x, y=surface.y, z=height.astype(np.float32), showscale=False, hoverinfo="skip",
+        x=surface.x, y=surface.y, z=height.astype(np.float32), showscale=False, showlegend=False, hoverinfo="skip",
         contours={"coloring": "none", "start": low, "end": high, "size": (high - low) / _LEVELS},
         line={"color": _LINE, "width": 0.8},
     )  # fmt: skip
@@ -82,7 +83,7 @@ def _colorbar(low: float, high: float) -> dict[str, object]:
 
 
 def _add_path(figure: go.Figure, path: PathOnSurface, label: str, color: str) -> None:
-    words = label.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")  # plotly reads a name as HTML
+    words = html.escape(label, quote=False)  # plotly reads a name as HTML
     count = len(path.step)
     sizes = np.full(count, 4.0)
     symbols = ["circle"] * count

@@ -620,7 +620,7 @@ class Run:
         shares = [len(self.steps) / self.started.total_steps] if self.started.total_steps else []
         if budget.seconds:
             shares.append((self.steps.last("seconds") or 0.0) / budget.seconds)
-        return min(1.0, max(shares))
+        return min(1.0, max(shares, default=0.0))
 
 
 def _last_step(table: Table) -> float:
