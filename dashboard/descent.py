@@ -27,7 +27,7 @@ _ASSETS = Path(__file__).parent / "assets"
 
 _LABELS: dict[toy.Name, str] = {
     "gd": "Gradient descent", "momentum": "Momentum", "adam": "Adam", "rmsprop": "RMSprop", "adagrad": "Adagrad",
-    "nesterov": "Nesterov", "sgd": "SGD (noisy gradient)",
+    "nesterov": "Nesterov", "sgd": "SGD, noisy",
 }  # fmt: skip
 _STEPS = 200
 _CONDITIONS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
