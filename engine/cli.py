@@ -450,7 +450,7 @@ def _bar(run: Run) -> str:
     if share is None:
         return f"{run.status:<10}" + (_download(run.preparing) if run.preparing else "")
     if run.config.task == "batch-law":
-        doing = run.told.text if run.told else ""
+        doing = run.done_so_far.text if run.done_so_far else ""
         filled = round(share * _BAR)
         return f"{run.status:<9} {'█' * filled}{'░' * (_BAR - filled)} {share:4.0%}  {visible(doing, 50):<50}"
     loss, accuracy = run.steps.last("loss"), run.evaluations.last("test_accuracy")

@@ -352,10 +352,60 @@ class Law(Spec):
 MIN_BATCH_SIZES = 3  # two parameters, and something left to see whether they fit
 
 
+class Landscape(Spec):
+    """Which part of the loss surface is drawn: a plane through the checkpoints of some runs."""
+
+    runs: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")], ...] = Field(
+        (),
+        max_length=16,
+        strict=False,
+        title="Runs",
+        description="Ids of the runs whose paths lie on the surface. They kept checkpoints, of one model on one data set.",
+    )
+    plane: Literal["pca", "random"] = Field(
+        "pca",
+        title="Plane",
+        description="pca is spanned by the two directions the checkpoints vary most in; random by two drawn at random, "
+        "each filter as long as the weights' own (Li et al. 2018, arXiv:1712.09913).",
+    )
+    resolution: int = Field(
+        41, ge=11, le=101, title="Resolution", description="Points along each side at which the loss is computed."
+    )
+    split: Literal["train", "test"] = Field(
+        "train", title="Split", description="Which examples the loss is the mean of."
+    )
+    examples: int = Field(
+        1_024,
+        ge=16,
+        le=1_000_000,
+        title="Examples",
+        description="So many of the split, the same ones at every point; more are slower and less noisy.",
+    )
+    margin: float = Field(
+        0.25,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        title="Margin",
+        description="How far beyond the paths the surface goes on, as a share of their extent.",
+    )
+
+    @model_validator(mode="after")
+    def _each_run_once(self) -> Self:
+        if len(set(self.runs)) < len(self.runs):
+            raise ValueError("runs names the same run twice")
+        return self
+
+
 class RunConfig(Spec):
     """One experiment. Two equal values are the same experiment on every machine."""
 
-    task: Literal["train", "batch-law"] = Field("train", title="Task")
+    task: Literal["train", "batch-law", "landscape"] = Field(
+        "train",
+        title="Task",
+        description="train trains; batch-law trains many times to find the law of the batch size; landscape computes the "
+        "loss on a plane through the checkpoints of other runs.",
+    )
     model: Annotated[MLP | CNN | RNN | Transformer, Field(discriminator="family")] = Field(MLP(), title="Model")
     data: DatasetName = Field(
         "mnist5k",
@@ -471,6 +521,16 @@ class RunConfig(Spec):
         description="Steps between evaluations on the held-out split; auto spends at most about a fifth of the time on them.",
     )
 
+    checkpoints: int = Field(
+        0,
+        ge=0,
+        le=200,
+        title="Checkpoints",
+        description="Copies of all weights kept along the run, evenly and with the first and the last, to draw its path "
+        "over the loss surface; 0 keeps none. Their time is not training time.",
+    )
+    landscape: Landscape = Field(Landscape(), title="Loss surface")
+
     @model_validator(mode="after")
     def _gd_takes_the_whole_set(self) -> Self:
         if self.optimizer.name == "gd" and self.batch_size != FULL:
@@ -478,6 +538,12 @@ class RunConfig(Spec):
                 f"batch_size={self.batch_size} does not go with optimizer.name='gd': gradient descent uses the whole "
                 "training set; set batch_size=full, or optimizer.name=sgd for mini-batches"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_surface_needs_paths(self) -> Self:
+        if self.task == "landscape" and not self.landscape.runs:
+            raise ValueError("landscape.runs is missing: task='landscape' draws the paths of runs; set landscape.runs")
         return self
 
     @model_validator(mode="after")
@@ -554,6 +620,10 @@ class RunConfig(Spec):
 
     def in_words(self) -> str:
         """A line a person can read in a list: model, data, optimizer, batch size, what is unusual, budget, device."""
+        if self.task == "landscape":
+            runs, side = len(self.landscape.runs), self.landscape.resolution
+            paths = f"{runs} run{'' if runs == 1 else 's'}"
+            return f"loss surface of {paths} · {model_in_words(self.model, self.data)} · {self.data} · {side}x{side}"
         return " · ".join(
             [
                 model_in_words(self.model, self.data),
@@ -693,6 +763,8 @@ def allowed(path: str) -> str:
     """What a field may hold, in words, from the one place that states it: 'a whole number from 1 to 1024'."""
     if path == "batch_size":
         return "a whole number from 1 to the number of training examples, or full"
+    if path == "landscape.runs":
+        return "ids of up to 16 runs, each of 16 hex digits"
     if path == "device":
         return "cpu, or cuda:0, cuda:1, ... for an NVIDIA GPU on this machine"
     if path == "model" or (path and path in _GROUPS):
@@ -747,11 +819,14 @@ def _split(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"{text!r} is not an assignment.", fix="Write it as key=value, for example batch_size=128.")
     key = key.strip()
+    if key in _IDS:
+        return key, re.findall(r"[^\s,\[\]]+", value)
     return key, value.strip() if key in _TEXTS else parse_value(value.strip())
 
 
 _TEXTS = {"source.path", "source.label"}  # a label column may be called 3
 _LISTS = {"law.batch_sizes", "model.hidden", "source.shape", "lr_milestones"}
+_IDS = {"landscape.runs"}  # hex digits, which may look like a number: 1234567890123456, 12345678901234e5
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")  # as people type them: .01, 1e3, 64.0
 
 
@@ -824,7 +899,7 @@ def as_text(value: Any) -> str:
 
 _GROUPS: dict[str, type[Spec]] = {
     "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target,
-    "law": Law,
+    "law": Law, "landscape": Landscape,
 }  # fmt: skip
 
 

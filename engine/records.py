@@ -149,6 +149,37 @@ class Preparing(Event):
     total_bytes: Count | None  # None where the server does not say
 
 
+class Progress(Event):
+    """How far a task is that takes no optimizer steps."""
+
+    kind: Literal["progress"] = "progress"
+    text: Words
+    done: Count
+    total: Annotated[Count, Field(ge=1)]
+
+
+class Surface(Event):
+    """The loss on a plane through weights, as `landscape.safetensors` holds it (engine.landscape)."""
+
+    kind: Literal["surface"] = "surface"
+    plane: Literal["pca", "random"]
+    explained: tuple[
+        float, float
+    ]  # share of the checkpoints' variance along each axis, 0..1; the second's beyond the first's
+    x: tuple[float, float]  # range
+    y: tuple[float, float]
+    resolution: Count
+    loss_min: float  # of the finite ones; NaN where there is none
+    loss_max: float
+    num_not_finite: Count  # points of the grid where the loss was NaN or infinite
+    plane_gap: float | None  # median over checkpoints of |loss at the checkpoint - loss at its shadow on the plane|
+    checkpoints: Count
+    parameters: Count
+    split: Literal["train", "test"]
+    examples: Count
+    seconds: Seconds  # for the surface and the paths, without loading
+
+
 class Compiled(Event):
     """Compiling or recording the step, before the clock starts."""
 
@@ -264,14 +295,6 @@ class TargetReached(Event):
     elapsed_s: Seconds
 
 
-class Progress(Event):
-    """How far a task of many short trainings is, in a share of its batch sizes, and what it does now."""
-
-    kind: Literal["progress"] = "progress"
-    share: Annotated[float, Field(ge=0, le=1)]
-    text: Words
-
-
 class Trial(Event):
     """One short training towards a training loss, with one batch size, learning rate and seed.
 
@@ -363,7 +386,7 @@ class Interrupted(Terminal):
 
 AnyEvent = (
     Queued | Starting | Preparing | Started | Compiled | WarmUp | Memory | Steps | Evaluation | TargetReached | Progress | Trial
-    | HardwareSample | Artifact | Stopping
+    | HardwareSample | Artifact | Stopping | Surface
     | Finished | Cancelled | Failed | Interrupted
 )  # fmt: skip
 EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="kind")])

@@ -351,10 +351,11 @@ class Run:
         self.warm_up: records.WarmUp | None = None
         self.memory: records.Memory | None = None
         self.target_reached: records.TargetReached | None = None
+        self.surface: records.Surface | None = None
+        self.done_so_far: records.Progress | None = None  # of a task without steps
         self.last_word: records.Finished | records.Cancelled | records.Failed | records.Interrupted | None = None
         self.artifacts: list[records.Artifact] = []
         self.trials: list[records.Trial] = []  # of a batch-size law
-        self.told: records.Progress | None = None
         self.missing_readings: dict[str, str] = {}
         self.problems: list[str] = []
         self.num_damaged = 0  # records that could not be read
@@ -524,8 +525,10 @@ class Run:
                 self.artifacts.append(event)
             case records.Trial():
                 self.trials.append(event)
+            case records.Surface():
+                self.surface = event
             case records.Progress():
-                self.told = event
+                self.done_so_far = event
             case records.Finished() | records.Cancelled() | records.Failed() | records.Interrupted():
                 self.last_word = event
                 seconds, count = self._window
@@ -624,13 +627,14 @@ class Run:
         """Share of the budget used, 0..1, by whichever limit is nearest; None before the run started."""
         if self.started is None:
             return None
-        if self.config.task == "batch-law":
-            return 1.0 if self.status == "finished" else self.told.share if self.told else 0.0
+        if self.config.task != "train":
+            done = self.done_so_far
+            return 1.0 if self.status == "finished" else min(1.0, done.done / done.total) if done else 0.0
         budget = self.config.budget
         shares = [len(self.steps) / self.started.total_steps] if self.started.total_steps else []
         if budget.seconds:
             shares.append((self.steps.last("seconds") or 0.0) / budget.seconds)
-        return min(1.0, max(shares))
+        return min(1.0, max(shares, default=0.0))
 
 
 def _last_step(table: Table) -> float:

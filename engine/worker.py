@@ -19,13 +19,14 @@ from engine.errors import EngineError, OutOfMemory, StoreError
 from engine.locks import claim
 from engine.processes import own_identity
 from engine.pytorch.batch_law import batch_law
+from engine.pytorch.landscape import landscape
 from engine.pytorch.train import train
 from engine.records import AnyEvent
 from engine.store import SUMMARY_POINTS, EventLog, Run, StopRequest, read_config, stop_request
 
 Task = Callable[..., Generator[AnyEvent, None, None]]
 EndProcess = Callable[[], None]
-TASKS: dict[str, Task] = {"train": train, "batch-law": batch_law}
+TASKS: dict[str, Task] = {"train": train, "batch-law": batch_law, "landscape": landscape}
 
 _ORPHAN_GRACE_S = 5.0
 _DETAIL_CHARS = 100_000  # of a traceback: a compiler's may be long
@@ -139,10 +140,19 @@ class _Lane:
             watch.begin(self)
         if isinstance(event, records.Steps):
             self.trained_s = event.train_s[1]
-        self._raise_if_asked()
         assert self._guard
-        self._guard.check(self.log.steps)
+        try:
+            self._raise_if_asked()
+            self._guard.check(self.log.steps)
+        except Exception as stop:
+            self._hand_over(stop)
+            raise
         return True
+
+    def _hand_over(self, stop: Exception) -> None:
+        """Tell the task why it ends; it may answer with one more event, of what it leaves in the run's folder."""
+        with contextlib.suppress(type(stop), StopIteration):
+            self.log.append(self._task().throw(stop))
 
     def _task(self) -> Generator[AnyEvent, None, None]:
         if self._events is None:

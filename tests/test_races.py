@@ -169,9 +169,7 @@ def test_two_seeds_are_preliminary(three):
     verdict = result.lanes[2].verdicts["to_target"]
     assert (verdict.state, verdict.winner, verdict.n) == ("preliminary", None, 2)
     assert not result.is_decided
-    assert outcome.verdict_in_words("One", "Mini", verdict, "target").startswith(
-        "Preliminary, 2 of 6 seeds: One takes"
-    )
+    assert outcome.verdict_in_words("One", "Mini", verdict, "target").startswith("Preliminary, 2 of 6 seeds: One takes")
 
 
 def test_the_baseline_is_no_rival_of_itself(three):

@@ -21,7 +21,7 @@ from engine.datasets import Dataset
 from engine.pytorch import models, optim
 from engine.pytorch.data import Batch, Batches, Examples, tensors
 from engine.pytorch.execution import Net, cross_entropy
-from engine.pytorch.train import Clock, _device, _environment, _loaded, _set_up_arithmetic, _synchronize
+from engine.pytorch.train import Clock, environment, loaded, set_up_arithmetic, synchronize, torch_device
 from engine.records import AnyEvent
 
 _PROBE = 2_048  # examples the training loss is taken over, at most
@@ -40,9 +40,9 @@ def batch_law(config: RunConfig, folder: Path, *, clock: Clock = time.perf_count
     A batch size of which no learning rate reaches the target says so by its trials, and the next one follows.
     """
     begun = clock()
-    device = _device(config)
-    _set_up_arithmetic(config)
-    arrays = yield from _loaded(config, clock)
+    device = torch_device(config)
+    set_up_arithmetic(config)
+    arrays = yield from loaded(config, clock)
     plan = planner.plan(config, data=arrays.facts)
     training, _ = tensors(arrays, config.model)
     yield records.Started(
@@ -54,14 +54,14 @@ def batch_law(config: RunConfig, folder: Path, *, clock: Clock = time.perf_count
         total_steps=None,
         setup_s=clock() - begun,
         data_sha256=arrays.sha256,
-        environment=_environment(device),
+        environment=environment(device),
     )
     bench = _Bench(config, arrays.facts, training.to(device), plan.evaluation_batch, clock)
     sizes = config.law.sizes(len(training))
     first = config.seed + config.law.tuning_seeds  # of those that measure
     lr, limit = config.optimizer.lr, config.law.max_steps
     for i, size in enumerate(sizes):
-        bench.share = i / len(sizes)
+        bench.done, bench.total = i, len(sizes)
         best = yield from _tuned(bench, size, lr, limit)
         if best is None:
             continue
@@ -69,7 +69,7 @@ def batch_law(config: RunConfig, folder: Path, *, clock: Clock = time.perf_count
         for seed in range(first, first + config.law.seeds):
             yield (yield from bench.trial(size, lr, seed, _at_most(config, _FAR * needed), tuning=False))
         limit = _at_most(config, _SLACK * needed)
-    yield records.Progress(share=1.0, text="")
+    yield records.Progress(text="", done=len(sizes), total=len(sizes))
 
 
 def _at_most(config: RunConfig, steps: float) -> int:
@@ -123,7 +123,8 @@ class _Bench:
     training: Examples
     evaluation_batch: int
     clock: Clock
-    share: float = 0.0
+    done: int = 0
+    total: int = 1
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.config.device)
@@ -172,13 +173,13 @@ class _Bench:
         while count:
             if self.clock() - self.told >= _TELL_EVERY_S:
                 self.told = self.clock()
-                yield records.Progress(share=self.share, text=text)
+                yield records.Progress(text=text, done=self.done, total=self.total)
             begun = self.clock()
             while count and self.clock() - begun < _TELL_EVERY_S:
                 net.backward(*next(source))
                 net.update()
                 count -= 1
-            _synchronize(self.device)
+            synchronize(self.device)
             train_s += self.clock() - begun
         return train_s
 
