@@ -312,7 +312,7 @@ class Law(Spec):
         le=1e6,
         allow_inf_nan=False,
         title="Target loss",
-        description="Training loss, over the training set or 2,048 examples of it, that two evaluations in a row must reach.",
+        description="Training loss, over the training set or 1,024 examples of it, that two evaluations in a row must reach.",
     )
     lr_factor: float = Field(
         1.5,

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from engine import analysis, planner, records
+from engine.batch_law import GRID, PROBE
 from engine.config import RunConfig
 from engine.datasets import Dataset
 from engine.pytorch import models, optim
@@ -24,8 +25,6 @@ from engine.pytorch.execution import Net, cross_entropy
 from engine.pytorch.train import Clock, environment, loaded, set_up_arithmetic, synchronize, torch_device
 from engine.records import AnyEvent
 
-_PROBE = 2_048  # examples the training loss is taken over, at most
-_GRID = 1.05  # evaluations at every step first, then at steps this factor apart: it costs 5 % at most, a step is 1/20
 _WARM_UP_STEPS = 3
 _WORSE = 2.0  # a learning rate that needs so many times the best one's steps is given up
 _SLACK = 3.0  # a larger batch needs no more steps than a smaller one, when tuned; this much more is allowed for noise
@@ -130,8 +129,8 @@ class _Bench:
         self.device = torch.device(self.config.device)
         self.told = -math.inf
         rows = torch.arange(len(self.training))
-        if len(rows) > _PROBE:  # the same ones for every trial
-            rows = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_PROBE]
+        if len(rows) > PROBE:  # the same ones for every trial
+            rows = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:PROBE]
         start = rows if self.training.y is not None else rows * self.training.seq_len
         x, y = self.training.take(start.to(self.device))
         self.probe = list(zip(x.split(self.evaluation_batch), y.split(self.evaluation_batch), strict=True))
@@ -145,7 +144,7 @@ class _Bench:
         steps, seconds, losses = [0], [0.0], [self._loss(net)]
         at = None
         while at is None and step < max_steps and math.isfinite(losses[-1]):
-            count = min(max(1, int(step * (_GRID - 1))), max_steps - step)
+            count = min(max(1, int(step * (GRID - 1))), max_steps - step)
             train_s += yield from self._steps(net, source, count, f"batch {size}, learning rate {lr:.3g}, seed {seed}")
             step += count
             steps.append(step)
