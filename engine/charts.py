@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from engine import batch_law, units
+from engine.analysis import Survival
 from engine.config import RunConfig, Target
 from engine.downsample import minmax
 from engine.records import TargetReached, Trial
@@ -278,6 +279,21 @@ CHARTS = (
 def shown(runs: Runs) -> list[Chart]:
     """The charts that have something to show for at least one of the runs."""
     return [chart for chart in CHARTS if any(chart.has_data(run) for run in runs)]
+
+
+def survival_chart(lanes: Sequence[tuple[str, Survival, float]]) -> go.Figure:
+    """Share of runs that have not reached the target, over seconds of training; lanes in their own order of colours."""
+    figure = _figure("Training time (s)", "Runs still on their way (%)")
+    for number, (label, survival, end) in enumerate(lanes):
+        x = [0.0, *survival.times, max(end, *survival.times)] if len(survival.times) else [0.0, end]
+        y = [1.0, *survival.share, survival.share[-1]] if len(survival.share) else [1.0, 1.0]
+        figure.add_scatter(
+            x=x, y=[100 * v for v in y], mode="lines", name=_literal(label), line={"shape": "hv", "width": 2, "color": colour(number)},
+            hovertemplate="%{y:.0f} % after %{x:.2f} s<extra></extra>",
+        )  # fmt: skip
+    figure.update_yaxes(range=[-3, 103])
+    figure.update_layout(showlegend=True)
+    return figure
 
 
 # --- names and colours --------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class LaneOutcome:
     steps_per_s: float | None
     memory_bytes: int | None  # of training: weights, optimizer state and one step's peak
     loss_noise: float | None  # spread of the training loss around its own mean, late in the run
-    percent: dict[str, float | None] = field(default_factory=dict)  # of the baseline, by figure
+    share: dict[str, float | None] = field(default_factory=dict)  # value / the baseline's, by figure
     verdicts: dict[str, Verdict] = field(default_factory=dict)  # against the baseline, by metric
 
 
@@ -159,6 +159,19 @@ def parse_target(text: str) -> tuple[Metric, float | None]:
     return metric, target  # type: ignore[return-value]
 
 
+def survivals(race: Race, result: Outcome) -> list[tuple[str, analysis.Survival, float]]:
+    """For each lane that has begun: its name, the share of its runs that have not reached the target yet, and the longest
+    time any of them trained."""
+    found = []
+    for lane in race.lanes:
+        runs = [run for run in lane.runs.values() if len(run.evaluations)]
+        if runs and result.target is not None:
+            spent = [to_target(run, result.metric, result.target) for run in runs]
+            survival = analysis.kaplan_meier([r.spent_s for r in spent], [r.reached for r in spent])
+            found.append((lane.label, survival, max(run.evaluations.last("seconds") or 0.0 for run in runs)))
+    return found
+
+
 def _lane_outcome(lane: RacedLane, reached: Mapping[int, ToTarget]) -> LaneOutcome:
     runs = list(lane.runs.values())
     over = [run for run in runs if run.is_over]
@@ -201,10 +214,10 @@ def _against(
         if all(x and y for x, y in pairs):
             verdicts["to_target"] = _verdict_on_times(pairs, rounds)  # type: ignore[arg-type]
     figures = ("test_accuracy", "test_loss", "samples_per_s", "steps_per_s", "memory_bytes")
-    percent = {name: analysis.percent_of_baseline(getattr(lane, name), getattr(base, name)) for name in figures}
-    percent |= {axis: analysis.percent_of_baseline(lane.cost[axis], base.cost[axis]) for axis in AXES}
+    share = {name: analysis.percent_of_baseline(getattr(lane, name), getattr(base, name)) for name in figures}
+    share |= {axis: analysis.percent_of_baseline(lane.cost[axis], base.cost[axis]) for axis in AXES}
     return LaneOutcome(
-        **{name: getattr(lane, name) for name in lane.__slots__} | {"percent": percent, "verdicts": verdicts}
+        **{name: getattr(lane, name) for name in lane.__slots__} | {"share": percent, "verdicts": verdicts}
     )
 
 

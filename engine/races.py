@@ -206,10 +206,17 @@ def check_comparable(configs: Sequence[tuple[str, RunConfig]], *, seeds: bool = 
 
 
 def heats(lanes: Sequence[Lane], seeds: Sequence[int], group: str) -> list[list[Wanted]]:
-    """One heat per seed. A run asked for twice, by two pages or clicks, is one: its key is its place in the race."""
+    """One heat per seed. A run asked for twice, by two pages or clicks, is one: its key is its place in the race.
+
+    Checkpoints are kept of seed 0 alone: one path per lane is what can be drawn.
+    """
     return [
         [
-            Wanted(with_overrides(lane.config, [f"seed={seed}"]), lane.label, f"{group} {number} {seed}")
+            Wanted(
+                lane.config.model_copy(update={"seed": seed} | ({"checkpoints": 0} if seed else {})),
+                lane.label,
+                f"{group} {number} {seed}",
+            )
             for number, lane in enumerate(lanes)
         ]
         for seed in seeds
@@ -248,9 +255,9 @@ class Race:
     def is_over(self) -> bool:
         return all(run.is_over for run in self.runs)
 
-    def as_lanes(self) -> list[Lane]:
+    def as_lanes(self) -> tuple[Lane, ...]:
         """What to ask for to race once more, or with more seeds."""
-        return [Lane(label=lane.label, config=lane.config) for lane in self.lanes]
+        return tuple(Lane(label=lane.label, config=lane.config) for lane in self.lanes)
 
 
 _GROUP = re.compile(r"[0-9a-f]{16}")
@@ -269,7 +276,7 @@ def of_runs(runs: Sequence[Run], *, group: str = "") -> Race | None:
     """Runs as a race: those that differ in nothing but the seed are one lane, named as they are."""
     lanes: dict[tuple[str, str], RacedLane] = {}
     for run in runs:
-        alike = with_overrides(run.config, ["seed=0"])
+        alike = run.config.model_copy(update={"seed": 0, "checkpoints": 0})
         label = (run.queued.name if run.queued and group else "") or run.name or run.config.in_words()
         lane = lanes.setdefault((label, alike.fingerprint), RacedLane(label, alike, {}))
         lane.runs[run.config.seed] = run

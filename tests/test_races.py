@@ -178,7 +178,7 @@ def test_the_baseline_is_no_rival_of_itself(three):
     _, race = three
     result = outcome.outcome(race, target=0.8, baseline="Mini")
     assert result.lanes[1].verdicts == {}
-    assert result.lanes[0].percent["memory_bytes"] > 0
+    assert result.lanes[0].share["memory_bytes"] > 1
     with pytest.raises(ConfigError, match="baseline='Maxi' is not a lane"):
         outcome.outcome(race, baseline="Maxi")
 

@@ -100,7 +100,8 @@ export class Run {
     return found.map((mark) => ({ x: mark[columns[axis.column]] * scale, step: mark[0], word: mark[3] }));
   }
 
-  // The first of two evaluations in a row at or beyond a target: one alone may be luck.
+  // Where a target is crossed: the first of two evaluations in a row at or beyond it (one alone may be luck), on the
+  // straight line from the one before, as in engine/analysis.py.
   crossing({ metric, value }, axis, view) {
     const upwards = metric === "test_accuracy";
     const trace = this.traces[upwards ? "accuracy" : "test_loss"];
@@ -108,7 +109,11 @@ export class Run {
     if (!x) return null;
     const is = (y) => y !== null && y !== undefined && (upwards ? y >= value : y <= value);
     const i = trace.y.findIndex((y, k) => is(y) && is(trace.y[k + 1]));
-    return i < 0 ? null : { x: x[i], y: trace.y[i], step: trace.step[i] };
+    if (i < 0) return null;
+    const [before, y] = [trace.y[i - 1], trace.y[i]];
+    const share = Number.isFinite(before) ? (value - before) / (y - before) : 1;
+    const between = (column) => (i === 0 ? column[0] : column[i - 1] + share * (column[i] - column[i - 1]));
+    return { x: between(x), y, step: Math.round(between(trace.step)) };
   }
 
   kept(name, make) {

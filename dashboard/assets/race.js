@@ -753,8 +753,8 @@ class View {
 
   axisText(x) {
     switch (this.axis.id) {
-      case "steps": return `${count(x)} ${x === 1 ? "step" : "steps"}`;
-      case "samples": return `${count(x)} samples`;
+      case "steps": return `${count(Math.round(x))} ${Math.round(x) === 1 ? "step" : "steps"}`;
+      case "samples": return `${count(Math.round(x))} samples`;
       case "epochs": return `${+x.toPrecision(3)} epochs`;
       case "seconds": return x < 10 ? `${+x.toPrecision(2)} s` : duration(x);
       case "money": return String(+x.toPrecision(3));

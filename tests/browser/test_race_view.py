@@ -18,6 +18,7 @@ import pytest
 
 from dashboard import api, compare_api
 from engine import records
+from engine.analysis import to_target
 from engine.charts import PALETTE
 from engine.config import RunConfig, with_overrides
 from engine.store import Store
@@ -363,10 +364,11 @@ def test_a_page_that_is_hidden_does_not_poll(store, race):
 # --- target and noise floor --------------------------------------------------------------------------------------------
 
 
-def crossing(run, value: float) -> int:
-    """Step of the first of two evaluations in a row at or above it."""
-    good = run.evaluations["test_accuracy"] >= value
-    return int(run.evaluations["step"][np.flatnonzero(good[:-1] & good[1:])[0]])
+def crossing(run, value: float) -> float:
+    """Step at which it is reached, by the engine's own rule."""
+    step = to_target(run.evaluations["step"], run.evaluations["test_accuracy"], value, lower_is_better=False)
+    assert step is not None
+    return step
 
 
 def test_dragging_the_line_tells_the_page_on_release_and_marks_where_lanes_crossed(store, race):
@@ -385,8 +387,8 @@ def test_dragging_the_line_tells_the_page_on_release_and_marks_where_lanes_cross
     assert said["metric"] == "test_accuracy"
     assert 0.6 < said["value"] < 0.94
     marks = race.traces("accuracy", "crossing")
-    assert [mark["x"] for mark in marks] == [[crossing(run, said["value"])] for run in runs]
-    expect(race.cell("target")).to_have_text(f"{crossing(runs[0], said['value'])} steps")
+    assert [mark["x"] for mark in marks] == [[pytest.approx(crossing(run, said["value"]), rel=1e-4)] for run in runs]
+    expect(race.cell("target")).to_have_text(f"{round(crossing(runs[0], said['value']))} steps")
     expect(race.tab.get_by_test_id("target-test_accuracy")).to_have_value(f"{100 * said['value']:.6g}")
 
 
