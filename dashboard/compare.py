@@ -318,7 +318,7 @@ def _draw_verdict(*arguments: object) -> None:
     judged = _judged(*arguments)  # type: ignore[arg-type]
     if judged is None:
         return
-    race, result = judged
+    _, result = judged
     with st.container(border=True, key="race-verdict"):
         words = lessons.recommendation(result)
         st.markdown(f"**{parts.literal(words)}**" if words else "Nothing has reached the target yet.")

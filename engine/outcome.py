@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -216,9 +216,7 @@ def _against(
     figures = ("test_accuracy", "test_loss", "samples_per_s", "steps_per_s", "memory_bytes")
     share = {name: analysis.percent_of_baseline(getattr(lane, name), getattr(base, name)) for name in figures}
     share |= {axis: analysis.percent_of_baseline(lane.cost[axis], base.cost[axis]) for axis in AXES}
-    return LaneOutcome(
-        **{name: getattr(lane, name) for name in lane.__slots__} | {"share": percent, "verdicts": verdicts}
-    )
+    return replace(lane, share=share, verdicts=verdicts)
 
 
 def _counts(run: Run) -> bool:
