@@ -26,6 +26,30 @@ _METRICS: dict[str, str] = {"test_accuracy": "Test accuracy (%)", "test_loss": "
 _BUDGET_VALUES = {"seconds": "6", "samples": "50000", "epochs": "5", "steps": "1000", "flops": "1e11"}
 
 
+# --- what stays --------------------------------------------------------------------------------------------------------
+
+_KEPT = (
+    "compare.view",
+    "race.preset",
+    "race.lanes",
+    "race.seeds",
+    "race.until",
+    "race.budget",
+    "race.metric",
+    "library.runs",
+)
+
+
+def keep_choices() -> None:
+    """What was chosen is still so after a look at another view or page, where Streamlit forgets what is not drawn."""
+    kept: dict[str, object] = st.session_state.setdefault("compare.kept", {})
+    for key in _KEPT:
+        if key in st.session_state:
+            kept[key] = st.session_state[key]
+        elif key in kept:
+            st.session_state[key] = kept[key]
+
+
 # --- what is to race ------------------------------------------------------------------------------------------------
 
 
@@ -34,12 +58,13 @@ def race_form(preset_name: str) -> tuple[list[Lane], int, Metric, float | None, 
     preset = _choose(preset_name)
     try:
         lanes = _draw_lanes(preset)
-        lanes = _draw_budget(lanes)
+        lanes = _draw_budget(lanes, preset.lanes[0].config.budget)
         wrong = None
     except ConfigError as error:
         lanes, wrong = list(preset.lanes), error
+    st.session_state.setdefault("race.seeds", 1)
     seeds = st.number_input(
-        "Seeds", 1, races.MOST_SEEDS, 1, key="race.seeds",
+        "Seeds", 1, races.MOST_SEEDS, key="race.seeds",
         help=f"Each seed is a heat: other first weights, another order of the examples, the same for every lane. One shows the "
         f"curves; a verdict takes {outcome.CLAIM_SEEDS}, because luck alone moves accuracy from seed to seed.",
     )  # fmt: skip
@@ -79,13 +104,14 @@ def _choose(preset_name: str) -> RacePreset:
 
 
 def _forget_lanes() -> None:
-    for key in ("race.lanes", "race.base", "race.budget", "race.amount", "race.metric", "race.target"):
+    for key in ("race.lanes", "race.budget", "race.metric"):
         st.session_state.pop(key, None)
+        st.session_state.get("compare.kept", {}).pop(key, None)
 
 
 def _draw_lanes(preset: RacePreset) -> list[Lane]:
     """The lanes as text, one a line, in the words of the command line: whatever a form can say fits in."""
-    base = _base(preset)
+    base = preset.base
     with st.expander("Lanes", icon=":material/edit:"):
         if "race.lanes" not in st.session_state:
             st.session_state["race.lanes"] = "\n".join(_as_line(lane, base) for lane in preset.lanes)
@@ -104,13 +130,9 @@ def _draw_lanes(preset: RacePreset) -> list[Lane]:
     return lanes
 
 
-def _base(preset: RacePreset) -> str:
-    """The preset the lanes are told from: the one closest to the first."""
-    return state.closest_preset(preset.lanes[0].config)
-
-
 def _as_line(lane: Lane, base: str) -> str:
-    changes = [c for c in overrides_from(preset_config(base), lane.config) if not c.startswith("checkpoints=")]
+    """A lane in the words of the command line, without what is the race's own: budget and seed."""
+    changes = overrides_from(preset_config(base), lane.config.model_copy(update={"budget": preset_config(base).budget}))
     return f"{lane.label}: {' '.join(c.replace(' ', '') for c in changes)}"
 
 
@@ -118,19 +140,15 @@ def _add_from_train(base: str) -> None:
     try:
         _, config = state.config_from_link(st.session_state["train.link"])
         lines = [line for line in st.session_state["race.lanes"].splitlines() if line.strip()]
-        budgets = {f"budget.{name}": None for name in BUDGETS}
-        first = races.parse_lane(lines[0], preset_config(base)).config if lines else preset_config(base)
-        config = config.model_copy(update={"budget": first.budget, "seed": first.seed})
-        assert budgets
-        st.session_state["race.lanes"] = "\n".join(
-            [*lines, _as_line(Lane(label=f"Train {len(lines) + 1}", config=config), base)]
+        lane = Lane(
+            label=f"Train {len(lines) + 1}", config=config.model_copy(update={"seed": preset_config(base).seed})
         )
+        st.session_state["race.lanes"] = "\n".join([*lines, _as_line(lane, base)])
     except ConfigError as error:
         st.session_state["race.not_added"] = error
 
 
-def _draw_budget(lanes: list[Lane]) -> list[Lane]:
-    given: Budget = lanes[0].config.budget if lanes else Budget(seconds=6.0)
+def _draw_budget(lanes: list[Lane], given: Budget) -> list[Lane]:
     kind = next(name for name in ("seconds", *BUDGETS) if getattr(given, name) is not None)
     kinds = ["seconds", "samples", "steps", "epochs", "flops"]
     left, right = st.columns([1.3, 1], vertical_alignment="bottom")
@@ -353,6 +371,8 @@ def _draw_table(*arguments: object) -> None:
     )
     for sentence in lessons.batch_sentences(race, result):
         st.markdown(f":material/lightbulb: {parts.literal(sentence)}")
+    if tip := _tip(race):
+        st.caption(f"Try next: {parts.literal(tip)}")
     for lane in result.lanes:
         for why in lane.why:
             st.caption(f":material/error: {parts.literal(lane.label)}: {parts.literal(why)}")
@@ -364,6 +384,13 @@ def _draw_table(*arguments: object) -> None:
                 "Share of runs that have not reached the target yet (Kaplan and Meier 1958); a line that stays above zero is of "
                 "runs that never did. Expected time in the table: all time spent, by the number of runs that arrived."
             )
+
+
+def _tip(race: Race) -> str:
+    """What to do next, where the race is of the preset the form shows."""
+    preset = races.RACES.get(st.session_state.get("race.preset", ""))
+    alike = preset and [lane.label for lane in race.lanes] == [lane.label for lane in preset.lanes]
+    return preset.then if preset and alike else ""
 
 
 def as_table(result: Outcome) -> pd.DataFrame:
@@ -397,9 +424,7 @@ def as_table(result: Outcome) -> pd.DataFrame:
             rows.insert(6, row("Money to target", "derived", cost("money", lambda v: f"{v:.3g}")))
     rows += [
         row("Steps per second", "measured", lambda r: "–" if r.steps_per_s is None else _rate(r.steps_per_s)),
-        row(
-            "Samples per second", "measured", lambda r: "–" if r.samples_per_s is None else units.count(r.samples_per_s)
-        ),
+        row("Samples per second", "measured", lambda r: "–" if r.samples_per_s is None else _rate(r.samples_per_s)),
         row("Memory of a step", "measured", lambda r: units.nbytes(r.memory_bytes)),
         row("Noise of the loss", "derived", lambda r: "–" if r.loss_noise is None else f"± {r.loss_noise:.2g}"),
     ]

@@ -33,10 +33,12 @@ class RacePreset(Spec):
 
     title: str
     teaches: str
+    base: str = "mnist-mlp"  # the preset its lanes are told from
     lanes: tuple[Lane, ...]
     metric: Metric = "test_accuracy"
     target: float
     trap: str = ""
+    then: str = ""  # what to try next
 
 
 # --- the races with a name ------------------------------------------------------------------------------------------
@@ -60,17 +62,21 @@ RACES: Mapping[str, RacePreset] = {
             _ONE: "optimizer.name=sgd batch_size=1 optimizer.lr=0.01",
         }),
         target=0.9,
+        then="switch the axis to samples, where Stochastic leads, and to steps, where Batch does. Then race 6 seeds, and measure "
+        "the batch-size law: it says which batch is fastest in between.",
     ),
     "batch-vs-stochastic-digits": RacePreset(
         title="Batch, mini-batch, stochastic on 8x8 digits",
         teaches="So small a training set that all 1,437 images fit the cache: the whole batch costs little time here, and "
         "still many samples.",
+        base="digits-mlp",
         lanes=_lanes("digits-mlp", _DIGITS, {
             _BATCH: "optimizer.name=gd batch_size=full optimizer.lr=0.9",
             _MINI.format(32): "optimizer.name=sgd batch_size=32 optimizer.lr=0.4",
             _ONE: "optimizer.name=sgd batch_size=1 optimizer.lr=0.02",
         }),
         target=0.95,
+        then="equal samples instead of equal seconds: the same lanes, and another one wins.",
     ),
     "batch-vs-stochastic-same-lr": RacePreset(
         title="Trap: one learning rate for all batch sizes",
@@ -83,6 +89,7 @@ RACES: Mapping[str, RacePreset] = {
         target=0.9,
         trap="The classic mistake: a gradient averaged over more examples allows a longer step. What loses here is the "
         "untuned learning rate, not the batch size. Compare with the tuned race.",
+        then="the tuned race, Batch, mini-batch, stochastic on MNIST: same lanes, a rate for each.",
     ),
     "optimizers": RacePreset(
         title="Optimizers on MNIST",
@@ -96,6 +103,7 @@ RACES: Mapping[str, RacePreset] = {
             "Muon": "optimizer.name=muon optimizer.lr=0.005",
         }),
         target=0.93,
+        then="change a learning rate in Lanes by a factor of 3 either way: often that decides more than the optimizer.",
     ),
     "learning-rates": RacePreset(
         title="Learning rates",
@@ -104,6 +112,7 @@ RACES: Mapping[str, RacePreset] = {
             f"lr {lr}": f"optimizer.lr={lr}" for lr in ("0.01", "0.05", "0.2", "1", "30")
         }),
         target=0.9,
+        then="the same rates with batch_size=8 in every lane: the best one moves down.",
     ),
     "lenet-vs-mlp": RacePreset(
         title="LeNet against an MLP",
@@ -115,19 +124,23 @@ RACES: Mapping[str, RacePreset] = {
             *_lanes("mnist-mlp-large", ["budget.seconds=10"], {"MLP 512-256": ""}),
         ),
         target=0.95,
+        then="equal FLOPs: arithmetic, not time, decides then.",
     ),
     "precisions": RacePreset(
         title="Precision: FP32 against BF16",
         teaches="Half the bits. Where the processor has BF16 units it may pay; for a small net the casts cost more than "
         "they save.",
+        base="mnist-mlp-large",
         lanes=_lanes("mnist-mlp-large", _MNIST, {"FP32": "", "BF16": "precision=bf16"}),
         target=0.93,
+        then="model.hidden=2048,1024 in both lanes: where products are large, half the bits count for more.",
     ),
     "execution": RacePreset(
         title="Fast loop against the tutorials' loop",
         teaches="The same arithmetic on the same examples in the same order: all that differs is what surrounds it.",
         lanes=_lanes("mnist-mlp", _MNIST, {"Fast loop": "", "Tutorial loop": "execution=dataloader"}),
         target=0.93,
+        then="batch_size=1 in both lanes: the smaller the step, the more the loop around it costs.",
     ),
 }  # fmt: skip
 DEFAULT_RACE = "batch-vs-stochastic"

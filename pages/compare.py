@@ -84,6 +84,7 @@ def path_page() -> None:
 
 
 st.title("Compare", anchor=False)
+compare.keep_choices()
 if "compare.view" not in st.session_state:
     linked_view = st.query_params.get("view", "Race")
     st.session_state["compare.view"] = linked_view if linked_view in VIEWS else "Race"
