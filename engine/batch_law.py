@@ -216,21 +216,25 @@ def facts(found: Outcome) -> list[tuple[str, str, str]]:
     rows = []
     if law:
         i = found.b_crit
-        between = f"; {i.level:.0%} interval {i.low:.3g} to {i.high:.3g}" if i else "; one seed gives no interval"
+        between = (
+            f"; {i.level:.0%} interval {units.about(i.low)} to {units.about(i.high)}"
+            if i
+            else "; one seed gives no interval"
+        )
         rows += [
             (
                 "S_min",
-                f"{law.s_min:.3g} steps",
+                f"{units.about(law.s_min)} steps",
                 f"however large the batch; fitted, {law.rms_log_residual:.0%} off in the mean",
             ),
-            ("E_min", f"{law.e_min:.3g} examples", "however small the batch; fitted"),
-            ("B_crit", f"{law.b_crit:.3g}", f"E_min/S_min{between}"),
+            ("E_min", f"{units.about(law.e_min)} examples", "however small the batch; fitted"),
+            ("B_crit", units.about(law.b_crit), f"E_min/S_min{between}"),
         ]
     if time:
         text = f"{units.duration(time.t0_s)} + {units.duration(time.t1_s)} per example"
         rows.append(("One step", text, "fitted to measured times"))
     if best:
-        where = f"about {best.b_star:.3g}" if math.isfinite(best.b_star) else "the largest there is"
+        where = f"about {units.about(best.b_star)}" if math.isfinite(best.b_star) else "the largest there is"
         text = f"{where}, {units.duration(best.time_s)} of training"
         rows.append(("Fastest batch", text, "derived: sqrt(B_crit t0/t1); it may be larger than the training set"))
     return rows

@@ -206,11 +206,13 @@ def batch_law_chart(
             x=math.log10(size), y=1, xref="x", yref="y domain", text="×", showarrow=False, font={"color": MARK, "size": 16},
             hovertext=f"batch {size}: not every seed reached the target",
         )  # fmt: skip
+    middle = math.sqrt(sizes[0] * sizes[-1]) if sizes else 1.0
     if law:
-        _standing(figure, law.b_crit, f"B_crit {law.b_crit:.3g}", row=1)
+        _standing(figure, law.b_crit, f"B_crit {units.about(law.b_crit)}", row=1, middle=middle)
     if law and step_time and step_time.t1_s and step_time.t0_s:
         best = batch_law.best_batch(law, step_time)
-        _standing(figure, best.b_star, f"fastest: {best.b_star:.3g}, {units.duration(best.time_s)}", row=3)
+        fastest = f"fastest: {units.about(best.b_star)}, {units.duration(best.time_s)}"
+        _standing(figure, best.b_star, fastest, row=3, middle=middle)
     return figure
 
 
@@ -220,11 +222,13 @@ def _time(law: batch_law.BatchLaw | None, step_time: batch_law.StepTime | None) 
     return lambda size: law.steps(size) * step_time.seconds(size)
 
 
-def _standing(figure: go.Figure, x: float, text: str, *, row: int) -> None:
-    """A dotted line with its name. Of a logarithmic axis lines know the value, and annotations the logarithm."""
+def _standing(figure: go.Figure, x: float, text: str, *, row: int, middle: float) -> None:
+    """A dotted line with its name towards the middle, where a narrow screen has room. Of a logarithmic axis lines know
+    the value, and annotations the logarithm."""
+    side, shift = ("left", 4) if x < middle else ("right", -4)
     figure.add_vline(x=x, row=row, col=1, line={"color": _GREY, "width": 1, "dash": "dot"})
     figure.add_annotation(
-        x=math.log10(x), y=1, yref="y domain", text=text, showarrow=False, xanchor="left", yanchor="top", xshift=4,
+        x=math.log10(x), y=1, yref="y domain", text=text, showarrow=False, xanchor=side, yanchor="top", xshift=shift,
         row=row, col=1,
     )  # fmt: skip
 
