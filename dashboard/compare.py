@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 
 import pandas as pd
@@ -199,8 +198,8 @@ def seconds_of_training(lanes: Sequence[Lane], seeds: int) -> float | None:
 
 
 def start(lanes: Sequence[Lane], seeds: int) -> str:
-    """Ask for a race; returns its group."""
-    group = secrets.token_hex(8)
+    """Ask for a race; returns its group. A double click asks for one."""
+    group = state.key_of(" ".join([*(lane.model_dump_json() for lane in lanes), str(seeds)]))[:16]
     state.client().submit_heats(races.heats(_with_paths(lanes), range(seeds), group), group=group)
     return group
 
@@ -402,6 +401,8 @@ def as_table(result: Outcome) -> pd.DataFrame:
     def cost(axis: str, write: Callable[[float], str]) -> Callable[[outcome.LaneOutcome], str]:
         def read(lane: outcome.LaneOutcome) -> str:
             value = lane.cost[axis]
+            if value == 0:
+                return "before training"
             return "not reached" if value is None else write(value) + _versus(lane, axis)
 
         return read

@@ -156,6 +156,20 @@ def race_command(a: argparse.Namespace) -> int:
 _SEEDS_A_ROUND = 2
 
 
+def compare_command(a: argparse.Namespace) -> int:
+    """Lay runs that are there beside each other; those that differ in nothing but the seed are one lane."""
+    store = _store(a)
+    race = races.of_runs([store.run(store.find(run_id)) for run_id in a.runs])
+    assert race, "argparse asks for a run at least"
+    races.check_comparable([(lane.label, lane.config) for lane in race.lanes])
+    if len(race.lanes) < 2:
+        raise ConfigError("These runs are one configuration with several seeds.", fix="Name a run of another one.")
+    metric, target = outcome.parse_target(a.target) if a.target else ("test_accuracy", None)
+    result = outcome.outcome(race, metric=metric, target=target, baseline=a.baseline)
+    print(json_text(outcome.as_json(race, result)) if a.json else "\n".join(outcome.table(result)))
+    return OK
+
+
 def _lanes(a: argparse.Namespace) -> tuple[list[races.Lane], races.Metric, float | None]:
     """The lanes of the arguments, checked, and the target they are to reach."""
     if a.preset and a.lane:
@@ -656,6 +670,10 @@ def _parser() -> _Parser:
     )
     race.add_argument("--target", help="test_accuracy=0.95, test_loss=0.3 or none")
     race.add_argument("--baseline", default="", metavar="LABEL", help="the lane the others are measured by (the first)")
+    comparing = add("compare", compare_command, "lay runs that are there beside each other")
+    comparing.add_argument("runs", nargs="+", metavar="RUN", help="two or more: ids, or beginnings of them")
+    comparing.add_argument("--target", help="test_accuracy=0.95, test_loss=0.3 or none")
+    comparing.add_argument("--baseline", default="", metavar="LABEL")
     add("plan", plan_command, "what a run would need, without running it", config)
     listing = add("list", list_command, "the runs of the store, newest first")
     listing.add_argument("--limit", type=int, default=50)

@@ -37,6 +37,8 @@ def budget_in_words(config: RunConfig) -> str:
 def recommendation(result: Outcome) -> str | None:
     """Which lane to use and how sure that is; None before any has a figure to go by."""
     arrived = [lane for lane in result.lanes if lane.cost["seconds"] is not None and lane.reached]
+    if arrived and all(lane.cost["steps"] == 0 for lane in arrived):
+        return f"{_target(result)[0].upper()}{_target(result)[1:]} was reached before training began: choose a harder target."
     if result.target is not None and arrived:
         best = min(arrived, key=lambda lane: lane.cost["seconds"] or 0.0)
         others = [lane for lane in result.lanes if lane is not best]

@@ -342,6 +342,8 @@ def cost_in_words(lane: LaneOutcome) -> str:
     arrived = f"{lane.reached} of {lane.over} runs"
     if lane.cost["steps"] is None or lane.cost["samples"] is None:
         return f"not reached ({arrived})"
+    if lane.cost["steps"] == 0:
+        return f"reached before training began: choose a harder one ({arrived})"
     return (
         f"{units.duration(lane.cost['seconds'])}, {round(lane.cost['steps']):,} steps, {round(lane.cost['samples']):,} samples, "
         f"{units.flops(lane.cost['flops'])} ({arrived})"

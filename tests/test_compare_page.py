@@ -71,6 +71,14 @@ def test_start_asks_for_one_heat_per_seed(app, store):
     assert runs[0].group in app.query_params["race"]
 
 
+def test_a_double_click_starts_one_race(app, store, monkeypatch):
+    monkeypatch.setattr(state, "_DOUBLE_CLICK_S", 60.0)  # the driver's clicks are slower than a hand's
+    open_page(app)
+    for _ in range(2):
+        app.button(key="run").click().run()
+    assert len(store.ids()) == 3
+
+
 def test_a_race_that_was_run_is_shown_with_its_words_and_its_table(app, store):
     race_of(store)
     open_page(app, race=GROUP)

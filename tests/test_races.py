@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
-from engine import cli, outcome, races, worker
+from engine import cli, lessons, outcome, races, worker
 from engine.config import with_overrides
 from engine.errors import ConfigError
 from engine.planner import check
@@ -259,3 +260,31 @@ def test_a_heat_that_is_asked_for_twice_is_one(store, monkeypatch):
     first = Client(store).submit_heats(wanted, group=GROUP)
     assert Client(store).submit_heats(wanted, group=GROUP) == first
     assert len(store.ids()) == 4
+
+
+def test_a_target_reached_before_training_is_said(three):
+    _, race = three
+    result = outcome.outcome(race, metric="test_loss", target=50.0)
+    assert lessons.recommendation(result).startswith("A test loss of 50.00 was reached before training began")
+    assert "choose a harder one" in "\n".join(outcome.table(result))
+
+
+def test_runs_are_laid_beside_each_other_in_the_terminal(three, capsys):
+    store, race = three
+    ids = [each.runs[0].run_id for each in race.lanes[:2]]
+    assert cli.main(["compare", *ids, "--target", "test_accuracy=0.5", "--store", str(store.root)]) == 0
+    assert "Preliminary, 1 of 6 seeds" in capsys.readouterr().out
+    assert cli.main(["compare", *[run.run_id for run in race.lanes[0].runs.values()], "--store", str(store.root)]) == 2
+    assert "one configuration with several seeds" in capsys.readouterr().err
+
+
+def test_the_lesson_names_the_fastest_and_what_the_others_cost(three):
+    _, race = three
+    result = outcome.outcome(race, target=0.6, baseline="Mini")
+    words = lessons.recommendation(result)
+    assert re.match(
+        r"(Mini|One) reaches 60 % test accuracy first on this machine, after .*; Batch does not reach it", words
+    )
+    full, one = lessons.batch_sentences(race, result)
+    assert full.startswith("Each step of Batch reads all 1,437 training examples")
+    assert one.startswith("One spends a whole step on each example")
