@@ -225,7 +225,10 @@ def _chart(run: Run, trials: Sequence[Trial]) -> None:
 
 def _figure(run: Run, trials: Sequence[Trial]) -> go.Figure:
     found = batch_law.outcome(trials)
-    figure = charts.batch_law_chart(trials, found.law, found.step_time)
+    law = found.law
+    if law and not run.is_over and law.b_crit > max(t.batch_size for t in trials):
+        law = None  # of what is still to be measured
+    figure = charts.batch_law_chart(trials, law, found.step_time)
     sizes = run.config.law.sizes(run.started.train_examples) if run.started else [t.batch_size for t in trials]
     every = math.ceil(len(sizes) / _MOST_TICKS)
     ends = math.log10(min(sizes)) - 0.1, math.log10(max(sizes)) + 0.15
