@@ -35,7 +35,12 @@ def law_view(preset: str = DEFAULT_LAW) -> None:
     """Knobs, the button, and the law: on its way, or measured by now."""
     base, linked = _base(preset)
     with st.container(border=True, key="law"):
-        head = st.container()
+        title = st.empty()
+        title.markdown(f"**{parts.literal(base.in_words())}**")
+        st.caption(
+            "Many short trainings, each until its loss is down to the target, at every batch size with a learning rate tuned "
+            "for it: what does a larger batch save in steps, and what does it cost in examples?"
+        )
         try:
             config = _knobs(base)
             plan = state.check(config)
@@ -43,11 +48,7 @@ def law_view(preset: str = DEFAULT_LAW) -> None:
         except EngineError as error:
             parts.error_box(error)
             return
-        head.markdown(f"**{parts.literal(config.in_words())}**")
-        head.caption(
-            "Many short trainings, each until its loss is down to the target, at every batch size with a learning rate tuned "
-            "for it: what does a larger batch save in steps, and what does it cost in examples?"
-        )
+        title.markdown(f"**{parts.literal(config.in_words())}**")
         run = _run_of(config, linked)
         _offer(config, plan, run)
     if run is None:
