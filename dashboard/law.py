@@ -35,7 +35,12 @@ def law_view(preset: str = DEFAULT_LAW) -> None:
     """Knobs, the button, and the law: on its way, or measured by now."""
     base, linked = _base(preset)
     with st.container(border=True, key="law"):
-        head = st.container()
+        title = st.empty()
+        title.markdown(f"**{parts.literal(base.in_words())}**")
+        st.caption(
+            "Many short trainings, each until its loss is down to the target, at every batch size with a learning rate tuned "
+            "for it: what does a larger batch save in steps, and what does it cost in examples?"
+        )
         try:
             config = _knobs(base)
             plan = state.check(config)
@@ -43,11 +48,7 @@ def law_view(preset: str = DEFAULT_LAW) -> None:
         except EngineError as error:
             parts.error_box(error)
             return
-        head.markdown(f"**{parts.literal(config.in_words())}**")
-        head.caption(
-            "Many short trainings, each until its loss is down to the target, at every batch size with a learning rate tuned "
-            "for it: what does a larger batch save in steps, and what does it cost in examples?"
-        )
+        title.markdown(f"**{parts.literal(config.in_words())}**")
         run = _run_of(config, linked)
         _offer(config, plan, run)
     if run is None:
@@ -152,7 +153,10 @@ def _offer(config: RunConfig, plan: Plan, run: Run | None) -> None:
         config.law, train_examples=plan.train_examples, forward_flops_per_example=plan.forward_flops_per_example,
         train_flops_per_example=plan.train_flops_per_example,
     )  # fmt: skip
-    st.caption(f"Takes about {units.duration(seconds)} (estimated; several times as long on a busy machine).")
+    st.caption(
+        f"Takes about {units.duration(seconds)} (estimated for a target about as hard as a loss of 0.2 on 8x8 digits: a lower "
+        "one takes longer, and so does a busy machine)."
+    )
     if run is not None and not run.is_over:
         return
     may = state.client().may("submit")
@@ -225,7 +229,10 @@ def _chart(run: Run, trials: Sequence[Trial]) -> None:
 
 def _figure(run: Run, trials: Sequence[Trial]) -> go.Figure:
     found = batch_law.outcome(trials)
-    figure = charts.batch_law_chart(trials, found.law, found.step_time)
+    law = found.law
+    if law and not run.is_over and law.b_crit > max(t.batch_size for t in trials):
+        law = None  # of what is still to be measured
+    figure = charts.batch_law_chart(trials, law, found.step_time)
     sizes = run.config.law.sizes(run.started.train_examples) if run.started else [t.batch_size for t in trials]
     every = math.ceil(len(sizes) / _MOST_TICKS)
     ends = math.log10(min(sizes)) - 0.1, math.log10(max(sizes)) + 0.15

@@ -154,6 +154,12 @@ def test_while_it_runs_the_chart_holds_the_batch_sizes_that_are_done(own_store):
     assert "Measured" not in said(app)
 
 
+def test_while_it_runs_no_line_leads_beyond_what_was_measured(own_store):
+    for sizes, lines in (((1, 2, 4), 0), ((1, 8, 64), 3)):
+        run = own_store.run(measured(own_store, lawful(sizes=sizes, seeds=(3, 4, 5))))
+        assert [trace.mode for trace in law._figure(run, run.trials).data].count("lines") == lines
+
+
 def test_a_chart_is_the_same_until_a_batch_size_is_done(own_store):
     run_id = measured(own_store, lawful(sizes=(1, 8), seeds=(3, 4, 5)))
     app = opened()
