@@ -67,7 +67,7 @@ RACES: Mapping[str, RacePreset] = {
     ),
     "batch-vs-stochastic-digits": RacePreset(
         title="Batch, mini-batch, stochastic on 8x8 digits",
-        teaches="So small a training set that all 1,437 images fit the cache: the whole batch costs little time here, and "
+        teaches="So small a training set that all 1,438 images fit the cache: the whole batch costs little time here, and "
         "still many samples.",
         base="digits-mlp",
         lanes=_lanes("digits-mlp", _DIGITS, {

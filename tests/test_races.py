@@ -286,5 +286,5 @@ def test_the_lesson_names_the_fastest_and_what_the_others_cost(three):
         r"(Mini|One) reaches 60 % test accuracy first on this machine, after .*; Batch does not reach it", words
     )
     full, one = lessons.batch_sentences(race, result)
-    assert full.startswith("Each step of Batch reads all 1,437 training examples")
+    assert full.startswith("Each step of Batch reads all 1,438 training examples")
     assert one.startswith("One spends a whole step on each example")
