@@ -59,6 +59,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.data_route
 	$(BIN)/python -m benchmarks.first_point
+	$(BIN)/python -m benchmarks.race
 
 bench-load: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.load

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -27,20 +27,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from dashboard.thinning import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
 from engine.config import RunConfig
 from engine.downsample import minmax
 from engine.errors import StoreError
 from engine.store import Run, Store, Table, default_root
 from engine.text import visible
 
-FULL_POINTS = 1_500  # per trace, when a browser has nothing yet: about what a chart's pixels can show
-_FEWEST_NEW_POINTS = 24  # per trace and update
-_MEANS = 500
 _LR_POINTS = 500
-_MARKS = 40
 _REFRESH_S = 0.1
 _IDLE_S = 120.0
 _MOST_READERS = 12
+_IN_USE_S = 5.0
+_MOST_IN_USE = 160  # two comparisons of the largest size
 _PROBLEMS = 20
 _LONGEST_TEXT = 300
 
@@ -90,11 +89,14 @@ class Readers:
             reader = self._readers.setdefault(run_id, _Reader())
             reader.used = now
             self._readers.move_to_end(run_id)
-            oldest = next(iter(self._readers.values()))
-            while len(self._readers) > _MOST_READERS or now - oldest.used > _IDLE_S:
+            while self._may_let_go(next(iter(self._readers.values())), now):
                 self._readers.popitem(last=False)
-                oldest = next(iter(self._readers.values()))
             return reader
+
+    def _may_let_go(self, oldest: _Reader, now: float) -> bool:
+        """Those of a page that is open stay, however many runs it compares: reading one anew costs all of its log."""
+        held, idle_s = len(self._readers), now - oldest.used
+        return idle_s > _IDLE_S or held > _MOST_IN_USE or (held > _MOST_READERS and idle_s > _IN_USE_S)
 
 
 def shared_run(run_id: str) -> Run:
@@ -135,7 +137,7 @@ def points(run: Run, cursor: str = "", *, now: float | None = None) -> dict[str,
         steps, evaluations, hardware, throughput, grad_norms, missing, problems = held or (0,) * len(counts)
         answer = {"cursor": "-".join(map(str, counts)), "reset": held is None} | _state(run, now or time.time())
         if held is None:
-            answer["about"] = _about(run.config)
+            answer["about"] = about(run.config)
         traces = _noisy(run.steps, "loss", steps, full=held is None)
         traces |= _noisy(run.grad_norms, "grad_norm", grad_norms, full=held is None)
         traces |= {
@@ -165,7 +167,7 @@ _HARDWARE = {
 }
 
 
-def _about(config: RunConfig) -> dict[str, Any]:
+def about(config: RunConfig) -> dict[str, Any]:
     """What of the configuration the charts need; it stays, so it is sent once."""
     target = config.target
     return {
@@ -180,7 +182,7 @@ def _lr_moves(config: RunConfig) -> bool:
     return config.schedule != "constant" or config.warmup_steps > 1
 
 
-def _preparing(run: Run) -> dict[str, Any] | None:
+def preparing(run: Run) -> dict[str, Any] | None:
     """What a run does before its first step that can take long: its words, and bytes done of a total where known."""
     if run.is_over or len(run.steps):
         return None
@@ -202,8 +204,8 @@ def _state(run: Run, now: float) -> dict[str, Any]:
     progress = run.progress()
     summary = run.summary()
     rare = {
-        "preparing": _preparing(run),
-        "compiled_s": _short(run.compiled.seconds) if run.compiled else None,
+        "preparing": preparing(run),
+        "compiled_s": short(run.compiled.seconds) if run.compiled else None,
         "reached": run.target_reached.model_dump(exclude={"kind", "metric"}) if run.target_reached else None,
         "summary": json.loads(summary.model_dump_json()) if run.is_over else None,
     }
@@ -211,17 +213,17 @@ def _state(run: Run, now: float) -> dict[str, Any]:
         "status": run.status,
         "over": run.is_over,
         "why": visible(run.why(), _LONGEST_TEXT),
-        "progress": _short(progress),
-        "elapsed_s": _short(elapsed),
-        "left_s": None if run.is_over else _short(_seconds_left(elapsed, progress)),
-        "age_s": _short(max(0.0, elapsed - newest)) if elapsed is not None and len(run.steps) else None,
+        "progress": short(progress),
+        "elapsed_s": short(elapsed),
+        "left_s": None if run.is_over else short(_seconds_left(elapsed, progress)),
+        "age_s": short(max(0.0, elapsed - newest)) if elapsed is not None and len(run.steps) else None,
         "steps": summary.steps,
-        "epochs": _short(summary.epochs),
-        "train_seconds": _short(summary.train_seconds),
+        "epochs": short(summary.epochs),
+        "train_seconds": short(summary.train_seconds),
         "current": {
-            "loss": _short(summary.final_train_loss),  # already a mean over the last steps
-            "test_accuracy": _short(summary.test_accuracy),
-            "samples_per_s": _short(summary.samples_per_s if run.is_over else run.throughput.last("samples_per_s")),
+            "loss": short(summary.final_train_loss),  # already a mean over the last steps
+            "test_accuracy": short(summary.test_accuracy),
+            "samples_per_s": short(summary.samples_per_s if run.is_over else run.throughput.last("samples_per_s")),
         },
     } | {name: value for name, value in rare.items() if value is not None}
 
@@ -238,94 +240,56 @@ def _trace(table: Table, column: str, start: int, *, full: bool, most: int = FUL
     if start >= len(table):
         return None
     y = table[column][start:]
-    kept = minmax(y, _limit(len(table), len(y), most, full=full))
-    trace = {"x": _times(table["elapsed"][start:][kept]), "y": _numbers(y[kept])}
+    kept = minmax(y, limit(len(table), len(y), most, full=full))
+    trace = {"x": _times(table["elapsed"][start:][kept]), "y": numbers(y[kept])}
     if "step" in table.names:
-        steps = table["step"][start:]
+        steps, elapsed = table["step"][start:], table["elapsed"][start:]
         trace["step"] = steps[kept].astype(int).tolist()
-        before = y[0] if start == 0 else table[column][start - 1]
-        if marks := _marks(table["elapsed"][start:], steps, y, before if start else 0.0):
-            trace["marks"] = marks
+        if found := marks(y, table[column][start - 1] if start else 0.0):
+            trace["marks"] = [[round(float(elapsed[row]), 3), int(steps[row]), word] for row, word in found]
     return trace
 
 
 def _noisy(table: Table, column: str, start: int, *, full: bool) -> dict[str, Any]:
-    """A quantity of single steps, and beside it the means of groups of them.
+    """A quantity of single steps, and beside it the means of groups of them, each with the number of rows it stands for.
 
-    The extremes that are kept of a noisy loss say nothing of its mean, so a smooth line must not be drawn through
-    them: it is drawn through the means, each with the number of rows it stands for. Where every row is sent there
-    are none: the rows are their own means.
+    Where every row is sent there are none.
     """
     raw = _trace(table, column, start, full=full)
     if raw is None:
         return {}
     y, elapsed = table[column][start:], table["elapsed"][start:]
-    group = -(-len(y) // _limit(len(table), len(y), _MEANS, full=full))
-    if group == 1:
+    grouped = means(y, limit(len(table), len(y), FULL_MEANS, full=full))
+    if grouped is None:
         return {column: raw}
-    first = np.arange(0, len(y), group)
-    finite = np.isfinite(y)
-    n = np.add.reduceat(finite, first, dtype=int)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        mean = np.add.reduceat(np.where(finite, y, 0.0), first) / n
-    last = np.minimum(first + group, len(y)) - 1
-    return {column: raw, f"{column}_mean": {"x": _times(elapsed[last]), "y": _numbers(mean), "n": n.tolist()}}
-
-
-def _limit(total: int, new: int, most: int, *, full: bool) -> int:
-    """Points to send of `new` rows out of `total`: an update is as dense as the whole run would be drawn, so that a fast
-    run does not fill the browser, and the half a run that one update brings is not drawn coarser than the rest."""
-    return most if full else int(max(_FEWEST_NEW_POINTS, most * new / total))
-
-
-def _marks(elapsed: np.ndarray, steps: np.ndarray, y: np.ndarray, before: float) -> list[list[Any]]:
-    """Where a value stops being a number: [x, step, "NaN" | "+inf" | "-inf"] for the first row of each such stretch."""
-    odd = np.flatnonzero(~np.isfinite(y))
-    marks = []
-    for i in odd[:10_000]:
-        word = _word(y[i])
-        if word != _word(y[i - 1] if i else before):
-            marks.append([round(float(elapsed[i]), 3), int(steps[i]), word])
-    return marks[:_MARKS]
-
-
-def _word(value: float) -> str | None:
-    if math.isfinite(value):
-        return None
-    return "NaN" if math.isnan(value) else "+inf" if value > 0 else "-inf"
+    last, mean, n = grouped
+    return {column: raw, f"{column}_mean": {"x": _times(elapsed[last]), "y": numbers(mean), "n": n.tolist()}}
 
 
 def _times(values: np.ndarray) -> list[float]:
     return np.round(values, 3).tolist()
 
 
-def _numbers(values: Iterable[float]) -> list[float | None]:
-    return [_short(v) for v in values]
-
-
-def _short(value: float | None) -> float | None:
-    """Six significant digits are more than a chart can show; None for what JSON has no word for."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.6g}")
-
-
 def get_points(request: Request) -> Response:
     try:
         run = shared_run(request.path_params["run_id"])
     except StoreError as error:
-        return JSONResponse({"error": error.message}, status_code=404, headers=_NO_STORE)
+        return JSONResponse({"error": error.message}, status_code=404, headers=NO_STORE)
     body = json.dumps(points(run, request.query_params.get("after", "")), separators=(",", ":"), allow_nan=False)
-    return Response(body, media_type="application/json", headers=_NO_STORE)
+    return Response(body, media_type="application/json", headers=NO_STORE)
 
 
 # --- files --------------------------------------------------------------------------------------------------------
 
-_NO_STORE = {"Cache-Control": "no-store"}
+NO_STORE = {"Cache-Control": "no-store"}
 _FOLDER = Path(__file__).parent / "assets"
 _ASSETS = {
+    "common.js": "text/javascript",
+    "lanes.js": "text/javascript",
     "live.js": "text/javascript",
     "live.css": "text/css",
+    "race.js": "text/javascript",
+    "race.css": "text/css",
     "inter.woff2": "font/woff2",
     "icon.svg": "image/svg+xml",
 }
@@ -339,8 +303,9 @@ def _asset(name: str) -> bytes:
 
 @functools.cache
 def assets_version() -> str:
-    """Changes when the component's files do: it stands in their addresses, so no browser keeps an old one."""
-    return hashlib.sha256(_asset("live.js") + _asset("live.css")).hexdigest()[:12]
+    """Changes when the components' files do: it stands in their addresses, so no browser keeps an old one."""
+    ours = b"".join(_asset(name) for name in _ASSETS if name.endswith((".js", ".css")))
+    return hashlib.sha256(ours).hexdigest()[:12]
 
 
 def get_asset(request: Request) -> Response:
@@ -368,7 +333,7 @@ def get_plotly(request: Request) -> Response:
 
 def _caching(request: Request) -> dict[str, str]:
     """An address that names a version is good for ever; any other is asked for again after an hour."""
-    forever = "v" in request.query_params
+    forever = bool(request.query_params.get("v"))
     return {"Cache-Control": "public, max-age=31536000, immutable" if forever else "public, max-age=3600"}
 
 

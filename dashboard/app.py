@@ -10,8 +10,7 @@ if str(ROOT) not in sys.path:  # Streamlit puts dashboard/, not the root, on sys
 import streamlit as st
 from starlette.routing import Route
 
-from dashboard import gate, mishaps, signin
-from dashboard.api import ROUTES
+from dashboard import api, compare_api, gate, mishaps, signin
 from dashboard.lifespan import lifespan
 from dashboard.security import MIDDLEWARE
 from engine import settings
@@ -25,9 +24,10 @@ except ConfigError as error:
     sys.exit(2)
 
 prefix = gate.prefix()
+routes = [*api.ROUTES, *compare_api.ROUTES]
 app = st.App(
     ROOT / "dashboard" / "main.py",
-    routes=[Route(prefix + route.path, route.endpoint) for route in ROUTES],  # a Mount would swallow Streamlit's own
+    routes=[Route(prefix + route.path, route.endpoint) for route in routes],  # a Mount would swallow Streamlit's own
     middleware=MIDDLEWARE,
     lifespan=lifespan,
     on_script_error=mishaps.in_a_page,

@@ -23,6 +23,7 @@ from engine.config import (
     USER_DATA,
     Budget,
     DatasetName,
+    Landscape,
     Model,
     Optimizer,
     RunConfig,
@@ -40,7 +41,7 @@ _KEY = "experiment."
 _OWNERS: dict[str, type[Spec]] = {
     "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target, **MODELS
 }  # fmt: skip
-_NOT_DRAWN = {"task", "model", "source", "optimizer", "budget", "target", "family"}
+_NOT_DRAWN = {"task", "model", "source", "optimizer", "budget", "target", "law", "landscape", "family"}
 _PATHS = [
     f"{prefix}.{name}".lstrip(".")
     for prefix, owner in _OWNERS.items()
@@ -105,7 +106,7 @@ _OF_SCHEDULE = {
 }
 _TRICKS = ["grad_accumulation", "label_smoothing", "max_grad_norm", "ema_decay", "activation_checkpointing"]
 _EXECUTION = ["precision", "execution", "device", "threads"]
-_MORE = ["seed", "evaluate_every"]
+_MORE = ["seed", "evaluate_every", "checkpoints"]
 
 # What the arrows of a number add, where one is too little.
 _STEPS = {
@@ -175,7 +176,8 @@ def show_in_form(preset: str, config: RunConfig) -> None:
 
 
 def _fill(preset: str, config: RunConfig) -> None:
-    """The configuration as the widgets' own values."""
+    """The configuration as the widgets' own values. The form is one of training, whatever the run did whose link it shows."""
+    config = config.model_copy(update={"task": "train", "landscape": Landscape()})
     family = config.model.family
     unit = next(name for name in BUDGETS if getattr(config.budget, name) is not None)
     own = {"preset": preset, "opened": config, "family": family, "unit": unit, "unit_was": unit}

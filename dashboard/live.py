@@ -16,11 +16,16 @@ from dashboard import api
 _STUB = """
 export default async function (component) {
   const { version } = component.data;
-  const url = new URL(`assets/live.js?v=${version}`, document.baseURI);
-  const { mount } = await import(url.href);
-  return mount(component);
+  const url = new URL(`assets/FILE?v=${version}`, document.baseURI);
+  const { FUNCTION } = await import(url.href);
+  return FUNCTION(component);
 }
 """
+
+
+def stub(file: str, function: str = "mount") -> str:
+    """The inline script that calls a function of one of our files."""
+    return _STUB.replace("FILE", file).replace("FUNCTION", function)
 
 
 def live_run(run_id: str, *, key: str, alive: bool, on_end: Callable[[], None] | None = None) -> None:
@@ -29,23 +34,23 @@ def live_run(run_id: str, *, key: str, alive: bool, on_end: Callable[[], None] |
     `alive` is what the page knew when it was drawn. When such a run ends, or has ended meanwhile, the page reruns once,
     after `on_end`; a run that was over before is drawn and left alone.
     """
-    mount = st.components.v2.component("isoflop_live_run", js=_STUB, isolate_styles=False)
+    mount = st.components.v2.component("isoflop_live_run", js=stub("live.js"), isolate_styles=False)
     mount(
         key=key,
-        data={"run_id": run_id, "alive": alive} | _addresses(),
-        on_ended_change=on_end or _nothing,
+        data={"run_id": run_id, "alive": alive} | addresses(),
+        on_ended_change=on_end or nothing,
     )
 
 
 def preload() -> None:
     """Let the browser fetch what the charts need while the reader still decides what to run."""
-    mount = st.components.v2.component("isoflop_preload", js=_STUB.replace("mount", "preload"), isolate_styles=False)
-    mount(key="preload", data=_addresses(), height=1)
+    mount = st.components.v2.component("isoflop_preload", js=stub("live.js", "preload"), isolate_styles=False)
+    mount(key="preload", data=addresses(), height=1)
 
 
-def _addresses() -> dict[str, str]:
+def addresses() -> dict[str, str]:
     return {"version": api.assets_version(), "plotly_version": api.PLOTLY_VERSION}
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """A trigger without a callback is not declared; the page reruns either way."""

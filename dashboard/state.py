@@ -67,13 +67,17 @@ def check(config: RunConfig) -> Plan:
 
 def submit(config: RunConfig, *, name: str = "") -> str:
     """Start a run. The second half of a double click, or a request that came twice, gets the run of the first."""
+    return client().submit(config, name=name, key=key_of(f"{config.model_dump_json()} {name}"))
+
+
+def key_of(what: str) -> str:
+    """A random key for what is asked for; asked for again within a double click, the same one."""
     before, at, key = st.session_state.get("submitted", ("", -math.inf, ""))
-    what = f"{config.model_dump_json()} {name}"
     now = time.monotonic()
     if what != before or now - at > _DOUBLE_CLICK_S:
         key = secrets.token_hex(16)
     st.session_state["submitted"] = (what, now, key)
-    return client().submit(config, name=name, key=key)
+    return key
 
 
 @st.cache_resource(ttl=60)

@@ -20,11 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine import __version__, hardware, keys, planner, records, settings, units
+from engine import __version__, batch_law, hardware, keys, outcome, planner, races, records, settings, units
 from engine.checkup import check
 from engine.config import RunConfig, parse_config_json, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
-from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
+from engine.presets import DEFAULT_PRESET, PRESETS, STUDIES, preset_config
 from engine.store import SORTABLE, Run, Store, json_text
 from engine.supervisor import GRACE_S, IDLE_S, Client, rebuild_index, serve
 from engine.text import LONGEST_NAME, clean_name, visible
@@ -114,6 +114,98 @@ def _undisturbed() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def race_command(a: argparse.Namespace) -> int:
+    """Race configurations under equal conditions, one heat per seed, and say who won and how sure it is."""
+    store = _store(a)
+    client = Client(store)
+    lanes, metric, target = _lanes(a)
+    if not 1 <= a.seeds <= races.MOST_SEEDS:
+        raise ConfigError(
+            f"seeds={a.seeds} is not allowed.", fix=f"seeds may be a whole number from 1 to {races.MOST_SEEDS}."
+        )
+    if a.until_decided is not None and not a.seeds <= a.until_decided <= races.MOST_SEEDS:
+        raise ConfigError(
+            f"--until-decided {a.until_decided} is not allowed.",
+            fix=f"It is the most seeds: from {a.seeds}, those to begin with, to {races.MOST_SEEDS}.",
+        )
+    outcome.check_target(metric, target)
+    group, seeds, number = secrets.token_hex(8), list(range(a.seeds)), 1
+    try:
+        while True:
+            with _undisturbed():
+                client.submit_heats(races.heats(lanes, seeds, group), group=group, round=number)
+            race = _followed_race(store, client, group, quiet=a.json)
+            result = outcome.outcome(race, metric=metric, target=target, baseline=a.baseline)
+            if a.until_decided is None or result.is_decided or len(race.seeds) >= a.until_decided:
+                break
+            begun = len(race.seeds)
+            seeds, number = list(range(begun, min(begun + _SEEDS_A_ROUND, a.until_decided))), number + 1
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for row in store.rows(group=group):
+            client.cancel(row.run_id, reason="interrupted in the terminal")
+        print("\nStopped. What is finished stays.", file=sys.stderr)
+        return INTERRUPTED
+    if a.json:
+        print(json_text(outcome.as_json(race, result)))
+    else:
+        print("\n".join(outcome.table(result)))
+    return OK if all(run.status == "finished" for run in race.runs) else FAILED
+
+
+_SEEDS_A_ROUND = 2
+
+
+def compare_command(a: argparse.Namespace) -> int:
+    """Lay runs that are there beside each other; those that differ in nothing but the seed are one lane."""
+    store = _store(a)
+    race = races.of_runs([store.run(store.find(run_id)) for run_id in a.runs])
+    assert race, "argparse asks for a run at least"
+    races.check_comparable([(lane.label, lane.config) for lane in race.lanes])
+    if len(race.lanes) < 2:
+        raise ConfigError("These runs are one configuration with several seeds.", fix="Name a run of another one.")
+    metric, target = outcome.parse_target(a.target) if a.target else ("test_accuracy", None)
+    result = outcome.outcome(race, metric=metric, target=target, baseline=a.baseline)
+    print(json_text(outcome.as_json(race, result)) if a.json else "\n".join(outcome.table(result)))
+    return OK
+
+
+def _lanes(a: argparse.Namespace) -> tuple[list[races.Lane], races.Metric, float | None]:
+    """The lanes of the arguments, checked, and the target they are to reach."""
+    if a.preset and a.lane:
+        raise ConfigError(
+            "--preset and --lane exclude each other.", fix="Give one of them; --base names a preset for lanes."
+        )
+    if a.lane:
+        base = preset_config(a.base)
+        lanes = [races.parse_lane(text, base) for text in a.lane]
+        metric: races.Metric = "test_accuracy"
+        target: float | None = None
+    else:
+        preset = races.race_preset(a.preset or races.DEFAULT_RACE)
+        lanes, metric, target = list(preset.lanes), preset.metric, preset.target
+    lanes = [lane.model_copy(update={"config": with_overrides(lane.config, a.set)}) for lane in lanes]
+    lanes = list(races.with_budget(lanes, a.budget)) if a.budget else lanes
+    if a.target:
+        metric, target = outcome.parse_target(a.target)
+    races.check_lanes(lanes)
+    if a.baseline and a.baseline not in (labels := [lane.label for lane in lanes]):
+        raise ConfigError(f"baseline={a.baseline!r} is not a lane.", fix=f"Choose from {', '.join(labels)}.")
+    return lanes, metric, target
+
+
+def _followed_race(store: Store, client: Client, group: str, *, quiet: bool) -> races.Race:
+    """The race once all of it is over."""
+    run_ids = [row.run_id for row in reversed(store.rows(group=group))]
+    for number, run_id in enumerate(run_ids):
+        if not quiet and sys.stderr.isatty():
+            print(f"\rrun {number + 1} of {len(run_ids)}" + " " * 80, file=sys.stderr)
+        _follow(store, client, run_id, quiet=quiet)
+    race = races.find(store, group)
+    assert race, "its runs were submitted a moment ago"
+    return race
+
+
 def plan_command(a: argparse.Namespace) -> int:
     """What a run would need; nothing is started."""
     config, machine = _config(a), hardware.probe()
@@ -121,13 +213,23 @@ def plan_command(a: argparse.Namespace) -> int:
     planner.check_abilities(config, machine)
     plan = planner.plan(config, machine=machine)
     if a.json:
-        print(json_text(asdict(plan) | {"total_bytes": plan.total_bytes, "fingerprint": config.fingerprint}))
+        law = {"estimated_seconds": _law_seconds(config, plan)} if config.task == "batch-law" else {}
+        print(json_text(asdict(plan) | law | {"total_bytes": plan.total_bytes, "fingerprint": config.fingerprint}))
         return OK
     print(config.in_words())
     print(f"  parameters        {plan.parameters:,}")
     print(f"  forward           {units.flops(plan.forward_flops_per_example)} per example (derived)")
     print(f"  training step     {units.flops(plan.train_flops_per_example * plan.batch_size)} (derived)")
-    steps = "until the time is over" if plan.total_steps is None else f"{plan.total_steps:,}"
+    if config.task == "batch-law":
+        print(f"  batch sizes       {', '.join(map(str, config.law.sizes(plan.train_examples)))}")
+        print(f"  takes about       {units.duration(_law_seconds(config, plan))} (estimated, within a factor of some)")
+    steps = (
+        "as many as the trials take"
+        if config.task == "batch-law"
+        else "until the time is over"
+        if plan.total_steps is None
+        else f"{plan.total_steps:,}"
+    )
     print(f"  steps             {steps}, {plan.steps_per_epoch:,} per epoch of {plan.train_examples:,} examples")
     for name, size in plan.parts():
         print(f"  {name:<17} {units.nbytes(size)} ({'estimated' if name == 'workspace' else 'derived'})")
@@ -135,6 +237,15 @@ def plan_command(a: argparse.Namespace) -> int:
     print(f"  fits              {'unknown' if plan.fits is None else 'yes' if plan.fits else 'no'}")
     _warn(plan)
     return OK
+
+
+def _law_seconds(config: RunConfig, plan: planner.Plan) -> float:
+    return batch_law.estimate_seconds(
+        config.law,
+        train_examples=plan.train_examples,
+        forward_flops_per_example=plan.forward_flops_per_example,
+        train_flops_per_example=plan.train_flops_per_example,
+    )
 
 
 def list_command(a: argparse.Namespace) -> int:
@@ -352,6 +463,10 @@ def _bar(run: Run) -> str:
     share = run.progress()
     if share is None:
         return f"{run.status:<10}" + (_download(run.preparing) if run.preparing else "")
+    if run.config.task == "batch-law":
+        doing = run.done_so_far.text if run.done_so_far else ""
+        filled = round(share * _BAR)
+        return f"{run.status:<9} {'█' * filled}{'░' * (_BAR - filled)} {share:4.0%}  {visible(doing, 50):<50}"
     loss, accuracy = run.steps.last("loss"), run.evaluations.last("test_accuracy")
     filled = round(share * _BAR)
     return (
@@ -384,6 +499,7 @@ def _result(run: Run) -> dict[str, Any]:
         "config": run.config.model_dump(mode="json"),
         "summary": run.summary().model_dump(mode="python"),
         "why": run.why() or None,
+        **({"batch_law": asdict(batch_law.outcome(run.trials))} if run.config.task == "batch-law" else {}),
     }
 
 
@@ -411,10 +527,34 @@ def _everything(run: Run) -> dict[str, Any]:
         "target_reached": run.target_reached.model_dump() if run.target_reached else None,
         "artifacts": [artifact.model_dump() for artifact in run.artifacts],
         "problems": run.problems,
+        **({"trials": [trial.model_dump() for trial in run.trials]} if run.config.task == "batch-law" else {}),
     }
 
 
 def _card(run: Run) -> str:
+    return _law_card(run) if run.config.task == "batch-law" else _training_card(run)
+
+
+def _law_card(run: Run) -> str:
+    found = batch_law.outcome(run.trials)
+    lines = [
+        f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
+        f"  {run.config.in_words()}",
+        f"  trials            {len(run.trials):,}, {sum(t.tuning for t in run.trials):,} of them to choose learning rates",
+        f"    {'batch size':>10} {'learning rate':>14} {'steps':>9} {'seeds there':>12} {'one step':>10}",
+    ]
+    for at in found.sizes:
+        steps, reached = units.count(at.steps and round(at.steps)), f"{at.reached} of {at.measured}"
+        rate = units.lr(at.lr and float(f"{at.lr:.3g}"))
+        lines.append(f"    {at.batch_size:>10} {rate:>14} {steps:>9} {reached:>12} {units.duration(at.step_s):>10}")
+    lines += [f"  {title:<17} {text} ({how})" for title, text, how in batch_law.facts(found)]
+    lines += [f"  ! {note}" for note in found.notes]
+    if why := run.why():
+        lines.append(f"  {visible(why)}")
+    return "\n".join(lines)
+
+
+def _training_card(run: Run) -> str:
     s = run.summary()
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
@@ -494,7 +634,7 @@ def _parser() -> _Parser:
     common.add_argument("--store", help="folder of all runs (default $ISOFLOP_HOME or ~/.isoflop)")
     common.add_argument("--json", action="store_true", help="print one JSON document on the last line of stdout")
     config = _Parser(add_help=False)
-    config.add_argument("--preset", help=f"one of {', '.join(PRESETS)} (default {DEFAULT_PRESET})")
+    config.add_argument("--preset", help=f"one of {', '.join([*PRESETS, *STUDIES])} (default {DEFAULT_PRESET})")
     config.add_argument("--config", help="a JSON file with a configuration")
     config.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a field, e.g. batch_size=128"
@@ -512,6 +652,28 @@ def _parser() -> _Parser:
     run = add("run", run_command, "run an experiment and follow it", config)
     run.add_argument("--seeds", type=int, default=1, help="run that many seeds, from the configuration's own upwards")
     run.add_argument("--name", default="", help="a name to show in lists")
+    race = add("race", race_command, "race configurations under equal conditions, and say who won and how sure it is")
+    race.add_argument("--preset", help=f"one of {', '.join(races.RACES)} (default {races.DEFAULT_RACE})")
+    race.add_argument(
+        "--lane", action="append", default=[], metavar="'LABEL: KEY=VALUE ...'", help="a configuration; 2 to 6 of them"
+    )
+    race.add_argument("--base", default=DEFAULT_PRESET, help="preset that --lane changes (default %(default)s)")
+    race.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of every lane")
+    race.add_argument(
+        "--seeds", type=int, default=1, help=f"heats, one per seed; a verdict takes {outcome.CLAIM_SEEDS}"
+    )
+    race.add_argument(
+        "--until-decided", type=int, metavar="SEEDS", help="add seeds until it is decided, at most so many"
+    )
+    race.add_argument(
+        "--budget", help="one for all lanes: seconds=6, samples=50000, steps=1000, epochs=2 or flops=1e11"
+    )
+    race.add_argument("--target", help="test_accuracy=0.95, test_loss=0.3 or none")
+    race.add_argument("--baseline", default="", metavar="LABEL", help="the lane the others are measured by (the first)")
+    comparing = add("compare", compare_command, "lay runs that are there beside each other")
+    comparing.add_argument("runs", nargs="+", metavar="RUN", help="two or more: ids, or beginnings of them")
+    comparing.add_argument("--target", help="test_accuracy=0.95, test_loss=0.3 or none")
+    comparing.add_argument("--baseline", default="", metavar="LABEL")
     add("plan", plan_command, "what a run would need, without running it", config)
     listing = add("list", list_command, "the runs of the store, newest first")
     listing.add_argument("--limit", type=int, default=50)

@@ -294,10 +294,118 @@ class Target(Spec):
         return self
 
 
+class Law(Spec):
+    """The batch-size law: steps to a training loss at many batch sizes, the learning rate tuned at each."""
+
+    batch_sizes: tuple[Annotated[int, Field(ge=1, le=10_000_000)], ...] = Field(
+        (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+        min_length=1,
+        max_length=64,
+        strict=False,
+        title="Batch sizes",
+        description="Those larger than the training set are left out.",
+    )
+    full_batch: bool = Field(True, title="Full batch", description="The whole training set is one more batch size.")
+    target_loss: float = Field(
+        0.2,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+        title="Target loss",
+        description="Training loss, over the training set or 1,024 examples of it, that two evaluations in a row must reach.",
+    )
+    lr_factor: float = Field(
+        1.5,
+        gt=1,
+        le=10,
+        allow_inf_nan=False,
+        title="Grid of learning rates",
+        description="Factor between neighbours; a batch size tries them from optimizer.lr or its neighbour's best until "
+        "the best one lies between two worse.",
+    )
+    seeds: int = Field(
+        3,
+        ge=1,
+        le=100,
+        title="Seeds",
+        description="Trials at the best learning rate, of other seeds than those that chose it.",
+    )
+    tuning_seeds: int = Field(3, ge=1, le=100, title="Seeds to tune", description="Trials of each learning rate tried.")
+    max_steps: int = Field(
+        10_000, ge=2, le=100_000_000, title="Steps at most", description="A trial that needs more has not reached it."
+    )
+
+    @model_validator(mode="after")
+    def _enough_batch_sizes(self) -> Self:
+        if len(set(self.batch_sizes)) + self.full_batch < MIN_BATCH_SIZES:
+            raise ValueError(
+                f"batch_sizes={as_text(self.batch_sizes)}: a law takes at least {MIN_BATCH_SIZES} different ones; add some"
+            )
+        return self
+
+    def sizes(self, train_examples: int) -> list[int]:
+        """The batch sizes there are in a training set, rising."""
+        full = {train_examples} if self.full_batch else set()
+        return sorted({size for size in self.batch_sizes if size <= train_examples} | full)
+
+
+MIN_BATCH_SIZES = 3  # two parameters, and something left to see whether they fit
+
+
+class Landscape(Spec):
+    """Which part of the loss surface is drawn: a plane through the checkpoints of some runs."""
+
+    runs: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")], ...] = Field(
+        (),
+        max_length=16,
+        strict=False,
+        title="Runs",
+        description="Ids of the runs whose paths lie on the surface. They kept checkpoints, of one model on one data set.",
+    )
+    plane: Literal["pca", "random"] = Field(
+        "pca",
+        title="Plane",
+        description="pca is spanned by the two directions the checkpoints vary most in; random by two drawn at random, "
+        "each filter as long as the weights' own (Li et al. 2018, arXiv:1712.09913).",
+    )
+    resolution: int = Field(
+        41, ge=11, le=101, title="Resolution", description="Points along each side at which the loss is computed."
+    )
+    split: Literal["train", "test"] = Field(
+        "train", title="Split", description="Which examples the loss is the mean of."
+    )
+    examples: int = Field(
+        1_024,
+        ge=16,
+        le=1_000_000,
+        title="Examples",
+        description="So many of the split, the same ones at every point; more are slower and less noisy.",
+    )
+    margin: float = Field(
+        0.25,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        title="Margin",
+        description="How far beyond the paths the surface goes on, as a share of their extent.",
+    )
+
+    @model_validator(mode="after")
+    def _each_run_once(self) -> Self:
+        if len(set(self.runs)) < len(self.runs):
+            raise ValueError("runs names the same run twice")
+        return self
+
+
 class RunConfig(Spec):
     """One experiment. Two equal values are the same experiment on every machine."""
 
-    task: Literal["train"] = Field("train", title="Task")
+    task: Literal["train", "batch-law", "landscape"] = Field(
+        "train",
+        title="Task",
+        description="train trains; batch-law trains many times to find the law of the batch size; landscape computes the "
+        "loss on a plane through the checkpoints of other runs.",
+    )
     model: Annotated[MLP | CNN | RNN | Transformer, Field(discriminator="family")] = Field(MLP(), title="Model")
     data: DatasetName = Field(
         "mnist5k",
@@ -393,6 +501,7 @@ class RunConfig(Spec):
     )
     budget: Budget = Field(Budget(epochs=20.0), title="Budget")
     target: Target = Field(Target(), title="Target")
+    law: Law = Field(Law(), title="Batch-size law")
     device: Annotated[str, StringConstraints(pattern=r"^(cpu|cuda:\d{1,3})$")] = Field(
         "cpu", title="Device", description="cpu, or cuda:i for the i-th NVIDIA GPU."
     )
@@ -412,6 +521,16 @@ class RunConfig(Spec):
         description="Steps between evaluations on the held-out split; auto spends at most about a fifth of the time on them.",
     )
 
+    checkpoints: int = Field(
+        0,
+        ge=0,
+        le=200,
+        title="Checkpoints",
+        description="Copies of all weights kept along the run, evenly and with the first and the last, to draw its path "
+        "over the loss surface; 0 keeps none. Their time is not training time.",
+    )
+    landscape: Landscape = Field(Landscape(), title="Loss surface")
+
     @model_validator(mode="after")
     def _gd_takes_the_whole_set(self) -> Self:
         if self.optimizer.name == "gd" and self.batch_size != FULL:
@@ -419,6 +538,12 @@ class RunConfig(Spec):
                 f"batch_size={self.batch_size} does not go with optimizer.name='gd': gradient descent uses the whole "
                 "training set; set batch_size=full, or optimizer.name=sgd for mini-batches"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_surface_needs_paths(self) -> Self:
+        if self.task == "landscape" and not self.landscape.runs:
+            raise ValueError("landscape.runs is missing: task='landscape' draws the paths of runs; set landscape.runs")
         return self
 
     @model_validator(mode="after")
@@ -464,6 +589,24 @@ class RunConfig(Spec):
                 "precision=bf16, or execution=eager"
             )
 
+    @model_validator(mode="after")
+    def _law_is_of_plain_training(self) -> Self:
+        """Each trial is as short as it must be: nothing may depend on how long it is."""
+        if self.task != "batch-law":
+            return self
+        plain: dict[str, Any] = {
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "execution": "eager",
+            "grad_accumulation": 1,
+        }
+        for name, value in plain.items():
+            if (given := getattr(self, name)) != value:
+                raise ValueError(f"{name}={given} does not go with task='batch-law'; set {name}={value}")
+        if self.optimizer.name == "gd":
+            raise ValueError("optimizer.name='gd' does not go with task='batch-law'; set optimizer.name=sgd")
+        return self
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits that depend on every field: same fingerprint, same experiment.
@@ -477,20 +620,41 @@ class RunConfig(Spec):
 
     def in_words(self) -> str:
         """A line a person can read in a list: model, data, optimizer, batch size, what is unusual, budget, device."""
+        if self.task == "landscape":
+            runs, side = len(self.landscape.runs), self.landscape.resolution
+            paths = f"{runs} run{'' if runs == 1 else 's'}"
+            return f"loss surface of {paths} · {model_in_words(self.model, self.data)} · {self.data} · {side}x{side}"
         return " · ".join(
             [
                 model_in_words(self.model, self.data),
                 self.data,
-                f"{self.optimizer.name} {self.optimizer.lr:g}",
-                _batch_in_words(self),
-                *_unusual_in_words(self),
-                budget_in_words(self.budget),
+                *(_law_in_words(self) if self.task == "batch-law" else _training_in_words(self)),
                 self.device,
             ]
         )
 
 
 GRAPH_OPTIMIZERS: tuple[OptimizerName, ...] = ("gd", "sgd", "momentum", "nesterov", "adam", "adamw")
+
+
+def _training_in_words(config: RunConfig) -> list[str]:
+    return [
+        f"{config.optimizer.name} {config.optimizer.lr:g}",
+        _batch_in_words(config),
+        *_unusual_in_words(config),
+        budget_in_words(config.budget),
+    ]
+
+
+def _law_in_words(config: RunConfig) -> list[str]:
+    law = config.law
+    ends = [*map(str, sorted(law.batch_sizes)), *([FULL] if law.full_batch else [])]
+    return [
+        config.optimizer.name,
+        f"batch law {ends[0]} to {ends[-1]}",
+        *_unusual_in_words(config),
+        f"training loss {law.target_loss:g}",
+    ]
 
 
 def _batch_in_words(config: RunConfig) -> str:
@@ -599,6 +763,8 @@ def allowed(path: str) -> str:
     """What a field may hold, in words, from the one place that states it: 'a whole number from 1 to 1024'."""
     if path == "batch_size":
         return "a whole number from 1 to the number of training examples, or full"
+    if path == "landscape.runs":
+        return "ids of up to 16 runs, each of 16 hex digits"
     if path == "device":
         return "cpu, or cuda:0, cuda:1, ... for an NVIDIA GPU on this machine"
     if path == "model" or (path and path in _GROUPS):
@@ -653,11 +819,14 @@ def _split(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"{text!r} is not an assignment.", fix="Write it as key=value, for example batch_size=128.")
     key = key.strip()
+    if key in _IDS:
+        return key, re.findall(r"[^\s,\[\]]+", value)
     return key, value.strip() if key in _TEXTS else parse_value(value.strip())
 
 
 _TEXTS = {"source.path", "source.label"}  # a label column may be called 3
-_LISTS = {"model.hidden", "source.shape", "lr_milestones"}
+_LISTS = {"law.batch_sizes", "model.hidden", "source.shape", "lr_milestones"}
+_IDS = {"landscape.runs"}  # hex digits, which may look like a number: 1234567890123456, 12345678901234e5
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")  # as people type them: .01, 1e3, 64.0
 
 
@@ -729,7 +898,8 @@ def as_text(value: Any) -> str:
 
 
 _GROUPS: dict[str, type[Spec]] = {
-    "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target
+    "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target,
+    "law": Law, "landscape": Landscape,
 }  # fmt: skip
 
 

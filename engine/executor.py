@@ -1,4 +1,5 @@
-"""Turns a queued run into a process. `Executor.start(folder) -> Job`, the same face for every way of running."""
+"""Turns a queued run, or the runs of a heat, into a process. `Executor.start(*folders) -> Job`, the same face for every
+way of running."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ class Job(Protocol):
 class Executor(Protocol):
     """A way of running: here in this process, in a forked one, on another machine."""
 
-    def start(self, folder: Path) -> Job: ...
+    def start(self, *folders: Path) -> Job: ...
 
 
 @dataclass
@@ -92,20 +93,20 @@ class _ForkedJob:
     """Asks for the fork in a thread: a fork server that still imports torch answers after seconds, and until then the
     supervisor has other things to do."""
 
-    def __init__(self, context: ForkServerContext, folder: Path) -> None:
+    def __init__(self, context: ForkServerContext, folders: tuple[Path, ...]) -> None:
         self._process: ForkServerProcess | None = None
         self._identity: AdoptedJob | None = None
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._fork, args=(context, folder), name="fork", daemon=True)
+        self._thread = threading.Thread(target=self._fork, args=(context, folders), name="fork", daemon=True)
         self._thread.start()
 
-    def _fork(self, context: ForkServerContext, folder: Path) -> None:
+    def _fork(self, context: ForkServerContext, folders: tuple[Path, ...]) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
-            process = context.Process(target=_child, args=(str(folder), *own_identity()), daemon=False)
+            process = context.Process(target=_child, args=(tuple(map(str, folders)), *own_identity()), daemon=False)
             try:
                 process.start()
             except (OSError, EOFError) as error:
-                logger.warning("attempt %d to fork for %s failed: %r", attempt, folder.name, error)
+                logger.warning("attempt %d to fork for %s failed: %r", attempt, folders[0].name, error)
                 self._error = error
                 time.sleep(_PAUSE_S)
                 continue
@@ -172,17 +173,17 @@ class LocalExecutor:
         else:
             process.join()
 
-    def start(self, folder: Path) -> Job:
-        return _ForkedJob(self._context, folder)
+    def start(self, *folders: Path) -> Job:
+        return _ForkedJob(self._context, folders)
 
 
 class InlineExecutor:
     """Runs in this process, one after another: for tests and a debugger."""
 
-    def start(self, folder: Path) -> Job:
+    def start(self, *folders: Path) -> Job:
         from engine import worker
 
-        worker.run(folder)
+        worker.run(*folders)
         return AdoptedJob(os.getpid(), -1.0)
 
 
@@ -190,15 +191,15 @@ def _nothing() -> None:
     pass
 
 
-def _child(folder: str, supervisor_pid: int, supervisor_started: float) -> None:
+def _child(folders: tuple[str, ...], supervisor_pid: int, supervisor_started: float) -> None:
     from engine import worker
 
     worker.leave_the_terminal()
     _offer_to_the_oom_killer()
-    path = Path(folder)
-    os.environ[RUN_VARIABLE] = path.name
-    watched = Supervision(path.parent.parent, supervisor_pid, supervisor_started)
-    worker.run(path, supervisor_is_alive=watched.is_there, end_process=_end_group)
+    paths = [Path(folder) for folder in folders]
+    os.environ[RUN_VARIABLE] = " ".join(path.name for path in paths)
+    watched = Supervision(paths[0].parent.parent, supervisor_pid, supervisor_started)
+    worker.run(*paths, supervisor_is_alive=watched.is_there, end_process=_end_group)
 
 
 def _offer_to_the_oom_killer() -> None:

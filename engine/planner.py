@@ -8,8 +8,8 @@ import sys
 from dataclasses import dataclass
 from math import ceil, prod
 
-from engine import families, hardware, loading, units
-from engine.config import FULL, RNN, RunConfig, model_in_words
+from engine import families, hardware, loading, trajectory, units
+from engine.config import FULL, MIN_BATCH_SIZES, RNN, RunConfig, model_in_words
 from engine.datasets import Dataset
 from engine.errors import ConfigError, DeviceError, OutOfMemory
 from engine.hardware import Machine
@@ -33,6 +33,7 @@ class Plan:
     activation_bytes: int  # kept for the backward pass of one micro-batch
     workspace_bytes: int
     data_bytes: int
+    checkpoint_bytes: int  # copies kept beside the run on the CPU; 0 on another device, whose memory they are not in
     micro_batch: int  # examples that go through the net at once
     evaluation_batch: int  # examples of one pass of an evaluation
     batch_size: int  # examples of one optimizer step, "full" and accumulation resolved
@@ -53,6 +54,7 @@ class Plan:
         return [
             ("weights", self.weight_bytes), ("gradients", self.gradient_bytes), ("optimizer", self.optimizer_bytes),
             ("activations", self.activation_bytes), ("workspace", self.workspace_bytes), ("data", self.data_bytes),
+            ("checkpoints", self.checkpoint_bytes),
         ]  # fmt: skip
 
 
@@ -61,12 +63,13 @@ def plan(
 ) -> Plan:
     """The plan of a run, against `free_bytes` or what is free on its device now; `data` where it is in memory already.
 
-    Raises ConfigError when the batch is larger than the training set, or the model cannot read the data.
+    Raises ConfigError when the batch is larger than the training set, the model cannot read the data, or the
+    checkpoints are more than may be kept.
     """
     data, model = data or loading.facts(config.data, config.source), config.model
     batch, micro = _batch_sizes(config, data)
     count, checkpointing = families.parameters(model, data), config.activation_checkpointing
-    weights = families.FLOAT_BYTES * count
+    weights, checkpoint_bytes = families.FLOAT_BYTES * count, trajectory.check_size(config.checkpoints, count)
     steps_per_epoch, per_example = ceil(data.train_examples / batch), families.train_flops_per_example(model, data)
     sizes = {
         "weight_bytes": weights * (2 if config.ema_decay else 1),
@@ -74,6 +77,7 @@ def plan(
         "optimizer_bytes": families.optimizer_bytes(config.optimizer, model, data),
         "activation_bytes": families.activation_bytes(model, data, micro, checkpointing=checkpointing),
         "data_bytes": _data_bytes(config, data, batch),
+        "checkpoint_bytes": checkpoint_bytes if config.device == "cpu" else 0,
     }
     evaluation = max(1, min(1_000, _EVALUATION_BYTES // (4 * families.largest_output(model, data))))
     sizes["workspace_bytes"] = max(
@@ -216,6 +220,8 @@ _TOO_OLD = 0.05  # share of the first weights in an average that still counts
 
 def total_steps(config: RunConfig, train_examples: int, batch_size: int, flops_per_example: int) -> int | None:
     """Steps until the first limit but the one of time; None where there is no other."""
+    if config.task == "batch-law":  # as many as its trials take
+        return None
     budget, per_epoch = config.budget, ceil(train_examples / batch_size)
     limits = []
     if budget.steps is not None:
@@ -234,6 +240,8 @@ def total_steps(config: RunConfig, train_examples: int, batch_size: int, flops_p
 def _batch_sizes(config: RunConfig, data: Dataset) -> tuple[int, int]:
     """Examples of one optimizer step, and of one pass through the net."""
     examples, parts = data.train_examples, config.grad_accumulation
+    if config.task == "batch-law":  # what its largest batch needs
+        return _law_sizes(config, data)[-1], _law_sizes(config, data)[-1]
     if config.batch_size == FULL:
         return examples, ceil(examples / parts)
     assert isinstance(config.batch_size, int)
@@ -245,6 +253,17 @@ def _batch_sizes(config: RunConfig, data: Dataset) -> tuple[int, int]:
             fix=f"{field} may be a whole number from 1 to {largest}{', or full' if field == 'batch_size' else ''}.",
         )
     return config.batch_size * parts, config.batch_size
+
+
+def _law_sizes(config: RunConfig, data: Dataset) -> list[int]:
+    sizes = config.law.sizes(data.train_examples)
+    if len(sizes) < MIN_BATCH_SIZES:
+        raise ConfigError(
+            f"law.batch_sizes: {len(sizes)} of them fit in the {data.train_examples} training examples of {config.data}, "
+            f"and a law takes {MIN_BATCH_SIZES}.",
+            fix="Add smaller batch sizes.",
+        )
+    return sizes
 
 
 # What an update holds for a moment, in weights: kernels that are not fused keep a copy of each intermediate.

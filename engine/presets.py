@@ -157,13 +157,24 @@ PRESETS: Mapping[str, Preset] = {
         **_MNIST1D,
     ),
 }
+STUDIES: Mapping[str, Preset] = {  # many trainings within one run
+    "digits-law": _preset(
+        "Batch-size law on 8x8 digits",
+        "From one example per step to all of them: steps stop falling at a batch of some dozens, examples do not stop rising.",
+        task="batch-law",
+        model={"family": "mlp", "hidden": [64]},
+        data="digits",
+        optimizer={"name": "sgd", "lr": 0.06},
+    ),
+}
 DEFAULT_PRESET = "mnist-mlp"
 
 
 def preset_config(name: str) -> RunConfig:
     """The configuration of a preset; a ConfigError names the ones there are."""
-    if name not in PRESETS:
+    known = {**PRESETS, **STUDIES}
+    if name not in known:
         raise ConfigError(
-            f"preset={name!r} is not known{nearest(name, PRESETS)}.", fix=f"Choose from {', '.join(PRESETS)}."
+            f"preset={name!r} is not known{nearest(name, known)}.", fix=f"Choose from {', '.join(known)}."
         )
-    return PRESETS[name].config
+    return known[name].config

@@ -59,7 +59,8 @@ def end_helpers(session: int, run_id: str) -> None:
     """
     for pid in psutil.pids():
         with contextlib.suppress(OSError, psutil.Error):
-            if os.getsid(pid) == session and psutil.Process(pid).environ().get(RUN_VARIABLE) == run_id:
+            carried = psutil.Process(pid).environ().get(RUN_VARIABLE, "") if os.getsid(pid) == session else ""
+            if run_id in carried.split():
                 os.kill(pid, signal.SIGKILL)
 
 

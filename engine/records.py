@@ -94,6 +94,16 @@ class Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True, ser_json_inf_nan="strings")
 
 
+class Heat(BaseModel):
+    """Runs that are to take turns in one process, so that what happens to the machine happens to all of them alike."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    lanes: Annotated[int, Field(ge=1, le=64)]  # how many there are: none begins before all were asked for
+    round: Annotated[int, Field(ge=1, le=10_000)] = 1  # a race that is given more seeds is judged once more
+
+
 class Queued(Event):
     """The run was asked for. Written with the run's folder, so that asking is durable."""
 
@@ -102,6 +112,7 @@ class Queued(Event):
     order: int | None = None  # place among the store's submissions: unlike the clock's, these numbers only rise
     name: Words = ""
     group: str | None = None  # runs submitted together, for example one per seed
+    heat: Heat | None = None
     owner: str = ""  # id of the actor who asked (engine.access)
 
 
@@ -136,6 +147,37 @@ class Preparing(Event):
     text: Words
     done_bytes: Count
     total_bytes: Count | None  # None where the server does not say
+
+
+class Progress(Event):
+    """How far a task is that takes no optimizer steps."""
+
+    kind: Literal["progress"] = "progress"
+    text: Words
+    done: Count
+    total: Annotated[Count, Field(ge=1)]
+
+
+class Surface(Event):
+    """The loss on a plane through weights, as `landscape.safetensors` holds it (engine.landscape)."""
+
+    kind: Literal["surface"] = "surface"
+    plane: Literal["pca", "random"]
+    explained: tuple[
+        float, float
+    ]  # share of the checkpoints' variance along each axis, 0..1; the second's beyond the first's
+    x: tuple[float, float]  # range
+    y: tuple[float, float]
+    resolution: Count
+    loss_min: float  # of the finite ones; NaN where there is none
+    loss_max: float
+    num_not_finite: Count  # points of the grid where the loss was NaN or infinite
+    plane_gap: float | None  # median over checkpoints of |loss at the checkpoint - loss at its shadow on the plane|
+    checkpoints: Count
+    parameters: Count
+    split: Literal["train", "test"]
+    examples: Count
+    seconds: Seconds  # for the surface and the paths, without loading
 
 
 class Compiled(Event):
@@ -253,6 +295,33 @@ class TargetReached(Event):
     elapsed_s: Seconds
 
 
+class Trial(Event):
+    """One short training towards a training loss, with one batch size, learning rate and seed.
+
+    `steps` is interpolated between evaluations; None, like `samples` and `train_s`, where the target was not reached within
+    `max_steps` or before the loss became NaN or infinite.
+    """
+
+    kind: Literal["trial"] = "trial"
+    batch_size: Annotated[Count, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    seed: Count
+    tuning: bool  # it chose the learning rate; the others measure at the best one
+    reached: bool
+    max_steps: Count  # when it would have been given up; in tuning soon after the best rate so far
+    steps: Annotated[float, Field(ge=0, lt=2**53)] | None = None
+    samples: Count | None = None  # examples used until then, an epoch's smaller last batch as it is
+    train_s: Seconds | None = None  # training clock until then, evaluations left out
+    step_s: Seconds | None = None  # mean time of all steps it made; None where it made none
+    last_loss: float  # training loss where it ended
+
+    @model_validator(mode="after")
+    def _reached_has_steps(self) -> Self:
+        if self.reached != (self.steps is not None):
+            raise ValueError(f"reached={self.reached} does not go with steps={self.steps}")
+        return self
+
+
 class HardwareSample(Event):
     """One beat of the sampler. A reading that failed is None; its reason is said once, in `missing`."""
 
@@ -316,8 +385,8 @@ class Interrupted(Terminal):
 
 
 AnyEvent = (
-    Queued | Starting | Preparing | Started | Compiled | WarmUp | Memory | Steps | Evaluation | TargetReached
-    | HardwareSample | Artifact | Stopping
+    Queued | Starting | Preparing | Started | Compiled | WarmUp | Memory | Steps | Evaluation | TargetReached | Progress | Trial
+    | HardwareSample | Artifact | Stopping | Surface
     | Finished | Cancelled | Failed | Interrupted
 )  # fmt: skip
 EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="kind")])

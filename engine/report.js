@@ -42,7 +42,9 @@
     };
   }
 
-  const restyle = (extra) => charts.map((chart) => Plotly.relayout(chart, { ...look(), ...extra }));
+  const isTall = (chart) => chart.classList.contains("tall");
+  const restyle = (extra, tall = {}) =>
+    charts.map((chart) => Plotly.relayout(chart, { ...look(), ...extra, ...(isTall(chart) ? tall : {}) }));
 
   try {
     const [figures] = await Promise.all([unzipped("figures").json(), loadPlotly()]);
@@ -55,11 +57,11 @@
     // Paper is white and as wide as A4 whatever the window was; the charts must be redrawn for it before the print.
     addEventListener("beforeprint", () => {
       document.documentElement.classList.add("paper");
-      restyle({ autosize: false, width: 318, height: 205, "font.size": 10 });
+      restyle({ autosize: false, width: 318, height: 205, "font.size": 10 }, { width: 640, height: 440 });
     });
     addEventListener("afterprint", () => {
       document.documentElement.classList.remove("paper");
-      restyle({ autosize: true, width: null, height: 280, "font.size": 12 });
+      restyle({ autosize: true, width: null, height: 280, "font.size": 12 }, { height: 720 });
     });
   } catch (error) {
     const note = document.getElementById("no-charts");

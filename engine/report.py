@@ -28,12 +28,12 @@ import numpy as np
 import plotly.offline
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, RootModel, ValidationError
 
-from engine import __version__, charts, units
+from engine import __version__, batch_law, charts, units
 from engine.config import RunConfig, Spec, overrides_from
 from engine.downsample import minmax
 from engine.errors import StoreError
-from engine.presets import PRESETS
-from engine.records import Memory, Status, Summary, TargetReached
+from engine.presets import PRESETS, STUDIES
+from engine.records import Memory, Status, Summary, TargetReached, Trial
 from engine.store import Run, Table
 from engine.text import encodable, shell_words, visible
 
@@ -42,6 +42,7 @@ MAX_HTML_BYTES = 3_000_000  # goes through a mail server
 MAX_RUNS = 256
 _MAX_ROWS = 20_000_000  # of one column: what an imported file may unpack to
 _LONGEST_TEXT = 2_000
+_MAX_TRIALS = 100_000  # of one run, in a file from elsewhere
 
 # What a report keeps of a run's environment, and how it is called and written.
 ENVIRONMENT: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -186,6 +187,7 @@ class ReportRun(_Frozen):
     hardware: Points
     throughput: Points
     grad_norms: Points = Points({})
+    trials: list[Trial] = Field(default=[], max_length=_MAX_TRIALS)  # of a batch-size law
 
     @classmethod
     def freeze(cls, run: Run) -> ReportRun:
@@ -227,6 +229,7 @@ class ReportRun(_Frozen):
                 hardware=Points.of(run.hardware),
                 throughput=Points.of(run.throughput),
                 grad_norms=Points.of(run.grad_norms),
+                trials=run.trials[:_MAX_TRIALS],
             )
 
     def thinned(self, max_rows: int) -> ReportRun:
@@ -320,7 +323,7 @@ def steps_csv(run: Run) -> str:
 
 def reproduce(config: RunConfig) -> str:
     """The command that runs the same experiment, from the preset that needs the fewest changes."""
-    changes = {name: overrides_from(preset.config, config) for name, preset in PRESETS.items()}
+    changes = {name: overrides_from(preset.config, config) for name, preset in {**PRESETS, **STUDIES}.items()}
     name = min(changes, key=lambda n: len(changes[n]))
     return shell_words(
         ["python", "-m", "engine", "run", "--preset", name, *(w for c in changes[name] for w in ("--set", c))]
@@ -509,8 +512,8 @@ def _page(report: Report) -> str:
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     body = "\n".join([
-        _header(report), _troubles(runs), _headlines(runs[0]) if len(runs) == 1 else "", _chart_cards(runs),
-        _results(runs), '<div class="pair">' if len(runs) == 1 else "<div>", _configuration(runs), _machine(runs), "</div>",
+        _header(report), _troubles(runs), _headlines(runs[0]) if len(runs) == 1 and not runs[0].trials else "", _chart_cards(runs),
+        _results(runs) if any(not run.trials for run in runs) else "", '<div class="pair">' if len(runs) == 1 else "<div>", _configuration(runs), _machine(runs), "</div>",
         _commands(runs), _footer(report),
     ])  # fmt: skip
     return f"""<!doctype html>
@@ -582,9 +585,33 @@ def _chart_cards(runs: Sequence[ReportRun]) -> str:
         f'aria-label="{chart.title_of(runs)} over the run"></div></figure>'
         for chart in charts.shown(runs)
     )
+    laws = _laws(runs)
+    if laws and not cards:
+        return f'{laws}<p id="no-charts" hidden></p>'
     if not cards:
         return '<p class="note">There is nothing to draw yet.</p>'
-    return f'{_legend(runs)}<section class="charts" aria-label="Charts">{cards}</section><p id="no-charts" hidden></p>'
+    return f'{_legend(runs)}<section class="charts" aria-label="Charts">{cards}</section>{laws}<p id="no-charts" hidden></p>'
+
+
+def _laws(runs: Sequence[ReportRun]) -> str:
+    """A card for each batch-size law: its chart, what it comes to, and what is not in it."""
+    cards = []
+    for i, (run, label) in enumerate(zip(runs, charts.labels(runs), strict=True)):
+        if not run.trials:
+            continue
+        found = batch_law.outcome(run.trials)
+        rows = "".join(
+            f'<tr><th scope="row">{e(title)}</th><td>{e(text)}</td><td class="how">{e(how)}</td></tr>'
+            for title, text, how in batch_law.facts(found)
+        )
+        notes = "".join(f'<p class="note">{e(note)}</p>' for note in found.notes)
+        title = "Batch-size law" + (f": {e(label)}" if len(runs) > 1 else "")
+        chart = (
+            f'<div class="chart tall" id="chart-law-{i}" role="img" '
+            'aria-label="Steps, examples and time to the target against the batch size"></div>'
+        )
+        cards.append(_card(title, f"{chart}<table><tbody>{rows}</tbody></table>{notes}"))
+    return "".join(cards)
 
 
 def _legend(runs: Sequence[ReportRun]) -> str:
@@ -757,6 +784,10 @@ def _figures(runs: Sequence[ReportRun]) -> str:
     if len(runs) > 1:  # the legend stands once, above the charts
         for figure in figures.values():
             figure.update_layout(showlegend=False)
+    for i, run in enumerate(runs):
+        if run.trials:
+            found = batch_law.outcome(run.trials)
+            figures[f"law-{i}"] = charts.batch_law_chart(run.trials, found.law, found.step_time)
     return _zipped("{" + ",".join(f'"{key}":{figure.to_json()}' for key, figure in figures.items()) + "}")
 
 

@@ -33,7 +33,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -351,8 +351,11 @@ class Run:
         self.warm_up: records.WarmUp | None = None
         self.memory: records.Memory | None = None
         self.target_reached: records.TargetReached | None = None
+        self.surface: records.Surface | None = None
+        self.done_so_far: records.Progress | None = None  # of a task without steps
         self.last_word: records.Finished | records.Cancelled | records.Failed | records.Interrupted | None = None
         self.artifacts: list[records.Artifact] = []
+        self.trials: list[records.Trial] = []  # of a batch-size law
         self.missing_readings: dict[str, str] = {}
         self.problems: list[str] = []
         self.num_damaged = 0  # records that could not be read
@@ -400,6 +403,16 @@ class Run:
             return self.folder.stat().st_mtime
         except OSError:
             return 0.0
+
+    @property
+    def group(self) -> str | None:
+        """What it was submitted together with."""
+        return self.queued.group if self.queued else None
+
+    @property
+    def heat(self) -> records.Heat | None:
+        """Whom it takes turns with."""
+        return self.queued.heat if self.queued else None
 
     @property
     def order(self) -> int:
@@ -510,6 +523,12 @@ class Run:
                 self.target_reached = event
             case records.Artifact():
                 self.artifacts.append(event)
+            case records.Trial():
+                self.trials.append(event)
+            case records.Surface():
+                self.surface = event
+            case records.Progress():
+                self.done_so_far = event
             case records.Finished() | records.Cancelled() | records.Failed() | records.Interrupted():
                 self.last_word = event
                 seconds, count = self._window
@@ -608,11 +627,14 @@ class Run:
         """Share of the budget used, 0..1, by whichever limit is nearest; None before the run started."""
         if self.started is None:
             return None
+        if self.config.task != "train":
+            done = self.done_so_far
+            return 1.0 if self.status == "finished" else min(1.0, done.done / done.total) if done else 0.0
         budget = self.config.budget
         shares = [len(self.steps) / self.started.total_steps] if self.started.total_steps else []
         if budget.seconds:
             shares.append((self.steps.last("seconds") or 0.0) / budget.seconds)
-        return min(1.0, max(shares))
+        return min(1.0, max(shares, default=0.0))
 
 
 def _last_step(table: Table) -> float:
@@ -666,6 +688,15 @@ def read_config(folder: Path) -> RunConfig:
 
 
 # --- the store ----------------------------------------------------------------------------------------------------
+
+
+class Wanted(NamedTuple):
+    """A run that is asked for; one `key` makes one run."""
+
+    config: RunConfig
+    name: str = ""
+    key: str = ""
+    heat: records.Heat | None = None
 
 
 class RunRow(BaseModel):
@@ -754,8 +785,9 @@ class Store:
         return None
 
     def create(
-        self, config: RunConfig, *, name: str = "", group: str | None = None, owner: str = "", key: str = ""
-    ) -> str:
+        self, config: RunConfig, *, name: str = "", group: str | None = None, heat: records.Heat | None = None,
+        owner: str = "", key: str = "",
+    ) -> str:  # fmt: skip
         """A new queued run, on disk as a whole or not at all; returns its id.
 
         One `key` makes one run: asked again with the same, for a click that came twice, it returns that run.
@@ -764,7 +796,7 @@ class Store:
         name = clean_name(name)
         if trouble := self.trouble():
             raise trouble
-        run_id = hashlib.sha256(key.encode()).hexdigest()[:16] if key else secrets.token_hex(8)
+        run_id = self.id_of(key)
         if (self.runs / run_id).exists():
             return run_id
         draft = self.runs / f".{run_id}.{secrets.token_hex(4)}"
@@ -772,7 +804,7 @@ class Store:
             draft.mkdir(mode=0o700)
             write_atomically(draft / "config.json", config.model_dump_json(indent=1))
             queued = encode(
-                records.Queued(at=time.time(), order=self.next_order(), name=name, group=group, owner=owner)
+                records.Queued(at=time.time(), order=self.next_order(), name=name, group=group, heat=heat, owner=owner)
             )
             write_atomically(draft / "events.jsonl", queued.decode())
             draft.rename(self.runs / run_id)
@@ -781,6 +813,11 @@ class Store:
             if not (self.runs / run_id).exists():  # else the other click was faster
                 raise disk.unwritable(error) from None
         return run_id
+
+    @staticmethod
+    def id_of(key: str) -> str:
+        """The id of the run that a key makes; without one, a new id."""
+        return hashlib.sha256(key.encode()).hexdigest()[:16] if key else secrets.token_hex(8)
 
     def owner(self, run_id: str) -> str:
         """The id of who asked for a run; empty where its log does not say."""
@@ -882,18 +919,28 @@ class Store:
         self.folder(run_id).rename(hidden)
         shutil.rmtree(hidden)
 
-    def rows(self, *, limit: int | None = None, order: str = "created", status: Sequence[Status] = ()) -> list[RunRow]:
+    def rows(
+        self,
+        *,
+        limit: int | None = None,
+        order: str = "created",
+        status: Sequence[Status] = (),
+        group: str | None = None,
+    ) -> list[RunRow]:
         """Runs from the index, newest (or largest) first; runs the index does not know yet are read from their folders."""
         _check_order(order)
         # Whatever is wrong with the index (there is none, it is damaged, a newer Isoflop wrote it): the folders stand.
         found, unindexed = self._ask_index(
-            lambda index: (index.rows(limit=limit, order=order, status=status), frozenset(index.unreadable))
-        )
+            lambda index: (
+                index.rows(limit=limit, order=order, status=status, group=group), frozenset(index.unreadable)
+            )
+        )  # fmt: skip
         rows, unreadable = found or ([], frozenset())
         rows = [self.row(row.run_id) or row if self._ended_since(row.run_id, row.status) else row for row in rows]
-        newest_are_enough = order == "created" and limit is not None and not status
+        newest_are_enough = order == "created" and limit is not None and not status and group is None
         read, _ = self._read_unindexed(unindexed | unreadable, limit if newest_are_enough else None)
-        if fresh := [row for row in read if not status or row.status in status]:
+        fresh = [r for r in read if (not status or r.status in status) and (group is None or r.group == group)]
+        if fresh:
             rows = sorted(rows + fresh, key=lambda r: (_sort_key(r, order), r.created), reverse=True)
         return rows[:limit]
 
@@ -981,7 +1028,7 @@ class Store:
 def row_of(run: Run) -> RunRow:
     return RunRow(
         run_id=run.run_id, name=run.name, status=run.status, created=run.created, config=run.config,
-        summary=run.summary(), group=run.queued.group if run.queued else None, owner=run.owner, why=run.why(),
+        summary=run.summary(), group=run.group, owner=run.owner, why=run.why(),
     )  # fmt: skip
 
 
@@ -1240,13 +1287,22 @@ class Index:
         total = self._db.execute(f"select count(*) from runs {where}", (*words, *status)).fetchone()[0]
         return lines, total
 
-    def rows(self, *, limit: int | None = None, order: str = "created", status: Sequence[Status] = ()) -> list[RunRow]:
+    def rows(
+        self,
+        *,
+        limit: int | None = None,
+        order: str = "created",
+        status: Sequence[Status] = (),
+        group: str | None = None,
+    ) -> list[RunRow]:
         _check_order(order)
-        where = f"where status in ({','.join('?' * len(status))})" if status else ""
+        conditions = [f"status in ({','.join('?' * len(status))})"] if status else []
+        conditions += ["grouped = ?"] if group is not None else []
+        where = f"where {' and '.join(conditions)}" if conditions else ""
         found = self._db.execute(
             f"select run_id, name, status, created, grouped, config, summary, why, {self._owner} from runs {where} "
             f"order by {order} desc nulls last limit ?",
-            (*status, -1 if limit is None else limit),
+            (*status, *([] if group is None else [group]), -1 if limit is None else limit),
         )
         return [row for columns in found if (row := self._readable(columns))]
 

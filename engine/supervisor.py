@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import math
 import os
+import secrets
 import signal
 import stat
 import subprocess
@@ -19,6 +21,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import IO
@@ -38,6 +41,7 @@ from engine.store import (
     Run,
     StopRequest,
     Store,
+    Wanted,
     ask_to_stop,
     row_of,
     stop_request,
@@ -51,6 +55,8 @@ GRACE_S = 30.0  # a dashboard that is started again within this finds its runs g
 _SIGTERM_AFTER_S, _SIGKILL_AFTER_S = 3.8, 4.3  # the run's own watch has ended it before, where it could
 _LEAVING_S = 3.0  # a supervisor that is leaving lets go of its lock within this
 _STARTING_S = 5.0  # one that was started rings its bell within this, or another is started
+_HEAT_COMES_TOGETHER_S = 5.0  # its runs are asked for one after another, within milliseconds
+_SHARED_PROCESS = "Another run of its race did not stop when asked, and the process they shared was ended."
 _INDEX_LIVE_EVERY_S = 2.0
 _INDEX_AT_A_TIME_S, _INDEX_AT_LEAST = 0.1, 20
 _LONGEST_COMMAND = 65_536
@@ -76,16 +82,57 @@ class Client:
 
         One `key` starts one run, however often it is asked for.
         """
+        return self._submit([Wanted(config, name=name, key=key)], group)[0]
+
+    def submit_heats(self, heats: Sequence[Sequence[Wanted]], *, group: str, round: int = 1) -> list[str]:
+        """Queue the heats of a race, all of them or none and an error; returns the runs' ids, heat after heat.
+
+        The runs of a heat take turns in one process; those on another device have a process of their own.
+        """
+        wanted: list[Wanted] = []
+        for heat in heats:
+            runs = [run if run.key else run._replace(key=secrets.token_hex(16)) for run in heat]
+            heat_id = hashlib.sha256(" ".join([group, *(run.key for run in runs)]).encode()).hexdigest()[:16]
+            lanes = Counter(run.config.device for run in runs)
+            for run in runs:
+                device = run.config.device
+                wanted.append(
+                    run._replace(heat=records.Heat(id=f"{heat_id} {device}", lanes=lanes[device], round=round))
+                )
+        return self._submit(wanted, group)
+
+    def _submit(self, wanted: Sequence[Wanted], group: str | None) -> list[str]:
         rules = settings.load(self.store.root)
         self._require("submit", rules)
-        access.require_data(self.actor, config, rules)
-        limits.check_before(config, planner.check(config), rules.limits)
+        for config in dict.fromkeys(w.config for w in wanted):
+            access.require_data(self.actor, config, rules)
+            limits.check_before(config, planner.check(config), rules.limits)
+        wanted = [w if w.key else w._replace(key=secrets.token_hex(16)) for w in wanted]
+        made: list[str] = []
         with _COUNTING:  # or two who come at once would both find the last free place
-            self._require_room_in_queue(rules)
-            run_id = self.store.create(config, name=name, group=group, owner=self.actor.id, key=key)
-        access.audit(self.store.root, self.actor, "submit", run_id=run_id)
+            new = {run_id for w in wanted if not (self.store.runs / (run_id := self.store.id_of(w.key))).exists()}
+            self._require_room_in_queue(rules, len(new))
+            try:
+                for config, name, key, heat in wanted:
+                    made.append(
+                        self.store.create(config, name=name, group=group, heat=heat, owner=self.actor.id, key=key)
+                    )
+            except EngineError:
+                for run_id in new.intersection(made):
+                    self._take_back(run_id)
+                raise
+        for run_id in made:
+            access.audit(self.store.root, self.actor, "submit", run_id=run_id)
         self.wake()
-        return run_id
+        return made
+
+    def _take_back(self, run_id: str) -> None:
+        """Delete a run that was only just asked for; one that has begun meanwhile is cancelled."""
+        with claim(self.store.folder(run_id)) as mine:
+            if mine:
+                self.store.delete(run_id)
+                return
+        self.cancel(run_id)
 
     def _require(self, action: Action, rules: settings.Settings, run_id: str = "", owner: str = "") -> None:
         try:
@@ -94,16 +141,16 @@ class Client:
             access.audit(self.store.root, self.actor, action, run_id=run_id, outcome="refused")
             raise
 
-    def _require_room_in_queue(self, rules: settings.Settings) -> None:
+    def _require_room_in_queue(self, rules: settings.Settings, new: int) -> None:
         waiting = [row.run_id for row in self.store.rows(status=("queued",))]
-        if len(waiting) >= rules.limits.queued:
+        if new and len(waiting) + new > rules.limits.queued:
             raise LimitReached(
                 f"{len(waiting)} runs are waiting already, as many as limits.queued allows.", fix="Wait, or stop some."
             )
-        if access.role_of(self.actor, rules) == "admin" or len(waiting) < rules.limits.queued_per_user:
+        if access.role_of(self.actor, rules) == "admin" or len(waiting) + new <= rules.limits.queued_per_user:
             return
         own = sum(self.store.owner(run_id) == self.actor.id for run_id in waiting)
-        if own >= rules.limits.queued_per_user:
+        if new and own + new > rules.limits.queued_per_user:
             raise LimitReached(
                 f"{own} runs of {self.actor.in_words} are waiting, as many as limits.queued_per_user allows.",
                 fix="Wait, or stop some.",
@@ -219,6 +266,7 @@ class Supervisor:
         self.unindexed: list[str] = []  # runs that are over and wait to be indexed
         self._to_delete: set[str] = set()  # as soon as their process is gone
         self._unsaid: dict[str, tuple[Run, records.Terminal]] = {}  # last words that could not be written yet
+        self._incomplete: dict[str, float] = {}  # heat -> when it was first seen without all of its runs
         self._indexed_at = 0.0
         self._runs_seen = 0  # mtime of the runs folder at the last look
 
@@ -419,6 +467,10 @@ class Supervisor:
             return records.Cancelled(at=time.time(), reason="It did not stop when asked and was ended.")
         if request:
             return request.last_word()
+        if any(
+            run.heat and other.heat == run.heat and other.run_id in self.stopping for other, _ in self.active.values()
+        ):
+            return records.Interrupted(at=time.time(), reason=_SHARED_PROCESS)
         held = run.hardware.last("process_memory_bytes")
         memory = f"; it last held {units.nbytes(held)} of memory" if records.is_number(held) else ""
         return records.Failed(
@@ -457,33 +509,54 @@ class Supervisor:
                 self._end(run, last)
 
     def _start_what_fits(self) -> None:
-        """First come, first served on each device; a run that waits for one device holds up no other."""
-        used = Counter[str]()
-        for run, _ in self.active.values():
-            used[run.config.device] += _share(run.config)
+        """First come, first served on each device; a run that waits for one device holds up no other.
+
+        The runs of a heat start together, and the heats of one race on one device one after another: they are compared,
+        so they must not be in each other's way.
+        """
+        used, racing = Counter[str](), set[tuple[str | None, str]]()
+        for runs in _by_heat(run for run, _ in self.active.values()).values():
+            used[runs[0].config.device] += max(map(_share, runs))
+            racing |= {(runs[0].group, runs[0].config.device)} if runs[0].heat else set()
         full: set[str] = set()
-        for run_id, run in list(self.queue.items()):
-            device = run.config.device
+        for heat_id, runs in _by_heat(self.queue.values()).items():
+            device, share = runs[0].config.device, max(map(_share, runs))
+            if runs[0].heat and ((runs[0].group, device) in racing or not self._is_complete(heat_id, runs)):
+                continue
             room = self.machine.cpu.usable_cores if device == "cpu" else 1
-            if device in full or (used[device] and used[device] + _share(run.config) > room):
+            if device in full or (used[device] and used[device] + share > room):
                 full.add(device)
                 continue
-            del self.queue[run_id]
-            self._start(run)
-            used[device] += _share(run.config)
+            for run in runs:
+                del self.queue[run.run_id]
+            self._start(runs)
+            used[device] += share
+            racing |= {(runs[0].group, device)} if runs[0].heat else set()
 
-    def _start(self, run: Run) -> None:
+    def _is_complete(self, heat_id: str, runs: Sequence[Run]) -> bool:
+        """Whether all of a heat were asked for; after a while whoever is there begins without the others."""
+        heat = runs[0].heat
+        if heat and len(runs) < heat.lanes:
+            since = self._incomplete.setdefault(heat_id, time.monotonic())
+            if time.monotonic() - since < _HEAT_COMES_TOGETHER_S:
+                return False
+        self._incomplete.pop(heat_id, None)
+        return True
+
+    def _start(self, runs: Sequence[Run]) -> None:
         try:
-            self.active[run.run_id] = (run, self.executor.start(run.folder))
+            job = self.executor.start(*(run.folder for run in runs))
         except (OSError, EOFError) as error:  # no room for another process, or the fork server died under us
-            logger.warning("%s could not be started: %r", run.run_id, error)
-            self._end(
-                run,
-                records.Failed(
-                    at=time.time(), cause=WorkerLost.__name__, message=f"No process could be started for the run: {error}.",
-                    fix="Free some memory, then run it again.",
-                ),
+            logger.warning("%s could not be started: %r", runs[0].run_id, error)
+            failed = records.Failed(
+                at=time.time(), cause=WorkerLost.__name__, message=f"No process could be started for the run: {error}.",
+                fix="Free some memory, then run it again.",
             )  # fmt: skip
+            for run in runs:
+                self._end(run, failed)
+            return
+        for run in runs:
+            self.active[run.run_id] = (run, job)
 
     def _index_live_runs(self) -> None:
         due = time.monotonic() - self._indexed_at >= _INDEX_LIVE_EVERY_S
@@ -537,9 +610,17 @@ def _read_command(path: Path) -> dict[str, str]:
     return command
 
 
-def _share(config: RunConfig) -> int:
+def _share(run: Run) -> int:
     """How much of its device a run takes: a GPU whole, a CPU by its threads."""
-    return config.threads if config.device == "cpu" else 1
+    return run.config.threads if run.config.device == "cpu" else 1
+
+
+def _by_heat(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs that start together, in their order; a run of no heat by itself."""
+    together: dict[str, list[Run]] = {}
+    for run in runs:
+        together.setdefault(run.heat.id if run.heat else run.run_id, []).append(run)
+    return together
 
 
 def _job_at_work(run: Run) -> Job | None:

@@ -43,6 +43,12 @@ def count(value: float) -> str:
 
 
 @_formatter
+def about(value: float) -> str:
+    """Three digits, written out: 0.0123, 38.2, 1,230."""
+    return f"{float(f'{value:.3g}'):,.12g}"
+
+
+@_formatter
 def nbytes(value: float) -> str:
     return f"{value:.0f} B" if abs(value) < 1_024 else _scaled(value, _BINARY, 1_024)
 

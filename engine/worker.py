@@ -1,4 +1,5 @@
-"""The process of one run: drives a task, samples the hardware, writes everything to the run's log, has the last word."""
+"""The process of a run, or of the runs of one heat: drives the tasks, samples the hardware, writes everything to the
+runs' logs, has the last word."""
 
 from __future__ import annotations
 
@@ -9,21 +10,23 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine import disk, hardware, limits, records, sampler, settings
-from engine.config import RunConfig
-from engine.errors import EngineError, OutOfMemory
+from engine.errors import EngineError, OutOfMemory, StoreError
 from engine.locks import claim
 from engine.processes import own_identity
+from engine.pytorch.batch_law import batch_law
+from engine.pytorch.landscape import landscape
 from engine.pytorch.train import train
 from engine.records import AnyEvent
 from engine.store import SUMMARY_POINTS, EventLog, Run, StopRequest, read_config, stop_request
 
-Task = Callable[..., Iterator[AnyEvent]]
-TASKS: dict[str, Task] = {"train": train}
+Task = Callable[..., Generator[AnyEvent, None, None]]
+EndProcess = Callable[[], None]
+TASKS: dict[str, Task] = {"train": train, "batch-law": batch_law, "landscape": landscape}
 
 _ORPHAN_GRACE_S = 5.0
 _DETAIL_CHARS = 100_000  # of a traceback: a compiler's may be long
@@ -34,6 +37,10 @@ _CLAIM_S = 0.5  # a supervisor that looks whether the run is claimed holds it fo
 _ORPHANED = StopRequest(
     status="interrupted", reason="The supervisor of this store went away while the run was running."
 )
+_IN_STEP = StopRequest(
+    status="interrupted",
+    reason="Another run of its race did not stop when asked, and the process they shared was ended.",
+)
 
 
 class Stopped(Exception):
@@ -41,66 +48,178 @@ class Stopped(Exception):
 
 
 def run(
-    folder: Path,
-    *,
+    *folders: Path,
     supervisor_is_alive: Callable[[], bool] = lambda: True,
     end_process: Callable[[], None] | None = None,
 ) -> None:
-    """Run the task of `folder`/config.json to its end; always leaves a terminal event.
+    """Run the task of each `folder`/config.json to its end; always leaves a terminal event.
+
+    Several are the runs of one heat: they take turns, and the end of one is not the end of the others.
 
     A run starts once: where another process has begun it, or it is over, nothing happens. That is so when a supervisor
     was killed just after it had asked for the process, and the next one asked for another.
 
     `end_process` ends this process and its helpers at once, for a task that does not look up when asked to stop.
     """
-    with claim(folder, patience_s=_CLAIM_S) as mine:
-        if mine and Run(folder, keep_points=SUMMARY_POINTS).status == "queued":
-            _run(folder, supervisor_is_alive, end_process)
+    with contextlib.ExitStack() as claims:
+        mine = [
+            folder for folder in folders
+            if claims.enter_context(claim(folder, patience_s=_CLAIM_S))
+            and Run(folder, keep_points=SUMMARY_POINTS).status == "queued"
+        ]  # fmt: skip
+        if mine:
+            _run(mine, supervisor_is_alive, end_process)
 
 
-def _run(folder: Path, supervisor_is_alive: Callable[[], bool], end_process: Callable[[], None] | None) -> None:
-    config = read_config(folder)
-    log = EventLog(folder / "events.jsonl")
-    pid, pid_started = own_identity()
-    log.append(records.Starting(at=time.time(), pid=pid, pid_started=pid_started))
-    energy = sampler.EnergyMeter(config.device)
-    watch = _Watch(folder, supervisor_is_alive, log, energy, end_process)
-    ended: records.Terminal
-    try:
-        with watch:
-            _drive(config, folder, log, watch)
-        ended = records.Finished(at=time.time())
-    except BaseException as error:  # the one border where anything may arrive: it becomes the run's last word
-        ended = _failed(error, folder, log.steps)
-    if watch.asked:  # whatever came of it meanwhile
-        ended = watch.asked.last_word()
-    watch.have_the_last_word()
-    log.close(ended.model_copy(update=_costs(energy)))
+def _run(folders: Sequence[Path], supervisor_is_alive: Callable[[], bool], end_process: EndProcess | None) -> None:
+    lanes = [_Lane(folder, shared=len(folders) > 1) for folder in folders]
+    with _Watch(lanes, supervisor_is_alive, end_process) as watch:
+        troubles = _take_turns(lanes, watch)
+    if troubles:
+        raise troubles[0]
 
 
-def _costs(energy: sampler.EnergyMeter) -> dict[str, Any]:
-    peak, peak_method = sampler.peak_memory_bytes()
-    joules, energy_method = energy.stop()
-    return {
-        "peak_memory_bytes": peak,
-        "peak_memory_method": peak_method,
-        "energy_j": joules,
-        "energy_method": energy_method,
-    }
+def _take_turns(lanes: Sequence[_Lane], watch: _Watch) -> list[StoreError]:
+    """One event of one run at a time, whichever has trained least, to the end of all; what could not be written.
+
+    So no run waits for another's whole training, and a machine that grows hot or busy does so for all of them alike.
+    """
+    going, troubles = list(lanes), []
+    while going:
+        lane = min(going, key=lambda lane: (lane.asked is None, lane.trained_s, lane.turns))
+        ended: records.Terminal | None = None
+        try:
+            if not lane.take_turn(watch):
+                ended = records.Finished(at=time.time())
+        except BaseException as error:  # the one border where anything may arrive: it becomes the run's last word
+            ended = _failed(error, lane.folder, lane.log.steps)
+        if ended is None:
+            continue
+        going.remove(lane)
+        if not going:
+            watch.stop()
+        try:
+            lane.end(ended)
+        except StoreError as error:  # the others may have room
+            troubles.append(error)
+    return troubles
 
 
-def _drive(config: RunConfig, folder: Path, log: EventLog, watch: _Watch) -> None:
-    allowed = settings.load(folder.parent.parent).limits
-    limits.limit_memory(config.device, allowed, hardware.probe().memory_available_bytes)
-    guard = limits.Guard(allowed, folder)
-    events = TASKS[config.task](config, folder)
-    with contextlib.closing(events):  # type: ignore[type-var]
-        for event in events:
-            log.append(event)
-            if isinstance(event, records.Started):
-                watch.begin(config.device)
-            watch.raise_if_asked()
-            guard.check(log.steps)
+class _Lane:
+    """One run of this process: its task and its log. `shared` is the process with others that take turns with it."""
+
+    def __init__(self, folder: Path, *, shared: bool) -> None:
+        self.folder, self.shared = folder, shared
+        self.config = read_config(folder)
+        self.log = EventLog(folder / "events.jsonl")
+        self.energy = sampler.EnergyMeter(self.config.device)
+        self.trained_s, self.turns = 0.0, 0
+        self.began: float | None = None
+        self.asked: StopRequest | None = None
+        self.asked_at = math.inf
+        self.is_over = False
+        self._writing = threading.Lock()
+        self._last_word = threading.Lock()  # taken once, never given back
+        self._events: Generator[AnyEvent, None, None] | None = None
+        self._guard: limits.Guard | None = None
+        pid, pid_started = own_identity()
+        self.log.append(records.Starting(at=time.time(), pid=pid, pid_started=pid_started))
+
+    def take_turn(self, watch: _Watch) -> bool:
+        """The next event of the task; False when there is none. Raises Stopped when the run was asked to stop."""
+        self._raise_if_asked()
+        self.turns += 1
+        event = next(self._task(), None)
+        if event is None:
+            return False
+        if self.shared and isinstance(event, records.Memory):  # the allocator's peaks are those of all of them
+            event = event.model_copy(update={"allocated_bytes": None, "reserved_bytes": None})
+        self.log.append(event)
+        if isinstance(event, records.Started):
+            self.began = time.perf_counter()
+            watch.begin(self)
+        if isinstance(event, records.Steps):
+            self.trained_s = event.train_s[1]
+        assert self._guard
+        try:
+            self._raise_if_asked()
+            self._guard.check(self.log.steps)
+        except Exception as stop:
+            self._hand_over(stop)
+            raise
+        return True
+
+    def _hand_over(self, stop: Exception) -> None:
+        """Tell the task why it ends; it may answer with one more event, of what it leaves in the run's folder."""
+        with contextlib.suppress(type(stop), StopIteration):
+            self.log.append(self._task().throw(stop))
+
+    def _task(self) -> Generator[AnyEvent, None, None]:
+        if self._events is None:
+            allowed = settings.load(self.folder.parent.parent).limits
+            limits.limit_memory(self.config.device, allowed, hardware.probe().memory_available_bytes)
+            self._guard = limits.Guard(allowed, self.folder)
+            self._events = TASKS[self.config.task](self.config, self.folder)
+        return self._events
+
+    def _raise_if_asked(self) -> None:
+        """Called between the task's events, at most some tenths of a second apart."""
+        self.notice()
+        if self.asked:
+            raise Stopped(self.asked.reason)
+
+    def notice(self) -> None:
+        if self.asked is None and (request := stop_request(self.folder)):
+            self.ask(request)
+
+    def ask(self, request: StopRequest) -> None:
+        with self._writing:
+            if self.asked is None and not self.is_over:
+                self.asked_at = time.monotonic()
+                self.asked = request
+                self.log.append(records.Stopping(at=time.time(), reason=request.reason))
+
+    def sample(self, sample: records.HardwareSample) -> None:
+        with self._writing:
+            if not self.is_over:
+                self.log.append(sample)
+
+    def end(self, ended: records.Terminal) -> None:
+        """Write the last word. It is what was asked for, whatever came of it meanwhile."""
+        if self._events is not None:
+            with contextlib.suppress(BaseException):  # what it says in being closed is not why it ended
+                self._events.close()
+            self._events = None
+        with self._writing:
+            self.is_over = True
+        self._last_word.acquire()  # never, where this process is already being ended
+        self.log.close((self.asked.last_word() if self.asked else ended).model_copy(update=self._costs()))
+
+    def end_now(self, otherwise: StopRequest) -> bool:
+        """Write the last word of a run whose task does not answer, or shares the process of one; False if it is said.
+
+        The energy meter is left alone: a driver that hangs may be why the run does not answer.
+        """
+        if not self._last_word.acquire(blocking=False):
+            return False
+        peak, method = sampler.peak_memory_bytes()
+        said = {"peak_memory_bytes": peak, "peak_memory_method": method}
+        with contextlib.suppress(StoreError):  # the supervisor will say it
+            self.log.close((self.asked or otherwise).last_word().model_copy(update=said))
+        return True
+
+    def _costs(self) -> dict[str, Any]:
+        peak, peak_method = sampler.peak_memory_bytes()
+        joules, energy_method = self.energy.stop()
+        if self.shared:
+            joules, energy_method = None, "It took turns with the other runs of its race: their energy is one."
+            peak_method = f"{peak_method}, together with the other runs of its race" if peak_method else ""
+        return {
+            "peak_memory_bytes": peak,
+            "peak_memory_method": peak_method,
+            "energy_j": joules,
+            "energy_method": energy_method,
+        }
 
 
 def _failed(error: BaseException, folder: Path, step: int) -> records.Failed:
@@ -118,83 +237,71 @@ def _failed(error: BaseException, folder: Path, step: int) -> records.Failed:
 
 
 class _Watch:
-    """The run's second thread: samples the hardware, flushes the log, and looks whether the run should stop.
+    """The second thread: samples the hardware, flushes the logs, and looks whether a run should stop.
 
-    The run is asked to stop in the first thread. Where that one is deep in a long step, a compiler or a parser, this one
-    says the last word after `_ANSWER_S` and ends the process.
+    A run is asked to stop in the first thread. Where that one is deep in a long step, a compiler or a parser, this one
+    says the last word of every run after `_ANSWER_S` and ends the process.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        supervisor_is_alive: Callable[[], bool],
-        log: EventLog,
-        energy: sampler.EnergyMeter,
-        end_process: Callable[[], None] | None = None,
+        self, lanes: Sequence[_Lane], supervisor_is_alive: Callable[[], bool], end_process: EndProcess | None = None
     ) -> None:
-        self._folder = folder
+        self._lanes = lanes
         self._supervisor_is_alive = supervisor_is_alive
-        self._log = log
-        self._energy = energy
         self._end_process = end_process
         self._sampler: sampler.Sampler | None = None
+        self._origin = 0.0
+        self._missing: dict[str, str] = {}  # reading -> why, for a run that begins later
+        self._told: set[_Lane] = set()
         self._over = threading.Event()
-        self._asking = threading.Lock()
-        self._last_word = threading.Lock()  # taken once, never given back
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
-        self.began: float | None = None
-        self.asked: StopRequest | None = None
-        self._asked_at = math.inf
 
     def __enter__(self) -> _Watch:
         self._thread.start()
         return self
 
-    def begin(self, device: str) -> None:
+    def begin(self, lane: _Lane) -> None:
         """The run's time axis starts now: from here on the hardware is sampled."""
-        self.began = time.perf_counter()
-        self._energy.start()
-        self._sampler = sampler.Sampler(device, clock=self._clock, emit=self._log.append, energy=self._energy)
-        self._sampler.start()
+        lane.energy.start()
+        if self._sampler is None:
+            self._origin = time.perf_counter()
+            self._sampler = sampler.Sampler(
+                lane.config.device,
+                clock=lambda: time.perf_counter() - self._origin,
+                emit=self._emit,
+                energy=lane.energy,
+            )
+            self._sampler.start()
 
-    def _clock(self) -> float:
-        assert self.began is not None
-        return time.perf_counter() - self.began
+    def _emit(self, sample: records.HardwareSample) -> None:
+        """One sample for every run that has begun, each on its own time axis."""
+        self._missing |= sample.missing
+        for lane in self._lanes:
+            if lane.began is None or (at := sample.elapsed_s + self._origin - lane.began) < 0:
+                continue
+            news = sample.missing if lane in self._told else self._missing
+            self._told.add(lane)
+            lane.sample(sample.model_copy(update={"elapsed_s": at, "missing": dict(news)}))
 
-    def __exit__(self, *error: Any) -> None:
+    def stop(self) -> None:
         self._over.set()
         if self._sampler:
             self._sampler.stop()
         self._thread.join(timeout=2)
 
-    def raise_if_asked(self) -> None:
-        """Called between the task's events, at most some tenths of a second apart."""
-        self._notice()
-        if self.asked:
-            raise Stopped(self.asked.reason)
-
-    def have_the_last_word(self) -> None:
-        """Returns in the one thread that may end the log; never, where this process is already being ended."""
-        self._last_word.acquire()
-
-    def _notice(self) -> None:
-        if self.asked is None and (request := stop_request(self._folder)):
-            self._ask(request)
-
-    def _ask(self, request: StopRequest) -> None:
-        with self._asking:
-            if self.asked is None:
-                self._asked_at = time.monotonic()
-                self.asked = request
-                self._log.append(records.Stopping(at=time.time(), reason=request.reason))
+    def __exit__(self, *error: Any) -> None:
+        self.stop()
 
     def _look(self) -> None:
         alone_since, beat = None, 0
         while not self._over.wait(0.1):
-            self._log.flush_if_due()
-            self._notice()
-            if time.monotonic() - self._asked_at > _ANSWER_S and self._end_process:
-                self._end_now(self._end_process)
+            for lane in self._lanes:
+                if not lane.is_over:
+                    lane.log.flush_if_due()
+                    lane.notice()
+            stuck = [x for x in self._lanes if not x.is_over and time.monotonic() - x.asked_at > _ANSWER_S]
+            if stuck and self._end_process:
+                self._end_now(stuck, self._end_process)
             beat += 1
             if beat % 10:
                 continue
@@ -203,18 +310,18 @@ class _Watch:
             elif alone_since is None:
                 alone_since = time.monotonic()
             elif time.monotonic() - alone_since > _ORPHAN_GRACE_S:
-                self._ask(_ORPHANED)
+                for lane in self._lanes:
+                    lane.ask(_ORPHANED)
 
-    def _end_now(self, end_process: Callable[[], None]) -> None:
-        """The energy meter is left alone: a driver that hangs may be why the run does not answer."""
-        if not self._last_word.acquire(blocking=False) or self.asked is None:
-            return
-        peak, method = sampler.peak_memory_bytes()
-        said = {"peak_memory_bytes": peak, "peak_memory_method": method}
+    def _end_now(self, stuck: Sequence[_Lane], end_process: EndProcess) -> None:
+        said = False
         try:
-            self._log.close(self.asked.last_word().model_copy(update=said))
+            for lane in [*stuck, *self._lanes]:  # theirs first: were they just about to end, nothing is to be done
+                if lane in stuck or (said and not lane.is_over):
+                    said |= lane.end_now(_IN_STEP)
         finally:
-            end_process()
+            if said:
+                end_process()
 
 
 def leave_the_terminal() -> None:

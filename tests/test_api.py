@@ -339,7 +339,10 @@ def test_a_reader_looks_at_the_log_at_most_every_tenth_of_a_second(store, worker
     assert len(readers.run(worker.run_id).steps) == 1
 
 
-@pytest.mark.parametrize("name", ["live.js", "live.css", "inter.woff2", "icon.svg", "plotly.min.js"])
+@pytest.mark.parametrize(
+    "name",
+    ["common.js", "lanes.js", "live.js", "live.css", "race.js", "race.css", "inter.woff2", "icon.svg", "plotly.min.js"],
+)
 def test_our_own_files_are_served(client, name):
     response = client.get(f"/assets/{name}", params={"v": "1"})
     assert response.status_code == 200

@@ -45,7 +45,9 @@ def test_a_fingerprint_depends_on_every_field():
         "lr_milestones=[0.3]", "grad_accumulation=2", "label_smoothing=0.1", "max_grad_norm=1", "ema_decay=0.9",
         "activation_checkpointing=true", "precision=bf16", "execution=dataloader", "source.path=a.csv", "source.label=b",
         "source.seq_len=9", "source.shape=[3]", "source.num_classes=3", "source.num_examples=9",
-        "model.family=rnn", "model.family=transformer",
+        "model.family=rnn", "model.family=transformer", "checkpoints=9",
+        "landscape.runs=0123456789abcdef", "landscape.plane=random", "landscape.resolution=21", "landscape.split=test",
+        "landscape.examples=99", "landscape.margin=1",
     ]  # fmt: skip
     prints = {BASE.fingerprint} | {with_overrides(BASE, [change]).fingerprint for change in changed}
     assert len(prints) == len(changed) + 1

@@ -635,9 +635,9 @@ class Recorder:
     def __init__(self, given: list[str]) -> None:
         self.given = given
 
-    def start(self, folder: Path):
-        self.given.append(folder.name)
-        return InlineExecutor().start(folder)
+    def start(self, *folders: Path):
+        self.given += [folder.name for folder in folders]
+        return InlineExecutor().start(*folders)
 
 
 def test_a_lost_counter_is_made_up_for_by_the_clock(store):

@@ -224,7 +224,7 @@ EVERYTHING = {
         "model.hidden=[]", "optimizer.name=momentum", "optimizer.lr=0.00123456789", "optimizer.momentum=0.75",
         "optimizer.weight_decay=0.01", "schedule=step", "warmup_steps=7", "lr_gamma=0.3", "lr_milestones=[0.25,0.6,0.9]",
         "batch_size=100", "budget.samples=12345", "budget.seconds=1.5", "budget.flops=1e15", "seed=4294967295",
-        "target.metric=test_loss", "target.value=0.5", "evaluate_every=7",
+        "target.metric=test_loss", "target.value=0.5", "evaluate_every=7", "checkpoints=12",
     ],
     "cnn": [
         "model.family=cnn", "model.width=1.7", "data=synthetic", "source.shape=[3,24,32]", "source.num_classes=7",
@@ -444,3 +444,11 @@ def test_torch_stays_out_of_the_pages_process():
     )
     pages = [str(p) for p in (ROOT / "pages").glob("*.py")]
     subprocess.run([sys.executable, "-c", code, *pages], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_form_of_a_loss_surfaces_link_is_one_of_training(app, store):
+    surface = with_overrides(RunConfig(), ["task=landscape", "landscape.runs=0123456789abcdef"])
+    run_id = store.create(surface)
+    open_page(app, "train", run=run_id)
+    assert not app.exception
+    assert (shown_config(app).task, shown_config(app).landscape.runs) == ("train", ())

@@ -4,8 +4,11 @@
 // charts are drawn how often. A chart is mounted once and then only redrawn, with ranges that are ours: zoom, hidden
 // traces and scale are state of this view and survive every update.
 
-const ROOT = new URL("..", import.meta.url); // this file is <root>/assets/live.js, whatever page is shown
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
+const {
+  ROOT, count, duration, element, extremes, include, loadPlotly, loadStylesheet, lossText, preparingText, readLook, roundUp,
+  setText, smooth, threeDigits, timeTicks, whole, yRange,
+} = await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
 const ALIVE_MS = 500;
 const EAGER_MS = 150; // until the first point: someone has just pressed Run
 const MOST_POINTS = 2000; // per trace; then the whole run is fetched anew, thinned
@@ -40,71 +43,12 @@ export function mount({ data, parentElement, setTriggerValue }) {
 // For a page from which a run may be started: fetch what its charts need, and draw one out of sight, so that the first
 // points after a click do not wait for 5 MB of script to load and to be compiled.
 export async function preload({ data }) {
-  await Promise.all([loadStylesheet(), loadPlotly(data.plotly_version)]);
+  await Promise.all([loadStylesheet("live.css"), loadPlotly(data.plotly_version)]);
   await new Promise((resolve) => (window.requestIdleCallback ?? setTimeout)(resolve));
   const plot = document.createElement("div");
   const line = { x: [0, 1], y: [0, 1], mode: "lines" };
   await window.Plotly.newPlot(plot, [line], { width: 300, height: 200 }, { displayModeBar: false });
   window.Plotly.purge(plot);
-}
-
-let plotly;
-function loadPlotly(version) {
-  plotly ??= new Promise((resolve, reject) => {
-    const script = document.createElement("script");
-    script.src = new URL(`assets/plotly.min.js?v=${encodeURIComponent(version)}`, ROOT).href;
-    script.onload = () => resolve(window.Plotly);
-    script.onerror = () => {
-      script.remove();
-      plotly = undefined; // the next update tries again
-      reject(new Error("plotly.min.js did not load"));
-    };
-    document.head.append(script);
-  });
-  return plotly;
-}
-
-let stylesheet;
-function loadStylesheet() {
-  stylesheet ??= new Promise((resolve) => {
-    const link = document.createElement("link");
-    link.rel = "stylesheet";
-    link.href = new URL(`assets/live.css?v=${encodeURIComponent(VERSION)}`, ROOT).href;
-    link.onload = link.onerror = resolve;
-    document.head.append(link);
-  });
-  return stylesheet;
-}
-
-// --- numbers in words (as in engine/units.py) -------------------------------------------------------------------
-
-const whole = (value) => Math.round(value).toLocaleString("en-US");
-const threeDigits = (value) => value.toFixed(Math.abs(value) >= 99.95 || value === 0 ? 0 : Math.abs(value) >= 9.995 ? 1 : 2);
-
-function count(value) {
-  if (Math.abs(value) < 10_000) return value < 100 ? String(+value.toFixed(1)) : whole(value);
-  const power = Math.min(3, Math.floor(Math.log10(value * 1.0005) / 3));
-  return `${threeDigits(value / 1000 ** power)} ${["", "k", "M", "G"][power]}`;
-}
-
-function lossText(value) {
-  if (value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4)) return value.toFixed(Math.abs(value) < 10 ? 4 : 2);
-  return value.toExponential(2);
-}
-
-function duration(seconds) {
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
-  if (seconds < 59.5) return `${Math.round(seconds)} s`;
-  const all = Math.round(seconds);
-  if (all < 3600) return `${Math.floor(all / 60)}:${String(all % 60).padStart(2, "0")} min`;
-  return `${Math.floor(all / 3600)} h ${String(Math.floor((all % 3600) / 60)).padStart(2, "0")} min`;
-}
-
-// "Downloading mnist… 12 of 47 MB", or how long it takes already.
-function preparingText({ text, done, total }, elapsed) {
-  if (done === null) return `${text}… ${duration(elapsed)}`;
-  const megabytes = (bytes) => (bytes / 1e6).toFixed((total ?? bytes) < 10e6 ? 1 : 0);
-  return `${text}… ${megabytes(done)}${total === null ? "" : ` of ${megabytes(total)}`} MB`;
 }
 
 // --- the charts -------------------------------------------------------------------------------------------------
@@ -217,90 +161,10 @@ const CHARTS = [
   },
 ];
 
-function element(tag, className, testid) {
-  const node = document.createElement(tag);
-  node.className = className;
-  if (testid) node.dataset.testid = testid;
-  return node;
-}
-
-function setText(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
-
-// An exponential moving average over steps, drawn through means of groups of steps: `n` steps at once decay as n
-// single ones. Divided by its own total weight, so that the first points are not pulled to zero; a group without a
-// finite loss is a gap and leaves the average as it was.
-function smooth({ x, y, n }) {
+// About a hundredth of the run; in powers of two, so that the line does not creep with every update.
+function halfLife({ n }) {
   const total = n.reduce((sum, k) => sum + k, 0);
-  const halfLife = Math.max(1, 2 ** Math.floor(Math.log2(Math.max(1, total / 100))));
-  let value = 0;
-  let weight = 0;
-  const smoothed = y.map((mean, i) => {
-    if (mean === null) return null;
-    const kept = 0.5 ** (n[i] / halfLife);
-    value = kept * value + (1 - kept) * mean;
-    weight = kept * weight + (1 - kept);
-    return value / weight;
-  });
-  return { x, y: smoothed };
-}
-
-function extremes(series, [from, to]) {
-  let low = Infinity;
-  let high = -Infinity;
-  let positive = Infinity;
-  for (const { x, y } of series) {
-    for (let i = 0; i < x.length; i++) {
-      if (y[i] === null || x[i] < from || x[i] > to) continue;
-      low = Math.min(low, y[i]);
-      high = Math.max(high, y[i]);
-      if (y[i] > 0) positive = Math.min(positive, y[i]);
-    }
-  }
-  return { low, high, positive };
-}
-
-function include(seen, y) {
-  seen.low = Math.min(seen.low, y);
-  seen.high = Math.max(seen.high, y);
-  if (y > 0) seen.positive = Math.min(seen.positive, y);
-}
-
-function yRange(chart, { low, high, positive }, log) {
-  if (low > high) return log ? [-1, 0] : [0, 1];
-  if (log) {
-    const [a, b] = [Math.log10(positive), Math.log10(Math.max(high, positive))];
-    const room = Math.max(0.05, 0.06 * (b - a));
-    return [a - room, b + room];
-  }
-  if (chart.fromZero || low === high || (low >= 0 && low < 0.25 * high)) return [0, Math.max(chart.least ?? 0, high, 1e-9) * 1.06];
-  const room = Math.max(0.06 * (high - low), 1e-3 * Math.abs(high), 1e-9);
-  const top = high + room;
-  return [low - room, chart.most ? Math.min(top, chart.most + room / 2) : top];
-}
-
-const TIME_STEPS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800];
-
-function timeTicks([from, to]) {
-  const step = TIME_STEPS.find((s) => (to - from) / s <= 5) ?? 86_400;
-  const digits = step < 1 ? Math.ceil(-Math.log10(step) - 1e-9) : 0;
-  const label = (t) => {
-    if (to < 180 || step < 1) return `${t.toFixed(digits)} s`;
-    const two = (v) => String(v).padStart(2, "0");
-    const [h, m, s] = [Math.floor(t / 3600), Math.floor((t % 3600) / 60), Math.round(t % 60)];
-    return h ? `${h}:${two(m)}:${two(s)}` : `${m}:${two(s)}`;
-  };
-  const tickvals = [];
-  for (let k = Math.ceil(from / step - 1e-9); k * step <= to + 1e-9; k++) tickvals.push(k * step);
-  return { tickvals, ticktext: tickvals.map(label) };
-}
-
-// The right end of the shared time axis moves in steps of about a twelfth: an axis that crawls with every update is
-// restless, and a chart without new points would have to be drawn again for nothing.
-function roundUp(seconds) {
-  const step = TIME_STEPS.find((s) => seconds / s <= 12) ?? 28_800;
-  return Math.max(1, Math.ceil(seconds / step + 1e-9) * step);
+  return Math.max(1, 2 ** Math.floor(Math.log2(Math.max(1, total / 100))));
 }
 
 class Card {
@@ -375,7 +239,7 @@ class Card {
     const { traces } = this.view;
     const found = [];
     for (const trace of this.chart.traces) {
-      const source = trace.smooth ? traces[trace.smooth] && smooth(traces[trace.smooth]) : traces[trace.key];
+      const source = trace.smooth ? traces[trace.smooth] && smooth(traces[trace.smooth], halfLife(traces[trace.smooth])) : traces[trace.key];
       if (source?.x.length) found.push({ trace, x: source.x, y: source.y, step: source.step, factor: trace.factor ?? 1 });
     }
     if (this.chart.bytes) {
@@ -481,13 +345,13 @@ class Card {
       autosize: true,
       margin: { l: 44, r: 12, t: 8, b: 28 },
       paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: look.background, // the line under the pointer has an edge in its contrast: on none at all, white in the dark
       font: { family: look.font, size: 11, color: look.faint },
       showlegend: false,
       dragmode: look.touch ? false : "zoom", // a finger scrolls the page
       hovermode: "x unified",
       hoverlabel: { bgcolor: look.background, bordercolor: look.border, font: { family: look.font, size: 11.5, color: look.text } },
-      xaxis: { ...axis, range, showgrid: false, zeroline: false, ticklabelstandoff: 5, tickmode: "array", ...timeTicks(range), hoverformat: ".2f", unifiedhovertitle: { text: "%{x:.2f} s" } },
+      xaxis: { ...axis, range, showgrid: false, zeroline: false, ticklabelstandoff: 5, tickmode: "array", ...timeTicks(range), spikethickness: 1, spikecolor: look.faint, spikedash: "solid", hoverformat: ".2f", unifiedhovertitle: { text: "%{x:.2f} s" } },
       yaxis: {
         ...axis,
         type: log ? "log" : "linear",
@@ -631,8 +495,8 @@ class View {
   }
 
   start() {
-    loadStylesheet().then(() => (this.node.style.visibility = ""));
-    this.look = this.readLook();
+    loadStylesheet("live.css").then(() => (this.node.style.visibility = ""));
+    this.look = readLook(this.node);
     this.resizer = new ResizeObserver(() => {
       cancelAnimationFrame(this.resizing);
       this.resizing = requestAnimationFrame(() => this.resize());
@@ -802,33 +666,8 @@ class View {
   // --- theme
 
   restyle() {
-    this.look = this.readLook();
+    this.look = readLook(this.node);
     for (const card of this.cards) card.restyle();
     this.paint().catch(() => {}); // without Plotly yet; the poll says so
   }
-
-  readLook() {
-    const style = getComputedStyle(this.node);
-    const get = (name, otherwise) => style.getPropertyValue(`--st-${name}`).trim() || otherwise;
-    const text = get("text-color", "#1b1f2a");
-    const series = get("chart-categorical-colors", "#4f6bed,#d9822b").split(",").map((c) => c.trim());
-    const look = {
-      text,
-      series,
-      background: get("background-color", "#ffffff"),
-      border: get("border-color", "#e3e6ec"),
-      bad: get("red-color", "#d3364a"),
-      font: get("font", "sans-serif"),
-      faint: fade(text, 0.62),
-      grid: fade(text, 0.08),
-      touch: matchMedia("(hover: none) and (pointer: coarse)").matches,
-    };
-    return { ...look, signature: JSON.stringify(look) };
-  }
-}
-
-// A hex colour with an alpha; anything else stays as it is.
-function fade(color, alpha) {
-  const hex = /^#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})$/i.exec(color);
-  return hex ? `rgba(${hex.slice(1).map((h) => parseInt(h, 16)).join(",")},${alpha})` : color;
 }

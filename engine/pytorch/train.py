@@ -7,6 +7,7 @@ instead of once per step.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import threading
@@ -25,6 +26,7 @@ from engine.datasets import BUNDLED, Arrays
 from engine.downloads import Progress
 from engine.errors import DeviceError, Diverged
 from engine.pytorch import models, optim
+from engine.pytorch.checkpoints import Checkpoints
 from engine.pytorch.data import Examples, tensors
 from engine.pytorch.execution import STEPPERS, Net, Stepper, cross_entropy
 from engine.pytorch.memory import measure_memory, with_cuda_peaks
@@ -41,16 +43,15 @@ _EVALUATE_SHARE = 4  # and at least this many times as long as the last evaluati
 _PROGRESS_EVERY_S = 0.25
 
 
-def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) -> Iterator[AnyEvent]:
-    """Train as `config` says; weights go to `folder`/model.safetensors.
+def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) -> Generator[AnyEvent, None, None]:
+    """Train as `config` says; weights go to `folder`/model.safetensors, copies of them along the way beside it.
 
     Raises Diverged when the loss becomes NaN or infinite, after the steps that led there were yielded.
     """
     begun = clock()
-    device = _device(config)
-    torch.set_num_threads(config.threads)
-    _set_float32_products(config)
-    arrays = yield from _loaded(config, clock)
+    device = torch_device(config)
+    set_up_arithmetic(config)
+    arrays = yield from loaded(config, clock)
     plan = planner.plan(config, data=arrays.facts)
     training, held_out = tensors(arrays, config.model)
     facts, sha256 = arrays.facts, arrays.sha256
@@ -63,7 +64,7 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
     optimizer = (optim.Reference if tutorial else optim.build)(config.optimizer, model)
     net = Net(config, model, optimizer, plan.micro_batch)
     stepper = STEPPERS[config.execution](net, training, plan.batch_size, config.seed)
-    _synchronize(device)
+    synchronize(device)
     origin = clock()  # of elapsed_s, the axis the hardware is on as well
     yield records.Started(
         at=time.time(),
@@ -74,23 +75,30 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
         total_steps=plan.total_steps,
         setup_s=origin - begun,
         data_sha256=sha256,
-        environment=_environment(device),
+        environment=environment(device),
     )
     yield from _made_ready(stepper, net, device, clock)
+    loop = _Loop(net, stepper, held_out, plan, clock, origin)
+    events = _trained(loop, training, plan)
+    yield from _with_its_path(events, loop, folder) if loop.checkpoints else events
+    yield _save(net, folder)
+
+
+def _trained(loop: _Loop, training: Examples, plan: planner.Plan) -> Iterator[AnyEvent]:
+    """The loop's events, and between them what memory it takes."""
     memory = None
-    for event in _Loop(net, stepper, held_out, plan, clock, origin).run():
+    for event in loop.run():
         yield event
         if memory is None and isinstance(
             event, records.Steps
         ):  # now, and not before: someone waits for the first point
-            memory = measure_memory(net, training, held_out, plan)
+            memory = measure_memory(loop.net, training, loop.held_out, plan)
             yield memory
-    if memory and device.type == "cuda":
-        yield with_cuda_peaks(memory, device)
-    yield _save(net, folder)
+    if memory and loop.device.type == "cuda":
+        yield with_cuda_peaks(memory, loop.device)
 
 
-def _loaded(config: RunConfig, clock: Clock) -> Generator[AnyEvent, None, Arrays]:
+def loaded(config: RunConfig, clock: Clock) -> Generator[AnyEvent, None, Arrays]:
     """Returns the data set. It is loaded beside, so that a long download can be followed, and stopped."""
     said: SimpleQueue[Progress | Arrays | BaseException] = SimpleQueue()
 
@@ -120,18 +128,31 @@ def _loaded(config: RunConfig, clock: Clock) -> Generator[AnyEvent, None, Arrays
             yield records.Preparing(text=progress.text, done_bytes=progress.done, total_bytes=progress.total)
 
 
+def _with_its_path(events: Iterator[AnyEvent], loop: _Loop, folder: Path) -> Iterator[AnyEvent]:
+    """The events of a loop that keeps checkpoints, and these, however it ends."""
+    try:
+        yield from events
+    except GeneratorExit:  # nobody listens any more
+        raise
+    except BaseException:
+        with contextlib.suppress(OSError):  # why the run ends counts more
+            yield loop.path(folder)
+        raise
+    yield loop.path(folder)
+
+
 def _made_ready(stepper: Stepper, net: Net, device: torch.device, clock: Clock) -> Iterator[AnyEvent]:
     """Compile where the run asks for it, then warm up: neither is part of training time."""
     begun = clock()
     stepper.prepare()
-    _synchronize(device)
+    synchronize(device)
     if net.config.execution in {"compiled", "cuda-graph"}:
         yield records.Compiled(seconds=clock() - begun)
     if net.config.execution == "cuda-graph":
         return  # what is recorded has run before
     begun = clock()
     stepper.warm_up(_WARM_UP_STEPS)
-    _synchronize(device)
+    synchronize(device)
     yield records.WarmUp(seconds=clock() - begun, steps=_WARM_UP_STEPS)
 
 
@@ -147,16 +168,21 @@ class _Loop:
         self.evaluation_batch = plan.evaluation_batch
         self.step = 0
         self.train_s = 0.0
+        self.checkpoints = Checkpoints(net.config, net.model, plan.total_steps) if net.config.checkpoints else None
         self.chunk = 1  # grows until a chunk takes _CHUNK_S: the first point comes after one step
         self.evaluated = (-1, 0.0, 0.0)  # step, training clock, duration of the last evaluation
         self.reached: records.Evaluation | None = None  # the first of the evaluations in a row that reach the target
 
     def run(self) -> Iterator[AnyEvent]:
+        if self.checkpoints:
+            self.checkpoints.look(0, 0.0)
         yield self._evaluate()
         while not self._is_over():
             event = self._steps(self._next_chunk())
             yield event
             self._check(event)
+            if self.checkpoints:
+                self.checkpoints.look(self.step, self.train_s)
             if self._evaluation_is_due():
                 evaluation = self._evaluate()
                 yield evaluation
@@ -169,6 +195,12 @@ class _Loop:
             if target := self._target_reached(evaluation):
                 yield target
 
+    def path(self, folder: Path) -> records.Artifact:
+        """Write the checkpoints, the last weights among them."""
+        assert self.checkpoints is not None
+        self.checkpoints.end(self.step, self.train_s)
+        return self.checkpoints.save(folder)
+
     def _is_over(self) -> bool:
         seconds = self.config.budget.seconds
         out_of_steps = self.total_steps is not None and self.step >= self.total_steps
@@ -180,6 +212,8 @@ class _Loop:
             limits.append(self.total_steps - self.step)
         if isinstance(every := self.config.evaluate_every, int):
             limits.append(every - self.step % every)
+        if self.checkpoints:
+            limits.append(self.checkpoints.steps_to_next(self.step, self.train_s))
         if (seconds := self.config.budget.seconds) is not None and self.step:
             left = (seconds - self.train_s) / (self.train_s / self.step)
             limits.append(max(1, math.ceil(left)))
@@ -201,9 +235,10 @@ class _Loop:
     def _steps(self, count: int) -> records.Steps:
         """`count` optimizer steps between two readings of the clock."""
         lrs = self._lrs(count)
+        set_up_arithmetic(self.config)
         elapsed, start = self.clock() - self.origin, self.clock()
         chunk = self.stepper.steps(lrs)  # reading losses back waits for the device ...
-        _synchronize(self.device)  # ... but not for the last update
+        synchronize(self.device)  # ... but not for the last update
         took = self.clock() - start
         first, self.step = self.step + 1, self.step + count
         train_s, self.train_s = self.train_s, self.train_s + took
@@ -236,6 +271,7 @@ class _Loop:
 
     def _evaluate(self) -> records.Evaluation:
         """Mean loss and accuracy over the whole held-out split; its time is not training time."""
+        set_up_arithmetic(self.config)
         start, model = self.clock(), self.net.model
         loss = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device, dtype=torch.int64)
@@ -279,7 +315,7 @@ class _Loop:
         )
 
 
-def _device(config: RunConfig) -> torch.device:
+def torch_device(config: RunConfig) -> torch.device:
     if config.device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise DeviceError(
@@ -295,20 +331,24 @@ def _device(config: RunConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _set_float32_products(config: RunConfig) -> None:
-    """cuDNN would take TF32 for float32 convolutions without being asked."""
+def set_up_arithmetic(config: RunConfig) -> None:
+    """The process's threads and its float32 products. Set anew at each turn: between two of them another run may train.
+
+    cuDNN would take TF32 for float32 convolutions without being asked.
+    """
+    torch.set_num_threads(config.threads)
     tf32 = config.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Kernels on a GPU run asynchronously: without this a clock would time their launch."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _environment(device: torch.device) -> dict[str, str | int | float | None]:
+def environment(device: torch.device) -> dict[str, str | int | float | None]:
     return hardware.environment(hardware.probe(), str(device)) | {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,

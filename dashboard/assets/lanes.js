@@ -1,0 +1,219 @@
+// The numbers of a race, without a picture: what is known of each run, and the lines, bands and crossings made of it.
+
+const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
+const { smooth } = await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // as the other files have it
+
+const NOISY = ["loss", "grad_norm"];
+const MOST_ON_GRID = 600;
+
+// What can stand on the x axis: a column of the points, times what a run's `about` and the view say of one of it. null
+// while that is not known, undefined where it will never be.
+export const AXES = [
+  { id: "steps", label: "Steps", title: "Steps", column: "step", scale: () => 1, hover: ",.0f", before: "step " },
+  { id: "samples", label: "Samples", title: "Examples seen", column: "samples", scale: () => 1, hover: ",.0f", after: " examples" },
+  { id: "epochs", label: "Epochs", title: "Epochs", column: "samples", scale: ({ train_examples: n }) => (n ? 1 / n : null), hover: ",.3~f", before: "epoch " },
+  { id: "seconds", label: "Seconds", title: "Training time (s)", column: "train_s", scale: () => 1, hover: ".3~f", after: " s of training" },
+  { id: "flops", label: "FLOPs", title: "Training FLOPs", column: "samples", scale: ({ flops_per_example: k }) => k ?? null, hover: ".3s", after: "FLOP" },
+  { id: "money", label: "Money", title: "Cost of the training time", column: "train_s", scale: (_, { price }) => (price === null ? undefined : price / 3600), hover: ".3~g", before: "cost " },
+  { id: "joules", label: "Joules", title: "Energy (J)", column: "joules", scale: () => 1, hover: ".4~s", after: "J" },
+];
+
+// One run as the polls told it.
+export class Run {
+  constructor(id, seed) {
+    Object.assign(this, { id, seed, about: {}, answer: null, traces: {}, cursor: "", over: false, error: "", version: 0 });
+    this.lines = new Map(); // made of the traces, until they change
+  }
+
+  take(answer, most) {
+    this.lines.clear();
+    this.version += 1;
+    if (answer.error !== undefined) {
+      this.error = answer.error;
+      this.over = true;
+      return;
+    }
+    if (answer.reset) this.traces = {};
+    if (answer.about) this.about = answer.about;
+    for (const name of NOISY) {
+      const every = answer.traces[name]; // where no means came, every row did
+      if (every) answer.traces[`${name}_mean`] ??= { ...every, marks: [], n: every.y.map(() => 1) };
+    }
+    for (const [name, added] of Object.entries(answer.traces)) {
+      const held = (this.traces[name] ??= {});
+      for (const [column, values] of Object.entries(added)) (held[column] ??= []).push(...values);
+    }
+    this.answer = answer;
+    this.over = answer.over;
+    const full = Object.values(this.traces).some(({ y }) => y.length > 1.4 * most + 60);
+    this.cursor = full && !answer.over ? "" : answer.cursor; // then the whole run comes anew, thinned
+  }
+
+  get status() {
+    return this.error ? "gone" : (this.answer?.status ?? "queued");
+  }
+
+  get progress() {
+    return this.over ? 1 : (this.answer?.progress ?? 0);
+  }
+
+  // x of a trace's points on an axis; null where the axis has no such column, or not yet what it is scaled with.
+  x(trace, axis, view) {
+    const scale = axis.scale(this.about, view);
+    const column = trace[axis.column];
+    if (!column || scale === null || scale === undefined) return null;
+    return scale === 1 ? column : column.map((v) => v * scale);
+  }
+
+  // The points of a trace as they came: {x, y, step}, or null.
+  raw(key, axis, view, factor = 1) {
+    return this.kept(`raw ${key} ${axis.id} ${view.price} ${factor}`, () => {
+      const trace = this.traces[key];
+      const x = trace?.y.length ? this.x(trace, axis, view) : null;
+      return x && { x, y: factor === 1 ? trace.y : trace.y.map((v) => (v === null ? null : v * factor)), step: trace.step };
+    });
+  }
+
+  // The line of a noisy trace: as it came without smoothing, else an average over about `share` of the run's steps.
+  line(key, axis, view, share, factor = 1) {
+    if (!NOISY.includes(key) || share === 0) return this.raw(key, axis, view, factor);
+    return this.kept(`line ${key} ${axis.id} ${view.price} ${share}`, () => {
+      const means = this.traces[`${key}_mean`];
+      const x = means?.y.length ? this.x(means, axis, view) : null;
+      return x && { ...smooth({ x, y: means.y, n: means.n }, this.halfLife(means, share)), step: means.step };
+    });
+  }
+
+  // In steps: of all the run will do where that is known, else of a power of two, so that the line does not creep.
+  halfLife({ step }, share) {
+    const done = step.at(-1) ?? 1;
+    const measured = done / Math.max(1, this.traces.loss?.step.at(-1) ?? done);
+    return Math.max(0.01, share * measured * (this.about.total_steps ?? 2 ** Math.ceil(Math.log2(Math.max(1, done)))));
+  }
+
+  // Where a trace stopped being a number: [{x, step, word}].
+  marks(key, axis, view) {
+    const found = this.traces[key]?.marks ?? [];
+    const columns = { step: 0, samples: 1, train_s: 2 };
+    const scale = axis.scale(this.about, view);
+    if (!(axis.column in columns) || scale === null || scale === undefined) return [];
+    return found.map((mark) => ({ x: mark[columns[axis.column]] * scale, step: mark[0], word: mark[3] }));
+  }
+
+  // Where a target is crossed: the first of two evaluations in a row at or beyond it (one alone may be luck), on the
+  // straight line from the one before, as in engine/analysis.py.
+  crossing({ metric, value }, axis, view) {
+    const upwards = metric === "test_accuracy";
+    const trace = this.traces[upwards ? "accuracy" : "test_loss"];
+    const x = trace && this.x(trace, axis, view);
+    if (!x) return null;
+    const is = (y) => y !== null && y !== undefined && (upwards ? y >= value : y <= value);
+    const i = trace.y.findIndex((y, k) => is(y) && is(trace.y[k + 1]));
+    if (i < 0) return null;
+    const [before, y] = [trace.y[i - 1], trace.y[i]];
+    const share = Number.isFinite(before) ? (value - before) / (y - before) : 1;
+    const between = (column) => (i === 0 ? column[0] : column[i - 1] + share * (column[i] - column[i - 1]));
+    return { x: between(x), y, step: Math.round(between(trace.step)) };
+  }
+
+  kept(name, make) {
+    if (!this.lines.has(name)) this.lines.set(name, make());
+    return this.lines.get(name);
+  }
+}
+
+// Mean, smallest and largest of several lines at the x of all of them, from where each has begun to where the first of
+// them ends: beyond, it would be the mean of fewer.
+export function meanOf(lines) {
+  const from = Math.max(...lines.map(({ x }) => x[0]));
+  const to = Math.min(...lines.map(({ x }) => x.at(-1)));
+  const all = [...new Set(lines.flatMap(({ x }) => x.filter((v) => v >= from && v <= to)))].sort((a, b) => a - b);
+  const every = Math.ceil(all.length / MOST_ON_GRID);
+  const x = every > 1 ? all.filter((_, i) => i % every === 0 || i === all.length - 1) : all;
+  const columns = lines.map((line) => interpolate(line, x));
+  const y = [], low = [], high = [];
+  for (let i = 0; i < x.length; i++) {
+    const values = columns.map((column) => column[i]);
+    const gap = values.includes(null);
+    y.push(gap ? null : values.reduce((sum, v) => sum + v, 0) / values.length);
+    low.push(gap ? null : Math.min(...values));
+    high.push(gap ? null : Math.max(...values));
+  }
+  return { x, y, low, high };
+}
+
+// A line's height at ascending places within it; null beside a gap.
+function interpolate({ x, y }, places) {
+  let i = 0;
+  return places.map((place) => {
+    while (i < x.length - 2 && x[i + 1] < place) i += 1;
+    if (x[i] === place || x.length === 1) return y[i];
+    if (x[i + 1] === place) return y[i + 1];
+    if (y[i] === null || y[i + 1] === null) return null;
+    return y[i] + ((y[i + 1] - y[i]) * (place - x[i])) / (x[i + 1] - x[i]);
+  });
+}
+
+// The outline of a band, one polygon for each stretch without a gap.
+export function outline({ x, low, high }) {
+  const outlined = { x: [], y: [] };
+  for (let i = 0; i < x.length; i++) {
+    if (low[i] === null) continue;
+    let end = i;
+    while (end + 1 < x.length && low[end + 1] !== null) end += 1;
+    const there = Array.from({ length: end - i + 1 }, (_, k) => i + k);
+    const back = there.toReversed();
+    outlined.x.push(...there.map((k) => x[k]), ...back.map((k) => x[k]), null);
+    outlined.y.push(...there.map((k) => high[k]), ...back.map((k) => low[k]), null);
+    i = end;
+  }
+  return outlined;
+}
+
+// Several lines as one, with gaps between them: cheaper to draw than a trace each.
+export function joined(lines) {
+  return { x: lines.flatMap((l) => [...l.x, null]), y: lines.flatMap((l) => [...l.y, null]) };
+}
+
+// What follows of a line after `x`, from the last point before it on.
+export function tail({ x, y }, after) {
+  const first = x.findIndex((v) => v > after);
+  return first < 0 ? null : { x: x.slice(Math.max(0, first - 1)), y: y.slice(Math.max(0, first - 1)) };
+}
+
+// An accuracy's noise floor: how far one configuration moves from seed to seed for reasons of chance alone, about
+// sqrt(err / 2n) on n test examples (a calibrated classifier is right with probability p: E[p(1-p)] is half its error).
+export function noiseFloor(accuracy, testExamples) {
+  return Math.sqrt(Math.max(0, 1 - accuracy) / (2 * testExamples));
+}
+
+// The right end of an axis moves in steps: one that crawls with every update is restless.
+export function niceEnd(value) {
+  if (!(value > 0)) return 1;
+  const power = 10 ** Math.floor(Math.log10(value / 10));
+  const step = [1, 2, 5, 10].find((k) => value / (k * power) <= 12) * power;
+  return Math.ceil(value / step - 1e-9) * step;
+}
+
+export function median(values) {
+  const sorted = values.toSorted((a, b) => a - b);
+  const half = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+}
+
+export const mean = (values) => (values.length ? values.reduce((sum, v) => sum + v, 0) / values.length : null);
+
+const UNDER_WAY = ["stopping", "running", "starting"];
+const BAD = ["failed", "gone", "interrupted", "cancelled"];
+
+// Where a lane is: the state of the seed that is furthest from done well, and how many seeds are over.
+export function laneState(runs) {
+  const statuses = runs.map((run) => run.status);
+  const over = runs.filter((run) => run.over).length;
+  const live = UNDER_WAY.find((status) => statuses.includes(status)) ?? (over < runs.length ? "queued" : null);
+  if (live) return { status: live, text: over ? `${live} · ${over} of ${runs.length} done` : live };
+  const bad = BAD.find((status) => statuses.includes(status));
+  const status = bad ?? "finished";
+  const same = statuses.filter((s) => s === status).length;
+  return { status, text: same < runs.length ? `${status} ${same} of ${runs.length}` : status };
+}

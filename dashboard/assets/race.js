@@ -1,0 +1,873 @@
+// The live view of a race: a row for each lane and a few charts that all lanes share, fed by one poll for all runs.
+//
+// As in live.js a chart is mounted once and then only redrawn, with ranges that are ours: axis, scale, zoom, smoothing and
+// the target are state of this view and survive every update, and so do the points when seeds or lanes are added.
+
+const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
+const load = (name) => import(new URL(`${name}?v=${VERSION}`, import.meta.url).href);
+const {
+  ROOT, count, duration, element, extremes, fade, include, loadPlotly, loadStylesheet, lossText, preparingText, readLook,
+  setText, timeTicks, whole, yRange,
+} = await load("common.js");
+const { AXES, Run, joined, laneState, mean, meanOf, median, niceEnd, noiseFloor, outline, tail } = await load("lanes.js");
+
+const ALIVE_MS = 500;
+const EAGER_MS = 150; // until the first point: someone has just pressed Run
+const TIMEOUT_MS = 15_000;
+const LONGEST_NAME = 40;
+const MARGIN = { l: 52, r: 16, t: 10, b: 44 }; // fixed: the target line is laid over the chart by our own arithmetic
+const VIEWS = new WeakMap();
+
+const CHARTS = [
+  { id: "loss", title: "Training loss", note: "cross-entropy of each batch, nats", key: "loss", noisy: true, logFrom: 100, log: true, hover: ".4~g", text: lossText },
+  { id: "test_loss", title: "Test loss", note: "cross-entropy, nats", key: "test_loss", metric: "test_loss", logFrom: 100, log: true, hover: ".4~g", text: lossText, unit: "" },
+  { id: "accuracy", title: "Test accuracy", textTitle: "Next-character accuracy", note: "of held-out examples, %", key: "accuracy", metric: "test_accuracy", factor: 100, most: 100, hover: ".2f", unit: " %", text: (v) => `${+v.toFixed(2)} %` },
+  { id: "grad_norm", title: "Gradient norm", note: "before clipping", key: "grad_norm", noisy: true, logFrom: 100, log: true, fromZero: true, hover: ".4~g", text: lossText, optional: true },
+];
+
+// Plotly reads names and hover texts as a kind of HTML: what somebody wrote must stay text.
+const literal = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+const cut = (text) => (text.length > LONGEST_NAME ? `${text.slice(0, LONGEST_NAME - 1)}…` : text);
+const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
+
+// --- what Streamlit calls ---------------------------------------------------------------------------------------
+
+// Called again on each rerun of the page and each change of theme, with the same element. The clean-up of a call that
+// has been followed by another must not end the view, hence the owner.
+export function mount({ data, parentElement, setStateValue, setTriggerValue }) {
+  let view = VIEWS.get(parentElement);
+  if (view && view.key !== data.key) {
+    view.end();
+    view = undefined;
+  }
+  if (!view) {
+    view = new View(parentElement, data);
+    VIEWS.set(parentElement, view);
+    view.start();
+  }
+  const owner = (view.owner = Symbol("mount"));
+  view.onEnd = (ended) => setTriggerValue("ended", ended);
+  view.onTarget = (target) => setStateValue("target", target);
+  view.update(data);
+  return () => {
+    if (view.owner !== owner) return;
+    view.end();
+    VIEWS.delete(parentElement);
+  };
+}
+
+// --- the rows -----------------------------------------------------------------------------------------------------
+
+const COLUMNS = ["Loss", "Accuracy", "Steps", "Samples/s", "Target"];
+
+// One lane: who it is, where it is, and its current values; the mean of its seeds where they are several.
+class Row {
+  constructor(view, place) {
+    this.view = view;
+    this.node = element("div", "race-row", `lane-${place}`);
+    this.node.setAttribute("role", "row");
+    const first = element("div", "race-lane");
+    first.setAttribute("role", "rowheader");
+    this.name = element("button", "race-name", `lane-name-${place}`);
+    this.name.type = "button";
+    this.name.title = "Show or hide";
+    this.label = element("span", "race-label");
+    this.name.append(element("span", "race-swatch", `swatch-${place}`), this.label);
+    this.name.onclick = () => view.toggleLane(place);
+    this.baseline = element("span", "race-tag");
+    this.baseline.textContent = "baseline";
+    first.append(this.name, this.baseline);
+    this.badge = element("span", "iso-badge", `lane-status-${place}`);
+    this.progress = element("div", "iso-progress");
+    this.progress.setAttribute("role", "progressbar");
+    this.bar = document.createElement("div");
+    this.progress.append(this.bar);
+    const state = element("div", "race-state");
+    state.setAttribute("role", "cell");
+    state.append(this.badge, this.progress);
+    this.values = COLUMNS.map((column) => {
+      const cell = element("div", "race-value", `lane-${column.toLowerCase().replace("/", "-per-")}-${place}`);
+      cell.setAttribute("role", "cell");
+      cell.dataset.label = column;
+      cell.append(document.createElement("span"));
+      return cell;
+    });
+    this.why = element("div", "race-why", `lane-why-${place}`);
+    this.node.append(first, state, ...this.values, this.why);
+  }
+
+  show(lane, hidden) {
+    const { view } = this;
+    const { runs } = lane;
+    this.node.style.setProperty("--swatch", view.color(lane));
+    setText(this.label, lane.label);
+    this.label.title = lane.label;
+    this.baseline.hidden = !lane.baseline;
+    this.name.setAttribute("aria-pressed", String(!hidden));
+    const state = laneState(runs);
+    this.badge.dataset.status = state.status;
+    setText(this.badge, capital(state.text));
+    const progress = mean(runs.map((run) => run.progress)) ?? 0;
+    this.bar.style.width = `${100 * progress}%`;
+    this.progress.setAttribute("aria-valuenow", String(Math.round(100 * progress)));
+    this.progress.setAttribute("aria-label", `Progress of ${lane.label}`);
+    this.progress.hidden = runs.every((run) => run.over);
+    this.texts(lane).forEach((text, i) => {
+      setText(this.values[i].firstChild, text);
+      this.values[i].toggleAttribute("data-bad", text === "NaN");
+    });
+    this.explain(runs);
+  }
+
+  texts({ runs }) {
+    const now = runs.map((run) => run.answer?.current).filter(Boolean);
+    const of = (name) => now.map((current) => current[name]).filter((v) => v !== null);
+    const losses = of("loss");
+    const accuracies = of("accuracy");
+    const speeds = (now.length && runs.some((run) => !run.over) ? runs.filter((run) => !run.over && run.answer?.current).map((run) => run.answer.current.samples_per_s) : of("samples_per_s")).filter((v) => v !== null && v !== undefined);
+    const steps = of("steps");
+    const [fewest, most] = [Math.min(...steps), Math.max(...steps)];
+    const accuracy = mean(accuracies); // never rounded up to 100: one mistake is a mistake
+    return [
+      !now.length ? "–" : losses.length < now.length ? "NaN" : lossText(mean(losses)),
+      accuracy === null ? "–" : `${(100 * (accuracy < 1 ? Math.min(accuracy, 0.9999) : accuracy)).toFixed(2)} %`,
+      !steps.length ? "–" : fewest === most ? count(most) : `${count(fewest)}–${count(most)}`,
+      speeds.length ? count(mean(speeds)) : "–",
+      this.target(runs),
+    ];
+  }
+
+  // Where the lane crossed the target, on the axis that is shown; the median where most of its seeds did.
+  target(runs) {
+    const { view } = this;
+    if (!view.target) return "–";
+    const found = runs.map((run) => run.crossing(view.target, view.axis, view)).filter(Boolean);
+    if (!found.length) return runs.every((run) => run.over) ? "not reached" : "–";
+    const all = [...found.map(({ x }) => x), ...Array(runs.length - found.length).fill(Infinity)];
+    const middle = median(all);
+    const text = Number.isFinite(middle) ? view.axisText(middle) : "";
+    if (runs.length === 1) return text;
+    return `${text}${text && " · "}${found.length} of ${runs.length} seeds`;
+  }
+
+  // Why seeds ended before their budget, or what they are busy with before their first step.
+  explain(runs) {
+    const seeds = new Map(); // of each reason
+    for (const run of runs) {
+      const { preparing, why } = run.answer ?? {};
+      const text = run.error || why || (preparing && (preparing.done === null ? `${preparing.text}…` : preparingText(preparing, 0)));
+      if (text) seeds.set(text, [...(seeds.get(text) ?? []), run.seed]);
+    }
+    const shown = [...seeds].map(([text, of]) => (runs.length > 1 ? `Seed${of.length > 1 ? "s" : ""} ${of.join(", ")}: ${text}` : text));
+    setText(this.why, shown.slice(0, 3).join("\n") + (shown.length > 3 ? `\nand ${shown.length - 3} more` : ""));
+    this.why.hidden = !shown.length;
+  }
+}
+
+// --- the charts -----------------------------------------------------------------------------------------------------
+
+class Card {
+  constructor(chart, view) {
+    this.chart = chart;
+    this.view = view;
+    this.drawn = "";
+    this.mounted = false;
+    this.node = element("section", "iso-card", `race-chart-${chart.id}`);
+    this.node.setAttribute("aria-label", chart.title);
+    const top = element("div", "iso-top");
+    this.title = element("div", "iso-title");
+    this.title.textContent = chart.title;
+    top.append(this.title);
+    if (chart.metric) top.append(this.field());
+    const sub = element("div", "iso-sub");
+    this.note = element("div", "iso-note");
+    this.note.textContent = chart.note;
+    this.floor = element("div", "race-floor", `floor-${chart.id}`);
+    this.floor.hidden = true;
+    sub.append(this.note, this.floor);
+    this.frame = element("div", "race-frame");
+    this.plot = element("div", "iso-plot", `race-plot-${chart.id}`);
+    this.plot.dataset.empty = "";
+    this.frame.append(this.plot);
+    if (chart.metric) this.frame.append(this.goal());
+    this.node.append(top, sub, this.frame);
+  }
+
+  get factor() {
+    return this.chart.factor ?? 1;
+  }
+
+  // --- target: a number field, and a line one can drag or move by keys
+
+  field() {
+    const label = element("label", "race-target");
+    const words = document.createElement("span");
+    words.textContent = "Target";
+    this.input = element("input", "race-number", `target-${this.chart.metric}`);
+    this.input.type = "number";
+    this.input.step = "any";
+    this.input.min = "0";
+    if (this.chart.most) this.input.max = String(this.chart.most);
+    this.input.placeholder = "none";
+    this.input.setAttribute("aria-label", `Target of ${this.chart.title.toLowerCase()}${this.chart.unit ? ", %" : ""}`);
+    this.input.oninput = () => (this.typing = true);
+    this.input.onblur = () => (this.typing = false);
+    this.input.onchange = () => {
+      if (!this.input.reportValidity()) return; // what was typed stays until it is mended or left
+      this.typing = false;
+      const { view, chart } = this;
+      if (this.input.value !== "") view.aim({ metric: chart.metric, value: Number(this.input.value) / this.factor });
+      else if (view.target?.metric === chart.metric) view.aim(null);
+    };
+    label.append(words, this.input);
+    if (this.chart.unit) label.append(this.chart.unit.trim());
+    return label;
+  }
+
+  goal() {
+    this.line = element("div", "race-goal", `goal-${this.chart.metric}`);
+    this.grip = element("div", "race-grip", `grip-${this.chart.metric}`);
+    this.grip.tabIndex = 0;
+    this.grip.setAttribute("role", "slider");
+    this.grip.setAttribute("aria-orientation", "vertical");
+    this.grip.setAttribute("aria-label", `Target of ${this.chart.title.toLowerCase()}`);
+    this.grip.title = "Drag to set the target";
+    this.line.append(element("div", "race-dash"), this.grip);
+    this.line.hidden = true;
+    this.line.onpointerdown = (event) => this.grab(event);
+    this.grip.onkeydown = (event) => this.press(event);
+    return this.line;
+  }
+
+  grab(event) {
+    if (event.button) return;
+    event.preventDefault();
+    this.grip.focus({ preventScroll: true });
+    this.line.setPointerCapture(event.pointerId);
+    const { view } = this;
+    const begun = event.clientY;
+    const from = this.heightOf(this.shownTarget());
+    let value = null;
+    view.dragging = true;
+    this.line.dataset.dragged = "";
+    this.line.onpointermove = (moved) => {
+      value = this.valueAt(from - (moved.clientY - begun));
+      this.place(value);
+    };
+    const done = (kept) => {
+      this.line.onpointermove = this.line.onpointerup = this.line.onpointercancel = null;
+      delete this.line.dataset.dragged;
+      view.dragging = false;
+      if (kept && value !== null) view.aim({ metric: this.chart.metric, value: value / this.factor });
+      else view.paint();
+    };
+    this.line.onpointerup = () => done(true);
+    this.line.onpointercancel = () => done(false);
+  }
+
+  press(event) {
+    const by = { ArrowUp: 1, ArrowDown: -1, PageUp: 10, PageDown: -10 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    const { view, chart } = this;
+    const value = Math.max(0, Math.min(chart.most ?? Infinity, this.shownTarget() + by * this.grain()));
+    view.aim({ metric: chart.metric, value: +(value / this.factor).toPrecision(8) }, 400); // told when the keys rest
+  }
+
+  // The target in this chart's unit; where it is of the other chart, the middle of this one, where its grip waits.
+  shownTarget() {
+    const { target } = this.view;
+    if (target?.metric === this.chart.metric) return target.value * this.factor;
+    const [low, high] = this.rangeY;
+    return this.unlog((low + high) / 2);
+  }
+
+  unlog(v) {
+    return this.log ? 10 ** v : v;
+  }
+
+  // A step that a hand can feel: about a two-hundredth of the axis, in round numbers.
+  grain() {
+    const [low, high] = this.rangeY.map((v) => this.unlog(v));
+    return 10 ** Math.floor(Math.log10((high - low) / 100));
+  }
+
+  get inner() {
+    return this.plot.clientHeight - MARGIN.t - MARGIN.b;
+  }
+
+  // px above the foot of the axis
+  heightOf(value) {
+    const [low, high] = this.rangeY;
+    const v = this.log ? Math.log10(Math.max(value, 1e-12)) : value;
+    return (this.inner * (v - low)) / (high - low);
+  }
+
+  valueAt(height) {
+    const [low, high] = this.rangeY;
+    const v = this.unlog(low + ((high - low) * Math.max(0, Math.min(this.inner, height))) / this.inner);
+    const grain = this.log ? 10 ** (Math.floor(Math.log10(v)) - 2) : this.grain();
+    const round = +(Math.round(v / grain) * grain).toPrecision(8);
+    return Math.max(0, Math.min(this.chart.most ?? Infinity, round));
+  }
+
+  place(value) {
+    const mine = this.line.dataset.dragged !== undefined || this.view.target?.metric === this.chart.metric;
+    this.line.toggleAttribute("data-idle", !mine);
+    this.line.style.bottom = `${MARGIN.b + Math.max(0, Math.min(this.inner, this.heightOf(value)))}px`;
+    const text = this.chart.text(value);
+    setText(this.grip, mine ? text : "⇕");
+    this.grip.setAttribute("aria-valuenow", String(+value.toPrecision(6)));
+    this.grip.setAttribute("aria-valuetext", mine ? text : "none");
+    if (!this.typing) this.input.value = mine ? String(+value.toPrecision(6)) : "";
+  }
+
+  // --- picture
+
+  // What each visible lane draws here: the line of each of its seeds, and their mean where there are several.
+  lanes() {
+    const { view, chart } = this;
+    const shown = [];
+    view.lanes.forEach((lane, place) => {
+      if (view.hidden.has(place)) return;
+      const seeds = lane.runs.flatMap((run) => {
+        const line = run.line(chart.key, view.axis, view, view.share, this.factor);
+        return line ? [{ run, ...line }] : [];
+      });
+      if (!seeds.length) return;
+      const all = seeds.length > 1 && !view.allSeeds ? this.mean(lane, seeds) : null;
+      shown.push({ lane, place, seeds, mean: all?.x.length ? all : null });
+    });
+    return shown;
+  }
+
+  mean(lane, seeds) {
+    const name = [this.chart.key, this.view.axis.id, this.view.share, ...seeds.map(({ run }) => `${run.id}:${run.version}`)].join();
+    lane.means ??= {};
+    if (lane.means[this.chart.key]?.name !== name) lane.means[this.chart.key] = { name, made: meanOf(seeds) };
+    return lane.means[this.chart.key].made;
+  }
+
+  async update(Plotly) {
+    const { view, chart } = this;
+    this.node.hidden = Boolean(chart.optional) && !view.extra;
+    const lanes = this.lanes();
+    setText(this.title, (view.isText() && chart.textTitle) || chart.title);
+    if (!lanes.length || this.node.hidden) {
+      if (this.mounted && !lanes.length) this.plot.style.visibility = "hidden";
+      if (this.line) this.line.hidden = true;
+      return;
+    }
+    this.plot.style.visibility = "";
+    const range = view.range();
+    const main = lanes.flatMap((l) => (l.mean ? [{ x: l.mean.x, y: l.mean.low }, { x: l.mean.x, y: l.mean.high }, ...this.tails(l)] : l.seeds));
+    const seen = extremes(main, range);
+    const log = Boolean(chart.log && (view.logY ?? (seen.positive < Infinity && seen.high / seen.positive > chart.logFrom)));
+    if (chart.most === undefined) seen.high = Math.min(seen.high, this.ceiling(lanes, seen.low));
+    const aimed = view.target?.metric === chart.metric && chart.metric ? view.target.value * this.factor : null;
+    if (aimed !== null) include(seen, aimed);
+    this.log = log && seen.positive < Infinity;
+    this.rangeY = yRange(chart, seen, this.log);
+    const versions = view.lanes.flatMap((lane) => lane.runs.map((run) => `${run.id}:${run.version}`));
+    const state = [view.settings(), range, this.rangeY, this.log, versions, view.look.signature].join("|");
+    if (state !== this.drawn || !this.mounted) {
+      this.drawn = state;
+      const figure = [this.traces(lanes, aimed), this.layout(range)];
+      if (this.mounted) await Plotly.react(this.plot, ...figure);
+      else await this.mountPlot(Plotly, figure);
+      if (this.hoverX !== undefined && !view.allSeeds) Plotly.Fx.hover(this.plot, { xval: this.hoverX }, "xy"); // a redraw takes it away
+    }
+    if (this.line && !view.dragging) {
+      this.line.hidden = false;
+      this.place(this.shownTarget());
+    }
+  }
+
+  // A lane that diverges leaves the picture at the top: its 1e34 would press all others to a line at the foot.
+  ceiling(lanes, low) {
+    const begun = lanes.flatMap(({ seeds }) => seeds.map(({ y }) => y.find((v) => v !== null) ?? 0));
+    return Math.max(10 * Math.max(...begun), 2 * low);
+  }
+
+  traces(lanes, aimed) {
+    const { view, chart } = this;
+    const several = (lane) => lane.runs.length > 1;
+    const bands = lanes.filter((l) => l.mean).map((l) => band(outline(l.mean), fade(view.color(l.lane), 0.14)));
+    const raw = !chart.noisy || view.share === 0 ? [] : lanes.filter((l) => l.seeds.length === 1).flatMap((l) => this.raw(l));
+    const tails = lanes.filter((l) => l.mean && !view.allSeeds).flatMap((l) => {
+      const rest = this.tails(l);
+      return rest.length ? [faint(joined(rest), view.color(l.lane), 0.5, 1.2)] : [];
+    });
+    const lines = lanes.flatMap((l) =>
+      l.mean
+        ? [this.stroke(l.lane, l.mean, `${cut(l.lane.label)} · mean of ${l.seeds.length}`)]
+        : l.seeds.map((seed) => this.stroke(l.lane, seed, several(l.lane) ? `${cut(l.lane.label)} · seed ${seed.run.seed}` : cut(l.lane.label), view.allSeeds && several(l.lane))),
+    );
+    const crossings = aimed === null ? [] : lanes.flatMap((l) => this.crossings(l, aimed));
+    return [...this.noise(lanes), ...bands, ...raw, ...tails, ...lines, ...crossings, ...lanes.flatMap((l) => this.marks(l))];
+  }
+
+  raw({ lane, seeds }) {
+    const line = seeds[0].run.raw(this.chart.key, this.view.axis, this.view, this.factor);
+    return line ? [faint(line, this.view.color(lane), 0.22, 1)] : [];
+  }
+
+  // The lines of the seeds that go on where the mean of all must end.
+  tails({ mean: middle, seeds }) {
+    return seeds.map((seed) => tail(seed, middle.x.at(-1))).filter(Boolean);
+  }
+
+  stroke(lane, { x, y, step }, name, thin = false) {
+    const { view, chart } = this;
+    const color = view.color(lane);
+    const few = chart.metric && x.length <= 60;
+    return {
+      type: "scatter", x, y, customdata: step, name: literal(name),
+      mode: x.length === 1 || few ? "lines+markers" : "lines",
+      line: { color, width: thin ? 1.1 : 2 }, marker: { color, size: 4 }, opacity: thin ? 0.75 : 1, connectgaps: false,
+      hovertemplate: `%{y:${chart.hover}}${chart.unit ?? ""}`,
+      meta: { lane: view.lanes.indexOf(lane), main: true },
+    };
+  }
+
+  crossings({ lane, seeds }, aimed) {
+    const { view } = this;
+    const found = seeds.flatMap(({ run }) => {
+      const at = run.crossing(view.target, view.axis, view);
+      return at ? [{ run, ...at }] : [];
+    });
+    if (!found.length) return [];
+    return [{
+      type: "scatter", mode: "markers", x: found.map(({ x }) => x), y: found.map(() => aimed), cliponaxis: false,
+      marker: { symbol: "diamond", size: 10, color: view.color(lane), line: { color: view.look.background, width: 1.5 } },
+      name: literal(cut(lane.label)), customdata: found.map(({ step }) => step),
+      hovertemplate: "target crossed at step %{customdata:,}", meta: { lane: view.lanes.indexOf(lane), crossing: true },
+    }];
+  }
+
+  marks({ lane, place }) {
+    const { view } = this;
+    const found = lane.runs.flatMap((run) => run.marks(this.chart.key, view.axis, view));
+    if (!found.length) return [];
+    const top = this.rangeY[1] - 0.03 * (this.rangeY[1] - this.rangeY[0]);
+    return [{
+      type: "scatter", mode: "markers", x: found.map(({ x }) => x), y: found.map(() => this.unlog(top)), cliponaxis: false,
+      marker: { symbol: "x", size: 9, color: view.look.bad, line: { color: view.color(lane), width: 1.5 } },
+      name: literal(cut(lane.label)), text: found.map(({ word, step }) => `${word} at step ${whole(step)}`),
+      hovertemplate: "%{text}", meta: { lane: place, mark: true },
+    }];
+  }
+
+  // How far chance alone moves an accuracy: a band around the lane that is ahead.
+  noise(lanes) {
+    const { chart, view } = this;
+    const last = (line) => line.y.findLast((v) => v !== null) ?? -Infinity;
+    const known = lanes.filter(({ seeds }) => seeds[0].run.about.test_examples && !seeds[0].run.about.accuracy_is_of_text);
+    const best = chart.metric === "test_accuracy" && known.map((l) => ({ ...l, line: l.mean ?? l.seeds[0] })).reduce((a, b) => (a && last(a.line) >= last(b.line) ? a : b), null);
+    const end = best && last(best.line);
+    this.floor.hidden = !best || end === -Infinity;
+    if (this.floor.hidden) return [];
+    const n = best.seeds[0].run.about.test_examples;
+    const half = 100 * noiseFloor(end / 100, n);
+    setText(this.floor, `noise floor ±${half.toFixed(2)} points`);
+    this.floor.title =
+      `By chance alone, one configuration with this accuracy moves by about √(error / (2 · ${whole(n)})) = ${half.toFixed(2)} points from seed to seed ` +
+      `(one standard deviation, ${whole(n)} test examples). The grey band lies around the lane that is ahead: a lane inside it is not worse.`;
+    const { x, y } = best.line;
+    const edge = (sign) => y.map((v) => (v === null ? null : v + sign * 100 * noiseFloor(v / 100, n)));
+    return [{ ...band(outline({ x, low: edge(-1), high: edge(1) }), fade(view.look.text, 0.1)), meta: { floor: true } }];
+  }
+
+  async mountPlot(Plotly, [traces, layout]) {
+    this.mounted = true;
+    this.view.debug.mounts += 1;
+    delete this.plot.dataset.empty;
+    await Plotly.newPlot(this.plot, traces, layout, { displayModeBar: false, doubleClick: false, scrollZoom: false, showTips: false });
+    this.plot.on("plotly_relayout", (change) => {
+      const [from, to] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
+      if (from !== undefined && to !== undefined) this.view.zoomTo([+from, +to].map((v) => (this.view.logX ? 10 ** v : Math.max(0, v))));
+    });
+    this.plot.on("plotly_doubleclick", () => this.view.zoomTo(null));
+    this.plot.on("plotly_hover", (event) => (this.hoverX = event.xvals?.[0]));
+    this.plot.on("plotly_unhover", () => (this.hoverX = undefined));
+  }
+
+  layout(range) {
+    const { view, log, rangeY } = this;
+    const { look, axis, logX } = view;
+    const line = { showline: false, ticks: "", color: look.faint };
+    const rangeX = logX ? range.map(Math.log10) : range;
+    const clock = axis.id === "seconds" && !logX ? { tickmode: "array", ...timeTicks(range) } : { tickmode: "auto", nticks: 6, tickformat: "~s" };
+    const decades = (r) => (r[1] - r[0] > 1.5 ? Math.ceil((r[1] - r[0]) / 5) : "D2");
+    return {
+      autosize: true, margin: MARGIN, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: look.background, showlegend: false,
+      font: { family: look.font, size: 11, color: look.faint },
+      dragmode: look.touch ? false : "zoom", // a finger scrolls the page
+      hoverdistance: 40,
+      hovermode: view.allSeeds ? "closest" : "x unified",
+      hoverlabel: { bgcolor: look.background, bordercolor: look.border, namelength: -1, font: { family: look.font, size: 11.5, color: look.text } },
+      xaxis: {
+        ...line, type: logX ? "log" : "linear", range: rangeX, showgrid: false, zeroline: false, ticklabelstandoff: 4, automargin: false,
+        title: { text: view.axisTitle(), standoff: 6, font: { size: 11 } }, ...clock, ...(logX && { dtick: decades(rangeX) }),
+        showspikes: !view.allSeeds, spikemode: "across", spikethickness: 1, spikecolor: look.faint, spikedash: "solid", spikesnap: "hovered data",
+        hoverformat: axis.hover, unifiedhovertitle: { text: `${axis.before ?? ""}%{x:${axis.hover}}${axis.after ?? ""}` },
+      },
+      yaxis: {
+        ...line, type: log ? "log" : "linear", range: rangeY, fixedrange: true, automargin: false, gridcolor: look.grid, zerolinecolor: look.grid,
+        zerolinewidth: 1, ticklabelstandoff: 3, nticks: 5, tickformat: log ? "~g" : "", ticksuffix: this.chart.unit ?? "",
+        ...(log && { dtick: decades(rangeY) }),
+      },
+    };
+  }
+}
+
+function band({ x, y }, fillcolor) {
+  return { type: "scatter", x, y, mode: "lines", line: { width: 0 }, fill: "toself", fillcolor, hoverinfo: "skip", connectgaps: false };
+}
+
+function faint({ x, y }, color, opacity, width) {
+  return { type: "scatter", x, y, mode: "lines", line: { color, width }, opacity, hoverinfo: "skip", connectgaps: false };
+}
+
+// --- the view ---------------------------------------------------------------------------------------------------
+
+class View {
+  constructor(parent, data) {
+    Object.assign(this, {
+      parent, key: data.key, plotlyVersion: data.plotly_version, palette: data.palette, price: data.price,
+      lanes: [], runs: new Map(), rows: [], hidden: new Set(),
+      axis: AXES[0], logX: false, logY: null, share: 0, allSeeds: false, extra: false, target: null, zoom: null,
+      told: {}, sawAlive: data.alive, failures: 0, dragging: false, ended: false, most: 1500,
+    });
+    this.debug = { polls: 0, updates: 0, mounts: 0, bytes: 0, view: this };
+    this.build();
+  }
+
+  build() {
+    this.node = element("div", "iso-live iso-race", "race");
+    this.node.style.visibility = "hidden"; // until the stylesheets are there
+    this.node.isoflop = this.debug;
+    this.table = element("div", "race-rows", "race-rows");
+    this.table.setAttribute("role", "table");
+    this.table.setAttribute("aria-label", "Lanes");
+    const head = element("div", "race-row race-heads");
+    head.setAttribute("role", "row");
+    head.append(...["Lane", "State", ...COLUMNS].map((text) => {
+      const cell = element("div", "race-head");
+      cell.setAttribute("role", "columnheader");
+      cell.textContent = text;
+      return cell;
+    }));
+    this.table.append(head);
+    this.notice = element("p", "iso-notice", "race-notice");
+    this.notice.setAttribute("role", "alert");
+    this.cards = CHARTS.map((chart) => new Card(chart, this));
+    this.grid = element("div", "iso-grid race-grid", "race-grid");
+    this.grid.append(...this.cards.map((card) => card.node)); // all cells stand before a chart measures its own
+    for (const card of this.cards) card.node.hidden = Boolean(card.chart.optional);
+    this.node.append(this.table, this.controls(), this.notice, this.grid);
+    this.notice.hidden = true;
+    this.parent.append(this.node);
+  }
+
+  controls() {
+    const bar = element("div", "race-controls", "race-controls");
+    this.axes = element("fieldset", "race-axes", "race-axis");
+    const legend = document.createElement("legend");
+    legend.textContent = "Horizontal axis";
+    this.axes.append(legend);
+    const name = `race-axis-${Math.random().toString(36).slice(2)}`;
+    this.choices = AXES.map((axis) => {
+      const label = element("label", "race-choice", `axis-${axis.id}`);
+      const input = document.createElement("input");
+      Object.assign(input, { type: "radio", name, value: axis.id });
+      input.onchange = () => this.choose(axis);
+      label.append(input, axis.label);
+      this.axes.append(label);
+      return { axis, label, input };
+    });
+    this.buttons = {
+      logX: this.button("log x", "race-log-x", "Logarithmic horizontal axis", () => (this.logX = !this.logX)),
+      logY: this.button("log y", "race-log-y", "Logarithmic losses and gradient norm", () => (this.logY = this.buttons.logY.getAttribute("aria-pressed") !== "true")),
+      allSeeds: this.button("all seeds", "race-all-seeds", "A line for each seed instead of their mean and range", () => (this.allSeeds = !this.allSeeds)),
+      extra: this.button("gradient norm", "race-extra", "Show the chart of the gradient norm", () => (this.extra = !this.extra)),
+    };
+    const smoothing = element("label", "race-smoothing");
+    this.slider = element("input", "race-slider", "race-smoothing");
+    Object.assign(this.slider, { type: "range", min: "0", max: "100", step: "5", value: "35" });
+    this.slider.setAttribute("aria-label", "Smoothing");
+    const smooth = () => (this.share = 0.1 * (Number(this.slider.value) / 100) ** 2); // half-life as a share of the run
+    this.slider.oninput = () => (smooth(), this.paint());
+    smooth();
+    smoothing.append("Smoothing", this.slider);
+    this.facts = element("span", "iso-facts", "race-facts");
+    this.facts.setAttribute("role", "status");
+    this.resetButton = element("button", "iso-reset", "race-reset-zoom");
+    this.resetButton.type = "button";
+    this.resetButton.textContent = "Show all";
+    this.resetButton.onclick = () => this.zoomTo(null);
+    this.resetButton.hidden = true;
+    bar.append(this.axes, ...Object.values(this.buttons), smoothing, this.facts, this.resetButton);
+    return bar;
+  }
+
+  button(text, testid, title, act) {
+    const button = element("button", "race-toggle", testid);
+    Object.assign(button, { type: "button", textContent: text, title });
+    button.onclick = () => {
+      act();
+      this.zoomTo(this.zoom);
+    };
+    return button;
+  }
+
+  start() {
+    Promise.all([loadStylesheet("live.css"), loadStylesheet("race.css")]).then(() => (this.node.style.visibility = ""));
+    this.look = readLook(this.node);
+    this.resizer = new ResizeObserver(() => {
+      cancelAnimationFrame(this.resizing);
+      this.resizing = requestAnimationFrame(() => this.resize());
+    });
+    this.resizer.observe(this.grid);
+    this.abort = new AbortController();
+    const { signal } = this.abort;
+    document.addEventListener("visibilitychange", () => document.hidden || this.poll(), { signal });
+    window.addEventListener("beforeprint", () => this.resize(), { signal });
+    // A redraw in the middle of a drag would tear the zoom box away.
+    this.grid.addEventListener("pointerdown", () => (this.dragging = true), { signal });
+    for (const type of ["pointerup", "pointercancel"]) {
+      window.addEventListener(type, () => this.dragging && setTimeout(() => ((this.dragging = false), this.paint()), 0), { signal });
+    }
+    this.ticker = setInterval(() => this.showFacts(), 500);
+  }
+
+  end() {
+    this.ended = true;
+    clearTimeout(this.timer);
+    clearTimeout(this.telling);
+    clearInterval(this.ticker);
+    cancelAnimationFrame(this.resizing);
+    this.resizer.disconnect();
+    this.abort.abort();
+    for (const card of this.cards) if (card.mounted) window.Plotly.purge(card.plot);
+    this.node.remove();
+  }
+
+  // --- what the page says: lanes and seeds may be added, a target be set; what it has not changed stays as it is here
+
+  update(data) {
+    this.palette = data.palette;
+    this.price = data.price;
+    this.sawAlive ||= data.alive;
+    this.setLanes(data.lanes);
+    if (JSON.stringify(data.target) !== this.told.target) this.target = data.target;
+    if (data.axis !== this.told.axis) this.axis = AXES.find(({ id }) => id === data.axis) ?? AXES[0];
+    this.told = { target: JSON.stringify(data.target), axis: data.axis };
+    this.look = readLook(this.node);
+    this.showControls();
+    this.paint().catch(() => {}); // without Plotly yet; the poll says so
+    this.poll();
+  }
+
+  setLanes(lanes) {
+    const kept = new Map();
+    this.lanes = lanes.map(({ label, color, baseline, runs }) => ({
+      label, color, baseline,
+      runs: runs.map(({ id, seed }) => {
+        const run = kept.get(id) ?? this.runs.get(id) ?? new Run(id, seed);
+        kept.set(id, run);
+        return run;
+      }),
+    }));
+    this.runs = kept;
+    while (this.rows.length > lanes.length) this.rows.pop().node.remove();
+    while (this.rows.length < lanes.length) {
+      const row = new Row(this, this.rows.length);
+      this.rows.push(row);
+      this.table.append(row.node);
+    }
+    for (const place of this.hidden) if (place >= lanes.length) this.hidden.delete(place);
+  }
+
+  color({ color }) {
+    return this.palette[color % this.palette.length];
+  }
+
+  // --- controls
+
+  choose(axis) {
+    this.axis = axis;
+    this.zoomTo(null); // a range of steps means nothing in seconds
+  }
+
+  toggleLane(place) {
+    if (!this.hidden.delete(place)) this.hidden.add(place);
+    this.paint();
+  }
+
+  // A new target; the page is told, at once or when no other has come for a while.
+  aim(target, wait = 0) {
+    this.target = target;
+    this.paint();
+    clearTimeout(this.telling);
+    this.telling = setTimeout(() => this.ended || this.onTarget(target), wait);
+  }
+
+  zoomTo(range) {
+    this.zoom = range && range[1] > range[0] ? range : null;
+    this.showControls();
+    this.paint();
+  }
+
+  settings() {
+    const { axis, price, logX, logY, share, allSeeds, extra, target, hidden, lanes } = this;
+    const looks = lanes.map(({ label, color }) => [label, color]);
+    return JSON.stringify([axis.id, price, logX, logY, share, allSeeds, extra, target, [...hidden], looks]);
+  }
+
+  // An axis is offered where every run's points have what it needs, or may still come to have it.
+  offers(axis) {
+    if (axis.scale({}, this) === undefined) return false;
+    if (axis.id !== "joules") return true;
+    const traces = [...this.runs.values()].flatMap((run) => Object.values(run.traces));
+    return traces.length > 0 && traces.every((trace) => trace[axis.column]);
+  }
+
+  showControls() {
+    if (!this.offers(this.axis)) this.axis = AXES[0];
+    for (const { axis, label, input } of this.choices) {
+      label.hidden = !this.offers(axis);
+      input.checked = axis === this.axis;
+    }
+    const logY = this.cards.some((card) => card.mounted && !card.node.hidden && card.log);
+    const pressed = { logX: this.logX, logY: this.logY ?? logY, allSeeds: this.allSeeds, extra: this.extra };
+    for (const [name, on] of Object.entries(pressed)) this.buttons[name].setAttribute("aria-pressed", String(on));
+    this.buttons.allSeeds.hidden = !this.lanes.some((lane) => lane.runs.length > 1);
+    this.resetButton.hidden = !this.zoom;
+  }
+
+  axisTitle() {
+    const { axis, price } = this;
+    return axis.id === "money" ? `${axis.title} (at ${price} per hour)` : axis.title;
+  }
+
+  axisText(x) {
+    switch (this.axis.id) {
+      case "steps": return `${count(Math.round(x))} ${Math.round(x) === 1 ? "step" : "steps"}`;
+      case "samples": return `${count(Math.round(x))} samples`;
+      case "epochs": return `${+x.toPrecision(3)} epochs`;
+      case "seconds": return x < 10 ? `${+x.toPrecision(2)} s` : duration(x);
+      case "money": return String(+x.toPrecision(3));
+      default: return `${window.Plotly ? si(x) : x} ${this.axis.id === "flops" ? "FLOP" : "J"}`;
+    }
+  }
+
+  isText() {
+    return [...this.runs.values()].some((run) => run.about.accuracy_is_of_text);
+  }
+
+  // --- data
+
+  // One poll for all runs that are not over, one at a time; the next is set when this one is painted.
+  async poll() {
+    clearTimeout(this.timer);
+    const live = [...this.runs.values()].filter((run) => !run.over);
+    if (this.polling || this.ended || !live.length || document.hidden) return;
+    this.polling = true;
+    let delay;
+    try {
+      const took = await this.fetchPoints(live);
+      await this.paint();
+      this.failures = 0;
+      this.notice.hidden = true;
+      const begun = [...this.runs.values()].some((run) => run.answer?.current);
+      delay = Math.max(begun ? ALIVE_MS : EAGER_MS, took);
+    } catch {
+      if (this.ended) return;
+      this.failures += 1;
+      delay = Math.min(10_000, 500 * 2 ** this.failures);
+      setText(this.notice, `Connection lost, retrying in ${duration(delay / 1000)}.`);
+      this.notice.hidden = false;
+    } finally {
+      this.polling = false;
+    }
+    if (!this.ended) this.timer = setTimeout(() => this.poll(), delay);
+  }
+
+  async fetchPoints(live) {
+    const begun = performance.now();
+    const url = new URL("api/compare", ROOT);
+    url.searchParams.set("runs", live.map((run) => run.id).join(","));
+    url.searchParams.set("after", live.map((run) => run.cursor).join(";"));
+    url.searchParams.set("of", String(this.runs.size));
+    const signal = AbortSignal.any([this.abort.signal, AbortSignal.timeout(TIMEOUT_MS)]);
+    const response = await fetch(url, { signal, cache: "no-store", credentials: "same-origin" });
+    if (!response.ok) throw new Error(`The server answered ${response.status}`);
+    const text = await response.text();
+    this.debug.polls += 1;
+    this.debug.bytes = text.length;
+    const { most, runs } = JSON.parse(text);
+    for (const run of live) if (runs[run.id]) run.take(runs[run.id], most);
+    this.receivedAt = performance.now();
+    return performance.now() - begun;
+  }
+
+  // --- picture
+
+  async paint() {
+    if (this.ended) return;
+    this.rows.forEach((row, place) => row.show(this.lanes[place], this.hidden.has(place)));
+    this.showFacts();
+    if (![...this.runs.values()].some((run) => run.answer || run.error)) return;
+    const Plotly = await loadPlotly(this.plotlyVersion);
+    if (this.ended || this.dragging) return;
+    for (const card of this.cards) {
+      await card.update(Plotly);
+      if (this.ended) return;
+    }
+    this.showControls();
+    this.debug.updates += 1;
+    if (!document.hidden) await new Promise(requestAnimationFrame);
+    this.tellEnd();
+  }
+
+  tellEnd() {
+    const runs = [...this.runs.values()];
+    if (!this.sawAlive || this.ended || !runs.length || runs.some((run) => !run.over)) return;
+    this.sawAlive = false; // said once, and again only after runs were added
+    const ended = {};
+    for (const { status } of runs) ended[status] = (ended[status] ?? 0) + 1;
+    this.onEnd(ended);
+  }
+
+  // The shared horizontal axis, in its own unit.
+  range() {
+    const xs = this.lanes.flatMap((lane, place) => (this.hidden.has(place) ? [] : lane.runs.flatMap((run) => ["loss", "accuracy"].map((key) => run.raw(key, this.axis, this)?.x).filter(Boolean))));
+    const last = Math.max(0, ...xs.map((x) => x.at(-1)));
+    const over = [...this.runs.values()].every((run) => run.over);
+    const end = over && last > 0 ? last * 1.01 : niceEnd(last);
+    if (!this.logX) return this.zoom ?? [0, end];
+    const first = Math.min(...xs.map((x) => x.find((v) => v > 0) ?? Infinity));
+    const [from, to] = this.zoom ?? [0, end];
+    return [from > 0 ? from : (Number.isFinite(first) ? first : end / 1000) * 0.9, to];
+  }
+
+  resize() {
+    for (const { mounted, plot, node } of this.cards) if (mounted && !node.hidden) window.Plotly.Plots.resize(plot);
+    if (this.look) this.paint().catch(() => {});
+  }
+
+  showFacts() {
+    const runs = [...this.runs.values()];
+    const over = runs.filter((run) => run.over).length;
+    const facts = [`${over} of ${runs.length} ${runs.length === 1 ? "run" : "runs"} done`];
+    if (over < runs.length && this.receivedAt) facts.push(`last update ${duration((performance.now() - this.receivedAt) / 1000)} ago`);
+    setText(this.facts, facts.join(" · "));
+  }
+}
+
+// 1.23 M, 4.56 T: three digits and a prefix.
+function si(value) {
+  const power = Math.max(0, Math.min(6, Math.floor(Math.log10(Math.max(value, 1)) / 3)));
+  return `${+(value / 1000 ** power).toPrecision(3)} ${["", "k", "M", "G", "T", "P", "E"][power]}`;
+}

@@ -1,0 +1,493 @@
+"""Pieces of the page Compare: what is to race, the race as it goes, its table, its verdict and what it teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import api, parts, state
+from dashboard.race import race_view
+from engine import charts, lessons, outcome, planner, races, units
+from engine.config import BUDGETS, Budget, as_text, overrides_from, with_overrides
+from engine.errors import ConfigError, EngineError, StoreError
+from engine.outcome import Outcome
+from engine.presets import PRESETS, preset_config
+from engine.races import Lane, Metric, Race, RacePreset
+from engine.text import LONGEST_NAME, visible
+
+_REFRESH_S = 1.5
+_PATH = 50  # copies of the weights kept for the descent path ...
+_PATH_BYTES = 64 * 2**20  # ... where they are no more than this
+_SEEDS_A_ROUND = 2
+_METRICS: dict[str, str] = {"test_accuracy": "Test accuracy (%)", "test_loss": "Test loss"}
+_BUDGET_VALUES = {"seconds": "6", "samples": "50000", "epochs": "5", "steps": "1000", "flops": "1e11"}
+
+
+# --- what stays --------------------------------------------------------------------------------------------------------
+
+_KEPT = (
+    "compare.view",
+    "race.preset",
+    "race.lanes",
+    "race.seeds",
+    "race.until",
+    "race.budget",
+    "race.metric",
+    "library.runs",
+)
+
+
+def keep_choices() -> None:
+    """What was chosen is still so after a look at another view or page, where Streamlit forgets what is not drawn."""
+    kept: dict[str, object] = st.session_state.setdefault("compare.kept", {})
+    for key in _KEPT:
+        if key in st.session_state:
+            kept[key] = st.session_state[key]
+        elif key in kept:
+            st.session_state[key] = kept[key]
+
+
+# --- what is to race ------------------------------------------------------------------------------------------------
+
+
+def race_form(preset_name: str) -> tuple[list[Lane], int, Metric, float | None, ConfigError | None]:
+    """The card that says what is to race: lanes, seeds, the metric and the target; and what is wrong with it."""
+    preset = _choose(preset_name)
+    try:
+        lanes = _draw_lanes(preset)
+        lanes = _draw_budget(lanes, preset.lanes[0].config.budget)
+        wrong = None
+    except ConfigError as error:
+        lanes, wrong = list(preset.lanes), error
+    st.session_state.setdefault("race.seeds", 1)
+    seeds = st.number_input(
+        "Seeds", 1, races.MOST_SEEDS, key="race.seeds",
+        help=f"Each seed is a heat: other first weights, another order of the examples, the same for every lane. One shows the "
+        f"curves; a verdict takes {outcome.CLAIM_SEEDS}, because luck alone moves accuracy from seed to seed.",
+    )  # fmt: skip
+    st.toggle(
+        "Add seeds until decided", key="race.until",
+        help=f"When a race ends without a verdict, {_SEEDS_A_ROUND} more seeds are raced, up to {races.MOST_SEEDS}, while this "
+        "page is open. Each look makes the verdict stricter, so that luck does not win by being asked often.",
+    )  # fmt: skip
+    metric, target, mistake = _draw_target(preset)
+    return lanes, int(seeds), metric, target, wrong or mistake or _unfair(lanes)
+
+
+def _unfair(lanes: Sequence[Lane]) -> ConfigError | None:
+    try:
+        races.check_lanes(lanes)
+        for lane in lanes:
+            state.check(lane.config)
+    except ConfigError as error:
+        return error
+    except EngineError as error:
+        return ConfigError(error.message, fix=error.fix)
+    return None
+
+
+def _choose(preset_name: str) -> RacePreset:
+    if "race.preset" not in st.session_state:
+        st.session_state["race.preset"] = preset_name
+    name = st.selectbox(
+        "Race", list(races.RACES), key="race.preset", format_func=lambda key: races.RACES[key].title, on_change=_forget_lanes,
+        help="What is compared. Each lane below is one configuration; everything they do not name is the same in all.",
+    )  # fmt: skip
+    preset = races.RACES[name]
+    st.caption(parts.literal(preset.teaches))
+    if preset.trap:
+        st.warning(parts.literal(preset.trap), icon=":material/warning:")
+    return preset
+
+
+def _forget_lanes() -> None:
+    for key in ("race.lanes", "race.budget", "race.metric"):
+        st.session_state.pop(key, None)
+        st.session_state.get("compare.kept", {}).pop(key, None)
+
+
+def _draw_lanes(preset: RacePreset) -> list[Lane]:
+    """The lanes as text, one a line, in the words of the command line: whatever a form can say fits in."""
+    base = preset.base
+    with st.expander("Lanes", icon=":material/edit:"):
+        if "race.lanes" not in st.session_state:
+            st.session_state["race.lanes"] = "\n".join(_as_line(lane, base) for lane in preset.lanes)
+        text = st.text_area(
+            "One lane a line", key="race.lanes", height=140, max_chars=8_000,
+            help="A name, a colon, and what is different: `Big: batch_size=256 optimizer.lr=0.4`. Two to six lanes.",
+        )  # fmt: skip
+        st.caption(parts.literal(f"Everything else is as in {base}: {PRESETS[base].title}."))
+        st.button(
+            "Add what Train shows", on_click=_add_from_train, args=(base,), icon=":material/add:",
+            disabled="train.link" not in st.session_state, help="The form of the page Train, as one more lane.",
+        )  # fmt: skip
+        if refused := st.session_state.pop("race.not_added", None):
+            parts.error_box(refused)
+    lanes = [races.parse_lane(line, preset_config(base)) for line in text.splitlines() if line.strip()]
+    return lanes
+
+
+def _as_line(lane: Lane, base: str) -> str:
+    """A lane in the words of the command line, without what is the race's own: budget and seed."""
+    changes = overrides_from(preset_config(base), lane.config.model_copy(update={"budget": preset_config(base).budget}))
+    return f"{lane.label}: {' '.join(c.replace(' ', '') for c in changes)}"
+
+
+def _add_from_train(base: str) -> None:
+    try:
+        _, config = state.config_from_link(st.session_state["train.link"])
+        lines = [line for line in st.session_state["race.lanes"].splitlines() if line.strip()]
+        lane = Lane(
+            label=f"Train {len(lines) + 1}", config=config.model_copy(update={"seed": preset_config(base).seed})
+        )
+        st.session_state["race.lanes"] = "\n".join([*lines, _as_line(lane, base)])
+    except ConfigError as error:
+        st.session_state["race.not_added"] = error
+
+
+def _draw_budget(lanes: list[Lane], given: Budget) -> list[Lane]:
+    kind = next(name for name in ("seconds", *BUDGETS) if getattr(given, name) is not None)
+    kinds = ["seconds", "samples", "steps", "epochs", "flops"]
+    left, right = st.columns([1.3, 1], vertical_alignment="bottom")
+    chosen = left.selectbox(
+        "Equal", kinds, index=kinds.index(kind), key="race.budget", format_func=lambda k: "FLOPs" if k == "flops" else k,
+        help="The race ends for every lane at the same of these. Which one you choose favours some lanes: see below.",
+    )  # fmt: skip
+    start = as_text(getattr(given, chosen)) if chosen == kind else _BUDGET_VALUES[chosen]
+    amount = right.text_input(
+        "Amount", start, key=f"race.amount.{chosen}.{start}", max_chars=20, label_visibility="collapsed"
+    )
+    lanes = list(races.with_budget(lanes, f"{chosen}={amount}"))
+    st.caption(lessons.BUDGETS_IN_WORDS[chosen])
+    return lanes
+
+
+def _draw_target(preset: RacePreset) -> tuple[Metric, float | None, ConfigError | None]:
+    left, right = st.columns([1.3, 1], vertical_alignment="bottom")
+    metrics: list[Metric] = ["test_accuracy", "test_loss"]
+    metric = left.selectbox(
+        "Target", metrics, index=metrics.index(preset.metric), key="race.metric", format_func=_METRICS.__getitem__,
+        help="What a lane is to reach on held-out examples, in two evaluations in a row; the table says what that took. It "
+        "can be dragged in the charts.",
+    )  # fmt: skip
+    own = preset.target if metric == preset.metric else 0.3 if metric == "test_loss" else 0.9
+    factor = 100 if metric == "test_accuracy" else 1
+    value = right.text_input(
+        "Value", f"{factor * own:g}", key=f"race.target.{metric}.{own}", max_chars=20, label_visibility="collapsed"
+    )
+    try:
+        number = float(value) / factor
+        outcome.check_target(metric, number)
+    except ValueError:
+        return (
+            metric,
+            None,
+            ConfigError(f"Target {value!r} is no number.", fix="Write 90 for an accuracy of 90 %, or a loss."),
+        )
+    except ConfigError as error:
+        return metric, None, error
+    return metric, number, None
+
+
+def seconds_of_training(lanes: Sequence[Lane], seeds: int) -> float | None:
+    """All training of a race, where its budget is time; None where only running it tells."""
+    each = [lane.config.budget.seconds for lane in lanes]
+    return seeds * sum(s for s in each if s) if all(each) else None
+
+
+def start(lanes: Sequence[Lane], seeds: int) -> str:
+    """Ask for a race; returns its group. A double click asks for one."""
+    group = state.key_of(" ".join([*(lane.model_dump_json() for lane in lanes), str(seeds)]))[:16]
+    state.client().submit_heats(races.heats(_with_paths(lanes), range(seeds), group), group=group)
+    return group
+
+
+def _with_paths(lanes: Sequence[Lane]) -> list[Lane]:
+    """The lanes, keeping their paths where these are small: what the descent path is drawn from."""
+    sizes = [planner.plan(lane.config).parameters for lane in lanes]
+    alike = len({lane.config.model for lane in lanes}) == 1
+    if not alike or max(sizes) * 4 * _PATH > _PATH_BYTES:
+        return list(lanes)
+    return [lane.model_copy(update={"config": with_overrides(lane.config, [f"checkpoints={_PATH}"])}) for lane in lanes]
+
+
+def add_seeds(race: Race, number: int) -> None:
+    """More heats of the same race; asked for twice, by two pages, they are the same runs."""
+    begin = max(race.seeds) + 1
+    seeds = range(begin, min(begin + number, races.MOST_SEEDS))
+    heats = races.heats(race.as_lanes(), seeds, race.group)
+    state.client().submit_heats(heats, group=race.group, round=race.rounds + 1)
+
+
+def preview(lanes: Sequence[Lane], seeds: int) -> None:
+    """What will race, before it does."""
+    training = seconds_of_training(lanes, seeds)
+    takes = (
+        f"About {units.duration(training)} of training in all (derived from the budget)"
+        if training
+        else ("How long it takes depends on the slowest lane: only a budget in seconds tells before")
+    )
+    st.info(
+        f"Press Start: {len(lanes)} lanes, {seeds} seed{'s' if seeds > 1 else ''}. {takes}.", icon=":material/flag:"
+    )
+    for column, lane in zip(st.columns(min(3, len(lanes))) * 2, lanes, strict=False):
+        with column.container(border=True):
+            st.markdown(f"**{parts.literal(lane.label)}**")
+            if rule := lessons.formula(lane.config):
+                st.latex(rule)
+            st.caption(parts.literal(lane.config.in_words()))
+
+
+# --- the race as it goes --------------------------------------------------------------------------------------------
+
+
+def open_race(group: str | None) -> Race | None:
+    """The race of a link, from the readers all pages share."""
+    if not group:
+        return None
+    try:
+        return races.find(state.store(), group, api.shared_run)
+    except StoreError:
+        return None
+
+
+def show_race(race: Race, metric: Metric, target: float | None, *, key: str) -> None:
+    """Verdict, live charts, table, and what they teach."""
+    may_stop = not race.is_over and all(state.client().may("cancel", run.run_id) for run in race.runs)
+    labels = [lane.label for lane in race.lanes]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"**{parts.literal(' · '.join(labels))}**", width="stretch")
+        with st.popover("Baseline and price", type="tertiary"):
+            baseline, price = _reading_knobs(labels, key)
+        if may_stop and st.button("Stop", key="race.stop", icon=":material/stop:"):
+            _stop(race)
+    said = st.session_state.get(f"{key}.said_target")
+    if said:
+        metric, target = said["metric"], said["value"]
+    _verdict_box(race.group, key, metric, target, baseline, price, live=not race.is_over)
+    lanes = [
+        {
+            "label": lane.label, "color": number, "baseline": lane.label == baseline,
+            "runs": [{"id": run.run_id, "seed": seed} for seed, run in sorted(lane.runs.items())],
+        }
+        for number, lane in enumerate(race.lanes)
+    ]  # fmt: skip
+    told = race_view(
+        lanes, key=key, target={"metric": metric, "value": target} if target is not None else None, axis="seconds",
+        alive=not race.is_over, price_per_hour=price,
+    )  # fmt: skip
+    if told.target and told.target != said:
+        st.session_state[f"{key}.said_target"] = told.target
+        st.rerun()
+    _table_box(race.group, key, metric, target, baseline, price, live=not race.is_over)
+    if race.is_over and race.group:
+        _more_seeds(race, metric, target, baseline)
+
+
+def _reading_knobs(labels: list[str], key: str) -> tuple[str, float | None]:
+    baseline = st.selectbox(
+        "Baseline", labels, key=f"{key}.baseline", help="The lane the others are measured by: verdicts and percentages."
+    )
+    price = st.number_input(
+        "Price per hour", 0.0, None, 0.0, step=0.1, key=f"{key}.price",
+        help="What an hour of this machine costs you, in your currency: then money is an axis, too. Derived from seconds.",
+    )  # fmt: skip
+    return baseline, price or None
+
+
+def _stop(race: Race) -> None:
+    for run in race.runs:
+        if not run.is_over:
+            state.client().cancel(run.run_id)
+
+
+def _live(live: bool, draw: Callable[..., None], *arguments: object) -> None:
+    """A part that is drawn anew while the race goes on, without the rest of the page."""
+    st.fragment(run_every=_REFRESH_S if live else None)(draw)(*arguments)
+
+
+def _verdict_box(
+    group: str, key: str, metric: Metric, target: float | None, baseline: str, price: float | None, *, live: bool
+) -> None:
+    _live(live, _draw_verdict, group, key, metric, target, baseline, price)
+
+
+def _table_box(
+    group: str, key: str, metric: Metric, target: float | None, baseline: str, price: float | None, *, live: bool
+) -> None:
+    _live(live, _draw_table, group, key, metric, target, baseline, price)
+
+
+def _judged(
+    group: str, key: str, metric: Metric, target: float | None, baseline: str, price: float | None
+) -> tuple[Race, Outcome] | None:
+    race = open_race(group) or races.of_runs(
+        [r for r in map(state.open_run, st.session_state.get(f"{key}.runs", ())) if r]
+    )
+    if race is None:
+        return None
+    return race, outcome.outcome(race, metric=metric, target=target, baseline=baseline, price_per_hour=price)
+
+
+def _draw_verdict(*arguments: object) -> None:
+    judged = _judged(*arguments)  # type: ignore[arg-type]
+    if judged is None:
+        return
+    _, result = judged
+    with st.container(border=True, key="race-verdict"):
+        words = lessons.recommendation(result)
+        st.markdown(f"**{parts.literal(words)}**" if words else "Nothing has reached the target yet.")
+        if sentences := _verdicts(result):
+            st.caption("\n".join(f"- {parts.literal(sentence)}" for sentence in sentences))
+        if result.noise_floor is not None:
+            st.caption(
+                f"Luck alone moves accuracy by about {100 * result.noise_floor:.2f} points from seed to seed, at least "
+                "(derived: √(error / 2 n) of the held-out examples). Smaller differences in one seed mean nothing."
+            )
+
+
+def _verdicts(result: Outcome) -> list[str]:
+    keys = [("to_target", "target"), ("test_accuracy", "accuracy")]
+    return [
+        outcome.verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what)
+        for lane in result.lanes
+        for key, what in keys
+        if key in lane.verdicts
+    ]
+
+
+def _draw_table(*arguments: object) -> None:
+    judged = _judged(*arguments)  # type: ignore[arg-type]
+    if judged is None:
+        return
+    race, result = judged
+    st.dataframe(as_table(result), hide_index=True, height="content", key="race-table")
+    st.caption(
+        f"Medians over the seeds; × is of the baseline, {parts.literal(result.baseline)}. A target counts as reached at the first of two evaluations in a row beyond it, interpolated to "
+        "the one before; where half of the runs or more did not reach it, that is said."
+    )
+    for sentence in lessons.batch_sentences(race, result):
+        st.markdown(f":material/lightbulb: {parts.literal(sentence)}")
+    if tip := _tip(race):
+        st.caption(f"Try next: {parts.literal(tip)}")
+    for lane in result.lanes:
+        for why in lane.why:
+            st.caption(f":material/error: {parts.literal(lane.label)}: {parts.literal(why)}")
+    if result.target is not None and result.seeds > 1:
+        with st.expander("Time to the target over all seeds"):
+            figure = charts.survival_chart(outcome.survivals(race, result))
+            st.plotly_chart(figure, key="race-survival", theme=None, config={"displayModeBar": False})
+            st.caption(
+                "Share of runs that have not reached the target yet (Kaplan and Meier 1958); a line that stays above zero is of "
+                "runs that never did. Expected time in the table: all time spent, by the number of runs that arrived."
+            )
+
+
+def _tip(race: Race) -> str:
+    """What to do next, where the race is of the preset the form shows."""
+    preset = races.RACES.get(st.session_state.get("race.preset", ""))
+    alike = preset and [lane.label for lane in race.lanes] == [lane.label for lane in preset.lanes]
+    return preset.then if preset and alike else ""
+
+
+def as_table(result: Outcome) -> pd.DataFrame:
+    """One row per figure, one column per lane, and how each figure was had."""
+
+    def row(title: str, how: str, read: Callable[[outcome.LaneOutcome], str]) -> list[str]:
+        return [title, *map(read, result.lanes), how]
+
+    def cost(axis: str, write: Callable[[float], str]) -> Callable[[outcome.LaneOutcome], str]:
+        def read(lane: outcome.LaneOutcome) -> str:
+            value = lane.cost[axis]
+            if value == 0:
+                return "before training"
+            return "not reached" if value is None else write(value) + _versus(lane, axis)
+
+        return read
+
+    rows = [
+        row("Test accuracy", "measured", lambda r: units.accuracy(r.test_accuracy)),
+        row("Test loss", "measured", lambda r: units.loss(r.test_loss)),
+    ]
+    if result.target is not None:
+        rows += [
+            row("Seconds to target", "measured", cost("seconds", units.duration)),
+            row("Steps to target", "measured", cost("steps", lambda v: f"{round(v):,}")),
+            row("Samples to target", "measured", cost("samples", lambda v: f"{round(v):,}")),
+            row("FLOPs to target", "derived", cost("flops", units.flops)),
+            row("Energy to target", "", lambda _: "not available here"),
+            row("Runs that reached it", "counted", lambda r: f"{r.reached} of {sum(r.status.values())}"),
+            row("Expected time", "derived", lambda r: units.duration(r.expected_s)),
+        ]
+        if any(lane.cost["money"] is not None for lane in result.lanes):
+            rows.insert(6, row("Money to target", "derived", cost("money", lambda v: f"{v:.3g}")))
+    rows += [
+        row("Steps per second", "measured", lambda r: "–" if r.steps_per_s is None else _rate(r.steps_per_s)),
+        row("Samples per second", "measured", lambda r: "–" if r.samples_per_s is None else _rate(r.samples_per_s)),
+        row("Memory of a step", "measured", lambda r: units.nbytes(r.memory_bytes)),
+        row("Noise of the loss", "derived", lambda r: "–" if r.loss_noise is None else f"± {r.loss_noise:.2g}"),
+    ]
+    labels = [visible(lane.label, LONGEST_NAME) for lane in result.lanes]
+    return pd.DataFrame(rows, columns=["", *labels, "How"])
+
+
+def _rate(value: float) -> str:
+    return units.count(value if value < 100 else round(value))
+
+
+def _versus(lane: outcome.LaneOutcome, axis: str) -> str:
+    share = lane.share.get(axis)
+    return "" if share is None else f" ({share:.2g} ×)" if share < 100 else f" ({share:,.0f} ×)"
+
+
+def _more_seeds(race: Race, metric: Metric, target: float | None, baseline: str) -> None:
+    if len(race.seeds) >= races.MOST_SEEDS or not state.client().may("submit"):
+        return
+    result = outcome.outcome(race, metric=metric, target=target, baseline=baseline)
+    cancelled = any(run.status in {"cancelled", "interrupted"} for run in race.runs)
+    try:
+        if st.session_state.get("race.until") and not result.is_decided and not cancelled:
+            add_seeds(race, max(_SEEDS_A_ROUND, outcome.CLAIM_SEEDS - len(race.seeds)))
+            st.rerun()
+        missing = max(outcome.CLAIM_SEEDS - len(race.seeds), _SEEDS_A_ROUND)
+        if st.button(
+            f"Race {missing} more seeds", icon=":material/casino:", key="race.more",
+            help="The same lanes with other first weights and orders: what differs between seeds is luck.",
+        ):  # fmt: skip
+            add_seeds(race, missing)
+            st.rerun()
+    except EngineError as error:
+        parts.error_box(error)
+
+
+# --- runs of the library ----------------------------------------------------------------------------------------------
+
+
+def library_choice() -> list[str]:
+    """Ids of runs to lay beside each other without racing them."""
+    rows = [row for row in state.store().rows(limit=100) if row.config.task == "train"]
+    words = {
+        row.run_id: f"{visible(row.name, 40) or row.config.in_words()} · seed {row.config.seed} · {row.run_id[:6]}"
+        for row in rows
+    }
+    linked = [run_id for run_id in st.query_params.get("runs", "").split(",") if run_id in words]
+    if "library.runs" not in st.session_state:
+        st.session_state["library.runs"] = linked
+    chosen = st.multiselect(
+        "Runs", list(words), key="library.runs", format_func=words.__getitem__, max_selections=24,
+        placeholder="Choose two or more runs", help="Runs that differ in nothing but their seed are one lane.",
+    )  # fmt: skip
+    return list(chosen)
+
+
+def library_race(run_ids: Sequence[str]) -> Race | None:
+    """Chosen runs as lanes; raises ConfigError, naming what differs, for runs that cannot be compared."""
+    runs = [run for run in map(state.open_run, run_ids) if run]
+    race = races.of_runs(runs)
+    if race:
+        races.check_comparable([(lane.label, lane.config) for lane in race.lanes])
+        if len(race.lanes) > races.MOST_LANES:
+            raise ConfigError(f"{len(race.lanes)} different configurations.", fix=f"Choose at most {races.MOST_LANES}.")
+    return race

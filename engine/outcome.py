@@ -1,0 +1,369 @@
+"""What a race came to: the table, the verdicts, and the sentences for them, from whatever is recorded by now."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from engine import analysis, units
+from engine.analysis import Verdict
+from engine.errors import ConfigError
+from engine.races import Metric, Race, RacedLane
+from engine.records import TERMINAL, Failed, is_number
+from engine.store import Run
+from engine.text import visible
+
+CLAIM_SEEDS = analysis.MIN_PAIRS
+# --- what it came to ------------------------------------------------------------------------------------------------
+
+AXES = {  # what a target may cost, and how each is had
+    "steps": "measured",
+    "samples": "measured",
+    "seconds": "measured",
+    "flops": "derived",
+    "money": "derived",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ToTarget:
+    """What one run spent until it reached a target, by axis; all None where it did not."""
+
+    reached: bool
+    spent_s: float  # seconds of training, until the target or the end
+    cost: dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class LaneOutcome:
+    """A lane in figures: medians over its seeds, None where nothing is known (yet)."""
+
+    label: str
+    run_ids: list[str]
+    status: dict[str, int]  # how many runs are in which state
+    why: list[str]  # of runs that did not finish
+    over: int  # runs that have ended, however
+    reached: int  # of these, and of those still at work, the ones that reached the target
+    cost: dict[str, float | None]  # to the target: medians over all seeds that are over, None where half did not reach
+    expected_s: float | None  # expected running time: all time spent by the number that arrived
+    test_accuracy: float | None
+    test_loss: float | None
+    samples_per_s: float | None
+    steps_per_s: float | None
+    memory_bytes: int | None  # of training: weights, optimizer state and one step's peak
+    loss_noise: float | None  # spread of the training loss around its own mean, late in the run
+    share: dict[str, float | None] = field(default_factory=dict)  # value / the baseline's, by figure
+    verdicts: dict[str, Verdict] = field(default_factory=dict)  # against the baseline, by metric
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a race came to, against a target and a baseline."""
+
+    metric: Metric
+    target: float | None
+    baseline: str
+    seeds: int
+    lanes: list[LaneOutcome]
+    noise_floor: float | None  # of accuracy: what luck alone moves between seeds, at least
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether each lane has a verdict on each metric that was asked about."""
+        rivals = [lane for lane in self.lanes if lane.label != self.baseline]
+        key = "to_target" if self.target is not None else self.metric
+        return all(lane.verdicts.get(key) and lane.verdicts[key].state == "decided" for lane in rivals)
+
+
+def axes_of(run: Run, price_per_hour: float | None = None) -> dict[str, np.ndarray]:
+    """The evaluations of a run on every axis: (n,) each. Samples are those seen at the step of the evaluation."""
+    steps, seconds = run.evaluations["step"], run.evaluations["seconds"]
+    known = np.concatenate([[0.0], run.steps["step"]]), np.concatenate([[0.0], run.steps["samples"]])
+    samples = np.interp(steps, *known)
+    axes = {"steps": steps, "samples": samples, "seconds": seconds}
+    if run.started:
+        axes["flops"] = samples * run.started.train_flops_per_example
+    if price_per_hour:
+        axes["money"] = seconds / 3600 * price_per_hour
+    return axes
+
+
+def to_target(run: Run, metric: Metric, target: float, price_per_hour: float | None = None) -> ToTarget:
+    """By the crossing rule: the first of two evaluations in a row that reach it, interpolated to the one before."""
+    values, lower = run.evaluations[metric], metric == "test_loss"
+    axes = axes_of(run, price_per_hour)
+    cost = {
+        name: analysis.to_target(axes[name], values, target, lower_is_better=lower) if name in axes else None
+        for name in AXES
+    }
+    spent = cost["seconds"]
+    return ToTarget(spent is not None, spent if spent is not None else run.steps.last("seconds") or 0.0, cost)
+
+
+def outcome(
+    race: Race,
+    *,
+    metric: Metric = "test_accuracy",
+    target: float | None = None,
+    baseline: str = "",
+    price_per_hour: float | None = None,
+) -> Outcome:
+    """The table and the verdicts of a race, from whatever is recorded by now. Raises ConfigError for a bad target."""
+    check_target(metric, target)
+    labels = [lane.label for lane in race.lanes]
+    if baseline and baseline not in labels:
+        raise ConfigError(f"baseline={baseline!r} is not a lane.", fix=f"Choose from {', '.join(labels)}.")
+    first = race.lanes[labels.index(baseline)] if baseline else race.lanes[0]
+    reached = {
+        lane.label: {
+            seed: to_target(run, metric, target, price_per_hour) for seed, run in lane.runs.items() if len(run.evaluations)
+        } if target is not None else {}
+        for lane in race.lanes
+    }  # fmt: skip
+    base = _lane_outcome(first, reached[first.label])
+    lanes = [
+        base
+        if lane is first
+        else _against(_lane_outcome(lane, reached[lane.label]), base, lane, first, reached, race.rounds)
+        for lane in race.lanes
+    ]
+    return Outcome(metric, target, first.label, len(race.seeds), lanes, _noise_floor(race))
+
+
+def check_target(metric: Metric, target: float | None) -> None:
+    """Raises ConfigError for a target nothing could reach, or everything has."""
+    if target is None:
+        return
+    if not math.isfinite(target) or target <= 0 or (metric == "test_accuracy" and target > 1):
+        allowed = "a share above 0 up to 1 (97 % is 0.97)" if metric == "test_accuracy" else "a number above 0"
+        raise ConfigError(f"target {metric}={target:g} is not allowed.", fix=f"It may be {allowed}.")
+
+
+def parse_target(text: str) -> tuple[Metric, float | None]:
+    """`test_accuracy=0.95`, `test_loss=0.3`, or none; raises ConfigError."""
+    name, _, value = text.partition("=")
+    if text.strip().lower() == "none":
+        return "test_accuracy", None
+    try:
+        metric = {"test_accuracy": "test_accuracy", "test_loss": "test_loss"}[name.strip()]
+        target = float(value)
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f"target {text!r} is not understood.", fix="Write test_accuracy=0.95 or test_loss=0.3."
+        ) from None
+    check_target(metric, target)  # type: ignore[arg-type]
+    return metric, target  # type: ignore[return-value]
+
+
+def survivals(race: Race, result: Outcome) -> list[tuple[str, analysis.Survival, float]]:
+    """For each lane that has begun: its name, the share of its runs that have not reached the target yet, and the longest
+    time any of them trained."""
+    found = []
+    for lane in race.lanes:
+        runs = [run for run in lane.runs.values() if len(run.evaluations)]
+        if runs and result.target is not None:
+            spent = [to_target(run, result.metric, result.target) for run in runs]
+            survival = analysis.kaplan_meier([r.spent_s for r in spent], [r.reached for r in spent])
+            found.append((lane.label, survival, max(run.evaluations.last("seconds") or 0.0 for run in runs)))
+    return found
+
+
+def _lane_outcome(lane: RacedLane, reached: Mapping[int, ToTarget]) -> LaneOutcome:
+    runs = list(lane.runs.values())
+    over = [run for run in runs if run.is_over]
+    summaries = [run.summary() for run in runs]
+    judged = [
+        reached[seed] for seed, run in lane.runs.items() if seed in reached and (run.is_over or reached[seed].reached)
+    ]
+    return LaneOutcome(
+        label=lane.label,
+        run_ids=[run.run_id for run in runs],
+        status={status: sum(run.status == status for run in runs) for status in sorted({run.status for run in runs})},
+        why=sorted({run.why() for run in over if run.why()}),
+        over=len(over),
+        reached=sum(r.reached for r in judged),
+        cost={axis: _median_or_not_reached([r.cost[axis] for r in judged]) for axis in AXES},
+        expected_s=analysis.expected_running_time([r.spent_s for r in judged], [r.reached for r in judged])
+        if judged
+        else None,
+        test_accuracy=_median([s.test_accuracy for s in summaries]),
+        test_loss=_median([s.test_loss for s in summaries]),
+        samples_per_s=_median([s.samples_per_s for s in summaries]),
+        steps_per_s=_median([s.steps / s.train_seconds if s.train_seconds else None for s in summaries]),
+        memory_bytes=next((s.peak_memory_bytes for s in summaries if s.peak_memory_bytes is not None), None),
+        loss_noise=_median([_loss_spread(run) for run in runs]),
+    )
+
+
+def _against(
+    lane: LaneOutcome, base: LaneOutcome, raced: RacedLane, first: RacedLane,
+    reached: Mapping[str, Mapping[int, ToTarget]], rounds: int,
+) -> LaneOutcome:  # fmt: skip
+    """The lane with its verdicts against the baseline, from seeds both have ended."""
+    both = [s for s in raced.runs if s in first.runs and _counts(raced.runs[s]) and _counts(first.runs[s])]
+    verdicts: dict[str, Verdict] = {}
+    if both:
+        a, b = [first.runs[s] for s in both], [raced.runs[s] for s in both]
+        verdicts["test_accuracy"] = _verdict(a, b, "test_accuracy", rounds)
+        verdicts["test_loss"] = _verdict(a, b, "test_loss", rounds)
+        pairs = [(reached[first.label].get(s), reached[raced.label].get(s)) for s in both]
+        if all(x and y for x, y in pairs):
+            verdicts["to_target"] = _verdict_on_times(pairs, rounds)  # type: ignore[arg-type]
+    figures = ("test_accuracy", "test_loss", "samples_per_s", "steps_per_s", "memory_bytes")
+    share = {name: analysis.percent_of_baseline(getattr(lane, name), getattr(base, name)) for name in figures}
+    share |= {axis: analysis.percent_of_baseline(lane.cost[axis], base.cost[axis]) for axis in AXES}
+    return replace(lane, share=share, verdicts=verdicts)
+
+
+def _counts(run: Run) -> bool:
+    """Whether a run has said all it will about its lane: it finished, or failed by its own configuration."""
+    return run.status == "finished" or (isinstance(run.last_word, Failed) and run.last_word.cause == "Diverged")
+
+
+def _verdict(a: Sequence[Run], b: Sequence[Run], metric: Metric, rounds: int) -> Verdict:
+    """On the last evaluation. A run that diverged has lost to any that did not: then only the order counts."""
+    lower = metric == "test_loss"
+    looks = _looks(rounds)
+    values = [[run.evaluations.last(metric) if run.status == "finished" else None for run in runs] for runs in (a, b)]
+    if all(is_number(value) for row in values for value in row):
+        return analysis.verdict(*values, lower_is_better=lower, looks=looks)  # type: ignore[arg-type]
+    worse = [[value if lower or value is None else 1 - value + 1e-9 for value in row] for row in values]
+    reached = [[is_number(value) for value in row] for row in worse]
+    filled = [[value if is_number(value) else 1.0 for value in row] for row in worse]
+    return analysis.verdict_to_target(filled[0], reached[0], filled[1], reached[1], looks=looks)  # type: ignore[arg-type]
+
+
+def _verdict_on_times(pairs: Sequence[tuple[ToTarget, ToTarget]], rounds: int) -> Verdict:
+    a, b = ([pair[i] for pair in pairs] for i in (0, 1))
+    looks = _looks(rounds)
+    if all(r.reached and r.spent_s > 0 for r in (*a, *b)):
+        return analysis.verdict(
+            [r.spent_s for r in a], [r.spent_s for r in b], lower_is_better=True, relative=True, looks=looks
+        )
+    times = [[max(r.spent_s, 1e-9) for r in rows] for rows in (a, b)]
+    return analysis.verdict_to_target(times[0], [r.reached for r in a], times[1], [r.reached for r in b], looks=looks)
+
+
+def _looks(rounds: int) -> int:
+    """A race judged anew after each round of seeds is judged so often."""
+    return max(1, rounds)
+
+
+def _loss_spread(run: Run) -> float | None:
+    """Standard deviation of single batches' losses around a running mean, over the last fifth of the run: what the
+    gradient's noise does to the loss. None for too few steps."""
+    loss = run.steps["loss"][-max(50, len(run.steps) // 5) :]
+    if len(loss) < 50 or not np.isfinite(loss).all():
+        return None
+    smooth = np.convolve(loss, np.ones(25) / 25, "valid")
+    return float((loss[12 : 12 + len(smooth)] - smooth).std())
+
+
+def _noise_floor(race: Race) -> float | None:
+    """sqrt(err / 2 n_test) at the best accuracy so far; before the first evaluation nothing is known."""
+    best = [run for run in race.runs if run.started and is_number(run.evaluations.last("test_accuracy"))]
+    if not best:
+        return None
+    run = max(best, key=lambda r: r.evaluations.last("test_accuracy") or 0.0)
+    error = 1 - (run.evaluations.last("test_accuracy") or 0.0)
+    assert run.started
+    return analysis.noise_floor(error, run.started.test_examples) if run.started.test_examples else None
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return float(np.median(known)) if known else None
+
+
+def _median_or_not_reached(values: Sequence[float | None]) -> float | None:
+    """The median where those that did not reach count as later than any that did; None where it is one of them."""
+    if not values:
+        return None
+    middle = float(np.median([math.inf if value is None else value for value in values]))
+    return middle if math.isfinite(middle) else None
+
+
+# --- in words -------------------------------------------------------------------------------------------------------
+
+
+def verdict_in_words(lane: str, baseline: str, verdict: Verdict, what: str) -> str:
+    """One sentence: who, by how much, how sure."""
+    if verdict.state == "decided":
+        winner, loser = (lane, baseline) if verdict.winner == "b" else (baseline, lane)
+        return f"{winner} beats {loser}: {_effect_in_words(lane, baseline, verdict, what)}."
+    told = _effect_in_words(lane, baseline, verdict, what)
+    if verdict.state == "preliminary":
+        return f"Preliminary, {verdict.n} of {CLAIM_SEEDS} seeds: {told}."
+    return f"Inconclusive: {told}, which may be luck."
+
+
+def _effect_in_words(lane: str, baseline: str, verdict: Verdict, what: str) -> str:
+    if verdict.effect is None:
+        return f"{lane} and {baseline} do not both reach the {what} in most seeds"
+    known = verdict.low is not None and verdict.high is not None
+    if verdict.relative:
+        ends = f" ({verdict.level:.3g} interval {1 + verdict.low:.2f} to {1 + verdict.high:.2f})" if known else ""  # type: ignore[operator]
+        return f"{lane} takes {1 + verdict.effect:.2f} times as long to the {what} as {baseline}{ends}"
+    scale, unit = (100, " points") if what == "accuracy" else (1, "")
+    ends = f" ({verdict.level:.3g} interval {scale * verdict.low:+.3g} to {scale * verdict.high:+.3g})" if known else ""  # type: ignore[operator]
+    return f"{lane} ends {scale * verdict.effect:+.3g}{unit} in {what} from {baseline}{ends}"
+
+
+def table(result: Outcome) -> list[str]:
+    """Lines for a terminal."""
+    what = "" if result.target is None else f", target {result.metric} {result.target:g}"
+    lines = [f"{result.seeds} seed{'' if result.seeds == 1 else 's'}, baseline {visible(result.baseline)}{what}"]
+    if result.noise_floor is not None:
+        lines.append(f"  luck alone moves accuracy by about {100 * result.noise_floor:.2f} points (derived)")
+    for lane in result.lanes:
+        states = ", ".join(f"{number} {status}" for status, number in lane.status.items())
+        lines.append(f"{visible(lane.label)}  ({states})")
+        lines.append(
+            f"  accuracy {units.accuracy(lane.test_accuracy)}, loss {units.loss(lane.test_loss)}, "
+            f"{units.samples_per_s(lane.samples_per_s)}, {units.nbytes(lane.memory_bytes)} of training memory"
+        )
+        if result.target is not None:
+            lines.append(f"  to the target: {cost_in_words(lane)}")
+        lines += [
+            f"  {visible(verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what))}"
+            for key, what in (("to_target", "target"), ("test_accuracy", "accuracy"))
+            if key in lane.verdicts
+        ]
+        lines += [f"  ! {visible(why)}" for why in lane.why]
+    return lines
+
+
+def cost_in_words(lane: LaneOutcome) -> str:
+    """What a lane spent to the target; that it was not reached is said, never left out."""
+    arrived = f"{lane.reached} of {lane.over} runs"
+    if lane.cost["steps"] is None or lane.cost["samples"] is None:
+        return f"not reached ({arrived})"
+    if lane.cost["steps"] == 0:
+        return f"reached before training began: choose a harder one ({arrived})"
+    return (
+        f"{units.duration(lane.cost['seconds'])}, {round(lane.cost['steps']):,} steps, {round(lane.cost['samples']):,} samples, "
+        f"{units.flops(lane.cost['flops'])} ({arrived})"
+    )
+
+
+def as_json(race: Race, result: Outcome) -> dict[str, Any]:
+    """The table, the verdicts and the run ids, for scripts."""
+    return {
+        "group_id": race.group,
+        "seeds": race.seeds,
+        "target": None if result.target is None else {"metric": result.metric, "value": result.target},
+        "baseline": result.baseline,
+        "noise_floor": result.noise_floor,
+        "lanes": [
+            {name: getattr(lane, name) for name in lane.__slots__ if name != "verdicts"}
+            | {"verdicts": {key: {n: getattr(v, n) for n in v.__slots__} for key, v in lane.verdicts.items()}}
+            for lane in result.lanes
+        ],
+        "decided": result.is_decided,
+        "statuses": {run.run_id: run.status for run in race.runs},
+        "over": all(run.status in TERMINAL for run in race.runs),
+    }

@@ -1,0 +1,105 @@
+"""Compare: configurations side by side under equal conditions, live, with a verdict; and what the batch size does."""
+
+import streamlit as st
+
+from dashboard import compare, descent, law, live, parts, state
+from engine import charts, races
+from engine.errors import ConfigError, EngineError
+
+VIEWS = ("Race", "Runs", "Batch-size law", "Descent path", "Two weights")
+
+
+def race_page() -> None:
+    left, right = st.columns([1, 2.7], gap="medium")
+    with left.container(border=True, key="form"):
+        button = st.empty()  # above the fields, where it is in sight on every screen
+        linked = st.query_params.get("preset", races.DEFAULT_RACE)
+        name = linked if linked in races.RACES else races.DEFAULT_RACE
+        lanes, seeds, metric, target, wrong = compare.race_form(name)
+        may = state.client().may("submit")
+        if button.button(
+            "Start", type="primary", width="stretch", icon=":material/flag:", key="run", disabled=bool(wrong) or not may,
+            help=None if may else "As viewer you may look at races; an admin can let you start some.",
+        ):  # fmt: skip
+            try:
+                st.session_state["compare.race"] = compare.start(lanes, seeds)
+            except EngineError as error:
+                wrong = error if isinstance(error, ConfigError) else ConfigError(error.message, fix=error.fix)
+    group = st.session_state.pop("compare.race", None) or st.query_params.get("race")
+    race = compare.open_race(group)
+    params = {"view": "Race", "preset": st.session_state["race.preset"]} | ({"race": race.group} if race else {})
+    if params != dict(st.query_params):
+        st.query_params.from_dict(params)
+    with right:
+        if wrong:
+            with st.container(key="problems"):
+                parts.error_box(wrong)
+        if race:
+            with st.container(key="run-view"):
+                compare.show_race(race, metric, target, key=f"race-{race.group}")
+            return
+        live.preload()
+        if group:
+            st.warning("The race of this link is not in this store.", icon=":material/warning:")
+        if not wrong:
+            compare.preview(lanes, seeds)
+
+
+def runs_page() -> None:
+    """Runs that are there already, laid beside each other."""
+    chosen = compare.library_choice()
+    params = {"view": "Runs"} | ({"runs": ",".join(chosen)} if chosen else {})
+    if params != dict(st.query_params):
+        st.query_params.from_dict(params)
+    if len(chosen) < 2:
+        st.info("Choose two or more runs: they are drawn into the same charts.", icon=":material/compare_arrows:")
+        return
+    key = "library-" + "-".join(sorted(chosen))
+    st.session_state[f"{key}.runs"] = chosen
+    try:
+        race = compare.library_race(chosen)
+        if race:
+            compare.show_race(race, "test_accuracy", None, key=key)
+    except ConfigError as error:
+        parts.error_box(error)
+
+
+def path_page() -> None:
+    race = compare.open_race(st.query_params.get("race") or st.session_state.get("compare.last"))
+    if race is None:
+        st.info(
+            "Race first: the paths of its lanes are drawn here, on the loss surface around them.",
+            icon=":material/landscape:",
+        )
+        return
+    st.caption(parts.literal(f"Seed {min(race.seeds)} of {' · '.join(lane.label for lane in race.lanes)}"))
+    first = [(number, lane, lane.runs.get(min(race.seeds))) for number, lane in enumerate(race.lanes)]
+    descent.descent_view(
+        [
+            {"label": lane.label, "color": charts.colour(number), "run_id": run.run_id}
+            for number, lane, run in first
+            if run is not None
+        ]
+    )
+
+
+st.title("Compare", anchor=False)
+compare.keep_choices()
+if "compare.view" not in st.session_state:
+    linked_view = st.query_params.get("view", "Race")
+    st.session_state["compare.view"] = linked_view if linked_view in VIEWS else "Race"
+view = st.segmented_control("View", VIEWS, key="compare.view", label_visibility="collapsed", required=True)
+if race_id := st.query_params.get("race"):
+    st.session_state["compare.last"] = race_id
+if view == "Race":
+    if "race" not in st.query_params and st.session_state.get("compare.last"):
+        st.query_params["race"] = st.session_state["compare.last"]  # coming back shows what was here before
+    race_page()
+elif view == "Runs":
+    runs_page()
+elif view == "Batch-size law":
+    law.law_view()
+elif view == "Descent path":
+    path_page()
+else:
+    descent.toy_view()

@@ -1,0 +1,635 @@
+"""The live view of a race in a real browser, fed by our own routes; at the end inside Streamlit with real training."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dashboard import api, compare_api
+from engine import records
+from engine.analysis import to_target
+from engine.charts import PALETTE
+from engine.config import RunConfig, with_overrides
+from engine.store import Store
+from tests.conftest import ROOT, Supervised
+from tests.fakes import make_run
+from tests.test_api import Worker
+from tests.test_literal import IMAGE
+
+sync_api = pytest.importorskip("playwright.sync_api")
+uvicorn = pytest.importorskip("uvicorn")
+
+from starlette.applications import Starlette  # noqa: E402
+from starlette.responses import HTMLResponse, JSONResponse  # noqa: E402
+from starlette.routing import Route  # noqa: E402
+
+pytestmark = pytest.mark.browser
+expect = sync_api.expect
+PATIENCE_MS = 20_000
+MOUNT = """<!doctype html><body><script type="module">
+import { mount } from "./assets/race.js";
+const parentElement = document.body.appendChild(document.createElement("div"));
+window.told = { target: [], ended: [] };
+const tell = (name, value) => window.told[name].push(value);
+window.remount = async () => {
+  const data = await (await fetch("data")).json();
+  mount({ data, parentElement, setStateValue: tell, setTriggerValue: tell });
+};
+await window.remount();
+</script>"""
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path))
+    monkeypatch.setattr(api, "_REFRESH_S", 0.0)
+    api._readers.cache_clear()
+    return Store(tmp_path.resolve())
+
+
+class Race:
+    """What a test does with the view of a race."""
+
+    def __init__(self, tab, url: str) -> None:
+        self.tab, self.url = tab, url
+        self.data = {
+            "key": "race", "lanes": [], "target": None, "axis": "steps", "alive": True, "price": 3.6,
+            "palette": list(PALETTE), "version": "", "plotly_version": "1",
+        }  # fmt: skip
+
+    def lane(self, label: str, *run_ids: str, color: int | None = None, baseline: bool = False) -> Race:
+        runs = [{"id": run_id, "seed": seed} for seed, run_id in enumerate(run_ids)]
+        place = len(self.data["lanes"]) if color is None else color
+        self.data["lanes"].append({"label": label, "color": place, "runs": runs, "baseline": baseline})
+        return self
+
+    def open(self, **data) -> Race:
+        self.data |= data
+        self.tab.goto(self.url)
+        return self
+
+    def remount(self, **data) -> None:
+        """As on a rerun of the page."""
+        self.data |= data
+        self.tab.evaluate("() => window.remount()")
+
+    def drawn(self, chart: str = "loss") -> Race:
+        self.tab.locator(f'[data-testid="race-plot-{chart}"].js-plotly-plot').wait_for(timeout=PATIENCE_MS)
+        self.settled()
+        return self
+
+    def settled(self) -> None:
+        """After the next picture."""
+        self.tab.wait_for_timeout(700)
+
+    def raw(self) -> None:
+        """Without smoothing."""
+        self.tab.get_by_test_id("race-smoothing").last.fill("0")
+        self.settled()
+
+    def traces(self, chart: str, what: str = "main") -> list[dict]:
+        """The traces of a chart as Plotly has them: lines, crossings, marks or the noise floor."""
+        return self.tab.evaluate(
+            """([chart, what]) => document.querySelector(`[data-testid="race-plot-${chart}"]`).data
+                .filter((t) => t.meta?.[what])
+                .map(({ x, y, name, line, meta, marker, text }) => ({ x, y, name, color: line?.color, lane: meta.lane, text }))""",
+            [chart, what],
+        )
+
+    def layout(self, chart: str) -> dict:
+        return self.tab.evaluate(
+            '(chart) => { const { xaxis, yaxis } = document.querySelector(`[data-testid="race-plot-${chart}"]`).layout;'
+            " return { x: xaxis.range, y: yaxis.range, title: xaxis.title.text, log: [xaxis.type, yaxis.type] }; }",
+            chart,
+        )
+
+    def told(self, what: str) -> list:
+        return self.tab.evaluate("(what) => window.told[what]", what)
+
+    @property
+    def debug(self) -> dict:
+        return self.tab.evaluate(
+            "() => { const { polls, updates, mounts } = document.querySelector('[data-testid=race]').isoflop;"
+            " return { polls, updates, mounts }; }"
+        )
+
+    def cell(self, name: str, place: int = 0):
+        return self.tab.get_by_test_id(f"lane-{name}-{place}")
+
+
+@pytest.fixture(scope="module")
+def served():
+    """Our routes and a page that mounts the view with `served.data`."""
+
+    class Served:
+        data: dict
+
+    def page_data(_):
+        return JSONResponse(Served.data)
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        routes = [
+            *api.ROUTES,
+            *compare_api.ROUTES,
+            Route("/", lambda _: HTMLResponse(MOUNT)),
+            Route("/data", page_data),
+        ]
+        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        Served.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        yield Served
+        server.should_exit = True
+        thread.join(timeout=10)
+
+
+@pytest.fixture
+def race(browser, store, served):
+    """A tab for a race; fails on an error in the console."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    tab = context.new_page()
+    errors: list[str] = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    shown = Race(tab, served.url)
+    served.data = shown.data
+    yield shown
+    context.close()
+    assert errors == []
+
+
+def finished(store, *assignments: str, **how):
+    return make_run(store, with_overrides(RunConfig(), assignments), **how)
+
+
+# --- what is drawn is what was stored ------------------------------------------------------------------------------
+
+
+def test_what_is_drawn_equals_the_stored_series_on_every_axis(store, race):
+    run = finished(store, num_steps=300)
+    race.lane("one", run.run_id).open().drawn()
+    race.raw()
+    race.tab.get_by_test_id("race-extra").click()
+    seconds, samples = run.steps["seconds"], run.steps["samples"]
+    axes = {
+        "steps": run.steps["step"], "samples": samples, "epochs": samples / 4_000, "seconds": seconds,
+        "flops": samples * 408_576, "money": seconds * 3.6 / 3_600,
+    }  # fmt: skip
+    for axis, x in axes.items():
+        race.tab.get_by_test_id(f"axis-{axis}").click()
+        race.settled()
+        (line,) = race.traces("loss")
+        np.testing.assert_allclose(line["x"], x, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(line["y"], run.steps["loss"], rtol=1e-5)
+    race.tab.get_by_test_id("axis-steps").click()
+    race.settled()
+    for chart, table, column, factor in (
+        ("test_loss", run.evaluations, "test_loss", 1), ("accuracy", run.evaluations, "test_accuracy", 100),
+        ("grad_norm", run.grad_norms, "grad_norm", 1),
+    ):  # fmt: skip
+        (line,) = race.traces(chart)
+        assert line["x"] == table["step"].tolist()
+        np.testing.assert_allclose(line["y"], factor * table[column], rtol=1e-5)
+
+
+def test_several_seeds_are_their_mean_and_its_band_to_where_the_first_of_them_ends(store, race):
+    runs = [finished(store, num_steps=n, seed=seed) for seed, n in enumerate((400, 300, 360))]
+    race.lane("three", *(run.run_id for run in runs)).open().drawn()
+    race.raw()
+    (mean,) = race.traces("loss")
+    losses = np.array([run.steps["loss"][:300] for run in runs])
+    assert mean["name"] == "three · mean of 3"
+    assert mean["x"] == list(range(1, 301))
+    np.testing.assert_allclose(mean["y"], losses.mean(axis=0), rtol=1e-5)
+    band = race.tab.evaluate(
+        "() => document.querySelector('[data-testid=race-plot-loss]').data.find((t) => t.fill === 'toself').y"
+    )
+    np.testing.assert_allclose(band[:300], losses.max(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(band[300:600][::-1], losses.min(axis=0), rtol=1e-5)
+
+
+def test_all_seeds_is_a_line_for_each(store, race):
+    runs = [finished(store, num_steps=200, seed=seed) for seed in range(2)]
+    race.lane("two", *(run.run_id for run in runs)).open().drawn()
+    race.tab.get_by_test_id("race-all-seeds").click()
+    race.raw()
+    lines = race.traces("loss")
+    assert [line["name"] for line in lines] == ["two · seed 0", "two · seed 1"]
+    for line, run in zip(lines, runs, strict=True):
+        np.testing.assert_allclose(line["y"], run.steps["loss"], rtol=1e-5)
+
+
+def test_a_smooth_line_has_the_raw_one_faint_behind_it(store, race):
+    run = finished(store, num_steps=400)
+    race.lane("one", run.run_id).open().drawn()
+    (smooth,) = race.traces("loss")
+    faint = race.tab.evaluate(
+        "() => document.querySelector('[data-testid=race-plot-loss]').data.find((t) => t.opacity < 0.3).y"
+    )
+    np.testing.assert_allclose(faint, run.steps["loss"], rtol=1e-5)
+    assert np.abs(np.diff(smooth["y"][200:])).mean() < 0.3 * np.abs(np.diff(faint[200:])).mean()
+
+
+def test_a_lane_has_one_colour_in_its_swatch_and_on_every_chart(store, race):
+    for color in (3, 1):
+        race.lane(f"lane {color}", finished(store, num_steps=200).run_id, color=color)
+    race.open().drawn()
+    for chart in ("loss", "test_loss", "accuracy"):
+        assert [line["color"] for line in race.traces(chart)] == [PALETTE[3], PALETTE[1]]
+    swatch = "(n) => getComputedStyle(n).backgroundColor"
+    rgb = "rgb({}, {}, {})".format(*bytes.fromhex(PALETTE[3][1:]))
+    assert race.tab.get_by_test_id("swatch-0").evaluate(swatch) == rgb
+
+
+def test_a_lane_can_be_taken_out_of_the_picture_and_put_back(store, race):
+    race.lane("a", finished(store, num_steps=200).run_id).lane("b", finished(store, num_steps=200).run_id)
+    race.open().drawn()
+    race.cell("name").click()
+    race.settled()
+    assert [line["name"] for line in race.traces("loss")] == ["b"]
+    race.cell("name").click()
+    race.settled()
+    assert [line["name"] for line in race.traces("loss")] == ["a", "b"]
+
+
+def test_many_runs_stay_within_what_a_browser_can_draw(store, race):
+    for lane in range(6):
+        workers = [Worker(store).start() for _ in range(6)]
+        for worker in workers:
+            worker.steps(np.ones(5_000))
+        race.lane(f"lane {lane}", *(worker.run_id for worker in workers))
+    race.open().drawn()
+    race.tab.get_by_test_id("race-all-seeds").click()
+    race.raw()
+    lines = race.traces("loss")
+    assert len(lines) == 36
+    assert 36 * 100 < sum(len(line["x"]) for line in lines) <= 9_000
+
+
+# --- while it runs ---------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_drawn_before_there_is_something(store, race):
+    worker = Worker(store)
+    race.lane("waits", worker.run_id).open()
+    expect(race.cell("status")).to_have_text("Queued", timeout=PATIENCE_MS)
+    assert race.tab.locator(".js-plotly-plot").count() == 0
+    worker.log.append(records.Starting(at=0.0, pid=1, pid_started=0.0))
+    worker.start().steps(np.ones(20))
+    race.drawn()
+    assert race.tab.locator(".js-plotly-plot").count() == 1
+    expect(race.cell("status")).to_have_text("Running")
+    expect(race.cell("steps")).to_have_text("20")
+
+
+def test_zoom_and_settings_survive_updates_and_new_seeds_and_no_chart_is_mounted_twice(store, race):
+    worker, other = Worker(store).start(), Worker(store).start()
+    worker.steps(np.linspace(2, 1, 400))
+    race.lane("grows", worker.run_id).open().drawn()
+    race.tab.get_by_test_id("axis-samples").click()
+    box = race.tab.locator('[data-testid="race-plot-loss"] .nsewdrag').bounding_box()
+    y = box["y"] + box["height"] / 2
+    race.tab.mouse.move(box["x"] + 0.2 * box["width"], y)
+    race.tab.mouse.down()
+    race.tab.mouse.move(box["x"] + 0.6 * box["width"], y, steps=5)
+    race.tab.mouse.up()
+    race.settled()
+    zoom, mounts = race.layout("loss")["x"], race.debug["mounts"]
+    race.tab.evaluate("() => { document.querySelector('[data-testid=race-plot-loss]').mine = true; }")
+    worker.steps(np.linspace(1, 0.5, 400))
+    other.steps(np.linspace(2, 1, 500))
+    race.data["lanes"][0]["runs"].append({"id": other.run_id, "seed": 1})
+    race.remount()
+    race.settled()
+    race.settled()
+    assert race.layout("loss")["x"] == pytest.approx(zoom)
+    assert race.layout("loss")["title"] == "Examples seen"
+    assert race.tab.evaluate("() => document.querySelector('[data-testid=race-plot-loss]').mine")
+    assert race.debug["mounts"] == mounts
+    (mean,) = race.traces("loss")
+    assert (mean["name"], mean["x"][-1]) == ("grows · mean of 2", 5_000)
+    race.tab.get_by_test_id("race-reset-zoom").click()
+    race.settled()
+    assert race.layout("loss")["x"] == [0, 8_000]
+
+
+def test_the_end_is_told_once_and_again_after_seeds_were_added(store, race):
+    worker = Worker(store).start()
+    worker.steps(np.ones(20))
+    race.lane("ends", worker.run_id).open().drawn()
+    assert race.told("ended") == []
+    worker.end()
+    expect(race.cell("status")).to_have_text("Finished", timeout=PATIENCE_MS)
+    race.settled()
+    polls = race.debug["polls"]
+    race.remount(alive=False)
+    race.tab.wait_for_timeout(1_500)
+    assert race.told("ended") == [{"finished": 1}]
+    assert race.debug["polls"] == polls  # what is over is not asked for again
+    race.data["lanes"][0]["runs"].append({"id": finished(store, num_steps=40, diverges_at=30).run_id, "seed": 1})
+    race.remount(alive=True)
+    expect(race.cell("status")).to_have_text("Failed 1 of 2", timeout=PATIENCE_MS)
+    race.settled()
+    assert race.told("ended") == [{"finished": 1}, {"finished": 1, "failed": 1}]
+
+
+def test_a_page_that_is_hidden_does_not_poll(store, race):
+    worker = Worker(store).start()
+    worker.steps(np.ones(20))
+    race.tab.add_init_script("Object.defineProperty(document, 'hidden', { get: () => window.away === true })")
+    race.lane("grows", worker.run_id).open().drawn()
+    race.tab.evaluate("() => { window.away = true; }")
+    race.settled()
+    polls = race.debug["polls"]
+    race.tab.wait_for_timeout(1_500)
+    assert race.debug["polls"] == polls
+    race.tab.evaluate("() => { window.away = false; document.dispatchEvent(new Event('visibilitychange')); }")
+    race.settled()
+    assert race.debug["polls"] > polls
+
+
+# --- target and noise floor --------------------------------------------------------------------------------------------
+
+
+def crossing(run, value: float) -> float:
+    """Step at which it is reached, by the engine's own rule."""
+    step = to_target(run.evaluations["step"], run.evaluations["test_accuracy"], value, lower_is_better=False)
+    assert step is not None
+    return step
+
+
+def test_dragging_the_line_tells_the_page_on_release_and_marks_where_lanes_crossed(store, race):
+    runs = [finished(store, num_steps=1_200, seed=seed) for seed in range(2)]
+    race.lane("a", runs[0].run_id).lane("b", runs[1].run_id)
+    race.open(target={"metric": "test_accuracy", "value": 0.5}).drawn("accuracy")
+    box = race.tab.get_by_test_id("grip-test_accuracy").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    race.tab.mouse.move(x, y)
+    race.tab.mouse.down()
+    race.tab.mouse.move(x, y - 60, steps=6)
+    assert race.told("target") == []
+    race.tab.mouse.up()
+    race.settled()
+    ((said),) = race.told("target")
+    assert said["metric"] == "test_accuracy"
+    assert 0.6 < said["value"] < 0.94
+    marks = race.traces("accuracy", "crossing")
+    assert [mark["x"] for mark in marks] == [[pytest.approx(crossing(run, said["value"]), rel=1e-4)] for run in runs]
+    expect(race.cell("target")).to_have_text(f"{round(crossing(runs[0], said['value']))} steps")
+    expect(race.tab.get_by_test_id("target-test_accuracy")).to_have_value(f"{100 * said['value']:.6g}")
+
+
+def test_a_finger_can_drag_the_line_of_the_other_chart(store, race, browser, served):
+    race.lane("a", finished(store, num_steps=1_200).run_id)
+    context = browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True)
+    phone = Race(context.new_page(), served.url)
+    phone.data = race.data
+    phone.open().drawn("test_loss")
+    grip = phone.tab.get_by_test_id("grip-test_loss")
+    grip.scroll_into_view_if_needed()
+    box = grip.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch = context.new_cdp_session(phone.tab)
+
+    def finger(kind: str, *points: float) -> None:
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": p} for p in points]})
+
+    finger("touchStart", y)
+    for dy in (10, 20, 30):
+        finger("touchMove", y + dy)
+    finger("touchEnd")
+    phone.settled()
+    ((said),) = phone.told("target")
+    assert said["metric"] == "test_loss"
+    assert said["value"] > 0
+    context.close()
+
+
+def test_the_target_can_be_typed_moved_by_keys_and_taken_away(store, race):
+    race.lane("a", finished(store, num_steps=1_200).run_id).open().drawn("accuracy")
+    field = race.tab.get_by_test_id("target-test_accuracy")
+    field.fill("80")
+    field.press("Enter")
+    race.settled()
+    race.tab.get_by_test_id("grip-test_accuracy").focus()
+    race.tab.keyboard.press("ArrowUp")
+    race.tab.keyboard.press("ArrowUp")
+    race.settled()
+    field.fill("")
+    field.press("Enter")
+    race.settled()
+    first, moved, gone = race.told("target")
+    assert (first, gone) == ({"metric": "test_accuracy", "value": 0.8}, None)
+    assert 0.8 < moved["value"] <= 0.9
+    assert race.traces("accuracy", "crossing") == []
+
+
+@pytest.mark.parametrize("typed", ["-1", "101"])
+def test_a_target_that_cannot_be_is_not_taken(store, race, typed):
+    race.lane("a", finished(store, num_steps=400).run_id).open().drawn("accuracy")
+    race.tab.get_by_test_id("target-test_accuracy").fill(typed)
+    race.tab.get_by_test_id("target-test_accuracy").press("Enter")
+    race.settled()
+    assert race.told("target") == []
+
+
+def test_a_target_of_the_page_is_taken_when_it_changes_and_does_not_undo_the_readers(store, race):
+    race.lane("a", finished(store, num_steps=1_200).run_id)
+    race.open(target={"metric": "test_accuracy", "value": 0.5}).drawn("accuracy")
+    field = race.tab.get_by_test_id("target-test_accuracy")
+    field.fill("80")
+    field.press("Enter")
+    race.remount()
+    race.settled()
+    expect(field).to_have_value("80")
+    race.remount(target={"metric": "test_accuracy", "value": 0.7})
+    race.settled()
+    expect(field).to_have_value("70")
+
+
+def test_the_noise_floor_lies_around_the_lane_that_is_ahead(store, race):
+    run = finished(store, num_steps=1_200)
+    race.lane("a", run.run_id).open().drawn("accuracy")
+    (floor,) = race.traces("accuracy", "floor")
+    accuracy = run.evaluations["test_accuracy"]
+    upper = 100 * (accuracy + np.sqrt((1 - accuracy) / (2 * 1_000)))
+    np.testing.assert_allclose(floor["y"][: len(upper)], upper, rtol=1e-5)
+    half = 100 * np.sqrt((1 - accuracy[-1]) / 2_000)
+    expect(race.tab.get_by_test_id("floor-accuracy")).to_have_text(f"noise floor ±{half:.2f} points")
+    assert "1,000 test examples" in race.tab.get_by_test_id("floor-accuracy").get_attribute("title")
+
+
+# --- what goes wrong, and whose words it is said in --------------------------------------------------------------------
+
+
+def test_a_lane_that_diverged_has_a_mark_and_its_reason(store, race):
+    bad = finished(store, num_steps=400, diverges_at=100)
+    race.lane("good", finished(store, num_steps=400).run_id).lane("bad", bad.run_id).open().drawn()
+    (mark,) = race.traces("loss", "mark")
+    assert (mark["x"], mark["text"], mark["lane"]) == ([100], ["NaN at step 100"], 1)
+    expect(race.cell("status", 1)).to_have_text("Failed")
+    expect(race.cell("loss", 1)).to_have_text("NaN")
+    expect(race.cell("why", 1)).to_have_text("The loss became nan at step 100 with lr=3. Lower the learning rate.")
+
+
+def test_a_run_that_is_gone_says_so_and_the_others_go_on(store, race):
+    race.lane("there", finished(store, num_steps=200).run_id).lane("gone", "0123456789abcdef").open().drawn()
+    expect(race.cell("status", 1)).to_have_text("Gone")
+    expect(race.cell("why", 1)).to_contain_text("There is no run")
+
+
+def test_what_somebody_wrote_is_text_and_obeyed_by_nothing(store, race):
+    last = records.Failed(at=0.0, cause="X", message=f"Why: {IMAGE}", fix="<b>Fix</b>")
+    run = finished(store, num_steps=300, last=last)
+    race.lane(f"{IMAGE} %{{x}} <b>b</b> $x$", run.run_id).open().drawn("accuracy")
+    box = race.tab.locator('[data-testid="race-plot-accuracy"] .nsewdrag').bounding_box()
+    race.tab.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    hover = race.tab.locator('[data-testid="race-plot-accuracy"] .hoverlayer')
+    expect(hover).to_contain_text("<img src=x")
+    assert race.tab.locator("img, [onerror], [data-testid=race] b").count() == 0
+    assert race.tab.locator(".hoverlayer tspan[style*=bold]").count() == 0
+    expect(race.cell("why")).to_have_text(f"Why: {IMAGE} <b>Fix</b>")
+
+
+def test_money_and_joules_are_axes_only_where_they_are_known(store, race):
+    race.lane("a", finished(store, num_steps=200).run_id).open(price=None, axis="money").drawn()
+    expect(race.tab.get_by_test_id("axis-money")).to_be_hidden()
+    expect(race.tab.get_by_test_id("axis-joules")).to_be_hidden()
+    assert race.layout("loss")["title"] == "Steps"
+
+
+def test_scales_can_be_logarithmic(store, race):
+    race.lane("a", finished(store, num_steps=400).run_id).open().drawn()
+    race.tab.get_by_test_id("race-log-x").click()
+    race.tab.get_by_test_id("race-log-y").click()
+    race.settled()
+    assert race.layout("loss")["log"] == ["log", "log"]
+    assert race.layout("accuracy")["log"] == ["log", "linear"]
+    assert race.layout("loss")["x"][0] == pytest.approx(np.log10(0.9))
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(store, race):
+    race.tab.set_viewport_size({"width": 390, "height": 800})
+    for place in range(3):
+        race.lane(f"a lane with quite a long name, number {place}", finished(store, num_steps=300).run_id)
+    race.open(target={"metric": "test_accuracy", "value": 0.9}).drawn("accuracy")
+    assert race.tab.evaluate("() => document.documentElement.scrollWidth") <= 390
+
+
+# --- inside Streamlit, with real training ------------------------------------------------------------------------------
+
+PAGE = """
+import json, pathlib
+import streamlit as st
+from dashboard.race import race_view
+st.session_state["reruns"] = st.session_state.get("reruns", 0) + 1
+race = json.loads(pathlib.Path({lanes!r}).read_text())
+target = {{"metric": "test_accuracy", "value": 0.9}}
+state = race_view(race["lanes"], key="race", target=target, axis="seconds", alive=race["alive"], price_per_hour=None)
+if state.ended:
+    st.session_state["ended"] = state.ended
+st.text("state " + json.dumps([state.target, st.session_state.get("ended")]))
+st.button("Again")
+"""
+APP = """
+import sys
+sys.path.insert(0, {root!r})
+import streamlit as st
+from starlette.middleware import Middleware
+from starlette.routing import Route
+from dashboard import api, compare_api
+from dashboard.security import SafetyHeaders
+routes = [Route(r.path, r.endpoint) for r in (*api.ROUTES, *compare_api.ROUTES)]
+app = st.App({page!r}, routes=routes, middleware=[Middleware(SafetyHeaders)])
+"""
+
+
+@contextlib.contextmanager
+def streamlit(folder: Path, home: Path):
+    (folder / "page.py").write_text(PAGE.format(lanes=str(folder / "lanes.json")))
+    (folder / "app.py").write_text(APP.format(root=str(ROOT), page=str(folder / "page.py")))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", str(folder / "app.py"), "--server.port", str(port)]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {"ISOFLOP_HOME": str(home)}, stdout=log, stderr=log
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/_stcore/health", timeout=1):
+                break
+            time.sleep(0.1)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+@pytest.mark.slow
+def test_a_race_of_real_runs_inside_streamlit(browser, supervised: Supervised, tmp_path):
+    def lane(place: int, batch_size: int, *seeds: int) -> dict:
+        runs = [
+            {"id": supervised.submit(f"batch_size={batch_size}", f"seed={seed}", "budget.epochs=8"), "seed": seed}
+            for seed in seeds
+        ]
+        return {"label": f"B = {batch_size}", "color": place, "runs": runs, "baseline": place == 0}
+
+    lanes = [lane(0, 8, 0, 1), lane(1, 128, 0, 1)]
+    (tmp_path / "lanes.json").write_text(json.dumps({"lanes": lanes, "alive": True}))
+    with streamlit(tmp_path, supervised.store.root) as url:
+        tab = browser.new_page()
+        errors: list[str] = []
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on(
+            "console",
+            lambda m: errors.append(m.text) if m.type == "error" and "_stcore" not in str(m.location) else None,
+        )
+        tab.goto(url)
+        shown = Race(tab, url).drawn("accuracy")
+        mounts = tab.evaluate("() => document.querySelector('[data-testid=race]').isoflop.mounts")
+        for place in (0, 1):
+            expect(shown.cell("status", place)).to_have_text("Finished", timeout=60_000)
+        target = [{"metric": "test_accuracy", "value": 0.9}, {"finished": 4}]
+        expect(tab.get_by_text("state [")).to_have_text(f"state {json.dumps(target)}", timeout=PATIENCE_MS)
+        tab.get_by_test_id("target-test_loss").fill("0.5")
+        tab.get_by_test_id("target-test_loss").press("Enter")
+        target[0] = {"metric": "test_loss", "value": 0.5}
+        expect(tab.get_by_text("state [")).to_have_text(f"state {json.dumps(target)}", timeout=PATIENCE_MS)
+        tab.get_by_test_id("target-test_loss").fill("")
+        tab.get_by_test_id("target-test_loss").press("Enter")
+        target[0] = None
+        expect(tab.get_by_text("state [")).to_have_text(f"state {json.dumps(target)}", timeout=PATIENCE_MS)
+        more = lane(1, 128, 2)["runs"]
+        supervised.until(more[0]["id"], "finished")
+        lanes[1]["runs"] += more
+        (tmp_path / "lanes.json").write_text(json.dumps({"lanes": lanes, "alive": False}))
+        tab.get_by_role("button", name="Again").click()
+        tab.get_by_test_id("race-all-seeds").click()
+        tab.get_by_test_id("axis-steps").click()
+        shown.settled()
+        shown.raw()
+        runs = [supervised.store.run(run["id"]) for one in lanes for run in one["runs"]]
+        for line, run in zip(shown.traces("loss"), runs, strict=True):
+            assert line["x"] == run.steps["step"].tolist()
+            np.testing.assert_allclose(line["y"], run.steps["loss"], rtol=1e-5)
+        for line, run in zip(shown.traces("accuracy"), runs, strict=True):
+            np.testing.assert_allclose(line["y"], 100 * run.evaluations["test_accuracy"], rtol=1e-5)
+        assert tab.evaluate("() => document.querySelector('[data-testid=race]').isoflop.mounts") == mounts
+        tab.close()
+        assert errors == []

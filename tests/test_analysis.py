@@ -1,0 +1,285 @@
+"""Races: targets, verdicts, what a number of seeds can see, runs that do not arrive."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from engine import analysis
+from engine.analysis import verdict, verdict_to_target
+from engine.errors import EngineError
+
+NAN = math.nan
+
+
+# --- reaching a target
+
+
+def test_a_target_is_crossed_by_the_first_of_two_evaluations_in_a_row():
+    assert analysis.crossing([0.5, 0.9, 0.8, 0.9, 0.95], 0.85, lower_is_better=False) == 3
+
+
+def test_a_last_evaluation_alone_is_no_crossing():
+    assert analysis.crossing([0.5, 0.6, 0.9], 0.85, lower_is_better=False) is None
+
+
+def test_reaching_counts_at_the_target_itself_and_downwards_for_a_loss():
+    assert analysis.crossing([1.0, 0.2, 0.2], 0.2, lower_is_better=True) == 1
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_nan_never_reaches(lower):
+    assert analysis.crossing([NAN, NAN, NAN], 0.5, lower_is_better=lower) is None
+
+
+def test_the_way_to_a_target_is_a_straight_line_between_evaluations():
+    assert analysis.to_target([0, 10, 20, 30], [1.0, 0.6, 0.2, 0.1], 0.5, lower_is_better=True) == pytest.approx(12.5)
+
+
+def test_a_target_reached_at_once_is_reached_at_the_first_evaluation():
+    assert analysis.to_target([5, 10], [0.1, 0.1], 0.5, lower_is_better=True) == 5
+
+
+def test_no_line_leads_from_a_nan_to_a_target():
+    assert analysis.to_target([0, 10, 20], [NAN, 0.1, 0.1], 0.5, lower_is_better=True) == 10
+
+
+def test_a_target_that_is_not_reached_has_no_time():
+    assert analysis.to_target([0, 10], [1.0, 0.9], 0.5, lower_is_better=True) is None
+
+
+# --- verdicts
+
+SHAPES = {
+    "normal": lambda rng, size: rng.normal(size=size),
+    "heavy-tailed": lambda rng, size: rng.standard_t(2, size),
+    "log-normal": lambda rng, size: rng.lognormal(0, 1, size),
+}
+
+
+def false_verdicts(shape, n, races, looks=1):
+    """Races of A against A that come out decided."""
+    rng = np.random.default_rng(n)
+    a, b = SHAPES[shape](rng, (races, n)), SHAPES[shape](rng, (races, n))
+    return sum(verdict(*race, lower_is_better=True, looks=looks).winner is not None for race in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("n", [6, 8, 10, 16])
+def test_a_against_a_is_decided_in_at_most_five_percent_of_races(shape, n):
+    """A true rate of 5 % gives more than the bound once in 10,000."""
+    races = 150 if n == 16 else 400
+    assert false_verdicts(shape, n, races) <= stats.binom.ppf(0.9999, races, 0.05)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_several_looks_at_a_growing_race_together_decide_at_most_five_percent(shape):
+    races, ends = 150, (8, 9, 10, 12, 14)
+    rng = np.random.default_rng(1)
+    a, b = SHAPES[shape](rng, (races, 14)), SHAPES[shape](rng, (races, 14))
+    wrong = sum(
+        any(verdict(a[i, :n], b[i, :n], lower_is_better=True, looks=5).winner for n in ends) for i in range(races)
+    )
+    assert wrong <= stats.binom.ppf(0.999, races, 0.05)
+
+
+@pytest.mark.parametrize(("n", "power"), [(10, 0.72), (16, 0.75)])
+def test_an_effect_the_size_of_the_detectable_one_is_found_with_the_power_the_docstring_names(n, power):
+    rng = np.random.default_rng(3)
+    a = rng.normal(100, 30, (200, n))
+    b = a + rng.normal(-analysis.detectable_effect(n, 5.0), 5.0, a.shape)
+    found = sum(verdict(*race, lower_is_better=True).winner == "b" for race in zip(a, b, strict=True))
+    assert found >= stats.binom.ppf(0.001, 200, power)
+
+
+def test_ten_percent_less_time_is_found_from_eight_seeds_that_vary_by_six():
+    rng = np.random.default_rng(4)
+    a = rng.lognormal(0, 0.3, (100, 8))
+    b = a * 0.9 * rng.lognormal(0, 0.06, (100, 8))
+    assert (
+        sum(verdict(*race, lower_is_better=True, relative=True).winner == "b" for race in zip(a, b, strict=True)) > 90
+    )
+
+
+def test_a_ratio_is_that_of_b_to_a_and_its_interval_holds_it():
+    a = np.arange(1.0, 9.0)
+    found = verdict(a, a * 0.9 * np.array([1.01, 0.99] * 4), lower_is_better=True, relative=True)
+    assert (found.winner, found.state, found.n) == ("b", "decided", 8)
+    assert found.low < found.effect == pytest.approx(-0.1, abs=1e-3) and found.effect < found.high < 0
+
+
+@pytest.mark.parametrize(("lower", "winner"), [(True, "a"), (False, "b")])
+def test_the_winner_depends_on_which_way_is_better(lower, winner):
+    a = np.arange(6.0)
+    assert verdict(a, a + np.array([1, 2] * 3), lower_is_better=lower).winner == winner
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_fewer_than_six_pairs_are_preliminary_however_clear(n):
+    found = verdict(np.zeros(n), np.arange(n) + 9.0, lower_is_better=True)
+    assert (found.winner, found.state, found.low, found.high) == (None, "preliminary", None, None)
+
+
+def test_equal_pairs_decide_nothing():
+    assert verdict(np.ones(8), np.ones(8), lower_is_better=True).state == "inconclusive"
+
+
+def test_more_looks_ask_for_more_pairs():
+    assert [analysis.pairs_needed(looks=looks) for looks in (1, 2, 5)] == [6, 7, 8]
+    a = np.arange(7.0)
+    clear = a + np.arange(1, 8)
+    assert verdict(a, clear, lower_is_better=True, looks=5).winner is None
+    assert verdict(a, clear, lower_is_better=True, looks=2).winner == "a"
+
+
+def test_a_sign_flip_p_counts_all_ways_to_swap_labels():
+    d = np.array([1.0, -2.0, 4.0, 3.0, 5.0, -0.5])
+    ways = [abs(np.dot(signs, d)) for signs in product((1, -1), repeat=6)]
+    assert analysis.sign_flip_p(d) == np.mean(np.array(ways) >= d.sum() - 1e-9)
+
+
+def test_a_sign_flip_p_of_many_pairs_is_that_of_the_t_test_for_normal_differences():
+    d = np.random.default_rng(5).normal(0.3, 1, 60)
+    assert analysis.sign_flip_p(d) == pytest.approx(stats.ttest_1samp(d, 0).pvalue, abs=0.01)
+
+
+def test_a_value_that_is_missing_is_not_dropped():
+    with pytest.raises(EngineError, match=r"1 of 12 values.*verdict_to_target"):
+        verdict([1.0] * 5 + [NAN], [2.0] * 6, lower_is_better=True)
+
+
+def test_a_ratio_of_a_negative_value_is_refused():
+    with pytest.raises(EngineError, match="above 0, not -1"):
+        verdict([-1.0] * 6, [2.0] * 6, lower_is_better=True, relative=True)
+
+
+def test_pairs_that_do_not_match_are_refused():
+    with pytest.raises(EngineError, match="6 values of a do not go with 5 values of b"):
+        verdict(np.ones(6), np.ones(5), lower_is_better=True)
+
+
+# --- verdicts where some do not arrive
+
+
+def test_a_run_that_never_arrives_is_later_than_any_that_does():
+    found = verdict_to_target([9.0] * 6, [True] * 6, [1.0] * 6, [False] * 6)
+    assert (found.winner, found.state, found.effect) == ("a", "decided", None)
+    assert "later in 6" in found.method
+
+
+def test_seeds_neither_reaches_do_not_decide():
+    found = verdict_to_target([1.0] * 8, [False] * 8, [2.0] * 8, [False] * 8)
+    assert (found.winner, found.state) == (None, "inconclusive")
+
+
+def test_the_effect_on_time_is_the_ratio_of_medians():
+    a, b = np.array([1.0, 2, 3, 4, 5, 6, 7]), np.array([2.0, 4, 6, 8, 10, 12, 14])
+    found = verdict_to_target(a, a > 0, b, b < 13)
+    assert (found.winner, found.effect) == ("a", pytest.approx(1.0))
+
+
+def test_races_to_a_target_of_a_against_a_are_decided_in_at_most_five_percent():
+    rng = np.random.default_rng(6)
+    times = rng.lognormal(0, 1, (400, 2, 8))
+    reached = times < 2.5  # two in ten do not arrive
+    wrong = sum(
+        verdict_to_target(t[0], r[0], t[1], r[1]).winner is not None for t, r in zip(times, reached, strict=True)
+    )
+    assert 0 < wrong <= stats.binom.ppf(0.9999, 400, 0.05)
+
+
+def test_signed_ranks_give_the_p_of_wilcoxon():
+    rng = np.random.default_rng(7)
+    a, b = rng.lognormal(size=10), rng.lognormal(0.8, size=10)
+    p = analysis.sign_flip_p(analysis._signed_ranks(a, b))
+    assert p == pytest.approx(stats.wilcoxon(np.log(b / a), method="exact").pvalue)
+
+
+# --- what a number of seeds can see
+
+
+@pytest.mark.parametrize(("n", "sd"), [(3, 3.26), (5, 1.68), (6, 1.43), (10, 1.00), (16, 0.75)])
+def test_the_detectable_effect_is_that_of_a_paired_t_test(n, sd):
+    assert analysis.detectable_effect(n, 2.0) == pytest.approx(2 * sd, abs=0.02)
+
+
+@pytest.mark.parametrize("n", [2, 6, 30])
+def test_power_is_that_of_the_noncentral_t_distribution(n):
+    limit, shift = stats.t.ppf(0.975, n - 1), 0.7 * math.sqrt(n)
+    theirs = stats.nct.sf(limit, n - 1, shift) + stats.nct.cdf(-limit, n - 1, shift)
+    assert analysis.power(n, 1.4, 2.0) == pytest.approx(theirs, abs=2e-3)
+
+
+def test_one_pair_can_detect_nothing():
+    with pytest.raises(EngineError, match="1 pairs have no spread"):
+        analysis.detectable_effect(1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "num_test", "points"), [(0.02, 10_000, 0.10), (0.35, 1_000, 1.32), (0.03, 360, 0.65)]
+)
+def test_the_noise_floor_is_that_of_the_table(error, num_test, points):
+    assert 100 * analysis.noise_floor(error, num_test) == pytest.approx(points, abs=0.005)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 5), (3, 5), (5, 5), (480, 500)])
+def test_wilsons_interval_is_scipys(successes, n):
+    theirs = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    assert analysis.wilson(successes, n) == pytest.approx((theirs.low, theirs.high))
+
+
+# --- runs that may not arrive
+
+
+def test_a_run_that_was_given_up_counts_until_then():
+    curve = analysis.kaplan_meier([1, 2, 3, 4], [True, False, True, True])
+    assert curve.times.tolist() == [1, 3, 4]
+    assert curve.share == pytest.approx([3 / 4, 3 / 8, 0])
+    assert curve.median == 3
+
+
+def test_survival_is_scipys():
+    rng = np.random.default_rng(8)
+    t, r = rng.integers(1, 9, 40), rng.random(40) < 0.6
+    theirs = stats.ecdf(stats.CensoredData(uncensored=t[r], right=t[~r])).sf
+    curve = analysis.kaplan_meier(t, r)
+    assert curve.share == pytest.approx(theirs.evaluate(curve.times))
+
+
+def test_there_is_no_median_where_most_do_not_arrive():
+    assert analysis.kaplan_meier([1, 2, 3], [True, False, False]).median is None
+    assert analysis.kaplan_meier([1, 2], [False, False]).median is None
+
+
+def test_time_spent_in_vain_is_part_of_the_expected_running_time():
+    assert analysis.expected_running_time([10, 20, 30], [True, False, True]) == 30
+    assert analysis.expected_running_time([10, 20], [False, False]) is None
+
+
+# --- curves of several seeds
+
+
+def test_a_band_goes_from_the_lowest_to_the_highest_seed():
+    band = analysis.seed_band([0, 1, 2], [([0, 2], [0.0, 2.0]), ([0, 2], [1.0, 5.0])])
+    assert (band.mean.tolist(), band.low.tolist(), band.high.tolist()) == ([0.5, 2, 3.5], [0, 1, 2], [1, 3, 5])
+
+
+def test_a_band_does_not_go_on_where_a_seed_ended():
+    band = analysis.seed_band([0, 1, 2, 3], [([0, 2], [0.0, 2.0]), ([0, 1], [1.0, 5.0])])
+    assert band.n.tolist() == [2, 2, 1, 0]
+    assert band.mean[2] == 2 and np.isnan([band.mean[3], band.low[3], band.high[3]]).all()
+
+
+def test_a_seed_is_missing_from_the_band_beside_its_nan():
+    assert analysis.seed_band([0, 1, 2], [([0, 1, 2], [0.0, 1.0, NAN]), ([0, 2], [0, 2])]).n.tolist() == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "baseline", "ratio"), [(9, 10, 0.9), (None, 1, None), (1, None, None), (1, 0, None), (NAN, 1, None)]
+)
+def test_a_share_of_a_baseline_is_unknown_where_either_is(value, baseline, ratio):
+    assert analysis.percent_of_baseline(value, baseline) == ratio
