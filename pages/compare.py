@@ -97,9 +97,13 @@ if view == "Race":
     race_page()
 elif view == "Runs":
     runs_page()
-elif view == "Batch-size law":
+else:
+    kept = {key: st.query_params[key] for key in ("race", "law") if key in st.query_params}
+    if {"view": view} | kept != dict(st.query_params):
+        st.query_params.from_dict({"view": view} | kept)
+if view == "Batch-size law":
     law.law_view()
 elif view == "Descent path":
     path_page()
-else:
+elif view == "Two weights":
     descent.toy_view()
