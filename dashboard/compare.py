@@ -403,7 +403,9 @@ def as_table(result: Outcome) -> pd.DataFrame:
             value = lane.cost[axis]
             if value == 0:
                 return "before training"
-            return "not reached" if value is None else write(value) + _versus(lane, axis)
+            if value is None:
+                return "not reached" if lane.judged else "–"
+            return write(value) + _versus(lane, axis)
 
         return read
 

@@ -47,8 +47,9 @@ class LaneOutcome:
     status: dict[str, int]  # how many runs are in which state
     why: list[str]  # of runs that did not finish
     over: int  # runs that have ended, however
-    reached: int  # of these, and of those still at work, the ones that reached the target
-    cost: dict[str, float | None]  # to the target: medians over all seeds that are over, None where half did not reach
+    judged: int  # runs that reached the target, or have ended and did not; not those that were stopped before
+    reached: int
+    cost: dict[str, float | None]  # to the target: medians over the judged, None where half of them did not reach it
     expected_s: float | None  # expected running time: all time spent by the number that arrived
     test_accuracy: float | None
     test_loss: float | None
@@ -177,7 +178,7 @@ def _lane_outcome(lane: RacedLane, reached: Mapping[int, ToTarget]) -> LaneOutco
     over = [run for run in runs if run.is_over]
     summaries = [run.summary() for run in runs]
     judged = [
-        reached[seed] for seed, run in lane.runs.items() if seed in reached and (run.is_over or reached[seed].reached)
+        reached[seed] for seed, run in lane.runs.items() if seed in reached and (_counts(run) or reached[seed].reached)
     ]
     return LaneOutcome(
         label=lane.label,
@@ -185,6 +186,7 @@ def _lane_outcome(lane: RacedLane, reached: Mapping[int, ToTarget]) -> LaneOutco
         status={status: sum(run.status == status for run in runs) for status in sorted({run.status for run in runs})},
         why=sorted({run.why() for run in over if run.why()}),
         over=len(over),
+        judged=len(judged),
         reached=sum(r.reached for r in judged),
         cost={axis: _median_or_not_reached([r.cost[axis] for r in judged]) for axis in AXES},
         expected_s=analysis.expected_running_time([r.spent_s for r in judged], [r.reached for r in judged])
@@ -339,7 +341,7 @@ def table(result: Outcome) -> list[str]:
 
 def cost_in_words(lane: LaneOutcome) -> str:
     """What a lane spent to the target; that it was not reached is said, never left out."""
-    arrived = f"{lane.reached} of {lane.over} runs"
+    arrived = f"{lane.reached} of {lane.judged} runs"
     if lane.cost["steps"] is None or lane.cost["samples"] is None:
         return f"not reached ({arrived})"
     if lane.cost["steps"] == 0:

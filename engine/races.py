@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from engine.config import BUDGETS, RunConfig, Spec, nearest, with_overrides
@@ -295,5 +295,11 @@ def of_runs(runs: Sequence[Run], *, group: str = "") -> Race | None:
         lane.runs[run.config.seed] = run
     if not lanes:
         return None
+    unique: list[RacedLane] = []
+    for lane in lanes.values():  # runs of the library may be called alike and be different
+        taken, label, number = {other.label for other in unique}, lane.label, 2
+        while label in taken:
+            label, number = f"{lane.label} ({number})", number + 1
+        unique.append(replace(lane, label=label))
     rounds = max((run.heat.round for run in runs if run.heat), default=1)
-    return Race(group, tuple(lanes.values()), rounds)
+    return Race(group, tuple(unique), rounds)

@@ -100,7 +100,7 @@ elif view == "Runs":
 else:
     kept = {key: st.query_params[key] for key in ("race", "law") if key in st.query_params}
     if {"view": view} | kept != dict(st.query_params):
-        st.query_params.from_dict({"view": view} | kept)
+        st.query_params.from_dict({"view": str(view)} | kept)
 if view == "Batch-size law":
     law.law_view()
 elif view == "Descent path":

@@ -1,0 +1,64 @@
+"""The page Compare in a real browser: a race from the click to its verdict, stopped, on a phone, at another view."""
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+PATIENCE_MS = 60_000
+
+
+@pytest.fixture
+def compare(page, app_url):
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(f"{app_url}/compare?preset=batch-vs-stochastic-digits")
+    page.get_by_role("button", name="Start").wait_for()
+    return page
+
+
+def with_seconds(page, seconds, in_all):
+    amount = page.get_by_label("Amount")
+    amount.fill(str(seconds))
+    amount.press("Enter")
+    page.get_by_text(f"About {in_all} of training").wait_for()
+
+
+def test_a_race_goes_from_a_click_to_words_a_beginner_can_use(compare):
+    with_seconds(compare, 1, "3.00 s")
+    compare.get_by_role("button", name="Start").click()
+    verdict = compare.locator(".st-key-race-verdict")
+    expect(verdict).to_contain_text("first on this machine", timeout=PATIENCE_MS)
+    expect(compare.get_by_text("3 of 3 runs done")).to_be_visible(timeout=PATIENCE_MS)
+    expect(verdict).to_contain_text("Preliminary: 1 of the 6 seeds", timeout=PATIENCE_MS)
+    expect(verdict).to_contain_text("Luck alone moves accuracy")
+    assert "race=" in compare.url
+    expect(compare.get_by_text("Each step of Batch reads all 1,438 training examples")).to_be_visible()
+
+
+def test_a_race_that_is_stopped_keeps_what_it_has(compare):
+    with_seconds(compare, 200, "10:00 min")
+    compare.get_by_role("button", name="Start").click()
+    compare.get_by_role("button", name="Stop").click()
+    expect(compare.get_by_text("3 of 3 runs done")).to_be_visible(timeout=PATIENCE_MS)
+    expect(compare.get_by_text("Cancelled").first).to_be_visible()
+    expect(compare.get_by_role("button", name="Stop")).to_have_count(0, timeout=PATIENCE_MS)
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(browser, app_url, compare):
+    with_seconds(compare, 0.5, "1.50 s")
+    compare.get_by_role("button", name="Start").click()
+    expect(compare.get_by_text("3 of 3 runs done")).to_be_visible(timeout=PATIENCE_MS)
+    context = app_url.new_context(browser, viewport={"width": 390, "height": 844}, color_scheme="dark")
+    phone = context.new_page()
+    phone.goto(compare.url)
+    phone.get_by_text("3 of 3 runs done").wait_for(timeout=PATIENCE_MS)
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
+def test_what_was_chosen_is_there_after_a_look_elsewhere(compare):
+    with_seconds(compare, 0.5, "1.50 s")
+    compare.get_by_text("Two weights", exact=True).click()
+    compare.get_by_text("Condition number").first.wait_for()
+    compare.get_by_text("Race", exact=True).first.click()
+    compare.get_by_role("button", name="Start").wait_for()
+    compare.wait_for_url("**preset=batch-vs-stochastic-digits**")
