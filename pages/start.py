@@ -1,4 +1,4 @@
-"""Start: what Isoflop is, three experiments at one click, the newest runs, this machine."""
+"""Start: what Isoflop is, three experiments at one click, the race, the newest runs, this machine."""
 
 import time
 
@@ -40,6 +40,13 @@ for column, (preset, watch) in zip(st.columns(3), EXPERIMENTS.items(), strict=Tr
         st.space("stretch")
         if st.button("Run", key=f"start-{preset}", type="primary", icon=":material/play_arrow:", disabled=not may_run):
             start(preset)
+
+with st.container(border=True, horizontal=True, vertical_alignment="center", key="experiment-race"):
+    st.markdown(
+        "**Batch, mini-batch or stochastic?** Race them against each other: one net, one rule, and a gradient over all "
+        "examples, some, or one."
+    )
+    st.page_link("../pages/compare.py", label="Compare", icon=":material/compare_arrows:")
 
 newest = state.store().rows(limit=6)
 alive = any(row.status not in TERMINAL for row in newest)
