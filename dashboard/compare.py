@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import api, parts, state
-from dashboard.race import race_view
+from dashboard.race import race_view, target_of
 from engine import charts, lessons, outcome, planner, races, units
 from engine.config import BUDGETS, Budget, as_text, overrides_from, with_overrides
 from engine.errors import ConfigError, EngineError, StoreError
@@ -201,6 +201,7 @@ def start(lanes: Sequence[Lane], seeds: int) -> str:
     """Ask for a race; returns its group. A double click asks for one."""
     group = state.key_of(" ".join([*(lane.model_dump_json() for lane in lanes), str(seeds)]))[:16]
     state.client().submit_heats(races.heats(_with_paths(lanes), range(seeds), group), group=group)
+    st.session_state["race.until_of"] = group
     return group
 
 
@@ -213,12 +214,14 @@ def _with_paths(lanes: Sequence[Lane]) -> list[Lane]:
     return [lane.model_copy(update={"config": with_overrides(lane.config, [f"checkpoints={_PATH}"])}) for lane in lanes]
 
 
-def add_seeds(race: Race, number: int) -> None:
-    """More heats of the same race; asked for twice, by two pages, they are the same runs."""
-    begin = max(race.seeds) + 1
-    seeds = range(begin, min(begin + number, races.MOST_SEEDS))
-    heats = races.heats(race.as_lanes(), seeds, race.group)
+def add_seeds(race: Race, number: int) -> bool:
+    """More heats of the same race; asked for twice, by two pages, they are the same runs. False: there are no more."""
+    free = [seed for seed in range(races.MOST_SEEDS) if seed not in race.seeds][:number]
+    if not free:
+        return False
+    heats = races.heats(race.as_lanes(), free, race.group)
     state.client().submit_heats(heats, group=race.group, round=race.rounds + 1)
+    return True
 
 
 def preview(lanes: Sequence[Lane], seeds: int) -> None:
@@ -263,9 +266,11 @@ def show_race(race: Race, metric: Metric, target: float | None, *, key: str) -> 
             baseline, price = _reading_knobs(labels, key)
         if may_stop and st.button("Stop", key="race.stop", icon=":material/stop:"):
             _stop(race)
-    said = st.session_state.get(f"{key}.said_target")
-    if said:
-        metric, target = said["metric"], said["value"]
+    given = {"metric": metric, "value": target} if target is not None else None
+    if st.session_state.get(f"{key}.given", ()) != given:  # the form, or nobody yet, spoke last
+        st.session_state[f"{key}.given"] = st.session_state[f"{key}.target"] = given
+    shown = st.session_state[f"{key}.target"]
+    metric, target = (shown["metric"], shown["value"]) if shown else (metric, None)
     _verdict_box(race.group, key, metric, target, baseline, price, live=not race.is_over)
     lanes = [
         {
@@ -274,13 +279,13 @@ def show_race(race: Race, metric: Metric, target: float | None, *, key: str) -> 
         }
         for number, lane in enumerate(race.lanes)
     ]  # fmt: skip
-    told = race_view(
-        lanes, key=key, target={"metric": metric, "value": target} if target is not None else None, axis="seconds",
-        alive=not race.is_over, price_per_hour=price,
-    )  # fmt: skip
-    if told.target and told.target != said:
-        st.session_state[f"{key}.said_target"] = told.target
-        st.rerun()
+
+    def heard() -> None:
+        st.session_state[f"{key}.target"] = target_of(st.session_state[key].get("target"))
+
+    race_view(
+        lanes, key=key, target=shown, axis="seconds", alive=not race.is_over, price_per_hour=price, on_target=heard
+    )
     _table_box(race.group, key, metric, target, baseline, price, live=not race.is_over)
     if race.is_over and race.group:
         _more_seeds(race, metric, target, baseline)
@@ -432,7 +437,8 @@ def as_table(result: Outcome) -> pd.DataFrame:
         row("Noise of the loss", "derived", lambda r: "–" if r.loss_noise is None else f"± {r.loss_noise:.2g}"),
     ]
     labels = [visible(lane.label, LONGEST_NAME) for lane in result.lanes]
-    return pd.DataFrame(rows, columns=["", *labels, "How"])
+    how = "How" if "How" not in labels else "How it was had"
+    return pd.DataFrame(rows, columns=["", *labels, how])
 
 
 def _rate(value: float) -> str:
@@ -445,23 +451,32 @@ def _versus(lane: outcome.LaneOutcome, axis: str) -> str:
 
 
 def _more_seeds(race: Race, metric: Metric, target: float | None, baseline: str) -> None:
-    if len(race.seeds) >= races.MOST_SEEDS or not state.client().may("submit"):
+    if len(race.seeds) >= races.MOST_SEEDS or not _is_mine(race):
         return
-    result = outcome.outcome(race, metric=metric, target=target, baseline=baseline)
-    cancelled = any(run.status in {"cancelled", "interrupted"} for run in race.runs)
+    missing = min(max(outcome.CLAIM_SEEDS - len(race.seeds), _SEEDS_A_ROUND), races.MOST_SEEDS - len(race.seeds))
     try:
-        if st.session_state.get("race.until") and not result.is_decided and not cancelled:
-            add_seeds(race, max(_SEEDS_A_ROUND, outcome.CLAIM_SEEDS - len(race.seeds)))
+        if _goes_on(race, metric, target, baseline) and add_seeds(race, missing):
             st.rerun()
-        missing = max(outcome.CLAIM_SEEDS - len(race.seeds), _SEEDS_A_ROUND)
         if st.button(
-            f"Race {missing} more seeds", icon=":material/casino:", key="race.more",
+            f"Race {missing} more seed{'s' if missing > 1 else ''}", icon=":material/casino:", key="race.more",
             help="The same lanes with other first weights and orders: what differs between seeds is luck.",
-        ):  # fmt: skip
-            add_seeds(race, missing)
+        ) and add_seeds(race, missing):  # fmt: skip
             st.rerun()
     except EngineError as error:
         parts.error_box(error)
+
+
+def _is_mine(race: Race) -> bool:
+    client = state.client()
+    return client.may("submit") and all(client.may("cancel", run.run_id) for run in race.runs)
+
+
+def _goes_on(race: Race, metric: Metric, target: float | None, baseline: str) -> bool:
+    """Whether this race, started on this page to be decided, is not yet; one that was stopped is left alone."""
+    if not st.session_state.get("race.until") or st.session_state.get("race.until_of") != race.group:
+        return False
+    stopped = any(run.status in {"cancelled", "interrupted"} for run in race.runs)
+    return not stopped and not outcome.outcome(race, metric=metric, target=target, baseline=baseline).is_decided
 
 
 # --- runs of the library ----------------------------------------------------------------------------------------------

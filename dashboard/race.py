@@ -52,7 +52,7 @@ def race_view(
     shown = [_lane(lane) for lane in lanes]
     assert sum(len(lane["runs"]) for lane in shown) <= MOST_RUNS, "more runs than one poll may ask for"
     mount = st.components.v2.component("isoflop_race", js=stub("race.js"), isolate_styles=False)
-    begin = _target(target)
+    begin = target_of(target)
     result = mount(
         key=key,
         data={
@@ -63,7 +63,7 @@ def race_view(
         on_target_change=on_target or nothing,
         on_ended_change=on_end or nothing,
     )  # fmt: skip
-    return RaceState(_target(result.get("target")), _ended(result.get("ended")))
+    return RaceState(target_of(result.get("target")), _ended(result.get("ended")))
 
 
 def _lane(lane: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,14 +75,14 @@ def _lane(lane: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _target(said: object) -> dict[str, Any] | None:
+def target_of(said: object) -> dict[str, Any] | None:
     """A target as it may be; None for anything else, as it comes from a browser."""
     if not isinstance(said, Mapping):
         return None
     metric, value = said.get("metric"), said.get("value")
     if metric not in METRICS or isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if not math.isfinite(value) or value < 0 or (metric == "test_accuracy" and value > 1):
+    if not math.isfinite(value) or value <= 0 or (metric == "test_accuracy" and value > 1):
         return None
     return {"metric": metric, "value": float(value)}
 

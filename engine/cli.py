@@ -136,7 +136,8 @@ def race_command(a: argparse.Namespace) -> int:
                 client.submit_heats(races.heats(lanes, seeds, group), group=group, round=number)
             race = _followed_race(store, client, group, quiet=a.json)
             result = outcome.outcome(race, metric=metric, target=target, baseline=a.baseline)
-            if a.until_decided is None or result.is_decided or len(race.seeds) >= a.until_decided:
+            stopped = any(run.status in {"cancelled", "interrupted"} for run in race.runs)
+            if a.until_decided is None or result.is_decided or stopped or len(race.seeds) >= a.until_decided:
                 break
             begun = len(race.seeds)
             seeds, number = list(range(begun, min(begun + _SEEDS_A_ROUND, a.until_decided))), number + 1

@@ -8,6 +8,7 @@ from engine import units
 from engine.config import FULL, RunConfig
 from engine.outcome import CLAIM_SEEDS, LaneOutcome, Outcome
 from engine.races import Race, RacedLane
+from engine.records import TERMINAL
 
 BUDGETS_IN_WORDS: Mapping[str, str] = {
     "seconds": "Equal seconds: the machine decides with. Small batches pay the overhead of many steps, large ones their arithmetic.",
@@ -46,7 +47,7 @@ def recommendation(result: Outcome) -> str | None:
         words = f"{best.label} reaches {_target(result)} first on this machine, after {units.duration(best.cost['seconds'])} of training"
         return f"{words}; {', '.join(told)}. {_sure(result, best, 'to_target')}"
     known = [lane for lane in result.lanes if lane.test_accuracy is not None]
-    if not known or not all(lane.over for lane in known):
+    if not known or any(status not in TERMINAL for lane in result.lanes for status in lane.status):
         return None
     best = max(known, key=lambda lane: lane.test_accuracy or 0.0)
     missed = f"No lane reaches {_target(result)} in most of its runs. " if result.target is not None else ""
@@ -56,9 +57,17 @@ def recommendation(result: Outcome) -> str | None:
 def _slower(lane: LaneOutcome, best: LaneOutcome) -> str:
     mine, least = lane.cost["seconds"], best.cost["seconds"]
     if mine is None or not least:
-        failed = lane.over and lane.status.get("failed") == lane.over
-        return f"{lane.label} {'failed' if failed else 'does not reach it within the budget'}"
+        return f"{lane.label} {_without(lane)}"
     return f"{lane.label} takes {mine / least:.1f} times as long"
+
+
+def _without(lane: LaneOutcome) -> str:
+    """Why a lane has no time to the target."""
+    if any(status not in TERMINAL for status in lane.status):
+        return "has not reached it yet"
+    if lane.status.get("failed") == lane.over:
+        return "failed"
+    return "does not reach it within the budget" if lane.judged else "was stopped before"
 
 
 def _sure(result: Outcome, best: LaneOutcome, key: str) -> str:
@@ -103,6 +112,8 @@ def _of_full(full: LaneOutcome, thrifty: LaneOutcome, lane: RacedLane) -> list[s
     examples = next((run.started.train_examples for run in lane.runs.values() if run.started), None)
     mine, least = full.cost["samples"], thrifty.cost["samples"]
     if examples is None or not least:
+        return []
+    if mine is None and not full.judged:
         return []
     reads = f"Each step of {full.label} reads all {examples:,} training examples"
     if mine is None:

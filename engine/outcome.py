@@ -95,14 +95,15 @@ def axes_of(run: Run, price_per_hour: float | None = None) -> dict[str, np.ndarr
 
 def to_target(run: Run, metric: Metric, target: float, price_per_hour: float | None = None) -> ToTarget:
     """By the crossing rule: the first of two evaluations in a row that reach it, interpolated to the one before."""
-    values, lower = run.evaluations[metric], metric == "test_loss"
-    axes = axes_of(run, price_per_hour)
-    cost = {
-        name: analysis.to_target(axes[name], values, target, lower_is_better=lower) if name in axes else None
-        for name in AXES
-    }
-    spent = cost["seconds"]
-    return ToTarget(spent is not None, spent if spent is not None else run.steps.last("seconds") or 0.0, cost)
+    with run.lock:  # a run that goes on is read by others meanwhile
+        values, lower = run.evaluations[metric], metric == "test_loss"
+        axes = axes_of(run, price_per_hour)
+        cost = {
+            name: analysis.to_target(axes[name], values, target, lower_is_better=lower) if name in axes else None
+            for name in AXES
+        }
+        spent = cost["seconds"]
+        return ToTarget(spent is not None, spent if spent is not None else run.steps.last("seconds") or 0.0, cost)
 
 
 def outcome(
@@ -129,7 +130,7 @@ def outcome(
     lanes = [
         base
         if lane is first
-        else _against(_lane_outcome(lane, reached[lane.label]), base, lane, first, reached, race.rounds)
+        else _against(_lane_outcome(lane, reached[lane.label]), base, lane, first, reached, _looks(race))
         for lane in race.lanes
     ]
     return Outcome(metric, target, first.label, len(race.seeds), lanes, _noise_floor(race))
@@ -176,7 +177,8 @@ def survivals(race: Race, result: Outcome) -> list[tuple[str, analysis.Survival,
 def _lane_outcome(lane: RacedLane, reached: Mapping[int, ToTarget]) -> LaneOutcome:
     runs = list(lane.runs.values())
     over = [run for run in runs if run.is_over]
-    summaries = [run.summary() for run in runs]
+    counted = [run for run in runs if run.status == "finished"] or [run for run in runs if not run.is_over]
+    summaries = [run.summary() for run in counted]  # a run that only just began would pull the median to nothing
     judged = [
         reached[seed] for seed, run in lane.runs.items() if seed in reached and (_counts(run) or reached[seed].reached)
     ]
@@ -203,18 +205,18 @@ def _lane_outcome(lane: RacedLane, reached: Mapping[int, ToTarget]) -> LaneOutco
 
 def _against(
     lane: LaneOutcome, base: LaneOutcome, raced: RacedLane, first: RacedLane,
-    reached: Mapping[str, Mapping[int, ToTarget]], rounds: int,
+    reached: Mapping[str, Mapping[int, ToTarget]], looks: int,
 ) -> LaneOutcome:  # fmt: skip
     """The lane with its verdicts against the baseline, from seeds both have ended."""
     both = [s for s in raced.runs if s in first.runs and _counts(raced.runs[s]) and _counts(first.runs[s])]
     verdicts: dict[str, Verdict] = {}
     if both:
         a, b = [first.runs[s] for s in both], [raced.runs[s] for s in both]
-        verdicts["test_accuracy"] = _verdict(a, b, "test_accuracy", rounds)
-        verdicts["test_loss"] = _verdict(a, b, "test_loss", rounds)
+        verdicts["test_accuracy"] = _verdict(a, b, "test_accuracy", looks)
+        verdicts["test_loss"] = _verdict(a, b, "test_loss", looks)
         pairs = [(reached[first.label].get(s), reached[raced.label].get(s)) for s in both]
         if all(x and y for x, y in pairs):
-            verdicts["to_target"] = _verdict_on_times(pairs, rounds)  # type: ignore[arg-type]
+            verdicts["to_target"] = _verdict_on_times(pairs, looks)  # type: ignore[arg-type]
     figures = ("test_accuracy", "test_loss", "samples_per_s", "steps_per_s", "memory_bytes")
     share = {name: analysis.percent_of_baseline(getattr(lane, name), getattr(base, name)) for name in figures}
     share |= {axis: analysis.percent_of_baseline(lane.cost[axis], base.cost[axis]) for axis in AXES}
@@ -226,22 +228,27 @@ def _counts(run: Run) -> bool:
     return run.status == "finished" or (isinstance(run.last_word, Failed) and run.last_word.cause == "Diverged")
 
 
-def _verdict(a: Sequence[Run], b: Sequence[Run], metric: Metric, rounds: int) -> Verdict:
+def _verdict(a: Sequence[Run], b: Sequence[Run], metric: Metric, looks: int) -> Verdict:
     """On the last evaluation. A run that diverged has lost to any that did not: then only the order counts."""
     lower = metric == "test_loss"
-    looks = _looks(rounds)
     values = [[run.evaluations.last(metric) if run.status == "finished" else None for run in runs] for runs in (a, b)]
     if all(is_number(value) for row in values for value in row):
         return analysis.verdict(*values, lower_is_better=lower, looks=looks)  # type: ignore[arg-type]
-    worse = [[value if lower or value is None else 1 - value + 1e-9 for value in row] for row in values]
-    reached = [[is_number(value) for value in row] for row in worse]
-    filled = [[value if is_number(value) else 1.0 for value in row] for row in worse]
-    return analysis.verdict_to_target(filled[0], reached[0], filled[1], reached[1], looks=looks)  # type: ignore[arg-type]
+    there = [[is_number(value) for value in row] for row in values]
+    losses = [[_positive(value, lower) for value in row] for row in values]
+    ranked = analysis.verdict_to_target(losses[0], there[0], losses[1], there[1], looks=looks)
+    return replace(ranked, effect=None, relative=False)
 
 
-def _verdict_on_times(pairs: Sequence[tuple[ToTarget, ToTarget]], rounds: int) -> Verdict:
+def _positive(value: float | None, lower: bool) -> float:
+    """What is better when it is smaller, for a comparison of ranks; anything for a value that is not known."""
+    if not is_number(value) or value is None:
+        return 1.0
+    return max(value if lower else 1 - value, 1e-12)
+
+
+def _verdict_on_times(pairs: Sequence[tuple[ToTarget, ToTarget]], looks: int) -> Verdict:
     a, b = ([pair[i] for pair in pairs] for i in (0, 1))
-    looks = _looks(rounds)
     if all(r.reached and r.spent_s > 0 for r in (*a, *b)):
         return analysis.verdict(
             [r.spent_s for r in a], [r.spent_s for r in b], lower_is_better=True, relative=True, looks=looks
@@ -250,15 +257,21 @@ def _verdict_on_times(pairs: Sequence[tuple[ToTarget, ToTarget]], rounds: int) -
     return analysis.verdict_to_target(times[0], [r.reached for r in a], times[1], [r.reached for r in b], looks=looks)
 
 
-def _looks(rounds: int) -> int:
-    """A race judged anew after each round of seeds is judged so often."""
-    return max(1, rounds)
+def _looks(race: Race) -> int:
+    """How often the race was judged: once for each round of seeds after which there were enough for a verdict."""
+    begun: dict[int, int] = {}  # seed -> the round it came in
+    for run in race.runs:
+        number = run.heat.round if run.heat else 1
+        begun[run.config.seed] = min(number, begun.get(run.config.seed, number))
+    rounds = set(begun.values())
+    return max(1, sum(sum(came <= number for came in begun.values()) >= CLAIM_SEEDS for number in rounds))
 
 
 def _loss_spread(run: Run) -> float | None:
     """Standard deviation of single batches' losses around a running mean, over the last fifth of the run: what the
     gradient's noise does to the loss. None for too few steps."""
-    loss = run.steps["loss"][-max(50, len(run.steps) // 5) :]
+    with run.lock:
+        loss = run.steps["loss"][-max(50, len(run.steps) // 5) :].copy()
     if len(loss) < 50 or not np.isfinite(loss).all():
         return None
     smooth = np.convolve(loss, np.ones(25) / 25, "valid")
@@ -304,6 +317,8 @@ def verdict_in_words(lane: str, baseline: str, verdict: Verdict, what: str) -> s
 
 
 def _effect_in_words(lane: str, baseline: str, verdict: Verdict, what: str) -> str:
+    if verdict.effect is None and what != "target":
+        return f"{lane} and {baseline} are compared by rank alone, as a run of one of them diverged"
     if verdict.effect is None:
         return f"{lane} and {baseline} do not both reach the {what} in most seeds"
     known = verdict.low is not None and verdict.high is not None

@@ -6,13 +6,14 @@ their first weights, the order of the data and the budget, so what differs is wh
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from engine.config import BUDGETS, RunConfig, Spec, nearest, with_overrides
-from engine.errors import ConfigError
+from engine.errors import ConfigError, StoreError
 from engine.presets import preset_config
 from engine.store import Run, Store, Wanted
 from engine.text import clean_name
@@ -281,8 +282,11 @@ def find(store: Store, group: str, open_run: Callable[[str], Run] | None = None)
     if not _GROUP.fullmatch(group):
         return None
     opened = open_run or store.run
-    runs = sorted((opened(row.run_id) for row in store.rows(group=group)), key=lambda run: run.order)
-    return of_runs(runs, group=group)
+    runs = []
+    for row in store.rows(group=group):
+        with contextlib.suppress(StoreError):  # one that cannot be read hides no other
+            runs.append(opened(row.run_id))
+    return of_runs(sorted(runs, key=lambda run: run.order), group=group)
 
 
 def of_runs(runs: Sequence[Run], *, group: str = "") -> Race | None:

@@ -111,6 +111,9 @@ class Client:
         made: list[str] = []
         with _COUNTING:  # or two who come at once would both find the last free place
             new = {run_id for w in wanted if not (self.store.runs / (run_id := self.store.id_of(w.key))).exists()}
+            for row in self.store.rows(group=group) if group else ():  # who adds to a race changes its verdict
+                if row.owner != self.actor.id:
+                    self._require("cancel", rules, row.run_id, row.owner)
             self._require_room_in_queue(rules, len(new))
             try:
                 for config, name, key, heat in wanted:
@@ -145,15 +148,17 @@ class Client:
         waiting = [row.run_id for row in self.store.rows(status=("queued",))]
         if new and len(waiting) + new > rules.limits.queued:
             raise LimitReached(
-                f"{len(waiting)} runs are waiting already, as many as limits.queued allows.", fix="Wait, or stop some."
+                f"{len(waiting)} runs are waiting and {new} would come: limits.queued allows {rules.limits.queued}.",
+                fix="Wait, stop some, or ask for fewer.",
             )
         if access.role_of(self.actor, rules) == "admin" or len(waiting) + new <= rules.limits.queued_per_user:
             return
         own = sum(self.store.owner(run_id) == self.actor.id for run_id in waiting)
         if new and own + new > rules.limits.queued_per_user:
             raise LimitReached(
-                f"{own} runs of {self.actor.in_words} are waiting, as many as limits.queued_per_user allows.",
-                fix="Wait, or stop some.",
+                f"{own} runs of {self.actor.in_words} are waiting and {new} would come: limits.queued_per_user allows "
+                f"{rules.limits.queued_per_user}.",
+                fix="Wait, stop some, or ask for fewer.",
             )
 
     def cancel(self, run_id: str, *, reason: str = "cancelled by the user") -> None:
@@ -433,14 +438,19 @@ class Supervisor:
         """A run that does not answer is told more firmly: it is over within five seconds of being asked."""
         for run_id, (asked, _) in self.stopping.items():
             waited = time.monotonic() - asked
-            if waited > _SIGKILL_AFTER_S:
-                self.active[run_id][1].signal(signal.SIGKILL)
-            elif waited > _SIGTERM_AFTER_S:
-                self.active[run_id][1].signal(signal.SIGTERM)
+            if waited <= _SIGTERM_AFTER_S:
+                continue
+            run, job = self.active[run_id]
+            _refresh(run)
+            if not self._has_left_its_heat(run):
+                job.signal(signal.SIGKILL if waited > _SIGKILL_AFTER_S else signal.SIGTERM)
 
     def _bury_the_dead(self) -> None:
+        broken = {run.heat for run_id, (run, _) in self.active.items() if run.heat and run_id in self.stopping}
         for run_id, (run, job) in list(self.active.items()):
             if job.is_alive():
+                if self._has_left_its_heat(run):  # its process goes on for the others
+                    self._let_go(run)
                 continue
             _refresh(run)
             if not run.is_over and (owner := _job_at_work(run)):
@@ -449,27 +459,37 @@ class Supervisor:
                 continue  # or a thread of this one is still about to end
             _clear_up_after(run)
             _, request = self.stopping.get(run_id, (0.0, None))
-            if not run.is_over and not self._end(run, self._last_word_for(run, job, request)):
-                continue
-            del self.active[run_id]
-            self.stopping.pop(run_id, None)
-            if not run.folder.exists():
-                self.index.remove(run_id)
-                continue
-            self.index.put(row_of(run))
-            logger.info("%s %s", run_id, run.status)
-            if run_id in self._to_delete:
-                self._to_delete.discard(run_id)
-                self._delete(run_id)
+            last = self._last_word_for(run, job, request, shared_with_stopped=run.heat in broken)
+            if run.is_over or self._end(run, last):
+                self._let_go(run)
 
-    def _last_word_for(self, run: Run, job: Job, request: StopRequest | None) -> records.Terminal:
+    def _has_left_its_heat(self, run: Run) -> bool:
+        """Whether a run is over while others it takes turns with are not."""
+        if not run.heat or not run.is_over:
+            return False
+        return any(other.heat == run.heat and not other.is_over for other, _ in self.active.values())
+
+    def _let_go(self, run: Run) -> None:
+        """Look no more after a run that is over."""
+        del self.active[run.run_id]
+        self.stopping.pop(run.run_id, None)
+        if not run.folder.exists():
+            self.index.remove(run.run_id)
+            return
+        self.index.put(row_of(run))
+        logger.info("%s %s", run.run_id, run.status)
+        if run.run_id in self._to_delete:
+            self._to_delete.discard(run.run_id)
+            self._delete(run.run_id)
+
+    def _last_word_for(
+        self, run: Run, job: Job, request: StopRequest | None, *, shared_with_stopped: bool
+    ) -> records.Terminal:
         if request and request.status == "cancelled":
             return records.Cancelled(at=time.time(), reason="It did not stop when asked and was ended.")
         if request:
             return request.last_word()
-        if any(
-            run.heat and other.heat == run.heat and other.run_id in self.stopping for other, _ in self.active.values()
-        ):
+        if shared_with_stopped:
             return records.Interrupted(at=time.time(), reason=_SHARED_PROCESS)
         held = run.hardware.last("process_memory_bytes")
         memory = f"; it last held {units.nbytes(held)} of memory" if records.is_number(held) else ""

@@ -61,20 +61,21 @@ def run(
 
     `end_process` ends this process and its helpers at once, for a task that does not look up when asked to stop.
     """
+    lanes: list[_Lane] = []
+    troubles: list[Exception] = []  # of one run, which are not the others'
     with contextlib.ExitStack() as claims:
-        mine = [
-            folder for folder in folders
-            if claims.enter_context(claim(folder, patience_s=_CLAIM_S))
-            and Run(folder, keep_points=SUMMARY_POINTS).status == "queued"
-        ]  # fmt: skip
-        if mine:
-            _run(mine, supervisor_is_alive, end_process)
-
-
-def _run(folders: Sequence[Path], supervisor_is_alive: Callable[[], bool], end_process: EndProcess | None) -> None:
-    lanes = [_Lane(folder, shared=len(folders) > 1) for folder in folders]
-    with _Watch(lanes, supervisor_is_alive, end_process) as watch:
-        troubles = _take_turns(lanes, watch)
+        for folder in folders:
+            try:
+                if (
+                    claims.enter_context(claim(folder, patience_s=_CLAIM_S))
+                    and Run(folder, keep_points=SUMMARY_POINTS).status == "queued"
+                ):
+                    lanes.append(_Lane(folder, shared=len(folders) > 1))
+            except (OSError, EngineError) as error:
+                troubles.append(error)
+        if lanes:
+            with _Watch(lanes, supervisor_is_alive, end_process) as watch:
+                troubles += _take_turns(lanes, watch)
     if troubles:
         raise troubles[0]
 
@@ -114,6 +115,8 @@ class _Lane:
         self.log = EventLog(folder / "events.jsonl")
         self.energy = sampler.EnergyMeter(self.config.device)
         self.trained_s, self.turns = 0.0, 0
+        self._own_s: float = 0.0
+        self._turn_began: float | None = None
         self.began: float | None = None
         self.asked: StopRequest | None = None
         self.asked_at = math.inf
@@ -127,8 +130,13 @@ class _Lane:
 
     def take_turn(self, watch: _Watch) -> bool:
         """The next event of the task; False when there is none. Raises Stopped when the run was asked to stop."""
-        self._raise_if_asked()
-        self.turns += 1
+        try:
+            self._raise_if_asked()
+        except Stopped as stop:
+            if self._events is not None:
+                self._hand_over(stop)
+            raise
+        self._turn_began, self.turns = time.monotonic(), self.turns + 1
         event = next(self._task(), None)
         if event is None:
             return False
@@ -147,7 +155,12 @@ class _Lane:
         except Exception as stop:
             self._hand_over(stop)
             raise
+        self._own_s, self._turn_began = self._own_clock(), None
         return True
+
+    def _own_clock(self) -> float:
+        """Seconds of this run's own turns."""
+        return self._own_s + (0.0 if self._turn_began is None else time.monotonic() - self._turn_began)
 
     def _hand_over(self, stop: Exception) -> None:
         """Tell the task why it ends; it may answer with one more event, of what it leaves in the run's folder."""
@@ -158,7 +171,7 @@ class _Lane:
         if self._events is None:
             allowed = settings.load(self.folder.parent.parent).limits
             limits.limit_memory(self.config.device, allowed, hardware.probe().memory_available_bytes)
-            self._guard = limits.Guard(allowed, self.folder)
+            self._guard = limits.Guard(allowed, self.folder, clock=self._own_clock)
             self._events = TASKS[self.config.task](self.config, self.folder)
         return self._events
 
@@ -177,7 +190,8 @@ class _Lane:
             if self.asked is None and not self.is_over:
                 self.asked_at = time.monotonic()
                 self.asked = request
-                self.log.append(records.Stopping(at=time.time(), reason=request.reason))
+                with contextlib.suppress(StoreError):  # the next event says it, to who trains
+                    self.log.append(records.Stopping(at=time.time(), reason=request.reason))
 
     def sample(self, sample: records.HardwareSample) -> None:
         with self._writing:

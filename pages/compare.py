@@ -36,7 +36,10 @@ def race_page() -> None:
                 parts.error_box(wrong)
         if race:
             with st.container(key="run-view"):
-                compare.show_race(race, metric, target, key=f"race-{race.group}")
+                try:
+                    compare.show_race(race, metric, target, key=f"race-{race.group}")
+                except EngineError as error:
+                    parts.error_box(error)
             return
         live.preload()
         if group:
@@ -60,7 +63,7 @@ def runs_page() -> None:
         race = compare.library_race(chosen)
         if race:
             compare.show_race(race, "test_accuracy", None, key=key)
-    except ConfigError as error:
+    except EngineError as error:
         parts.error_box(error)
 
 

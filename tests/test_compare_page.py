@@ -138,6 +138,7 @@ def test_until_decided_adds_seeds_by_itself(app, store):
     race_of(store)
     open_page(app)
     app.toggle(key="race.until").set_value(True).run()
+    app.session_state["race.until_of"] = GROUP  # as Start leaves it
     app.query_params["race"] = GROUP
     app.run()
     assert len(store.ids()) == 12
@@ -154,9 +155,19 @@ def test_a_race_that_was_stopped_is_not_gone_on_with(app, store):
     worker.run(store.folder(stopped))
     open_page(app)
     app.toggle(key="race.until").set_value(True).run()
+    app.session_state["race.until_of"] = GROUP
     app.query_params["race"] = GROUP
     app.run()
     assert len(store.ids()) == 3
+
+
+def test_an_old_race_does_not_go_on_because_somebody_looks(app, store):
+    race_of(store)
+    open_page(app)
+    app.toggle(key="race.until").set_value(True).run()
+    app.query_params["race"] = GROUP
+    app.run()
+    assert len(store.ids()) == 2
 
 
 def test_runs_of_the_library_are_laid_beside_each_other(app, store):

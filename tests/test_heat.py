@@ -11,10 +11,10 @@ import pytest
 
 from engine import records, worker
 from engine.config import with_overrides
-from engine.errors import ConfigError, LimitReached
+from engine.errors import ConfigError, EngineError, LimitReached
 from engine.executor import InlineExecutor
 from engine.presets import PRESETS
-from engine.store import StopRequest, Wanted, ask_to_stop
+from engine.store import EventLog, StopRequest, Wanted, ask_to_stop
 from engine.supervisor import Client, Supervisor
 
 BASE = PRESETS["digits-mlp"].config
@@ -194,3 +194,75 @@ def test_a_heat_needs_room_for_all_of_it(store, supervised):
     with pytest.raises(LimitReached, match=r"limits\.queued"):
         Client(store).submit_heats([lanes("batch_size=8", "batch_size=16")], group="g")
     assert store.ids() == []
+
+
+class Shared:
+    """A process of several runs, which only a signal ends."""
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+
+    def is_alive(self) -> bool:
+        return not self.signals
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def cause_of_death(self) -> str:
+        return "its process was killed by SIGKILL (often: out of memory)"
+
+    def sentinel(self) -> None:
+        return None
+
+
+@pytest.fixture
+def sharing(store, supervised, monkeypatch):
+    """A supervisor with two runs of one heat under way, and their process."""
+    monkeypatch.setattr("engine.supervisor._SIGTERM_AFTER_S", 0.05)
+    job = Shared()
+    monkeypatch.setattr(supervised.executor, "start", lambda *_: job)
+    run_ids = Client(store).submit_heats([lanes("batch_size=8", "batch_size=16")], group="race")
+    supervised.recover()
+    supervised.tick()
+    return supervised, job, run_ids
+
+
+def test_the_process_of_a_heat_outlives_the_one_that_was_stopped(store, sharing):
+    supervising, job, (first, second) = sharing
+    ask_to_stop(store.folder(first), StopRequest(reason="enough"))
+    supervising.stopping[first] = time.monotonic(), StopRequest(reason="enough")
+    EventLog(store.folder(first) / "events.jsonl").close(records.Cancelled(at=time.time()))
+    time.sleep(0.1)
+    for _ in range(3):
+        supervising.tick()
+    assert job.signals == []
+    assert list(supervising.active) == [second]
+
+
+def test_who_is_ended_with_another_is_told_so(store, sharing):
+    supervising, job, (first, second) = sharing
+    supervising.stopping[first] = time.monotonic(), StopRequest(reason="enough")
+    time.sleep(0.1)
+    for _ in range(3):
+        supervising.tick()
+    assert job.signals
+    assert (store.run(first).status, store.run(second).status) == ("cancelled", "interrupted")
+    assert "Another run of its race did not stop" in store.run(second).why()
+
+
+def test_a_torn_config_of_one_is_not_the_others_end(store):
+    broken, good = heat_of(store, "batch_size=8", "batch_size=16")
+    (broken.folder / "config.json").write_text("{")
+    with pytest.raises(EngineError):
+        worker.run(broken.folder, good.folder)
+    good.refresh()
+    assert good.status == "finished"
+
+
+def test_the_turns_of_others_do_not_count_against_a_limit_of_time(store):
+    rules = store.root / "settings.toml"
+    rules.write_text("[limits]\nwall_time_s = 1.6\n")
+    rules.chmod(0o600)
+    runs = heat_of(store, "batch_size=8", "batch_size=16", common="budget.epochs=none budget.seconds=0.9")
+    run_heat(runs)
+    assert [run.status for run in runs] == ["finished", "finished"]

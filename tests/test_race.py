@@ -36,7 +36,7 @@ def test_the_browser_gets_lanes_target_axis_and_palette():
 
 @pytest.mark.parametrize("metric", race.METRICS)
 def test_a_target_comes_back_as_it_was_set(metric):
-    assert race._target({"metric": metric, "value": 1}) == {"metric": metric, "value": 1.0}
+    assert race.target_of({"metric": metric, "value": 1}) == {"metric": metric, "value": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_target_comes_back_as_it_was_set(metric):
      {"metric": "test_loss", "value": True}, {"metric": ["test_loss"], "value": 1}],
 )  # fmt: skip
 def test_what_is_no_target_is_none(said):
-    assert race._target(said) is None
+    assert race.target_of(said) is None
 
 
 def test_more_runs_than_one_poll_may_ask_for_are_a_mistake_of_the_page():

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from engine import cli, lessons, outcome, races, worker
+from engine import cli, lessons, outcome, races, records, worker
 from engine.config import with_overrides
 from engine.errors import ConfigError
 from engine.planner import check
@@ -288,3 +288,31 @@ def test_the_lesson_names_the_fastest_and_what_the_others_cost(three):
     full, one = lessons.batch_sentences(race, result)
     assert full.startswith("Each step of Batch reads all 1,438 training examples")
     assert one.startswith("One spends a whole step on each example")
+
+
+def test_a_round_that_could_not_decide_is_no_look(three):
+    _, race = three
+    looks = lambda rounds: outcome._looks(race_with(race, rounds))  # noqa: E731
+    assert looks({0: 1, 1: 2}) == 1
+    assert looks({**{0: 1}, **dict.fromkeys(range(1, 6), 2)}) == 1  # one seed, then five more: judged once
+    assert looks({**dict.fromkeys(range(6), 1), **dict.fromkeys(range(6, 8), 2), **dict.fromkeys(range(8, 10), 3)}) == 3
+
+
+class Seeded:
+    """A run of a seed that came in a round."""
+
+    def __init__(self, seed: int, number: int) -> None:
+        self.config = with_overrides(BASE, [f"seed={seed}"])
+        self.heat = records.Heat(id="h", lanes=2, round=number)
+
+
+def race_with(race, rounds: dict[int, int]) -> races.Race:
+    runs = {seed: Seeded(seed, number) for seed, number in rounds.items()}
+    return races.Race(GROUP, (races.RacedLane("a", BASE, runs),))  # type: ignore[arg-type]
+
+
+def test_a_diverged_run_is_compared_by_rank_and_said_so(store):
+    race = raced(store, [lane("calm", "batch_size=16"), lane("wild", "batch_size=16", "optimizer.lr=1e6")])
+    verdict = outcome.outcome(race).lanes[1].verdicts["test_accuracy"]
+    assert verdict.effect is None
+    assert "compared by rank alone" in outcome.verdict_in_words("wild", "calm", verdict, "accuracy")

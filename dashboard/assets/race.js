@@ -206,7 +206,7 @@ class Card {
     this.input = element("input", "race-number", `target-${this.chart.metric}`);
     this.input.type = "number";
     this.input.step = "any";
-    this.input.min = "0";
+    this.input.min = String(this.chart.most ? 0.01 : 1e-6);
     if (this.chart.most) this.input.max = String(this.chart.most);
     this.input.placeholder = "none";
     this.input.setAttribute("aria-label", `Target of ${this.chart.title.toLowerCase()}${this.chart.unit ? ", %" : ""}`);
@@ -270,7 +270,7 @@ class Card {
     if (!by) return;
     event.preventDefault();
     const { view, chart } = this;
-    const value = Math.max(0, Math.min(chart.most ?? Infinity, this.shownTarget() + by * this.grain()));
+    const value = Math.max(this.grain(), Math.min(chart.most ?? Infinity, this.shownTarget() + by * this.grain()));
     view.aim({ metric: chart.metric, value: +(value / this.factor).toPrecision(8) }, 400); // told when the keys rest
   }
 
@@ -308,7 +308,7 @@ class Card {
     const v = this.unlog(low + ((high - low) * Math.max(0, Math.min(this.inner, height))) / this.inner);
     const grain = this.log ? 10 ** (Math.floor(Math.log10(v)) - 2) : this.grain();
     const round = +(Math.round(v / grain) * grain).toPrecision(8);
-    return Math.max(0, Math.min(this.chart.most ?? Infinity, round));
+    return Math.max(grain, Math.min(this.chart.most ?? Infinity, round)); // a target of 0 is none
   }
 
   place(value) {

@@ -143,6 +143,7 @@ def _with_its_path(events: Iterator[AnyEvent], loop: _Loop, folder: Path) -> Ite
 
 def _made_ready(stepper: Stepper, net: Net, device: torch.device, clock: Clock) -> Iterator[AnyEvent]:
     """Compile where the run asks for it, then warm up: neither is part of training time."""
+    set_up_arithmetic(net.config)
     begun = clock()
     stepper.prepare()
     synchronize(device)
@@ -150,6 +151,7 @@ def _made_ready(stepper: Stepper, net: Net, device: torch.device, clock: Clock) 
         yield records.Compiled(seconds=clock() - begun)
     if net.config.execution == "cuda-graph":
         return  # what is recorded has run before
+    set_up_arithmetic(net.config)
     begun = clock()
     stepper.warm_up(_WARM_UP_STEPS)
     synchronize(device)

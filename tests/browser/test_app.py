@@ -24,7 +24,7 @@ def wait_for(page, script, good, *, seconds=30):
 def start_a_long_run(page, app_url):
     page.goto(app_url + LONG)
     page.get_by_role("button", name="Run", exact=True).click(timeout=30_000)
-    expect(page.get_by_role("button", name="Stop")).to_be_visible(timeout=30_000)
+    expect(page.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop")).to_be_visible(timeout=30_000)
     wait_for(page, POINTS, lambda n: n > 20)
 
 
@@ -41,7 +41,7 @@ def drag_over_the_first_chart(page):
 
 
 def stop(page):
-    page.get_by_role("button", name="Stop").click()
+    page.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop").click()
     expect(page.get_by_test_id("live-status")).to_have_text("Cancelled", timeout=20_000)
 
 
@@ -91,7 +91,7 @@ def test_zoom_and_a_hidden_line_survive_updates_and_stop_keeps_the_points(page, 
 def test_a_reload_finds_the_run_again(page, app_url):
     start_a_long_run(page, app_url)
     page.reload()
-    expect(page.get_by_role("button", name="Stop")).to_be_visible(timeout=30_000)
+    expect(page.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop")).to_be_visible(timeout=30_000)
     wait_for(page, POINTS, lambda n: n > 20)
     stop(page)
 
