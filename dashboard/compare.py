@@ -37,12 +37,14 @@ _KEPT = (
     "race.metric",
     "library.runs",
 )
+_KEPT_TEXTS = ("race.amount.", "race.target.")
 
 
 def keep_choices() -> None:
     """What was chosen is still so after a look at another view or page, where Streamlit forgets what is not drawn."""
     kept: dict[str, object] = st.session_state.setdefault("compare.kept", {})
-    for key in _KEPT:
+    texts = {key for key in [*st.session_state, *kept] if str(key).startswith(_KEPT_TEXTS)}
+    for key in [*_KEPT, *map(str, texts)]:
         if key in st.session_state:
             kept[key] = st.session_state[key]
         elif key in kept:
@@ -368,7 +370,10 @@ def _draw_table(*arguments: object) -> None:
     if judged is None:
         return
     race, result = judged
-    st.dataframe(as_table(result), hide_index=True, height="content", key="race-table")
+    with st.container(key="race-outcome"):
+        if result.target is not None:
+            st.markdown(f"**What it takes to reach {parts.literal(lessons.target_in_words(result))}**")
+        st.dataframe(as_table(result), hide_index=True, height="content", key="race-table")
     st.caption(
         f"Medians over the seeds; × is of the baseline, {parts.literal(result.baseline)}. A target counts as reached at the first of two evaluations in a row beyond it, interpolated to "
         "the one before; where half of the runs or more did not reach it, that is said."

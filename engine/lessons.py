@@ -39,18 +39,18 @@ def recommendation(result: Outcome) -> str | None:
     """Which lane to use and how sure that is; None before any has a figure to go by."""
     arrived = [lane for lane in result.lanes if lane.cost["seconds"] is not None and lane.reached]
     if arrived and all(lane.cost["steps"] == 0 for lane in arrived):
-        return f"{_target(result)[0].upper()}{_target(result)[1:]} was reached before training began: choose a harder target."
+        return f"{target_in_words(result)[0].upper()}{target_in_words(result)[1:]} was reached before training began: choose a harder target."
     if result.target is not None and arrived:
         best = min(arrived, key=lambda lane: lane.cost["seconds"] or 0.0)
         others = [lane for lane in result.lanes if lane is not best]
         told = [_slower(lane, best) for lane in others]
-        words = f"{best.label} reaches {_target(result)} first on this machine, after {units.duration(best.cost['seconds'])} of training"
+        words = f"{best.label} reaches {target_in_words(result)} first on this machine, after {units.duration(best.cost['seconds'])} of training"
         return f"{words}; {', '.join(told)}. {_sure(result, best, 'to_target')}"
     known = [lane for lane in result.lanes if lane.test_accuracy is not None]
     if not known or any(status not in TERMINAL for lane in result.lanes for status in lane.status):
         return None
     best = max(known, key=lambda lane: lane.test_accuracy or 0.0)
-    missed = f"No lane reaches {_target(result)} in most of its runs. " if result.target is not None else ""
+    missed = f"No lane reaches {target_in_words(result)} in most of its runs. " if result.target is not None else ""
     return f"{missed}{best.label} ends with the best accuracy, {units.accuracy(best.test_accuracy)}. {_sure(result, best, 'test_accuracy')}"
 
 
@@ -87,7 +87,7 @@ def _sure(result: Outcome, best: LaneOutcome, key: str) -> str:
     return f"Decided against {result.baseline if best.label != result.baseline else 'all others'}, from {verdicts[0].n if verdicts[0] else 0} paired seeds."
 
 
-def _target(result: Outcome) -> str:
+def target_in_words(result: Outcome) -> str:
     assert result.target is not None
     if result.metric == "test_accuracy":
         return f"{units.percent(result.target, digits=0 if round(100 * result.target, 6).is_integer() else 1)} test accuracy"

@@ -7,6 +7,7 @@ their first weights, the order of the data and the budget, so what differs is wh
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -290,17 +291,20 @@ def find(store: Store, group: str, open_run: Callable[[str], Run] | None = None)
 
 
 def of_runs(runs: Sequence[Run], *, group: str = "") -> Race | None:
-    """Runs as a race: those that differ in nothing but the seed are one lane, named as they are."""
-    lanes: dict[tuple[str, str], RacedLane] = {}
+    """Runs as a race: those that differ in nothing but the seed are one lane, named as they are; those that do not even
+    differ in that are lanes of their own."""
+    lanes: dict[tuple[str, str], list[RacedLane]] = {}
     for run in runs:
         alike = run.config.model_copy(update={"seed": 0, "checkpoints": 0})
         label = (run.queued.name if run.queued and group else "") or run.name or run.config.in_words()
-        lane = lanes.setdefault((label, alike.fingerprint), RacedLane(label, alike, {}))
-        lane.runs[run.config.seed] = run
+        same = lanes.setdefault((label, alike.fingerprint), [])
+        if all(run.config.seed in lane.runs for lane in same):
+            same.append(RacedLane(label, alike, {}))
+        next(lane for lane in same if run.config.seed not in lane.runs).runs[run.config.seed] = run
     if not lanes:
         return None
     unique: list[RacedLane] = []
-    for lane in lanes.values():  # runs of the library may be called alike and be different
+    for lane in itertools.chain(*lanes.values()):  # runs of the library may be called alike and be different
         taken, label, number = {other.label for other in unique}, lane.label, 2
         while label in taken:
             label, number = f"{lane.label} ({number})", number + 1

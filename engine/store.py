@@ -1135,6 +1135,7 @@ _MIGRATIONS: list[Iterable[str]] = [
         "create index runs_steps on runs(steps)",
         f"create index runs_listed on runs(created, searched, {', '.join(c for c in _LISTED if c != 'created')})",
     ),
+    ("create index runs_grouped on runs(grouped) where grouped is not null",),
 ]
 _COLUMNS = (
     "run_id", "name", "status", "created", "grouped", "config", "summary", "why", *SORTABLE[1:], "owner", "updated",

@@ -298,6 +298,14 @@ def test_a_round_that_could_not_decide_is_no_look(three):
     assert looks({**dict.fromkeys(range(6), 1), **dict.fromkeys(range(6, 8), 2), **dict.fromkeys(range(8, 10), 3)}) == 3
 
 
+def test_runs_of_the_library_that_differ_in_nothing_are_two_lanes(three):
+    store, race = three
+    run = race.runs[0]
+    laid = races.of_runs([run, *race.runs[1:], store.run(run.run_id)])
+    assert laid and len(laid.lanes) == len(race.lanes) + 1
+    assert sum(len(lane.runs) for lane in laid.lanes) == len(race.runs) + 1
+
+
 class Seeded:
     """A run of a seed that came in a round."""
 

@@ -64,3 +64,27 @@ def test_what_was_chosen_is_there_after_a_look_elsewhere(compare):
     compare.get_by_text("Race", exact=True).first.click()
     compare.get_by_role("button", name="Start").wait_for()
     compare.wait_for_url("**preset=batch-vs-stochastic-digits**")
+    expect(compare.get_by_label("Amount")).to_have_value("0.5")
+
+
+def test_a_target_typed_in_a_chart_or_dragged_is_the_tables(compare):
+    with_seconds(compare, 0.5, "1.50 s")
+    compare.get_by_role("button", name="Start").click()
+    expect(compare.get_by_text("3 of 3 runs done")).to_be_visible(timeout=PATIENCE_MS)
+    table = compare.locator(".st-key-race-outcome")
+    field = compare.get_by_test_id("target-test_accuracy")
+    field.fill("70")
+    field.press("Enter")
+    expect(table).to_contain_text("to reach 70 % test accuracy", timeout=PATIENCE_MS)
+    line = compare.get_by_test_id("grip-test_accuracy")
+    line.scroll_into_view_if_needed()
+    box = line.bounding_box()
+    compare.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    compare.mouse.down()
+    compare.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2 - 30, steps=5)
+    compare.mouse.up()
+    expect(table).not_to_contain_text("to reach 70 % test accuracy", timeout=PATIENCE_MS)
+    value = compare.get_by_label("Value")  # the form has the last word where it speaks last
+    value.fill("60")
+    value.press("Enter")
+    expect(table).to_contain_text("to reach 60 % test accuracy", timeout=PATIENCE_MS)
