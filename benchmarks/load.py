@@ -33,6 +33,7 @@ from benchmarks.data_route import cpu_s, poll, server_process
 from benchmarks.measure import RESULTS, Spread, load, save, table, verdict
 from engine import records
 from engine.config import RunConfig, with_overrides
+from engine.locks import claim
 from engine.presets import PRESETS, preset_config
 from engine.store import HARDWARE, EventLog, Run, Store
 from engine.supervisor import Client
@@ -288,7 +289,13 @@ def make_long_run(store: Store, per_record: int) -> str:
     """100,000 steps of 10 ms each, read back `per_record` at a time."""
     config = with_overrides(RunConfig(), ["schedule=cosine", "max_grad_norm=1"])
     run_id = store.create(config, name=f"{per_record} at a time")
-    log = EventLog(store.folder(run_id) / "events.jsonl")
+    with claim(store.folder(run_id)):  # or the supervisor takes it for a run whose process is gone
+        _write_long_run(store.folder(run_id), per_record)
+    return run_id
+
+
+def _write_long_run(folder: Path, per_record: int) -> None:
+    log = EventLog(folder / "events.jsonl")
     log.append(started(STEPS))
     rng, step_s = np.random.default_rng(per_record), 0.1 / per_record  # ten read-backs a second
     sampled, evaluated = 0.0, 0
@@ -311,7 +318,6 @@ def make_long_run(store: Store, per_record: int) -> str:
                 )
             )
     log.close(records.Finished(at=time.time()))
-    return run_id
 
 
 DRAWN = """() => [...document.querySelectorAll('.js-plotly-plot')].some(

@@ -5,7 +5,7 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from dashboard import parts, state
+from dashboard import live, parts, state
 from engine.records import Status
 from engine.store import RunLine
 from engine.text import LONGEST_NAME, visible
@@ -138,6 +138,7 @@ choice = st.dataframe(
     height=min(38 + 35 * len(lines), 560),
     column_config=FORMATS,
 )
+live.preload()  # of what opening a run will need
 selected = choice["selection"]["rows"]
 if selected and (run := state.open_run(lines[selected[0]].run_id)):
     with st.container(border=True, key="selected"):
