@@ -962,7 +962,8 @@ class Store:
         read, unread = self._read_unindexed(unindexed, _MOST_READ_FOR_A_LIST)
         fresh = [line for row in read if _matches(line := line_of(row), search, status)]
         if fresh and offset and found:  # they may push others over the edge of a page: take all that stand before it
-            found, _ = self._ask_index(lambda index: page(index, 0, offset + limit))
+            found, unindexed = self._ask_index(lambda index: page(index, 0, offset + limit))
+            fresh = [line for line in fresh if line.run_id in unindexed]
         lines, total = found or ([], 0)
         now = [self._as_it_is(line) for line in lines]
         lines = [line for line in now if _matches(line, search, status)]
@@ -972,12 +973,14 @@ class Store:
         return Listing(lines, total + len(fresh), unread)
 
     def _ask_index(self, ask: Callable[[Index], Answer]) -> tuple[Answer | None, frozenset[str]]:
-        """What the index answers, None when it cannot be read; and the runs it does not know."""
+        """What the index answers, None when it cannot be read; and the runs it did not know when it answered."""
         stamp = Stamp.of(self.runs, self.root / "index.sqlite", self.root / "index.sqlite-wal")
         try:
             with Index.reading(self.root) as index:
                 if stamp is None or stamp != self._compared[0]:
                     self._compared = stamp, frozenset(self.ids()) - index.ids()
+                elif self._compared[1]:  # the index may have gone on between the stamp and now
+                    return ask(index), self._compared[1] - index.ids()
                 return ask(index), self._compared[1]
         except (sqlite3.Error, OSError, StoreError):
             return None, frozenset(self.ids())
@@ -1224,8 +1227,10 @@ class Index:
     @classmethod
     @contextlib.contextmanager
     def reading(cls, root: Path) -> Iterator[Index]:
+        """All that is asked of it in the block, it answers as of one moment."""
         index = cls(root, readonly=True)
         try:
+            index._db.execute("begin")
             yield index
         finally:
             index.close()

@@ -332,7 +332,7 @@ def test_a_run_that_another_process_began_is_taken_on_not_declared_dead(scene, c
     supervising.index.close()
     run = scene.store.run(run_id)
     assert (run.status, starts(run)) == ("finished", 1)
-    assert not first.is_alive()
+    scene.wait(lambda: not first.is_alive(), "its process to end")
 
 
 @pytest.mark.slow

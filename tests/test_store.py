@@ -352,6 +352,34 @@ def test_a_run_the_index_does_not_know_yet_is_listed_in_its_place(supervisor, st
     assert store.rows(order="test_accuracy")[0].run_id != fresh
 
 
+def test_a_run_indexed_while_a_list_is_made_is_counted_once(store, monkeypatch):
+    first, second = make_run(store), make_run(store)
+    index, ids = Index(store.root), Index.ids
+    index.put(row_of(first))
+
+    def and_then_another(self, *arguments):
+        known = ids(self, *arguments)
+        index.put(row_of(second))
+        return known
+
+    monkeypatch.setattr(Index, "ids", and_then_another)
+    assert store.listing().total == 2
+    index.close()
+
+
+def test_a_run_indexed_since_the_last_list_is_counted_once(store, monkeypatch):
+    first, second = make_run(store), make_run(store)
+    index = Index(store.root)
+    index.put(row_of(first))
+    monkeypatch.setattr("engine.store.MTIME_TICK_NS", -(10**18))  # a stamp, however young,
+    assert store.listing().total == 2
+    index.put(row_of(second))
+    stamp, _ = store._compared
+    monkeypatch.setattr("engine.store.Stamp.of", lambda *_: stamp)  # and taken just before the next list
+    assert store.listing().total == 2
+    index.close()
+
+
 def test_runs_are_listed_by_status(supervisor, store):
     assert [row.status for row in store.rows(status=("failed",))] == ["failed"]
 
