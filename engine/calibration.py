@@ -205,6 +205,11 @@ _SINGLE = {
 }  # fmt: skip
 
 
+def single_title(measurement: Measurement) -> str | None:
+    """What a quantity of which there is only one is called."""
+    return _SINGLE.get(measurement.name)
+
+
 def _how(measurement: Measurement, what: str) -> str:
     if measurement.unit == "w":
         return "measured: energy counter over an idle window"

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, Literal
 
+import numpy as np
+
 from engine import calibration, families, loading, planner, units
 from engine.calibration import Found
 from engine.config import RNN, USER_DATA, RunConfig
@@ -26,6 +28,7 @@ Bound = Literal["arithmetic", "memory", "overhead", "input", "mixed"]
 MOST_MFU = 1.05  # of a measured peak: more says that the peak is wrong, not that the run is good
 _BOUNDS = 0.4  # share of a step from which a lower bound is called what bounds it
 _INPUT = 0.3  # share of a step spent on data from which that does
+_STARVED = 0.8  # of its threads' time: a run that had less was kept waiting
 _HALF = {"bf16", "fp16"}
 
 
@@ -261,13 +264,25 @@ def roofline(run: Run, found: Found | None, *, input_share: float | None = None)
         "overhead": sum(p.operations for p in parts) * (per_operation.p05 if per_operation else 0.0),
     }
     bound = what_bounds(times, step_s, input_share)
+    said = _bound_in_words(bound, times, step_s, input_share)
+    if (had := cpu_share(run)) is not None and had < _STARVED:
+        said += f" Its process had {units.percent(had)} of its threads' time: the machine was busy, or it waited."
     return Roofline(
         step_s=step_s, flops=sum(p.flops for p in parts), bytes_moved=sum(p.bytes_moved for p in parts),
         working_set_bytes=held, parts=parts, attained_flops_per_s=attained, peak_flops_per_s=measured.peak_flops_per_s,
         bandwidth_bytes_per_s=rate.p05, served_by="cache" if rate is memory.cache else "memory", times_s=times,
-        input_share=input_share, bound=bound, in_words=_bound_in_words(bound, times, step_s, input_share),
+        input_share=input_share, bound=bound, in_words=said,
         try_next=_try_next(bound, config, found.calibration),
     )  # fmt: skip
+
+
+def cpu_share(run: Run) -> float | None:
+    """CPU time of a CPU run's process over what its threads could have had, from its samples; None where none were taken."""
+    percent = run.hardware["process_cpu_percent"]
+    percent = percent[np.isfinite(percent)]
+    if run.config.device != "cpu" or not len(percent):
+        return None
+    return float(np.mean(percent)) / 100 / run.config.threads
 
 
 def what_bounds(times_s: Mapping[str, float], step_s: float, input_share: float | None = None) -> Bound:
