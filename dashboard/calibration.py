@@ -187,12 +187,16 @@ def _rates_card(made: Calibration, counts: tuple[int, ...]) -> None:
             what = f"{small} for small nets, {large} for large products"
             st.markdown(parts.literal(f"Threads that pay: {what}."))
             st.caption("Derived: the fewest within 5 % of the fastest of those measured.")
-        st.caption("Measured. In brackets how far the rounds lay apart: above 10 % the machine was not quiet.")
+        st.caption("Measured. In brackets how far the rounds lay apart: above ± 5 % the machine was not quiet.")
 
 
 def _figure_of(m: Measurement) -> str:
-    spread = "" if m.spread is None else f" (± {units.percent(m.spread / 2)})"
+    spread = "" if m.spread is None else f" (± {_half(m.spread)})" if m.spread < 1 else " (rounds far apart)"
     return f"{calibration.value_in_words(m)}{spread}"
+
+
+def _half(spread: float) -> str:
+    return units.percent(spread / 2) if spread >= 0.01 else "under 1 %"
 
 
 def _costs_card(made: Calibration) -> None:
@@ -261,8 +265,11 @@ def roofline_view() -> None:
     under = [run for run in runs if calibration.threads_of(run.config) == threads]
     apart = len(runs) - len(under)
     places = [(run, cost.roofline(run, found)) for run in under]
-    named = dict(zip((run.run_id for run in under), charts.labels(under), strict=True))
-    points = [(named[run.run_id], place) for run, place in places if isinstance(place, Roofline)]
+    points = [
+        (label, point)
+        for label, (_, point) in zip(charts.labels(under), places, strict=True)
+        if isinstance(point, Roofline)
+    ]
     sheet = vendor_peak(made.device_name)
     figure = charts_roofline.roofline_chart(made, threads, points, sheet=sheet)
     with st.container(border=True, key="roofline-card"):
@@ -270,8 +277,8 @@ def roofline_view() -> None:
         st.caption(parts.literal(_legend(made, threads, sheet is not None)))
     if apart:
         st.caption(f"{apart} of the chosen runs had another thread count, and another roof.")
-    for place, (run, point) in enumerate(places):
-        _said(run, named[run.run_id], point, found, place)
+    for run, point in places:
+        _said(run, point, found)
 
 
 def _legend(made: Calibration, threads: int, has_sheet: bool) -> str:
@@ -323,9 +330,9 @@ def _threads(made: Calibration, runs: list[Run]) -> int:
     return int(chosen or default)
 
 
-def _said(run: Run, name: str, point: Roofline | str, found: Found, place: int) -> None:
+def _said(run: Run, point: Roofline | str, found: Found) -> None:
     with st.container(border=True, key=f"roofline-run-{run.run_id}"):
-        st.markdown(f"**{parts.literal(name)}**")
+        st.markdown(f"**{parts.literal(run.name or run.config.in_words())}**")
         if isinstance(point, str):
             st.caption(parts.literal(f"Not on the chart: {point}"))
             return

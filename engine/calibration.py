@@ -226,4 +226,4 @@ def missing_in_words(calibration: Calibration) -> list[str]:
 
 def predicted_seconds(threads: int) -> float:
     """How long a calibration takes, about: its timed calls, and buffers and warm-up between them."""
-    return 28.0 + 0.5 * threads
+    return 24.0 + 0.5 * threads

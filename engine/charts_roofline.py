@@ -48,15 +48,16 @@ def roofline_chart(
         _line(figure, [begin, high], [rate, rate], f"{dtype} {units.flops_per_s(rate)}", _GREY)
         _name(figure, high, rate, f"{dtype} {units.flops_per_s(rate)}", "right")
     for name, rate in rates.items():
-        at = max(low, min(p.intensity for _, p in points) / _ROOM) if points else low
-        _name(figure, at, at * rate, f"{name} {units.bytes_per_s(rate)}", "left")
+        at = math.sqrt(low * top / rate)  # half-way up
+        above = name == "cache"  # between the two lines there is no room
+        _name(figure, at, at * rate, f"{name} {units.bytes_per_s(rate)}", "right" if above else "left", above=above)
     if sheet:
         _add_sheet(figure, sheet, low, high, list(peaks))
     for place, (label, point) in enumerate(points):
         _add_point(figure, visible(label, _LONGEST_LABEL), point, colour(place))
     rates_shown = [*peaks.values(), *(p.attained_flops_per_s for _, p in points), low * memory.memory.p05]
     figure.update_xaxes(
-        type="log", title_text="Arithmetic intensity (FLOPs per byte, log scale)", range=[math.log10(low), math.log10(high)],
+        type="log", title_text="FLOPs per byte (log scale)", range=[math.log10(low), math.log10(high)],
         dtick=1,
     )  # fmt: skip
     figure.update_yaxes(
@@ -85,10 +86,11 @@ def _line(
     )  # fmt: skip
 
 
-def _name(figure: go.Figure, x: float, y: float, text: str, side: str) -> None:
-    """A line's name above its end. Annotations know the logarithm."""
+def _name(figure: go.Figure, x: float, y: float, text: str, side: str, *, above: bool = True) -> None:
+    """A line's name beside a point of it. Annotations know the logarithm."""
     figure.add_annotation(
-        x=math.log10(x), y=math.log10(y), text=text, showarrow=False, xanchor=side, yanchor="bottom", font={"size": 11},
+        x=math.log10(x), y=math.log10(y), text=text, showarrow=False, xanchor=side, yanchor="bottom" if above else "top",
+        font={"size": 11}, yshift=6 if above else -2,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from engine import calibration, families, loading, planner, units
 from engine.calibration import Found
-from engine.config import RNN, USER_DATA, RunConfig
+from engine.config import FULL, RNN, USER_DATA, RunConfig
 from engine.datasets import Dataset
 from engine.errors import EngineError
 from engine.families import FLOAT_BYTES, KERNEL, SIGNAL_KERNELS, Product
@@ -263,10 +263,10 @@ def roofline(run: Run, found: Found | None, *, input_share: float | None = None)
         "memory": sum(p.bytes_moved for p in parts) / rate.p05,
         "overhead": sum(p.operations for p in parts) * (per_operation.p05 if per_operation else 0.0),
     }
-    bound = what_bounds(times, step_s, input_share)
-    said = _bound_in_words(bound, times, step_s, input_share)
-    if (had := cpu_share(run)) is not None and had < _STARVED:
-        said += f" Its process had {units.percent(had)} of its threads' time: the machine was busy, or it waited."
+    had = cpu_share(run)
+    ran_s = step_s * had if had is not None and had < _STARVED else step_s
+    bound = what_bounds(times, ran_s, input_share)
+    said = _bound_in_words(bound, times, step_s, ran_s, input_share)
     return Roofline(
         step_s=step_s, flops=sum(p.flops for p in parts), bytes_moved=sum(p.bytes_moved for p in parts),
         working_set_bytes=held, parts=parts, attained_flops_per_s=attained, peak_flops_per_s=measured.peak_flops_per_s,
@@ -304,38 +304,56 @@ _WORDS: Mapping[Bound, str] = {
 }
 
 
-def _bound_in_words(bound: Bound, times_s: Mapping[str, float], step_s: float, input_share: float | None) -> str:
+def _bound_in_words(
+    bound: Bound, times_s: Mapping[str, float], step_s: float, ran_s: float, input_share: float | None
+) -> str:
     """Shares of a step; all three are lower bounds, and they may overlap."""
-    shares = {name: units.percent(seconds / step_s) for name, seconds in times_s.items()}
+    shares = {name: _share(seconds / ran_s) for name, seconds in times_s.items()}
+    step = f"of a step of {units.duration(step_s)}"
+    if ran_s < step_s:
+        step += f", {units.percent(ran_s / step_s)} of which its process ran (the machine was busy, or it waited; shares are of that),"
     said = (
-        f"of a step of {units.duration(step_s)} its products would take {shares['arithmetic']} at the measured peak, moving its "
-        f"bytes at least {shares['memory']}, starting its operations at least {shares['overhead']}"
+        f"{step} its products would take {shares['arithmetic']} at the measured peak, moving its bytes at least "
+        f"{shares['memory']}, starting its operations at least {shares['overhead']}"
     )
     if bound == "input" and input_share is not None:
         said = f"data takes {units.percent(input_share)} of a step; {said}"
     rest = (
-        ". The rest is what lies between the products (activations, pooling, norms) and products too small to run at the peak"
+        ". The rest lies between the products (activations, pooling, norms) or in products too small to run at the peak"
         if bound == "mixed"
         else ""
     )
     return f"{_WORDS[bound]}: {said}{rest}."
 
 
+def _share(share: float) -> str:
+    return units.percent(share) if share >= 0.005 else "under 1 %"
+
+
 def _try_next(bound: Bound, config: RunConfig, made: Calibration) -> str:
-    match bound:
-        case "arithmetic":
-            return _more_arithmetic(config, made)
-        case "memory":
-            return (
-                "A larger batch reads the weights less often per example; sgd and momentum keep less state than adam."
-            )
-        case "overhead":
-            graph = "execution=cuda-graph starts a whole step at once" if config.device != "cpu" else ""
-            return "; ".join(part for part in ("A larger batch does more per operation", graph) if part) + "."
-        case "input":
-            return "execution=eager keeps the data on the device and gathers an epoch at once."
-        case "mixed":
-            return "A larger batch makes larger products; compare its samples per second."
+    if bound == "arithmetic":
+        return _more_arithmetic(config, made)
+    if bound == "input":
+        return "execution=eager keeps the data on the device and gathers an epoch at once."
+    advice = []
+    if config.batch_size != FULL:
+        advice.append(_LARGER_BATCH[bound])
+    if bound == "memory" and config.optimizer.name not in {"gd", "sgd"}:
+        advice.append("sgd and momentum keep less state than adam")
+    if bound != "memory" and config.device != "cpu" and config.execution != "cuda-graph":
+        advice.append("execution=cuda-graph starts a whole step at once")
+    return (
+        "; ".join(advice) + "."
+        if advice
+        else "its batch is the whole training set already: another model or device is left."
+    )
+
+
+_LARGER_BATCH: Mapping[Bound, str] = {
+    "memory": "a larger batch reads the weights less often per example",
+    "overhead": "a larger batch does more per operation",
+    "mixed": "a larger batch makes larger products; compare the samples per second",
+}
 
 
 def _more_arithmetic(config: RunConfig, made: Calibration) -> str:
@@ -351,7 +369,7 @@ def _more_arithmetic(config: RunConfig, made: Calibration) -> str:
         ]
     rate, what = max(options, default=(0.0, ""))
     if now is None or rate < 1.1 * now.p05:
-        return "It is near what this device does in this precision: fewer FLOPs, or another device, is what is left."
+        return "it is near what this device does in this precision: fewer FLOPs, or another device, is what is left."
     return f"{what} ran products {rate / now.p05:.1f} times as fast in the calibration."
 
 

@@ -161,7 +161,8 @@ class _Bench:
         for number in range(self._rounds):
             for place, job in enumerate(jobs):
                 yield from self._tell(_in_words(job), number * len(jobs) + place, total)
-                job.too_long = job.too_long or self._would_take(job) > _LONGEST_CALL_S
+                if number == 0:  # a size is in all rounds or in none
+                    job.too_long = self._would_take(job) > _LONGEST_CALL_S
                 if not job.too_long:
                     self._time(job, slice_s)
         yield records.Progress(text="Done", done=total, total=total)
