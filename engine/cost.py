@@ -141,7 +141,7 @@ def parts_of_step(config: RunConfig, data: Dataset, *, batch_size: int, micro_ba
         entry[1] += size * (passes * weights + batch_size * values)
         entry[2] += passes * _operations(product, config)
     layers = [Part(kind, *numbers) for kind, numbers in found.items()]
-    return (*layers, _optimizer_part(config, data))
+    return (*layers, _optimizer_part(config, data, passes))
 
 
 def _values(product: Product, config: RunConfig, data: Dataset, place: int) -> tuple[int, int]:
@@ -172,13 +172,14 @@ def _pixels_per_output(product: Product, data: Dataset, place: int) -> int:
 
 def _operations(product: Product, config: RunConfig) -> int:
     """Kernels of a product forward and back; a recurrent one waits for its own last result, step by step."""
-    each = 2 if product.input_gradient_rows == 0 else 3
+    each = (2 if product.input_gradient_rows == 0 else 3) + (1 if product.bias and product.weights else 0)
     own = product.kind == "recurrent" and product.input_gradient_rows == product.rows - 1
     step_by_step = own and isinstance(config.model, RNN) and config.model.cell != "lstm"
     return each * (product.rows if step_by_step else 1)
 
 
-def _optimizer_part(config: RunConfig, data: Dataset) -> Part:
+def _optimizer_part(config: RunConfig, data: Dataset, passes: int) -> Part:
+    """With what every pass has around its products: examples and labels taken, the loss there, back, and kept."""
     count = families.parameters(config.model, data)
     state = families.optimizer_bytes(config.optimizer, config.model, data)
     touched = 3 * FLOAT_BYTES * count + 2 * state  # weights and gradients read, weights written; state both
@@ -186,7 +187,7 @@ def _optimizer_part(config: RunConfig, data: Dataset) -> Part:
         touched += 3 * FLOAT_BYTES * count
     if config.max_grad_norm:
         touched += FLOAT_BYTES * count
-    return Part("optimizer", 0, touched, 1)
+    return Part("optimizer", 0, touched, 5 * passes + 1)
 
 
 def working_set_bytes(config: RunConfig, data: Dataset, micro_batch: int) -> int:
@@ -308,18 +309,19 @@ def _bound_in_words(
     bound: Bound, times_s: Mapping[str, float], step_s: float, ran_s: float, input_share: float | None
 ) -> str:
     """Shares of a step; all three are lower bounds, and they may overlap."""
-    shares = {name: _share(seconds / ran_s) for name, seconds in times_s.items()}
+    shares = {name: seconds / ran_s for name, seconds in times_s.items()}
     step = f"of a step of {units.duration(step_s)}"
     if ran_s < step_s:
         step += f", {units.percent(ran_s / step_s)} of which its process ran (the machine was busy, or it waited; shares are of that),"
     said = (
-        f"{step} its products would take {shares['arithmetic']} at the measured peak, moving its bytes at least "
-        f"{shares['memory']}, starting its operations at least {shares['overhead']}"
+        f"{step} its products would take {_share(shares['arithmetic'])} at the measured peak, moving its bytes "
+        f"{_at_least(shares['memory'])}, starting its operations {_at_least(shares['overhead'])}"
     )
     if bound == "input" and input_share is not None:
         said = f"data takes {units.percent(input_share)} of a step; {said}"
     rest = (
-        ". The rest lies between the products (activations, pooling, norms) or in products too small to run at the peak"
+        ". The rest lies between the products (activations, pooling, norms), in starting more operations than are counted, or in "
+        "products too small to run at the peak"
         if bound == "mixed"
         else ""
     )
@@ -328,6 +330,10 @@ def _bound_in_words(
 
 def _share(share: float) -> str:
     return units.percent(share) if share >= 0.005 else "under 1 %"
+
+
+def _at_least(share: float) -> str:
+    return f"at least {units.percent(share)}" if share >= 0.005 else "next to nothing"
 
 
 def _try_next(bound: Bound, config: RunConfig, made: Calibration) -> str:

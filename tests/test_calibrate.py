@@ -237,6 +237,40 @@ def test_programs_of_others_on_the_gpu_are_counted_or_the_reason_is_said():
     assert task._others_on("cpu", refused) == (None, "")
 
 
+# --- what would be measured on a GPU
+
+
+@pytest.fixture
+def on_gpu(monkeypatch, tmp_path):
+    """The jobs of a GPU of some compute capability; none of them is run."""
+
+    def jobs(capability, free=2**37):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        missing = {}
+        machine = planner.hardware.probe()
+        return task._jobs(torch.device("cuda:0"), machine, 8, free, tmp_path, missing), missing
+
+    return jobs
+
+
+def test_hopper_is_measured_in_every_precision_with_launches_and_transfers(on_gpu):
+    jobs, missing = on_gpu((9, 0))
+    assert {j.dtype for j in jobs if j.name == "gemm"} == {"fp32", "tf32", "bf16", "fp16", "int8"}
+    assert {"launch", "round_trip", "to_device", "to_host", "recording"} <= {j.name for j in jobs}
+    assert {j.threads for j in jobs} == {1} and missing == {}
+
+
+def test_turing_has_neither_tf32_nor_bf16_and_says_so(on_gpu):
+    jobs, missing = on_gpu((7, 5))
+    assert {j.dtype for j in jobs if j.name == "gemm"} == {"fp32", "fp16", "int8"}
+    assert missing["gemm bf16"] == "It needs compute capability 8.0, and the GPU has 7.5."
+
+
+def test_buffers_take_an_eighth_of_what_is_free(on_gpu):
+    jobs, _ = on_gpu((9, 0), free=2**31)
+    assert max(j.shape[0] for j in jobs if j.name == "copy") == 2**28
+
+
 # --- what is read from the store
 
 
