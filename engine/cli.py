@@ -20,7 +20,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine import __version__, batch_law, hardware, keys, outcome, planner, races, records, settings, units
+from engine import (
+    __version__,
+    batch_law,
+    calibration,
+    cost,
+    hardware,
+    keys,
+    outcome,
+    planner,
+    races,
+    records,
+    settings,
+    units,
+)
 from engine.checkup import check
 from engine.config import RunConfig, parse_config_json, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
@@ -382,6 +395,39 @@ def hardware_command(a: argparse.Namespace) -> int:
     return OK
 
 
+def calibrate_command(a: argparse.Namespace) -> int:
+    """Measure what a device reaches, as a run of its own, with every thread count up to the usable cores."""
+    store, machine = _store(a), hardware.probe()
+    hardware.check_device(a.device, machine)
+    threads = machine.cpu.usable_cores if a.device == "cpu" else 1
+    config = with_overrides(preset_config("calibrate"), [f"device={a.device}", f"threads={threads}"])
+    if not a.json:
+        about = units.duration(calibration.predicted_seconds(threads))
+        print(f"Takes about {about} (estimated); it waits until no other run is at work.", file=sys.stderr)
+    client = Client(store)
+    run_id = ""
+    try:
+        with _undisturbed():
+            run_id = client.submit(config, name="Calibration")
+        run = _follow(store, client, run_id, quiet=a.json)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if run_id:
+            client.cancel(run_id, reason="interrupted in the terminal")
+        print("\nStopped.", file=sys.stderr)
+        if a.json:
+            stopped = {"type": "KeyboardInterrupt", "message": "Stopped in the terminal."}
+            print(json_text({"error": stopped, "run_id": run_id or None}))
+        return INTERRUPTED
+    if a.json:
+        if run.why():
+            print(f"{run.run_id} {run.status}: {visible(run.why())}", file=sys.stderr)
+        print(json_text(_result(run)))
+    else:
+        print(_card(run))
+    return OK if run.status == "finished" else FAILED
+
+
 def check_command(a: argparse.Namespace) -> int:
     """Read every run and say what is missing or rotten."""
     store = _store(a)
@@ -464,7 +510,7 @@ def _bar(run: Run) -> str:
     share = run.progress()
     if share is None:
         return f"{run.status:<10}" + (_download(run.preparing) if run.preparing else "")
-    if run.config.task == "batch-law":
+    if run.config.task in {"batch-law", "calibrate"}:
         doing = run.done_so_far.text if run.done_so_far else ""
         filled = round(share * _BAR)
         return f"{run.status:<9} {'█' * filled}{'░' * (_BAR - filled)} {share:4.0%}  {visible(doing, 50):<50}"
@@ -494,14 +540,29 @@ def _wait(store: Store, client: Client, run_id: str, *, seconds: float) -> Run:
 
 
 def _result(run: Run) -> dict[str, Any]:
+    """`summary.mfu` is against the measured peak; `cost` says what it was computed from, or why it is null."""
+    costs = cost.as_json(run, _calibration_of(run)) if run.config.task == "train" else None
+    mfu = costs["measured_peak"]["value"] if costs else None
     return {
         "run_id": run.run_id,
         "status": run.status,
         "config": run.config.model_dump(mode="json"),
-        "summary": run.summary().model_dump(mode="python"),
+        "summary": run.summary().model_dump(mode="python") | {"mfu": mfu},
+        "cost": costs,
         "why": run.why() or None,
         **({"batch_law": asdict(batch_law.outcome(run.trials))} if run.config.task == "batch-law" else {}),
+        **({"calibration": _calibration(run)} if run.config.task == "calibrate" else {}),
     }
+
+
+def _calibration_of(run: Run) -> calibration.Found | None:
+    """The newest calibration of the run's device in its store."""
+    device, name = calibration.of_run(run)
+    return calibration.latest(Store(run.folder.parent.parent), device, name)
+
+
+def _calibration(run: Run) -> dict[str, Any] | None:
+    return run.calibration.model_dump(mode="python", exclude={"kind"}) if run.calibration else None
 
 
 def _everything(run: Run) -> dict[str, Any]:
@@ -533,6 +594,8 @@ def _everything(run: Run) -> dict[str, Any]:
 
 
 def _card(run: Run) -> str:
+    if run.config.task == "calibrate":
+        return _calibration_card(run)
     return _law_card(run) if run.config.task == "batch-law" else _training_card(run)
 
 
@@ -555,6 +618,19 @@ def _law_card(run: Run) -> str:
     return "\n".join(lines)
 
 
+def _calibration_card(run: Run) -> str:
+    lines = [f"{run.run_id}  {run.status}", f"  {run.config.in_words()}"]
+    if made := run.calibration:
+        versions = ", ".join(f"{name} {version}" for name, version in made.versions.items() if version)
+        lines.append(f"  {visible(made.device_name)}; {versions}; {units.duration(made.seconds)}")
+        lines += [f"  {title:<32} {text:>16}   {how}" for title, text, how in calibration.facts(made)]
+        lines += [f"  - {reason}" for reason in calibration.missing_in_words(made)]
+        lines += [f"  ! {doubt}" for doubt in calibration.doubts(made, now=time.time())]
+    if why := run.why():
+        lines.append(f"  {visible(why)}")
+    return "\n".join(lines)
+
+
 def _training_card(run: Run) -> str:
     s = run.summary()
     lines = [
@@ -565,6 +641,7 @@ def _training_card(run: Run) -> str:
         f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs, {units.duration(s.train_seconds)}",
         f"  throughput        {units.samples_per_s(s.samples_per_s)} (measured)",
         f"  arithmetic        {units.flops(s.flops)} (derived)",
+        f"  MFU               {_mfu_in_words(run)}",
         f"  training memory   {units.nbytes(s.peak_memory_bytes)} (weights, optimizer and one step's peak)",
         f"  process memory    {units.nbytes(s.process_memory_bytes)} (measured, PyTorch itself included)",
     ]
@@ -575,6 +652,13 @@ def _training_card(run: Run) -> str:
     if why := run.why():
         lines.append(f"  {visible(why)}")
     return "\n".join(lines)
+
+
+def _mfu_in_words(run: Run) -> str:
+    found = cost.mfu(run.config, cost.flops_per_s(run), _calibration_of(run))
+    if found.value is None:
+        return f"{units.UNKNOWN} ({visible(found.reason)})"
+    return f"{units.percent(found.value, digits=1)} of {units.flops_per_s(found.peak_flops_per_s)} (derived; peak measured)"
 
 
 def _target(run: Run) -> str:
@@ -694,6 +778,8 @@ def _parser() -> _Parser:
     export.add_argument("-o", "--output", required=True, help="FILE.html, .json or .csv")
     export.add_argument("--title", default="")
     add("hardware", hardware_command, "what this machine offers")
+    calibrating = add("calibrate", calibrate_command, "measure what this machine reaches: peaks, bandwidth, overheads")
+    calibrating.add_argument("--device", default="cpu", help="cpu (default), or cuda:i")
     checking = add("check", check_command, "read every run and say what is missing or rotten")
     checking.add_argument("--rebuild", action="store_true", help="make the index anew from the run folders")
     link = add("link", link_command, "print a link that lets one more browser into the dashboard")

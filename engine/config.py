@@ -400,11 +400,12 @@ class Landscape(Spec):
 class RunConfig(Spec):
     """One experiment. Two equal values are the same experiment on every machine."""
 
-    task: Literal["train", "batch-law", "landscape"] = Field(
+    task: Literal["train", "batch-law", "landscape", "calibrate"] = Field(
         "train",
         title="Task",
         description="train trains; batch-law trains many times to find the law of the batch size; landscape computes the "
-        "loss on a plane through the checkpoints of other runs.",
+        "loss on a plane through the checkpoints of other runs; calibrate measures what the device reaches, with up to "
+        "`threads` CPU threads.",
     )
     model: Annotated[MLP | CNN | RNN | Transformer, Field(discriminator="family")] = Field(MLP(), title="Model")
     data: DatasetName = Field(
@@ -620,6 +621,8 @@ class RunConfig(Spec):
 
     def in_words(self) -> str:
         """A line a person can read in a list: model, data, optimizer, batch size, what is unusual, budget, device."""
+        if self.task == "calibrate":
+            return f"calibration of this machine · {self.device} · up to {self.threads} thread{'' if self.threads == 1 else 's'}"
         if self.task == "landscape":
             runs, side = len(self.landscape.runs), self.landscape.resolution
             paths = f"{runs} run{'' if runs == 1 else 's'}"

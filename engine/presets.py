@@ -157,7 +157,7 @@ PRESETS: Mapping[str, Preset] = {
         **_MNIST1D,
     ),
 }
-STUDIES: Mapping[str, Preset] = {  # many trainings within one run
+STUDIES: Mapping[str, Preset] = {  # runs that are no single training
     "digits-law": _preset(
         "Batch-size law on 8x8 digits",
         "From one example per step to all of them: steps stop falling at a batch of some dozens, examples do not stop rising.",
@@ -165,6 +165,11 @@ STUDIES: Mapping[str, Preset] = {  # many trainings within one run
         model={"family": "mlp", "hidden": [64]},
         data="digits",
         optimizer={"name": "sgd", "lr": 0.06},
+    ),
+    "calibrate": _preset(
+        "What this machine reaches",
+        "Matrix products, memory, overheads and thread counts, measured: what a run's speed is compared with.",
+        task="calibrate",
     ),
 }
 DEFAULT_PRESET = "mnist-mlp"

@@ -180,6 +180,44 @@ class Surface(Event):
     seconds: Seconds  # for the surface and the paths, without loading
 
 
+class Measurement(BaseModel):
+    """One quantity of a calibration, from many calls. `p05` is what the 5th percentile of their times comes to, and the
+    figure to quote: on a busy machine the mean tells of the others, and the best of many of one lucky call."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str  # gemm, thin_gemm, copy, triad, to_device, to_host, op, launch, round_trip, recording, idle_power
+    unit: Literal["flops_per_s", "bytes_per_s", "s", "w"]
+    dtype: str | None = None
+    shape: tuple[Count, ...] = ()  # (m, k, n) of a product; (bytes,) touched by a copy
+    threads: Annotated[Count, Field(ge=1)] = 1
+    p05: Annotated[float, Field(ge=0)]  # from the 5th percentile of the times of all rounds
+    best: Annotated[float, Field(ge=0)]  # from the shortest
+    median: Annotated[float, Field(ge=0)]
+    spread: Annotated[float, Field(ge=0)] | None = (
+        None  # of `p05` over the rounds, (max - min) / median; None of one round
+    )
+    calls: Count
+
+
+class Calibration(Event):
+    """What this machine reaches, measured. What could not be measured is in `missing`, with the reason."""
+
+    kind: Literal["calibration"] = "calibration"
+    at: Moment
+    device: str
+    device_name: Words
+    threads: tuple[Annotated[Count, Field(ge=1)], ...]  # the counts that were tried
+    versions: dict[str, Words | None]
+    measurements: tuple[Measurement, ...]
+    missing: dict[str, Words] = Field(default_factory=dict)
+    rounds: Count
+    seconds: Seconds
+    wall_per_cpu: float | None = None  # of this process while one thread worked; 1 where nobody else wanted the core
+    others_on_gpu: Count | None = None  # other programs on the device; None on a CPU, or where NVML does not say
+    others_reason: Words = ""
+
+
 class Compiled(Event):
     """Compiling or recording the step, before the clock starts."""
 
@@ -386,7 +424,7 @@ class Interrupted(Terminal):
 
 AnyEvent = (
     Queued | Starting | Preparing | Started | Compiled | WarmUp | Memory | Steps | Evaluation | TargetReached | Progress | Trial
-    | HardwareSample | Artifact | Stopping | Surface
+    | HardwareSample | Artifact | Stopping | Surface | Calibration
     | Finished | Cancelled | Failed | Interrupted
 )  # fmt: skip
 EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="kind")])

@@ -352,6 +352,7 @@ class Run:
         self.memory: records.Memory | None = None
         self.target_reached: records.TargetReached | None = None
         self.surface: records.Surface | None = None
+        self.calibration: records.Calibration | None = None
         self.done_so_far: records.Progress | None = None  # of a task without steps
         self.last_word: records.Finished | records.Cancelled | records.Failed | records.Interrupted | None = None
         self.artifacts: list[records.Artifact] = []
@@ -527,6 +528,8 @@ class Run:
                 self.trials.append(event)
             case records.Surface():
                 self.surface = event
+            case records.Calibration():
+                self.calibration = event
             case records.Progress():
                 self.done_so_far = event
             case records.Finished() | records.Cancelled() | records.Failed() | records.Interrupted():

@@ -92,6 +92,12 @@ def flops_per_s(value: float) -> str:
 
 
 @_formatter
+def bytes_per_s(value: float) -> str:
+    """In powers of ten, as memory bandwidth is quoted."""
+    return _si(value, "B/s")
+
+
+@_formatter
 def samples_per_s(value: float) -> str:
     return f"{count(value if value < 100 else round(value))} samples/s"
 

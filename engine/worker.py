@@ -19,6 +19,7 @@ from engine.errors import EngineError, OutOfMemory, StoreError
 from engine.locks import claim
 from engine.processes import own_identity
 from engine.pytorch.batch_law import batch_law
+from engine.pytorch.calibrate import calibrate
 from engine.pytorch.landscape import landscape
 from engine.pytorch.train import train
 from engine.records import AnyEvent
@@ -26,7 +27,7 @@ from engine.store import SUMMARY_POINTS, EventLog, Run, StopRequest, read_config
 
 Task = Callable[..., Generator[AnyEvent, None, None]]
 EndProcess = Callable[[], None]
-TASKS: dict[str, Task] = {"train": train, "batch-law": batch_law, "landscape": landscape}
+TASKS: dict[str, Task] = {"train": train, "batch-law": batch_law, "landscape": landscape, "calibrate": calibrate}
 
 _ORPHAN_GRACE_S = 5.0
 _DETAIL_CHARS = 100_000  # of a traceback: a compiler's may be long
