@@ -42,7 +42,7 @@ def _live() -> float | None:
 
 def device_card(machine: Machine) -> None:
     """Model, cores, memory, driver and versions; nothing that identifies the machine."""
-    with st.container(border=True, key="machine", gap="small"):
+    with st.container(border=True, key="machine", gap="xxsmall"):
         cores = f"{machine.cpu.usable_cores} usable of {machine.cpu.logical_cores or '?'} cores"
         st.markdown(f"**{parts.literal(machine.cpu.name)}**")
         st.caption(parts.literal(" · ".join([cores, f"{units.nbytes(machine.memory_bytes)} memory", *machine.cpu.isa])))

@@ -67,6 +67,10 @@ class GpuProcess:
     run_id: str | None  # "" for a process of ours that is no run's, None for somebody else's
 
 
+def in_words(error: pynvml.NVMLError) -> str:
+    return f"NVML: {str(error).rstrip('.').lower() or type(error).__name__}."
+
+
 def name_of(nvml: Any, handle: Any) -> str:
     try:
         return visible(str(nvml.nvmlDeviceGetName(handle)), _LONGEST_NAME)
@@ -176,7 +180,7 @@ class Gpm:
 
 def _gpm_value(metric: Any, factor: int) -> float | Unavailable:
     if metric.nvmlReturn != pynvml.NVML_SUCCESS:
-        return Unavailable(f"{str(pynvml.NVMLError(metric.nvmlReturn)).rstrip('.')}.")
+        return Unavailable(in_words(pynvml.NVMLError(metric.nvmlReturn)))
     return float(metric.value) * factor
 
 
@@ -223,7 +227,7 @@ def processes(
             try:
                 held |= {process.pid: process.usedGpuMemory for process in ask(handle)}
             except pynvml.NVMLError as error:
-                missing[f"gpu{index}.processes"] = f"{str(error).rstrip('.')}."
+                missing[f"gpu{index}.processes"] = in_words(error)
         of_this = [GpuProcess(index, memory, ours.get(pid)) for pid, memory in held.items()]
         of_this.sort(key=lambda process: (process.run_id is None, -(process.memory_bytes or 0)))
         found += of_this[:MOST_PROCESSES]

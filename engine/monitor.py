@@ -209,7 +209,9 @@ def _read(names: tuple[str, ...], read: Read) -> Values:
         reason = error
     except OSError as error:
         reason = Unavailable(f"Not readable here: {(error.strerror or type(error).__name__).lower()}.")
-    except (psutil.Error, pynvml.NVMLError) as error:
+    except pynvml.NVMLError as error:
+        reason = Unavailable(gpus.in_words(error))
+    except psutil.Error as error:
         reason = Unavailable(f"{str(error).rstrip('.') or type(error).__name__}.")
     except (ValueError, IndexError, KeyError) as error:  # a kernel that writes it in another way than we know
         reason = Unavailable(f"The kernel's figure was not understood: {type(error).__name__}.")

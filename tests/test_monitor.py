@@ -255,7 +255,10 @@ def test_an_older_gpu_says_that_it_has_no_such_counters_and_tells_its_traffic_ot
 
 def test_a_gpu_without_links_says_so(machine):
     assert "no NVLink" in machine.second(machine.monitor(FakeGpu())).missing["gpu0.nvlink_sent_bytes_per_s"]
-    assert machine.second(machine.monitor(FakeGpu(gpm=GPM))).missing["gpu0.nvlink_sent_bytes_per_s"] == "Not Supported."
+    assert (
+        machine.second(machine.monitor(FakeGpu(gpm=GPM))).missing["gpu0.nvlink_sent_bytes_per_s"]
+        == "NVML: not supported."
+    )
 
 
 FUNCTIONS = {
@@ -306,7 +309,7 @@ def test_a_driver_that_hangs_costs_its_readings_and_the_others_go_on(machine, fu
     snapshot = monitor.read()
     nvml.let_go.set()
     if function == "nvmlDeviceGetPowerUsage":
-        assert snapshot.missing["gpu0.power_w"] == "Timeout."
+        assert snapshot.missing["gpu0.power_w"] == "NVML: timeout."
     assert snapshot.readings["memory.used_bytes"] == 600 * 1024
 
 

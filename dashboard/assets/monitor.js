@@ -743,7 +743,11 @@ class View {
     if (state === this.laneState) return;
     this.laneState = state;
     if (inside.length > MOST_RUNS) rows.push(words(`and ${inside.length - MOST_RUNS} earlier in this time`));
-    this.lane.replaceChildren(titled("Runs"), ...rows);
+    const ends = element("div", "mon-run mon-ends");
+    const times = element("div");
+    for (const x of range) times.append(Object.assign(document.createElement("span"), { textContent: clock(x) }));
+    ends.append(document.createElement("span"), times);
+    this.lane.replaceChildren(titled("Runs"), ...rows, ends);
   }
 
   spanShapes([from, to]) {
