@@ -7,6 +7,7 @@ extremes kept, when it has nothing or has fallen behind; else the new rows, with
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import re
 import threading
@@ -118,7 +119,7 @@ def _why_stopped(root: Path) -> str:
 def _has_supervisor(root: Path) -> bool:
     try:
         with (root / "supervisor.lock").open("rb") as file:
-            return not locks.lock(file.fileno())
+            return not locks.lock(file.fileno(), fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
 

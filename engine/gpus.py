@@ -72,10 +72,13 @@ def in_words(error: pynvml.NVMLError) -> str:
 
 
 def name_of(nvml: Any, handle: Any) -> str:
+    """Empty where the driver does not say."""
+    if isinstance(handle, pynvml.NVMLError):
+        return ""
     try:
         return visible(str(nvml.nvmlDeviceGetName(handle)), _LONGEST_NAME)
     except pynvml.NVMLError:
-        return "NVIDIA GPU"
+        return ""
 
 
 def sources(
@@ -222,6 +225,9 @@ def processes(
     found: list[GpuProcess] = []
     missing: dict[str, str] = {}
     for index, handle in enumerate(handles):
+        if isinstance(handle, pynvml.NVMLError):
+            missing[f"gpu{index}.processes"] = in_words(handle)
+            continue
         held: dict[int, int | None] = {}
         for ask in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
             try:

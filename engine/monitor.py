@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +164,25 @@ class Monitor:
         return tuple(name for names in [*self._sources, *self._gpu_sources] for name in names)
 
     def open_gpus(self) -> None:
-        """Ask the driver for its GPUs, again where it was asked before: one may have come back."""
+        """Ask the driver for its GPUs, again where it was asked before: one may have come back.
+
+        A GPU that was there and does not answer keeps its columns, each with the reason.
+        """
         self._gpu_stack.close()
-        # All of the machine's, not only those that CUDA_VISIBLE_DEVICES leaves this process.
-        self._handles, self.gpu_reason = self._gpu_stack.enter_context(hardware.open_nvml(self._nvml, {}))
-        self.gpu_names = tuple(gpus.name_of(self._nvml, handle) for handle in self._handles)
-        self._gpu_sources = {}
+        self._handles, self.gpu_reason = self._gpu_stack.enter_context(hardware.open_every_gpu(self._nvml))
+        before, self._gpu_sources = self._gpu_sources, {}
+        if not self._handles:
+            self._gpu_sources = {names: _says(self.gpu_reason or "") for names in before}
+            return
+        names = tuple(gpus.name_of(self._nvml, handle) for handle in self._handles)
+        self.gpu_names = tuple(
+            name or old or "NVIDIA GPU" for name, old in zip_longest(names, self.gpu_names[: len(names)])
+        )
         for index, handle in enumerate(self._handles):
+            if isinstance(handle, pynvml.NVMLError):
+                own = [columns for columns in before if columns[0].startswith(f"gpu{index}.")]
+                self._gpu_sources |= dict.fromkeys(own or [gpu_columns(index)], _says(gpus.in_words(handle)))
+                continue
             self._gpu_sources |= gpus.sources(
                 index, handle, self._nvml, self._clock, self._gpu_stack, len(self._handles)
             )
@@ -185,7 +198,7 @@ class Monitor:
                 if isinstance(value, Unavailable):
                     missing[name] = visible(str(value), LONGEST_REASON)
         processes, unknown = self._held()
-        if self.gpu_reason:
+        if self.gpu_reason and not self._gpu_sources:
             unknown["gpu"] = visible(self.gpu_reason, LONGEST_REASON)
         return Snapshot(self._wall(), readings, missing | unknown, processes)
 
@@ -200,6 +213,18 @@ class Monitor:
     def close(self) -> None:
         self._gpu_stack.close()
         self._stack.close()
+
+
+def gpu_columns(index: int) -> tuple[str, ...]:
+    """All that a GPU may tell."""
+    return tuple(name.replace("gpu.", f"gpu{index}.") for name in METRICS if name.startswith("gpu."))
+
+
+def _says(reason: str) -> Read:
+    def read() -> Values:
+        raise Unavailable(reason)
+
+    return read
 
 
 def _read(names: tuple[str, ...], read: Read) -> Values:
@@ -299,7 +324,9 @@ def core_ticks(stat: bytes) -> dict[int, tuple[int, int]]:
     """Busy and all clock ticks of each core since boot."""
     ticks = {}
     for line in stat.splitlines():
-        name, *columns = line.split(None, 10) if line.startswith(b"cpu") else (b"",)
+        if not line.startswith(b"cpu"):  # they come first; the line of interrupts is long
+            break
+        name, *columns = line.split(None, 10)
         if name[3:].isdigit():
             spent = [int(column) for column in columns[:8]]
             ticks[int(name[3:])] = sum(spent) - spent[3] - spent[4], sum(spent)
@@ -392,15 +419,13 @@ def _disks(root: Path) -> frozenset[str]:
 
 def network_bytes(dev: bytes, virtual: frozenset[str]) -> tuple[int, int]:
     """Bytes received and sent. Real interfaces where there are any; in a container the one it has is a virtual one."""
-    counted = {}
-    for line in dev.decode(errors="replace").splitlines()[2:]:
-        name, _, columns = line.partition(":")
-        counted[name.strip()] = [int(column) for column in columns.split()]
-    outside = {name: columns for name, columns in counted.items() if not _NOT_OUTSIDE.match(name)}
-    real = {name: columns for name, columns in outside.items() if name not in virtual} or outside
+    lines = [line.partition(":") for line in dev.decode(errors="replace").splitlines()[2:]]
+    outside = {name.strip(): columns for name, _, columns in lines if not _NOT_OUTSIDE.match(name.strip())}
+    real = [columns for name, columns in outside.items() if name not in virtual] or list(outside.values())
     if not real:
         raise Unavailable("No network interface is seen from here.")
-    return sum(columns[0] for columns in real.values()), sum(columns[8] for columns in real.values())
+    counted = [columns.split() for columns in real]
+    return sum(int(columns[0]) for columns in counted), sum(int(columns[8]) for columns in counted)
 
 
 def _virtual(root: Path) -> frozenset[str]:
@@ -455,7 +480,8 @@ class Own:
 def _use_of(proc: Path, pid: int) -> tuple[float, int] | None:
     """Seconds of CPU and resident bytes of a process; None when it is gone."""
     try:
-        fields = (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+        with open(f"{proc}/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123 - at every beat
+            fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         if (proc / "self").exists() or not psutil.pid_exists(pid):
             return None

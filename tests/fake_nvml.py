@@ -47,6 +47,8 @@ class FakeNvml:
         return len(self.gpus)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> FakeGpu:
+        if code := self.gpus[index].errors.get("nvmlDeviceGetHandleByIndex"):
+            raise pynvml.NVMLError(code)
         return self.gpus[index]
 
     def nvmlSystemGetDriverVersion(self) -> str:

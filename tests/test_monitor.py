@@ -274,6 +274,9 @@ FUNCTIONS = {
 }
 
 
+NOTHING_ANSWERS = (*FUNCTIONS, "nvmlDeviceGetPcieThroughput", "nvmlDeviceGetFieldValues")
+
+
 @pytest.mark.parametrize(("function", "names"), FUNCTIONS.items())
 def test_one_field_that_fails_after_a_while_hides_neither_the_rest_nor_the_other_gpu(machine, function, names):
     broken = FakeGpu(gpm=GPM, errors_after={function: (2, pynvml.NVML_ERROR_NOT_SUPPORTED)})
@@ -402,14 +405,49 @@ def test_a_gpu_that_is_lost_is_a_gap_with_its_reason(recording, machine):
     gpu = FakeGpu()
     _, beats = recording(machine.monitor(gpu, FakeGpu(uuid="GPU-b")))
     beats(4)
-    gpu.errors = dict.fromkeys(
-        (*FUNCTIONS, "nvmlDeviceGetPcieThroughput", "nvmlDeviceGetFieldValues"), pynvml.NVML_ERROR_GPU_IS_LOST
-    )
+    gpu.errors = dict.fromkeys(NOTHING_ANSWERS, pynvml.NVML_ERROR_GPU_IS_LOST)
     ring = beats(8)
     columns, row = ring.shape.columns, ring.rows()[1][-1].tolist()
     assert row[1 + columns.index("gpu0.power_w")] != row[1 + columns.index("gpu0.power_w")]  # NaN
     assert row[1 + columns.index("gpu1.power_w")] == 250
     assert any("lost" in why.lower() for why in ring.notes()[1]["missing"])
+
+
+def test_a_gpu_off_the_bus_keeps_its_columns_and_its_name_beside_the_one_that_answers(machine):
+    lost = FakeGpu(name="NVIDIA A100")
+    monitor = machine.monitor(lost, FakeGpu(uuid="GPU-b"))
+    columns = monitor.columns
+    lost.errors["nvmlDeviceGetHandleByIndex"] = pynvml.NVML_ERROR_GPU_IS_LOST
+    monitor.open_gpus()
+    snapshot = machine.second(monitor)
+    assert (monitor.columns, monitor.gpu_names) == (columns, ("NVIDIA A100", "NVIDIA H200"))
+    assert "lost" in snapshot.missing["gpu0.power_w"]
+    assert snapshot.readings["gpu1.power_w"] == 250
+    assert monitor.has_lost_a_gpu(snapshot)
+
+
+def test_a_gpu_that_never_answered_is_there_with_its_reason(machine):
+    lost = FakeGpu(errors={"nvmlDeviceGetHandleByIndex": pynvml.NVML_ERROR_GPU_IS_LOST})
+    monitor = machine.monitor(lost, FakeGpu(uuid="GPU-b"))
+    assert "lost" in monitor.read().missing["gpu0.power_w"]
+    assert monitor.gpu_names == ("NVIDIA GPU", "NVIDIA H200")
+
+
+def test_a_driver_that_stops_to_answer_leaves_the_columns_with_its_reason(recording, machine):
+    monitor = machine.monitor(FakeGpu())
+    _, beats = recording(monitor)
+    before = beats(4)
+    monitor._nvml.init_error = pynvml.NVML_ERROR_DRIVER_NOT_LOADED
+    monitor._nvml.gpus[0].errors = dict.fromkeys(NOTHING_ANSWERS, pynvml.NVML_ERROR_GPU_IS_LOST)
+    machine.clock.now += 61
+    after = beats(8)
+    assert after.id == before.id
+    said = {name: why for why, names in after.notes()[1]["missing"].items() for name in names}
+    assert "The NVIDIA driver does not answer" in said["gpu0.power_w"]
+    monitor._nvml.init_error = None
+    monitor._nvml.gpus[0].errors = {}
+    machine.clock.now += 61
+    assert beats(4).rows()[1][-1, 1 + after.shape.columns.index("gpu0.power_w")] == 250
 
 
 def test_runs_are_spans_with_their_names_and_an_end(recording, machine, store):

@@ -234,7 +234,7 @@ class Card {
       type: "scatter", x, y, mode: "lines", connectgaps: false, name: trace.name,
       line: { color: trace.faint ? fade(this.color(0), 0.28) : trace.dash ? this.view.look.faint : this.color(n), width: trace.faint ? 1 : 1.7, dash: trace.dash },
       hoverinfo: trace.faint ? "skip" : undefined,
-      hovertemplate: trace.faint ? undefined : `${trace.name} %{y:.3~f} ${this.shownUnit}<extra></extra>`,
+      hovertemplate: trace.faint ? undefined : `${trace.name} %{y:.3~r} ${this.shownUnit}<extra></extra>`,
     };
   }
 
@@ -287,7 +287,7 @@ class Card {
       if (entry) setText(entry.value, text);
     }
     for (const [key, { button }] of this.entries) button.hidden = !this.has(key);
-    const words = this.reasons().map(([title, reason]) => `${title}: ${capital(reason)}`);
+    const words = reasonLines(this.reasons());
     if (this.chart.warning) words.unshift(this.chart.warning);
     if (this.chart.throttle) words.push(...this.view.throttleWords(this.prefix + this.chart.throttle));
     if (this.chart.energy) words.push(...this.view.energyWords(this.prefix + this.chart.energy, range));
@@ -350,6 +350,13 @@ function valueAt({ x, y }, at) {
   return nearest < x.length && Math.abs(x[nearest] - at) < GAP_MS ? y[nearest] : null;
 }
 
+// Each reason once, after all that cannot be read for it.
+function reasonLines(reasons) {
+  const titles = new Map();
+  for (const [title, reason] of reasons) titles.set(reason, (titles.get(reason) ?? new Set()).add(title));
+  return [...titles].map(([reason, named]) => `${[...named].join(", ")}: ${capital(reason)}`);
+}
+
 const lastOf = (trace) => trace?.y.findLast((v) => v !== null) ?? null;
 
 // --- a GPU, or all that is none ----------------------------------------------------------------------------------
@@ -391,12 +398,10 @@ class Group {
     this.summarize();
     if (!this.open) return;
     for (const card of this.cards) await card.update(Plotly, range);
-    const absent = new Map(); // reason -> what cannot be read for it
-    for (const card of this.cards.filter((one) => !one.present)) {
-      for (const [, reason] of card.reasons()) absent.set(reason, (absent.get(reason) ?? new Set()).add(card.chart.title));
-    }
-    this.absent.hidden = !absent.size;
-    const lines = [...absent].map(([reason, titles]) => `${[...titles].join(", ")}: ${capital(reason)}`);
+    const lines = reasonLines(
+      this.cards.filter((card) => !card.present).flatMap((card) => card.reasons().map(([, reason]) => [card.chart.title, reason])),
+    );
+    this.absent.hidden = !lines.length;
     if (lines.join() !== this.absentText) {
       this.absentText = lines.join();
       this.absent.replaceChildren(titled("Not available here"), ...lines.map((line) => words(line)));
