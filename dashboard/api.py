@@ -288,6 +288,8 @@ _ASSETS = {
     "lanes.js": "text/javascript",
     "live.js": "text/javascript",
     "live.css": "text/css",
+    "monitor.js": "text/javascript",
+    "monitor.css": "text/css",
     "race.js": "text/javascript",
     "race.css": "text/css",
     "inter.woff2": "font/woff2",

@@ -19,7 +19,7 @@ from engine.downloads import cache_folder
 from engine.errors import EngineError
 from engine.settings import Role, Settings
 
-Action = Literal["submit", "cancel", "delete", "rename", "rebuild"]
+Action = Literal["submit", "cancel", "delete", "rename", "rebuild", "monitor"]
 AUDIT = "audit.jsonl"
 LONGEST_NAME = 200
 
@@ -100,6 +100,8 @@ def require(actor: Actor, action: Action, settings: Settings, *, owner: str = ""
     role = role_of(actor, settings)
     if role is None:
         raise AccessError(f"{actor.in_words} may not use this store.", fix="Ask its admin for access.")
+    if action == "monitor":
+        raise AccessError("How often the machine is read is for an admin to choose.", fix="Ask an admin.")
     if role == "viewer" or action == "rebuild":
         raise AccessError(f"As {role} {actor.in_words} may not {action}.", fix="Ask an admin for another role.")
     whose = Actor.parse(owner).in_words if owner else "its admin"

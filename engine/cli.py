@@ -37,7 +37,10 @@ from engine import (
 from engine.checkup import check
 from engine.config import RunConfig, parse_config_json, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
+from engine.monitor import METRICS, Monitor, Snapshot, metric_of
 from engine.presets import DEFAULT_PRESET, PRESETS, STUDIES, preset_config
+from engine.recorder import parse_interval
+from engine.sampler import beats
 from engine.store import SORTABLE, Run, Store, json_text
 from engine.supervisor import GRACE_S, IDLE_S, Client, rebuild_index, serve
 from engine.text import LONGEST_NAME, clean_name, visible
@@ -45,6 +48,7 @@ from engine.text import LONGEST_NAME, clean_name, visible
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _POLL_S = 0.1
 _WAKE_EVERY_S = 2.0
+_FIRST_READING_S = 0.5
 _BAR = 28
 
 
@@ -380,10 +384,38 @@ def export_command(a: argparse.Namespace) -> int:
 
 
 def hardware_command(a: argparse.Namespace) -> int:
+    interval_s = parse_interval(a.interval)
     machine = hardware.probe()
-    if a.json:
-        print(json_text(hardware.as_json(machine)))
-        return OK
+    with contextlib.closing(Monitor(dict)) as monitor:
+        snapshot = _readings_after(monitor, min(interval_s, _FIRST_READING_S))
+        if a.json:
+            print(json_text(hardware.as_json(machine) | _as_json(snapshot)), flush=True)
+        else:
+            _print_machine(machine)
+            _print_snapshot(snapshot)
+        for _ in beats(time.monotonic, _sleep, interval_s) if a.watch else ():
+            snapshot = monitor.read()
+            print(json_text(_as_json(snapshot)) if a.json else _monitor_line(snapshot), flush=True)
+    return OK
+
+
+def _readings_after(monitor: Monitor, seconds: float) -> Snapshot:
+    monitor.read()  # busy times and rates count from here
+    time.sleep(seconds)
+    return monitor.read()
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def _as_json(snapshot: Snapshot) -> dict[str, Any]:
+    processes = [asdict(process) for process in snapshot.processes]
+    return {"at": snapshot.at, "readings": snapshot.readings, "missing": snapshot.missing, "gpu_processes": processes}
+
+
+def _print_machine(machine: hardware.Machine) -> None:
     print(f"{visible(machine.cpu.name)}: {machine.cpu.usable_cores} usable cores")
     print(f"{units.nbytes(machine.memory_bytes)} memory, {units.nbytes(machine.memory_available_bytes)} available")
     for gpu in machine.gpus:
@@ -392,7 +424,44 @@ def hardware_command(a: argparse.Namespace) -> int:
         )
     if machine.gpu_reason:
         print(f"No GPU: {visible(machine.gpu_reason)}")
-    return OK
+
+
+def _print_snapshot(snapshot: Snapshot) -> None:
+    """What was read, a line each; then what could not be, with each reason once."""
+    print("\nNow:")
+    for name, value in snapshot.readings.items():
+        if value is not None:
+            print(f"  {_title(name):36} {units.reading(value, METRICS[metric_of(name)].unit)}")
+    reasons: dict[str, list[str]] = {}
+    for name, reason in snapshot.missing.items():
+        if metric_of(name) in METRICS:
+            reasons.setdefault(reason, []).append(_title(name))
+    if reasons:
+        print("\nNot available here:")
+    for reason, titles in reasons.items():
+        print(f"  {', '.join(titles)}: {reason}")
+
+
+def _title(column: str) -> str:
+    title, device = METRICS[metric_of(column)].title, column.partition(".")[0]
+    if device.startswith("core"):
+        return f"{title} {device[4:]}"
+    return f"GPU {device[3:]}: {title}" if device.startswith("gpu") else title
+
+
+def _monitor_line(snapshot: Snapshot) -> str:
+    """The machine in one line of a terminal."""
+    said = snapshot.readings
+
+    def part(title: str, name: str) -> str:
+        value = said.get(name)
+        return f"{title} {units.UNKNOWN if value is None else units.reading(value, METRICS[metric_of(name)].unit)}"
+
+    parts = [part("CPU", "cpu.busy_percent"), part("memory", "memory.used_bytes"), part("load", "cpu.load_1min")]
+    for gpu in sorted({name.partition(".")[0] for name in said if name.startswith("gpu")}, key=lambda g: int(g[3:])):
+        parts += [part(f"GPU {gpu[3:]}", f"{gpu}.utilization_percent"), part("", f"{gpu}.power_w").strip()]
+        parts += [part("", f"{gpu}.memory_used_bytes").strip(), part("", f"{gpu}.temperature_c").strip()]
+    return f"{time.strftime('%H:%M:%S', time.localtime(snapshot.at))}  {'  '.join(parts)}"
 
 
 def calibrate_command(a: argparse.Namespace) -> int:
@@ -777,9 +846,11 @@ def _parser() -> _Parser:
     export.add_argument("runs", nargs="+", metavar="RUN")
     export.add_argument("-o", "--output", required=True, help="FILE.html, .json or .csv")
     export.add_argument("--title", default="")
-    add("hardware", hardware_command, "what this machine offers")
     calibrating = add("calibrate", calibrate_command, "measure what this machine reaches: peaks, bandwidth, overheads")
     calibrating.add_argument("--device", default="cpu", help="cpu (default), or cuda:i")
+    machine = add("hardware", hardware_command, "what this machine offers, and what it does now")
+    machine.add_argument("--watch", action="store_true", help="go on, a line for each reading, until Ctrl-C")
+    machine.add_argument("--interval", default="1", metavar="SECONDS", help="0.25 to 10 (default %(default)s)")
     checking = add("check", check_command, "read every run and say what is missing or rotten")
     checking.add_argument("--rebuild", action="store_true", help="make the index anew from the run folders")
     link = add("link", link_command, "print a link that lets one more browser into the dashboard")

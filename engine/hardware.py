@@ -30,6 +30,7 @@ ISA_FLAGS = (
     "amx_bf16",
     "amx_fp16",
 )  # what oneDNN and MKL pick their float kernels by
+_NO_GPU = "The NVIDIA driver finds no GPU on this machine."
 _T = TypeVar("_T")
 
 
@@ -164,6 +165,37 @@ def open_nvml(
             nvml.nvmlShutdown()
 
 
+@contextlib.contextmanager
+def open_every_gpu(nvml: Any = NVML) -> Iterator[tuple[tuple[Any, ...], str | None]]:
+    """As open_nvml, but all GPUs of the machine, whatever this process may use: handles in NVML's order, and in place of
+    one that does not answer its NVMLError."""
+    try:
+        nvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        yield (), _no_driver(error)
+        return
+    try:
+        yield _every_gpu(nvml)
+    finally:
+        with contextlib.suppress(pynvml.NVMLError):
+            nvml.nvmlShutdown()
+
+
+def _every_gpu(nvml: Any) -> tuple[tuple[Any, ...], str | None]:
+    try:
+        count = nvml.nvmlDeviceGetCount()
+    except pynvml.NVMLError as error:
+        return (), _no_answer(error)
+    return tuple(_handle_or_error(nvml, index) for index in range(count)), None if count else _NO_GPU
+
+
+def _handle_or_error(nvml: Any, index: int) -> Any:
+    try:
+        return nvml.nvmlDeviceGetHandleByIndex(index)
+    except pynvml.NVMLError as error:
+        return error
+
+
 def visible_entries(value: str) -> list[int] | list[str]:
     """CUDA_VISIBLE_DEVICES as CUDA reads it: indices, or UUIDs that may be cut short.
 
@@ -187,7 +219,7 @@ def _visible_gpus(nvml: Any, visible: str | None) -> tuple[tuple[Any, ...], str 
     try:
         count = nvml.nvmlDeviceGetCount()
         if not count:
-            return (), "The NVIDIA driver finds no GPU on this machine."
+            return (), _NO_GPU
         handles = _handles(nvml, list(range(count)) if visible is None else visible_entries(visible), count)
     except pynvml.NVMLError as error:
         return (), _no_answer(error)

@@ -26,7 +26,7 @@ from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import IO
 
-from engine import access, disk, hardware, limits, locks, planner, records, settings, units
+from engine import access, disk, hardware, limits, locks, planner, recorder, records, settings, units
 from engine.access import AccessError, Action, Actor
 from engine.config import RunConfig
 from engine.errors import EngineError, LimitReached, StoreError, StoreFull, StoreGone, WorkerLost
@@ -183,6 +183,10 @@ class Client:
     def rebuild_index(self) -> None:
         self._ask("rebuild")
 
+    def set_monitor_interval(self, interval_s: float) -> None:
+        """How often the supervisor reads the machine's hardware; for everybody who looks."""
+        self._ask("monitor", interval_s=str(recorder.parse_interval(interval_s)))
+
     def may(self, action: Action, run_id: str = "") -> bool:
         """Whether the actor may do this; for a page that offers only what it can do."""
         owner = self.store.owner(run_id) if run_id else ""
@@ -274,6 +278,7 @@ class Supervisor:
         self._incomplete: dict[str, float] = {}  # heat -> when it was first seen without all of its runs
         self._indexed_at = 0.0
         self._runs_seen = 0  # mtime of the runs folder at the last look
+        self.recorder: recorder.Recorder | None = None  # of what the machine does; not needed for runs
 
     @property
     def is_idle(self) -> bool:
@@ -326,6 +331,8 @@ class Supervisor:
         self._index_live_runs()
         self._say_the_unsaid()
         self._index_some()
+        if self.recorder:
+            self.recorder.look_at((run for run, _ in self.active.values()), time.time())
 
     def _open(self, run_id: str) -> Run | None:
         try:
@@ -377,7 +384,7 @@ class Supervisor:
     def _obey(self, command: dict[str, str]) -> None:
         """Carry out what an actor may ask for; either way it is written to the audit log."""
         actor, action, run_id = Actor.parse(command["actor"]), command["command"], command.get("run_id", "")
-        if action not in {"cancel", "rename", "delete", "rebuild"}:
+        if action not in {"cancel", "rename", "delete", "rebuild", "monitor"}:
             raise ValueError(f"unknown command {action!r}")
         try:
             owner = self.store.owner(run_id) if run_id else ""
@@ -394,6 +401,10 @@ class Supervisor:
                 self._delete(run_id)
             case "rebuild":
                 self.index.rebuild()
+            case "monitor":
+                interval_s = recorder.parse_interval(command["interval_s"])
+                if self.recorder:
+                    self.recorder.set_interval(interval_s)
         access.audit(self.store.root, actor, action, run_id=run_id)
 
     def _rename(self, run_id: str, name: str) -> None:
@@ -701,6 +712,7 @@ def serve(store: Store, *, idle_s: float = IDLE_S, grace_s: float = math.inf, st
         disk.with_reserve(store.root, lambda: write_atomically(store.root / "supervisor.pid", identity))
         executor = LocalExecutor()
         supervisor = Supervisor(store, executor)
+        supervisor.recorder = recorder.Recorder(store.root)
         try:
             _supervise(supervisor, executor, place, _Need(store.root, grace_s), idle_s)
         except (OSError, StoreError) as error:
@@ -709,6 +721,7 @@ def serve(store: Store, *, idle_s: float = IDLE_S, grace_s: float = math.inf, st
             logger.warning("the store is not what it was, leaving it: %s", error)
             if not place.has_runs():
                 supervisor.abandon()
+        supervisor.recorder.stop()
         supervisor.index.close()
         if place.is_ours():
             (store.root / "supervisor.pid").unlink(missing_ok=True)
@@ -756,6 +769,8 @@ def _supervise(supervisor: Supervisor, executor: LocalExecutor, place: _Place, n
         logger.warning("the store lies on a network file system (%s): use it from one machine only", network)
     executor.warm()
     supervisor.recover()
+    if supervisor.recorder:
+        supervisor.recorder.start()
     while True:
         with _doorbell(supervisor.store) as bell:
             _serve_until_idle(supervisor, bell, place, need, idle_s, stop)

@@ -143,6 +143,28 @@ def temperature(celsius: float) -> str:
     return f"{celsius:.0f} °C"
 
 
+@_formatter
+def reading(value: float, unit: str) -> str:
+    """A measured quantity of the hardware, by the unit the engine keeps it in."""
+    match unit:
+        case "%":
+            return f"{value:.0f} %"
+        case "bytes":
+            return nbytes(value)
+        case "bytes/s":
+            return f"{nbytes(value)}/s"
+        case "W":
+            return power(value)
+        case "J":
+            return energy(value)
+        case "°C":
+            return temperature(value)
+        case "Hz":
+            return _si(value, "Hz")
+        case _:
+            return about(value)
+
+
 def _si(value: float, unit: str) -> str:
     if 0 < abs(value) < 1:
         return f"{_three_digits(value * 1e3)} m{unit}"

@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    "config presets records errors units peaks nvml text downsample processes locks disk",
-    "schedules families datasets downloads userdata loading hardware sampler settings planner limits access store trajectory landscape toy checkup keys calibration charts charts_descent charts_roofline report cost sweep analysis batch_law races outcome lessons",
+    "config presets records errors units peaks nvml text downsample processes locks disk ring",
+    "schedules families datasets downloads userdata loading hardware sampler readers gpus monitor recorder settings planner limits access store trajectory landscape toy checkup keys calibration charts charts_descent charts_roofline report cost sweep analysis batch_law races outcome lessons",
     "pytorch xla_backend",
     "worker",
     "preload executor ray_executor supervisor",

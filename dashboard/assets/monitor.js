@@ -1,0 +1,847 @@
+// What the machine does, live: charts of CPU, memory and GPUs on one time axis, with the runs that were at work.
+//
+// As in live.js a chart is mounted once and then only redrawn, with ranges that are ours. The axis is the clock of the wall;
+// Plotly writes dates in UTC, so times are shifted by the reader's own offset before it sees them.
+
+const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
+const { ROOT, duration, element, extremes, fade, include, loadPlotly, loadStylesheet, readLook, setText, threeDigits, whole, yRange } =
+  await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
+
+const POLL_MS = 1000;
+const KEPT_MS = 900_000;
+const MOST_POINTS = 5000; // of a trace; then everything is fetched anew, thinned
+const GAP_MS = 25_000; // beyond it nothing was read: the line is broken
+const TIMEOUT_MS = 15_000;
+const OPEN_GPUS = 2; // of more than that the others wait for a click
+const MOST_RUNS = 6;
+const WINDOWS = [[60, "1 min"], [300, "5 min"], [900, "15 min"]];
+const VIEWS = new WeakMap();
+const OFFSET_MS = -60_000 * new Date().getTimezoneOffset();
+const toX = (unix_s) => Math.round(unix_s * 1000) + OFFSET_MS;
+const two = (value) => String(value).padStart(2, "0");
+const clock = (x) => { const at = new Date(x); return [at.getUTCHours(), at.getUTCMinutes(), at.getUTCSeconds()].map(two).join(":"); };
+const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
+
+// --- what Streamlit calls ---------------------------------------------------------------------------------------
+
+// Called again on each rerun of the page and each change of theme, with the same element. The clean-up of a call that
+// has been followed by another must not end the view, hence the owner.
+export function mount({ data, parentElement, setTriggerValue }) {
+  let view = VIEWS.get(parentElement);
+  if (!view) {
+    view = new View(parentElement, data);
+    VIEWS.set(parentElement, view);
+    view.start();
+  }
+  const owner = (view.owner = Symbol("mount"));
+  view.onInterval = (seconds) => setTriggerValue("interval", seconds);
+  view.update(data);
+  return () => {
+    if (view.owner !== owner) return;
+    view.end();
+    VIEWS.delete(parentElement);
+  };
+}
+
+// --- the charts -------------------------------------------------------------------------------------------------
+
+// `keys` are columns, for a GPU without its "gpuN."; the first is the value in the header.
+const SYSTEM = [
+  { id: "cpu", title: "CPU", keys: [["cpu.busy_percent", "all cores"], ["cpu.busiest_percent", "busiest core"]], cores: true, least: 100, most: 100 },
+  { id: "own", title: "Isoflop's CPU", keys: [["own.cpu_percent", "supervisor and runs"]], note: "100 % is one core", least: 100 },
+  { id: "memory", title: "Memory", keys: [["memory.used_bytes", "used"], ["own.memory_bytes", "Isoflop"], ["memory.swap_used_bytes", "swap"]], total: ["memory.used_bytes", "memory.available_bytes"] },
+  { id: "pressure", title: "Programs that wait", keys: [["pressure.cpu_percent", "for a core"], ["pressure.memory_percent", "memory"], ["pressure.io_percent", "disk"]], least: 10, most: 100 },
+  { id: "load", title: "Load", keys: [["cpu.load_1min", "1 min average"]], least: 1 },
+  { id: "disk", title: "Disk", keys: [["disk.read_bytes_per_s", "read"], ["disk.write_bytes_per_s", "written"]] },
+  { id: "network", title: "Network", keys: [["network.received_bytes_per_s", "received"], ["network.sent_bytes_per_s", "sent"]] },
+  { id: "frequency", title: "CPU frequency", keys: [["cpu.frequency_hz", "mean of the cores"]] },
+  { id: "cpu-power", title: "CPU power", keys: [["cpu.power_w", "packages"]] },
+];
+const GPU = [
+  {
+    id: "activity", title: "Activity", least: 100, most: 100,
+    keys: [["utilization_percent", "utilization"], ["sm_active_percent", "SMs active"], ["tensor_active_percent", "tensor cores"], ["memory_bandwidth_percent", "memory bandwidth"]],
+    warning: "Utilization is the share of time in which any kernel ran, however small: 100 % does not mean the GPU is full.",
+  },
+  { id: "memory", title: "Memory", keys: [["memory_used_bytes", "used, all programs"]], total: ["memory_total_bytes"] },
+  { id: "power", title: "Power", keys: [["power_w", "board"], ["power_limit_w", "limit", "dash"]], energy: "energy_j" },
+  { id: "temperature", title: "Temperature", keys: [["temperature_c", "chip"]] },
+  { id: "clocks", title: "Clocks", keys: [["sm_clock_hz", "SMs"], ["memory_clock_hz", "memory"]], throttle: "throttle_bits" },
+  { id: "pcie", title: "PCIe", keys: [["pcie_sent_bytes_per_s", "sent"], ["pcie_received_bytes_per_s", "received"]] },
+  { id: "nvlink", title: "NVLink", keys: [["nvlink_sent_bytes_per_s", "sent"], ["nvlink_received_bytes_per_s", "received"]] },
+];
+
+// What is shown instead of the unit the engine keeps, by the largest value in sight.
+function scale(unit, largest) {
+  const steps = { bytes: [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]], "bytes/s": [[2 ** 30, "GiB/s"], [2 ** 20, "MiB/s"], [2 ** 10, "KiB/s"]], Hz: [[1e9, "GHz"], [1e6, "MHz"]], J: [[1e6, "MJ"], [1e3, "kJ"]] }[unit];
+  const found = steps?.find(([size]) => largest >= size) ?? steps?.at(-1);
+  return found ? [1 / found[0], found[1]] : [1, unit];
+}
+
+function figure(value, unit) {
+  if (unit === "%") return String(Math.round(value));
+  return unit === "MHz" || unit === "°C" ? whole(value) : threeDigits(value);
+}
+
+class Card {
+  constructor(chart, view, prefix = "") {
+    Object.assign(this, { chart, view, prefix, mounted: false, drawn: "", seen: true, hidden: new Set() });
+    this.keys = chart.keys.map(([key, name, dash]) => ({ key: prefix + key, name, dash }));
+    this.build();
+  }
+
+  build() {
+    const id = `${this.prefix.replace(".", "-")}${this.chart.id}`;
+    this.node = element("section", "iso-card", `chart-${id}`);
+    this.node.setAttribute("aria-label", this.chart.title);
+    const top = element("div", "iso-top");
+    this.title = element("button", "iso-title mon-title", `title-${id}`);
+    this.title.type = "button";
+    this.title.setAttribute("aria-expanded", "false");
+    this.title.onclick = () => {
+      this.how.hidden = !this.how.hidden;
+      this.title.setAttribute("aria-expanded", String(!this.how.hidden));
+    };
+    this.unitName = document.createElement("small");
+    this.title.append(this.chart.title, " ", this.unitName);
+    this.now = element("div", "iso-now", `value-${id}`);
+    this.number = document.createElement("span");
+    this.unit = document.createElement("small");
+    this.now.append(this.number, this.unit);
+    top.append(this.title, this.now);
+    this.sub = element("div", "iso-sub");
+    this.legend = element("div", "iso-legend");
+    this.sub.append(this.legend);
+    this.how = element("div", "iso-words mon-how", `how-${id}`);
+    this.how.hidden = true;
+    this.frame = element("div", "mon-frame");
+    this.plot = element("div", "iso-plot", `plot-${id}`);
+    this.line = element("div", "mon-cursor");
+    this.line.hidden = true;
+    this.frame.append(this.plot, this.line);
+    this.words = element("div", "iso-words", `words-${id}`);
+    this.node.append(top, this.sub, this.how, this.frame);
+    if (this.chart.cores) this.node.append((this.bars = element("div", "mon-cores", "cores")));
+    this.node.append(this.words);
+  }
+
+  // What the columns are, once it is known.
+  describe() {
+    const { about } = this.view;
+    const metric = (key) => about.metrics[key.replace(/^(gpu|core)\d+\./, "$1.")];
+    this.metric = metric(this.keys[0].key);
+    const lines = this.keys.filter(({ key }) => metric(key)).map(({ key }) => `${metric(key).title}, measured: ${metric(key).how}.`);
+    if (this.chart.energy && metric(this.prefix + this.chart.energy)) lines.push(`Energy, measured: ${metric(this.prefix + this.chart.energy).how}.`);
+    this.title.title = lines.join("\n");
+    setText(this.how, lines.join(" "));
+    this.traces = [...this.keys];
+    if (this.chart.cores && about.columns.some((name) => name.startsWith("core"))) {
+      const cores = about.columns.filter((name) => name.startsWith("core"));
+      this.traces.unshift(...cores.map((key) => ({ key, name: key.split(".")[0].replace("core", "core "), faint: true })));
+    }
+    this.entries = new Map();
+    this.legend.replaceChildren(...(this.keys.length > 1 ? this.keys.map((trace, n) => this.entry(trace, n)) : []));
+    if (this.keys.length === 1) this.legend.append(this.chart.note ?? this.keys[0].name);
+  }
+
+  entry({ key, name }, n) {
+    const button = element("button", "iso-entry", `legend-${key}`);
+    button.type = "button";
+    button.title = "Show or hide";
+    button.setAttribute("aria-pressed", "true");
+    button.onclick = () => {
+      const shown = this.hidden.delete(key);
+      if (!shown) this.hidden.add(key);
+      button.setAttribute("aria-pressed", String(shown));
+      this.view.paint();
+    };
+    const value = element("span", "mon-at");
+    button.append(name, value);
+    this.entries.set(key, { button, value, color: n });
+    return button;
+  }
+
+  color(n) {
+    const { series } = this.view.look;
+    return series[n % series.length];
+  }
+
+  has(key) {
+    return Boolean(this.view.traces[key]?.y.some((v) => v !== null));
+  }
+
+  // Whether anything of this chart can be read; what cannot is said in words, here or together with others.
+  get present() {
+    return this.keys.some(({ key }) => this.has(key));
+  }
+
+  reasons() {
+    const { missing, about } = this.view;
+    return this.keys
+      .filter(({ key }) => missing[key])
+      .map(({ key, name }) => [about.metrics[key.replace(/^gpu\d+\./, "gpu.")]?.title ?? name, missing[key]]);
+  }
+
+  series(range) {
+    const found = this.traces.filter(({ key }) => this.has(key)).map((trace) => ({ trace, ...windowOf(this.view.traces[trace.key], range) }));
+    const { high } = extremes(found, range);
+    const totals = (this.chart.total ?? []).map((key) => lastOf(this.view.traces[this.prefix + key])).filter((v) => v !== null);
+    this.total = totals.length && totals.length === this.chart.total.length ? totals.reduce((sum, v) => sum + v, 0) : null;
+    [this.factor, this.shownUnit] = scale(this.metric?.unit ?? "", Math.max(high, this.total ?? 0));
+    for (const one of found) if (this.factor !== 1) one.y = one.y.map((v) => (v === null ? null : v * this.factor));
+    return found;
+  }
+
+  async update(Plotly, range) {
+    this.node.hidden = !this.present;
+    if (this.node.hidden) return;
+    const all = this.series(range);
+    this.say(all, range);
+    if (!this.seen) return; // drawn when it comes into sight
+    const shown = all.filter((one) => !this.hidden.has(one.trace.key));
+    const seen = extremes(shown, range);
+    if (this.total !== null) include(seen, this.total * this.factor);
+    const state = [this.view.stamp, range, this.shownUnit, [...this.hidden], this.view.look.signature].join("|");
+    if (state !== this.drawn || !this.mounted) {
+      this.drawn = state;
+      const rangeY = yRange({ fromZero: true, least: this.chart.least, most: this.chart.most }, seen, false);
+      if (this.chart.most) rangeY[1] = Math.min(rangeY[1], this.chart.most * 1.04);
+      const figures = [shown.map((one) => this.lineOf(one)), this.layout(range, rangeY)];
+      if (this.mounted) await Plotly.react(this.plot, ...figures);
+      else await this.mountPlot(Plotly, figures);
+      if (this.hoverX !== undefined) Plotly.Fx.hover(this.plot, { xval: this.hoverX }, "xy"); // a redraw takes it away
+    }
+    this.showCursor();
+  }
+
+  async mountPlot(Plotly, figures) {
+    this.mounted = true;
+    this.view.debug.mounts += 1;
+    await Plotly.newPlot(this.plot, ...figures, { displayModeBar: false, doubleClick: false, scrollZoom: false, showTips: false });
+    const ms = (value) => (typeof value === "number" ? value : Date.parse(`${String(value).replace(" ", "T")}Z`));
+    this.plot.on("plotly_relayout", (change) => {
+      const [from, to] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
+      if (from !== undefined && to !== undefined) this.view.zoomTo([ms(from), ms(to)]);
+    });
+    this.plot.on("plotly_doubleclick", () => this.view.zoomTo(null));
+    this.plot.on("plotly_hover", (event) => this.view.pointAt((this.hoverX = ms(event.xvals?.[0])), this));
+    this.plot.on("plotly_unhover", () => ((this.hoverX = undefined), this.view.pointAt(null)));
+  }
+
+  lineOf({ trace, x, y }) {
+    const n = this.keys.findIndex(({ key }) => key === trace.key);
+    return {
+      type: "scatter", x, y, mode: "lines", connectgaps: false, name: trace.name,
+      line: { color: trace.faint ? fade(this.color(0), 0.28) : trace.dash ? this.view.look.faint : this.color(n), width: trace.faint ? 1 : 1.7, dash: trace.dash },
+      hoverinfo: trace.faint ? "skip" : undefined,
+      hovertemplate: trace.faint ? undefined : `${trace.name} %{y:.3~r} ${this.shownUnit}<extra></extra>`,
+    };
+  }
+
+  layout(range, rangeY) {
+    const { look } = this.view;
+    const axis = { showline: false, ticks: "", color: look.faint };
+    return {
+      autosize: true,
+      margin: { l: 44, r: 12, t: 8, b: 28 },
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: look.background,
+      font: { family: look.font, size: 11, color: look.faint },
+      showlegend: false,
+      dragmode: look.touch ? false : "zoom", // a finger scrolls the page
+      hovermode: "x unified",
+      hoverlabel: { bgcolor: look.background, bordercolor: look.border, font: { family: look.font, size: 11.5, color: look.text } },
+      xaxis: { ...axis, type: "date", range, showgrid: false, zeroline: false, nticks: 5, tickformat: "%H:%M:%S", hoverformat: "%H:%M:%S", ticklabelstandoff: 5, spikethickness: 1, spikecolor: look.faint, spikedash: "solid" },
+      yaxis: { ...axis, range: rangeY, fixedrange: true, gridcolor: look.grid, zerolinecolor: look.grid, zerolinewidth: 1, ticklabelstandoff: 3, nticks: 5, tickformat: "~f" },
+      shapes: [...this.view.spanShapes(range), ...this.throttleShapes(range)],
+    };
+  }
+
+  // Stretches in which something held the clocks back.
+  throttleShapes(range) {
+    const trace = this.chart.throttle && this.view.traces[this.prefix + this.chart.throttle];
+    const shapes = [];
+    for (let i = 0; trace && i < trace.x.length; i++) {
+      if (!this.view.isThrottled(trace.y[i])) continue;
+      const from = trace.x[i];
+      while (i + 1 < trace.x.length && this.view.isThrottled(trace.y[i + 1])) i += 1;
+      const to = trace.x[i + 1] ?? trace.x[i];
+      if (to < range[0] || from > range[1] || shapes.length > 60) continue;
+      shapes.push({ type: "rect", x0: from, x1: to, yref: "paper", y0: 0, y1: 0.04, fillcolor: this.view.look.warn, line: { width: 0 } });
+    }
+    return shapes;
+  }
+
+  // The newest value, or that under the pointer, and the words below.
+  say(all, range) {
+    setText(this.unitName, this.shownUnit);
+    const at = this.view.cursor;
+    for (const { trace, x, y } of all) {
+      const value = at === null ? y.findLast((v) => v !== null) : valueAt({ x, y }, at);
+      const text = value === null || value === undefined ? "–" : figure(value, this.shownUnit);
+      if (trace.key === this.keys[0].key) {
+        setText(this.number, text);
+        setText(this.unit, this.total === null ? this.shownUnit : `of ${figure(this.total * this.factor, this.shownUnit)} ${this.shownUnit}`);
+      }
+      const entry = this.entries.get(trace.key);
+      if (entry) setText(entry.value, text);
+    }
+    for (const [key, { button }] of this.entries) button.hidden = !this.has(key);
+    const words = reasonLines(this.reasons());
+    if (this.chart.warning) words.unshift(this.chart.warning);
+    if (this.chart.throttle) words.push(...this.view.throttleWords(this.prefix + this.chart.throttle));
+    if (this.chart.energy) words.push(...this.view.energyWords(this.prefix + this.chart.energy, range));
+    setText(this.words, words.join(" "));
+    this.words.hidden = !words.length;
+    if (this.bars) this.showCores();
+  }
+
+  showCores() {
+    const { cores } = this.view;
+    this.bars.hidden = cores.length < 2;
+    while (this.bars.children.length > cores.length) this.bars.lastChild.remove();
+    while (this.bars.children.length < cores.length) this.bars.append(document.createElement("i"));
+    cores.forEach((busy, n) => {
+      const bar = this.bars.children[n];
+      bar.style.setProperty("--busy", `${busy ?? 0}%`);
+      bar.title = `Core ${n}, now: ${busy === null ? "unknown" : `${Math.round(busy)} %`}`;
+    });
+  }
+
+  showCursor() {
+    const at = this.view.cursor;
+    const axis = this.mounted && this.plot._fullLayout?.xaxis;
+    const left = at !== null && axis ? axis._offset + axis.d2p(at) : null;
+    this.line.hidden = left === null || this.hoverX !== undefined || left < axis._offset || left > axis._offset + axis._length;
+    if (!this.line.hidden) this.line.style.left = `${left}px`;
+  }
+
+  restyle() {
+    for (const { button, color } of this.entries?.values() ?? []) button.style.setProperty("--swatch", this.keys[color].dash ? this.view.look.faint : this.color(color));
+    this.bars?.style.setProperty("--swatch", this.color(0));
+  }
+}
+
+// The points in a range and one on either side, with a break where nothing was read for long.
+function windowOf({ x, y }, [from, to]) {
+  const first = Math.max(0, lowerBound(x, from) - 1);
+  const last = Math.min(x.length, lowerBound(x, to) + 1);
+  const found = { x: [], y: [] };
+  for (let i = first; i < last; i++) {
+    if (i > first && x[i] - x[i - 1] > GAP_MS) found.x.push(x[i] - 1), found.y.push(null);
+    found.x.push(x[i]), found.y.push(y[i]);
+  }
+  return found;
+}
+
+function lowerBound(x, value) {
+  let [low, high] = [0, x.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (x[middle] < value) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+function valueAt({ x, y }, at) {
+  const after = lowerBound(x, at);
+  const nearest = after > 0 && (after === x.length || at - x[after - 1] < x[after] - at) ? after - 1 : after;
+  return nearest < x.length && Math.abs(x[nearest] - at) < GAP_MS ? y[nearest] : null;
+}
+
+// Each reason once, after all that cannot be read for it.
+function reasonLines(reasons) {
+  const titles = new Map();
+  for (const [title, reason] of reasons) titles.set(reason, (titles.get(reason) ?? new Set()).add(title));
+  return [...titles].map(([reason, named]) => `${[...named].join(", ")}: ${capital(reason)}`);
+}
+
+const lastOf = (trace) => trace?.y.findLast((v) => v !== null) ?? null;
+
+// --- a GPU, or all that is none ----------------------------------------------------------------------------------
+
+class Group {
+  constructor(view, title, charts, prefix, open) {
+    Object.assign(this, { view, prefix, open });
+    this.node = element("section", "mon-group", `group-${prefix ? prefix.slice(0, -1) : "system"}`);
+    this.heading = element(prefix ? "button" : "div", "mon-heading");
+    if (prefix) {
+      this.heading.type = "button";
+      this.heading.onclick = () => this.toggle();
+      this.summary = element("span", "mon-summary", `summary-${prefix.slice(0, -1)}`);
+    }
+    const name = element("span", "mon-name");
+    name.textContent = title;
+    this.heading.append(name, ...(this.summary ? [this.summary] : []));
+    this.grid = element("div", "iso-grid");
+    this.cards = charts.map((chart) => new Card(chart, view, prefix));
+    this.absent = element("section", "iso-card mon-absent", `missing-${prefix ? prefix.slice(0, -1) : "system"}`);
+    this.grid.append(...this.cards.map((card) => card.node), this.absent);
+    if (prefix) this.grid.append((this.holders = element("section", "iso-card", `processes-${prefix.slice(0, -1)}`)));
+    this.node.append(this.heading, this.grid);
+    this.show(open);
+  }
+
+  toggle() {
+    this.show(!this.open);
+    this.view.paint();
+  }
+
+  show(open) {
+    this.open = open;
+    this.grid.hidden = !open;
+    if (this.prefix) this.heading.setAttribute("aria-expanded", String(open));
+  }
+
+  async update(Plotly, range) {
+    this.summarize();
+    if (!this.open) return;
+    for (const card of this.cards) await card.update(Plotly, range);
+    const lines = reasonLines(
+      this.cards.filter((card) => !card.present).flatMap((card) => card.reasons().map(([, reason]) => [card.chart.title, reason])),
+    );
+    this.absent.hidden = !lines.length;
+    if (lines.join() !== this.absentText) {
+      this.absentText = lines.join();
+      this.absent.replaceChildren(titled("Not available here"), ...lines.map((line) => words(line)));
+    }
+    this.showHolders();
+  }
+
+  summarize() {
+    if (!this.summary) return;
+    const now = (key) => lastOf(this.view.traces[this.prefix + key]);
+    const parts = [[now("utilization_percent"), "%"], [now("power_w"), "W"], [now("temperature_c"), "°C"]];
+    const used = now("memory_used_bytes");
+    const known = parts.filter(([value]) => value !== null).map(([value, unit]) => `${figure(value, unit)} ${unit}`);
+    if (used !== null) known.splice(1, 0, `${threeDigits(used / 2 ** 30)} GiB`);
+    setText(this.summary, known.join(" · "));
+  }
+
+  // Who holds the GPU's memory: our runs by name, of others the memory only.
+  showHolders() {
+    if (!this.holders) return;
+    const index = Number(this.prefix.slice(3, -1));
+    const { processes, missing, runs } = this.view;
+    const lines = processes.filter(({ gpu }) => gpu === index).map(({ memory_bytes: bytes, run_id: id }) => {
+      const memory = bytes === null ? "unknown memory" : `${threeDigits(bytes / 2 ** 30)} GiB`;
+      const run = runs.find((one) => one.run_id === id);
+      const line = words(id === null ? `another process · ${memory}` : id ? "" : `Isoflop · ${memory}`);
+      if (id) line.append(runLink(id, run?.words ?? `run ${id}`), ` · ${memory}`);
+      return line;
+    });
+    const why = missing[`${this.prefix}processes`];
+    if (!lines.length) lines.push(words(why ? capital(why) : "No process holds memory."));
+    const text = lines.map((line) => line.textContent).join("\n");
+    if (text === this.holdersText) return;
+    this.holdersText = text;
+    this.holders.replaceChildren(titled("Processes"), ...lines);
+  }
+}
+
+function titled(text) {
+  const title = element("div", "iso-title");
+  title.textContent = text;
+  return title;
+}
+
+function words(text) {
+  const line = element("div", "iso-words");
+  line.textContent = text;
+  return line;
+}
+
+function runLink(id, text) {
+  const link = element("a", "mon-link");
+  link.href = new URL(`train?run=${encodeURIComponent(id)}`, ROOT).href;
+  link.textContent = text;
+  link.title = text;
+  return link;
+}
+
+// --- the view ---------------------------------------------------------------------------------------------------
+
+class View {
+  constructor(parent, data) {
+    Object.assign(this, { parent, plotlyVersion: data.plotly_version, traces: {}, missing: {}, processes: [], runs: [], cores: [], groups: [] });
+    Object.assign(this, { about: null, cursorText: "", answer: null, receivedAt: 0, failures: 0, epoch: 0, stamp: "", zoom: null, cursor: null });
+    Object.assign(this, { paused: false, dragging: false, ended: false, windowS: 300 });
+    this.debug = { polls: 0, updates: 0, mounts: 0, loads: 0, bytes: 0, view: this };
+    this.build();
+  }
+
+  build() {
+    this.node = element("div", "iso-live iso-monitor", "monitor");
+    this.node.style.visibility = "hidden"; // until the stylesheet is there
+    this.node.isoflop = this.debug;
+    const head = element("div", "iso-head");
+    this.pauseButton = element("button", "mon-button", "pause");
+    this.pauseButton.type = "button";
+    this.pauseButton.onclick = () => this.pause();
+    setText(this.pauseButton, "Pause");
+    this.windows = element("div", "mon-choice");
+    this.windows.setAttribute("role", "group");
+    this.windows.setAttribute("aria-label", "Time shown");
+    for (const [seconds, name] of WINDOWS) {
+      const button = element("button", "mon-button", `window-${seconds}`);
+      button.type = "button";
+      button.textContent = name;
+      button.onclick = () => {
+        this.windowS = seconds;
+        this.showWindows();
+        this.zoomTo(null);
+      };
+      this.windows.append(button);
+    }
+    const label = element("label", "iso-facts");
+    label.append("Read every ");
+    this.interval = element("select", "mon-select", "interval");
+    this.interval.onchange = () => this.onInterval(Number(this.interval.value));
+    label.append(this.interval);
+    this.facts = element("span", "iso-facts", "facts");
+    this.resetButton = element("button", "iso-reset", "reset-zoom");
+    this.resetButton.type = "button";
+    this.resetButton.textContent = "Back to live";
+    this.resetButton.hidden = true;
+    this.resetButton.onclick = () => this.zoomTo(null);
+    head.append(this.windows, this.pauseButton, label, this.facts, this.resetButton);
+    this.notice = element("p", "iso-notice", "notice");
+    this.notice.setAttribute("role", "alert");
+    this.notice.hidden = true;
+    this.lane = element("section", "iso-card mon-runs", "runs");
+    this.lane.hidden = true;
+    this.body = element("div", "mon-body");
+    this.node.append(head, this.notice, this.lane, this.body);
+    this.parent.append(this.node);
+    this.showWindows();
+  }
+
+  update(data) {
+    this.interval.replaceChildren(
+      ...data.intervals_s.map((seconds) => {
+        const option = document.createElement("option");
+        option.value = String(seconds);
+        option.textContent = `${seconds} s`;
+        return option;
+      }),
+    );
+    this.interval.disabled = !data.may_set_interval;
+    this.interval.title = data.may_set_interval ? "For everybody who looks at this machine" : "For an admin to choose";
+    this.showInterval();
+    this.look = { ...readLook(this.node), warn: getComputedStyle(this.node).getPropertyValue("--st-orange-color").trim() || "#b9660a" };
+    for (const card of this.cards()) card.restyle();
+    this.paint().catch(() => {}); // without Plotly yet; the poll says so
+  }
+
+  showInterval() {
+    if (!this.answer || document.activeElement === this.interval) return;
+    const value = String(this.answer.interval_s);
+    if (![...this.interval.options].some((option) => option.value === value)) {
+      const option = document.createElement("option");
+      [option.value, option.textContent] = [value, `${value} s`];
+      this.interval.append(option);
+    }
+    this.interval.value = value;
+  }
+
+  showWindows() {
+    [...this.windows.children].forEach((button, n) => button.setAttribute("aria-pressed", String(WINDOWS[n][0] === this.windowS)));
+  }
+
+  cards() {
+    return this.groups.flatMap(({ cards }) => cards);
+  }
+
+  start() {
+    Promise.all([loadStylesheet("live.css"), loadStylesheet("monitor.css")]).then(() => (this.node.style.visibility = ""));
+    this.resizer = new ResizeObserver(() => {
+      cancelAnimationFrame(this.resizing);
+      this.resizing = requestAnimationFrame(() => this.resize());
+    });
+    this.resizer.observe(this.body);
+    this.watcher = new IntersectionObserver((entries) => {
+      for (const { target, isIntersecting } of entries) {
+        const card = this.cards().find(({ node }) => node === target);
+        if (card) card.seen = isIntersecting || !target.offsetParent;
+      }
+      this.paint().catch(() => {});
+    }, { rootMargin: "200px" });
+    this.abort = new AbortController();
+    const { signal } = this.abort;
+    document.addEventListener("visibilitychange", () => document.hidden || this.poll(), { signal });
+    window.addEventListener("beforeprint", () => this.resize(), { signal });
+    // A redraw in the middle of a drag would tear the zoom box away.
+    this.body.addEventListener("pointerdown", () => (this.dragging = true), { signal });
+    for (const type of ["pointerup", "pointercancel"]) {
+      window.addEventListener(type, () => this.dragging && setTimeout(() => ((this.dragging = false), this.paint()), 0), { signal });
+    }
+    this.ticker = setInterval(() => this.showFacts(), 500);
+    this.poll();
+  }
+
+  // Takes everything down: Streamlit has left the page.
+  end() {
+    this.ended = true;
+    clearTimeout(this.timer);
+    clearInterval(this.ticker);
+    cancelAnimationFrame(this.resizing);
+    this.resizer.disconnect();
+    this.watcher.disconnect();
+    this.abort.abort();
+    for (const card of this.cards()) if (card.mounted) window.Plotly.purge(card.plot);
+    this.node.remove();
+  }
+
+  // --- data
+
+  // One poll at a time; the next is set when this one is painted, so a slow browser asks less often.
+  async poll() {
+    clearTimeout(this.timer);
+    if (this.polling || this.ended || this.paused || document.hidden) return;
+    this.polling = true;
+    let delay;
+    try {
+      const took = await this.fetchReadings();
+      await this.paint();
+      this.failures = 0;
+      this.showTrouble();
+      delay = Math.max(POLL_MS, took);
+    } catch (error) {
+      if (this.ended) return;
+      this.failures += 1;
+      delay = Math.min(10_000, 500 * 2 ** this.failures);
+      this.say(`Connection lost, retrying in ${duration(delay / 1000)}.`);
+    } finally {
+      this.polling = false;
+    }
+    if (!this.ended) this.timer = setTimeout(() => this.poll(), delay);
+  }
+
+  async fetchReadings() {
+    const begun = performance.now();
+    const url = new URL("api/hardware", ROOT);
+    if (this.cursorText) url.searchParams.set("after", this.cursorText);
+    const signal = AbortSignal.any([this.abort.signal, AbortSignal.timeout(TIMEOUT_MS)]);
+    const response = await fetch(url, { signal, cache: "no-store", credentials: "same-origin" });
+    const text = await response.text();
+    this.debug.polls += 1;
+    this.debug.bytes = text.length;
+    if (!response.ok) throw new Error(`The server answered ${response.status}`);
+    this.take(JSON.parse(text));
+    return performance.now() - begun;
+  }
+
+  take(answer) {
+    if (answer.reset) {
+      this.traces = {};
+      this.epoch += 1;
+      this.debug.loads += 1;
+      for (const [name, { x, y }] of Object.entries(answer.traces)) this.traces[name] = { x: x.map(toX), y };
+    }
+    if (answer.about) this.describe(answer.about);
+    if (answer.rows) this.append(answer.rows);
+    for (const name of ["missing", "processes", "runs"]) if (answer[name]) this[name] = answer[name];
+    if (answer.latest) this.cores = answer.latest.cores;
+    this.newest = answer.newest ?? (answer.reset ? undefined : this.newest);
+    this.answer = answer;
+    this.receivedAt = performance.now();
+    const tooMany = Object.values(this.traces).some(({ x }) => x.length > MOST_POINTS);
+    this.cursorText = tooMany ? "" : answer.cursor;
+    this.stamp = `${this.epoch}:${this.newest}`;
+    this.showInterval();
+  }
+
+  append({ x, y }) {
+    const added = x.map(toX);
+    for (const [name, values] of Object.entries(y)) {
+      const held = (this.traces[name] ??= { x: [], y: [] });
+      const keep = lowerBound(held.x, added[0]); // a clock that was set back comes by a second time
+      held.x.splice(keep, Infinity, ...added);
+      held.y.splice(keep, Infinity, ...values);
+    }
+    for (const [name, held] of Object.entries(this.traces)) {
+      if (!y[name]) held.x.push(added[0]), held.y.push(null); // it cannot be read any more: its line ends here
+      const old = lowerBound(held.x, added.at(-1) - KEPT_MS);
+      if (old > 200) held.x.splice(0, old), held.y.splice(0, old);
+    }
+  }
+
+  // The cards of the columns there are; made anew when another GPU came.
+  describe(about) {
+    const known = this.about && JSON.stringify([this.about.gpus, this.about.columns]) === JSON.stringify([about.gpus, about.columns]);
+    this.about = about;
+    if (known) return;
+    for (const card of this.cards()) if (card.mounted) window.Plotly.purge(card.plot);
+    this.watcher.disconnect();
+    this.groups = [new Group(this, "CPU, memory, disk and network", SYSTEM, "", true)];
+    const gpus = about.gpus.map((name, n) => new Group(this, `GPU ${n} · ${name}`, GPU, `gpu${n}.`, n < OPEN_GPUS));
+    this.groups.unshift(...gpus);
+    this.noGpu = element("section", "iso-card mon-none", "gpu-reason");
+    this.noGpu.hidden = true;
+    this.body.replaceChildren(...this.groups.map(({ node }) => node), this.noGpu);
+    for (const card of this.cards()) {
+      card.describe();
+      card.restyle();
+      this.watcher.observe(card.node);
+    }
+  }
+
+  // --- picture
+
+  get now() {
+    return this.answer.now + (this.paused ? 0 : (performance.now() - this.receivedAt) / 1000);
+  }
+
+  async paint() {
+    if (!this.answer?.traces && !this.about) return;
+    if (this.ended || this.painting) return;
+    this.painting = true;
+    try {
+      const Plotly = await loadPlotly(this.plotlyVersion);
+      if (this.ended || this.dragging) return;
+      const end = toX(this.answer.now);
+      const range = this.zoom ?? [end - 1000 * this.windowS, end];
+      this.showRuns(range);
+      this.showNoGpu();
+      for (const group of this.groups) {
+        await group.update(Plotly, range);
+        if (this.ended) return;
+      }
+      this.showFacts();
+      this.debug.updates += 1;
+      if (!document.hidden) await new Promise(requestAnimationFrame);
+    } finally {
+      this.painting = false;
+    }
+  }
+
+  showNoGpu() {
+    const why = this.about.gpus.length ? "" : (this.missing.gpu ?? "");
+    this.noGpu.hidden = !why;
+    if (why && this.noGpu.dataset.why !== why) {
+      this.noGpu.dataset.why = why;
+      this.noGpu.replaceChildren(titled("GPU"), words(capital(why)));
+    }
+  }
+
+  // The runs of the time shown, each a bar on that time with its name before it.
+  showRuns(range) {
+    const [from, to] = range;
+    const inside = this.runs.filter((run) => toX(run.begin) < to && (run.end === null || toX(run.end) > from));
+    inside.sort((a, b) => b.begin - a.begin);
+    this.lane.hidden = !inside.length;
+    const share = (x) => `${(100 * (Math.min(to, Math.max(from, x)) - from)) / (to - from)}%`;
+    const rows = inside.slice(0, MOST_RUNS).map((run) => {
+      const row = element("div", "mon-run", `run-${run.run_id}`);
+      const track = element("div", "mon-track");
+      const bar = element("div", "mon-bar");
+      bar.toggleAttribute("data-alive", run.end === null);
+      bar.style.left = share(toX(run.begin));
+      bar.style.right = `calc(100% - ${share(run.end === null ? to : toX(run.end))})`;
+      bar.title = `${clock(toX(run.begin))} – ${run.end === null ? "now" : clock(toX(run.end))}`;
+      track.append(bar);
+      row.append(runLink(run.run_id, run.words), track);
+      return row;
+    });
+    const state = JSON.stringify([rows.map((row) => row.textContent), inside.slice(0, MOST_RUNS), range.map((x) => Math.round(x / 250))]);
+    if (state === this.laneState) return;
+    this.laneState = state;
+    if (inside.length > MOST_RUNS) rows.push(words(`and ${inside.length - MOST_RUNS} earlier in this time`));
+    const ends = element("div", "mon-run mon-ends");
+    const times = element("div");
+    for (const x of range) times.append(Object.assign(document.createElement("span"), { textContent: clock(x) }));
+    ends.append(document.createElement("span"), times);
+    this.lane.replaceChildren(titled("Runs"), ...rows, ends);
+  }
+
+  spanShapes([from, to]) {
+    const { look } = this;
+    return this.runs
+      .map((run) => [toX(run.begin), run.end === null ? to : toX(run.end)])
+      .filter(([begin, end]) => begin < to && end > from)
+      .slice(-40)
+      .map(([x0, x1]) => ({ type: "rect", x0, x1, yref: "paper", y0: 0, y1: 1, layer: "below", fillcolor: fade(look.series[0], 0.08), line: { color: fade(look.series[0], 0.25), width: 1 } }));
+  }
+
+  isThrottled(bits) {
+    return bits !== null && (bits & ~this.about.throttle_harmless) !== 0;
+  }
+
+  throttleWords(key) {
+    const bits = lastOf(this.traces[key]);
+    if (!bits || this.missing[key]) return [];
+    const held = Object.entries(this.about.throttle).filter(([bit]) => bits & Number(bit)).map(([, text]) => text);
+    return held.length ? [bits === 1 ? "Idle." : `Held back by ${held.join(", ")}.`] : [];
+  }
+
+  // From the counter's first and last reading in sight: not where it was reset in between.
+  energyWords(key, [from, to]) {
+    const trace = this.traces[key];
+    if (!trace) return [];
+    const rows = trace.x.map((x, n) => [x, trace.y[n]]).filter(([x, y]) => y !== null && x >= from && x <= to);
+    if (rows.length < 2 || rows.some(([, y], n) => n && y < rows[n - 1][1])) return [];
+    const joules = rows.at(-1)[1] - rows[0][1];
+    const [factor, unit] = joules >= 1e3 ? scale("J", joules) : [1, "J"];
+    return [`${threeDigits(joules * factor)} ${unit} in ${duration((rows.at(-1)[0] - rows[0][0]) / 1000)} by the energy counter.`];
+  }
+
+  zoomTo(range) {
+    this.zoom = range;
+    this.resetButton.hidden = !range;
+    this.paint();
+  }
+
+  pause() {
+    this.paused = !this.paused;
+    setText(this.pauseButton, this.paused ? "Go on" : "Pause");
+    this.pauseButton.setAttribute("aria-pressed", String(this.paused));
+    this.showFacts();
+    if (!this.paused) this.poll();
+  }
+
+  // The pointer is at this time in one chart: the others show theirs.
+  pointAt(x) {
+    if (this.cursor === x) return;
+    this.cursor = x;
+    cancelAnimationFrame(this.pointing);
+    this.pointing = requestAnimationFrame(() => {
+      const end = toX(this.answer.now);
+      const range = this.zoom ?? [end - 1000 * this.windowS, end];
+      for (const { open, cards } of this.groups) {
+        for (const card of open ? cards : []) {
+          if (!card.present) continue;
+          card.say(card.series(range), range);
+          card.showCursor();
+        }
+      }
+      this.showFacts();
+    });
+  }
+
+  resize() {
+    for (const card of this.cards()) if (card.mounted && card.plot.offsetParent) window.Plotly.Plots.resize(card.plot);
+  }
+
+  showFacts() {
+    if (!this.answer) return;
+    const age = this.newest === undefined ? null : Math.max(0, this.now - this.newest);
+    const facts = [];
+    if (this.cursor !== null) facts.push(`at ${clock(this.cursor)}`);
+    else if (this.paused) facts.push(`paused at ${clock(toX(this.answer.now))}`);
+    else if (age !== null) facts.push(`last reading ${duration(age)} ago`);
+    setText(this.facts, facts.join(" · "));
+  }
+
+  showTrouble() {
+    const why = this.answer.why ?? "";
+    if (why) this.say(this.newest === undefined ? why : `No new readings for ${duration(Math.max(0, this.now - this.newest))}. ${why}`);
+    else if (!Object.keys(this.traces).length) this.say("The first readings are on their way.");
+    else this.notice.hidden = true;
+  }
+
+  say(text) {
+    setText(this.notice, text);
+    this.notice.hidden = false;
+  }
+}

@@ -1,0 +1,23 @@
+"""Hardware: what this machine is and does, live. The view is in the address."""
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from dashboard.monitor import monitor_view
+
+VIEWS: dict[str, Callable[[], None]] = {
+    "Monitor": monitor_view,
+}
+
+st.title("Hardware", anchor=False)
+if "hardware.view" not in st.session_state:
+    linked = st.query_params.get("view", "Monitor")
+    st.session_state["hardware.view"] = linked if linked in VIEWS else "Monitor"
+chosen = None
+if len(VIEWS) > 1:
+    chosen = st.segmented_control("View", list(VIEWS), key="hardware.view", label_visibility="collapsed", required=True)
+view = chosen or "Monitor"
+if st.query_params.get("view") != view:
+    st.query_params.from_dict({"view": view})
+VIEWS[view]()

@@ -1,0 +1,230 @@
+"""The page Hardware in a real browser: on this machine with a real run, and with GPUs that a test made."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+
+import pynvml
+import pytest
+
+from dashboard import api, monitor_api
+from engine.config import with_overrides
+from engine.monitor import Monitor
+from engine.presets import PRESETS
+from engine.recorder import Recorder, Span
+from engine.store import Store
+from engine.supervisor import Client
+from tests.fake_nvml import FakeGpu, FakeNvml
+
+sync_api = pytest.importorskip("playwright.sync_api")
+uvicorn = pytest.importorskip("uvicorn")
+
+from starlette.applications import Starlette  # noqa: E402
+from starlette.responses import HTMLResponse  # noqa: E402
+from starlette.routing import Route  # noqa: E402
+
+from tests.browser.conftest import serve_dashboard  # noqa: E402
+from tests.browser.test_app import wait_for  # noqa: E402
+
+pytestmark = pytest.mark.browser
+expect = sync_api.expect
+DEBUG = "document.querySelector('[data-testid=monitor]')?.isoflop"
+POINTS = f"() => {DEBUG}?.view.traces['cpu.busy_percent']?.x.length ?? 0"
+MOUNT = """<!doctype html><body><script type="module">
+import { mount } from "./assets/monitor.js";
+const data = { intervals_s: [0.25, 1], may_set_interval: true, plotly_version: "1" };
+mount({ data, parentElement: document.body, setTriggerValue(name, value) { window.asked = value; } });
+</script>"""
+GPM = {pynvml.NVML_GPM_METRIC_SM_UTIL: 41.0, pynvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL: 12.0}
+
+
+# --- with GPUs of our own making ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path))
+    return Store(tmp_path.resolve())
+
+
+class Told:
+    """A recorder that a test drives, with a past that lies seconds apart."""
+
+    def __init__(self, store, nvml):
+        self.monitor = Monitor(nvml=nvml, wall=lambda: self.at)
+        self.recorder = Recorder(store.root, clock=lambda: self.at)
+        self.at = time.time() - 240
+
+    def beats(self, number, every_s=0.5):
+        for _ in range(number):
+            self.at += every_s
+            self.recorder.beat(self.monitor)
+
+
+@pytest.fixture
+def open_monitor(browser, store):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        routes = [*api.ROUTES, *monitor_api.ROUTES, Route("/", lambda _: HTMLResponse(MOUNT))]
+        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        tab = browser.new_page(viewport={"width": 1200, "height": 1000})
+        errors: list[str] = []
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+
+        def show():
+            tab.goto(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+            wait_for(tab, f"() => {DEBUG}?.updates ?? 0", lambda n: n > 0)
+            return tab
+
+        yield show
+        tab.close()
+        server.should_exit = True
+        thread.join(timeout=10)
+        assert errors == []
+
+
+def test_two_gpus_are_shown_and_one_field_that_fails_hides_no_other(store, open_monitor):
+    lame = FakeGpu(gpm=GPM, throttle=0x4, errors={"nvmlDeviceGetTemperature": pynvml.NVML_ERROR_NOT_SUPPORTED})
+    told = Told(store, FakeNvml(lame, FakeGpu(uuid="GPU-b", name="NVIDIA <b>A100</b>", processes=((1, 5 << 30),))))
+    told.beats(200)
+    page = open_monitor()
+    expect(page.get_by_test_id("value-gpu0-power")).to_have_text("250W")
+    expect(page.get_by_test_id("value-gpu0-activity")).to_have_text("87%")
+    expect(page.get_by_test_id("words-gpu0-activity")).to_contain_text("100 % does not mean the GPU is full")
+    expect(page.get_by_test_id("missing-gpu0")).to_contain_text("Temperature, PCIe, NVLink: NVML: not supported.")
+    expect(page.get_by_test_id("chart-gpu0-temperature")).to_be_hidden()
+    expect(page.get_by_test_id("value-gpu1-temperature")).to_have_text("51°C")
+    expect(page.get_by_test_id("words-gpu1-activity")).to_contain_text("GPM needs a Hopper")
+    expect(page.get_by_test_id("words-gpu0-clocks")).to_contain_text("Held back by the power limit.")
+    expect(page.get_by_test_id("group-gpu1")).to_contain_text("GPU 1 · NVIDIA <b>A100</b>")
+    expect(page.get_by_test_id("processes-gpu1")).to_contain_text("another process · 5.00 GiB")
+    expect(page.get_by_test_id("gpu-reason")).to_be_hidden()
+
+
+def test_of_sixteen_gpus_two_are_open_and_the_others_a_click_away(store, open_monitor):
+    told = Told(store, FakeNvml(*(FakeGpu(uuid=f"GPU-{n}", gpm=GPM) for n in range(16))))
+    told.beats(20)
+    page = open_monitor()
+    expect(page.get_by_test_id("chart-gpu1-power")).to_be_visible()
+    expect(page.get_by_test_id("chart-gpu15-power")).to_be_hidden()
+    expect(page.get_by_test_id("summary-gpu15")).to_have_text("87 % · 1.00 GiB · 250 W · 51 °C")
+    page.get_by_test_id("group-gpu15").get_by_role("button").first.click()
+    expect(page.get_by_test_id("value-gpu15-power")).to_have_text("250W")
+
+
+def test_new_readings_move_the_charts_without_mounting_them_again_and_zoom_stays_for_all(store, open_monitor):
+    told = Told(store, FakeNvml(FakeGpu(gpm=GPM)))
+    told.recorder.spans = (Span("a" * 16, "<img src=x> *mine*", told.at + 60, told.at + 100),)
+    told.beats(440)
+    page = open_monitor()
+    expect(page.get_by_test_id("run-" + "a" * 16).get_by_role("link")).to_have_text("<img src=x> *mine*")
+    assert (
+        page.get_by_test_id("run-" + "a" * 16)
+        .get_by_role("link")
+        .get_attribute("href")
+        .endswith("/train?run=" + "a" * 16)
+    )
+    box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.3 * box["width"], y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.7 * box["width"], y, steps=5)
+    page.mouse.up()
+    wait_for(page, f"() => {DEBUG}.view.zoom", bool, seconds=10)
+    mounts = page.evaluate(f"() => {DEBUG}.mounts")
+    updates = page.evaluate(f"() => {DEBUG}.updates")
+    told.beats(20)
+    wait_for(page, f"() => {DEBUG}.updates", lambda n: n > updates + 2)
+    ranges = page.evaluate(
+        "() => [...document.querySelectorAll('.js-plotly-plot')].map((p) => p.layout.xaxis.range.map((x) => +new Date(x)))"
+    )
+    assert len({tuple(r) for r in ranges}) == 1
+    assert ranges[0][1] - ranges[0][0] < 200_000
+    assert page.evaluate(f"() => {DEBUG}.mounts") >= mounts
+    assert page.evaluate(f"() => {DEBUG}.loads") == 1
+    page.get_by_test_id("reset-zoom").click()
+    expect(page.get_by_test_id("reset-zoom")).to_be_hidden()
+
+
+def test_pause_window_and_interval_do_as_they_say(store, open_monitor):
+    told = Told(store, FakeNvml(FakeGpu()))
+    told.beats(300)
+    page = open_monitor()
+    page.get_by_test_id("window-60").click()
+    expect(page.get_by_test_id("window-60")).to_have_attribute("aria-pressed", "true")
+    page.get_by_test_id("pause").click()
+    polls = page.evaluate(f"() => {DEBUG}.polls")
+    page.wait_for_timeout(2_500)
+    assert page.evaluate(f"() => {DEBUG}.polls") <= polls + 1
+    page.get_by_test_id("pause").click()
+    wait_for(page, f"() => {DEBUG}.polls", lambda n: n > polls + 1)
+    page.get_by_test_id("interval").select_option("1")
+    assert page.evaluate("() => window.asked") == 1
+
+
+def test_the_method_stands_behind_each_title(store, open_monitor):
+    Told(store, FakeNvml(FakeGpu())).beats(20)
+    page = open_monitor()
+    titles = page.locator(".mon-title:visible")
+    assert titles.count() > 8
+    for n in range(titles.count()):
+        assert "measured: " in titles.nth(n).get_attribute("title")
+    titles.first.click()
+    expect(page.locator(".mon-how:visible")).to_contain_text("measured: NVML")
+
+
+# --- on this machine ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    home = tmp_path_factory.mktemp("hardware-store")
+    with serve_dashboard(home) as url:
+        yield url, home
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_opening_the_page_shows_history_and_the_run_that_trains(browser, served, width):
+    url, home = served
+    client = Client(Store(home))
+    run_id = client.submit(
+        with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.seconds=60"]), name="<b>mine</b>"
+    )
+    context = url.new_context(browser, viewport={"width": width, "height": 900})
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{url}/hardware")
+    before = wait_for(page, POINTS, lambda n: n > 8, seconds=60)
+    run = page.get_by_test_id(f"run-{run_id}")
+    expect(run.get_by_role("link")).to_have_text("<b>mine</b>", timeout=30_000)
+    wait_for(page, POINTS, lambda n: n > before)
+    expect(page.get_by_test_id("value-own")).to_have_text(re.compile(r"\d+%"))
+    expect(page.get_by_test_id("value-memory")).to_contain_text("of ")
+    if page.evaluate(f"() => {DEBUG}.view.about.gpus.length") == 0:
+        expect(page.get_by_test_id("gpu-reason")).to_contain_text("No NVIDIA driver on this machine")
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    client.cancel(run_id)
+    page.reload()
+    assert wait_for(page, POINTS, lambda n: n > 0) > before  # at once: all of it, not what came since
+    context.close()
+    assert errors == []
+
+
+def test_somebody_chooses_how_often_and_the_supervisor_obeys(browser, served):
+    url, home = served
+    context = url.new_context(browser, viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    page.goto(f"{url}/hardware")
+    wait_for(page, POINTS, lambda n: n > 0, seconds=60)
+    page.get_by_test_id("interval").select_option("2")
+    wait_for(page, f"() => {DEBUG}.view.answer.interval_s", lambda s: s == 2, seconds=30)
+    assert (home / "monitor.json").read_text() == '{"interval_s":2.0}'
+    context.close()
