@@ -17,6 +17,8 @@ class FakeGpu:
     used: int = 1 << 30
     power_mw: int = 250_000
     energy_mj: int = 0
+    throttle: int = 0  # bits of nvmlClocksThrottleReasons
+    pids: tuple[int, ...] = ()  # of the processes that compute on it
     errors: dict[str, int] = field(default_factory=dict)  # function name -> NVML error code it raises
 
 
@@ -56,6 +58,9 @@ class FakeNvml:
             "nvmlDeviceGetPowerUsage": lambda gpu: gpu.power_mw,
             "nvmlDeviceGetTemperature": lambda gpu, sensor: 51,
             "nvmlDeviceGetTotalEnergyConsumption": lambda gpu: gpu.energy_mj,
+            "nvmlDeviceGetClockInfo": lambda gpu, clock: 1_980,
+            "nvmlDeviceGetCurrentClocksThrottleReasons": lambda gpu: gpu.throttle,
+            "nvmlDeviceGetComputeRunningProcesses": lambda gpu: [SimpleNamespace(pid=pid) for pid in gpu.pids],
         }
 
         def call(gpu: FakeGpu, *arguments: Any) -> Any:

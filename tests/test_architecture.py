@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "config presets records errors units nvml text downsample processes locks disk",
-    "schedules families datasets downloads userdata loading hardware sampler settings planner limits access store trajectory landscape toy checkup keys charts charts_descent report cost sweep analysis batch_law races outcome lessons",
+    "schedules families datasets downloads userdata loading hardware sampler contention energy figures alerts split charts_split settings planner limits access store trajectory landscape toy checkup keys charts charts_descent report cost sweep analysis batch_law races outcome lessons",
     "pytorch xla_backend",
     "worker",
     "preload executor ray_executor supervisor",
