@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from engine import hardware, settings, units
+from engine.records import Said
 from engine.settings import Energy as Prices
 from engine.store import Run
 
@@ -29,7 +30,7 @@ class Account(BaseModel):
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     source: Source
-    method: str
+    method: Said
     joules: float | None = None  # gross: from the run's start to its end, evaluations included
     window_s: float | None = None
     period_s: float | None = None  # of the counter
@@ -37,13 +38,13 @@ class Account(BaseModel):
     sampled_j: float | None = None  # integral of the sampled power, where it is another reading than the counter
     idle_w: float | None = None
     net_j: float | None = None  # without what the machine draws when idle
-    net_reason: str = ""  # why that is not known
+    net_reason: Said = ""  # why that is not known
     per_1000_samples_j: float | None = None
     to_target_j: float | None = None
     low_j: float | None = None  # of an estimate; its joules are None
     high_j: float | None = None
     money: float | None = None
-    currency: str = ""
+    currency: str = Field("", max_length=8)
     price_per_kwh: float | None = None
     gco2: float | None = None
     gco2_per_kwh: float | None = None
@@ -229,10 +230,10 @@ def details(account: Account) -> list[tuple[str, str, str]]:
                 f"derived: gross less {units.power(account.idle_w)} of the idle machine",
             )
         )
-    if account.money is not None:
+    if account.money is not None and account.price_per_kwh is not None:
         how = f"derived: by your price of {account.price_per_kwh:g} {account.currency}".rstrip() + " per kWh"
         rows.append(("Price of the energy", f"{account.money:.3g} {account.currency}".rstrip(), how))
-    if account.gco2 is not None:
+    if account.gco2 is not None and account.gco2_per_kwh is not None:
         rows.append(
             ("CO2 of the energy", f"{account.gco2:.3g} g", f"derived: by your {account.gco2_per_kwh:g} g per kWh")
         )

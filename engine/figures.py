@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from engine import energy, units
 from engine.planner import Plan
+from engine.records import Said
 from engine.store import Run
 
 How = Literal["measured", "derived", "estimated", "table"]
@@ -26,12 +27,12 @@ class Figure(BaseModel):
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     value: float | None
-    unit: str
+    unit: Said
     how: How
-    method: str
-    window: str = ""  # what it was taken over
+    method: Said
+    window: Said = ""  # what it was taken over
     uncertainty: float | None = None  # in the figure's own unit, one standard deviation unless the method says more
-    note: str = ""  # what makes it worth less than it looks
+    note: Said = ""  # what makes it worth less than it looks
 
     @property
     def badge(self) -> str:

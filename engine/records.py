@@ -87,6 +87,9 @@ def _encodable(value: Any) -> Any:
 Words = Annotated[str, BeforeValidator(_encodable)]
 
 
+Said = Annotated[str, BeforeValidator(lambda value: value[:2_000] if isinstance(value, str) else value)]  # for a report
+
+
 class Event(BaseModel):
     """Base of everything a run says."""
 

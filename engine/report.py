@@ -36,7 +36,7 @@ from engine.energy import NO_PRICES, Account
 from engine.errors import StoreError
 from engine.figures import Figure
 from engine.presets import PRESETS, STUDIES
-from engine.records import Memory, Status, StepSplit, Summary, TargetReached, Trial
+from engine.records import Memory, Seconds, Status, StepSplit, Summary, TargetReached, Trial
 from engine.store import Run, Table
 from engine.text import encodable, shell_words, visible
 
@@ -183,7 +183,7 @@ class ReportRun(_Frozen):
     memory: Memory | None = None  # of training
     target_reached: TargetReached | None = None
     step_split: StepSplit | None = None
-    evaluation_s: float = 0.0  # all evaluations together
+    evaluation_s: Seconds = 0.0  # all evaluations together
     peak_memory_method: Text  # of the whole process
     energy_method: Text
     energy: Account | None = None
@@ -411,6 +411,7 @@ class Quantity:
     text: Callable[[ReportRun], str]
     how: Callable[[ReportRun], str]
     always: bool = True  # False: left out where no run has it
+    figure: str = ""  # its name among the run's figures, which say window and uncertainty
 
 
 def _measured(words: str) -> Callable[[ReportRun], str]:
@@ -489,23 +490,26 @@ def _per_step(run: ReportRun) -> float | None:
 
 
 QUANTITIES = (
-    Quantity("Held-out accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _held_out),
+    Quantity("Held-out accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _held_out, figure="test_accuracy"),
     Quantity("Target", _target, _measured("the first of two evaluations in a row that reach it"), always=False),
-    Quantity("Held-out loss", lambda r: units.loss(r.summary.test_loss), _held_out),
+    Quantity("Held-out loss", lambda r: units.loss(r.summary.test_loss), _held_out, figure="test_loss"),
     Quantity(
         "Training loss",
         lambda r: units.loss(r.summary.final_train_loss),
         _measured("measured: mean over the batches of the last epoch, at most 100"),
+        figure="final_train_loss",
     ),
     Quantity(
         "Throughput",
         lambda r: _busy(units.samples_per_s(r.summary.samples_per_s), r),
         _busy_how("derived: examples by training time"),
+        figure="samples_per_s",
     ),
     Quantity(
         "Training time",
         lambda r: _busy(units.duration(r.summary.train_seconds), r),
         _measured("measured, the device synchronised; without loading, warm-up and evaluation"),
+        figure="train_seconds",
     ),
     Quantity(
         "Time per step", lambda r: _busy(units.duration(_per_step(r)), r), _measured("derived: training time by steps")
@@ -545,7 +549,7 @@ QUANTITIES = (
         lambda r: units.nbytes(_process_memory(r)),
         lambda r: f"measured: {r.peak_memory_method}" if r.peak_memory_method else "not recorded",
     ),
-    Quantity("Energy", _energy, _energy_how),
+    Quantity("Energy", _energy, _energy_how, figure="energy_j"),
     *map(
         _detail,
         (
@@ -715,13 +719,19 @@ def _swatch(place: int) -> str:
 
 def _results(runs: Sequence[ReportRun]) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{q.title}</th>{"".join(f"<td>{e(q.text(run))}</td>" for run in runs)}'
+        f'<tr{_hover(q, runs)}><th scope="row">{q.title}</th>{"".join(f"<td>{e(q.text(run))}</td>" for run in runs)}'
         f'<td class="how">{e(_how(q, runs))}</td></tr>'
         for q in QUANTITIES
         if q.always or any(q.text(run) != units.UNKNOWN for run in runs)
     )
     kind = "scroll" if len(runs) > 1 else "single"
     return _card("Results", f"<table>{_columns(runs, 'How it was had')}<tbody>{rows}</tbody></table>", kind)
+
+
+def _hover(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
+    """Method, window and uncertainty of a figure, for who points at it; of several runs the JSON has them."""
+    figure = runs[0].figures.get(quantity.figure) if len(runs) == 1 else None
+    return f' title="{e(figure.in_words())}"' if figure else ""
 
 
 def _how(quantity: Quantity, runs: Sequence[ReportRun]) -> str:

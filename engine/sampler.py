@@ -442,13 +442,15 @@ class EnergyMeter:
 
     def joules(self) -> float:
         """Since start(), as of the last update(). Raises Unavailable."""
-        if not self._last:
-            raise Unavailable(self._method)
+        if not self._counters:
+            raise Unavailable("The energy counter is no longer read." if self._last else self._method)
         return self._joules
 
     def update(self) -> None:
         """Add what was used since the last call."""
         with self._lock:
+            if not self._counters:
+                return
             try:
                 now = [counter.read_j() for counter in self._counters]
                 self._joules += sum(map(energy_between, self._counters, self._last, now))

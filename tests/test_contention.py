@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dashboard.compare import as_table
 from engine import hardware, outcome, races, records, worker
 from engine.config import with_overrides
 from engine.contention import Contention
@@ -133,3 +134,10 @@ def test_a_lane_counts_its_runs_that_were_disturbed(store):
     lane = outcome.outcome(races.of_runs(runs)).lanes[0]
     assert (lane.busy, outcome.busy_in_words(lane)) == (1, " (machine was busy in 1 of 2 runs)")
     assert outcome.busy_in_words(outcome.outcome(races.of_runs([runs[1]])).lanes[0]) == ""
+
+
+def test_the_table_of_a_race_marks_speeds_and_nothing_else(store):
+    runs = [make_run(store, seed=seed, num_steps=60, last=last(busy)) for seed, busy in enumerate((BUSY, QUIET))]
+    table = as_table(outcome.outcome(races.of_runs(runs)))
+    marked = table[table.iloc[:, 1].str.contains("machine was busy")][""].tolist()
+    assert marked == ["Steps per second", "Samples per second"]

@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from engine import energy, figures, outcome, records, settings
+from dashboard.compare import as_table
+from engine import energy, figures, outcome, races, records, settings
 from engine.config import RunConfig, with_overrides
 from engine.energy import Account, of_run
 from engine.report import Report
@@ -181,3 +182,19 @@ def test_the_account_can_be_computed_again_from_its_json(store):
     assert found.net_j == found.joules - found.idle_w * found.window_s
     assert found.uncertainty == found.period_s / found.window_s
     assert np.isfinite(found.per_1000_samples_j)
+
+
+def test_a_race_without_counters_and_runs_with_them_have_another_row(store):
+    def row(runs):
+        result = outcome.outcome(races.of_runs(runs), target=0.5)
+        return as_table(result).set_index("").loc["Energy to target"].tolist()
+
+    assert row([make_run(store, seed=0)]) == ["not available here", ""]
+    (joules, how) = row([sampled(store, last=counted())])
+    assert (joules.split(" (")[0], how) == ("300 J", "measured")  # 60 W, halfway between 40 % at 4 s and 60 % at 6 s
+
+
+def test_an_account_of_a_file_from_elsewhere_may_say_half_of_it():
+    half = Account(source="nvml", method="m" * 9_000, joules=1.0, money=1.0, gco2=1.0, window_s=1.0, period_s=1.0)
+    assert energy.details(half) == [] and len(energy.how_in_words(half)) < 3_000
+    assert energy.in_words(Account(source="estimate", method="m")) == "– to – (estimated)"

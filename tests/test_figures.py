@@ -55,6 +55,12 @@ def test_a_report_carries_them(store):
     assert again.runs[0].figures == report.runs[0].figures != {}
 
 
+def test_a_reports_page_tells_window_and_uncertainty_of_who_points_at_a_figure(store):
+    page = Report.freeze("a", [make_run(store)]).to_html()
+    assert 'title="Measured: right answers on examples not trained on. Over 1,000 examples at' in page
+    assert "Uncertainty ±" in page
+
+
 def test_figures_that_are_no_numbers_survive_json():
     figure = Figure(value=math.nan, unit="", how="measured", method="m", uncertainty=math.inf)
     again = Figure.model_validate_json(figure.model_dump_json())

@@ -356,6 +356,17 @@ def test_the_meter_says_its_source_its_window_and_how_often_the_counter_moves():
     assert (meter.source, meter.window_s, meter.period_s) == ("nvml", 3.0, 0.1)
 
 
+def test_a_meter_that_is_read_no_more_shows_no_power_rather_than_none_drawn(tmp_path):
+    rapl(tmp_path, "intel-rapl:0", "package-0", 0)
+    meter = EnergyMeter("cpu", powercap=tmp_path)
+    meter.start()
+    meter.stop()
+    meter.update()
+    with pytest.raises(sampler.Unavailable, match="no longer read"):
+        meter.joules()
+    assert meter.source == "rapl"
+
+
 def test_the_meter_closes_nvml():
     nvml = FakeNvml(FakeGpu())
     meter = EnergyMeter("cuda:0", nvml=nvml)
