@@ -28,6 +28,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from dashboard.thinning import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
+from engine import alerts
 from engine.config import RunConfig
 from engine.downsample import minmax
 from engine.errors import StoreError
@@ -164,6 +165,8 @@ _HARDWARE = {
     "system_cpu": "system_cpu_percent",
     "gpu_utilization": "gpu_utilization_percent",
     "gpu_memory": "gpu_memory_used_bytes",
+    "gpu_power": "gpu_power_w",
+    "cpu_power": "cpu_power_w",
 }
 
 
@@ -172,6 +175,7 @@ def about(config: RunConfig) -> dict[str, Any]:
     target = config.target
     return {
         "text": config.data == "text",
+        "gpu": config.device != "cpu",
         "lr_moves": _lr_moves(config),
         "target": None if target.value is None else {"metric": target.metric, "value": target.value},
     }
@@ -208,6 +212,7 @@ def _state(run: Run, now: float) -> dict[str, Any]:
         "compiled_s": short(run.compiled.seconds) if run.compiled else None,
         "reached": run.target_reached.model_dump(exclude={"kind", "metric"}) if run.target_reached else None,
         "summary": json.loads(summary.model_dump_json()) if run.is_over else None,
+        "alerts": [visible(a.in_words, _LONGEST_TEXT) for a in alerts.of_run(run, now)] or None,
     }
     return {
         "status": run.status,

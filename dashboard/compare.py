@@ -429,21 +429,34 @@ def as_table(result: Outcome) -> pd.DataFrame:
             row("Steps to target", "measured", cost("steps", lambda v: f"{round(v):,}")),
             row("Samples to target", "measured", cost("samples", lambda v: f"{round(v):,}")),
             row("FLOPs to target", "derived", cost("flops", units.flops)),
-            row("Energy to target", "", lambda _: "not available here"),
+            row("Energy to target", _energy_how(result), _energy(cost("joules", units.energy))),
             row("Runs that reached it", "counted", lambda r: f"{r.reached} of {sum(r.status.values())}"),
             row("Expected time", "derived", lambda r: units.duration(r.expected_s)),
         ]
         if any(lane.cost["money"] is not None for lane in result.lanes):
             rows.insert(6, row("Money to target", "derived", cost("money", lambda v: f"{v:.3g}")))
     rows += [
-        row("Steps per second", "measured", lambda r: "–" if r.steps_per_s is None else _rate(r.steps_per_s)),
-        row("Samples per second", "measured", lambda r: "–" if r.samples_per_s is None else _rate(r.samples_per_s)),
+        row("Steps per second", "derived", lambda r: _speed(r, r.steps_per_s)),
+        row("Samples per second", "derived", lambda r: _speed(r, r.samples_per_s)),
         row("Memory of a step", "measured", lambda r: units.nbytes(r.memory_bytes)),
         row("Noise of the loss", "derived", lambda r: "–" if r.loss_noise is None else f"± {r.loss_noise:.2g}"),
     ]
     labels = [visible(lane.label, LONGEST_NAME) for lane in result.lanes]
     how = "How" if "How" not in labels else "How it was had"
     return pd.DataFrame(rows, columns=["", *labels, how])
+
+
+def _speed(lane: outcome.LaneOutcome, value: float | None) -> str:
+    return "–" if value is None else _rate(value) + outcome.busy_in_words(lane)
+
+
+def _energy(read: Callable[[outcome.LaneOutcome], str]) -> Callable[[outcome.LaneOutcome], str]:
+    """Only where a counter followed the lane's runs: those that take turns on one device share one."""
+    return lambda lane: read(lane) if lane.has_energy else "not available here"
+
+
+def _energy_how(result: Outcome) -> str:
+    return "measured" if any(lane.has_energy for lane in result.lanes) else ""
 
 
 def _rate(value: float) -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import state
-from engine import units
+from engine import energy, figures, settings, split, units
+from engine.charts_split import split_chart
 from engine.errors import EngineError
+from engine.figures import Figure
 from engine.hardware import Machine
 from engine.planner import Plan
 from engine.records import Status
+from engine.report import ENVIRONMENT
 from engine.store import Run, RunRow
 from engine.text import LONGEST_NAME, visible
 
@@ -65,66 +69,129 @@ def warn(text: str) -> None:
     st.warning(literal(text), icon=":material/warning:")
 
 
+def badged(place: DeltaGenerator, label: str, text: str, figure: Figure, *, more: str = "", flaw: str = "") -> None:
+    """A figure with its badge: how it was had stands in the help, and a flaw under the figure itself."""
+    said = f"{figure.in_words()} {more}".strip()
+    place.metric(label, text, help=literal(said), delta=flaw or None, delta_color="orange", delta_arrow="off")
+
+
 def plan_figures(plan: Plan) -> None:
     """Four figures that move with the form."""
     parts = ", ".join(f"{name} {units.nbytes(size)}" for name, size in plan.parts() if size)
     micro = f", {plan.micro_batch:,} at once" if plan.micro_batch < plan.batch_size else ""
     in_all = "until its time is over" if plan.total_steps is None else f"{plan.total_steps:,} in all"
+    known = figures.of_plan(plan)
     with st.container(key="plan"):
         columns = st.columns(4)
-        columns[0].metric("Parameters", f"{plan.parameters:,}", help="Weights and biases. Exact.")
-        columns[1].metric(
-            "Per step", units.flops(plan.train_flops_per_example * plan.batch_size),
-            help=f"Forward and backward for {plan.batch_size:,} examples{micro}. Derived: matrix products and convolutions only.",
+        badged(columns[0], "Parameters", f"{plan.parameters:,}", known["parameters"])
+        badged(
+            columns[1], "Per step", units.flops(plan.train_flops_per_example * plan.batch_size), known["flops_per_step"],
+            more=f"Batches of {plan.batch_size:,}{micro}." if micro else "",
         )  # fmt: skip
-        columns[2].metric(
-            "Memory", units.nbytes(plan.total_bytes),
-            help=f"Of training: {parts}. Exact but for the workspace, an estimate; PyTorch itself comes on top. "
-            f"Free on this device now: {units.nbytes(plan.free_bytes)} (measured).",
+        badged(
+            columns[2], "Memory", units.nbytes(plan.total_bytes), known["total_bytes"], more=f"Of training: {parts}."
+        )
+        badged(
+            columns[3], "Steps per epoch", f"{plan.steps_per_epoch:,}", known["steps_per_epoch"],
+            more=f"The run takes steps {in_all}.",
         )  # fmt: skip
-        columns[3].metric(
-            "Steps per epoch", f"{plan.steps_per_epoch:,}",
-            help=f"{plan.train_examples:,} training examples by batch size, rounded up. The run takes steps {in_all}.",
-        )  # fmt: skip
+
+
+BUSY = "machine was busy"
 
 
 def final_figures(run: Run) -> None:
     """What a run that is over came to; each figure says how it was had."""
-    s = run.summary()
+    s, known = run.summary(), figures.of_run(run, account_of(run))
+    flaw = BUSY if s.busy else ""
     with st.container(key=f"final-{run.run_id}"):
         columns = st.columns([1.35, 1, 1.15, 1, 1.1])
-    columns[0].metric(
-        "Next-character accuracy" if run.config.data == "text" else "Test accuracy", units.accuracy(s.test_accuracy),
-        help=f"Measured on the held-out split, after step {run.evaluations.last('step') or 0:,.0f}.",
+    badged(
+        columns[0], "Next-character accuracy" if run.config.data == "text" else "Test accuracy",
+        units.accuracy(s.test_accuracy), known["test_accuracy"],
     )  # fmt: skip
-    columns[1].metric(
-        "Training loss", units.loss(s.final_train_loss), help="Measured: mean over the last epoch's steps, at most 100."
-    )
-    columns[2].metric(
-        "Samples per second",
-        units.count(s.samples_per_s and round(s.samples_per_s)),
-        help="Measured: examples by training time.",
-    )
-    columns[3].metric(
-        "Training time", units.duration(s.train_seconds),
-        help=f"Measured, without warm-up, compiling and evaluation: {s.steps:,} steps, {s.epochs:.3g} epochs, {units.flops(s.flops)} (derived).",
+    badged(columns[1], "Training loss", units.loss(s.final_train_loss), known["final_train_loss"])
+    badged(
+        columns[2], "Samples per second", units.count(s.samples_per_s and round(s.samples_per_s)), known["samples_per_s"],
+        flaw=flaw,
     )  # fmt: skip
-    columns[4].metric("Training memory", units.nbytes(s.peak_memory_bytes), help=literal(_memory_in_words(run)))
+    badged(
+        columns[3], "Training time", units.duration(s.train_seconds), known["train_seconds"],
+        more=f"{units.flops(s.flops)} (derived).", flaw=flaw,
+    )  # fmt: skip
+    badged(
+        columns[4],
+        "Training memory",
+        units.nbytes(s.peak_memory_bytes),
+        known["peak_memory_bytes"],
+        more=_memory_in_words(run),
+    )
     if besides := _besides(run):
         st.caption(literal(" · ".join(besides)))
+
+
+def account_of(run: Run) -> energy.Account:
+    """The energy of a run, with the prices of this store."""
+    return energy.of_run(run, prices=settings.load(state.store().root).energy)
+
+
+def split_of(run: Run) -> None:
+    """Where a step's time went, which part is the bottleneck, and what would make it shorter."""
+    found = split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=len(run.steps))
+    if not found:
+        if run.step_split and run.step_split.reason:
+            st.caption(literal(f"Where a step's time goes is not known: {run.step_split.reason}"))
+        return
+    assert run.step_split
+    with st.container(border=True, key=f"split-{run.run_id}"):
+        st.markdown(
+            "**Where a step's time goes**",
+            help=literal(
+                f"Measured: {run.step_split.method}; evaluation from the run's own evaluations, by its steps."
+            ),
+        )
+        figure = split_chart([("", found)])
+        st.plotly_chart(figure, key=f"split-chart-{run.run_id}", theme=None, config={"displayModeBar": False})
+        st.markdown(f":material/lightbulb: {literal(split.sentence(found, run.config))}")
+        if known := split.agrees(found, run.summary().train_seconds / max(1, len(run.steps))):
+            st.caption(literal(known))
+
+
+def hardware_of(run: Run) -> None:
+    """What a run ran on and what it drew, for who asks."""
+    if run.started is None:
+        return
+    account = account_of(run)
+    with st.expander("Hardware and energy of this run", icon=":material/memory:"):
+        known = run.started.environment
+        facts = [
+            (title, write(known[key]))
+            for key, (title, write) in ENVIRONMENT.items()
+            if known.get(key) is not None and not (key == "cpu" and known.get("device") == known["cpu"])
+        ]
+        lines = [f":small[{literal(title)}]  \n{literal(visible(text))}" for title, text in facts]
+        with st.container(horizontal=True, key=f"hardware-{run.run_id}"):
+            for line in lines:
+                st.markdown(line, width=150)
+        st.divider()
+        rows = [("Energy", energy.in_words(account), energy.how_in_words(account)), *energy.details(account)]
+        for title, text, how in rows:
+            st.markdown(f"{literal(title)}: **{literal(text)}**  \n:small[{literal(how[:1].upper() + how[1:])}]")
+        if tip := energy.hint(account):
+            st.caption(literal(tip))
 
 
 def _memory_in_words(run: Run) -> str:
     memory = run.memory
     if memory is None:
-        return "Weights, optimizer state and one step's peak: not measured in this run."
+        return ""
     sizes = {
         "Weights": memory.weight_bytes,
         "optimizer state": memory.optimizer_bytes,
         "one step's peak": memory.step_peak_bytes,
     }
     words = ", ".join(f"{name} {units.nbytes(size)}" for name, size in sizes.items())
-    return f"{words}. Measured: {memory.method}. Data on the device, apart: {units.nbytes(memory.data_bytes)}."
+    return f"{words}. Data on the device, apart: {units.nbytes(memory.data_bytes)}."
 
 
 def _besides(run: Run) -> list[str]:
@@ -140,6 +207,11 @@ def _besides(run: Run) -> list[str]:
         words.append(f"Target of {goal} {_when_reached(run)}")
     if run.compiled:
         words.append(f"{units.duration(run.compiled.seconds)} to compile, not in the training time")
+    account = account_of(run)
+    if account.is_measured or account.source == "estimate":
+        words.append(f"Energy {energy.in_words(account)}")
+    if s.busy:
+        words.append(f"Machine was busy: {s.busy_why}")
     if s.process_memory_bytes is not None:
         words.append(f"Whole process {units.nbytes(s.process_memory_bytes)}, PyTorch itself included")
     return words
@@ -243,7 +315,8 @@ def _run_again(run: Run) -> None:
 def _report(run: Run) -> str:
     from engine.report import Report
 
-    return Report.freeze(run.config.in_words(), [run]).to_html()
+    prices = settings.load(state.store().root).energy
+    return Report.freeze(run.config.in_words(), [run], prices=prices).to_html()
 
 
 @st.dialog("Delete this run?")

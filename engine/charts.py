@@ -160,6 +160,17 @@ def power_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
     return _over_time(runs, _hardware("gpu_power_w"), "GPU power (W)", "power", max_points, ".0f", " W")
 
 
+def cpu_power_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
+    return _over_time(runs, _hardware("cpu_power_w"), "CPU power (W)", "power", max_points, ".0f", " W")
+
+
+def clock_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
+    def read(run: Curves) -> tuple[np.ndarray, np.ndarray]:
+        return run.hardware["elapsed"], run.hardware["gpu_sm_clock_hz"] / 1e6
+
+    return _over_time(runs, read, "GPU clock (MHz)", "clock", max_points, ".0f", " MHz")
+
+
 def temperature_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
     read = _hardware("gpu_temperature_c")
     return _over_time(runs, read, "GPU temperature (°C)", "temperature", max_points, ".0f", " °C")
@@ -276,6 +287,8 @@ CHARTS = (
     Chart("gpu", "GPU busy", gpu_curve, "hardware", "gpu_utilization_percent", _known),
     Chart("gpu_memory", "GPU memory", gpu_memory_curve, "hardware", "gpu_memory_used_bytes", _known),
     Chart("power", "GPU power", power_curve, "hardware", "gpu_power_w", _known),
+    Chart("cpu_power", "CPU power", cpu_power_curve, "hardware", "cpu_power_w", _known),
+    Chart("clock", "GPU clock", clock_curve, "hardware", "gpu_sm_clock_hz", _known),
     Chart("temperature", "GPU temperature", temperature_curve, "hardware", "gpu_temperature_c", _known),
 )
 

@@ -22,9 +22,12 @@ from typing import Any, NoReturn
 
 from engine import (
     __version__,
+    alerts,
     batch_law,
     calibration,
     cost,
+    energy,
+    figures,
     hardware,
     keys,
     outcome,
@@ -32,6 +35,7 @@ from engine import (
     races,
     records,
     settings,
+    split,
     units,
 )
 from engine.checkup import check
@@ -300,7 +304,7 @@ def show_command(a: argparse.Namespace) -> int:
     store = _store(a)
     run = store.run(store.find(a.run))
     if a.json:
-        print(json_text(_everything(run)))
+        print(json_text(_everything(run, settings.load(store.root).energy)))
     else:
         print(_card(run))
         for problem in run.problems:
@@ -366,7 +370,8 @@ def export_command(a: argparse.Namespace) -> int:
             raise ConfigError("A .csv holds one run.", fix="Name one run, or write .json or .html.")
         text = steps_csv(runs[0])
     elif path.suffix in {".html", ".json"}:
-        report = Report.freeze(a.title or runs[0].config.in_words(), runs)
+        prices = settings.load(store.root).energy
+        report = Report.freeze(a.title or runs[0].config.in_words(), runs, prices=prices)
         text = report.to_html() if path.suffix == ".html" else report.to_json()
     else:
         raise ConfigError(
@@ -634,7 +639,8 @@ def _calibration(run: Run) -> dict[str, Any] | None:
     return run.calibration.model_dump(mode="python", exclude={"kind"}) if run.calibration else None
 
 
-def _everything(run: Run) -> dict[str, Any]:
+def _everything(run: Run, prices: settings.Energy) -> dict[str, Any]:
+    account = energy.of_run(run, prices=prices)
     steps, evaluations, hardware_table = run.steps, run.evaluations, run.hardware
     per_example = run.started.train_flops_per_example if run.started else None
     ints = ("step", "samples")
@@ -650,6 +656,11 @@ def _everything(run: Run) -> dict[str, Any]:
         ],
         "hardware": {"seconds" if n == "elapsed" else n: hardware_table[n].tolist() for n in hardware_table.names},
         "missing_readings": run.missing_readings,
+        "busy": _busy(run),
+        "alerts": [asdict(alert) for alert in alerts.of_run(run, time.time())],
+        "step_split": _split(run),
+        "energy": account.model_dump(),
+        "figures": {name: figure.model_dump() for name, figure in figures.of_run(run, account).items()},
         "environment": run.started.environment if run.started else None,
         "gradient_norms": {n: run.grad_norms[n].tolist() for n in ("step", "seconds", "grad_norm")},
         "compile_seconds": run.compiled.seconds if run.compiled else None,
@@ -660,6 +671,24 @@ def _everything(run: Run) -> dict[str, Any]:
         "problems": run.problems,
         **({"trials": [trial.model_dump() for trial in run.trials]} if run.config.task == "batch-law" else {}),
     }
+
+
+def _split(run: Run) -> dict[str, Any] | None:
+    """Seconds of each part of a step, and the shares; null where the run did not take one apart."""
+    if run.step_split is None:
+        return None
+    found = split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=len(run.steps))
+    return run.step_split.model_dump(exclude={"kind"}) | {
+        "evaluation_s": next((part.seconds for part in found if part.key == "evaluation"), None),
+        "shares": {part.key: part.share for part in found},
+        "sentence": split.sentence(found, run.config) or None,
+    }
+
+
+def _busy(run: Run) -> dict[str, Any] | None:
+    """Whether something else used the machine; null where the run did not say."""
+    busy = run.last_word.busy if run.last_word else None
+    return None if busy is None else busy.model_dump() | {"busy": busy.is_busy, "reason": busy.in_words or None}
 
 
 def _card(run: Run) -> str:
@@ -708,12 +737,22 @@ def _training_card(run: Run) -> str:
         f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the held-out split)",
         f"  train loss        {units.loss(s.final_train_loss)} (mean of the last steps)",
         f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs, {units.duration(s.train_seconds)}",
-        f"  throughput        {units.samples_per_s(s.samples_per_s)} (measured)",
+        f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived{', the machine was busy' if s.busy else ''})",
         f"  arithmetic        {units.flops(s.flops)} (derived)",
         f"  MFU               {_mfu_in_words(run)}",
         f"  training memory   {units.nbytes(s.peak_memory_bytes)} (weights, optimizer and one step's peak)",
         f"  process memory    {units.nbytes(s.process_memory_bytes)} (measured, PyTorch itself included)",
     ]
+    if run.is_over:
+        account = energy.of_run(run)
+        how = f"measured, {account.source}" if account.is_measured else visible(energy.how_in_words(account))
+        lines.append(f"  energy            {energy.in_words(account)} ({how.rstrip('.')})")
+    if found := split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=s.steps):
+        lines.append(f"  a step            {split.row_in_words(found)} (measured)")
+        lines.append(f"                    {split.sentence(found, run.config)}")
+    lines += [f"  ! {visible(alert.in_words)}" for alert in alerts.of_run(run, time.time())]
+    if s.busy:
+        lines.append(f"  ! machine was busy: {visible(s.busy_why)}")
     if run.compiled:
         lines.append(f"  compiling         {units.duration(run.compiled.seconds)}, before the clock of training")
     if run.config.target.value is not None:

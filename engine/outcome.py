@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import analysis, units
+from engine import analysis, energy, units
 from engine.analysis import Verdict
 from engine.errors import ConfigError
 from engine.races import Metric, Race, RacedLane
@@ -26,6 +26,7 @@ AXES = {  # what a target may cost, and how each is had
     "seconds": "measured",
     "flops": "derived",
     "money": "derived",
+    "joules": "measured",
 }
 
 
@@ -56,6 +57,8 @@ class LaneOutcome:
     samples_per_s: float | None
     steps_per_s: float | None
     memory_bytes: int | None  # of training: weights, optimizer state and one step's peak
+    busy: int  # of its runs: how many ran while something else used the machine, so that its speed is no fair one
+    has_energy: bool  # whether a counter followed each of its runs: `cost["joules"]` is not known otherwise
     loss_noise: float | None  # spread of the training loss around its own mean, late in the run
     share: dict[str, float | None] = field(default_factory=dict)  # value / the baseline's, by figure
     verdicts: dict[str, Verdict] = field(default_factory=dict)  # against the baseline, by metric
@@ -88,6 +91,8 @@ def axes_of(run: Run, price_per_hour: float | None = None) -> dict[str, np.ndarr
     axes = {"steps": steps, "samples": samples, "seconds": seconds}
     if run.started:
         axes["flops"] = samples * run.started.train_flops_per_example
+    if (joules := energy.joules_at(run, run.evaluations["elapsed"])) is not None:
+        axes["joules"] = joules
     if price_per_hour:
         axes["money"] = seconds / 3600 * price_per_hour
     return axes
@@ -199,6 +204,8 @@ def _lane_outcome(lane: RacedLane, reached: Mapping[int, ToTarget]) -> LaneOutco
         samples_per_s=_median([s.samples_per_s for s in summaries]),
         steps_per_s=_median([s.steps / s.train_seconds if s.train_seconds else None for s in summaries]),
         memory_bytes=next((s.peak_memory_bytes for s in summaries if s.peak_memory_bytes is not None), None),
+        busy=sum(bool(s.busy) for s in summaries),
+        has_energy=bool(runs) and all(np.isfinite(run.hardware["energy_j"]).any() for run in runs),
         loss_noise=_median([_loss_spread(run) for run in runs]),
     )
 
@@ -341,7 +348,7 @@ def table(result: Outcome) -> list[str]:
         lines.append(f"{visible(lane.label)}  ({states})")
         lines.append(
             f"  accuracy {units.accuracy(lane.test_accuracy)}, loss {units.loss(lane.test_loss)}, "
-            f"{units.samples_per_s(lane.samples_per_s)}, {units.nbytes(lane.memory_bytes)} of training memory"
+            f"{units.samples_per_s(lane.samples_per_s)}{busy_in_words(lane)}, {units.nbytes(lane.memory_bytes)} of training memory"
         )
         if result.target is not None:
             lines.append(f"  to the target: {cost_in_words(lane)}")
@@ -352,6 +359,12 @@ def table(result: Outcome) -> list[str]:
         ]
         lines += [f"  ! {visible(why)}" for why in lane.why]
     return lines
+
+
+def busy_in_words(lane: LaneOutcome) -> str:
+    """A mark for figures of speed, where something else used the machine meanwhile."""
+    known = sum(lane.status.values())
+    return f" (machine was busy{f' in {lane.busy} of {known} runs' if known > 1 else ''})" if lane.busy else ""
 
 
 def cost_in_words(lane: LaneOutcome) -> str:

@@ -87,6 +87,9 @@ def _encodable(value: Any) -> Any:
 Words = Annotated[str, BeforeValidator(_encodable)]
 
 
+Said = Annotated[str, BeforeValidator(lambda value: value[:2_000] if isinstance(value, str) else value)]  # for a report
+
+
 class Event(BaseModel):
     """Base of everything a run says."""
 
@@ -249,6 +252,25 @@ class Memory(Event):
         return None if self.step_peak_bytes is None else self.weight_bytes + self.optimizer_bytes + self.step_peak_bytes
 
 
+class StepSplit(Event):
+    """Where the time of a step goes, from a few steps that were profiled outside training and moved nothing.
+
+    Seconds per optimizer step, medians over the profiled ones. None where there is no such part, or where the way of
+    running cannot be taken apart; `reason` then says why. What evaluation takes is in the run's own evaluations.
+    """
+
+    kind: Literal["step_split"] = "step_split"
+    data_s: Seconds | None = None  # fetching the batch
+    forward_s: Seconds | None = None
+    backward_s: Seconds | None = None
+    optimizer_s: Seconds | None = None  # with clipping and averaging, where the run has them
+    read_back_s: Seconds | None = None  # of losses to the host
+    steps: Count = 0  # how many were profiled
+    seconds: Seconds = 0.0  # what all of it took
+    method: Words = ""
+    reason: Words = ""
+
+
 class WarmUp(Event):
     """Work before the clock starts: first calls allocate, pick kernels and fill caches."""
 
@@ -386,6 +408,37 @@ class Stopping(Event):
     reason: Words = "cancelled by the user"
 
 
+class Busy(BaseModel):
+    """What else used the machine while the run trained. None is not known, which is not the same as nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    slowdown: Annotated[float, Field(ge=0)] | None = None  # what the work took by what it would have taken undisturbed
+    slowdown_method: Words = ""  # how it was had, or why it is not known
+    gpu_processes: Count | None = None  # of others on the run's GPU: the most that were seen at once
+
+    @property
+    def is_busy(self) -> bool | None:
+        if (self.slowdown or 0) > BUSY_FROM or self.gpu_processes:
+            return True
+        return None if self.slowdown is None and self.gpu_processes is None else False
+
+    @property
+    def in_words(self) -> str:
+        """Why throughput and training time are worse than this machine's own; empty where they are not."""
+        words = []
+        if self.slowdown is not None and self.slowdown > BUSY_FROM:
+            words.append(f"training took {self.slowdown:.2f} times as long as undisturbed ({self.slowdown_method})")
+        if self.gpu_processes:
+            words.append(
+                f"{self.gpu_processes} other process{'es' if self.gpu_processes > 1 else ''} used the same GPU"
+            )
+        return "; ".join(words)
+
+
+BUSY_FROM = 1.2  # up to here the sampler, the system and the clock's own grain explain it
+
+
 class Terminal(Event):
     """The last word of a run. Counts and checksum make missing points noticeable."""
 
@@ -397,6 +450,10 @@ class Terminal(Event):
     peak_memory_method: Words = ""
     energy_j: float | None = None
     energy_method: Words = ""  # how it was had, or why it is not known
+    energy_source: Literal["nvml", "rapl", "none"] | None = None  # None: from before it was recorded
+    energy_window_s: Seconds | None = None  # between the counter's two readings
+    energy_period_s: Seconds | None = None  # how often the counter moves
+    busy: Busy | None = None
 
 
 class Finished(Terminal):
@@ -424,7 +481,7 @@ class Interrupted(Terminal):
 
 AnyEvent = (
     Queued | Starting | Preparing | Started | Compiled | WarmUp | Memory | Steps | Evaluation | TargetReached | Progress | Trial
-    | HardwareSample | Artifact | Stopping | Surface | Calibration
+    | HardwareSample | Artifact | Stopping | Surface | Calibration | StepSplit
     | Finished | Cancelled | Failed | Interrupted
 )  # fmt: skip
 EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="kind")])
@@ -469,6 +526,10 @@ class Summary(BaseModel):
     energy_j: float | None = None
     target_step: int | None = None  # None: no target, or not reached
     target_seconds: float | None = None  # of training
+    busy: bool | None = (
+        None  # whether something else used the machine: throughput and times are then worse than its own
+    )
+    busy_why: str = ""
 
 
 def is_number(value: float | None) -> bool:

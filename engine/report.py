@@ -28,12 +28,15 @@ import numpy as np
 import plotly.offline
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, RootModel, ValidationError
 
-from engine import __version__, batch_law, charts, units
+from engine import __version__, batch_law, charts, energy, figures, settings, split, units
+from engine.charts_split import split_chart
 from engine.config import RunConfig, Spec, overrides_from
 from engine.downsample import minmax
+from engine.energy import NO_PRICES, Account
 from engine.errors import StoreError
+from engine.figures import Figure
 from engine.presets import PRESETS, STUDIES
-from engine.records import Memory, Status, Summary, TargetReached, Trial
+from engine.records import Memory, Seconds, Status, StepSplit, Summary, TargetReached, Trial
 from engine.store import Run, Table
 from engine.text import encodable, shell_words, visible
 
@@ -61,6 +64,9 @@ ENVIRONMENT: dict[str, tuple[str, Callable[[Any], str]]] = {
     "python": ("Python", str),
     "torch": ("PyTorch", str),
     "cuda": ("CUDA", str),
+    "cudnn": ("cuDNN", str),
+    "numpy": ("NumPy", str),
+    "isoflop": ("Isoflop", str),
 }
 
 
@@ -176,8 +182,12 @@ class ReportRun(_Frozen):
     data_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None  # of the user's own file
     memory: Memory | None = None  # of training
     target_reached: TargetReached | None = None
+    step_split: StepSplit | None = None
+    evaluation_s: Seconds = 0.0  # all evaluations together
     peak_memory_method: Text  # of the whole process
     energy_method: Text
+    energy: Account | None = None
+    figures: dict[Text, Figure] = Field(default={}, max_length=100)
     environment: dict[Text, str | int | float | None]
     missing_readings: dict[Text, Text]  # reading: why there is none
     problems: list[Text]
@@ -190,8 +200,10 @@ class ReportRun(_Frozen):
     trials: list[Trial] = Field(default=[], max_length=_MAX_TRIALS)  # of a batch-size law
 
     @classmethod
-    def freeze(cls, run: Run) -> ReportRun:
+    def freeze(cls, run: Run, prices: settings.Energy = NO_PRICES) -> ReportRun:
         with run.lock:
+            account = energy.of_run(run, prices=prices)
+            account = account.model_copy(update={"method": _anonymous(account.method)})
             started, last = run.started, run.last_word
             known = started.environment if started else {}
             config = _without_folder(run.config)
@@ -218,8 +230,15 @@ class ReportRun(_Frozen):
                 data_sha256=started.data_sha256 if started else None,
                 memory=run.memory,
                 target_reached=run.target_reached,
+                step_split=run.step_split,
+                evaluation_s=run.evaluation_s,
                 peak_memory_method=clean(last.peak_memory_method if last else ""),
                 energy_method=clean(last.energy_method if last else ""),
+                energy=account,
+                figures={
+                    name: figure.model_copy(update={"method": clean(figure.method), "note": clean(figure.note)})
+                    for name, figure in figures.of_run(run, account).items()
+                },
                 environment={key: known[key] for key in ENVIRONMENT if known.get(key) is not None},
                 missing_readings={key: clean(why) for key, why in run.missing_readings.items()},
                 problems=[clean(problem) for problem in run.problems[:20]],
@@ -257,9 +276,16 @@ class Report(_Frozen):
     runs: Annotated[list[ReportRun], Field(min_length=1, max_length=MAX_RUNS)]
 
     @classmethod
-    def freeze(cls, title: str, runs: Sequence[Run], *, clock: Callable[[], float] = time.time) -> Self:
+    def freeze(
+        cls,
+        title: str,
+        runs: Sequence[Run],
+        *,
+        clock: Callable[[], float] = time.time,
+        prices: settings.Energy = NO_PRICES,
+    ) -> Self:
         """What the runs say now, with every point."""
-        frozen = [ReportRun.freeze(run) for run in runs]
+        frozen = [ReportRun.freeze(run, prices) for run in runs]
         return cls(title=encodable(title)[:_LONGEST_TEXT], created=clock(), isoflop=__version__, runs=frozen)
 
     def to_json(self) -> str:
@@ -385,6 +411,7 @@ class Quantity:
     text: Callable[[ReportRun], str]
     how: Callable[[ReportRun], str]
     always: bool = True  # False: left out where no run has it
+    figure: str = ""  # its name among the run's figures, which say window and uncertainty
 
 
 def _measured(words: str) -> Callable[[ReportRun], str]:
@@ -396,11 +423,36 @@ def _held_out(run: ReportRun) -> str:
     return f"measured on {what.format(units.count(run.test_examples))} not trained on, at the last evaluation"
 
 
+def _energy(run: ReportRun) -> str:
+    return energy.in_words(run.energy) if run.energy else units.energy(run.summary.energy_j)
+
+
 def _energy_how(run: ReportRun) -> str:
+    if run.energy:
+        return energy.how_in_words(run.energy)
     reason = run.energy_method or run.missing_readings.get("gpu_power_w", "")
     if run.summary.energy_j is None:
         return f"not available here{': ' + reason if reason else ''}"
     return f"measured{': ' + reason if reason else ''}"
+
+
+def _detail(title: str) -> Quantity:
+    """Something made of the run's energy, where it was measured."""
+
+    def found(run: ReportRun) -> tuple[str, str]:
+        rows = energy.details(run.energy) if run.energy else []
+        return next(((text, how) for name, text, how in rows if name == title), (units.UNKNOWN, ""))
+
+    return Quantity(title, lambda run: found(run)[0], lambda run: found(run)[1], always=False)
+
+
+def _busy(text: str, run: ReportRun) -> str:
+    """A figure of speed, with a mark where something else used the machine."""
+    return f"{text} (machine was busy)" if run.summary.busy else text
+
+
+def _busy_how(how: str) -> Callable[[ReportRun], str]:
+    return lambda run: f"{how}; {run.summary.busy_why}" if run.summary.busy else how
 
 
 def _target(run: ReportRun) -> str:
@@ -438,25 +490,30 @@ def _per_step(run: ReportRun) -> float | None:
 
 
 QUANTITIES = (
-    Quantity("Held-out accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _held_out),
+    Quantity("Held-out accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _held_out, figure="test_accuracy"),
     Quantity("Target", _target, _measured("the first of two evaluations in a row that reach it"), always=False),
-    Quantity("Held-out loss", lambda r: units.loss(r.summary.test_loss), _held_out),
+    Quantity("Held-out loss", lambda r: units.loss(r.summary.test_loss), _held_out, figure="test_loss"),
     Quantity(
         "Training loss",
         lambda r: units.loss(r.summary.final_train_loss),
         _measured("measured: mean over the batches of the last epoch, at most 100"),
+        figure="final_train_loss",
     ),
     Quantity(
         "Throughput",
-        lambda r: units.samples_per_s(r.summary.samples_per_s),
-        _measured("derived: examples by training time"),
+        lambda r: _busy(units.samples_per_s(r.summary.samples_per_s), r),
+        _busy_how("derived: examples by training time"),
+        figure="samples_per_s",
     ),
     Quantity(
         "Training time",
-        lambda r: units.duration(r.summary.train_seconds),
+        lambda r: _busy(units.duration(r.summary.train_seconds), r),
         _measured("measured, the device synchronised; without loading, warm-up and evaluation"),
+        figure="train_seconds",
     ),
-    Quantity("Time per step", lambda r: units.duration(_per_step(r)), _measured("derived: training time by steps")),
+    Quantity(
+        "Time per step", lambda r: _busy(units.duration(_per_step(r)), r), _measured("derived: training time by steps")
+    ),
     Quantity(
         "Set-up and warm-up",
         lambda r: units.duration((r.setup_s or 0) + (r.warm_up_s or 0) if r.setup_s is not None else None),
@@ -479,7 +536,7 @@ QUANTITIES = (
     ),
     Quantity(
         "Arithmetic rate",
-        lambda r: units.flops_per_s(_per_second(r)),
+        lambda r: _busy(units.flops_per_s(_per_second(r)), r),
         _measured("derived: arithmetic by training time"),
     ),
     Quantity(
@@ -492,7 +549,17 @@ QUANTITIES = (
         lambda r: units.nbytes(_process_memory(r)),
         lambda r: f"measured: {r.peak_memory_method}" if r.peak_memory_method else "not recorded",
     ),
-    Quantity("Energy", lambda r: units.energy(r.summary.energy_j), _energy_how),
+    Quantity("Energy", _energy, _energy_how, figure="energy_j"),
+    *map(
+        _detail,
+        (
+            "Energy above idle",
+            "Energy per 1,000 samples",
+            "Energy to target",
+            "Price of the energy",
+            "CO2 of the energy",
+        ),
+    ),
 )
 _HEADLINES = ("Held-out accuracy", "Training loss", "Throughput", "Training time")
 
@@ -586,6 +653,7 @@ def _chart_cards(runs: Sequence[ReportRun]) -> str:
         for chart in charts.shown(runs)
     )
     laws = _laws(runs)
+    laws += _splits(runs)
     if laws and not cards:
         return f'{laws}<p id="no-charts" hidden></p>'
     if not cards:
@@ -614,6 +682,26 @@ def _laws(runs: Sequence[ReportRun]) -> str:
     return "".join(cards)
 
 
+def _parts(run: ReportRun) -> list[split.Part]:
+    return split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=run.summary.steps)
+
+
+def _splits(runs: Sequence[ReportRun]) -> str:
+    """A card with a bar per run whose step was taken apart, and what each says."""
+    known = [(run, label) for run, label in zip(runs, charts.labels(runs), strict=True) if _parts(run)]
+    if not known:
+        return ""
+    words = "".join(
+        f'<p class="words">{f"<strong>{e(label)}</strong>: " if len(runs) > 1 else ""}{e(split.sentence(_parts(run), run.config))} '
+        f'<span class="muted">{e(split.row_in_words(_parts(run)))}. {e(split.agrees(_parts(run), _per_step(run)))}</span></p>'
+        for run, label in known
+    )
+    methods = "; ".join(dict.fromkeys(run.step_split.method for run, _ in known if run.step_split))
+    chart = '<div class="chart low" id="chart-split" role="img" aria-label="Where the time of a step goes"></div>'
+    how = f'<p class="muted">Measured: {e(methods)}; evaluation from the run\'s own evaluations, by its steps.</p>'
+    return _card("Where a step's time goes", f"{chart}{words}{how}")
+
+
 def _legend(runs: Sequence[ReportRun]) -> str:
     if len(runs) == 1:
         return ""
@@ -631,13 +719,19 @@ def _swatch(place: int) -> str:
 
 def _results(runs: Sequence[ReportRun]) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{q.title}</th>{"".join(f"<td>{e(q.text(run))}</td>" for run in runs)}'
+        f'<tr{_hover(q, runs)}><th scope="row">{q.title}</th>{"".join(f"<td>{e(q.text(run))}</td>" for run in runs)}'
         f'<td class="how">{e(_how(q, runs))}</td></tr>'
         for q in QUANTITIES
         if q.always or any(q.text(run) != units.UNKNOWN for run in runs)
     )
     kind = "scroll" if len(runs) > 1 else "single"
     return _card("Results", f"<table>{_columns(runs, 'How it was had')}<tbody>{rows}</tbody></table>", kind)
+
+
+def _hover(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
+    """Method, window and uncertainty of a figure, for who points at it; of several runs the JSON has them."""
+    figure = runs[0].figures.get(quantity.figure) if len(runs) == 1 else None
+    return f' title="{e(figure.in_words())}"' if figure else ""
 
 
 def _how(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
@@ -784,6 +878,8 @@ def _figures(runs: Sequence[ReportRun]) -> str:
     if len(runs) > 1:  # the legend stands once, above the charts
         for figure in figures.values():
             figure.update_layout(showlegend=False)
+    if known := [(label, _parts(run)) for run, label in zip(runs, charts.labels(runs), strict=True) if _parts(run)]:
+        figures["split"] = split_chart(known)
     for i, run in enumerate(runs):
         if run.trials:
             found = batch_law.outcome(run.trials)

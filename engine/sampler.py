@@ -14,10 +14,10 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pynvml
@@ -57,6 +57,22 @@ READINGS: dict[str, Reading] = {
     "gpu_memory_used_bytes": Reading("GPU memory used", "bytes", "NVML: the whole device, all programs"),
     "gpu_power_w": Reading("GPU power", "W", "NVML: the whole board; some models report an average over 1 s"),
     "gpu_temperature_c": Reading("GPU temperature", "°C", "NVML: sensor on the chip"),
+    "gpu_sm_clock_hz": Reading("GPU clock", "Hz", "NVML: of the multiprocessors, at this moment"),
+    "gpu_throttle_reasons": Reading("GPU clock limited", "bits", "NVML: what holds the clock down, one bit per reason"),
+    "gpu_other_processes": Reading(
+        "Other processes on the GPU", "processes", "NVML: that compute on it, once a second"
+    ),
+    "energy_j": Reading("Energy so far", "J", "since the run's start, from the counter its total is taken from"),
+    "cpu_power_w": Reading("CPU power", "W", "RAPL: the CPU packages, all programs, mean over the beat"),
+}
+
+# Bits of gpu_throttle_reasons that mean slower than this board can: heat, or power that is not there (nvml.h,
+# nvmlClocksThrottleReasons). Idle, set clocks and the board's own power limit at full load are ordinary.
+THROTTLED = {
+    0x08: "hardware slowdown",
+    0x20: "software thermal limit",
+    0x40: "hardware thermal limit",
+    0x80: "power brake of the machine",
 }
 
 Readers = Mapping[str, Callable[[], float]]
@@ -133,18 +149,18 @@ class Sampler:
     def beat(self, readers: Readers) -> None:
         """Read everything once and emit it."""
         at = self._clock()
+        if self._energy:
+            self._energy.update()
         readings, missing = read_all(readers)
         news = {name: reason for name, reason in missing.items() if self._said.get(name) != reason}
         self._said = missing
-        if self._energy:
-            self._energy.update()
         self._beats += 1
         if not self._abandoned:
             self._emit(HardwareSample(elapsed_s=at, readings=readings, missing=news))
 
     def _run(self) -> None:
         with contextlib.ExitStack() as stack:
-            readers = self._readers or open_readers(self._device, self._clock, stack)
+            readers = self._readers or open_readers(self._device, self._clock, stack, energy=self._energy)
             for _ in beats(self._clock, self._stopped.wait, self._interval_s):
                 self.beat(readers)
             if not self._beats:
@@ -155,14 +171,22 @@ class Sampler:
 
 
 def open_readers(
-    device: str, clock: Callable[[], float], stack: contextlib.ExitStack, *, nvml: Any = NVML
+    device: str,
+    clock: Callable[[], float],
+    stack: contextlib.ExitStack,
+    *,
+    energy: EnergyMeter | None = None,
+    nvml: Any = NVML,
 ) -> dict[str, Callable[[], float]]:
     """A reader for each of READINGS; `stack` closes what they hold open. Call it in the process they shall read."""
+    meter = energy or EnergyMeter(device)  # one that was never started says so
     return {
         "process_cpu_percent": ProcessCpu(clock),
         "system_cpu_percent": _open_system_cpu(stack),
         "process_memory_bytes": _open_process_memory(stack),
         "system_memory_used_bytes": _open_system_memory(stack),
+        "energy_j": meter.joules,
+        "cpu_power_w": CpuPower(meter, clock),
         **_open_gpu(device, stack, nvml),
     }
 
@@ -184,6 +208,22 @@ class ProcessCpu:
         if window <= 0:
             raise Unavailable("No time has passed since the last reading.")
         return 100 * used / window
+
+
+class CpuPower:
+    """Watts of the CPU packages since the last call, where their energy is counted."""
+
+    def __init__(self, meter: EnergyMeter, clock: Callable[[], float]) -> None:
+        self._meter, self._clock = meter, clock
+        self._last: tuple[float, float] | None = None
+
+    def __call__(self) -> float:
+        if self._meter.source == "nvml":
+            raise Unavailable("Of a run on a GPU the energy of the board is counted, not that of the CPU.")
+        before, self._last = self._last, (self._clock(), self._meter.joules())
+        if before is None or self._last[0] <= before[0]:
+            raise Unavailable("No time has passed since the last reading.")
+        return (self._last[1] - before[1]) / (self._last[0] - before[0])
 
 
 class SystemCpu:
@@ -279,7 +319,32 @@ def _open_gpu(device: str, stack: contextlib.ExitStack, nvml: Any) -> dict[str, 
         "gpu_memory_used_bytes": lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
         "gpu_power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,  # NVML: mW
         "gpu_temperature_c": lambda: float(nvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+        "gpu_sm_clock_hz": lambda: nvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM) * 1e6,  # NVML: MHz
+        "gpu_throttle_reasons": lambda: float(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
+        "gpu_other_processes": Neighbours(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
     }
+
+
+class Neighbours:
+    """How many processes other than this one compute on a GPU; asked at every fourth beat, as the driver takes its time.
+
+    In a container NVML may not name this process by its own number: then nobody can be told from it, and it is unknown.
+    """
+
+    EVERY = 4
+
+    def __init__(self, processes: Callable[[], Iterable[Any]], pid: int | None = None) -> None:
+        self._processes, self._pid = processes, os.getpid() if pid is None else pid
+        self._calls, self._others = 0, 0.0
+
+    def __call__(self) -> float:
+        if self._calls % self.EVERY == 0:
+            pids = {int(process.pid) for process in self._processes()}
+            if self._pid not in pids:
+                raise Unavailable("The driver does not name this process: its neighbours cannot be told from it.")
+            self._others = float(len(pids) - 1)
+        self._calls += 1
+        return self._others
 
 
 def _open_gpu_handle(device: str, stack: contextlib.ExitStack, nvml: Any) -> Any:
@@ -316,6 +381,10 @@ def peak_memory_bytes(status: Path = Path("/proc/self/status")) -> tuple[int | N
     return peak * (1 if sys.platform == "darwin" else 1024), method  # bytes on macOS, KiB elsewhere (getrusage(2))
 
 
+_NVML_PERIOD_S = 0.1  # the ML.ENERGY project's finding for the energy counter; newer boards move it more often
+_RAPL_PERIOD_S = 1e-3  # Intel's manual, volume 3, on the energy status registers: updated about every millisecond
+
+
 @dataclass(frozen=True, slots=True)
 class _Counter:
     read_j: Callable[[], float]  # joules so far
@@ -329,13 +398,21 @@ class EnergyMeter:
     counters wrap after minutes at full power: call update() more often than that (the Sampler does, once per beat).
     """
 
-    def __init__(self, device: str, *, nvml: Any = NVML, powercap: Path = Path("/sys/class/powercap")) -> None:
-        self._device, self._nvml, self._powercap = device, nvml, powercap
+    def __init__(
+        self,
+        device: str,
+        *,
+        nvml: Any = NVML,
+        powercap: Path = Path("/sys/class/powercap"),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._device, self._nvml, self._powercap, self._clock = device, nvml, powercap, clock
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()  # the sampler's thread updates, the worker's stops
         self._counters: list[_Counter] = []
         self._last: list[float] = []
         self._joules = 0.0
+        self._began = self._read_at = 0.0  # clock
         self._method = "The energy meter was not started."
 
     def start(self) -> None:
@@ -343,16 +420,41 @@ class EnergyMeter:
             try:
                 self._counters, self._method = self._open()
                 self._last = [counter.read_j() for counter in self._counters]
+                self._began = self._read_at = self._clock()
             except _FAILURES as error:
                 self._give_up(error)
+
+    @property
+    def source(self) -> Literal["nvml", "rapl", "none"]:
+        if not self._last:
+            return "none"
+        return "rapl" if hardware.gpu_index(self._device) is None else "nvml"
+
+    @property
+    def window_s(self) -> float | None:
+        """Between the first and the last reading of the counter."""
+        return self._read_at - self._began if self._last else None
+
+    @property
+    def period_s(self) -> float | None:
+        """How often the counter moves: an end of the window is known no better."""
+        return {"nvml": _NVML_PERIOD_S, "rapl": _RAPL_PERIOD_S, "none": None}[self.source]
+
+    def joules(self) -> float:
+        """Since start(), as of the last update(). Raises Unavailable."""
+        if not self._counters:
+            raise Unavailable("The energy counter is no longer read." if self._last else self._method)
+        return self._joules
 
     def update(self) -> None:
         """Add what was used since the last call."""
         with self._lock:
+            if not self._counters:
+                return
             try:
                 now = [counter.read_j() for counter in self._counters]
                 self._joules += sum(map(energy_between, self._counters, self._last, now))
-                self._last = now
+                self._last, self._read_at = now, self._clock()
             except _FAILURES as error:
                 self._give_up(error)
 

@@ -70,8 +70,26 @@ class Limits(_Section):
     data_folders: tuple[str, ...] = ()  # besides uploads, whence people who are no admins may take files
 
 
+class Energy(_Section):
+    """What energy costs where you are. None of it is built in: there is no price or grid that holds everywhere."""
+
+    price_per_kwh: float | None = Field(None, gt=0, le=1e6)
+    currency: str = Field("", max_length=8)
+    gco2_per_kwh: float | None = Field(None, ge=0, le=1e5)  # grams of CO2 per kWh of your grid
+    # Lowest and highest power of the processor (of a GPU run: the board) under load. With it, a run without a counter is
+    # given an estimate; without it, none.
+    tdp_w: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> Self:
+        if self.tdp_w and not 0 < self.tdp_w[0] <= self.tdp_w[1] <= 1e5:
+            raise ValueError("energy.tdp_w is two numbers of watts above 0, the smaller one first")
+        return self
+
+
 class Settings(_Section):
     sign_in: SignIn = SignIn()
+    energy: Energy = Energy()
     roles: Roles = Roles()
     limits: Limits = Limits()
 

@@ -327,7 +327,8 @@ class Table:
 
 HARDWARE = (
     "process_cpu_percent", "system_cpu_percent", "process_memory_bytes", "system_memory_used_bytes",
-    "gpu_utilization_percent", "gpu_memory_used_bytes", "gpu_power_w", "gpu_temperature_c",
+    "gpu_utilization_percent", "gpu_memory_used_bytes", "gpu_power_w", "gpu_temperature_c", "gpu_sm_clock_hz",
+    "gpu_throttle_reasons", "gpu_other_processes", "energy_j", "cpu_power_w",
 )  # fmt: skip
 _THROUGHPUT_WINDOW_S = 0.2
 SUMMARY_POINTS = 1_000  # of each kind: more than any figure of a summary looks back
@@ -350,6 +351,8 @@ class Run:
         self.compiled: records.Compiled | None = None
         self.warm_up: records.WarmUp | None = None
         self.memory: records.Memory | None = None
+        self.step_split: records.StepSplit | None = None
+        self.evaluation_s = 0.0  # all evaluations together
         self.target_reached: records.TargetReached | None = None
         self.surface: records.Surface | None = None
         self.calibration: records.Calibration | None = None
@@ -503,6 +506,7 @@ class Run:
                 self._damaged(f"The evaluation of step {step} is not in order.")
             case records.Evaluation(step=step, train_s=s, elapsed_s=e, test_loss=loss, test_accuracy=accuracy):
                 self.evaluations.extend(step, s, e, loss, accuracy)
+                self.evaluation_s += event.seconds
             case records.HardwareSample(elapsed_s=elapsed, readings=readings, missing=missing):
                 self._hardware_read.append([elapsed, *map(readings.get, HARDWARE)])
                 self.missing_readings |= missing
@@ -520,6 +524,8 @@ class Run:
                 self.warm_up = event
             case records.Memory():
                 self.memory = event
+            case records.StepSplit():
+                self.step_split = event
             case records.TargetReached():
                 self.target_reached = event
             case records.Artifact():
@@ -612,6 +618,8 @@ class Run:
                 peak_memory_bytes=self.memory.training_bytes if self.memory else None,
                 process_memory_bytes=last.peak_memory_bytes if last else None,
                 energy_j=last.energy_j if last else None,
+                busy=last.busy.is_busy if last and last.busy else None,
+                busy_why=last.busy.in_words if last and last.busy else "",
                 target_step=self.target_reached.step if self.target_reached else None,
                 target_seconds=self.target_reached.train_s if self.target_reached else None,
             )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine import disk, hardware, limits, records, sampler, settings
+from engine import contention, disk, hardware, limits, records, sampler, settings
 from engine.errors import EngineError, OutOfMemory, StoreError
 from engine.locks import claim
 from engine.processes import own_identity
@@ -115,6 +115,7 @@ class _Lane:
         self.config = read_config(folder)
         self.log = EventLog(folder / "events.jsonl")
         self.energy = sampler.EnergyMeter(self.config.device)
+        self.contention = contention.Contention(self.config.device, self.config.threads)
         self.trained_s, self.turns = 0.0, 0
         self._own_s: float = 0.0
         self._turn_began: float | None = None
@@ -138,14 +139,18 @@ class _Lane:
                 self._hand_over(stop)
             raise
         self._turn_began, self.turns = time.monotonic(), self.turns + 1
-        event = next(self._task(), None)
+        events, wall, cpu = self._task(), time.perf_counter(), time.thread_time()
+        event = next(events, None)
         if event is None:
             return False
+        if isinstance(event, records.Steps | records.Trial):
+            self.contention.trained(time.perf_counter() - wall, time.thread_time() - cpu)
         if self.shared and isinstance(event, records.Memory):  # the allocator's peaks are those of all of them
             event = event.model_copy(update={"allocated_bytes": None, "reserved_bytes": None})
         self.log.append(event)
         if isinstance(event, records.Started):
             self.began = time.perf_counter()
+            self.contention.start()
             watch.begin(self)
         if isinstance(event, records.Steps):
             self.trained_s = event.train_s[1]
@@ -195,6 +200,9 @@ class _Lane:
                     self.log.append(records.Stopping(at=time.time(), reason=request.reason))
 
     def sample(self, sample: records.HardwareSample) -> None:
+        self.contention.saw_gpu_processes(sample.readings.get("gpu_other_processes"))
+        if self.shared:  # the counters are the process's: what of it is this run's cannot be told
+            sample = sample.model_copy(update={"readings": sample.readings | {"energy_j": None}})
         with self._writing:
             if not self.is_over:
                 self.log.append(sample)
@@ -226,14 +234,20 @@ class _Lane:
     def _costs(self) -> dict[str, Any]:
         peak, peak_method = sampler.peak_memory_bytes()
         joules, energy_method = self.energy.stop()
+        source, window_s, period_s = self.energy.source, self.energy.window_s, self.energy.period_s
         if self.shared:
             joules, energy_method = None, "It took turns with the other runs of its race: their energy is one."
+            source, window_s, period_s = "none", None, None
             peak_method = f"{peak_method}, together with the other runs of its race" if peak_method else ""
         return {
             "peak_memory_bytes": peak,
             "peak_memory_method": peak_method,
             "energy_j": joules,
             "energy_method": energy_method,
+            "energy_source": source,
+            "energy_window_s": window_s,
+            "energy_period_s": period_s,
+            "busy": self.contention.found(),
         }
 
 

@@ -4,10 +4,13 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from dashboard.calibration import calibrate_view, roofline_view
 from dashboard.monitor import monitor_view
 
 VIEWS: dict[str, Callable[[], None]] = {
     "Monitor": monitor_view,
+    "Calibrate": calibrate_view,
+    "Roofline": roofline_view,
 }
 
 st.title("Hardware", anchor=False)

@@ -46,6 +46,8 @@ def show(run: Run) -> None:
         parts.final_figures(run)
     live.live_run(run_id, key=f"live-{run_id}", alive=not over)
     if over:
+        parts.split_of(run)
+        parts.hardware_of(run)
         parts.run_actions(run)
 
 

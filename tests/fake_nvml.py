@@ -24,6 +24,7 @@ class FakeGpu:
     gpm: dict[int, float] | None = None  # metric -> value; None where the GPU has no such counters
     nvlink_kib: tuple[int, int] | None = None  # sent and received so far; None where it has no links
     processes: tuple[tuple[int, int | None], ...] = ()  # pid, bytes
+    pids: tuple[int, ...] = ()  # of more processes that compute on it, whose memory it does not tell
     errors: dict[str, int] = field(default_factory=dict)  # function name -> NVML error code it raises
     errors_after: dict[str, tuple[int, int]] = field(default_factory=dict)  # -> after so many calls, this code
     calls: Counter[str] = field(default_factory=Counter)
@@ -100,7 +101,8 @@ class FakeNvml:
             "nvmlDeviceGetPcieThroughput": lambda gpu, counter: {0: 2_048, 1: 4_096}[counter],
             "nvmlDeviceGetFieldValues": self._throughput,
             "nvmlDeviceGetComputeRunningProcesses": lambda gpu: [
-                SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in gpu.processes
+                SimpleNamespace(pid=pid, usedGpuMemory=size)
+                for pid, size in (*gpu.processes, *((pid, None) for pid in gpu.pids))
             ],
             "nvmlDeviceGetGraphicsRunningProcesses": lambda gpu: [],
             "nvmlGpmQueryDeviceSupport": lambda gpu: SimpleNamespace(isSupportedDevice=int(gpu.gpm is not None)),

@@ -137,6 +137,10 @@ def _hardware(elapsed_s: float, rng: np.random.Generator, gpu: bool) -> records.
         "gpu_memory_used_bytes": 1.2e9,
         "gpu_power_w": 180 + float(rng.normal(0, 9)),
         "gpu_temperature_c": 41 + elapsed_s / 4,
+        "gpu_sm_clock_hz": 1.98e9,
+        "gpu_throttle_reasons": 0.0,
+        "gpu_other_processes": 0.0,
+        "cpu_power_w": 95 + float(rng.normal(0, 2)),
     }
     return records.HardwareSample(elapsed_s=elapsed_s, readings=readings)
 

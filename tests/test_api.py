@@ -170,7 +170,8 @@ def test_the_peak_of_a_long_schedule_is_not_thinned_away(store, poll):
 def test_what_the_charts_need_of_a_configuration_is_sent_once(store, poll):
     worker = Worker(store, "model.family=rnn", "data=text", "schedule=cosine", "target.value=0.5").start()
     first = poll(of=worker)
-    assert first["about"] == {"text": True, "lr_moves": True, "target": {"metric": "test_accuracy", "value": 0.5}}
+    target = {"metric": "test_accuracy", "value": 0.5}
+    assert first["about"] == {"text": True, "gpu": False, "lr_moves": True, "target": target}
     assert "about" not in poll(first["cursor"], of=worker)
 
 
@@ -363,3 +364,12 @@ def test_plotly_is_the_python_packages_own_and_compressed_where_that_is_understo
     assert packed.headers["content-encoding"] == "gzip"
     assert plain.content == packed.content
     assert b"plotly.js" in plain.content[:400]
+
+
+def test_what_goes_wrong_comes_with_every_answer_in_one_line_each(store):
+    worker = Worker(store).start()
+    worker.steps([0.5] * 20)
+    run = store.run(worker.run_id)
+    assert "alerts" not in api.points(run, now=1e9 + 4)
+    (said,) = api.points(run, now=1e9 + 60)["alerts"]
+    assert said.startswith("No step for 59.0 s; it never took longer than")

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from engine import cli
+from engine import cli, records
 from engine.presets import PRESETS
 from engine.store import row_of
 from tests.fakes import make_run
@@ -213,6 +213,32 @@ def test_show_counts_samples_and_arithmetic_so_far(ask, store):
     steps = ask("show", make_run(store, num_steps=40).run_id)["steps"]
     assert steps["samples"][:2] == [64, 128]
     assert steps["flops"][-1] == 40 * 64 * 408_576
+
+
+def test_show_tells_how_each_figure_was_had_and_what_touched_it(ask, call, store):
+    busy = records.Busy(slowdown=2.0, slowdown_method="wall by CPU time")
+    split = records.StepSplit(
+        data_s=1e-4, forward_s=1e-4, backward_s=1e-4, optimizer_s=7e-4, read_back_s=0.0, steps=8, method="m"
+    )
+    last = records.Finished(
+        at=0,
+        busy=busy,
+        energy_j=500.0,
+        energy_source="rapl",
+        energy_window_s=10.0,
+        energy_period_s=1e-3,
+        energy_method="RAPL",
+    )
+    run = make_run(store, said=[split], last=last)
+    shown = ask("show", run.run_id)
+    assert (shown["summary"]["busy"], shown["busy"]["busy"], shown["busy"]["slowdown"]) == (True, True, 2.0)
+    assert shown["figures"]["samples_per_s"]["how"] == "derived" and "busy" in shown["figures"]["samples_per_s"]["note"]
+    assert shown["energy"]["joules"] / shown["summary"]["samples"] * 1_000 == shown["energy"]["per_1000_samples_j"]
+    assert shown["step_split"]["shares"]["optimizer"] == pytest.approx(0.7, abs=0.05)
+    assert shown["alerts"] == []
+    _, card, _ = call("show", run.run_id)
+    for words in ("the machine was busy", "500 J (measured, rapl)", "optimizer 700 µs", "a larger batch"):
+        assert words in card
 
 
 def test_show_of_a_run_without_points_has_empty_arrays(ask, store, config):

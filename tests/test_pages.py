@@ -452,3 +452,26 @@ def test_the_form_of_a_loss_surfaces_link_is_one_of_training(app, store):
     open_page(app, "train", run=run_id)
     assert not app.exception
     assert (shown_config(app).task, shown_config(app).landscape.runs) == ("train", ())
+
+
+def test_a_run_that_was_disturbed_says_so_beside_its_figures_of_speed(app, store):
+    busy = records.Busy(slowdown=2.0, slowdown_method="wall by CPU time")
+    run = make_run(store, num_steps=60, last=records.Finished(at=0, busy=busy))
+    page = open_page(app, "train", run=run.run_id)
+    marked = {m.label for m in page.metric if m.delta == "machine was busy"}
+    assert marked == {"Samples per second", "Training time"}
+    assert any("2.00 times as long as undisturbed" in c.value for c in page.caption)
+
+
+def test_a_run_shows_where_its_steps_time_went_and_what_it_ran_on(app, store):
+    split = records.StepSplit(
+        data_s=1e-4, forward_s=1e-4, backward_s=1e-4, optimizer_s=7e-4, read_back_s=0.0, steps=8, method="m"
+    )
+    run = make_run(
+        store, num_steps=60, said=[split], last=records.Finished(at=0, energy_method="RAPL is not readable here: no.")
+    )
+    page = open_page(app, "train", run=run.run_id)
+    said = " ".join(m.value for m in page.markdown).replace("\\", "")
+    assert "of a step (70 %) is the optimizer" in said and "Where a step" in said
+    assert "AMD EPYC 9575F" in said and "Not available here: RAPL is not readable here" in said
+    assert "alice" not in said

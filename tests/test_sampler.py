@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pynvml
@@ -172,9 +174,44 @@ def test_a_gpu_run_without_a_driver_says_so(opened):
 
 
 def test_a_gpu_is_read_in_our_units(opened):
-    readings, _ = sampler.read_all(opened("cuda:0", nvml=FakeNvml(FakeGpu())))
-    gpu = {name: value for name, value in readings.items() if name.startswith("gpu_")}
-    assert list(gpu.values()) == [87.0, 1 << 30, 250.0, 51.0]
+    gpu = FakeGpu(throttle=0x44, pids=(os.getpid(), 7, 8))
+    readings, _ = sampler.read_all(opened("cuda:0", nvml=FakeNvml(gpu)))
+    found = {name: value for name, value in readings.items() if name.startswith("gpu_")}
+    assert list(found.values()) == [87.0, 1 << 30, 250.0, 51.0, 1.98e9, 0x44, 2.0]
+
+
+def test_neighbours_on_a_gpu_are_asked_for_at_every_fourth_beat():
+    asked = []
+    read = sampler.Neighbours(lambda: asked.append(1) or [SimpleNamespace(pid=1), SimpleNamespace(pid=2)], pid=1)
+    assert [read() for _ in range(6)] == [1.0] * 6
+    assert len(asked) == 2
+
+
+def test_neighbours_are_unknown_where_the_driver_does_not_name_this_process(opened):
+    readings, missing = sampler.read_all(opened("cuda:0", nvml=FakeNvml(FakeGpu(pids=(7,)))))
+    assert readings["gpu_other_processes"] is None
+    assert "does not name this process" in missing["gpu_other_processes"]
+
+
+def test_cpu_power_is_the_energy_of_a_beat_by_its_length(tmp_path):
+    energy, clock = rapl(tmp_path, "intel-rapl:0", "package-0", 0), FakeClock()
+    meter = EnergyMeter("cpu", powercap=tmp_path)
+    meter.start()
+    read = sampler.CpuPower(meter, clock)
+    with pytest.raises(sampler.Unavailable):
+        read()  # no window yet
+    energy.write_text("5000000")
+    meter.update()
+    clock.pass_(0.25)
+    assert read() == 20.0
+
+
+def test_the_energy_so_far_is_a_reading_with_the_meters_own_reason(opened, tmp_path):
+    meter = EnergyMeter("cpu", powercap=tmp_path)
+    meter.start()
+    readings, missing = sampler.read_all(opened("cpu", energy=meter))
+    assert readings["energy_j"] is None
+    assert missing["energy_j"].startswith("RAPL is not readable here")
 
 
 def test_process_cpu_counts_100_for_one_full_core():
@@ -307,6 +344,27 @@ def test_energy_with_a_gap_is_unknown_rather_than_too_little():
     meter.start()
     gpu.energy_mj = 0
     assert meter.stop() == (None, "The energy counter was reset during the run.")
+
+
+def test_the_meter_says_its_source_its_window_and_how_often_the_counter_moves():
+    gpu, clock = FakeGpu(energy_mj=0), FakeClock()
+    meter = EnergyMeter("cuda:0", nvml=FakeNvml(gpu), clock=clock)
+    assert (meter.source, meter.window_s, meter.period_s) == ("none", None, None)
+    meter.start()
+    clock.pass_(3.0)
+    meter.stop()
+    assert (meter.source, meter.window_s, meter.period_s) == ("nvml", 3.0, 0.1)
+
+
+def test_a_meter_that_is_read_no_more_shows_no_power_rather_than_none_drawn(tmp_path):
+    rapl(tmp_path, "intel-rapl:0", "package-0", 0)
+    meter = EnergyMeter("cpu", powercap=tmp_path)
+    meter.start()
+    meter.stop()
+    meter.update()
+    with pytest.raises(sampler.Unavailable, match="no longer read"):
+        meter.joules()
+    assert meter.source == "rapl"
 
 
 def test_the_meter_closes_nvml():

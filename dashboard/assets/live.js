@@ -159,6 +159,23 @@ const CHARTS = [
     least: 100,
     value: (_, last) => (last.gpu_utilization === undefined ? null : [Math.round(last.gpu_utilization), "%"]),
   },
+  {
+    id: "power",
+    title: "Power",
+    note: "all programs on the device",
+    reading: ({ gpu }) => (gpu ? "gpu_power_w" : "cpu_power_w"),
+    traces: [
+      { key: "gpu_power", name: "GPU board", color: 0, optional: true },
+      { key: "cpu_power", name: "CPU packages", color: 0, optional: true },
+    ],
+    hover: ".3~f",
+    unit: " W",
+    fromZero: true,
+    value: (_, last) => {
+      const watts = last.gpu_power ?? last.cpu_power;
+      return watts === undefined ? null : [threeDigits(watts), "W"];
+    },
+  },
 ];
 
 // About a hundredth of the run; in powers of two, so that the line does not creep with every update.
@@ -391,7 +408,9 @@ class Card {
     this.entries.forEach((entry, i) => (entry.hidden = !present.has(this.chart.traces[i].key)));
     this.note.hidden = several;
     setText(this.note, all.length ? (this.chart.note ?? "") : "");
-    const words = all.length ? "" : (missing[this.chart.reading] ?? (answer.over ? "Nothing was recorded." : ""));
+    const { reading } = this.chart;
+    const why = missing[typeof reading === "function" ? reading(about) : reading];
+    const words = all.length ? "" : (why ?? (answer.over ? "Nothing was recorded." : ""));
     setText(this.words, words && words[0].toUpperCase() + words.slice(1));
     this.words.hidden = !words;
     this.plot.hidden = Boolean(words);
@@ -486,11 +505,13 @@ class View {
     head.append(this.badge, this.progress, this.left, this.facts, this.resetButton);
     this.notice = element("p", "iso-notice", "live-notice");
     this.notice.setAttribute("role", "alert");
+    this.alerts = element("ul", "iso-alerts", "live-alerts");
+    this.alerts.setAttribute("role", "status");
     this.cards = CHARTS.map((chart) => new Card(chart, this));
     this.grid = element("div", "iso-grid", "live-grid");
     this.grid.append(...this.cards.map((card) => card.node)); // all cells stand before a chart measures its own
-    this.node.append(head, this.notice, this.grid);
-    for (const part of [this.progress, this.left, this.resetButton, this.notice]) part.hidden = true;
+    this.node.append(head, this.notice, this.alerts, this.grid);
+    for (const part of [this.progress, this.left, this.resetButton, this.notice, this.alerts]) part.hidden = true;
     this.parent.append(this.node);
   }
 
@@ -644,7 +665,21 @@ class View {
     const words = preparing ? preparingText(preparing, elapsed) : over ? (elapsed ? `after ${duration(elapsed)}` : "") : left === null ? "" : `about ${left < 59.5 ? `${Math.max(1, Math.round(left))} s` : duration(left)} left`;
     setText(this.left, words);
     this.left.hidden = !words;
+    this.showAlerts(this.answer.alerts ?? []);
     this.showFacts();
+  }
+
+  // One line each: what is wrong and what to do.
+  showAlerts(alerts) {
+    const said = alerts.join("\n");
+    if (said === this.said) return;
+    this.said = said;
+    this.alerts.hidden = !alerts.length;
+    this.alerts.replaceChildren(...alerts.map((text) => {
+      const line = document.createElement("li");
+      line.textContent = text;
+      return line;
+    }));
   }
 
   showFacts() {

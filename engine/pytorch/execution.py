@@ -46,7 +46,7 @@ class Net:
         self.scaler = LossScale(config.device) if config.precision == "fp16" else None
         self.average = [p.detach().clone() for p in model.parameters()] if config.ema_decay else []
         self.forward: Callable[[Tensor, Tensor], Tensor] = self.loss
-        self._explicit = explicit.ExplicitMLP(model) if explicit.applies(config) else None
+        self.explicit_mlp = explicit.ExplicitMLP(model) if explicit.applies(config) else None
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean loss of a batch, with smoothed labels where the run asks for them."""
@@ -62,8 +62,8 @@ class Net:
 
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
         """Gradients of the mean loss over the batch, part by part where it is larger than a micro-batch; that loss."""
-        if self._explicit:
-            return self._explicit.backward(x, y)
+        if self.explicit_mlp:
+            return self.explicit_mlp.backward(x, y)
         self.optimizer.zero_grad()
         if len(y) <= self.micro_batch:
             loss = self.forward(x, y)
@@ -79,8 +79,8 @@ class Net:
     def forget_gradients(self) -> None:
         """Give their memory back; the next backward pass makes them anew."""
         self.optimizer.zero_grad()
-        if self._explicit:
-            self._explicit.forget()
+        if self.explicit_mlp:
+            self.explicit_mlp.forget()
 
     def update(self) -> Tensor | None:
         """Move the weights by the gradients there are; the norm these had, where clipping measured it."""
@@ -224,7 +224,7 @@ class Tutorial:
 
     def __init__(self, net: Net, examples: Examples, batch_size: int, seed: int) -> None:
         self.net, self.examples, self.device = net, examples, torch.device(net.config.device)
-        items = _Items(examples)
+        items = Items(examples)
         self.loader = DataLoader(items, batch_size=batch_size, sampler=_Shuffled(examples, seed))
         self._first = DataLoader(items, batch_size=batch_size, sampler=range(len(examples)))
         self._source = self._batches()
@@ -255,7 +255,7 @@ class Tutorial:
         return read_back([torch.tensor(losses)], sizes, norms or [net.grad_norm()])
 
 
-class _Items(Dataset[Batch]):
+class Items(Dataset[Batch]):
     """Examples one by one, as DataLoader asks for them."""
 
     def __init__(self, examples: Examples) -> None:

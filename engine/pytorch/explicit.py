@@ -60,15 +60,28 @@ class ExplicitMLP:
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
         """Write the gradients of the mean loss over x (rows, values), y (rows,) to the parameters; returns the loss."""
-        rows, last = len(y), len(self._weights) - 1
-        buffers = self._buffers.get(rows) or self._new_buffers(rows)
-        outputs, deltas = buffers.outputs, buffers.deltas
-        a = x
+        log_p = self.forward(x)
+        self.gradients(x, y, log_p)
+        return F.nll_loss(log_p, y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logarithms (rows, classes) of what the model gives each class; the layers' outputs stay in the buffers.
+
+        This and `gradients` are to be called without autograd: to switch it off costs as much as a kernel.
+        """
+        buffers, last = self._buffers.get(len(x)) or self._new_buffers(len(x)), len(self._weights) - 1
+        outputs, a = buffers.outputs, x
         for i, (weight, bias) in enumerate(zip(self._transposed, self._biases, strict=True)):
             a = torch.addmm(bias, a, weight, out=outputs[i])
             if i < last:
                 a.relu_()
-        log_p = torch.log_softmax(a, 1)
+        return torch.log_softmax(a, 1)
+
+    def gradients(self, x: Tensor, y: Tensor, log_p: Tensor) -> None:
+        """The backward pass after `forward` of the same batch."""
+        rows, last = len(y), len(self._weights) - 1
+        buffers = self._buffers[rows]
+        outputs, deltas = buffers.outputs, buffers.deltas
         # With respect to the logits the mean loss has the gradient (softmax - one-hot) / rows.
         torch.exp(log_p, out=deltas[last]).mul_(1 / rows).scatter_add_(1, y.unsqueeze(1), buffers.minus)
         for i in range(last, -1, -1):
@@ -79,7 +92,6 @@ class ExplicitMLP:
                 torch.ops.aten.threshold_backward.grad_input(delta, outputs[i - 1], 0, grad_input=delta)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
-        return F.nll_loss(log_p, y)
 
     def _new_buffers(self, rows: int) -> _Buffers:
         if not self._gradients:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from engine import hardware, loading, planner, records
+from engine import __version__, hardware, loading, planner, records
 from engine.config import RunConfig
 from engine.datasets import BUNDLED, Arrays
 from engine.downloads import Progress
@@ -30,6 +30,7 @@ from engine.pytorch.checkpoints import Checkpoints
 from engine.pytorch.data import Examples, tensors
 from engine.pytorch.execution import STEPPERS, Net, Stepper, cross_entropy
 from engine.pytorch.memory import measure_memory, with_cuda_peaks
+from engine.pytorch.split import split_step
 from engine.records import AnyEvent
 from engine.schedules import lr_factor
 
@@ -94,6 +95,7 @@ def _trained(loop: _Loop, training: Examples, plan: planner.Plan) -> Iterator[An
         ):  # now, and not before: someone waits for the first point
             memory = measure_memory(loop.net, training, loop.held_out, plan)
             yield memory
+            yield split_step(loop.net, loop.stepper, training, plan, step_s=event.train_s[1] / len(event.loss))
     if memory and loop.device.type == "cuda":
         yield with_cuda_peaks(memory, loop.device)
 
@@ -354,8 +356,19 @@ def environment(device: torch.device) -> dict[str, str | int | float | None]:
     return hardware.environment(hardware.probe(), str(device)) | {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        "cudnn": _dotted(torch.backends.cudnn.version()) if device.type == "cuda" else None,
+        "numpy": np.__version__,
+        "isoflop": __version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def _dotted(version: int | None) -> str | None:
+    """cuDNN's 91002 as 9.10.2, its 8907 as 8.9.7: since version 9 the parts have two digits more."""
+    if version is None:
+        return None
+    major, rest = divmod(version, 10_000 if version >= 90_000 else 1_000)
+    return f"{major}.{rest // 100}.{rest % 100}"
 
 
 def _save(net: Net, folder: Path) -> records.Artifact:

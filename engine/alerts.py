@@ -1,0 +1,174 @@
+"""What goes wrong with a run, from what is recorded of it: one line each, and what to do.
+
+An alert is a claim that something needs a hand, so each asks for more than noise makes: a run of the presets has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from engine import sampler, units
+from engine.records import Failed
+from engine.store import Run, Table
+
+Kind = Literal["diverging", "stalled", "waiting for data", "memory", "throttled"]
+
+_RECENT_S = 10.0  # what hardware readings are judged by, and how many of them there must be
+_RECENT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    kind: Kind
+    text: str
+    fix: str
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.text} {self.fix}"
+
+
+def of_run(run: Run, now: float) -> list[Alert]:
+    """All that holds at a moment (Unix time, s). A run that is over is only told what its figures suffer from."""
+    with run.lock:
+        found = [
+            _diverging(run), _stalled(run, now), _waiting_for_data(run), _gpu_memory(run), _host_memory(run), _throttled(run)
+        ]  # fmt: skip
+    return [alert for alert in found if alert]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+_WINDOW_STEPS = 50  # at least, for a mean that single batches do not move
+_MOST_STEPS = 50_000  # looked at
+_ROSE = 2.0  # times its best ...
+_OF_WHAT_WAS_GAINED = 0.25  # ... and so much of the way back to where it began
+
+
+def _diverging(run: Run) -> Alert | None:
+    fix = f"Lower optimizer.lr={run.config.optimizer.lr:g}, or clip gradients (max_grad_norm)."
+    loss = run.steps["loss"]
+    loss = loss[:: max(1, len(loss) // _MOST_STEPS)]  # asked at every update of a page
+    if len(loss) and not np.isfinite(run.steps["loss"][-1]):
+        if isinstance(run.last_word, Failed):
+            return None  # it ended by that, and says so
+        return Alert("diverging", f"The loss became {'NaN' if np.isnan(loss[-1]) else 'infinite'}.", fix)
+    window = max(_WINDOW_STEPS, len(loss) // 20)
+    if len(loss) < 4 * window:
+        return None
+    means = np.array([part.mean() for part in np.array_split(loss[len(loss) % window :], len(loss) // window)])
+    if not np.isfinite(means).all():
+        return None
+    best = int(means.argmin())
+    last, low, first = float(means[-1]), float(means[best]), float(means[0])
+    rose = last > _ROSE * low and last - low > _OF_WHAT_WAS_GAINED * max(first - low, 0.0)
+    if not rose or best >= len(means) - 2:
+        return None
+    return Alert("diverging", f"The training loss rose to {units.loss(last)}, from {units.loss(low)} at its best.", fix)
+
+
+_PATIENCE_S = 15.0  # at least
+_OF_ITS_PACE = 20  # times the longest it ever took between two points
+
+
+def _stalled(run: Run, now: float) -> Alert | None:
+    """By its own pace: the hardware is sampled by another thread, and says nothing about that."""
+    if run.is_over or run.started is None or not len(run.steps):
+        return None
+    newest = max(run.steps.last("elapsed") or 0.0, run.evaluations.last("elapsed") or 0.0)
+    silent = now - run.started.at - newest
+    if silent <= _PATIENCE_S:
+        return None
+    moments = np.unique(np.concatenate([[0.0], run.steps["elapsed"], run.evaluations["elapsed"]]))
+    usual = float(np.diff(moments).max())
+    if silent <= _OF_ITS_PACE * usual:
+        return None
+    return Alert(
+        "stalled",
+        f"No step for {units.duration(silent)}; it never took longer than {units.duration(usual)} before.",
+        "The machine may be overloaded or out of memory, or a driver may hang: stop the run and start it again.",
+    )
+
+
+# --- hardware ---------------------------------------------------------------------------------------------------------
+
+_IDLE_PERCENT = 50.0
+_DATA_SHARE = 1 / 3  # of a step
+_GPU_FULL = 0.95
+_HOST_FULL = 0.92
+_THROTTLED_SHARE = 0.25
+
+
+def _recent(run: Run, column: str) -> np.ndarray:
+    """Its readings (n,) of the last seconds; none where they are too few to judge by."""
+    table: Table = run.hardware
+    if not len(table):
+        return np.empty(0)
+    values = table[column][table["elapsed"] >= table["elapsed"][-1] - _RECENT_S]
+    values = values[np.isfinite(values)]
+    return values if len(values) >= _RECENT else np.empty(0)
+
+
+def _waiting_for_data(run: Run) -> Alert | None:
+    """Of a GPU only, and only where the split of a step says that it is the data it waits for."""
+    split, busy = run.step_split, _recent(run, "gpu_utilization_percent")
+    if split is None or split.data_s is None or not len(busy) or np.median(busy) >= _IDLE_PERCENT:
+        return None
+    whole = sum(
+        s or 0.0 for s in (split.data_s, split.forward_s, split.backward_s, split.optimizer_s, split.read_back_s)
+    )
+    share = split.data_s / whole if whole else 0.0
+    if share < _DATA_SHARE:
+        return None
+    eager = run.config.execution != "dataloader"
+    return Alert(
+        "waiting for data",
+        f"The GPU is idle {100 - float(np.median(busy)):.0f} % of the time while {units.percent(share)} of a step is fetching data.",
+        "Use a smaller input, or a data set that fits into the GPU's memory." if eager
+        else "Choose execution=eager: it keeps the data on the device.",
+    )  # fmt: skip
+
+
+def _gpu_memory(run: Run) -> Alert | None:
+    total = run.started.environment.get("gpu_memory_bytes") if run.started else None
+    used = run.hardware["gpu_memory_used_bytes"]
+    used = used[np.isfinite(used)]
+    if not isinstance(total, int) or not total or not len(used) or used[-1] < _GPU_FULL * total:
+        return None
+    return Alert(
+        "memory",
+        f"GPU memory is nearly full: {units.nbytes(float(used[-1]))} of {units.nbytes(total)}, all programs together.",
+        "Choose a smaller batch, grad_accumulation or activation_checkpointing.",
+    )
+
+
+def _host_memory(run: Run) -> Alert | None:
+    total = run.started.environment.get("memory_bytes") if run.started else None
+    used = run.hardware["process_memory_bytes"]
+    used = used[np.isfinite(used)]
+    if not isinstance(total, int) or not total or not len(used) or used[-1] < _HOST_FULL * total:
+        return None
+    return Alert(
+        "memory",
+        f"Memory is nearly full: this run holds {units.nbytes(float(used[-1]))} of {units.nbytes(total)}.",
+        "Choose a smaller batch or data set, before the system ends the run.",
+    )
+
+
+def _throttled(run: Run) -> Alert | None:
+    """Heat and missing power only: to reach the board's own power limit at full load is ordinary."""
+    reasons = _recent(run, "gpu_throttle_reasons").astype(np.int64)
+    if not len(reasons):
+        return None
+    held = {words: float(((reasons & bit) != 0).mean()) for bit, words in sampler.THROTTLED.items()}
+    words = [name for name, share in held.items() if share >= _THROTTLED_SHARE]
+    if not words:
+        return None
+    return Alert(
+        "throttled",
+        f"The GPU runs slower than it can: {', '.join(words)}.",
+        "Its figures are not those of a cool machine: look at its cooling and power supply.",
+    )

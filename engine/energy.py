@@ -1,0 +1,247 @@
+"""What a run used of energy: from its counter alone where there is one, and otherwise nothing, with the reason.
+
+An estimate is made only for who typed a power range into settings.toml. It is a range with its formula, says that it
+is none of the others, and is never laid beside a measurement.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine import hardware, settings, units
+from engine.records import Said
+from engine.settings import Energy as Prices
+from engine.store import Run
+
+Source = Literal["nvml", "rapl", "estimate", "none"]
+PERIODS = 10  # a window of fewer periods of the counter is too short to be told without its uncertainty
+DIFFERS = 0.1  # the integral of sampled power is shown where it is further from the counter than this
+_J_PER_KWH = 3.6e6
+NO_PRICES = Prices()
+NO_IDLE = "no calibration of this machine has measured its idle watts"
+
+
+class Account(BaseModel):
+    """The energy of one run. None is not known; `method` says how the joules were had, or why there are none."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    source: Source
+    method: Said
+    joules: float | None = None  # gross: from the run's start to its end, evaluations included
+    window_s: float | None = None
+    period_s: float | None = None  # of the counter
+    uncertainty: float | None = None  # of the joules, as a share: the window's ends are known to a period
+    sampled_j: float | None = None  # integral of the sampled power, where it is another reading than the counter
+    idle_w: float | None = None
+    net_j: float | None = None  # without what the machine draws when idle
+    net_reason: Said = ""  # why that is not known
+    per_1000_samples_j: float | None = None
+    to_target_j: float | None = None
+    low_j: float | None = None  # of an estimate; its joules are None
+    high_j: float | None = None
+    money: float | None = None
+    currency: str = Field("", max_length=8)
+    price_per_kwh: float | None = None
+    gco2: float | None = None
+    gco2_per_kwh: float | None = None
+
+    @property
+    def is_measured(self) -> bool:
+        return self.joules is not None
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the counter moved so few times that the joules are mostly uncertainty."""
+        return self.uncertainty is not None and self.uncertainty > 1 / PERIODS
+
+    @property
+    def differs(self) -> bool:
+        """Whether two ways to measure do not agree: both are then shown."""
+        if self.sampled_j is None or not self.joules:
+            return False
+        return abs(self.sampled_j - self.joules) > DIFFERS * self.joules
+
+
+def of_run(run: Run, *, idle_w: float | None = None, prices: Prices = NO_PRICES) -> Account:
+    """The account of a run that is over; of one that goes on, `source` is "none" and says so.
+
+    `idle_w` is what the same device draws when nothing runs, from a calibration of this machine.
+    """
+    with run.lock:
+        last, summary = run.last_word, run.summary()
+        if last is None:
+            return Account(source="none", method="It is counted when the run is over.")
+        if summary.energy_j is None:
+            return _estimated(run, last.energy_method, prices)
+        joules, window_s, period_s = summary.energy_j, last.energy_window_s, last.energy_period_s
+        source = last.energy_source or ("nvml" if hardware.gpu_index(run.config.device) is not None else "rapl")
+        account = Account(
+            source=source, method=last.energy_method, joules=joules, window_s=window_s, period_s=period_s,
+            uncertainty=min(1.0, period_s / window_s) if period_s and window_s else None,
+            sampled_j=_sampled(run, window_s) if source == "nvml" else None,
+            idle_w=idle_w,
+            net_j=joules - idle_w * window_s if idle_w is not None and window_s else None,
+            net_reason="" if idle_w is not None and window_s else NO_IDLE if idle_w is None else "the window is not recorded",
+            per_1000_samples_j=1_000 * joules / summary.samples if summary.samples else None,
+            to_target_j=_to_target(run),
+        )  # fmt: skip
+    return priced(account, prices)
+
+
+def priced(account: Account, prices: Prices) -> Account:
+    """With money and CO2 by the user's own price and factor; an estimate has neither."""
+    if account.joules is None:
+        return account
+    kwh = account.joules / _J_PER_KWH
+    return account.model_copy(
+        update={
+            "price_per_kwh": prices.price_per_kwh,
+            "currency": prices.currency,
+            "money": None if prices.price_per_kwh is None else kwh * prices.price_per_kwh,
+            "gco2_per_kwh": prices.gco2_per_kwh,
+            "gco2": None if prices.gco2_per_kwh is None else kwh * prices.gco2_per_kwh,
+        }
+    )
+
+
+def joules_at(run: Run, elapsed_s: np.ndarray) -> np.ndarray | None:
+    """Joules used until moments of the run's clock (n,), between the counter's samples in proportion; None where the
+    run's energy was not counted as it went on."""
+    at, joules = run.hardware["elapsed"], run.hardware["energy_j"]
+    known = np.isfinite(joules)
+    if not known.any():
+        return None
+    times, counted = [0.0, *at[known].tolist()], [0.0, *joules[known].tolist()]
+    last = run.last_word
+    if last and last.energy_j is not None and last.energy_window_s is not None and last.energy_window_s > times[-1]:
+        times, counted = [*times, last.energy_window_s], [*counted, last.energy_j]
+    return np.interp(elapsed_s, times, counted)
+
+
+def _to_target(run: Run) -> float | None:
+    if run.target_reached is None:
+        return None
+    joules = joules_at(run, np.array([run.target_reached.elapsed_s]))
+    return None if joules is None else float(joules[0])
+
+
+def _sampled(run: Run, window_s: float | None) -> float | None:
+    """Mean sampled power of the board, by trapezoids, times the counter's window."""
+    at, power = run.hardware["elapsed"], run.hardware["gpu_power_w"]
+    known = np.isfinite(power)
+    at, power = at[known], power[known]
+    if not len(at) or not window_s:
+        return None
+    if len(at) == 1 or at[-1] <= at[0]:
+        return float(power[0]) * window_s
+    return float(np.trapezoid(power, at) / (at[-1] - at[0])) * window_s
+
+
+def _estimated(run: Run, reason: str, prices: Prices) -> Account:
+    """A range from the power typed by the user and how busy the device was, where both are there."""
+    nothing = Account(source="none", method=reason or "The energy of this run was not recorded.")
+    if prices.tdp_w is None or run.heat is not None or run.started is None:
+        return nothing
+    seconds = run.hardware.last("elapsed")
+    if hardware.gpu_index(run.config.device) is not None:
+        busy, what = run.hardware["gpu_utilization_percent"], "of the time the GPU was busy"
+        shares = busy[np.isfinite(busy)] / 100
+    else:
+        cores = run.started.environment.get("physical_cores")
+        used = run.hardware["process_cpu_percent"]
+        shares = used[np.isfinite(used)] / 100 / cores if isinstance(cores, int) and cores > 0 else np.empty(0)
+        what = "of the processor's cores"
+    if not seconds or not len(shares):
+        return nothing
+    low, high = prices.tdp_w
+    share = min(1.0, float(shares.mean()))
+    formula = f"{low:g} to {high:g} W (typed in {settings.FILE}) x {units.percent(share, digits=1)} {what} x {units.duration(seconds)}"
+    return Account(
+        source="estimate",
+        method=f"Not a measurement: {formula}. No counter: {nothing.method}",
+        low_j=low * share * seconds,
+        high_j=high * share * seconds,
+    )
+
+
+def in_words(account: Account) -> str:
+    """The figure with its uncertainty, and what stands beside it; a dash where there is none."""
+    if account.source == "estimate":
+        return f"{units.energy(account.low_j)} to {units.energy(account.high_j)} (estimated)"
+    if account.joules is None:
+        return units.UNKNOWN
+    words = units.energy(account.joules)
+    if account.is_short:
+        words += f" ± {units.percent(account.uncertainty)}"
+    if account.differs:
+        words += f" (sampled power gives {units.energy(account.sampled_j)})"
+    return words
+
+
+def how_in_words(account: Account) -> str:
+    """How it was had, with all that goes with it; or why it is not available here."""
+    if account.source == "none":
+        return f"Not available here: {account.method}"
+    if account.source == "estimate":
+        return account.method
+    words = [f"Measured ({account.source}): {account.method}. Gross, from the run's start to its end"]
+    if account.window_s is not None and account.period_s:
+        words.append(
+            f"Window {units.duration(account.window_s)}, the counter moves every {units.duration(account.period_s)}: "
+            f"± {units.percent(account.uncertainty, digits=1)}"
+        )
+    if account.is_short:
+        words.append(f"Shorter than {PERIODS} periods of the counter: not to be compared")
+    if account.net_j is not None:
+        words.append(f"Without {units.power(account.idle_w)} when idle: {units.energy(account.net_j)} (derived)")
+    else:
+        words.append(f"What the idle machine draws is not subtracted: {account.net_reason}")
+    return ". ".join(words) + "."
+
+
+def details(account: Account) -> list[tuple[str, str, str]]:
+    """What else is known: title, value, and how it was had."""
+    rows = []
+    if account.per_1000_samples_j is not None:
+        rows.append(
+            (
+                "Energy per 1,000 samples",
+                units.energy(account.per_1000_samples_j),
+                "derived: gross energy by examples seen",
+            )
+        )
+    if account.to_target_j is not None:
+        rows.append(
+            (
+                "Energy to target",
+                units.energy(account.to_target_j),
+                "measured: the counter, at the evaluation that reached it",
+            )
+        )
+    if account.net_j is not None:
+        rows.append(
+            (
+                "Energy above idle",
+                units.energy(account.net_j),
+                f"derived: gross less {units.power(account.idle_w)} of the idle machine",
+            )
+        )
+    if account.money is not None and account.price_per_kwh is not None:
+        how = f"derived: by your price of {account.price_per_kwh:g} {account.currency}".rstrip() + " per kWh"
+        rows.append(("Price of the energy", f"{account.money:.3g} {account.currency}".rstrip(), how))
+    if account.gco2 is not None and account.gco2_per_kwh is not None:
+        rows.append(
+            ("CO2 of the energy", f"{account.gco2:.3g} g", f"derived: by your {account.gco2_per_kwh:g} g per kWh")
+        )
+    return rows
+
+
+def hint(account: Account) -> str:
+    """Where a price or a grid's CO2 is set, for who has energy but no price."""
+    if account.joules is None or (account.money is not None and account.gco2 is not None):
+        return ""
+    return f"Price and CO2 of the energy: set price_per_kwh, currency and gco2_per_kwh under [energy] in {settings.FILE} of the store."

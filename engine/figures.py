@@ -1,0 +1,176 @@
+"""A figure and how it was had: measured, derived, estimated or from a table, by which method, over what, how sure.
+
+The page, the report, `show` and its JSON all tell the same; a run's figures can be recomputed from what stands here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from engine import energy, units
+from engine.planner import Plan
+from engine.records import Said
+from engine.store import Run
+
+How = Literal["measured", "derived", "estimated", "table"]
+BADGES: dict[How, str] = {
+    "measured": "Measured", "derived": "Derived", "estimated": "Estimated", "table": "From a table",
+}  # fmt: skip
+
+
+class Figure(BaseModel):
+    """One number with its unit and its origin. `value` is None where it is not known; then `method` says why."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    value: float | None
+    unit: Said
+    how: How
+    method: Said
+    window: Said = ""  # what it was taken over
+    uncertainty: float | None = None  # in the figure's own unit, one standard deviation unless the method says more
+    note: Said = ""  # what makes it worth less than it looks
+
+    @property
+    def badge(self) -> str:
+        return BADGES[self.how]
+
+    def in_words(self) -> str:
+        """What stands behind the badge, in one to four short sentences."""
+        if self.value is None:
+            return f"Not available: {self.method}."
+        words = [f"{self.badge}: {self.method}"]
+        if self.window:
+            words.append(f"Over {self.window}")
+        if self.uncertainty is not None and math.isfinite(self.uncertainty) and self.value:
+            words.append(f"Uncertainty ± {units.percent(abs(self.uncertainty / self.value), digits=2)}")
+        if self.note:
+            words.append(self.note)
+        return ". ".join(words) + "."
+
+
+def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]:
+    """Every figure of a run by the name it has in a summary."""
+    with run.lock:
+        s, started = run.summary(), run.started
+        trained = f"{s.steps:,} steps, {units.duration(s.train_seconds)} of training"
+        at = f"the evaluation after step {run.evaluations.last('step') or 0:,.0f}"
+        held_out = started.test_examples if started else 0
+        busy = f"The machine was busy: {s.busy_why}" if s.busy else ""
+        unknown_if_busy = "Whether the machine was busy is not known" if run.is_over and s.busy is None else ""
+        accuracy = s.test_accuracy
+        found = {
+            "test_accuracy": Figure(
+                value=accuracy, unit="share", how="measured", method="right answers on examples not trained on",
+                window=f"{held_out:,} examples at {at}", uncertainty=_binomial(accuracy, held_out),
+            ),
+            "test_loss": Figure(
+                value=s.test_loss, unit="", how="measured", method="mean cross-entropy on examples not trained on",
+                window=f"{held_out:,} examples at {at}",
+            ),
+            "final_train_loss": Figure(
+                value=s.final_train_loss, unit="", how="measured", method="mean over the batches of the last epoch, at most 100",
+            ),
+            "samples_per_s": Figure(
+                value=s.samples_per_s, unit="samples/s", how="derived", method="examples by training time", window=trained,
+                note=busy or unknown_if_busy,
+            ),
+            "train_seconds": Figure(
+                value=s.train_seconds, unit="s", how="measured",
+                method="wall clock, the device synchronised, without loading, warm-up, compiling and evaluation",
+                window=f"{s.steps:,} steps, {s.epochs:.3g} epochs", note=busy,
+            ),
+            "step_seconds": Figure(
+                value=s.train_seconds / s.steps if s.steps else None, unit="s", how="derived", method="training time by steps",
+                window=trained, note=busy,
+            ),
+            "flops": Figure(
+                value=s.flops, unit="FLOP", how="derived",
+                method="closed form per layer, matrix products and convolutions, forward and backward, a multiply-add is 2",
+            ),
+            "flops_per_s": Figure(
+                value=s.flops / s.train_seconds if s.flops and s.train_seconds else None, unit="FLOP/s", how="derived",
+                method="arithmetic by training time", window=trained, note=busy,
+            ),
+            "peak_memory_bytes": Figure(
+                value=s.peak_memory_bytes, unit="bytes", how="measured",
+                method=run.memory.method if run.memory and s.peak_memory_bytes is not None else "not measured in this run",
+            ),
+            "process_memory_bytes": Figure(
+                value=s.process_memory_bytes, unit="bytes", how="measured",
+                method=run.last_word.peak_memory_method if run.last_word else "it is known when the run is over",
+            ),
+        }  # fmt: skip
+    return found | of_energy(account or energy.of_run(run))
+
+
+def of_energy(account: energy.Account) -> dict[str, Figure]:
+    """Joules, and what is made of them. An estimate stands as a range of its own, never as the measured figure."""
+    if account.source == "estimate":
+        assert account.low_j is not None and account.high_j is not None
+        middle, half = (account.low_j + account.high_j) / 2, (account.high_j - account.low_j) / 2
+        return {
+            "energy_estimate_j": Figure(
+                value=middle, unit="J", how="estimated", method=account.method.rstrip("."), uncertainty=half,
+                note="The middle of a range; never to be ranked with measurements",
+            )
+        }  # fmt: skip
+    window = "" if account.window_s is None else f"{units.duration(account.window_s)}, evaluations included"
+    off = None if account.uncertainty is None or account.joules is None else account.uncertainty * account.joules
+    short = f"Shorter than {energy.PERIODS} periods of the counter: not to be compared" if account.is_short else ""
+    method = f"{account.source}: {account.method}" if account.is_measured else account.method.rstrip(".")
+    figures = {
+        "energy_j": Figure(
+            value=account.joules, unit="J", how="measured", method=method, window=window, uncertainty=off, note=short
+        ),
+        "energy_per_1000_samples_j": Figure(
+            value=account.per_1000_samples_j, unit="J", how="derived", window=window, note=short,
+            method="gross energy by examples seen" if account.is_measured else method,
+        ),
+        "energy_to_target_j": Figure(
+            value=account.to_target_j, unit="J", how="measured",
+            method="the counter at the evaluation that reached the target, between its samples in proportion"
+            if account.to_target_j is not None else "no target was reached" if account.is_measured else method,
+        ),
+        "energy_above_idle_j": Figure(
+            value=account.net_j, unit="J", how="derived", window=window,
+            method=f"gross less {units.power(account.idle_w)} of the idle machine" if account.net_j is not None
+            else account.net_reason or method,
+        ),
+    }  # fmt: skip
+    if account.sampled_j is not None:
+        figures["energy_sampled_j"] = Figure(
+            value=account.sampled_j, unit="J", how="derived", method="mean of the sampled board power times the counter's window",
+            window=window,
+        )  # fmt: skip
+    return figures
+
+
+def of_plan(plan: Plan) -> dict[str, Figure]:
+    """What is known of a run before it."""
+    free = (
+        f"{units.nbytes(plan.free_bytes)} are free on this device now (measured)" if plan.free_bytes is not None else ""
+    )
+    return {
+        "parameters": Figure(value=plan.parameters, unit="", how="derived", method="weights and biases, counted exactly"),
+        "flops_per_step": Figure(
+            value=plan.train_flops_per_example * plan.batch_size, unit="FLOP", how="derived",
+            method=f"forward and backward for {plan.batch_size:,} examples, matrix products and convolutions only",
+        ),
+        "total_bytes": Figure(
+            value=plan.total_bytes, unit="bytes", how="estimated", note=free,
+            method="exact but for the workspace, which is estimated; PyTorch itself comes on top",
+        ),
+        "steps_per_epoch": Figure(
+            value=plan.steps_per_epoch, unit="steps", how="derived",
+            method=f"{plan.train_examples:,} training examples by batch size, rounded up",
+        ),
+    }  # fmt: skip
+
+
+def _binomial(share: float | None, n: int) -> float | None:
+    """Standard error of a share of n independent examples."""
+    return math.sqrt(share * (1 - share) / n) if n and share is not None and 0 <= share <= 1 else None
