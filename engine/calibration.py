@@ -139,8 +139,8 @@ def doubts(calibration: Calibration, *, now: float, versions: Mapping[str, str |
             found.append(f"It was made with {name} {was}, and here is {versions[name]}.")
     if calibration.wall_per_cpu is not None and calibration.wall_per_cpu > BUSY:
         found.append(
-            f"The machine was busy: a call took {calibration.wall_per_cpu:.2f} times its CPU time. The 5th percentile holds up "
-            "against that, the medians do not."
+            f"The machine was busy: a call took {calibration.wall_per_cpu:.2f} times its CPU time. The 5th percentile of products "
+            "holds up against that; memory is shared, and may read low."
         )
     if calibration.others_on_gpu:
         found.append(f"{calibration.others_on_gpu} other programs computed on the GPU meanwhile.")

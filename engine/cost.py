@@ -268,6 +268,11 @@ def roofline(run: Run, found: Found | None, *, input_share: float | None = None)
     ran_s = step_s * had if had is not None and had < _STARVED else step_s
     bound = what_bounds(times, ran_s, input_share)
     said = _bound_in_words(bound, times, step_s, ran_s, input_share)
+    roof = attainable(
+        sum(p.flops for p in parts) / sum(p.bytes_moved for p in parts), measured.peak_flops_per_s, rate.p05
+    )
+    if attained > MOST_MFU * roof:
+        said += " It lies above its roof: the calibration read the memory too low. Calibrate again on a quiet machine."
     return Roofline(
         step_s=step_s, flops=sum(p.flops for p in parts), bytes_moved=sum(p.bytes_moved for p in parts),
         working_set_bytes=held, parts=parts, attained_flops_per_s=attained, peak_flops_per_s=measured.peak_flops_per_s,

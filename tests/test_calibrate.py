@@ -478,6 +478,13 @@ def test_a_run_has_a_place_under_the_roof(store):
     assert point.in_words.endswith(".") and point.try_next.endswith(".")
 
 
+def test_a_run_above_its_roof_says_that_the_roof_is_wrong(store):
+    slow = fake().model_copy(update={"measurements": (gemm(), copied(2**20, 1e9), copied(2**27, 1e9), tiny())})
+    run = make_run(store, step_s=0.0005)
+    assert "above its roof" in cost.roofline(run, Found("ab" * 8, slow)).in_words
+    assert "above its roof" not in cost.roofline(run, found_of()).in_words
+
+
 def test_bytes_of_a_file_of_ones_own_are_not_guessed(store, tmp_path):
     config = parse_config({"data": "csv", "source": {"path": str(tmp_path / "gone.csv")}})
     assert "files of your own" in cost.roofline(make_run(store, config), found_of())
