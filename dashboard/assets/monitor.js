@@ -695,8 +695,13 @@ class View {
 
   async paint() {
     if (!this.answer?.traces && !this.about) return;
-    if (this.ended || this.painting) return;
+    if (this.ended) return;
+    if (this.painting) {
+      this.again = true; // a zoom in the middle of a redraw
+      return;
+    }
     this.painting = true;
+    this.again = false;
     try {
       const Plotly = await loadPlotly(this.plotlyVersion);
       if (this.ended || this.dragging) return;
@@ -714,6 +719,7 @@ class View {
     } finally {
       this.painting = false;
     }
+    if (this.again) await this.paint();
   }
 
   showNoGpu() {
@@ -771,8 +777,8 @@ class View {
   throttleWords(key) {
     const bits = lastOf(this.traces[key]);
     if (!bits || this.missing[key]) return [];
-    const held = Object.entries(this.about.throttle).filter(([bit]) => bits & Number(bit)).map(([, text]) => text);
-    return held.length ? [bits === 1 ? "Idle." : `Held back by ${held.join(", ")}.`] : [];
+    const held = Object.entries(this.about.throttle).filter(([bit, text]) => bits & Number(bit) && text !== "idle").map(([, text]) => text);
+    return [held.length ? `Held back by ${held.join(", ")}.` : "Idle."];
   }
 
   // From the counter's first and last reading in sight: not where it was reset in between.
