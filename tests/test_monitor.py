@@ -497,6 +497,21 @@ def test_a_full_disk_stops_the_readings_with_a_word_in_the_log_and_they_begin_ag
     assert beats(2).rows()[0] == 2
 
 
+def test_a_write_that_fails_is_tried_again_later_and_what_was_kept_stays(recording, machine, store, monkeypatch):
+    _, beats = recording(machine.monitor())
+    beats(3)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("engine.ring.os.pwrite", full)
+        beats(5)
+    assert Ring(store.root / RING).rows()[0] == 3
+    machine.clock.now += 31
+    assert beats(2).rows()[0] == 5
+
+
 def test_a_ring_that_was_deleted_is_made_again(recording, machine, store):
     _, beats = recording(machine.monitor())
     beats(3)
