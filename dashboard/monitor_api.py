@@ -35,6 +35,7 @@ MOST_CORES = 8  # drawn one by one; of more only the mean, the busiest, and thei
 _ALL_POINTS = 40_000  # of all traces together, for a browser that has nothing
 _FEWEST = 300
 _MOST_NEW_ROWS = 400  # a browser that slept gets the whole, thinned
+_GAP_S = 2.0
 _LATE_S = 5.0  # beyond three beats: then readings have stopped
 
 
@@ -157,13 +158,23 @@ def _traces(rows: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
     shown = _shown(columns)
     most = min(FULL_POINTS, max(_FEWEST, _ALL_POINTS // len(shown)))
     x = np.round(rows[:, 0], 2)
+    breaks = _breaks(rows[:, 0])
     traces = {}
     for n in shown:
         y = rows[:, 1 + n]
         if np.isfinite(y).any():
             kept = minmax(y, most)
-            traces[columns[n]] = {"x": x[kept].tolist(), "y": numbers(y[kept])}
+            places = np.searchsorted(kept, breaks)
+            broken_x, broken_y = np.insert(x[kept], places, x[breaks] - 0.01), np.insert(y[kept], places, np.nan)
+            traces[columns[n]] = {"x": broken_x.tolist(), "y": numbers(broken_y)}
     return traces
+
+
+def _breaks(at: np.ndarray) -> np.ndarray:
+    """Rows before which nothing was read for longer than around them: no line may lead there."""
+    gaps = np.diff(at)
+    around = np.maximum(np.append(0.0, gaps[:-1]), np.append(gaps[1:], 0.0))
+    return 1 + np.flatnonzero(gaps > np.maximum(_GAP_S, 3 * around))
 
 
 def _rows(rows: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:

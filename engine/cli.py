@@ -28,6 +28,7 @@ from engine import (
     cost,
     energy,
     figures,
+    gpus,
     hardware,
     keys,
     outcome,
@@ -436,7 +437,7 @@ def _print_snapshot(snapshot: Snapshot) -> None:
     print("\nNow:")
     for name, value in snapshot.readings.items():
         if value is not None:
-            print(f"  {_title(name):36} {units.reading(value, METRICS[metric_of(name)].unit)}")
+            print(f"  {_title(name):36} {_in_words(name, value)}")
     reasons: dict[str, list[str]] = {}
     for name, reason in snapshot.missing.items():
         if metric_of(name) in METRICS:
@@ -445,6 +446,12 @@ def _print_snapshot(snapshot: Snapshot) -> None:
         print("\nNot available here:")
     for reason, titles in reasons.items():
         print(f"  {', '.join(titles)}: {reason}")
+
+
+def _in_words(column: str, value: float) -> str:
+    if metric_of(column) == "gpu.throttle_bits":
+        return gpus.throttle_words(int(value)) or "nothing"
+    return units.reading(value, METRICS[metric_of(column)].unit)
 
 
 def _title(column: str) -> str:

@@ -50,12 +50,8 @@ NOT_THROTTLED = 0x001 | 0x002 | 0x100  # nothing to do, or as somebody set it
 
 
 def throttle_words(bits: int) -> str:
-    """Why the clocks are not higher; empty where nothing holds them."""
+    """Why the clocks are not higher; empty where nothing holds them back."""
     return ", ".join(words for bit, words in THROTTLE.items() if bits & bit)
-
-
-def is_throttled(bits: int) -> bool:
-    return bool(bits & ~NOT_THROTTLED)
 
 
 @dataclass(frozen=True, slots=True)

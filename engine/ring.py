@@ -4,10 +4,9 @@
     notes    twice, written in turns: a JSON document beside the numbers
     records  number, checksum, time, values; record n lies in place n modulo their number
 
-A record counts when its number belongs to its place and its checksum fits, so a reader that meets one half-written, or a
-writer that was killed at it, loses that one. Plain reads and writes, no memory map: on a full disk, or where somebody cut the
-file short, a map ends the process by a signal, and a write is an error like any other. All of the room is taken when the file
-is made.
+A record counts when its checksum fits, so a reader that meets one half-written, or a writer that was killed at it, loses
+that one. Plain reads and writes, no memory map: on a full disk, or where somebody cut the file short, a map ends the process
+by a signal, and a write is an error like any other. All of the room is taken when the file is made.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class Ring:
         """
         found = self._following(after) if after else None
         if found is None:
-            found = self._valid(self._read(0, self.shape.capacity), 0)
+            found = self._valid(self._read(0, self.shape.capacity))
             found = found[np.argsort(found["seq"])]
             after = 0
         newest = int(found["seq"][-1]) if len(found) else after
@@ -100,7 +99,7 @@ class Ring:
             number = newest + 1 + np.arange(len(part))
             if len(part) and part["seq"][0] > newest + 1:
                 return None
-            fits = self._valid(part[part["seq"] == number], None)
+            fits = self._valid(part[part["seq"] == number])
             parts.append(fits)
             if len(fits) < len(part) or not len(part):
                 return np.concatenate(parts)
@@ -113,16 +112,13 @@ class Ring:
         data = os.pread(self.fd, count * size, self._records_at + place * size)
         return np.frombuffer(data[: len(data) // size * size], self._dtype)
 
-    def _valid(self, found: np.ndarray, place: int | None) -> np.ndarray:
-        """Those that are whole; with `place`, the place of the first, those that also belong where they lie."""
-        capacity = np.uint64(self.shape.capacity)
-        if place is not None:
-            places = np.arange(place, place + len(found), dtype=np.uint64)
-            found = found[(found["seq"] > 0) & (found["seq"] % capacity == places)]
+    def _valid(self, found: np.ndarray) -> np.ndarray:
+        """Those that are whole, and not left over from the round before."""
+        found = found[found["seq"] > 0]
         data, size = found.tobytes(), self.shape.record_bytes
         whole = [_checksum(data[n * size : (n + 1) * size]) == crc for n, crc in enumerate(found["crc"].tolist())]
         found = found[np.array(whole, dtype=bool)]
-        return found[found["seq"] + capacity > found["seq"].max()] if len(found) else found
+        return found[found["seq"] + np.uint64(self.shape.capacity) > found["seq"].max()] if len(found) else found
 
     def _note(self, place: int) -> tuple[int, dict[str, Any]]:
         data = os.pread(self.fd, self.shape.notes_bytes, self._notes_at + place * self.shape.notes_bytes)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from engine import disk, gpus, recorder, settings
+from engine import cli, disk, gpus, recorder, settings
 from engine.access import AccessError, Actor
 from engine.errors import ConfigError
 from engine.monitor import METRICS, Monitor, metric_of
@@ -295,9 +295,9 @@ def test_the_older_name_of_the_throttle_reasons_does_as_well(machine):
     assert machine.monitor(gpu).read().readings["gpu0.throttle_bits"] == 4
 
 
-def test_throttle_reasons_are_words_and_idleness_is_none():
+def test_throttle_reasons_are_words():
     assert gpus.throttle_words(0x4 | 0x20) == "the power limit, heat"
-    assert (gpus.is_throttled(0x1), gpus.is_throttled(0x4), gpus.is_throttled(0)) == (False, True, False)
+    assert all(bit == 1 << n for n, bit in enumerate(gpus.THROTTLE))
 
 
 @pytest.mark.parametrize(
@@ -497,6 +497,21 @@ def test_a_full_disk_stops_the_readings_with_a_word_in_the_log_and_they_begin_ag
     assert beats(2).rows()[0] == 2
 
 
+def test_a_write_that_fails_is_tried_again_later_and_what_was_kept_stays(recording, machine, store, monkeypatch):
+    _, beats = recording(machine.monitor())
+    beats(3)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("engine.ring.os.pwrite", full)
+        beats(5)
+    assert Ring(store.root / RING).rows()[0] == 3
+    machine.clock.now += 31
+    assert beats(2).rows()[0] == 5
+
+
 def test_a_ring_that_was_deleted_is_made_again(recording, machine, store):
     _, beats = recording(machine.monitor())
     beats(3)
@@ -608,6 +623,18 @@ def test_the_command_tells_one_snapshot(engine):
     assert said["readings"]["memory.used_bytes"] > 1e6
     assert set(said["missing"]) >= {name for name, value in said["readings"].items() if value is None}
     assert {"cpu", "gpus", "memory_bytes"} <= said.keys()
+
+
+def test_a_gpu_is_told_in_words_in_a_terminal(machine, capsys):
+    snapshot = machine.second(machine.monitor(FakeGpu(gpm=GPM, throttle=0x4), FakeGpu(uuid="GPU-b")))
+    cli._print_snapshot(snapshot)
+    text = re.sub(" +", " ", capsys.readouterr().out)
+    assert " GPU 0: Held back by the power limit\n" in text
+    assert " GPU 0: SMs active 42 %\n" in text
+    assert "GPU 1: SMs active, GPU 1: Tensor cores active, GPU 1: Memory bandwidth: This GPU has no" in text
+    assert cli._monitor_line(snapshot).endswith(
+        "GPU 0 87 %  250.0 W  1.00 GiB  51 °C  GPU 1 87 %  250.0 W  1.00 GiB  51 °C"
+    )
 
 
 def test_watching_goes_on_until_ctrl_c(engine):

@@ -117,7 +117,10 @@ def test_a_browser_that_slept_gets_the_whole_thinned(writer, ask):
     cursor = ask()["cursor"]
     fill(writer, 500)
     answer = ask(cursor)
-    assert (answer["reset"], len(answer["traces"]["cpu.busy_percent"]["x"])) == (True, 510)
+    assert (answer["reset"], len(answer["traces"]["cpu.busy_percent"]["x"])) == (
+        True,
+        511,
+    )  # one of them breaks the line
 
 
 @pytest.mark.parametrize("cursor", ["x", "0-0-0", "a" * 16 + "-5-5", "1" * 90, "é", "../../etc", "-1--1--1"])
@@ -139,6 +142,17 @@ def test_old_rows_and_those_of_a_clock_that_was_set_back_are_left_out(writer, as
     fill(writer, 3, until=time.time() + 500)
     fill(writer, 4)
     assert len(ask()["traces"]["cpu.busy_percent"]["x"]) == 4
+
+
+def test_no_line_leads_across_a_time_without_readings(writer, ask):
+    fill(
+        writer, 8, every_s=10, until=time.time() - 40
+    )  # read seldom is no gap, and neither is what begins anew after it
+    fill(writer, 8, until=time.time() - 30)
+    fill(writer, 8)
+    trace = ask()["traces"]["cpu.busy_percent"]
+    assert trace["y"] == [*range(8), *range(8), None, *range(8)]
+    assert trace["x"] == sorted(trace["x"])
 
 
 def test_reasons_runs_and_processes_come_when_they_change(writer, ask):

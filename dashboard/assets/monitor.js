@@ -10,7 +10,8 @@ const { ROOT, duration, element, extremes, fade, include, loadPlotly, loadStyles
 const POLL_MS = 1000;
 const KEPT_MS = 900_000;
 const MOST_POINTS = 5000; // of a trace; then everything is fetched anew, thinned
-const GAP_MS = 25_000; // beyond it nothing was read: the line is broken
+const NEAR_MS = 15_000; // a value this far from the pointer is still that of its time
+const GAP_MS = 2_000; // at least; beyond it and three intervals the line is broken
 const TIMEOUT_MS = 15_000;
 const OPEN_GPUS = 2; // of more than that the others wait for a click
 const MOST_RUNS = 6;
@@ -322,16 +323,11 @@ class Card {
   }
 }
 
-// The points in a range and one on either side, with a break where nothing was read for long.
+// The points in a range and one on either side.
 function windowOf({ x, y }, [from, to]) {
   const first = Math.max(0, lowerBound(x, from) - 1);
   const last = Math.min(x.length, lowerBound(x, to) + 1);
-  const found = { x: [], y: [] };
-  for (let i = first; i < last; i++) {
-    if (i > first && x[i] - x[i - 1] > GAP_MS) found.x.push(x[i] - 1), found.y.push(null);
-    found.x.push(x[i]), found.y.push(y[i]);
-  }
-  return found;
+  return { x: x.slice(first, last), y: y.slice(first, last) };
 }
 
 function lowerBound(x, value) {
@@ -347,7 +343,7 @@ function lowerBound(x, value) {
 function valueAt({ x, y }, at) {
   const after = lowerBound(x, at);
   const nearest = after > 0 && (after === x.length || at - x[after - 1] < x[after] - at) ? after - 1 : after;
-  return nearest < x.length && Math.abs(x[nearest] - at) < GAP_MS ? y[nearest] : null;
+  return nearest < x.length && Math.abs(x[nearest] - at) < NEAR_MS ? y[nearest] : null;
 }
 
 // Each reason once, after all that cannot be read for it.
@@ -657,8 +653,9 @@ class View {
     for (const [name, values] of Object.entries(y)) {
       const held = (this.traces[name] ??= { x: [], y: [] });
       const keep = lowerBound(held.x, added[0]); // a clock that was set back comes by a second time
-      held.x.splice(keep, Infinity, ...added);
-      held.y.splice(keep, Infinity, ...values);
+      const gap = added[0] - held.x[keep - 1] > Math.max(GAP_MS, 3000 * this.answer.interval_s);
+      held.x.splice(keep, Infinity, ...(gap ? [added[0] - 1] : []), ...added);
+      held.y.splice(keep, Infinity, ...(gap ? [null] : []), ...values);
     }
     for (const [name, held] of Object.entries(this.traces)) {
       if (!y[name]) held.x.push(added[0]), held.y.push(null); // it cannot be read any more: its line ends here
@@ -695,8 +692,13 @@ class View {
 
   async paint() {
     if (!this.answer?.traces && !this.about) return;
-    if (this.ended || this.painting) return;
+    if (this.ended) return;
+    if (this.painting) {
+      this.again = true; // a zoom in the middle of a redraw
+      return;
+    }
     this.painting = true;
+    this.again = false;
     try {
       const Plotly = await loadPlotly(this.plotlyVersion);
       if (this.ended || this.dragging) return;
@@ -714,6 +716,7 @@ class View {
     } finally {
       this.painting = false;
     }
+    if (this.again) await this.paint();
   }
 
   showNoGpu() {
@@ -771,8 +774,8 @@ class View {
   throttleWords(key) {
     const bits = lastOf(this.traces[key]);
     if (!bits || this.missing[key]) return [];
-    const held = Object.entries(this.about.throttle).filter(([bit]) => bits & Number(bit)).map(([, text]) => text);
-    return held.length ? [bits === 1 ? "Idle." : `Held back by ${held.join(", ")}.`] : [];
+    const held = Object.entries(this.about.throttle).filter(([bit, text]) => bits & Number(bit) && text !== "idle").map(([, text]) => text);
+    return [held.length ? `Held back by ${held.join(", ")}.` : "Idle."];
   }
 
   // From the counter's first and last reading in sight: not where it was reset in between.
