@@ -38,8 +38,9 @@ def anatomy(config: RunConfig) -> tuple[Net, torch.Tensor, torch.Tensor]:
     arrays = train.loading.load(config.data, config.source)
     training, _ = tensors(arrays, config.model)
     model = models.build(config.model, arrays.facts, seed=0, device=torch.device("cpu"), checkpointing=False)
-    net = Net(config, model, optim.build(config.optimizer, model), planner.plan(config, data=arrays.facts).micro_batch)
-    return net, training.x[: config.batch_size], training.y[: config.batch_size]
+    plan = planner.plan(config, data=arrays.facts)
+    net = Net(config, model, optim.build(config.optimizer, model), plan.micro_batch)
+    return net, training.x[: plan.batch_size], training.y[: plan.batch_size]
 
 
 @pytest.mark.parametrize("kind", KINDS)
