@@ -90,6 +90,14 @@ def test_long_steps_of_a_short_run_are_not_profiled():
     assert (found.forward_s, found.reason.startswith("A step takes")) == (None, True)
 
 
+def test_a_first_step_that_was_interrupted_does_not_leave_the_split_out(tmp_path, monkeypatch):
+    real = train.split_step
+    monkeypatch.setattr(train, "split_step", lambda *a, step_s: real(*a, step_s=0.04))
+    config = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.steps=400"])
+    _, _, (found,) = trained(config, tmp_path)
+    assert found.steps >= profiled._FEWEST
+
+
 @pytest.mark.parametrize(
     ("steps", "step_s", "allowed"), [(1_000, 1e-3, 0.2), (100, 1e-3, 0.02), (10_000, 0.1, 5.0)]
 )  # fmt: skip
