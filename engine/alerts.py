@@ -5,6 +5,7 @@ An alert is a claim that something needs a hand, so each asks for more than nois
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,10 +43,11 @@ def of_run(run: Run, now: float) -> list[Alert]:
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
-_WINDOW_STEPS = 50  # at least, for a mean that single batches do not move
+_WINDOW_STEPS = 100  # at least, for a mean that single batches do not move
 _MOST_STEPS = 50_000  # looked at
 _ROSE = 2.0  # times its best ...
-_OF_WHAT_WAS_GAINED = 0.25  # ... and so much of the way back to where it began
+_OF_WHAT_WAS_GAINED = 0.25  # ... so much of the way back to where it began ...
+_ERRORS = 5.0  # ... and so many standard errors
 
 
 def _diverging(run: Run) -> Alert | None:
@@ -56,18 +58,34 @@ def _diverging(run: Run) -> Alert | None:
         if isinstance(run.last_word, Failed):
             return None  # it ended by that, and says so
         return Alert("diverging", f"The loss became {'NaN' if np.isnan(loss[-1]) else 'infinite'}.", fix)
-    window = max(_WINDOW_STEPS, len(loss) // 20)
-    if len(loss) < 4 * window:
+    climb = climbed(loss)
+    if climb is None:
         return None
-    means = np.array([part.mean() for part in np.array_split(loss[len(loss) % window :], len(loss) // window)])
-    if not np.isfinite(means).all():
-        return None
-    best = int(means.argmin())
-    last, low, first = float(means[-1]), float(means[best]), float(means[0])
-    rose = last > _ROSE * low and last - low > _OF_WHAT_WAS_GAINED * max(first - low, 0.0)
-    if not rose or best >= len(means) - 2:
-        return None
+    last, low = climb
     return Alert("diverging", f"The training loss rose to {units.loss(last)}, from {units.loss(low)} at its best.", fix)
+
+
+def climbed(loss: np.ndarray) -> tuple[float, float] | None:
+    """Where the mean loss of the last steps is and where it was at its best, if it rose from there for good.
+
+    Single batches are noise, of one example most of all: a rise counts that two windows in a row show, by more than
+    their own spread explains.
+    """
+    window = max(_WINDOW_STEPS, len(loss) // 20)
+    if len(loss) < 4 * window or not np.isfinite(loss).all():
+        return None
+    parts = loss[len(loss) % window :].reshape(-1, window).astype(np.float64)
+    means, errors = parts.mean(1), parts.std(1) / math.sqrt(window)
+    best = int(means.argmin())
+    if best >= len(means) - 2:
+        return None
+    low, first, last = float(means[best]), float(means[0]), float(means[-1])
+    for mean, error in zip(means[-2:], errors[-2:], strict=True):
+        rise = float(mean) - low
+        noise = _ERRORS * math.hypot(float(error), float(errors[best]))
+        if mean <= _ROSE * low or rise <= max(noise, _OF_WHAT_WAS_GAINED * (first - low)):
+            return None
+    return last, low
 
 
 _PATIENCE_S = 15.0  # at least

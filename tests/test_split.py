@@ -38,8 +38,9 @@ def anatomy(config: RunConfig) -> tuple[Net, torch.Tensor, torch.Tensor]:
     arrays = train.loading.load(config.data, config.source)
     training, _ = tensors(arrays, config.model)
     model = models.build(config.model, arrays.facts, seed=0, device=torch.device("cpu"), checkpointing=False)
-    net = Net(config, model, optim.build(config.optimizer, model), planner.plan(config, data=arrays.facts).micro_batch)
-    return net, training.x[: config.batch_size], training.y[: config.batch_size]
+    plan = planner.plan(config, data=arrays.facts)
+    net = Net(config, model, optim.build(config.optimizer, model), plan.micro_batch)
+    return net, training.x[: plan.batch_size], training.y[: plan.batch_size]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,6 +88,14 @@ def test_long_steps_of_a_short_run_are_not_profiled():
     plan = planner.plan(config)
     found = profiled.split_step(net, None, None, plan, step_s=1.0)
     assert (found.forward_s, found.reason.startswith("A step takes")) == (None, True)
+
+
+def test_a_first_step_that_was_interrupted_does_not_leave_the_split_out(tmp_path, monkeypatch):
+    real = train.split_step
+    monkeypatch.setattr(train, "split_step", lambda *a, step_s: real(*a, step_s=0.04))
+    config = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.steps=400"])
+    _, _, (found,) = trained(config, tmp_path)
+    assert found.steps >= profiled._FEWEST
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,8 @@ def split_step(
     if net.config.execution == "cuda-graph":
         return records.StepSplit(reason="A recorded CUDA graph is replayed as a whole: its parts cannot be told apart.")
     allowed = allowance_s(net.config, plan, step_s)
-    if 2 * (_FEWEST + 1) * step_s > allowed:
-        return records.StepSplit(
-            reason=f"A step takes {1e3 * step_s:.3g} ms: to profile a few would have cost this run more than it should."
-        )
+    if (_FEWEST + 1) * step_s > max(allowed, MOST_S):
+        return _left_out(step_s)
     device = net.optimizer.params[0].device
     batches = Batches(training, plan.batch_size, seed=0)
     x, y = (t.to(device) for t in batches.first(plan.batch_size))
@@ -55,6 +53,14 @@ def split_step(
         while len(laps) <= _FEWEST or (len(laps) <= _MOST_STEPS and time.perf_counter() - stepping < allowed / 2):
             laps.append(_Laps(device))
             loss = _step(net, x, y, laps[-1], read_each=tutorial)
+            if len(laps) == 1:  # the run's first step may have been interrupted: by this one it is decided
+                _synchronize(device)
+                step_s = min(step_s, time.perf_counter() - stepping)
+                allowed = allowance_s(net.config, plan, step_s)
+                if 2 * _FEWEST * step_s > allowed:
+                    break
+        if len(laps) == 1:
+            return _left_out(step_s)
         del laps[0]  # the first one finds cold caches
         parts = _medians([lap.seconds() for lap in laps])
         step_s = sum(parts.values())
@@ -67,6 +73,12 @@ def split_step(
         read_back_s=parts["read_back"], steps=len(laps), seconds=time.perf_counter() - begun,
         method=_METHOD.format(len(laps)),
     )  # fmt: skip
+
+
+def _left_out(step_s: float) -> records.StepSplit:
+    return records.StepSplit(
+        reason=f"A step takes {1e3 * step_s:.3g} ms: to profile a few would have cost this run more than it should."
+    )
 
 
 def allowance_s(config: RunConfig, plan: planner.Plan, step_s: float) -> float:
