@@ -8,7 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import state
-from engine import energy, figures, settings, split, units
+from engine import energy, figures, split, units
 from engine.charts_split import split_chart
 from engine.errors import EngineError
 from engine.figures import Figure
@@ -131,8 +131,8 @@ def final_figures(run: Run) -> None:
 
 
 def account_of(run: Run) -> energy.Account:
-    """The energy of a run, with the prices of this store."""
-    return energy.of_run(run, prices=settings.load(state.store().root).energy)
+    """The energy of a run, with the prices of this store and what the machine draws when idle."""
+    return energy.in_store(state.store(), run)
 
 
 def split_of(run: Run) -> None:
@@ -315,8 +315,7 @@ def _run_again(run: Run) -> None:
 def _report(run: Run) -> str:
     from engine.report import Report
 
-    prices = settings.load(state.store().root).energy
-    return Report.freeze(run.config.in_words(), [run], prices=prices).to_html()
+    return Report.freeze(run.config.in_words(), [run], account_of=account_of).to_html()
 
 
 @st.dialog("Delete this run?")

@@ -58,6 +58,13 @@ def of_run(run: Run) -> tuple[str, str | None]:
     return run.config.device, str(name) if name else None
 
 
+def idle_w(store: Store, run: Run) -> float | None:
+    """What the run's device draws when nothing runs, by the newest calibration of it that could measure that; W."""
+    found = latest(store, *of_run(run))
+    idle = [m.median for m in found.calibration.measurements if m.name == "idle_power"] if found else []
+    return idle[0] if idle else None
+
+
 # --- what it comes to ---------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -305,7 +306,7 @@ def show_command(a: argparse.Namespace) -> int:
     store = _store(a)
     run = store.run(store.find(a.run))
     if a.json:
-        print(json_text(_everything(run, settings.load(store.root).energy)))
+        print(json_text(_everything(store, run)))
     else:
         print(_card(run))
         for problem in run.problems:
@@ -371,8 +372,8 @@ def export_command(a: argparse.Namespace) -> int:
             raise ConfigError("A .csv holds one run.", fix="Name one run, or write .json or .html.")
         text = steps_csv(runs[0])
     elif path.suffix in {".html", ".json"}:
-        prices = settings.load(store.root).energy
-        report = Report.freeze(a.title or runs[0].config.in_words(), runs, prices=prices)
+        title = a.title or runs[0].config.in_words()
+        report = Report.freeze(title, runs, account_of=partial(energy.in_store, store))
         text = report.to_html() if path.suffix == ".html" else report.to_json()
     else:
         raise ConfigError(
@@ -646,8 +647,8 @@ def _calibration(run: Run) -> dict[str, Any] | None:
     return run.calibration.model_dump(mode="python", exclude={"kind"}) if run.calibration else None
 
 
-def _everything(run: Run, prices: settings.Energy) -> dict[str, Any]:
-    account = energy.of_run(run, prices=prices)
+def _everything(store: Store, run: Run) -> dict[str, Any]:
+    account = energy.in_store(store, run)
     steps, evaluations, hardware_table = run.steps, run.evaluations, run.hardware
     per_example = run.started.train_flops_per_example if run.started else None
     ints = ("step", "samples")
@@ -751,7 +752,7 @@ def _training_card(run: Run) -> str:
         f"  process memory    {units.nbytes(s.process_memory_bytes)} (measured, PyTorch itself included)",
     ]
     if run.is_over:
-        account = energy.of_run(run)
+        account = energy.in_store(Store(run.folder.parent.parent), run)
         how = f"measured, {account.source}" if account.is_measured else visible(energy.how_in_words(account))
         lines.append(f"  energy            {energy.in_words(account)} ({how.rstrip('.')})")
     if found := split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=s.steps):

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine import hardware, settings, units
+from engine import calibration, hardware, settings, units
 from engine.records import Said
 from engine.settings import Energy as Prices
-from engine.store import Run
+from engine.store import Run, Store
 
 Source = Literal["nvml", "rapl", "estimate", "none"]
 PERIODS = 10  # a window of fewer periods of the counter is too short to be told without its uncertainty
@@ -64,6 +64,11 @@ class Account(BaseModel):
         if self.sampled_j is None or not self.joules:
             return False
         return abs(self.sampled_j - self.joules) > DIFFERS * self.joules
+
+
+def in_store(store: Store, run: Run) -> Account:
+    """The energy of a run with the prices of its store and, from a calibration there, what its device draws when idle."""
+    return of_run(run, idle_w=calibration.idle_w(store, run), prices=settings.load(store.root).energy)
 
 
 def of_run(run: Run, *, idle_w: float | None = None, prices: Prices = NO_PRICES) -> Account:

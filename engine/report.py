@@ -28,11 +28,11 @@ import numpy as np
 import plotly.offline
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, RootModel, ValidationError
 
-from engine import __version__, batch_law, charts, energy, figures, settings, split, units
+from engine import __version__, batch_law, charts, energy, figures, split, units
 from engine.charts_split import split_chart
 from engine.config import RunConfig, Spec, overrides_from
 from engine.downsample import minmax
-from engine.energy import NO_PRICES, Account
+from engine.energy import Account, of_run
 from engine.errors import StoreError
 from engine.figures import Figure
 from engine.presets import PRESETS, STUDIES
@@ -200,9 +200,9 @@ class ReportRun(_Frozen):
     trials: list[Trial] = Field(default=[], max_length=_MAX_TRIALS)  # of a batch-size law
 
     @classmethod
-    def freeze(cls, run: Run, prices: settings.Energy = NO_PRICES) -> ReportRun:
+    def freeze(cls, run: Run, account_of: Callable[[Run], Account] = of_run) -> ReportRun:
+        account = account_of(run)
         with run.lock:
-            account = energy.of_run(run, prices=prices)
             account = account.model_copy(update={"method": _anonymous(account.method)})
             started, last = run.started, run.last_word
             known = started.environment if started else {}
@@ -282,10 +282,10 @@ class Report(_Frozen):
         runs: Sequence[Run],
         *,
         clock: Callable[[], float] = time.time,
-        prices: settings.Energy = NO_PRICES,
+        account_of: Callable[[Run], Account] = of_run,
     ) -> Self:
-        """What the runs say now, with every point."""
-        frozen = [ReportRun.freeze(run, prices) for run in runs]
+        """What the runs say now, with every point; `account_of` knows more of their energy (`energy.in_store`)."""
+        frozen = [ReportRun.freeze(run, account_of) for run in runs]
         return cls(title=encodable(title)[:_LONGEST_TEXT], created=clock(), isoflop=__version__, runs=frozen)
 
     def to_json(self) -> str:

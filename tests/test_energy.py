@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from dashboard.compare import as_table
 from engine import energy, figures, outcome, races, records, settings
 from engine.config import RunConfig, with_overrides
 from engine.energy import Account, of_run
+from engine.presets import preset_config
 from engine.report import Report
 from engine.settings import Energy
 from engine.store import EventLog
@@ -36,7 +38,7 @@ def sampled(store, *, last: records.Terminal, power_w: float = 60.0, config: Run
     log.append(
         records.Started(
             at=time.time(), parameters=1, train_flops_per_example=1, train_examples=100, test_examples=10, total_steps=4,
-            setup_s=0, environment={"physical_cores": 4},
+            setup_s=0, environment={"physical_cores": 4, "device": "NVIDIA H200"},
         )
     )  # fmt: skip
     for i in range(1, n + 1):
@@ -164,7 +166,7 @@ def test_prices_are_read_from_the_settings(tmp_path):
 
 
 def test_a_report_keeps_the_account_and_shows_it(store):
-    report = Report.freeze("a", [sampled(store, last=counted())], prices=PRICES)
+    report = Report.freeze("a", [sampled(store, last=counted())], account_of=partial(energy.of_run, prices=PRICES))
     again = Report.from_json(report.to_json())
     assert again.runs[0].energy == report.runs[0].energy
     page = again.to_html()
@@ -198,3 +200,20 @@ def test_an_account_of_a_file_from_elsewhere_may_say_half_of_it():
     half = Account(source="nvml", method="m" * 9_000, joules=1.0, money=1.0, gco2=1.0, window_s=1.0, period_s=1.0)
     assert energy.details(half) == [] and len(energy.how_in_words(half)) < 3_000
     assert energy.in_words(Account(source="estimate", method="m")) == "– to – (estimated)"
+
+
+def test_what_the_machine_draws_when_idle_comes_from_its_calibration(store):
+    run = sampled(store, last=counted())
+    assert energy.in_store(store, run).net_j is None
+    log = EventLog(store.folder(store.create(preset_config("calibrate"))) / "events.jsonl")
+    idle = records.Measurement(name="idle_power", unit="w", p05=20.0, best=20.0, median=20.0, calls=1)
+    log.append(
+        records.Calibration(
+            at=time.time(), device=run.config.device, device_name="NVIDIA H200", threads=(1,), versions={},
+            measurements=(idle,), rounds=1, seconds=5.0,
+        )
+    )  # fmt: skip
+    log.close(records.Finished(at=time.time()))
+    account = energy.in_store(store, run)
+    assert account.idle_w == 20
+    assert account.net_j == pytest.approx(account.joules - 20 * account.window_s)
