@@ -640,7 +640,7 @@ def test_a_gpu_is_told_in_words_in_a_terminal(machine, capsys):
 def test_watching_goes_on_until_ctrl_c(engine):
     process = engine("hardware", "--watch", "--interval", "0.25")
     lines = (line for line in process.stdout if re.match(r"\d\d:\d\d:\d\d  CPU \d+ %  memory ", line))
-    assert next(lines) != next(lines)
+    assert next(lines) and next(lines)  # they may say the same
     process.send_signal(2)
     process.communicate(timeout=30)
     assert process.returncode == 130
