@@ -8,7 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import state
-from engine import energy, figures, split, units
+from engine import calibration, cost, energy, figures, split, units
 from engine.charts_split import split_chart
 from engine.errors import EngineError
 from engine.figures import Figure
@@ -98,6 +98,8 @@ def plan_figures(plan: Plan) -> None:
 
 
 BUSY = "machine was busy"
+# task -> page, view, and the parameter of the address that names a run, of studies that have a place of their own
+_STUDY_VIEWS = {"batch-law": ("compare", "Batch-size law", "law"), "calibrate": ("hardware", "Calibrate", "")}
 
 
 def final_figures(run: Run) -> None:
@@ -128,6 +130,19 @@ def final_figures(run: Run) -> None:
     )
     if besides := _besides(run):
         st.caption(literal(" · ".join(besides)))
+
+
+def page_of(task: str) -> str:
+    """The page that shows runs of a task."""
+    return f"../pages/{_STUDY_VIEWS[task][0]}.py" if task in _STUDY_VIEWS else "../pages/train.py"
+
+
+def address_of(run: Run | RunRow) -> dict[str, str]:
+    """What the address of that page holds to show this run."""
+    if run.config.task not in _STUDY_VIEWS:
+        return {"run": run.run_id}
+    _, view, parameter = _STUDY_VIEWS[run.config.task]
+    return {"view": view} | ({parameter: run.run_id} if parameter else {})
 
 
 def account_of(run: Run) -> energy.Account:
@@ -174,11 +189,32 @@ def hardware_of(run: Run) -> None:
             for line in lines:
                 st.markdown(line, width=150)
         st.divider()
-        rows = [("Energy", energy.in_words(account), energy.how_in_words(account)), *energy.details(account)]
+        rows = [
+            ("Energy", energy.in_words(account), energy.how_in_words(account)),
+            *energy.details(account),
+            *_mfu(run),
+        ]
         for title, text, how in rows:
             st.markdown(f"{literal(title)}: **{literal(text)}**  \n:small[{literal(how[:1].upper() + how[1:])}]")
         if tip := energy.hint(account):
             st.caption(literal(tip))
+
+
+def _mfu(run: Run) -> list[tuple[str, str, str]]:
+    """MFU against both peaks, or why it is not told: title, value and how."""
+    device, name = calibration.of_run(run)
+    attained, found = cost.flops_per_s(run), calibration.latest(state.store(), device, name)
+    told = {
+        "MFU of the measured peak": cost.mfu(run.config, attained, found),
+        "MFU of the data sheet": cost.data_sheet_mfu(run.config, attained, name),
+    }
+    how = "derived: FLOP/s on the training clock, over the peak from"
+    return [
+        (title, "not told", mfu.reason)
+        if mfu.value is None
+        else (title, units.percent(mfu.value, digits=1), f"{how} {mfu.peak_from}")
+        for title, mfu in told.items()
+    ]
 
 
 def _memory_in_words(run: Run) -> str:
@@ -243,7 +279,10 @@ def run_line(row: RunRow, now: float) -> None:
     with st.container(horizontal=True, vertical_alignment="center", key=f"line-{row.run_id}"):
         status_badge(row.status)
         st.page_link(
-            "../pages/train.py", label=literal(row.config.in_words()), query_params={"run": row.run_id}, width="content"
+            page_of(row.config.task),
+            label=literal(row.config.in_words()),
+            query_params=address_of(row),
+            width="content",
         )
         figures = [units.age(now - row.created)]
         if row.summary.test_accuracy is not None:
@@ -270,7 +309,7 @@ def run_actions(run: Run, *, open_link: bool = False) -> None:
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{run.run_id}"):
         if open_link:
             st.page_link(
-                "../pages/train.py", label="Open", icon=":material/open_in_new:", query_params={"run": run.run_id}
+                page_of(run.config.task), label="Open", icon=":material/open_in_new:", query_params=address_of(run)
             )
         if state.client().may("submit") and st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}"):
             _run_again(run)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine import calibration, families, loading, planner, units
+from engine import calibration, families, loading, planner, split, units
 from engine.calibration import Found
 from engine.config import FULL, RNN, USER_DATA, RunConfig
 from engine.datasets import Dataset
@@ -239,8 +239,11 @@ def attainable(intensity: float, peak_flops_per_s: float, bandwidth_bytes_per_s:
 
 
 def roofline(run: Run, found: Found | None, *, input_share: float | None = None) -> Roofline | str:
-    """A run's place under the roof, or why it has none. `input_share` is the part of a step spent on data, where known."""
+    """A run's place under the roof, or why it has none. `input_share` is the part of a step spent on data; without it, as
+    the run's own split has it."""
     config, attained, s = run.config, flops_per_s(run), run.summary()
+    if input_share is None:
+        input_share = _input_share(run)
     measured = mfu(config, attained, found)
     if measured.peak_flops_per_s is None or found is None or attained is None:
         return measured.reason
@@ -280,6 +283,12 @@ def roofline(run: Run, found: Found | None, *, input_share: float | None = None)
         input_share=input_share, bound=bound, in_words=said,
         try_next=_try_next(bound, config, found.calibration),
     )  # fmt: skip
+
+
+def _input_share(run: Run) -> float | None:
+    """Share of a step's time on the training clock that its data takes; None where the step was not taken apart."""
+    found = split.parts(run.step_split, evaluation_s=0.0, steps=len(run.steps))
+    return next((part.share for part in found if part.key == "data"), None)
 
 
 def cpu_share(run: Run) -> float | None:

@@ -68,7 +68,9 @@ class Account(BaseModel):
 
 def in_store(store: Store, run: Run) -> Account:
     """The energy of a run with the prices of its store and, from a calibration there, what its device draws when idle."""
-    return of_run(run, idle_w=calibration.idle_w(store, run), prices=settings.load(store.root).energy)
+    counted = run.last_word is not None and run.last_word.energy_j is not None
+    idle_w = calibration.idle_w(store, run) if counted else None
+    return of_run(run, idle_w=idle_w, prices=settings.load(store.root).energy)
 
 
 def of_run(run: Run, *, idle_w: float | None = None, prices: Prices = NO_PRICES) -> Account:

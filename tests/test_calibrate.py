@@ -504,6 +504,14 @@ def test_all_of_it_can_be_had_again_from_what_show_prints(store, capsys):
     assert roof["attained_fraction"] == pytest.approx(attained / most)
 
 
+def test_a_run_that_waits_for_its_data_is_bound_by_its_input(store):
+    taken = {"forward_s": 1e-4, "backward_s": 1e-4, "optimizer_s": 1e-4, "read_back_s": 0.0, "steps": 8, "method": "m"}
+    waits = make_run(store, said=[records.StepSplit(data_s=6e-4, **taken)])
+    quick = make_run(store, said=[records.StepSplit(data_s=1e-6, **taken)])
+    assert cost.roofline(waits, found_of()).bound == "input"
+    assert cost.roofline(quick, found_of()).bound != "input"
+
+
 def test_without_a_calibration_mfu_is_null_beside_its_reason(store, capsys):
     run = make_run(store)
     assert cli.main(["show", run.run_id, "--json", "--store", str(store.root)]) == 0

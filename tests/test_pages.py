@@ -1,13 +1,14 @@
 """Each page as its first visitor sees it, under Streamlit's own test driver."""
 
 import sys
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from dashboard import forms, state, uploads
+from dashboard import forms, parts, state, uploads
 from engine import planner, records
 from engine.access import Actor
 from engine.config import MODELS, RunConfig, with_overrides
@@ -474,4 +475,23 @@ def test_a_run_shows_where_its_steps_time_went_and_what_it_ran_on(app, store):
     said = " ".join(m.value for m in page.markdown).replace("\\", "")
     assert "of a step (70 %) is the optimizer" in said and "Where a step" in said
     assert "AMD EPYC 9575F" in said and "Not available here: RAPL is not readable here" in said
+    assert "MFU of the measured peak: **not told**" in said and "was not calibrated in this store" in said
     assert "alice" not in said
+
+
+@pytest.mark.parametrize(
+    ("preset", "address"),
+    [
+        ("digits-law", "compare?view=Batch-size+law&law="),
+        ("calibrate", "hardware?view=Calibrate"),
+        ("lenet", "train?run="),
+    ],
+)
+def test_a_run_is_opened_where_runs_of_its_kind_are_shown(app, store, preset, address):
+    run_id = store.create(preset_config(preset))
+    run = store.run(run_id)
+    page, _, query = address.partition("?")
+    asked = urllib.parse.parse_qs(query, keep_blank_values=True)
+    assert parts.page_of(run.config.task) == f"../pages/{page}.py"
+    assert parts.address_of(run) == {key: value or run_id for key, (value,) in asked.items()}
+    assert (ROOT / "pages" / f"{page}.py").exists()
