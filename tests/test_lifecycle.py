@@ -35,10 +35,10 @@ RESTART_S = 10.0  # after a restart every state is true within this
 
 def processes_of(root: Path) -> list[psutil.Process]:
     """Every process whose command line or environment names a store, but ours."""
-    found = []
+    ours, found = _ours(), []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and process.pid not in _ours():
+            if process.status() != psutil.STATUS_ZOMBIE and process.pid not in ours:
                 names = [*process.cmdline(), *process.environ().values()]
                 found += [process] if str(root) in names else []
     return found
@@ -46,7 +46,23 @@ def processes_of(root: Path) -> list[psutil.Process]:
 
 def _ours() -> set[int]:
     """This process, and a fork server it uses itself: killed behind multiprocessing's back it could not be replaced."""
-    return {os.getpid(), *(p.pid for p in psutil.Process().children() if "multiprocessing" in " ".join(p.cmdline()))}
+    found = {os.getpid()}
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # a zombie has no command line
+            found |= {child.pid} if "multiprocessing" in " ".join(child.cmdline()) else set()
+    return found
+
+
+def test_a_zombie_beside_hides_no_process_that_was_left(tmp_path):
+    left = subprocess.Popen(["sleep", "60"], env={"HOME": str(tmp_path)})
+    zombie = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody asked yet how
+    try:
+        assert [process.pid for process in processes_of(tmp_path)] == [left.pid]
+    finally:
+        left.kill()
+        left.wait()
+        zombie.wait()
 
 
 class Scene:
