@@ -119,23 +119,12 @@ def _offer(config: RunConfig, *, busy: bool) -> None:
 @st.fragment(run_every=0.7)
 def _follow(run_id: str) -> None:
     """How far it is; the page is drawn anew at its end."""
-    run = state.open_run(run_id)
-    if run is None:
-        st.rerun()
-        return
-    run.refresh()
-    if run.is_over:
-        st.rerun()
+    run = parts.at_work(run_id)
     said = run.done_so_far
     text = (
         said.text if said and run.started else "Waiting for other runs to end" if run.status == "queued" else "Starting"
     )
-    bar, action = st.columns([5, 1], vertical_alignment="center")
-    bar.progress(run.progress() or 0.0, text=parts.literal(text))
-    if state.client().may("cancel", run_id) and action.button(
-        "Stop", key=f"calibrate.stop.{run_id}", icon=":material/stop:", width="stretch"
-    ):
-        state.client().cancel(run_id)
+    parts.progress_of(run, text)
 
 
 def versions_now() -> dict[str, str | None]:

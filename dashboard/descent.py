@@ -238,21 +238,10 @@ def _offer(config: RunConfig, kept: dict[str, str], key: str) -> None:
 @st.fragment(run_every=1)
 def _follow(run_id: str) -> None:
     """How far the surface is; the page is drawn anew once it is there."""
-    run = state.open_run(run_id)
-    if run is None:
-        st.rerun()
-        return
-    run.refresh()
-    if run.is_over:
-        st.rerun()
-    share, said = run.progress() or 0.0, run.done_so_far
+    run = parts.at_work(run_id)
+    said = run.done_so_far
     text = f"{said.text}: {said.done:,} of {said.total:,} losses" if said else f"Loss surface: {run.status}"
-    bar, action = st.columns([5, 1], vertical_alignment="center")
-    bar.progress(share, text=text)
-    if state.client().may("cancel", run_id) and action.button(
-        "Stop", key=f"descent.stop.{run_id}", icon=":material/stop:", width="stretch"
-    ):
-        state.client().cancel(run_id)
+    parts.progress_of(run, text)
 
 
 def _show(run: Run, lanes: Sequence[Lane]) -> None:

@@ -183,23 +183,12 @@ def _offer(config: RunConfig, plan: Plan, run: Run | None) -> None:
 @st.fragment(run_every=1.5)
 def _follow(run_id: str) -> None:
     """How far the run is, and the chart of the batch sizes it has finished; the page is drawn anew at its end."""
-    run = state.open_run(run_id)
-    if run is None:
-        st.rerun()
-        return
-    run.refresh()
-    if run.is_over:
-        st.rerun()
-    share, said = run.progress() or 0.0, run.done_so_far
+    run = parts.at_work(run_id)
+    said = run.done_so_far
     trials = known_trials(run)
     done = len({t.batch_size for t in trials})
     text = f"{done} of {said.total} batch sizes done; now {said.text}" if said and said.text else run.status
-    bar, action = st.columns([5, 1], vertical_alignment="center")
-    bar.progress(share, text=parts.literal(text.capitalize()))
-    if state.client().may("cancel", run_id) and action.button(
-        "Stop", key=f"law.stop.{run_id}", icon=":material/stop:", width="stretch"
-    ):
-        state.client().cancel(run_id)
+    parts.progress_of(run, text.capitalize())
     if trials:
         _chart(run, trials)
     else:

@@ -104,7 +104,8 @@ _STUDY_VIEWS = {"batch-law": ("compare", "Batch-size law", "law"), "calibrate": 
 
 def final_figures(run: Run) -> None:
     """What a run that is over came to; each figure says how it was had."""
-    s, known = run.summary(), figures.of_run(run, account_of(run))
+    account = account_of(run)
+    s, known = run.summary(), figures.of_run(run, account)
     flaw = BUSY if s.busy else ""
     with st.container(key=f"final-{run.run_id}"):
         columns = st.columns([1.35, 1, 1.15, 1, 1.1])
@@ -128,7 +129,7 @@ def final_figures(run: Run) -> None:
         known["peak_memory_bytes"],
         more=_memory_in_words(run),
     )
-    if besides := _besides(run):
+    if besides := _besides(run, account):
         st.caption(literal(" · ".join(besides)))
 
 
@@ -143,6 +144,26 @@ def address_of(run: Run | RunRow) -> dict[str, str]:
         return {"run": run.run_id}
     _, view, parameter = _STUDY_VIEWS[run.config.task]
     return {"view": view} | ({parameter: run.run_id} if parameter else {})
+
+
+def at_work(run_id: str) -> Run:
+    """A run that goes on, as it is now; once it is over, or gone, the whole page is drawn anew."""
+    run = state.open_run(run_id)
+    if run is not None:
+        run.refresh()
+    if run is None or run.is_over:
+        st.rerun()
+    return run
+
+
+def progress_of(run: Run, text: str) -> None:
+    """How far a run is, in words, beside what stops it."""
+    bar, action = st.columns([5, 1], vertical_alignment="center")
+    bar.progress(run.progress() or 0.0, text=literal(text))
+    if state.client().may("cancel", run.run_id) and action.button(
+        "Stop", key=f"stop-{run.run_id}", icon=":material/stop:", width="stretch"
+    ):
+        state.client().cancel(run.run_id)
 
 
 def account_of(run: Run) -> energy.Account:
@@ -203,7 +224,7 @@ def hardware_of(run: Run) -> None:
 def _mfu(run: Run) -> list[tuple[str, str, str]]:
     """MFU against both peaks, or why it is not told: title, value and how."""
     device, name = calibration.of_run(run)
-    attained, found = cost.flops_per_s(run), calibration.latest(state.store(), device, name)
+    attained, found = cost.flops_per_s(run), state.calibration_of(device, name)
     told = {
         "MFU of the measured peak": cost.mfu(run.config, attained, found),
         "MFU of the data sheet": cost.data_sheet_mfu(run.config, attained, name),
@@ -230,7 +251,7 @@ def _memory_in_words(run: Run) -> str:
     return f"{words}. Data on the device, apart: {units.nbytes(memory.data_bytes)}."
 
 
-def _besides(run: Run) -> list[str]:
+def _besides(run: Run, account: energy.Account) -> list[str]:
     """What only some runs have: a target, time to compile; and the process around the training."""
     s, target = run.summary(), run.config.target
     words: list[str] = []
@@ -243,7 +264,6 @@ def _besides(run: Run) -> list[str]:
         words.append(f"Target of {goal} {_when_reached(run)}")
     if run.compiled:
         words.append(f"{units.duration(run.compiled.seconds)} to compile, not in the training time")
-    account = account_of(run)
     if account.is_measured or account.source == "estimate":
         words.append(f"Energy {energy.in_words(account)}")
     if s.busy:

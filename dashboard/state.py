@@ -10,13 +10,14 @@ import math
 import secrets
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import unquote
 
 import streamlit as st
 
 from dashboard import api
 from dashboard.gate import ACTOR_HEADER
-from engine import access, hardware, limits, planner, settings
+from engine import access, calibration, hardware, limits, planner, settings
 from engine.access import LOCAL, Actor
 from engine.config import RunConfig, overrides_from, with_overrides
 from engine.errors import StoreError
@@ -84,6 +85,16 @@ def key_of(what: str) -> str:
 def machine() -> hardware.Machine:
     """What this computer offers; asked again after a minute, as free memory and GPUs change."""
     return hardware.probe()
+
+
+def calibration_of(device: str, name: str | None) -> calibration.Found | None:
+    """The newest calibration of a device; looked for again after ten seconds, as that reads the whole list of runs."""
+    return _calibration_of(str(store().root), device, name)
+
+
+@st.cache_resource(ttl=10, max_entries=64)
+def _calibration_of(root: str, device: str, name: str | None) -> calibration.Found | None:
+    return calibration.latest(Store(Path(root)), device, name)
 
 
 def open_run(run_id: str | None) -> Run | None:
