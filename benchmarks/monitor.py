@@ -123,9 +123,11 @@ def main() -> None:
         beats = Spread.of(beat_s(Path(name)))
     with tempfile.TemporaryDirectory() as name:
         polls = {kind: Spread.of(costs) for kind, costs in poll_s(Path(name)).items()}
-    core = min(hardware.allowed_cores())
+    cores = hardware.allowed_cores()
+    core = min(cores)
     os.sched_setaffinity(0, {core})
     both = side_by_side(random.Random(0), core)
+    os.sched_setaffinity(0, cores)
     share = beats.median / INTERVALS_S[0]
     print(f"median (p10-p90) of {BEATS} beats, {PAIRS} pairs of trainings (784-128-10, B=64) on one core\n")
     measure.table(
