@@ -8,7 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import state
-from engine import calibration, cost, energy, figures, split, units
+from engine import calibration, cost, energy, figures, split, studies, units
 from engine.charts_split import split_chart
 from engine.errors import EngineError
 from engine.figures import Figure
@@ -99,11 +99,19 @@ def plan_figures(plan: Plan) -> None:
 
 BUSY = "machine was busy"
 # task -> page, view, and the parameter of the address that names a run, of studies that have a place of their own
-_STUDY_VIEWS = {"batch-law": ("compare", "Batch-size law", "law"), "calibrate": ("hardware", "Calibrate", "")}
+_STUDY_VIEWS = {
+    "batch-law": ("compare", "Batch-size law", "law"),
+    "calibrate": ("hardware", "Calibrate", "run"),
+    "landscape": ("compare", "Descent path", "race"),
+}
+TRAIN = "../pages/train.py"
 
 
 def final_figures(run: Run) -> None:
-    """What a run that is over came to; each figure says how it was had."""
+    """What a run that is over came to; each figure says how it was had. Of one that trains no net, what it is and does."""
+    if run.config.task in studies.ABOUT:
+        st.caption(literal(studies.ABOUT[run.config.task]))
+        return
     account = account_of(run)
     s, known = run.summary(), figures.of_run(run, account)
     flaw = BUSY if s.busy else ""
@@ -133,17 +141,28 @@ def final_figures(run: Run) -> None:
         st.caption(literal(" · ".join(besides)))
 
 
-def page_of(task: str) -> str:
-    """The page that shows runs of a task."""
-    return f"../pages/{_STUDY_VIEWS[task][0]}.py" if task in _STUDY_VIEWS else "../pages/train.py"
+def page_of(run: Run | RunRow) -> str:
+    """The page that shows a run: that of its task."""
+    return f"../pages/{_STUDY_VIEWS[run.config.task][0]}.py" if _shown_as(run) else TRAIN
 
 
 def address_of(run: Run | RunRow) -> dict[str, str]:
     """What the address of that page holds to show this run."""
-    if run.config.task not in _STUDY_VIEWS:
+    shown_as = _shown_as(run)
+    if not shown_as:
         return {"run": run.run_id}
     _, view, parameter = _STUDY_VIEWS[run.config.task]
-    return {"view": view} | ({parameter: run.run_id} if parameter else {})
+    return {"view": view, parameter: shown_as}
+
+
+def _shown_as(run: Run | RunRow) -> str:
+    """What a study is called where it is shown; empty where that is the page Train. A surface stands beside its race."""
+    if run.config.task not in _STUDY_VIEWS:
+        return ""
+    if run.config.task != "landscape":
+        return run.run_id
+    drawn = state.open_run(run.config.landscape.runs[0])
+    return (drawn.group or "") if drawn else ""
 
 
 def at_work(run_id: str) -> Run:
@@ -299,7 +318,7 @@ def run_line(row: RunRow, now: float) -> None:
     with st.container(horizontal=True, vertical_alignment="center", key=f"line-{row.run_id}"):
         status_badge(row.status)
         st.page_link(
-            page_of(row.config.task),
+            page_of(row),
             label=literal(row.config.in_words()),
             query_params=address_of(row),
             width="content",
@@ -328,9 +347,7 @@ def run_actions(run: Run, *, open_link: bool = False) -> None:
     """What one does with a run that is over: open, run again, export, delete, repeat in a terminal."""
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{run.run_id}"):
         if open_link:
-            st.page_link(
-                page_of(run.config.task), label="Open", icon=":material/open_in_new:", query_params=address_of(run)
-            )
+            st.page_link(page_of(run), label="Open", icon=":material/open_in_new:", query_params=address_of(run))
         if state.client().may("submit") and st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}"):
             _run_again(run)
         st.download_button(

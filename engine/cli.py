@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import math
 import os
 import secrets
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -38,6 +40,7 @@ from engine import (
     records,
     settings,
     split,
+    studies,
     units,
 )
 from engine.checkup import check
@@ -235,6 +238,8 @@ def plan_command(a: argparse.Namespace) -> int:
     config, machine = _config(a), hardware.probe()
     hardware.check_device(config.device, machine)
     planner.check_abilities(config, machine)
+    if config.task in {"calibrate", "landscape"}:
+        return _plan_of_a_study(config, as_json=a.json)
     plan = planner.plan(config, machine=machine)
     if a.json:
         law = {"estimated_seconds": _law_seconds(config, plan)} if config.task == "batch-law" else {}
@@ -272,6 +277,21 @@ def _law_seconds(config: RunConfig, plan: planner.Plan) -> float:
     )
 
 
+def _plan_of_a_study(config: RunConfig, *, as_json: bool) -> int:
+    """What a run that trains nothing does, and how long: it has no parameters, steps or FLOPs of its own."""
+    takes = calibration.predicted_seconds(config.threads) if config.task == "calibrate" else None
+    if as_json:
+        unknown = {field.name: None for field in dataclasses.fields(planner.Plan)} | {"total_bytes": None}
+        said = {"task": config.task, "about": studies.ABOUT[config.task], "estimated_seconds": takes}
+        print(json_text(unknown | said | {"fingerprint": config.fingerprint}))
+        return OK
+    print(config.in_words())
+    print(textwrap.fill(studies.ABOUT[config.task], 100, initial_indent="  ", subsequent_indent="  "))
+    if takes is not None:
+        print(f"  takes about       {units.duration(takes)} (estimated), once other runs are over")
+    return OK
+
+
 def list_command(a: argparse.Namespace) -> int:
     if a.limit < 1:
         raise ConfigError(f"limit={a.limit} is not allowed.", fix="limit may be a whole number from 1.")
@@ -297,7 +317,7 @@ def list_command(a: argparse.Namespace) -> int:
         s = r.summary
         print(
             f"{r.run_id}  {r.status:<11} {units.age(time.time() - r.created):>12}  {units.accuracy(s.test_accuracy):>7}  "
-            f"{units.loss(s.final_train_loss):>9}  {units.samples_per_s(s.samples_per_s):>16}  {r.config.in_words()}{'  ' + visible(r.name, LONGEST_NAME) if r.name else ''}"
+            f"{units.loss(s.final_train_loss):>9}  {units.samples_per_s(s.samples_per_s):>16} {'busy' if s.busy else '':<4}  {r.config.in_words()}{'  ' + visible(r.name, LONGEST_NAME) if r.name else ''}"
         )
     return OK
 
@@ -695,14 +715,31 @@ def _split(run: Run) -> dict[str, Any] | None:
 
 def _busy(run: Run) -> dict[str, Any] | None:
     """Whether something else used the machine; null where the run did not say."""
-    busy = run.last_word.busy if run.last_word else None
+    busy = run.busy
     return None if busy is None else busy.model_dump() | {"busy": busy.is_busy, "reason": busy.in_words or None}
 
 
 def _card(run: Run) -> str:
     if run.config.task == "calibrate":
         return _calibration_card(run)
+    if run.config.task == "landscape":
+        return _surface_card(run)
     return _law_card(run) if run.config.task == "batch-law" else _training_card(run)
+
+
+def _surface_card(run: Run) -> str:
+    lines = [f"{run.run_id}  {run.status}", f"  {run.config.in_words()}"]
+    if s := run.surface:
+        lines += [
+            f"  loss              {units.loss(s.loss_min)} to {units.loss(s.loss_max)} (measured on {s.examples:,} {s.split} examples)",
+            f"  the plane shows   {units.percent(sum(s.explained))} of how the weights moved (derived)",
+            f"  off the plane     {units.loss(s.plane_gap)} of loss between a checkpoint and its shadow, median (derived)",
+            f"  checkpoints       {s.checkpoints:,} (counted)",
+            f"  took              {units.duration(s.seconds)} (measured)",
+        ]
+    if why := run.why():
+        lines.append(f"  {visible(why)}")
+    return "\n".join(lines)
 
 
 def _law_card(run: Run) -> str:

@@ -349,9 +349,10 @@ class Neighbours:
 
 def _open_gpu_handle(device: str, stack: contextlib.ExitStack, nvml: Any) -> Any:
     index = hardware.gpu_index(device)
-    handles, reason = stack.enter_context(hardware.open_nvml(nvml))
     if index is None:
-        raise Unavailable(f"This run uses the CPU. {reason or ''}".strip())
+        with hardware.open_nvml(nvml) as (_, reason):  # let go at once: a GPU that nobody uses may sleep
+            raise Unavailable(f"This run uses the CPU. {reason or ''}".strip())
+    handles, reason = stack.enter_context(hardware.open_nvml(nvml))
     if index >= len(handles):
         raise Unavailable(reason or f"{device} is not on this machine.")
     return handles[index]

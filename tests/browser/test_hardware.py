@@ -172,12 +172,12 @@ def test_pause_window_and_interval_do_as_they_say(store, open_monitor):
 def test_the_method_stands_behind_each_title(store, open_monitor):
     Told(store, FakeNvml(FakeGpu())).beats(20)
     page = open_monitor()
-    titles = page.locator(".mon-title:visible")
+    titles = page.locator(".iso-asks:visible")
     assert titles.count() > 8
     for n in range(titles.count()):
         assert "measured: " in titles.nth(n).get_attribute("title")
     titles.first.click()
-    expect(page.locator(".mon-how:visible")).to_contain_text("measured: NVML")
+    expect(page.locator(".iso-how:visible")).to_contain_text("measured: NVML")
 
 
 # --- on this machine ------------------------------------------------------------------------------------------------
