@@ -10,6 +10,7 @@ from streamlit.delta_generator import DeltaGenerator
 from dashboard import state
 from engine import calibration, cost, energy, figures, split, studies, units
 from engine.charts_split import split_chart
+from engine.energy import Detail
 from engine.errors import EngineError
 from engine.figures import Figure
 from engine.hardware import Machine
@@ -230,18 +231,19 @@ def hardware_of(run: Run) -> None:
                 st.markdown(line, width=150)
         st.divider()
         rows = [
-            ("Energy", energy.in_words(account), energy.how_in_words(account)),
+            Detail("Energy", energy.in_words(account), energy.how_in_words(account), account.is_short),
             *energy.details(account),
             *_mfu(run),
         ]
-        for title, text, how in rows:
-            st.markdown(f"{literal(title)}: **{literal(text)}**  \n:small[{literal(how[:1].upper() + how[1:])}]")
+        for title, text, how, is_short in rows:
+            value = f":gray[{literal(text)}]" if is_short else f"**{literal(text)}**"
+            st.markdown(f"{literal(title)}: {value}  \n:small[{literal(how[:1].upper() + how[1:])}]")
         if tip := energy.hint(account):
             st.caption(literal(tip))
 
 
-def _mfu(run: Run) -> list[tuple[str, str, str]]:
-    """MFU against both peaks, or why it is not told: title, value and how."""
+def _mfu(run: Run) -> list[Detail]:
+    """MFU against both peaks, or why it is not told."""
     device, name = calibration.of_run(run)
     attained, found = cost.flops_per_s(run), state.calibration_of(device, name)
     told = {
@@ -250,9 +252,9 @@ def _mfu(run: Run) -> list[tuple[str, str, str]]:
     }
     how = "derived: FLOP/s on the training clock, over the peak from"
     return [
-        (title, "not told", mfu.reason)
+        Detail(title, "not told", mfu.reason)
         if mfu.value is None
-        else (title, units.percent(mfu.value, digits=1), f"{how} {mfu.peak_from}")
+        else Detail(title, units.percent(mfu.value, digits=1), f"{how} {mfu.peak_from}")
         for title, mfu in told.items()
     ]
 
@@ -326,7 +328,12 @@ def run_line(row: RunRow, now: float) -> None:
         figures = [units.age(now - row.created)]
         if row.summary.test_accuracy is not None:
             figures.insert(0, f"{units.accuracy(row.summary.test_accuracy)} accuracy")
-        st.caption(literal(" · ".join(figures + ([visible(row.name, _LONGEST_IN_A_LINE)] if row.name else []))))
+        st.caption(
+            literal(" · ".join(figures + ([visible(row.name, _LONGEST_IN_A_LINE)] if row.name else []))),
+            help="Accuracy: measured on held-out examples, at the last evaluation."
+            if row.summary.test_accuracy is not None
+            else None,
+        )
 
 
 def machine_card(machine: Machine) -> None:

@@ -756,6 +756,8 @@ def _law_card(run: Run) -> str:
         lines.append(f"    {at.batch_size:>10} {rate:>14} {steps:>9} {reached:>12} {units.duration(at.step_s):>10}")
     lines += [f"  {title:<17} {text} ({how})" for title, text, how in batch_law.facts(found)]
     lines += [f"  ! {note}" for note in found.notes]
+    if run.summary().busy:
+        lines.append(f"  ! machine was busy: {visible(run.summary().busy_why)}")
     if why := run.why():
         lines.append(f"  {visible(why)}")
     return "\n".join(lines)
@@ -776,21 +778,23 @@ def _calibration_card(run: Run) -> str:
 
 def _training_card(run: Run) -> str:
     s = run.summary()
+    busy = ", the machine was busy" if s.busy else ""
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         f"  {run.config.in_words()}",
         f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the held-out split)",
-        f"  train loss        {units.loss(s.final_train_loss)} (mean of the last steps)",
-        f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs, {units.duration(s.train_seconds)}",
-        f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived{', the machine was busy' if s.busy else ''})",
-        f"  arithmetic        {units.flops(s.flops)} (derived)",
+        f"  train loss        {units.loss(s.final_train_loss)} (derived: mean over the last epoch's batches, at most 100)",
+        f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs (counted), {units.duration(s.train_seconds)} (measured{busy})",
+        f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived: examples by training time{busy})",
+        f"  arithmetic        {units.flops(s.flops)} (derived: closed form per layer)",
         f"  MFU               {_mfu_in_words(run)}",
-        f"  training memory   {units.nbytes(s.peak_memory_bytes)} (weights, optimizer and one step's peak)",
+        f"  training memory   {units.nbytes(s.peak_memory_bytes)} (measured: weights, optimizer and one step's peak)",
         f"  process memory    {units.nbytes(s.process_memory_bytes)} (measured, PyTorch itself included)",
     ]
     if run.is_over:
         account = energy.in_store(Store(run.folder.parent.parent), run)
-        how = f"measured, {account.source}" if account.is_measured else visible(energy.how_in_words(account))
+        short = ", too short a window to be compared" if account.is_short else ""
+        how = f"measured, {account.source}{short}" if account.is_measured else visible(energy.how_in_words(account))
         lines.append(f"  energy            {energy.in_words(account)} ({how.rstrip('.')})")
     if found := split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=s.steps):
         lines.append(f"  a step            {split.row_in_words(found)} (measured)")
@@ -799,7 +803,9 @@ def _training_card(run: Run) -> str:
     if s.busy:
         lines.append(f"  ! machine was busy: {visible(s.busy_why)}")
     if run.compiled:
-        lines.append(f"  compiling         {units.duration(run.compiled.seconds)}, before the clock of training")
+        lines.append(
+            f"  compiling         {units.duration(run.compiled.seconds)} (measured, before the clock of training)"
+        )
     if run.config.target.value is not None:
         lines.append(f"  target            {_target(run)}")
     if why := run.why():

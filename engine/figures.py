@@ -162,8 +162,8 @@ def of_energy(account: energy.Account) -> dict[str, Figure]:
             )
         }  # fmt: skip
     window = "" if account.window_s is None else f"{units.duration(account.window_s)}, evaluations included"
-    off = None if account.uncertainty is None or account.joules is None else account.uncertainty * account.joules
-    short = f"Shorter than {energy.PERIODS} periods of the counter: not to be compared" if account.is_short else ""
+    off = _of(account.uncertainty, account.joules)
+    short = energy.too_short(account.uncertainty)
     method = f"{account.source}: {account.method}" if account.is_measured else account.method.rstrip(".")
     figures = {
         "energy_j": Figure(
@@ -171,15 +171,19 @@ def of_energy(account: energy.Account) -> dict[str, Figure]:
         ),
         "energy_per_1000_samples_j": Figure(
             value=account.per_1000_samples_j, unit="J", how="derived", window=window, note=short,
+            uncertainty=_of(account.uncertainty, account.per_1000_samples_j),
             method="gross energy by examples seen" if account.is_measured else method,
         ),
         "energy_to_target_j": Figure(
             value=account.to_target_j, unit="J", how="measured",
+            window="" if account.to_target_s is None else f"{units.duration(account.to_target_s)}, evaluations included",
+            uncertainty=_of(account.to_target_uncertainty, account.to_target_j),
+            note=energy.too_short(account.to_target_uncertainty),
             method="the counter at the evaluation that reached the target, between its samples in proportion"
             if account.to_target_j is not None else "no target was reached" if account.is_measured else method,
         ),
         "energy_above_idle_j": Figure(
-            value=account.net_j, unit="J", how="derived", window=window,
+            value=account.net_j, unit="J", how="derived", window=window, uncertainty=off, note=short,
             method=f"gross less {units.power(account.idle_w)} of the idle machine" if account.net_j is not None
             else account.net_reason or method,
         ),
@@ -212,6 +216,10 @@ def of_plan(plan: Plan) -> dict[str, Figure]:
             method=f"{plan.train_examples:,} training examples by batch size, rounded up",
         ),
     }  # fmt: skip
+
+
+def _of(share: float | None, value: float | None) -> float | None:
+    return None if share is None or value is None else share * value
 
 
 def _binomial(share: float | None, n: int) -> float | None:

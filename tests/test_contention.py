@@ -217,3 +217,7 @@ def test_the_table_of_a_race_marks_speeds_and_nothing_else(store):
     table = as_table(outcome.outcome(races.of_runs(runs)))
     marked = table[table.iloc[:, 1].str.contains("machine was busy")][""].tolist()
     assert marked == ["Steps per second", "Samples per second"]
+    runs = [make_run(store, seed=seed, num_steps=600, last=last(busy)) for seed, busy in enumerate((BUSY, QUIET))]
+    aimed = as_table(outcome.outcome(races.of_runs(runs), target=0.5))
+    marked = aimed[aimed.iloc[:, 1].str.contains("machine was busy")][""].tolist()
+    assert marked == ["Seconds to target", "Expected time", "Steps per second", "Samples per second"]

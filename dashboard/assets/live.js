@@ -459,6 +459,7 @@ class View extends PollingView {
     this.bar = document.createElement("div");
     this.progress.append(this.bar);
     this.left = element("span", "iso-left", "live-left");
+    this.left.title = "What is left is estimated: by rule of three, from the share of the budget that is used.";
     this.facts = element("span", "iso-facts", "live-facts");
     this.resetButton = element("button", "iso-reset", "live-reset-zoom");
     this.resetButton.type = "button";

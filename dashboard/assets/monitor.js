@@ -330,6 +330,7 @@ class Group {
       this.heading.type = "button";
       this.heading.onclick = () => this.toggle();
       this.summary = element("span", "mon-summary", `summary-${prefix.slice(0, -1)}`);
+      this.summary.title = "Measured: the newest readings. The titles of the charts say how.";
     }
     const name = element("span", "mon-name");
     name.textContent = title;
@@ -731,7 +732,7 @@ class View extends PollingView {
     if (rows.length < 2 || rows.some(([, y], n) => n && y < rows[n - 1][1])) return [];
     const joules = rows.at(-1)[1] - rows[0][1];
     const [factor, unit] = joules >= 1e3 ? scale("J", joules) : [1, "J"];
-    return [`${threeDigits(joules * factor)} ${unit} in ${duration((rows.at(-1)[0] - rows[0][0]) / 1000)} by the energy counter.`];
+    return [`${threeDigits(joules * factor)} ${unit} in ${duration((rows.at(-1)[0] - rows[0][0]) / 1000)} by the energy counter (measured).`];
   }
 
   zoomTo(range) {
