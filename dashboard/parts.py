@@ -344,8 +344,10 @@ def machine_card(machine: Machine) -> None:
         st.text(
             f"{units.nbytes(machine.memory_bytes)} memory, {units.nbytes(machine.memory_available_bytes)} available"
         )
-        for gpu in machine.gpus:
-            st.text(f"cuda:{gpu.index}: {visible(gpu.name)}, {units.nbytes(gpu.memory_bytes)}")
+        for gpus in machine.alike:
+            gpu, more = gpus[0], f" to cuda:{gpus[-1].index}" if len(gpus) > 1 else ""
+            each = " each" if more else ""
+            st.text(f"cuda:{gpu.index}{more}: {visible(gpu.name)}, {units.nbytes(gpu.memory_bytes)}{each}")
         if machine.gpu_reason:
             st.caption(literal(f"{machine.gpu_reason} Runs use the CPU."))
 

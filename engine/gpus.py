@@ -68,7 +68,8 @@ class GpuProcess:
 
 
 def in_words(error: pynvml.NVMLError) -> str:
-    return f"NVML: {str(error).rstrip('.').lower() or type(error).__name__}."
+    said = str(error).rstrip(".").lower().replace("gpu", "GPU")
+    return f"NVML: {said or type(error).__name__}."
 
 
 def name_of(nvml: Any, handle: Any) -> str:

@@ -201,7 +201,10 @@ def test_the_page_marks_the_fields_in_which_runs_differ(store):
 def settings_of(page: str) -> dict[str, str]:
     """The rows of the table of the configuration, or of the results, by title."""
     return dict(
-        re.findall(r'<tr(?: class="differs"| title="[^"]*")?><th scope="row">(.*?)</th><td>(.*?)</td>(?:<td class="how">|</tr>)', page)
+        re.findall(
+            r'<tr(?: class="differs"| title="[^"]*")?><th scope="row">(.*?)</th><td>(.*?)</td>(?:<td class="how">|</tr>)',
+            page,
+        )
     )
 
 

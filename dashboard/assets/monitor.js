@@ -159,7 +159,7 @@ class Card {
   reasons() {
     const { missing, about } = this.view;
     return this.keys
-      .filter(({ key }) => missing[key] && missing[key] !== about.resting) // that is said once, above
+      .filter(({ key }) => missing[key] && missing[key] !== this.saidAbove)
       .map(({ key, name }) => [about.metrics[key.replace(/^gpu\d+\./, "gpu.")]?.title ?? name, missing[key]]);
   }
 
@@ -242,7 +242,7 @@ class Card {
     setText(this.unitName, this.shownUnit);
     const at = this.view.cursor;
     for (const { trace, x, y } of all) {
-      const value = at === null ? y.findLast((v) => v !== null) : valueAt({ x, y }, at);
+      const value = at === null ? (this.view.zoom ? lastOf({ y }) : nowOf({ x, y }, this.view.freshFrom)) : valueAt({ x, y }, at);
       const text = value === null || value === undefined ? "–" : figure(value, this.shownUnit);
       if (trace.key === this.keys[0].key) {
         setText(this.number, text);
@@ -254,7 +254,7 @@ class Card {
     for (const [key, { button }] of this.entries) button.hidden = !this.has(key);
     const words = reasonLines(this.reasons());
     if (this.chart.warning) words.unshift(this.chart.warning);
-    if (this.chart.throttle) words.push(...this.view.throttleWords(this.prefix + this.chart.throttle));
+    if (this.chart.throttle) words.push(...this.view.throttleWords(this.prefix + this.chart.throttle, range));
     if (this.chart.energy) words.push(...this.view.energyWords(this.prefix + this.chart.energy, range));
     setText(this.words, words.join(" "));
     this.words.hidden = !words.length;
@@ -319,6 +319,12 @@ function reasonLines(reasons) {
 
 const lastOf = (trace) => trace?.y.findLast((v) => v !== null) ?? null;
 
+// What the newest reading is, where there is one: a GPU that was lost a minute ago does not draw 500 W now.
+function nowOf(trace, since) {
+  const n = trace ? trace.y.findLastIndex((v) => v !== null) : -1;
+  return n >= 0 && trace.x[n] >= since ? trace.y[n] : null;
+}
+
 // --- a GPU, or all that is none ----------------------------------------------------------------------------------
 
 class Group {
@@ -372,17 +378,25 @@ class Group {
     this.showHolders();
   }
 
-  // Why GPUs were not read for a while.
+  // Why a GPU was not read for a while, or is not read at all: said once, and not by each of its charts.
   showRest(range) {
-    const rests = this.prefix ? this.view.restsIn(range) : [];
-    this.rest.hidden = !rests.length;
+    if (!this.prefix) return;
+    const { about, missing } = this.view;
+    const mine = about.columns.filter((column) => column.startsWith(this.prefix));
+    const reasons = new Set(mine.map((column) => missing[column]));
+    const lost = mine.length && reasons.size === 1 ? [...reasons][0] : undefined;
+    const rests = this.view.restsIn(range);
     const times = rests.map(([from, to]) => `${clock(Math.max(from, range[0]))} – ${clock(Math.min(to, range[1]))}`);
-    if (rests.length) setText(this.rest, `${times.join(", ")}: ${this.view.about.resting}`);
+    const lines = rests.length ? [`${times.join(", ")}: ${about.resting}`] : [];
+    if (lost && lost !== about.resting) lines.push(`Nothing of this GPU can be read now. ${capital(lost)}`);
+    for (const card of this.cards) card.saidAbove = lost;
+    this.rest.hidden = !lines.length;
+    setText(this.rest, lines.join(" "));
   }
 
   summarize() {
     if (!this.summary) return;
-    const now = (key) => lastOf(this.view.traces[this.prefix + key]);
+    const now = (key) => nowOf(this.view.traces[this.prefix + key], this.view.freshFrom);
     const parts = [[now("utilization_percent"), "%"], [now("power_w"), "W"], [now("temperature_c"), "°C"]];
     const used = now("memory_used_bytes");
     const known = parts.filter(([value]) => value !== null).map(([value, unit]) => `${figure(value, unit)} ${unit}`);
@@ -618,6 +632,11 @@ class View extends PollingView {
 
   // --- picture
 
+  // Readings from then on are of now.
+  get freshFrom() {
+    return this.newest === undefined ? Infinity : toX(this.newest) - Math.max(GAP_MS, 3000 * this.answer.interval_s);
+  }
+
   get now() {
     return this.answer.now + (this.paused ? 0 : (performance.now() - this.receivedAt) / 1000);
   }
@@ -717,11 +736,13 @@ class View extends PollingView {
     return bits !== null && (bits & ~this.about.throttle_harmless) !== 0;
   }
 
-  throttleWords(key) {
-    const bits = lastOf(this.traces[key]);
-    if (!bits || this.missing[key]) return [];
-    const held = Object.entries(this.about.throttle).filter(([bit, text]) => bits & Number(bit) && text !== "idle").map(([, text]) => text);
-    return [held.length ? `Held back by ${held.join(", ")}.` : "Idle."];
+  throttleWords(key, range) {
+    const bits = nowOf(this.traces[key], this.freshFrom);
+    const by = (all) => Object.entries(this.about.throttle).filter(([bit, text]) => all & Number(bit) && text !== "idle").map(([, text]) => text).join(", ");
+    const words = bits && !this.missing[key] ? [by(bits) ? `Held back by ${by(bits)}.` : "Idle."] : [];
+    const seen = this.traces[key] ? windowOf(this.traces[key], range).y.filter((b) => this.isThrottled(b)).reduce((all, b) => all | b, 0) : 0;
+    if (seen && !this.isThrottled(bits)) words.push(`Orange: held back by ${by(seen)}.`);
+    return words;
   }
 
   // From the counter's first and last reading in sight: not where it was reset in between.
