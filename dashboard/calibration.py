@@ -39,7 +39,7 @@ def calibrate_view() -> None:
     with st.container(border=True, key="calibrate"):
         st.markdown("**Calibrate this machine**")
         st.caption(studies.ABOUT["calibrate"])
-        run = _at_work(config)
+        run = linked if linked and not linked.is_over else _at_work(config)
         _offer(config, busy=run is not None)
     if run is not None:
         _follow(run.run_id)
@@ -61,12 +61,12 @@ def calibrate_view() -> None:
 
 
 def _linked() -> Run | None:
-    """The calibration of the address, once it is over; one that goes on is followed as any."""
+    """The calibration of the address."""
     run = state.open_run(st.query_params.get("run"))
     if run is None or run.config.task != "calibrate":
         return None
     run.refresh()
-    return run if run.is_over else None
+    return run
 
 
 def _say_if_not_the_newest(shown: Found, newest: Found | None) -> None:
@@ -77,8 +77,7 @@ def _say_if_not_the_newest(shown: Found, newest: Found | None) -> None:
         st.info(parts.literal(f"A calibration of another device: {made.device_name}."), icon=":material/info:")
     elif newest is not None:
         st.info("An older calibration: MFU and the roofline use the newest.", icon=":material/info:")
-        address = {"view": "Calibrate", "run": newest.run_id}
-        st.page_link("../pages/hardware.py", label="The newest", icon=":material/arrow_forward:", query_params=address)
+        st.button("Show the newest", icon=":material/arrow_forward:", on_click=lambda: st.query_params.pop("run"))
 
 
 def _device(key: str) -> str:

@@ -59,6 +59,23 @@ def test_the_price_stands_before_the_button_and_nothing_is_claimed_without_a_cal
     assert "not calibrated yet" in words(app) and not app.warning
 
 
+def test_a_link_shows_its_own_calibration_and_says_when_it_is_not_the_newest(own_store):
+    old, new = [kept(own_store, fake(at=time.time() - days * 86_400)) for days in (3, 0)]
+    app = AppTest.from_function(calibrate_page, default_timeout=30)
+    app.query_params["run"] = old
+    assert "An older calibration" in words(app.run()) and not app.exception
+    app.query_params["run"] = new
+    assert "An older calibration" not in words(app.run())
+
+
+def test_a_link_to_a_calibration_that_goes_on_follows_it(own_store):
+    run_id = own_store.create(preset_config("calibrate"))
+    app = AppTest.from_function(calibrate_page, default_timeout=30)
+    app.query_params["run"] = run_id
+    app.run()
+    assert not app.exception and app.button(key=f"stop-{run_id}")
+
+
 def test_the_button_asks_for_every_usable_core(own_store):
     shown(calibrate_page).button(key="calibrate.start").click().run()
     (row,) = own_store.rows()

@@ -77,7 +77,7 @@ class Row {
     });
     this.busy = element("span", "iso-flaw", `lane-busy-${place}`);
     this.busy.hidden = true;
-    this.values[COLUMNS.indexOf("Samples/s")].append(this.busy);
+    this.values[COLUMNS.indexOf("Samples/s")].prepend(this.busy); // the numbers stay below each other
     this.why = element("div", "race-why", `lane-why-${place}`);
     this.node.append(first, state, ...this.values, this.why);
   }
@@ -100,7 +100,7 @@ class Row {
     this.progress.setAttribute("aria-label", `Progress of ${lane.label}`);
     this.progress.hidden = runs.every((run) => run.over);
     this.texts(lane).forEach((text, i) => {
-      setText(this.values[i].firstChild, text);
+      setText(this.values[i].lastChild, text);
       this.values[i].toggleAttribute("data-bad", text === "NaN");
     });
     this.mark(runs);
