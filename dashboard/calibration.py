@@ -77,7 +77,11 @@ def _say_if_not_the_newest(shown: Found, newest: Found | None) -> None:
         st.info(parts.literal(f"A calibration of another device: {made.device_name}."), icon=":material/info:")
     elif newest is not None:
         st.info("An older calibration: MFU and the roofline use the newest.", icon=":material/info:")
-        st.button("Show the newest", icon=":material/arrow_forward:", on_click=lambda: st.query_params.pop("run"))
+        st.button("Show the newest", icon=":material/arrow_forward:", on_click=_forget_the_link)
+
+
+def _forget_the_link() -> None:
+    st.query_params.pop("run", None)
 
 
 def _device(key: str) -> str:
@@ -348,6 +352,8 @@ def _said(run: Run, point: Roofline | str, found: Found) -> None:
             return
         ours, sheet = _mfus(run, found)
         st.markdown(parts.literal(point.in_words))
+        if run.summary().busy:
+            st.caption(parts.literal(f"Machine was busy, so it reached less than it could: {run.summary().busy_why}."))
         st.markdown(parts.literal(f"Try: {point.try_next}"))
         st.caption(
             parts.literal(

@@ -250,11 +250,12 @@ def _mfu(run: Run) -> list[Detail]:
         "MFU of the measured peak": cost.mfu(run.config, attained, found),
         "MFU of the data sheet": cost.data_sheet_mfu(run.config, attained, name),
     }
+    busy = f" ({BUSY})" if run.summary().busy else ""
     how = "derived: FLOP/s on the training clock, over the peak from"
     return [
         Detail(title, "not told", mfu.reason)
         if mfu.value is None
-        else Detail(title, units.percent(mfu.value, digits=1), f"{how} {mfu.peak_from}")
+        else Detail(title, units.percent(mfu.value, digits=1) + busy, f"{how} {mfu.peak_from}")
         for title, mfu in told.items()
     ]
 

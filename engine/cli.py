@@ -783,7 +783,7 @@ def _training_card(run: Run) -> str:
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         f"  {run.config.in_words()}",
         f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the held-out split)",
-        f"  train loss        {units.loss(s.final_train_loss)} (derived: mean over the last epoch's batches, at most 100)",
+        f"  train loss        {units.loss(s.final_train_loss)} (measured: mean over the last epoch's batches, at most 100)",
         f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs (counted), {units.duration(s.train_seconds)} (measured{busy})",
         f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived: examples by training time{busy})",
         f"  arithmetic        {units.flops(s.flops)} (derived: closed form per layer)",
@@ -817,7 +817,9 @@ def _mfu_in_words(run: Run) -> str:
     found = cost.mfu(run.config, cost.flops_per_s(run), _calibration_of(run))
     if found.value is None:
         return f"{units.UNKNOWN} ({visible(found.reason)})"
-    return f"{units.percent(found.value, digits=1)} of {units.flops_per_s(found.peak_flops_per_s)} (derived; peak measured)"
+    busy = ", the machine was busy" if run.summary().busy else ""
+    peak = units.flops_per_s(found.peak_flops_per_s)
+    return f"{units.percent(found.value, digits=1)} of {peak} (derived; peak measured{busy})"
 
 
 def _target(run: Run) -> str:

@@ -61,7 +61,7 @@ CHARTS: dict[str, tuple[str, ...]] = {
         f"Each step, measured: mean cross-entropy of its batch before the step, {_READ_BACK}.",
         "Smoothed, derived: a moving average.",
         "Test, measured: mean cross-entropy on held-out examples at each evaluation.",
-        "The figure, derived: mean over the batches of the last epoch, at most 100.",
+        "The figure, measured: mean over the batches of the last epoch, at most 100.",
     ),
     "test_loss": ("Measured: mean cross-entropy on held-out examples at each evaluation.",),
     "accuracy": ("Measured: right answers on held-out examples at each evaluation.", _LUCK),
@@ -85,7 +85,7 @@ CHARTS: dict[str, tuple[str, ...]] = {
     },
 }  # fmt: skip
 RACE_COLUMNS: dict[str, str] = {  # of the rows above a race's charts; several seeds: their mean
-    "Loss": "Derived: mean over the batches of the last epoch, at most 100.",
+    "Loss": "Measured: mean over the batches of the last epoch, at most 100.",
     "Accuracy": f"Measured on held-out examples at the last evaluation. {_LUCK}",
     "Steps": "Counted.",
     "Samples/s": "Derived: examples by training time; while a run goes on over its newest window, then over all of it.",

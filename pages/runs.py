@@ -34,7 +34,7 @@ COLUMN_FORMATS = {
         format="%.1f %%", help="Measured on held-out examples, at the last evaluation."
     ),
     "Training loss": st.column_config.NumberColumn(
-        format="%.4f", help="Derived: mean over the batches of the last epoch, at most 100."
+        format="%.4f", help="Measured: mean over the batches of the last epoch, at most 100."
     ),
     "Samples/s": st.column_config.NumberColumn(format="compact", help="Derived: examples by training time."),
     "Training time": st.column_config.NumberColumn(

@@ -8,8 +8,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard import calibration as views
-from dashboard import state
-from engine import records
+from dashboard import parts, state
+from engine import cli, records
 from engine.config import with_overrides
 from engine.presets import preset_config
 from engine.store import EventLog
@@ -142,6 +142,15 @@ def test_every_run_says_what_bounds_it_and_what_to_try(own_store):
     assert len(app.get("plotly_chart")) == 1
     said = words(app)
     assert "**mine**" in said and "bounds it" in said and "Try: " in said and "MFU" in said and "derived" in said
+
+
+def test_what_a_busy_machine_attained_is_marked_on_the_roofline_and_in_its_mfu(own_store):
+    kept(own_store, fake())
+    busy = records.Finished(at=time.time(), busy=records.Busy(slowdown=2.5))
+    run = make_run(own_store, last=busy)
+    assert "Machine was busy, so it reached less than it could" in words(shown(roofline_page))
+    assert "the machine was busy" in cli._mfu_in_words(run)
+    assert "machine was busy" in parts._mfu(run)[0].text
 
 
 def test_a_run_without_a_place_says_why(own_store):
