@@ -8,7 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import state
-from engine import calibration, cost, energy, figures, split, units
+from engine import calibration, cost, energy, figures, serving, split, units
 from engine.charts_split import split_chart
 from engine.errors import EngineError
 from engine.figures import Figure
@@ -99,11 +99,18 @@ def plan_figures(plan: Plan) -> None:
 
 BUSY = "machine was busy"
 # task -> page, view, and the parameter of the address that names a run, of studies that have a place of their own
-_STUDY_VIEWS = {"batch-law": ("compare", "Batch-size law", "law"), "calibrate": ("hardware", "Calibrate", "")}
+_STUDY_VIEWS = {
+    "batch-law": ("compare", "Batch-size law", "law"),
+    "calibrate": ("hardware", "Calibrate", ""),
+    "infer": ("inference", "", "run"),  # which of its views is the run's own to say
+}
 
 
 def final_figures(run: Run) -> None:
     """What a run that is over came to; each figure says how it was had."""
+    if run.config.task == "infer":
+        _serving_figures(run)
+        return
     account = account_of(run)
     s, known = run.summary(), figures.of_run(run, account)
     flaw = BUSY if s.busy else ""
@@ -133,6 +140,34 @@ def final_figures(run: Run) -> None:
         st.caption(literal(" · ".join(besides)))
 
 
+def _serving_figures(run: Run) -> None:
+    """Of a measurement of inference: how well it answers, how many, how soon."""
+    found, s = serving.matrix_of(run), run.summary()
+    measured = found.measured
+    best = max(measured, key=lambda c: c.samples_per_s or 0.0, default=None)
+    soonest = min(measured, key=lambda c: c.quantile_s("p99") or 0.0, default=None)
+    untrained = "" if found.is_trained else "untrained weights"
+    busy = BUSY if s.busy else ""
+    told = (
+        ("Test accuracy", units.accuracy(s.test_accuracy), "Measured on all held-out examples.", untrained),
+        ("Most samples per second", units.count(best and best.samples_per_s and round(best.samples_per_s)),
+         f"Measured: {serving.cell_in_words(found, best.cell)}." if best else "", busy),
+        ("Shortest p99", units.duration(soonest.quantile_s("p99") if soonest else None),
+         f"Measured: {serving.cell_in_words(found, soonest.cell)}." if soonest else "", busy),
+        ("Cells measured", f"{len(measured)} of {len(found.cells)}", "Counted.", ""),
+    )  # fmt: skip
+    with st.container(key=f"final-{run.run_id}"):
+        for column, (title, text, how, flaw) in zip(st.columns(4), told, strict=True):
+            column.metric(
+                title, text, help=literal(how), delta=flaw or None, delta_color="orange", delta_arrow="off"
+            )
+
+
+def has_weights(run: Run) -> bool:
+    """Whether this run left weights that can answer."""
+    return run.config.task == "train" and run.status == "finished" and serving.weights_of(run) is not None
+
+
 def page_of(task: str) -> str:
     """The page that shows runs of a task."""
     return f"../pages/{_STUDY_VIEWS[task][0]}.py" if task in _STUDY_VIEWS else "../pages/train.py"
@@ -140,10 +175,12 @@ def page_of(task: str) -> str:
 
 def address_of(run: Run | RunRow) -> dict[str, str]:
     """What the address of that page holds to show this run."""
-    if run.config.task not in _STUDY_VIEWS:
-        return {"run": run.run_id}
-    _, view, parameter = _STUDY_VIEWS[run.config.task]
-    return {"view": view} | ({parameter: run.run_id} if parameter else {})
+    return _address(run.config.task, run.run_id)
+
+
+def _address(task: str, run_id: str) -> dict[str, str]:
+    _, view, parameter = _STUDY_VIEWS.get(task, ("", "", "run"))
+    return ({"view": view} if view else {}) | ({parameter: run_id} if parameter else {})
 
 
 def at_work(run_id: str) -> Run:
@@ -331,6 +368,10 @@ def run_actions(run: Run, *, open_link: bool = False) -> None:
             st.page_link(
                 page_of(run.config.task), label="Open", icon=":material/open_in_new:", query_params=address_of(run)
             )
+        if has_weights(run):
+            st.page_link(
+                "../pages/inference.py", label="How fast does it answer?", icon=":material/bolt:", query_params={"of": run.run_id}
+            )
         if state.client().may("submit") and st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}"):
             _run_again(run)
         st.download_button(
@@ -368,7 +409,7 @@ def _run_again(run: Run) -> None:
     except EngineError as error:
         error_box(error)
         return
-    st.switch_page("../pages/train.py", query_params={"run": run_id})
+    st.switch_page(page_of(run.config.task), query_params=_address(run.config.task, run_id))
 
 
 def _report(run: Run) -> str:
