@@ -17,9 +17,9 @@ import streamlit as st
 from dashboard import parts, state
 from dashboard.inference_api import places
 from dashboard.live import addresses, nothing, stub
-from engine import hardware, serving, units
-from engine.config import RUNTIMES, Cell, Infer, RunConfig, RuntimeName, infer_config
-from engine.errors import ConfigError, EngineError
+from engine import admission, hardware, serving, units
+from engine.config import RUNTIMES, Cell, Infer, PrecisionName, RunConfig, RuntimeName, infer_config
+from engine.errors import ConfigError
 from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
 from engine.records import TERMINAL
 from engine.serving import Quantile
@@ -65,14 +65,14 @@ def take_address() -> None:
     params = dict(st.query_params) or st.session_state.get("infer.link", {})
     if params == st.session_state.get("infer.link") and "infer.view" in st.session_state:
         return
-    run = state.open_run(params.get("run"))
-    of = params.get("of")
+    run, of = state.open_run(params.get("run")), params.get("of")
     if run is not None and run.config.task != "infer":  # somebody asks how fast this run's net answers
-        run, of = None, run.run_id
+        of, run = run.run_id, None
     view = params.get("view")
     st.session_state["infer.view"] = view if view in VIEWS else view_of(run.config) if run else "Matrix"
-    shown = st.session_state.setdefault("infer.shown", {})
-    shown[st.session_state["infer.view"]] = run.run_id if run else None
+    shown = st.session_state["infer.shown"] = dict[str, str | None]()
+    if run is not None:
+        shown[st.session_state["infer.view"]] = run.run_id
     st.session_state["infer.missing"] = bool(params.get("run")) and run is None and of is None
     if run is not None:
         st.session_state["infer.of"] = _weights_of(run.config)
@@ -134,7 +134,7 @@ class Weights:
         return self.run_id or (_FILE if self.file else "")
 
 
-def choose_weights(view: View) -> Weights:
+def choose_weights() -> Weights:
     """A trained run, newest first, a preset with fresh weights, or a file. Raises ConfigError while a file is to be named."""
     rows = trained_runs()
     linked = st.session_state.get("infer.of", "")
@@ -145,7 +145,7 @@ def choose_weights(view: View) -> Weights:
         if linked and not linked.startswith("preset:"):
             st.warning(_why_not(linked), icon=":material/warning:")
         st.session_state["infer.of"] = next(iter(by_id), f"preset:{DEFAULT_PRESET}")
-        _look_up(view)
+        _look_up()
     names = {run_id: _row_in_words(row) for run_id, row in by_id.items()}
     names |= {_FILE: "A .safetensors file of yours"}
     names |= {key: f"Fresh weights: {PRESETS[key.partition(':')[2]].title}" for key in presets}
@@ -179,19 +179,22 @@ def _file() -> Weights:
 
 def trained_runs() -> list[RunRow]:
     """Finished training runs whose weights are still there, the newest first."""
-    store, found = state.store(), []
+    store, found = state.store(), list[RunRow]()
     for row in store.rows(limit=_READ):
-        if row.config.task == "train" and row.status == "finished":
-            if (store.runs / row.run_id / serving.WEIGHTS_FILE).is_file():
-                found.append(row)
+        if _can_answer(row):
+            found.append(row)
         if len(found) == _OFFERED:
             break
     wanted = st.session_state.get("infer.of", "")  # a link may name an older one
     if wanted and wanted not in {row.run_id for row in found} and store.has(wanted):
         older = store.row(wanted)
-        if older and older.status == "finished" and (store.runs / wanted / serving.WEIGHTS_FILE).is_file():
-            found.append(older)
+        found += [older] if older and _can_answer(older) else []
     return found
+
+
+def _can_answer(row: RunRow) -> bool:
+    file = state.store().runs / row.run_id / admission.WEIGHTS_FILE
+    return row.config.task == "train" and row.status == "finished" and file.is_file()
 
 
 def _row_in_words(row: RunRow) -> str:
@@ -230,13 +233,11 @@ def _weights_of(config: RunConfig) -> str:
 def _take_weights() -> None:
     """Other weights: what was measured of them before is shown, or nothing."""
     st.session_state["infer.missing"] = False
-    _look_up(st.session_state["infer.view"])
+    _look_up()
 
 
-def _look_up(view: View) -> None:
-    shown = st.session_state.setdefault("infer.shown", {})
-    shown.clear()
-    shown[view] = newest_of(st.session_state.get("infer.of", ""), view)
+def _look_up() -> None:
+    st.session_state["infer.shown"] = {}
     st.session_state["infer.cell"] = None
 
 
@@ -274,7 +275,7 @@ class Asked:
 
 def form(view: View) -> Asked:
     """The card that says what is measured; raises EngineError with the sentence that says why it cannot be."""
-    weights = choose_weights(view)
+    weights = choose_weights()
     device = _device(weights.config)
     base = weights.config.model_copy(update={"device": device})
     if base.data == "text":
@@ -321,7 +322,7 @@ def _matrix_cells(base: RunConfig) -> list[Cell]:
         default=default, key=f"infer.pick.{kind}",
     )  # fmt: skip
     runtime = _kept_runtime(base)
-    precision = "fp32" if on_gpu else st.session_state.get("infer.knob.precision", "fp32")
+    precision = cast(PrecisionName, "fp32" if on_gpu else st.session_state.get("infer.knob.precision", "fp32"))
     pairs = [key.split("x") for key in chosen]
     if on_gpu:
         return [Cell(batch_size=int(b), precision=cast(Any, p), runtime=runtime) for b, p in pairs]
@@ -364,7 +365,9 @@ def _software_cells(base: RunConfig) -> list[Cell]:
         help=Cell.model_fields["runtime"].description,
     )  # fmt: skip
     st.session_state.setdefault("infer.knob.sizes", [1, sizes[-5]])
-    chosen = st.pills("Batch sizes", list(sizes), selection_mode="multi", key="infer.knob.sizes", format_func=lambda b: f"{b:,}")
+    chosen = st.pills(
+        "Batch sizes", list(sizes), selection_mode="multi", key="infer.knob.sizes", format_func=lambda b: f"{b:,}"
+    )
     threads = _threads_knob(base)
     ordered = [runtime for runtime in RUNTIMES if runtime in runtimes]
     return [Cell(batch_size=b, threads=threads, runtime=r) for r in ordered for b in sorted(chosen)]
@@ -386,7 +389,10 @@ def _threads_knob(base: RunConfig) -> int:
         return 1
     st.session_state.setdefault("infer.knob.threads", 1)
     info = Cell.model_fields["threads"]
-    return int(st.segmented_control(info.title or "", counts, key="infer.knob.threads", required=True, help=info.description) or 1)
+    return int(
+        st.segmented_control(info.title or "", counts, key="infer.knob.threads", required=True, help=info.description)
+        or 1
+    )
 
 
 def _arrival_cells(base: RunConfig) -> list[Cell]:
@@ -408,13 +414,15 @@ def _rates(weights: Weights, base: RunConfig, cell: Cell) -> list[float]:
     origin = "measured"
     if request_s is None:
         plan = state.check(config)
-        request_s, origin = serving._request_s(config, plan, cell, None), "estimated"  # noqa: SLF001
+        request_s, origin = serving.request_seconds(config, plan, cell), "estimated"
     rates = [float(f"{share / request_s:.2g}") for share in _SHARES]
     text = ", ".join(f"{rate:g}" for rate in rates)
     key = f"infer.knob.rates.{text}"
     st.session_state.setdefault(key, text)
     info = Infer.model_fields["rate"]
-    typed = st.text_input("Rates (requests/s)", key=key, help=f"{info.description} Each rate is a run of its own.", max_chars=200)
+    typed = st.text_input(
+        "Rates (requests/s)", key=key, help=f"{info.description} Each rate is a run of its own.", max_chars=200
+    )
     st.caption(
         parts.literal(f"At first {', '.join(f'{100 * s:g}' for s in _SHARES)} % of what it answers one after another: "
                       f"{units.count(round(1 / request_s))}/s, {origin}.")
@@ -428,10 +436,13 @@ def parse_rates(text: str) -> list[float]:
     try:
         rates = sorted({float(word) for word in words})
     except ValueError:
-        raise ConfigError(f"Rates {text!r} are not numbers.", fix="Write requests per second, such as 50, 100, 200.") from None
+        raise ConfigError(
+            f"Rates {text!r} are not numbers.", fix="Write requests per second, such as 50, 100, 200."
+        ) from None
     if not 0 < len(rates) <= _MOST_RATES or not all(math.isfinite(r) and 0 < r <= 1e6 for r in rates):
         raise ConfigError(
-            f"Rates {text!r} are not allowed.", fix=f"Write 1 to {_MOST_RATES} of them, each above 0 and at most 1,000,000."
+            f"Rates {text!r} are not allowed.",
+            fix=f"Write 1 to {_MOST_RATES} of them, each above 0 and at most 1,000,000.",
         )
     return rates
 
@@ -444,7 +455,9 @@ def _more(view: View, base: RunConfig) -> dict[str, Any]:
             names = list(RUNTIMES)
             st.session_state.setdefault("infer.knob.runtime", "inference_mode")
             info = Cell.model_fields["runtime"]
-            st.selectbox(info.title or "", names, key="infer.knob.runtime", format_func=_runtime_in_words, help=info.description)
+            st.selectbox(
+                info.title or "", names, key="infer.knob.runtime", format_func=_runtime_in_words, help=info.description
+            )
         if view == "Matrix" and base.device == "cpu":
             st.session_state.setdefault("infer.knob.precision", "fp32")
             info = Cell.model_fields["precision"]
@@ -460,7 +473,11 @@ def _more(view: View, base: RunConfig) -> dict[str, Any]:
         else:
             info = Infer.model_fields["shape"]
             shape = st.text_input(
-                info.title or "", key="infer.knob.shape", help=info.description, placeholder="the data's own", max_chars=40
+                info.title or "",
+                key="infer.knob.shape",
+                help=info.description,
+                placeholder="the data's own",
+                max_chars=40,
             )
             choices["shape"] = parse_shape(shape)
     return choices
@@ -470,7 +487,9 @@ def parse_shape(text: str) -> tuple[int, ...]:
     """1x28x28, 1 28 28 or 1, 28, 28. Raises ConfigError for what is no shape."""
     words = text.replace("x", " ").replace(",", " ").replace("×", " ").split()
     if not all(word.isdecimal() and word.isascii() and len(word) < 6 for word in words):
-        raise ConfigError(f"Input shape {text!r} is not allowed.", fix="Write whole numbers, such as 1x28x28, or nothing.")
+        raise ConfigError(
+            f"Input shape {text!r} is not allowed.", fix="Write whole numbers, such as 1x28x28, or nothing."
+        )
     return tuple(map(int, words))
 
 
@@ -510,7 +529,7 @@ def _checked(
         run = state.open_run(weights.run_id)
         if run is None:
             raise ConfigError("The run whose weights were to answer is gone.", fix="Choose another one.")
-        serving.check_run(configs[0], run)
+        admission.check_run(configs[0], run)
     calibrated = state.calibration_of(base.device, _device_name(base.device))
     known = _known(configs[0])
     made = calibrated.calibration if calibrated else None
@@ -527,7 +546,9 @@ def _known(config: RunConfig) -> dict[Cell, float]:
     """Read from up to twenty runs: kept for a while."""
     alike = config.model_copy(update={"infer": Infer(), "batch_size": 1, "threads": 1})
     infer = config.infer
-    return _known_of(str(state.store().root), alike.fingerprint, infer.prompt_len, infer.new_tokens, infer.cache, config)
+    return _known_of(
+        str(state.store().root), alike.fingerprint, infer.prompt_len, infer.new_tokens, infer.cache, config
+    )
 
 
 @st.cache_resource(ttl=20, max_entries=64)
@@ -563,7 +584,10 @@ def start(asked: Asked) -> str:
 
 def shown_runs(view: View) -> list[Run]:
     """The measurement this view shows, as its runs: one, or one per offered rate."""
-    run = state.open_run(st.session_state.setdefault("infer.shown", {}).get(view))
+    shown = st.session_state["infer.shown"]
+    if view not in shown:
+        shown[view] = newest_of(st.session_state.get("infer.of", ""), view)
+    run = state.open_run(shown[view])
     if run is None:
         return []
     if not run.group:
@@ -644,3 +668,9 @@ def preview(view: View, asked: Asked | None) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption("No finished training run is in this store yet: fresh weights answer as fast, and guess.")
             st.page_link("../pages/train.py", label="Train one", icon=":material/play_circle:")
+
+
+def in_a_terminal(asked: Asked) -> None:
+    """The same from a terminal, to copy."""
+    with st.expander("The same in a terminal"):
+        st.code("\n".join(state.command_line(config) for config in asked.configs), language="shell", wrap_lines=True)

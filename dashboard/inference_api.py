@@ -116,9 +116,13 @@ class Axes:
         varied = [n for n, name in enumerate(self.others) if len({s[n] for s in self.slices}) > 1]
         return {
             "row_title": _TITLES[self.row],
-            "rows": [{"id": f"{v:g}" if self.row == "rate" else str(v), "label": _short(self.row, v)} for v in self.rows],
+            "rows": [
+                {"id": f"{v:g}" if self.row == "rate" else str(v), "label": _short(self.row, v)} for v in self.rows
+            ],
             "columns": [{"id": str(v), "label": _label(self.column, v)} for v in self.columns],
-            "slices": [{"label": ", ".join(_label(self.others[n], s[n]) for n in varied) or "all"} for s in self.slices],
+            "slices": [
+                {"label": ", ".join(_label(self.others[n], s[n]) for n in varied) or "all"} for s in self.slices
+            ],
         }
 
 
@@ -290,7 +294,9 @@ def facts(place: Place) -> list[tuple[str, str, str]]:
     if quality:
         how = f"Measured on {quality.examples:,} held-out examples"
         told.append(("Accuracy", _accuracy(place.run.config, quality.test_accuracy), how))
-    told.append(("First answer", units.duration(m.first_request_s), visible(m.first_method, _LONGEST_TEXT) or "Not measured"))
+    told.append(
+        ("First answer", units.duration(m.first_request_s), visible(m.first_method, _LONGEST_TEXT) or "Not measured")
+    )
     how = f"Before the first that counts: {m.warm_up_requests:,} requests, apart"
     told.append(("Warm-up", units.duration(m.warm_up_s), how))
     if m.peak_memory_bytes is not None or m.memory_method:
@@ -436,7 +442,9 @@ def _quality_in_words(found: Matrix) -> list[str]:
         return []
     if not found.is_trained:
         return ["The weights are untrained: this is about speed alone."]
-    return [f"The weights answer {units.accuracy(quality.test_accuracy)} of {quality.examples:,} held-out examples right."]
+    return [
+        f"The weights answer {units.accuracy(quality.test_accuracy)} of {quality.examples:,} held-out examples right."
+    ]
 
 
 def _of_rates(
@@ -490,7 +498,9 @@ def _ladder(runs: Sequence[Run]) -> dict[str, Any] | None:
     at = _compared_at(found)
     ladders = {place: serving.ladder(found, batch_size=place[0], threads=place[1]) for place in at}
     titles = {place: _compared_in_words(found, place) for place in at}
-    forms = list(dict.fromkeys((r.result.cell.precision, r.result.cell.runtime) for rungs in ladders.values() for r in rungs))
+    forms = list(
+        dict.fromkeys((r.result.cell.precision, r.result.cell.runtime) for rungs in ladders.values() for r in rungs)
+    )
     rungs = {form: {place: _rung(ladders[place], form) for place in at} for form in forms}
     bars = [
         {

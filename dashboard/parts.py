@@ -8,7 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import state
-from engine import calibration, cost, energy, figures, serving, split, units
+from engine import admission, calibration, cost, energy, figures, serving, split, units
 from engine.charts_split import split_chart
 from engine.errors import EngineError
 from engine.figures import Figure
@@ -150,7 +150,7 @@ def _serving_figures(run: Run) -> None:
     busy = BUSY if s.busy else ""
     told = (
         ("Test accuracy", units.accuracy(s.test_accuracy), "Measured on all held-out examples.", untrained),
-        ("Most samples per second", units.count(best and best.samples_per_s and round(best.samples_per_s)),
+        ("Most samples per second", units.count(round(best.samples_per_s or 0) if best else None),
          f"Measured: {serving.cell_in_words(found, best.cell)}." if best else "", busy),
         ("Shortest p99", units.duration(soonest.quantile_s("p99") if soonest else None),
          f"Measured: {serving.cell_in_words(found, soonest.cell)}." if soonest else "", busy),
@@ -158,14 +158,12 @@ def _serving_figures(run: Run) -> None:
     )  # fmt: skip
     with st.container(key=f"final-{run.run_id}"):
         for column, (title, text, how, flaw) in zip(st.columns(4), told, strict=True):
-            column.metric(
-                title, text, help=literal(how), delta=flaw or None, delta_color="orange", delta_arrow="off"
-            )
+            column.metric(title, text, help=literal(how), delta=flaw or None, delta_color="orange", delta_arrow="off")
 
 
 def has_weights(run: Run) -> bool:
     """Whether this run left weights that can answer."""
-    return run.config.task == "train" and run.status == "finished" and serving.weights_of(run) is not None
+    return run.config.task == "train" and run.status == "finished" and admission.weights_of(run) is not None
 
 
 def page_of(task: str) -> str:
@@ -370,7 +368,10 @@ def run_actions(run: Run, *, open_link: bool = False) -> None:
             )
         if has_weights(run):
             st.page_link(
-                "../pages/inference.py", label="How fast does it answer?", icon=":material/bolt:", query_params={"of": run.run_id}
+                "../pages/inference.py",
+                label="How fast does it answer?",
+                icon=":material/bolt:",
+                query_params={"of": run.run_id},
             )
         if state.client().may("submit") and st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}"):
             _run_again(run)

@@ -411,6 +411,11 @@ def predicted_seconds(
     return Prediction(cells, total, f"estimated from the seconds of each cell and {rests_on}")
 
 
+def request_seconds(config: RunConfig, plan: Plan, cell: Cell, *, calibrated: Calibration | None = None) -> float:
+    """An estimate of how long one request of a cell takes, to begin with where nothing was measured: good to a factor of two."""
+    return _request_s(config, plan, cell, calibrated)
+
+
 def _request_s(
     config: RunConfig, plan: Plan, cell: Cell, calibrated: Calibration | None, *, overhead: bool = True
 ) -> float:
