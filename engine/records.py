@@ -587,7 +587,7 @@ class Busy(BaseModel):
         """Why throughput and training time are worse than this machine's own; empty where they are not."""
         words = []
         if self.slowdown is not None and self.slowdown > BUSY_FROM:
-            words.append(f"training took {self.slowdown:.2f} times as long as undisturbed ({self.slowdown_method})")
+            words.append(f"the work took {self.slowdown:.2f} times as long as undisturbed ({self.slowdown_method})")
         if self.gpu_processes:
             words.append(
                 f"{self.gpu_processes} other process{'es' if self.gpu_processes > 1 else ''} used the same GPU"
