@@ -18,7 +18,7 @@ from dashboard import parts, state
 from dashboard.inference_api import places
 from dashboard.live import addresses, nothing, stub
 from engine import admission, hardware, serving, units
-from engine.config import RUNTIMES, Cell, Infer, PrecisionName, RunConfig, RuntimeName, infer_config
+from engine.config import RUNTIMES, Cell, Infer, PrecisionName, RunConfig, RuntimeName, infer_config, model_in_words
 from engine.errors import ConfigError
 from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
 from engine.records import TERMINAL
@@ -155,6 +155,7 @@ def choose_weights() -> Weights:
         "and guess.",
     )  # fmt: skip
     if chosen in by_id:
+        st.caption(parts.literal(by_id[chosen].config.in_words()))
         return Weights(by_id[chosen].config, run_id=chosen)
     if chosen == _FILE:
         return _file()
@@ -198,10 +199,12 @@ def _can_answer(row: RunRow) -> bool:
 
 
 def _row_in_words(row: RunRow) -> str:
-    accuracy = row.summary.test_accuracy
+    """What tells it from others comes first: a narrow box cuts the rest."""
+    config, accuracy = row.config, row.summary.test_accuracy
     right = [units.accuracy(accuracy)] if accuracy is not None else []
     name = [visible(row.name, 30)] if row.name else []
-    return " · ".join([*name, row.config.in_words(), *right, units.age(time.time() - row.created)])
+    net = model_in_words(config.model, config.data)
+    return " · ".join([*name, net, config.data, *right, units.age(time.time() - row.created), row.run_id[:6]])
 
 
 def _why_not(run_id: str) -> str:
@@ -280,7 +283,8 @@ def form(view: View) -> Asked:
     base = weights.config.model_copy(update={"device": device})
     if base.data == "text":
         st.caption("A decoder reads a prompt and answers character by character: both are timed apart.")
-    cells = {"Matrix": _matrix_cells, "Software": _software_cells, "Arrivals": _arrival_cells}[view](base)
+    with st.container(key="infer-cells"):
+        cells = {"Matrix": _matrix_cells, "Software": _software_cells, "Arrivals": _arrival_cells}[view](base)
     rates = _rates(weights, base, cells[0]) if view == "Arrivals" and cells else []
     choices = _more(view, base)
     if not cells:

@@ -26,7 +26,7 @@ from engine import serving, units
 from engine.config import Cell, RunConfig, RuntimeName
 from engine.downsample import minmax
 from engine.errors import StoreError
-from engine.records import Latency, Status
+from engine.records import BUSY_FROM, Latency, Status
 from engine.serving import CellResult, Matrix, Quantile, Rung
 from engine.store import Run
 from engine.text import visible
@@ -42,7 +42,6 @@ _HARDWARE = {
     "gpu_power": "gpu_power_w",
     "cpu_power": "cpu_power_w",
 }
-_BUSY_FROM = 1.2  # as in records.BUSY_FROM: wall time over processor time from which others had the cores, too
 
 
 class Place(NamedTuple):
@@ -81,7 +80,10 @@ def places(runs: Sequence[Run]) -> list[Place]:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Which choices lie along the rows and the columns of the maps; every other combination is a slice of its own."""
+    """Which choices lie along the rows and the columns of the maps; every other combination is a slice of its own.
+
+    Curves go along `run_along`, batch size or rate; each value of the other axis has a line.
+    """
 
     row: str
     column: str
@@ -96,14 +98,24 @@ class Axes:
             name: tuple(dict.fromkeys(_value(place, name) for place in all_of_them))
             for name in ("batch_size", "threads", "precision", "runtime", "rate")
         }
-        row = "rate" if values["rate"] != (None,) else "batch_size"
         on_gpu = all_of_them[0].run.config.device != "cpu"
-        across = ["precision", "runtime", "threads"] if on_gpu else ["threads", "runtime", "precision"]
-        across += ["batch_size"] if row == "rate" else []
-        column = next((name for name in across if len(values[name]) > 1), across[0])
-        others = tuple(name for name in values if name not in {row, column} and (name != "rate" or row == "rate"))
+        many = [
+            name for name in (["precision", "threads"] if on_gpu else ["threads", "precision"]) if len(values[name]) > 1
+        ]
+        if values["rate"] != (None,):
+            row, column = "rate", next(iter([*many, *(["runtime"] if len(values["runtime"]) > 1 else [])]), "threads")
+        elif len(values["runtime"]) > 1 and not many:
+            row, column = "runtime", "batch_size"  # names are long: they stand at the side
+        else:
+            row, column = "batch_size", next(iter(many), "precision" if on_gpu else "threads")
+        others = tuple(name for name in values if name not in {row, column})
         slices = tuple(dict.fromkeys(tuple(_value(p, name) for name in others) for p in all_of_them))
         return cls(row, column, _in_order(values[row]), _in_order(values[column]), slices, others)
+
+    @property
+    def line(self) -> str:
+        """What tells the lines of a curve apart."""
+        return self.row if self.row == "runtime" else self.column
 
     def at(self, place: Place) -> tuple[int, int, int]:
         """Numbers of its slice, row and column."""
@@ -114,19 +126,18 @@ class Axes:
 
     def about(self) -> dict[str, Any]:
         varied = [n for n, name in enumerate(self.others) if len({s[n] for s in self.slices}) > 1]
+        lines = self.rows if self.line == self.row else self.columns
         return {
-            "row_title": _TITLES[self.row],
             "rows": [
                 {"id": f"{v:g}" if self.row == "rate" else str(v), "label": _short(self.row, v)} for v in self.rows
             ],
             "columns": [{"id": str(v), "label": _label(self.column, v)} for v in self.columns],
+            "lines": [_label(self.line, v) for v in lines],
             "slices": [
                 {"label": ", ".join(_label(self.others[n], s[n]) for n in varied) or "all"} for s in self.slices
             ],
+            "ladder_first": self.row == "runtime",
         }
-
-
-_TITLES = {"batch_size": "Batch size", "rate": "Requests/s"}
 
 
 def _value(place: Place, name: str) -> Any:
@@ -139,7 +150,9 @@ def _in_order(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _short(name: str, value: Any) -> str:
-    return units.count(value) if name == "rate" else f"{value:,}"
+    if name == "rate":
+        return f"{units.count(value)}/s"
+    return f"{value:,}" if isinstance(value, int) else _label(name, value)
 
 
 def _label(name: str, value: Any) -> str:
@@ -150,6 +163,8 @@ def _label(name: str, value: Any) -> str:
             return f"batch {value:,}"
         case "rate":
             return f"{units.count(value)} requests/s"
+        case "runtime":
+            return serving.RUNTIME_WORDS[cast(RuntimeName, value)]
         case _:
             return str(value)
 
@@ -162,7 +177,7 @@ def label_of(place: Place) -> str:
     c = place.cell
     parts = [_label("batch_size", c.batch_size).capitalize()]
     parts += [_label("threads", c.threads)] if place.run.config.device == "cpu" else [c.precision]
-    parts += [c.runtime] if c.runtime != "inference_mode" else []
+    parts += [_label("runtime", c.runtime)] if c.runtime != "inference_mode" else []
     parts += [c.precision] if c.precision != "fp32" and place.run.config.device == "cpu" else []
     parts += [_label("rate", place.rate)] if place.rate is not None else []
     return ", ".join(parts)
@@ -175,6 +190,7 @@ def _row(place: Place, axes: Axes) -> dict[str, Any]:
         "at": axes.at(place),
         "label": label_of(place),
         "short": _shortest(place, axes),
+        "line": axes.at(place)[1 if axes.line == axes.row else 2],
         "batch_size": place.cell.batch_size,
     }
     if place.cell in place.run.not_run:
@@ -195,10 +211,9 @@ def _row(place: Place, axes: Axes) -> dict[str, Any]:
 
 
 def _shortest(place: Place, axes: Axes) -> str:
-    row = _value(place, axes.row)
-    words = f"batch {row:,}" if axes.row == "batch_size" else f"{row:g}/s"
-    column = _value(place, axes.column)
-    return words if len(axes.columns) == 1 else f"{words}, {_label(axes.column, column)}"
+    """What tells a cell from the others of its maps."""
+    names = [name for name, values in ((axes.row, axes.rows), (axes.column, axes.columns)) if len(values) > 1]
+    return ", ".join(_label(name, _value(place, name)) for name in names) or _label("batch_size", place.cell.batch_size)
 
 
 def _in_words(place: Place, m: Latency) -> str:
@@ -213,7 +228,7 @@ def _in_words(place: Place, m: Latency) -> str:
 
 
 def _busy(m: Latency) -> str:
-    if m.wall_per_cpu is None or m.wall_per_cpu <= _BUSY_FROM:
+    if m.wall_per_cpu is None or m.wall_per_cpu <= BUSY_FROM:
         return ""
     return f"machine was busy: {m.wall_per_cpu:.2f} times as long as undisturbed"
 
@@ -423,6 +438,7 @@ def verdict(
         sentence, *besides = _sentences(serving.in_words(found[0], limit_s, quantile=quantile))
     if not best:
         besides += _quality_in_words(found[0])
+    besides += _how_busy(found)
     sweet = next((place.key for place in all_of_them if best and (place.run, place.cell) == best), None)
     waits = not any(f.measured for f in found)
     return {"sentence": sentence, "besides": besides, "sweet": sweet, "waits": waits}
@@ -444,6 +460,18 @@ def _quality_in_words(found: Matrix) -> list[str]:
         return ["The weights are untrained: this is about speed alone."]
     return [
         f"The weights answer {units.accuracy(quality.test_accuracy)} of {quality.examples:,} held-out examples right."
+    ]
+
+
+def _how_busy(found: Sequence[Matrix]) -> list[str]:
+    """What of the whole measurement was disturbed: the sentence's own cell may be a lucky one."""
+    slower = [c.latency.wall_per_cpu for f in found for c in f.measured if c.latency and c.latency.wall_per_cpu]
+    busy = [ratio for ratio in slower if ratio > BUSY_FROM]
+    if not busy:
+        return []
+    of = f"{len(busy)} of {sum(len(f.measured) for f in found)} cells"
+    return [
+        f"Other programs wanted the cores in {of}, which took up to {max(busy):.1f} times as long: measure again when it is quiet."
     ]
 
 
@@ -511,7 +539,7 @@ def _ladder(runs: Sequence[Run]) -> dict[str, Any] | None:
         for place in at
     ]  # fmt: skip
     return {
-        "columns": ["Software", *(f"Speed-up, {t}" for t in titles.values()), *(f"p50, {t}" for t in titles.values()),
+        "columns": ["Software", *(f"{what}, {t}" for t in titles.values() for what in ("p50", "speed-up")),
                     "Accuracy", "Change", "On disk", "First answer"],
         "rows": [_rung_row(found, form, rungs[form], titles) for form in forms],
         "bars": [bar for bar in bars if bar["labels"]],
@@ -556,14 +584,20 @@ def _rung_row(
     firsts = [r.result.latency.first_request_s for r in rungs if r.result.latency and r.result.latency.first_request_s]
     change = quality.accuracy_change if quality else None
     values = [
-        *(units.UNKNOWN if (s := _speedup(rung)) is None else f"{s:.2f} ×" for rung in at.values()),
-        *(units.duration(rung.result.quantile_s("p50") if rung else None) for rung in at.values()),
+        *(text for rung in at.values() for text in _speed(rung)),
         _accuracy(found.config, quality.test_accuracy) if quality else units.UNKNOWN,
         units.UNKNOWN if change is None else serving.points(change),
         units.nbytes(quality.size_bytes if quality else None),
         units.duration(firsts[0] if firsts else None),
     ]
     return {"name": _form_in_words(form), "values": values, "why": _why(at, titles)}
+
+
+def _speed(rung: Rung | None) -> tuple[str, str]:
+    speedup = _speedup(rung)
+    return units.duration(
+        rung.result.quantile_s("p50") if rung else None
+    ), "–" if speedup is None else f"{speedup:.2f} ×"
 
 
 def _why(at: dict[tuple[int, int], Rung | None], titles: dict[tuple[int, int], str]) -> str:

@@ -60,6 +60,12 @@ function kept(Kind, isSame, { data, parentElement, setStateValue, setTriggerValu
   };
 }
 
+// A hex colour nearer to black than to white.
+function isDark(color) {
+  const hex = /^#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})$/i.exec(color);
+  return Boolean(hex) && hex.slice(1).reduce((sum, part) => sum + parseInt(part, 16), 0) < 384;
+}
+
 // --- the picker ---------------------------------------------------------------------------------------------------
 
 class Picker {
@@ -107,7 +113,9 @@ class Picker {
     grid.append(head(corner, all, "pick-all"));
     for (const column of columns) grid.append(head(column.label, rows.map((row) => `${row.id}x${column.id}`), `pick-column-${column.id}`));
     for (const row of rows) {
-      grid.append(head(row.label, columns.map((column) => `${row.id}x${column.id}`), `pick-row-${row.id}`));
+      const side = head(row.label, columns.map((column) => `${row.id}x${column.id}`), `pick-row-${row.id}`);
+      side.dataset.row = "";
+      grid.append(side);
       for (const column of columns) {
         const key = `${row.id}x${column.id}`;
         const button = element("button", "inf-box", `pick-${key}`);
@@ -201,9 +209,8 @@ class HeatMap {
     const known = value !== undefined && value !== null && value > 0;
     const share = !known ? 0 : high > low ? (Math.log(value) - low) / (high - low) : 0.5;
     setText(text, known ? this.text(value) : cell?.why ? "not run" : cell ? "" : "");
-    box.style.setProperty("--share", `${Math.round(8 + 84 * share)}%`);
+    box.style.setProperty("--share", (0.1 + 0.9 * share).toFixed(3));
     box.style.setProperty("--tone", this.tone);
-    box.toggleAttribute("data-deep", known && share > 0.42);
     box.toggleAttribute("data-known", known);
     box.toggleAttribute("data-waits", Boolean(cell) && !known && !cell.why);
     box.toggleAttribute("data-none", !cell);
@@ -346,20 +353,33 @@ function standing(look, x, words, { color = look.faint, dash = "dash", log = tru
   };
 }
 
-// Throughput against latency: a line for each column of the maps, along its rows.
+// The lines of a curve that have cells, each with its place among the colours.
+function linesOf(view, cells) {
+  const { about, look } = view;
+  return about.lines
+    .map((name, n) => ({
+      name, own: cells.filter((cell) => cell.line === n), color: look.series[n % look.series.length],
+      dash: DASHES[Math.floor(n / look.series.length) % DASHES.length],
+    }))
+    .filter(({ own }) => own.length);
+}
+
+const legendOf = (lines) => (lines.length > 1 ? lines.map(({ name, color }) => ({ name, color })) : []);
+
+// Throughput against latency: a line for each thread count, precision or runtime, along batch sizes or rates.
 function curve(view) {
   const { about, look } = view;
   const cells = view.shownCells().filter((cell) => cell.judged > 0 && cell.samples_per_s > 0);
-  if (!cells.length) return null;
-  const lines = about.columns.map((column, c) => {
-    const own = cells.filter((cell) => cell.at[2] === c).sort((a, b) => a.at[1] - b.at[1]);
-    const color = look.series[c % look.series.length];
+  if (!cells.length || cells.some((cell) => cell.offered)) return null;
+  const grouped = linesOf(view, cells);
+  const lines = grouped.map(({ name, own, color, dash }) => {
+    own.sort((a, b) => a.batch_size - b.batch_size);
     return {
       type: "scatter", x: own.map((cell) => cell.judged), y: own.map((cell) => cell.samples_per_s), mode: "lines+markers",
-      line: { color, width: 1.6, dash: DASHES[Math.floor(c / look.series.length) % DASHES.length] }, name: literal(column.label),
+      line: { color, width: 1.6, dash }, name: literal(name),
       marker: { size: 8, color: own.map((cell) => (view.isOver(cell) ? look.background : color)), line: { color, width: 1.6 } },
-      customdata: own.map((cell) => [cell.key, cell.label]),
-      text: own.map((cell) => `${cell.label}<br>${rate(cell.samples_per_s)} ${about.unit} · ${view.quantile} ${latency(cell.judged)}`),
+      customdata: own.map((cell) => [cell.key]),
+      text: own.map((cell) => `${literal(cell.label)}<br>${rate(cell.samples_per_s)} ${about.unit} · ${view.quantile} ${latency(cell.judged)}`),
       hovertemplate: "%{text}<extra></extra>",
     };
   });
@@ -386,13 +406,20 @@ function curve(view) {
       shapes: limit ? [limit.shape] : [],
       annotations: [
         ...(limit ? [limit.annotation] : []),
-        ...(sweet ? [{ x: Math.log10(sweet.judged), y: Math.log10(sweet.samples_per_s), text: `<b>${literal(sweet.short)}</b>`, showarrow: false, yshift: 17, font: { color: look.text, size: 11.5 }, bgcolor: fade(look.background, 0.8) }] : []),
+        ...(sweet ? [{ x: Math.log10(sweet.judged), y: Math.log10(sweet.samples_per_s), text: `<b>${literal(sweet.short)}</b>`, showarrow: false, yshift: 17, xanchor: sweetSide(sweet.judged, xs), font: { color: look.text, size: 11.5 }, bgcolor: fade(look.background, 0.8) }] : []),
       ],
     },
-    legend: about.columns.length > 1 ? about.columns.map((column, c) => ({ name: column.label, color: look.series[c % look.series.length] })) : [],
+    legend: legendOf(grouped),
     state: JSON.stringify([view.version, view.slice, view.limitS, view.quantile, view.verdict.sweet]),
     click: (point) => point.customdata && view.open(point.customdata[0]),
   };
+}
+
+// Words beside a point lie towards the middle.
+function sweetSide(x, xs) {
+  const [low, high] = [Math.log(Math.min(...xs)), Math.log(Math.max(...xs))];
+  const share = high > low ? (Math.log(x) - low) / (high - low) : 0.5;
+  return share < 0.3 ? "left" : share > 0.7 ? "right" : "center";
 }
 
 // How many requests took how long.
@@ -401,7 +428,6 @@ function histogram(view) {
   if (!detail?.histogram) return null;
   const { low, high, n, kind } = detail.histogram;
   const color = look.series[0];
-  const middle = low.map((v, i) => Math.sqrt(v * high[i]));
   const total = n.reduce((sum, v) => sum + v, 0);
   const ends = [low[0], high.at(-1)];
   const marks = detail.marks.map(([words, x], i) =>
@@ -410,11 +436,11 @@ function histogram(view) {
   if (inside) marks.push(standing(look, view.limitS, `limit ${shortLatency(view.limitS)}`, { color: look.bad, y: 0.6, side: "right" }));
   return {
     lines: [{
-      type: "bar", x: middle, y: n, width: high.map((v, i) => v - low[i]), marker: { color: fade(color, 0.75), line: { color, width: 0.5 } },
-      text: low.map((v, i) => `${latency(v)} to ${latency(high[i])}: ${whole(n[i])} of ${whole(total)}`), textposition: "none", hovertemplate: "%{text}<extra></extra>",
+      // A line in steps: on a logarithmic axis a bar has no width of its own.
+      type: "scatter", mode: "lines", x: [low[0], ...low, high.at(-1)], y: [0, ...n, 0], line: { color, width: 1, shape: "hv" }, fill: "tozeroy", fillcolor: fade(color, 0.45),
+      text: ["", ...low.map((v, i) => `${latency(v)} to ${latency(high[i])}: ${whole(n[i])} of ${whole(total)}`), ""], hovertemplate: "%{text}<extra></extra>",
     }],
     layout: {
-      bargap: 0,
       xaxis: axis(look, `${capital(kind)} (log scale)`, { type: "log", showgrid: false, ...latencyTicks(...ends) }),
       yaxis: axis(look, "Requests", { rangemode: "tozero", nticks: 5 }),
       shapes: marks.map((mark) => mark.shape),
@@ -468,20 +494,16 @@ function timeline(view) {
 // For each column a line of medians along the rows, with the 99th percentile dashed above it: of a text's first token, of
 // each that follows, of arrivals.
 function along(view, { read, x, xTitle, yTitle, xlog = true, state }) {
-  const { about, look } = view;
+  const { look } = view;
   const cells = view.shownCells().filter((cell) => read(cell));
   if (!cells.length) return null;
-  const lines = [];
-  about.columns.forEach((column, c) => {
-    const own = cells.filter((cell) => cell.at[2] === c).sort((a, b) => x(a) - x(b));
-    if (!own.length) return;
-    const color = look.series[c % look.series.length];
-    for (const [quantile, dash, place] of [["p50", "solid", 0], ["p99", "dot", 1]]) {
-      lines.push({
-        type: "scatter", mode: "lines+markers", x: own.map(x), y: own.map((cell) => read(cell)[place]), line: { color, width: 1.6, dash }, marker: { color, size: 6 },
-        customdata: own.map((cell) => [cell.key]), text: own.map((cell) => `${cell.label}<br>${quantile} ${latency(read(cell)[place])}`), hovertemplate: "%{text}<extra></extra>",
-      });
-    }
+  const grouped = linesOf(view, cells);
+  const lines = grouped.flatMap(({ own, color }) => {
+    own.sort((a, b) => x(a) - x(b));
+    return [["p50", "solid"], ["p99", "dot"]].map(([quantile, dash], place) => ({
+      type: "scatter", mode: "lines+markers", x: own.map(x), y: own.map((cell) => read(cell)[place]), line: { color, width: 1.6, dash }, marker: { color, size: 6 },
+      customdata: own.map((cell) => [cell.key]), text: own.map((cell) => `${literal(cell.label)}<br>${quantile} ${latency(read(cell)[place])}`), hovertemplate: "%{text}<extra></extra>",
+    }));
   });
   const ys = cells.flatMap((cell) => read(cell)).filter((v) => v > 0);
   const xs = cells.map(x);
@@ -491,7 +513,7 @@ function along(view, { read, x, xTitle, yTitle, xlog = true, state }) {
       xaxis: axis(look, xTitle, { type: xlog ? "log" : "linear", showgrid: false, ...(xlog ? { tickmode: "array", tickvals: [...new Set(xs)], ticktext: [...new Set(xs)].map(shortCount) } : { rangemode: "tozero" }) }),
       yaxis: axis(look, yTitle, { type: "log", ...latencyTicks(Math.min(...ys), Math.max(...ys)) }),
     },
-    legend: about.columns.length > 1 ? about.columns.map((column, c) => ({ name: column.label, color: look.series[c % look.series.length] })) : [],
+    legend: legendOf(grouped),
     state: JSON.stringify([view.version, view.slice, state]),
     click: (point) => view.open(point.customdata[0]),
   };
@@ -513,15 +535,15 @@ function speedups(view) {
   if (!ladder?.bars.length) return null;
   const lines = ladder.bars.map(({ name, labels, ratios }, n) => ({
     type: "bar", orientation: "h", name: literal(name), y: labels.map(literal), x: ratios, marker: { color: look.series[n % look.series.length] },
-    text: ratios.map((v) => (v === null ? "" : `${threeDigits(v)} ×`)), textposition: "auto", textfont: { size: 10.5 }, cliponaxis: false,
+    text: ratios.map((v) => (v === null ? "" : `${threeDigits(v)} ×`)), textposition: "outside", textfont: { size: 11, color: look.text }, cliponaxis: false,
     hovertemplate: `%{y}, ${literal(name)}: %{text} as fast as eager<extra></extra>`,
   }));
   const groups = Math.max(...ladder.bars.map(({ labels }) => labels.length));
   return {
     lines,
     layout: {
-      barmode: "group", bargap: 0.35, margin: { l: 96, r: 14, t: 8, b: 40 }, height: 70 + groups * (14 + 15 * lines.length),
-      xaxis: axis(look, "Throughput over eager's", { rangemode: "tozero", showgrid: true, fixedrange: true }),
+      barmode: "group", bargap: 0.3, margin: { l: 96, r: 14, t: 8, b: 40 }, height: 64 + groups * (12 + 17 * lines.length),
+      xaxis: axis(look, "p50 of eager by its own", { range: [0, 1.25 * Math.max(1, ...lines.flatMap(({ x }) => x))], showgrid: true, fixedrange: true, nticks: 5 }),
       yaxis: axis(look, "", { autorange: "reversed", showgrid: false, fixedrange: true }),
       shapes: [{ type: "line", x0: 1, x1: 1, yref: "paper", y0: 0, y1: 1, line: { color: look.text, width: 1, dash: "dot" } }],
     },
@@ -576,15 +598,13 @@ class View {
     this.ttft = chart({ id: "ttft", title: "Time to first token", note: "prefill: line p50, dotted p99; measured", tall: true, draw: firstToken });
     this.tpot = chart({ id: "tpot", title: "Time per output token", note: "decode with a KV cache: line p50, dotted p99; measured", tall: true, draw: eachToken });
     this.arrivals = chart({ id: "arrivals", title: "Latency against offered rate", note: "from arrival to answer, waiting included: line p50, dotted p99; measured", tall: true, wide: true, draw: arrivals });
-    this.speedups = chart({ id: "speedups", title: "Speed-up over eager", note: "same weights, same requests; derived from measured throughput", draw: speedups });
+    this.speedups = chart({ id: "speedups", title: "Speed-up over eager", note: "same weights, same requests; derived", draw: speedups });
     this.speedups.plot.toggleAttribute("data-free", true);
     this.histogram = chart({ id: "histogram", title: "How long requests took", tall: true, draw: histogram });
     this.timeline = chart({ id: "timeline", title: "When they took it", wide: true, tall: true, draw: timeline });
     this.charts = [this.curve, this.ttft, this.tpot, this.arrivals, this.speedups, this.histogram, this.timeline];
     this.grid = element("div", "iso-grid inf-grid");
-    this.grid.append(...this.maps.map((map) => map.node), this.curve.node, this.ttft.node, this.tpot.node, this.arrivals.node);
-    this.steps = element("div", "iso-grid inf-steps");
-    this.steps.append(this.table, this.speedups.node);
+    this.grid.append(...this.maps.map((map) => map.node), this.curve.node, this.ttft.node, this.tpot.node, this.arrivals.node, this.speedups.node);
     this.box = element("section", "inf-detail", "detail");
     const line = element("div", "inf-detail-top");
     this.detailTitle = element("h3", "inf-detail-title", "detail-title");
@@ -597,7 +617,7 @@ class View {
     const detailGrid = element("div", "iso-grid inf-grid");
     detailGrid.append(this.histogram.node, this.timeline.node);
     this.box.append(line, this.detailFacts, detailGrid);
-    this.node.append(head, this.notice, this.words, this.slices, this.grid, this.box, this.steps);
+    this.node.append(head, this.notice, this.words, this.slices, this.grid, this.box, this.table);
     for (const part of [this.progress, this.left, this.notice, this.words, this.slices, this.table, this.box, this.grid]) part.hidden = true;
     this.parent.append(this.node);
   }
@@ -631,6 +651,7 @@ class View {
       this.openKey = data.cell ?? null;
     }
     this.look = readLook(this.node);
+    this.node.style.setProperty("--inf-most", isDark(this.look.background) ? "52%" : "70%"); // numbers stay readable on it
     const asked = JSON.stringify([this.limitS, this.quantile, this.openKey]) !== before || !this.answer;
     if (asked) this.ask();
     else this.paint().catch(() => {}); // without Plotly yet; the poll says so
@@ -764,7 +785,7 @@ class View {
     if (any) {
       this.showSlices();
       setText(this.maps[1].title, `Latency, ${this.quantile}`);
-      const limit = this.limitS ? `striped: over ${shortLatency(this.limitS)}` : "no limit";
+      const limit = this.limitS ? `grey: over ${shortLatency(this.limitS)}` : "no limit";
       setText(this.maps[1].note, `measured; ${limit}`);
       for (const map of this.maps) map.update();
       this.showLadder();
@@ -850,6 +871,8 @@ class View {
   showLadder() {
     const { ladder } = this;
     this.table.hidden = !ladder;
+    const wanted = this.about.ladder_first ? this.slices : this.box; // what a ladder was measured for comes first
+    if (ladder && this.table.previousElementSibling !== wanted) wanted.after(this.table);
     const state = JSON.stringify(ladder);
     if (!ladder || state === this.saidLadder) return;
     this.saidLadder = state;
@@ -866,7 +889,7 @@ class View {
         line.className = "inf-why";
         const cell = line.insertCell();
         cell.colSpan = ladder.columns.length;
-        cell.textContent = why;
+        cell.append(Object.assign(document.createElement("div"), { textContent: why }));
       }
     }
     const title = element("div", "iso-title");
