@@ -279,6 +279,29 @@ def ladder(found: Matrix, *, batch_size: int, threads: int) -> tuple[Rung, ...]:
     return tuple(rungs)
 
 
+def form_in_words(found: Matrix, quality: Quality) -> str:
+    """What one form of the weights answers, and how large it is."""
+    words = RUNTIME_WORDS[quality.runtime] + ("" if quality.precision == "fp32" else f" in {quality.precision}")
+    is_reference = quality.precision == "fp32" and quality.runtime in BASES
+    if not found.is_trained:
+        accuracy = "untrained"
+    else:
+        change = f" ({points(quality.accuracy_change)})" if quality.accuracy_change and not is_reference else ""
+        accuracy = f"accuracy {units.accuracy(quality.test_accuracy)}{change}"
+    far = "" if is_reference else f", logits within {quality.max_logit_difference or 0:.2g} of eager fp32"
+    return f"{words}: {accuracy}{far}, {units.nbytes(quality.size_bytes)} on disk"
+
+
+def slower_in_words(found: Matrix, *, batch_size: int, threads: int) -> list[str]:
+    """A sentence for every rung that is slower than plain PyTorch at one batch size and thread count."""
+    return [
+        f"{RUNTIME_WORDS[rung.result.cell.runtime]}{'' if rung.result.cell.precision == 'fp32' else f' in {rung.result.cell.precision}'} "
+        f"takes {1 / rung.speedup:.2f} times as long as plain PyTorch at batch {batch_size}: {rung.reason}"
+        for rung in ladder(found, batch_size=batch_size, threads=threads)
+        if rung.reason and rung.speedup
+    ]
+
+
 def base_of(results: Sequence[CellResult]) -> CellResult | None:
     """What the others are compared with: eager in fp32, or else inference mode."""
     for runtime in BASES:

@@ -18,7 +18,7 @@ LAYERS = (
     "pytorch xla_backend",
     "worker",
     "preload executor ray_executor supervisor",
-    "cli",
+    "cli cli_infer",
     "__main__",
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer.split()} | {"__init__": 0}
@@ -56,7 +56,7 @@ def test_engine_modules_import_only_lower_layers(path):
         module = rest.partition(".")[0]
         if top == "engine" and module in RANK:
             assert RANK[module] <= rank, f"{relative(path)} imports {name} from a higher layer"
-    if rank < RANK["pytorch"] or module_of(path) in {"executor", "supervisor", "cli"}:
+    if rank < RANK["pytorch"] or module_of(path) in {"executor", "supervisor", "cli", "cli_infer"}:
         assert not any(is_or_is_in(name, BRINGS_TORCH) for name in top_level), f"{relative(path)} brings torch"
 
 

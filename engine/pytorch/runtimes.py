@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -301,10 +302,16 @@ def _two_examples(weights: Weights) -> Tensor:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Deprecations of what is used knowingly are no news to who runs it."""
+    """Deprecations of what is used knowingly are no news to who runs it, nor that the exporter finds no torchvision."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:
