@@ -56,7 +56,7 @@ def keep_choices() -> None:
     for key in [*_KEPT, *map(str, texts)]:
         if key in st.session_state:
             kept[key] = st.session_state[key]
-        elif key in kept:
+        if key in kept:  # set anew each time: a browser forgets what a view between two did not draw
             st.session_state[key] = kept[key]
 
 
@@ -499,10 +499,17 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 def _seconds_knob(view: View) -> float:
     info = Infer.model_fields["seconds"]
-    st.session_state.setdefault("infer.knob.seconds", 3.0 if view == "Arrivals" else info.default)
+    key = f"infer.knob.seconds.{view}"
+    st.session_state.setdefault(key, 2.0 if view == "Arrivals" else info.default)
     return float(
         st.number_input(
-            "Seconds per cell", 0.05, 600.0, step=0.5, key="infer.knob.seconds", help=info.description, format="%g"
+            "Seconds per rate" if view == "Arrivals" else "Seconds per cell",
+            0.05,
+            600.0,
+            step=0.5,
+            key=key,
+            help=info.description,
+            format="%g",
         )
     )
 
@@ -516,6 +523,7 @@ def _whole(name: str) -> int:
 
 def _assembled(weights: Weights, base: RunConfig, cells: Sequence[Cell], choices: Mapping[str, Any]) -> RunConfig:
     """All usable cores are taken, though a cell may use one: a run beside it would be measured with it."""
+    cells = sorted(cells, key=lambda c: (RUNTIMES.index(c.runtime), c.precision, c.threads, c.batch_size))
     threads = max([_usable(), *(cell.threads for cell in cells)]) if base.device == "cpu" else 1
     return infer_config(
         base, weights.run_id, threads=threads, batch_size=cells[0].batch_size,

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from dashboard.api import NO_STORE, preparing, seconds_left, shared_run
 from dashboard.thinning import numbers, short
-from engine import serving, units
+from engine import charts_infer, serving, units
 from engine.config import Cell, RunConfig, RuntimeName
 from engine.downsample import minmax
 from engine.errors import StoreError
@@ -33,7 +33,6 @@ from engine.text import visible
 
 MOST_RUNS = 16
 _LONGEST_TEXT = 300
-_MOST_BARS = 70  # of a histogram: the bins of the record are finer
 _HARDWARE_POINTS = 400
 _HARDWARE = {
     "process_cpu": "process_cpu_percent",
@@ -136,7 +135,7 @@ class Axes:
             "slices": [
                 {"label": ", ".join(_label(self.others[n], s[n]) for n in varied) or "all"} for s in self.slices
             ],
-            "ladder_first": self.row == "runtime",
+            "kind": "ladder" if self.row == "runtime" else "arrivals" if self.row == "rate" else "matrix",
         }
 
 
@@ -262,16 +261,8 @@ def _kind(m: Latency) -> str:
 
 def _bars(m: Latency) -> dict[str, Any]:
     """The distribution in at most some 70 bars, each of whole bins, so that every count is exact."""
-    counts, edges = np.asarray(m.histogram.counts), m.histogram.edges_s
-    width = max(1, math.ceil(len(counts) / _MOST_BARS))
-    first = np.arange(0, len(counts), width)
-    last = np.minimum(first + width, len(counts))
-    return {
-        "kind": _kind(m),
-        "low": numbers(edges[first]),
-        "high": numbers(edges[last]),
-        "n": (np.add.reduceat(counts, first) if len(counts) else counts).tolist(),
-    }
+    edges, counts = charts_infer.bars(m)
+    return {"kind": _kind(m), "low": numbers(edges[:-1]), "high": numbers(edges[1:]), "n": counts.tolist()}
 
 
 def _timeline(m: Latency) -> dict[str, Any]:
@@ -370,7 +361,8 @@ def figures(
     had = _parse_cursor(cursor, rounds)
     answer: dict[str, Any] = {"cursor": ".".join(map(str, rounds)), "reset": had is None} | _state(runs, now)
     if had is None:
-        answer["about"] = axes.about() | {"unit": "samples/s"}
+        text = runs[0].config.data == "text"
+        answer["about"] = axes.about() | {"unit": "answers/s" if text else "samples/s"}
     moved = [p for p, n, before in zip(all_of_them, rounds, had or [-1] * len(rounds), strict=True) if n > before]
     if moved:
         answer["cells"] = [_row(place, axes) for place in moved]
@@ -487,8 +479,12 @@ def _of_rates(
     under = f"your {serving.limit_in_words(limit_s)}"
     how = serving.quantile_in_words(quantile)
     if not within:
-        slowest = min(measured, key=lambda spot: spot[2].config.infer.rate)
-        return None, f"At {_per_s(slowest[2])}, the lowest rate measured: {slowest[0].why}", []
+        spot, matrix, run = min(measured, key=lambda spot: spot[2].config.infer.rate)
+        least = min(c.quantile_s(quantile) or math.inf for c in matrix.measured)
+        text = (
+            f"No rate stays under {under}: at {_per_s(run)}, the lowest measured, its {how} is {units.duration(least)}."
+        )
+        return None, text, []
     spot, matrix, run = max(within, key=lambda spot: spot[2].config.infer.rate)
     assert spot.best
     latency = units.duration(spot.best.quantile_s(quantile))

@@ -784,6 +784,7 @@ class View {
     this.grid.hidden = !any;
     if (any) {
       this.showSlices();
+      this.arrange();
       setText(this.maps[1].title, `Latency, ${this.quantile}`);
       const limit = this.limitS ? `grey: over ${shortLatency(this.limitS)}` : "no limit";
       setText(this.maps[1].note, `measured; ${limit}`);
@@ -846,6 +847,23 @@ class View {
     this.besides.replaceChildren(...besides.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
   }
 
+  // What was measured comes first: rates as a curve, a ladder as bars.
+  arrange() {
+    const { kind } = this.about;
+    if (kind === this.arranged) return;
+    this.arranged = kind;
+    const [throughput, slowness] = this.maps.map((map) => map.node);
+    const order = {
+      matrix: [throughput, slowness, this.curve.node],
+      arrivals: [this.arrivals.node, slowness],
+      ladder: [this.speedups.node, this.curve.node, throughput, slowness],
+    }[kind];
+    const rest = [this.ttft, this.tpot, this.speedups, this.arrivals, this.curve].map((chart) => chart.node);
+    this.grid.dataset.kind = kind;
+    throughput.hidden = kind === "arrivals"; // as many as arrive
+    this.grid.append(...order, ...rest.filter((node) => !order.includes(node)));
+  }
+
   showSlices() {
     const { slices } = this.about;
     this.slices.hidden = slices.length < 2;
@@ -871,7 +889,7 @@ class View {
   showLadder() {
     const { ladder } = this;
     this.table.hidden = !ladder;
-    const wanted = this.about.ladder_first ? this.slices : this.box; // what a ladder was measured for comes first
+    const wanted = this.about.kind === "ladder" ? this.slices : this.box; // what a ladder was measured for comes first
     if (ladder && this.table.previousElementSibling !== wanted) wanted.after(this.table);
     const state = JSON.stringify(ladder);
     if (!ladder || state === this.saidLadder) return;
