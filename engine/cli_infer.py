@@ -240,7 +240,7 @@ def _forms(found: Matrix) -> list[str]:
     """A line per form of the weights, and where one is slower than plain PyTorch, why."""
     seen = {(c.cell.precision, c.cell.runtime): c.quality for c in found.cells if c.quality}
     lines = [f"  {serving.form_in_words(found, quality)}" for quality in seen.values()]
-    if len(seen) > 1:
+    if found.cells:
         batch_size, threads = min((c.cell.batch_size, c.cell.threads) for c in found.cells)
         lines += [f"  {words}" for words in serving.slower_in_words(found, batch_size=batch_size, threads=threads)]
     return lines

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 
 from engine import __version__, batch_law, charts, energy, figures, serving, split, units
 from engine.charts_split import split_chart
-from engine.config import Cell, RunConfig, Spec, overrides_from
+from engine.config import Cell, RunConfig, Spec, infer_config, infer_matrix, overrides_from
 from engine.downsample import minmax
 from engine.energy import Account, of_run
 from engine.errors import StoreError
@@ -390,11 +390,41 @@ def steps_csv(run: Run) -> str:
 
 def reproduce(config: RunConfig) -> str:
     """The command that runs the same experiment, from the preset that needs the fewest changes."""
+    if config.task == "infer":
+        return shell_words(["python", "-m", "engine", "infer", *_inference_words(config)])
     changes = {name: overrides_from(preset.config, config) for name, preset in {**PRESETS, **STUDIES}.items()}
     name = min(changes, key=lambda n: len(changes[n]))
     return shell_words(
         ["python", "-m", "engine", "run", "--preset", name, *(w for c in changes[name] for w in ("--set", c))]
     )
+
+
+def _inference_words(config: RunConfig) -> list[str]:
+    """The arguments of `infer` for the same cells: as four lists where the cells are all their combinations."""
+    base = PRESETS[_nearest_preset(config)].config
+    infer, cells = config.infer, config.infer.cells
+    start = infer_config(base, infer.run)
+    if infer.run:  # model and data come with the run
+        start = start.model_copy(update={"model": config.model, "data": config.data, "source": config.source})
+    axes = [list(dict.fromkeys(getattr(cell, name) for cell in cells)) for name in Cell.model_fields]
+    lists: list[str] = []
+    if cells and infer_matrix(config, *axes).infer == infer:
+        options = ("--batch-sizes", "--threads", "--precisions", "--runtimes")
+        lists = [w for option, axis in zip(options, axes, strict=True) for w in (option, ",".join(map(str, axis)))]
+        config = config.model_copy(update={"threads": start.threads, "infer": infer.model_copy(update={"cells": ()})})
+    changes = overrides_from(start, config)
+    origin = ["--run", infer.run] if infer.run else ["--preset", _nearest_preset(config)]
+    return [*origin, *(w for c in changes for w in ("--set", c)), *lists]
+
+
+def _nearest_preset(config: RunConfig) -> str:
+    """The preset from which model and data are the fewest changes away."""
+
+    def changes(preset: RunConfig) -> int:
+        same = preset.model_copy(update={"model": config.model, "data": config.data, "source": config.source})
+        return len(overrides_from(preset, same))
+
+    return min(PRESETS, key=lambda name: changes(PRESETS[name].config))
 
 
 # --- what must not leave the machine ------------------------------------------------------------------------------
