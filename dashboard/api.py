@@ -221,7 +221,7 @@ def _state(run: Run, now: float) -> dict[str, Any]:
         "why": visible(run.why(), _LONGEST_TEXT),
         "progress": short(progress),
         "elapsed_s": short(elapsed),
-        "left_s": None if run.is_over else short(_seconds_left(elapsed, progress)),
+        "left_s": None if run.is_over else short(seconds_left(elapsed, progress)),
         "age_s": short(max(0.0, elapsed - newest)) if elapsed is not None and len(run.steps) else None,
         "steps": summary.steps,
         "epochs": short(summary.epochs),
@@ -234,7 +234,7 @@ def _state(run: Run, now: float) -> dict[str, Any]:
     } | {name: value for name, value in rare.items() if value is not None}
 
 
-def _seconds_left(elapsed: float | None, progress: float | None) -> float | None:
+def seconds_left(elapsed: float | None, progress: float | None) -> float | None:
     """By rule of three; None while too little is done to tell."""
     if not elapsed or not progress or progress < 0.01 or elapsed < 0.5:
         return None
@@ -291,6 +291,8 @@ NO_STORE = {"Cache-Control": "no-store"}
 _FOLDER = Path(__file__).parent / "assets"
 _ASSETS = {
     "common.js": "text/javascript",
+    "inference.js": "text/javascript",
+    "inference.css": "text/css",
     "lanes.js": "text/javascript",
     "live.js": "text/javascript",
     "live.css": "text/css",

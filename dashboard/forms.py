@@ -23,6 +23,7 @@ from engine.config import (
     USER_DATA,
     Budget,
     DatasetName,
+    Infer,
     Landscape,
     Model,
     Optimizer,
@@ -41,7 +42,7 @@ _KEY = "experiment."
 _OWNERS: dict[str, type[Spec]] = {
     "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target, **MODELS
 }  # fmt: skip
-_NOT_DRAWN = {"task", "model", "source", "optimizer", "budget", "target", "law", "landscape", "family"}
+_NOT_DRAWN = {"task", "model", "source", "optimizer", "budget", "target", "law", "landscape", "infer", "family"}
 _PATHS = [
     f"{prefix}.{name}".lstrip(".")
     for prefix, owner in _OWNERS.items()
@@ -177,7 +178,7 @@ def show_in_form(preset: str, config: RunConfig) -> None:
 
 def _fill(preset: str, config: RunConfig) -> None:
     """The configuration as the widgets' own values. The form is one of training, whatever the run did whose link it shows."""
-    config = config.model_copy(update={"task": "train", "landscape": Landscape()})
+    config = config.model_copy(update={"task": "train", "landscape": Landscape(), "infer": Infer()})
     family = config.model.family
     unit = next(name for name in BUDGETS if getattr(config.budget, name) is not None)
     own = {"preset": preset, "opened": config, "family": family, "unit": unit, "unit_was": unit}

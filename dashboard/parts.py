@@ -8,7 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import state
-from engine import calibration, cost, energy, figures, split, studies, units
+from engine import admission, calibration, cost, energy, figures, serving, split, studies, units
 from engine.charts_split import split_chart
 from engine.energy import Detail
 from engine.errors import EngineError
@@ -103,6 +103,7 @@ BUSY = "machine was busy"
 _STUDY_VIEWS = {
     "batch-law": ("compare", "Batch-size law", "law"),
     "calibrate": ("hardware", "Calibrate", "run"),
+    "infer": ("inference", "", "run"),  # which of its views is the run's own to say
     "landscape": ("compare", "Descent path", "race"),
 }
 TRAIN = "../pages/train.py"
@@ -110,6 +111,9 @@ TRAIN = "../pages/train.py"
 
 def final_figures(run: Run) -> None:
     """What a run that is over came to; each figure says how it was had. Of one that trains no net, what it is and does."""
+    if run.config.task == "infer":
+        _serving_figures(run)
+        return
     if run.config.task in studies.ABOUT:
         st.caption(literal(studies.ABOUT[run.config.task]))
         return
@@ -147,13 +151,39 @@ def page_of(run: Run | RunRow) -> str:
     return f"../pages/{_STUDY_VIEWS[run.config.task][0]}.py" if _shown_as(run) else TRAIN
 
 
+def _serving_figures(run: Run) -> None:
+    """Of a measurement of inference: how well it answers, how many, how soon."""
+    found, s = serving.matrix_of(run), run.summary()
+    measured = found.measured
+    best = max(measured, key=lambda c: c.samples_per_s or 0.0, default=None)
+    soonest = min(measured, key=lambda c: c.quantile_s("p99") or 0.0, default=None)
+    untrained = "" if found.is_trained else "untrained weights"
+    busy = BUSY if s.busy else ""
+    told = (
+        ("Test accuracy", units.accuracy(s.test_accuracy), "Measured on all held-out examples.", untrained),
+        ("Most samples per second", units.count(round(best.samples_per_s or 0) if best else None),
+         f"Measured: {serving.cell_in_words(found, best.cell)}." if best else "", busy),
+        ("Shortest p99", units.duration(soonest.quantile_s("p99") if soonest else None),
+         f"Measured: {serving.cell_in_words(found, soonest.cell)}." if soonest else "", busy),
+        ("Cells measured", f"{len(measured)} of {len(found.cells)}", "Counted.", ""),
+    )  # fmt: skip
+    with st.container(key=f"final-{run.run_id}"):
+        for column, (title, text, how, flaw) in zip(st.columns(4), told, strict=True):
+            column.metric(title, text, help=literal(how), delta=flaw or None, delta_color="orange", delta_arrow="off")
+
+
+def has_weights(run: Run) -> bool:
+    """Whether this run left weights that can answer."""
+    return run.config.task == "train" and run.status == "finished" and admission.weights_of(run) is not None
+
+
 def address_of(run: Run | RunRow) -> dict[str, str]:
     """What the address of that page holds to show this run."""
     shown_as = _shown_as(run)
     if not shown_as:
         return {"run": run.run_id}
     _, view, parameter = _STUDY_VIEWS[run.config.task]
-    return {"view": view, parameter: shown_as}
+    return ({"view": view} if view else {}) | {parameter: shown_as}
 
 
 def _shown_as(run: Run | RunRow) -> str:
@@ -358,6 +388,13 @@ def run_actions(run: Run, *, open_link: bool = False) -> None:
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{run.run_id}"):
         if open_link:
             st.page_link(page_of(run), label="Open", icon=":material/open_in_new:", query_params=address_of(run))
+        if has_weights(run):
+            st.page_link(
+                "../pages/inference.py",
+                label="How fast does it answer?",
+                icon=":material/bolt:",
+                query_params={"of": run.run_id},
+            )
         if state.client().may("submit") and st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}"):
             _run_again(run)
         st.download_button(
@@ -395,7 +432,7 @@ def _run_again(run: Run) -> None:
     except EngineError as error:
         error_box(error)
         return
-    st.switch_page("../pages/train.py", query_params={"run": run_id})
+    st.switch_page(TRAIN, query_params={"run": run_id})  # which leads on to where a study is shown
 
 
 def _report(run: Run) -> str:

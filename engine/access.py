@@ -113,11 +113,12 @@ def require_data(actor: Actor, config: RunConfig, settings: Settings) -> None:
 
     Raises AccessError for other places; the same for those that are not there, so that nothing is told of them.
     """
-    if config.source.path and not may_read(actor, config.source.path, settings):
-        raise AccessError(
-            "source.path names a file that may not be used here.",
-            fix="Upload the file, or ask an admin to add its folder to limits.data_folders.",
-        )
+    for field, path in (("source.path", config.source.path), ("infer.weights", config.infer.weights)):
+        if path and not may_read(actor, path, settings):
+            raise AccessError(
+                f"{field} names a file that may not be used here.",
+                fix="Upload the file, or ask an admin to add its folder to limits.data_folders.",
+            )
 
 
 def may_read(actor: Actor, path: str, settings: Settings) -> bool:

@@ -28,6 +28,7 @@ from engine import (
     alerts,
     batch_law,
     calibration,
+    cli_infer,
     cost,
     energy,
     figures,
@@ -38,6 +39,7 @@ from engine import (
     planner,
     races,
     records,
+    serving,
     settings,
     split,
     studies,
@@ -243,11 +245,26 @@ def plan_command(a: argparse.Namespace) -> int:
     plan = planner.plan(config, machine=machine)
     if a.json:
         law = {"estimated_seconds": _law_seconds(config, plan)} if config.task == "batch-law" else {}
+        if config.task == "infer":
+            law = {"estimated_seconds": cli_infer.predicted_of(_store(a), config, plan).total_s}
         print(json_text(asdict(plan) | law | {"total_bytes": plan.total_bytes, "fingerprint": config.fingerprint}))
         return OK
     print(config.in_words())
     print(f"  parameters        {plan.parameters:,}")
     print(f"  forward           {units.flops(plan.forward_flops_per_example)} per example (derived)")
+    if config.task == "infer":
+        print("\n".join(cli_infer.plan_lines(_store(a), config, plan)))
+    else:
+        _print_steps(config, plan)
+    for name, size in plan.parts():
+        print(f"  {name:<17} {units.nbytes(size)} ({'estimated' if name == 'workspace' else 'derived'})")
+    print(f"  memory together   {units.nbytes(plan.total_bytes)}, {units.nbytes(plan.free_bytes)} free (measured)")
+    print(f"  fits              {'unknown' if plan.fits is None else 'yes' if plan.fits else 'no'}")
+    _warn(plan)
+    return OK
+
+
+def _print_steps(config: RunConfig, plan: planner.Plan) -> None:
     print(f"  training step     {units.flops(plan.train_flops_per_example * plan.batch_size)} (derived)")
     if config.task == "batch-law":
         print(f"  batch sizes       {', '.join(map(str, config.law.sizes(plan.train_examples)))}")
@@ -260,12 +277,6 @@ def plan_command(a: argparse.Namespace) -> int:
         else f"{plan.total_steps:,}"
     )
     print(f"  steps             {steps}, {plan.steps_per_epoch:,} per epoch of {plan.train_examples:,} examples")
-    for name, size in plan.parts():
-        print(f"  {name:<17} {units.nbytes(size)} ({'estimated' if name == 'workspace' else 'derived'})")
-    print(f"  memory together   {units.nbytes(plan.total_bytes)}, {units.nbytes(plan.free_bytes)} free (measured)")
-    print(f"  fits              {'unknown' if plan.fits is None else 'yes' if plan.fits else 'no'}")
-    _warn(plan)
-    return OK
 
 
 def _law_seconds(config: RunConfig, plan: planner.Plan) -> float:
@@ -612,7 +623,7 @@ def _bar(run: Run) -> str:
     share = run.progress()
     if share is None:
         return f"{run.status:<10}" + (_download(run.preparing) if run.preparing else "")
-    if run.config.task in {"batch-law", "calibrate"}:
+    if run.config.task in {"batch-law", "calibrate", "infer"}:
         doing = run.done_so_far.text if run.done_so_far else ""
         filled = round(share * _BAR)
         return f"{run.status:<9} {'█' * filled}{'░' * (_BAR - filled)} {share:4.0%}  {visible(doing, 50):<50}"
@@ -654,6 +665,7 @@ def _result(run: Run) -> dict[str, Any]:
         "why": run.why() or None,
         **({"batch_law": asdict(batch_law.outcome(run.trials))} if run.config.task == "batch-law" else {}),
         **({"calibration": _calibration(run)} if run.config.task == "calibrate" else {}),
+        **({"inference": serving.as_json(serving.matrix_of(run))} if run.config.task == "infer" else {}),
     }
 
 
@@ -724,6 +736,8 @@ def _card(run: Run) -> str:
         return _calibration_card(run)
     if run.config.task == "landscape":
         return _surface_card(run)
+    if run.config.task == "infer":
+        return cli_infer.card(run)
     return _law_card(run) if run.config.task == "batch-law" else _training_card(run)
 
 
@@ -916,6 +930,7 @@ def _parser() -> _Parser:
     )
     race.add_argument("--target", help="test_accuracy=0.95, test_loss=0.3 or none")
     race.add_argument("--baseline", default="", metavar="LABEL", help="the lane the others are measured by (the first)")
+    cli_infer.register(add, config)
     comparing = add("compare", compare_command, "lay runs that are there beside each other")
     comparing.add_argument("runs", nargs="+", metavar="RUN", help="two or more: ids, or beginnings of them")
     comparing.add_argument("--target", help="test_accuracy=0.95, test_loss=0.3 or none")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
@@ -28,6 +29,9 @@ DatasetName = Literal[
     "mnist5k", "digits", "mnist1d", "mnist", "fashion-mnist", "cifar10", "text", "synthetic", "csv", "numpy", "images"
 ]
 SizeName = Literal["tiny", "small", "base", "large"]
+RuntimeName = Literal[
+    "eager", "inference_mode", "channels_last", "compiled", "exported", "onnxruntime", "int8", "onnxruntime-int8"
+]
 USER_DATA: frozenset[DatasetName] = frozenset({"csv", "numpy", "images"})  # read from source.path
 
 
@@ -397,15 +401,124 @@ class Landscape(Spec):
         return self
 
 
+MOST_IN_A_REQUEST = 65_536
+
+
+class Cell(Spec):
+    """One way to serve a model: how many examples a request brings, and what answers it."""
+
+    batch_size: int = Field(1, ge=1, le=MOST_IN_A_REQUEST, title="Batch size", description="Examples of one request.")
+    threads: int = Field(1, ge=1, le=1_024, title="Threads", description="CPU threads for one operation.")
+    precision: PrecisionName = Field(
+        "fp32", title="Precision", description="Of weights and arithmetic: bf16 and fp16 halve the weights."
+    )
+    runtime: RuntimeName = Field(
+        "inference_mode",
+        title="Software",
+        description="eager: PyTorch as in training, autograd on; inference_mode: without autograd; channels_last: images "
+        "laid out by pixel; compiled: torch.compile; exported: torch.export; onnxruntime: ONNX Runtime; int8: PyTorch's "
+        "dynamic quantisation of linear and recurrent layers; onnxruntime-int8: ONNX Runtime's of matrix products.",
+    )
+
+
+RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
+
+
+class Infer(Spec):
+    """Inference: requests answered one at a time by trained or fresh weights, in one or many cells."""
+
+    run: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{16})?$")] = Field(
+        "",
+        title="Run",
+        description="Id of the finished run whose weights answer; its model and data are this run's own. Empty: fresh "
+        "weights of the seed, whose speed is the same and whose answers are guesses.",
+    )
+    weights: str = Field(
+        "",
+        max_length=4_096,
+        title="Weights file",
+        description="Your own weights of this model instead: a .safetensors file.",
+    )
+    shape: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(
+        (),
+        max_length=4,
+        strict=False,
+        title="Input shape",
+        description="Of one example, as the data has it or as the model reads it; a 1 for the batch may stand before. "
+        "Empty: the data's.",
+    )
+    load: Literal["closed", "open"] = Field(
+        "closed",
+        title="Load",
+        description="closed: the next request is sent when the last one is answered. open: requests arrive by chance, at "
+        "the rate, whether the last one is answered or not; latency then counts from the arrival.",
+    )
+    rate: float = Field(
+        100.0,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+        title="Rate",
+        description="Requests per second that arrive in the open loop, independently of each other (Poisson).",
+    )
+    requests: int = Field(
+        10_000, ge=1, le=10_000_000, title="Requests", description="Timed requests of a cell, at most."
+    )
+    seconds: float = Field(
+        1.0,
+        gt=0,
+        le=600,
+        allow_inf_nan=False,
+        title="Seconds",
+        description="Timed seconds of a cell; up to five times as long where they hold fewer than 100 requests.",
+    )
+    warm_up: int = Field(
+        10, ge=1, le=10_000, title="Warm-up", description="Requests before the first that counts, of each cell."
+    )
+    rounds: int = Field(
+        5, ge=1, le=100, title="Rounds", description="Cells take turns so many times, each time in another order."
+    )
+    cells: tuple[Cell, ...] = Field(
+        (),
+        max_length=512,
+        strict=False,
+        title="Cells",
+        description="What is measured, in turns. None: one, of batch_size, threads, precision and infer.runtime.",
+    )
+    runtime: RuntimeName = Field(
+        "inference_mode", title="Software", description=str(Cell.model_fields["runtime"].description)
+    )
+    prompt_len: int = Field(
+        16, ge=1, le=16_384, title="Prompt", description="Characters a request of a text model brings."
+    )
+    new_tokens: int = Field(
+        32, ge=1, le=16_384, title="New characters", description="Characters a text model answers a request with."
+    )
+    cache: bool = Field(
+        True,
+        title="KV cache",
+        description="Keys and values (or a recurrent state) of what was read are kept; off: all of it is read again for "
+        "every new character.",
+    )
+
+    @model_validator(mode="after")
+    def _one_origin_of_weights(self) -> Self:
+        if self.run and self.weights:
+            raise ValueError("run and weights exclude each other; give the run's id or a file, not both")
+        if len(set(self.cells)) < len(self.cells):
+            raise ValueError("cells names the same cell twice")
+        return self
+
+
 class RunConfig(Spec):
     """One experiment. Two equal values are the same experiment on every machine."""
 
-    task: Literal["train", "batch-law", "landscape", "calibrate"] = Field(
+    task: Literal["train", "batch-law", "landscape", "calibrate", "infer"] = Field(
         "train",
         title="Task",
         description="train trains; batch-law trains many times to find the law of the batch size; landscape computes the "
         "loss on a plane through the checkpoints of other runs; calibrate measures what the device reaches, with up to "
-        "`threads` CPU threads.",
+        "`threads` CPU threads; infer measures how fast weights answer requests.",
     )
     model: Annotated[MLP | CNN | RNN | Transformer, Field(discriminator="family")] = Field(MLP(), title="Model")
     data: DatasetName = Field(
@@ -531,6 +644,7 @@ class RunConfig(Spec):
         "over the loss surface; 0 keeps none. Their time is not training time.",
     )
     landscape: Landscape = Field(Landscape(), title="Loss surface")
+    infer: Infer = Field(Infer(), title="Inference")
 
     @model_validator(mode="after")
     def _gd_takes_the_whole_set(self) -> Self:
@@ -545,6 +659,25 @@ class RunConfig(Spec):
     def _a_surface_needs_paths(self) -> Self:
         if self.task == "landscape" and not self.landscape.runs:
             raise ValueError("landscape.runs is missing: task='landscape' draws the paths of runs; set landscape.runs")
+        return self
+
+    @model_validator(mode="after")
+    def _requests_have_a_size(self) -> Self:
+        if self.task != "infer":
+            return self
+        if self.batch_size == FULL:
+            raise ValueError(
+                "batch_size=full does not go with task='infer': a request brings a number of examples; set batch_size=1, or more"
+            )
+        assert isinstance(self.batch_size, int)
+        if not self.infer.cells and self.batch_size > MOST_IN_A_REQUEST:
+            raise ValueError(
+                f"batch_size={self.batch_size} is more than the {MOST_IN_A_REQUEST} examples a request may bring; set fewer"
+            )
+        if (most := max((cell.threads for cell in self.infer.cells), default=1)) > self.threads:
+            raise ValueError(
+                f"threads={self.threads} is less than the {most} of a cell: it is what the run may take; set threads={most}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -619,6 +752,18 @@ class RunConfig(Spec):
         canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """What a run of task infer measures."""
+        assert isinstance(self.batch_size, int)
+        if self.infer.cells:
+            return self.infer.cells
+        return (
+            Cell(
+                batch_size=self.batch_size, threads=self.threads, precision=self.precision, runtime=self.infer.runtime
+            ),
+        )  # fmt: skip
+
     def in_words(self) -> str:
         """A line a person can read in a list: model, data, optimizer, batch size, what is unusual, budget, device."""
         if self.task == "calibrate":
@@ -627,6 +772,8 @@ class RunConfig(Spec):
             runs, side = len(self.landscape.runs), self.landscape.resolution
             paths = f"{runs} run{'' if runs == 1 else 's'}"
             return f"loss surface of {paths} · {model_in_words(self.model, self.data)} · {self.data} · {side}x{side}"
+        if self.task == "infer":
+            return _inference_in_words(self)
         return " · ".join(
             [
                 model_in_words(self.model, self.data),
@@ -658,6 +805,62 @@ def _law_in_words(config: RunConfig) -> list[str]:
         *_unusual_in_words(config),
         f"training loss {law.target_loss:g}",
     ]
+
+
+def _inference_in_words(config: RunConfig) -> str:
+    """LeNet answers: batch 1-1024 x 1-2 threads · mnist5k · cpu."""
+    cells = config.cells
+    sizes, threads = sorted({c.batch_size for c in cells}), sorted({c.threads for c in cells})
+    on_cpu = config.device == "cpu"
+    at = f" x {_ends(threads)} thread{'' if threads == [1] else 's'}" if on_cpu else ""
+    precisions = list(dict.fromkeys(c.precision for c in cells))
+    runtimes = list(dict.fromkeys(c.runtime for c in cells))
+    words = [f"{model_in_words(config.model, config.data)} answers: batch {_ends(sizes)}{at}"]
+    words += [", ".join(precisions)] if precisions != ["fp32"] else []
+    words += [", ".join(runtimes)] if runtimes != ["inference_mode"] else []
+    if config.data == "text":
+        words.append(f"{config.infer.prompt_len} + {config.infer.new_tokens} characters")
+        words += [] if config.infer.cache else ["no cache"]
+    words += [f"open loop, {config.infer.rate:g} requests/s"] if config.infer.load == "open" else []
+    return " · ".join([*words, config.data, config.device])
+
+
+def _ends(values: list[int]) -> str:
+    return str(values[0]) if len(values) == 1 else f"{values[0]}-{values[-1]}"
+
+
+def infer_config(base: RunConfig, run_id: str = "", **choices: Any) -> RunConfig:
+    """The run that measures how fast a net answers: of the finished run `run_id`, whose configuration `base` is, or
+    without one the net of `base` with fresh weights. `choices` are fields of `Infer`, and batch_size, threads, precision.
+    """
+    own = {"batch_size": 1, "threads": 1, "precision": "fp32"}
+    own |= {name: choices.pop(name) for name in list(choices) if name in own}
+    return parse_config(
+        {
+            "task": "infer", "model": base.model.model_dump(), "data": base.data, "source": base.source.model_dump(),
+            "device": base.device, "seed": base.seed, "budget": {"steps": 1}, **own,
+            "infer": Infer().model_dump() | choices | {"run": run_id},
+        }
+    )  # fmt: skip
+
+
+def infer_matrix(
+    config: RunConfig,
+    batch_sizes: Sequence[int],
+    threads: Sequence[int] = (1,),
+    precisions: Sequence[PrecisionName] = ("fp32",),
+    runtimes: Sequence[RuntimeName] = ("inference_mode",),
+) -> RunConfig:
+    """The same with a cell for every combination."""
+    cells = [
+        {"batch_size": b, "threads": n, "precision": p, "runtime": r}
+        for r, p, n, b in itertools.product(
+            *(dict.fromkeys(axis) for axis in (runtimes, precisions, threads, batch_sizes))
+        )
+    ]
+    infer = config.infer.model_dump() | {"cells": cells}
+    most = max([config.threads, *threads])
+    return parse_config(config.model_dump() | {"threads": most, "infer": infer})
 
 
 def _batch_in_words(config: RunConfig) -> str:
@@ -768,6 +971,12 @@ def allowed(path: str) -> str:
         return "a whole number from 1 to the number of training examples, or full"
     if path == "landscape.runs":
         return "ids of up to 16 runs, each of 16 hex digits"
+    if path == "infer.run":
+        return "the id of a finished run, of 16 hex digits, or nothing"
+    if path == "infer.cells":
+        return (
+            'a list of at most 512 cells like {"batch_size": 8, "threads": 1, "precision": "fp32", "runtime": "eager"}'
+        )
     if path == "device":
         return "cpu, or cuda:0, cuda:1, ... for an NVIDIA GPU on this machine"
     if path == "model" or (path and path in _GROUPS):
@@ -792,7 +1001,7 @@ def explain(error: ValidationError) -> ConfigError:
         return ConfigError(f"model.family={value!r} is not known.", fix=f"Choose from {', '.join(MODELS)}.")
     if first["type"] == "missing":
         return ConfigError(f"{path} is missing.", fix=f"It may be {allowed(path)}.")
-    field = path.rstrip("0123456789").rstrip(".")
+    field = re.sub(r"\.\d+", "", path)  # of which member of a list is no part of what the field may be
     return ConfigError(
         f"{path}={_excerpt(as_text(first['input']))} is not allowed.",
         fix=f"{field} {'is' if allowed(field).startswith('set') else 'may be'} {allowed(field)}.",
@@ -824,11 +1033,13 @@ def _split(text: str) -> tuple[str, Any]:
     key = key.strip()
     if key in _IDS:
         return key, re.findall(r"[^\s,\[\]]+", value)
+    if key == "infer.shape" and re.fullmatch(r"\s*\d+(x\d+)+\s*", value):  # 1x28x28
+        return key, list(map(_number, value.split("x")))
     return key, value.strip() if key in _TEXTS else parse_value(value.strip())
 
 
-_TEXTS = {"source.path", "source.label"}  # a label column may be called 3
-_LISTS = {"law.batch_sizes", "model.hidden", "source.shape", "lr_milestones"}
+_TEXTS = {"source.path", "source.label", "infer.run", "infer.weights"}  # a label column may be called 3
+_LISTS = {"law.batch_sizes", "model.hidden", "source.shape", "lr_milestones", "infer.shape", "infer.cells"}
 _IDS = {"landscape.runs"}  # hex digits, which may look like a number: 1234567890123456, 12345678901234e5
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")  # as people type them: .01, 1e3, 64.0
 
@@ -891,6 +1102,8 @@ def _excerpt(text: str) -> str:
 
 def as_text(value: Any) -> str:
     """A value as one types it; a number keeps all its digits."""
+    if isinstance(value, Mapping):
+        return json.dumps(value, separators=(",", ":"))
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(as_text, value)) + "]"
     if isinstance(value, bool):
@@ -902,7 +1115,7 @@ def as_text(value: Any) -> str:
 
 _GROUPS: dict[str, type[Spec]] = {
     "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target,
-    "law": Law, "landscape": Landscape,
+    "law": Law, "landscape": Landscape, "infer": Infer, "infer.cells": Cell,
 }  # fmt: skip
 
 

@@ -86,12 +86,21 @@ class Contention:
         A thread's schedstat holds both in ns (Documentation/scheduler/sched-stats.rst).
         """
         own = f"{self._thread}/schedstat" if self._on_gpu else "*/schedstat"
-        cpu_s = waited_s = 0.0
-        for path in self._tasks.glob(own):
-            with contextlib.suppress(OSError, ValueError):  # a thread that ended meanwhile
-                ran, waited, _ = path.read_text().split()
-                cpu_s, waited_s = cpu_s + int(ran) / 1e9, waited_s + int(waited) / 1e9
-        return (self._clock(), cpu_s, waited_s) if cpu_s else None
+        found = scheduled_s(self._tasks, own)
+        return (self._clock(), *found) if found else None
+
+
+TASKS = Path("/proc/self/task")
+
+
+def scheduled_s(tasks: Path = TASKS, threads: str = "*/schedstat") -> tuple[float, float] | None:
+    """Time of this process's threads on a core, and waiting for one; None where the system does not say."""
+    cpu_s = waited_s = 0.0
+    for path in tasks.glob(threads):
+        with contextlib.suppress(OSError, ValueError):  # a thread that ended meanwhile
+            ran, waited, _ = path.read_text().split()
+            cpu_s, waited_s = cpu_s + int(ran) / 1e9, waited_s + int(waited) / 1e9
+    return (cpu_s, waited_s) if cpu_s else None
 
 
 def _differs(before: Busy, now: Busy) -> bool:

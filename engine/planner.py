@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from math import ceil, prod
 
-from engine import families, hardware, loading, trajectory, units
+from engine import admission, families, hardware, loading, trajectory, units
 from engine.config import FULL, MIN_BATCH_SIZES, RNN, RunConfig, model_in_words
 from engine.datasets import Dataset
 from engine.errors import ConfigError, DeviceError, OutOfMemory
@@ -67,6 +67,8 @@ def plan(
     checkpoints are more than may be kept.
     """
     data, model = data or loading.facts(config.data, config.source), config.model
+    if config.task == "infer":
+        return _plan_of_inference(config, data, free_bytes, machine)
     batch, micro = _batch_sizes(config, data)
     count, checkpointing = families.parameters(model, data), config.activation_checkpointing
     weights, checkpoint_bytes = families.FLOAT_BYTES * count, trajectory.check_size(config.checkpoints, count)
@@ -103,6 +105,57 @@ def plan(
     )
 
 
+def _plan_of_inference(config: RunConfig, data: Dataset, free_bytes: int | None, machine: Machine | None) -> Plan:
+    """Every form of the weights is held at once, as the cells take turns; of the largest request its examples, the
+    outputs of layers, and what autograd keeps where it is on."""
+    model, cells = config.model, config.cells
+    batch = max(cell.batch_size for cell in cells)
+    recorded = max((cell.batch_size for cell in cells if cell.runtime == "eager"), default=0)
+    count, forms = families.parameters(model, data), len({(cell.precision, cell.runtime) for cell in cells})
+    example = families.FLOAT_BYTES * prod(families.input_shape(model, data))
+    sizes = {
+        "weight_bytes": families.FLOAT_BYTES * count * forms,
+        "gradient_bytes": 0,
+        "optimizer_bytes": 0,
+        "activation_bytes": families.activation_bytes(model, data, recorded) if recorded else 0,
+        "workspace_bytes": families.workspace_bytes(model, data, batch),
+        "data_bytes": example * (data.test_examples + 2 * batch),
+        "checkpoint_bytes": 0,
+    }
+    free = free_bytes if free_bytes is not None else hardware.free_memory_bytes(config.device)
+    return Plan(
+        parameters=count,
+        forward_flops_per_example=families.forward_flops_per_example(model, data),
+        train_flops_per_example=families.train_flops_per_example(model, data),
+        **sizes,
+        micro_batch=batch,
+        evaluation_batch=max(1, min(1_000, _EVALUATION_BYTES // (4 * families.largest_output(model, data)))),
+        batch_size=batch,
+        train_examples=data.train_examples,
+        test_examples=data.test_examples,
+        steps_per_epoch=0,
+        total_steps=None,
+        free_bytes=free,
+        fits=None if free is None else sum(sizes.values()) <= MEMORY_SHARE * free,
+        warnings=tuple(_warnings_of_inference(config, data, machine)) if machine else (),
+    )
+
+
+def _warnings_of_inference(config: RunConfig, data: Dataset, machine: Machine) -> list[str]:
+    found, cells = [], config.cells
+    if config.device == "cpu" and any(c.precision == "bf16" for c in cells) and not _BF16_FLAGS & set(machine.cpu.isa):
+        found.append("This CPU has no bfloat16 arithmetic: bf16 answered 2 to 9 times slower than fp32 on one like it.")
+    if config.device == "cpu" and any(c.runtime == "compiled" for c in cells):
+        found.append(
+            "Compiling takes about 15 s on a CPU for each batch size and thread count. Its time is shown apart."
+        )
+    if not (config.infer.run or config.infer.weights):
+        found.append("The weights are fresh: speed is that of the trained net, answers are guesses.")
+    if data.measures_speed_only:
+        found.append("Synthetic data is random: it measures speed, and its loss and accuracy mean nothing.")
+    return found
+
+
 def check(config: RunConfig) -> Plan:
     """The plan of a run that may start; raises the sentence that says why it may not.
 
@@ -120,6 +173,10 @@ def check(config: RunConfig) -> Plan:
             f"threads={config.threads} is more than this machine's {machine.cpu.usable_cores} usable cores.",
             fix=f"threads may be a whole number from 1 to {machine.cpu.usable_cores}.",
         )
+    if config.task == "infer":
+        admission.check_request(config, loading.facts(config.data, config.source))
+        if config.infer.weights:
+            admission.tensors_in(admission.own_weights(config))
     result = plan(config, machine=machine)
     if result.fits is False:
         data = loading.facts(config.data, config.source)
@@ -298,14 +355,17 @@ def _data_bytes(config: RunConfig, data: Dataset, batch_size: int) -> int:
 
 def _does_not_fit(config: RunConfig, p: Plan) -> str:
     total = " + ".join(f"{units.nbytes(size)} {name}" for name, size in p.parts() if size)
+    batch_size = p.batch_size if config.task == "infer" else config.batch_size
     return (
         f"{model_in_words(config.model, config.data)} with {units.count(p.parameters)} parameters at batch_size="
-        f"{config.batch_size} needs {units.nbytes(p.total_bytes)} on {config.device} ({total}); "
+        f"{batch_size} needs {units.nbytes(p.total_bytes)} on {config.device} ({total}); "
         f"{units.nbytes(p.free_bytes)} is free and a run may use {MEMORY_SHARE:.0%} of that."
     )
 
 
 def _what_fits(config: RunConfig, p: Plan, data: Dataset) -> str:
+    if config.task == "infer":
+        return f"Choose requests of fewer than {p.batch_size} examples, or fewer forms of the weights."
     largest = _largest_batch(config, p, data)
     if not largest:
         too_much_data = p.data_bytes > p.total_bytes / 2

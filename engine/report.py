@@ -28,15 +28,27 @@ import numpy as np
 import plotly.offline
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, RootModel, ValidationError
 
-from engine import __version__, batch_law, charts, energy, figures, split, units
+from engine import __version__, batch_law, charts, energy, figures, serving, split, units
 from engine.charts_split import split_chart
-from engine.config import RunConfig, Spec, overrides_from
+from engine.config import Cell, RunConfig, Spec, infer_config, infer_matrix, overrides_from
 from engine.downsample import minmax
 from engine.energy import Account, of_run
 from engine.errors import StoreError
 from engine.figures import Figure
 from engine.presets import PRESETS, STUDIES
-from engine.records import Memory, Seconds, Status, StepSplit, Summary, TargetReached, Trial
+from engine.records import (
+    TERMINAL,
+    Latency,
+    Memory,
+    NotRun,
+    Quality,
+    Seconds,
+    Status,
+    StepSplit,
+    Summary,
+    TargetReached,
+    Trial,
+)
 from engine.store import Run, Table
 from engine.text import encodable, shell_words, visible
 
@@ -46,6 +58,7 @@ MAX_RUNS = 256
 _MAX_ROWS = 20_000_000  # of one column: what an imported file may unpack to
 _LONGEST_TEXT = 2_000
 _MAX_TRIALS = 100_000  # of one run, in a file from elsewhere
+_MAX_CELLS = 512
 
 # What a report keeps of a run's environment, and how it is called and written.
 ENVIRONMENT: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -198,6 +211,22 @@ class ReportRun(_Frozen):
     throughput: Points
     grad_norms: Points = Points({})
     trials: list[Trial] = Field(default=[], max_length=_MAX_TRIALS)  # of a batch-size law
+    latencies: list[Latency] = Field(default=[], max_length=_MAX_CELLS)  # of inference
+    qualities: list[Quality] = Field(default=[], max_length=_MAX_CELLS)
+    not_run: list[NotRun] = Field(default=[], max_length=_MAX_CELLS)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there are steps to tell of."""
+        return not self.trials and self.config.task != "infer"
+
+    @property
+    def matrix(self) -> serving.Matrix:
+        """Of a run of inference."""
+        isa = str(self.environment.get("cpu_isa") or "")
+        return serving.matrix(
+            self.config, self.latencies, self.qualities, self.not_run, is_over=self.status in TERMINAL, cpu_isa=isa
+        )
 
     @classmethod
     def freeze(cls, run: Run, account_of: Callable[[Run], Account] = of_run) -> ReportRun:
@@ -249,6 +278,9 @@ class ReportRun(_Frozen):
                 throughput=Points.of(run.throughput),
                 grad_norms=Points.of(run.grad_norms),
                 trials=run.trials[:_MAX_TRIALS],
+                latencies=list(run.latencies.values())[:_MAX_CELLS],
+                qualities=list(run.qualities.values())[:_MAX_CELLS],
+                not_run=[w.model_copy(update={"reason": clean(w.reason)}) for w in run.not_run.values()][:_MAX_CELLS],
             )
 
     def thinned(self, max_rows: int) -> ReportRun:
@@ -261,9 +293,18 @@ class ReportRun(_Frozen):
             "grad_norms": "grad_norm",
         }
         tables: dict[str, Points] = {table: getattr(self, table) for table in by}
-        return self.model_copy(
-            update={name: table.rows(minmax(table[by[name]], max_rows)) for name, table in tables.items()}
-        )
+        thin: dict[str, Any] = {name: table.rows(minmax(table[by[name]], max_rows)) for name, table in tables.items()}
+        thin["latencies"] = [_thinned(latency, max(8, max_rows // _CELLS_A_TABLE)) for latency in self.latencies]
+        return self.model_copy(update=thin)
+
+
+_CELLS_A_TABLE = 32  # so many timelines of requests take the room of one table
+
+
+def _thinned(latency: Latency, most: int) -> Latency:
+    """With fewer single requests; percentiles and histogram are of all of them."""
+    kept = minmax(latency.latency_s, most)
+    return latency.model_copy(update={"start_s": latency.start_s[kept], "latency_s": latency.latency_s[kept]})
 
 
 class Report(_Frozen):
@@ -349,11 +390,41 @@ def steps_csv(run: Run) -> str:
 
 def reproduce(config: RunConfig) -> str:
     """The command that runs the same experiment, from the preset that needs the fewest changes."""
+    if config.task == "infer":
+        return shell_words(["python", "-m", "engine", "infer", *_inference_words(config)])
     changes = {name: overrides_from(preset.config, config) for name, preset in {**PRESETS, **STUDIES}.items()}
     name = min(changes, key=lambda n: len(changes[n]))
     return shell_words(
         ["python", "-m", "engine", "run", "--preset", name, *(w for c in changes[name] for w in ("--set", c))]
     )
+
+
+def _inference_words(config: RunConfig) -> list[str]:
+    """The arguments of `infer` for the same cells: as four lists where the cells are all their combinations."""
+    base = PRESETS[_nearest_preset(config)].config
+    infer, cells = config.infer, config.infer.cells
+    start = infer_config(base, infer.run)
+    if infer.run:  # model and data come with the run
+        start = start.model_copy(update={"model": config.model, "data": config.data, "source": config.source})
+    axes = [list(dict.fromkeys(getattr(cell, name) for cell in cells)) for name in Cell.model_fields]
+    lists: list[str] = []
+    if cells and infer_matrix(config, *axes).infer == infer:
+        options = ("--batch-sizes", "--threads", "--precisions", "--runtimes")
+        lists = [w for option, axis in zip(options, axes, strict=True) for w in (option, ",".join(map(str, axis)))]
+        config = config.model_copy(update={"threads": start.threads, "infer": infer.model_copy(update={"cells": ()})})
+    changes = overrides_from(start, config)
+    origin = ["--run", infer.run] if infer.run else ["--preset", _nearest_preset(config)]
+    return [*origin, *(w for c in changes for w in ("--set", c)), *lists]
+
+
+def _nearest_preset(config: RunConfig) -> str:
+    """The preset from which model and data are the fewest changes away."""
+
+    def changes(preset: RunConfig) -> int:
+        same = preset.model_copy(update={"model": config.model, "data": config.data, "source": config.source})
+        return len(overrides_from(preset, same))
+
+    return min(PRESETS, key=lambda name: changes(PRESETS[name].config))
 
 
 # --- what must not leave the machine ------------------------------------------------------------------------------
@@ -371,10 +442,13 @@ def _anonymous(text: str) -> str:
 
 def _without_folder(config: RunConfig) -> RunConfig:
     """The configuration with the name of the user's file alone."""
-    if not config.source.path:
-        return config
-    source = config.source.model_copy(update={"path": _anonymous(_file_name(config.source.path))})
-    return config.model_copy(update={"source": source})
+    if path := config.source.path:
+        source = config.source.model_copy(update={"path": _anonymous(_file_name(path))})
+        config = config.model_copy(update={"source": source})
+    if path := config.infer.weights:
+        infer = config.infer.model_copy(update={"weights": _anonymous(_file_name(path))})
+        config = config.model_copy(update={"infer": infer})
+    return config
 
 
 def _file_name(path: str) -> str:
@@ -384,9 +458,10 @@ def _file_name(path: str) -> str:
 
 def _without_source(text: str, config: RunConfig) -> str:
     """A message that names the user's file: its path may be relative, hold blanks, or be cut at the front."""
-    path, name = config.source.path, _file_name(config.source.path)
-    for written in (os.path.expanduser(path), path, f"…{path[-99:]}"):  # noqa: PTH111 - it leaves ~nobody alone
-        text = text.replace(written, name) if name in written else text
+    for path in (config.source.path, config.infer.weights):
+        name = _file_name(path)
+        for written in (os.path.expanduser(path), path, f"…{path[-99:]}"):  # noqa: PTH111 - it leaves ~nobody alone
+            text = text.replace(written, name) if name in written else text
     return text
 
 
@@ -589,8 +664,8 @@ def _page(report: Report) -> str:
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     body = "\n".join([
-        _header(report), _troubles(runs), _headlines(runs[0]) if len(runs) == 1 and not runs[0].trials else "", _chart_cards(runs),
-        _results(runs) if any(not run.trials for run in runs) else "", '<div class="pair">' if len(runs) == 1 else "<div>", _configuration(runs), _machine(runs), "</div>",
+        _header(report), _troubles(runs), _headlines(runs[0]) if len(runs) == 1 and runs[0].trains else "", _chart_cards(runs),
+        _results(runs) if any(run.trains for run in runs) else "", '<div class="pair">' if len(runs) == 1 else "<div>", _configuration(runs), _machine(runs), "</div>",
         _commands(runs), _footer(report),
     ])  # fmt: skip
     return f"""<!doctype html>
@@ -663,7 +738,7 @@ def _chart_cards(runs: Sequence[ReportRun]) -> str:
         for chart in charts.shown(runs)
     )
     laws = _laws(runs)
-    laws += _splits(runs)
+    laws += _splits(runs) + _inferences(runs)
     if laws and not cards:
         return f'{laws}<p id="no-charts" hidden></p>'
     if not cards:
@@ -690,6 +765,59 @@ def _laws(runs: Sequence[ReportRun]) -> str:
         )
         cards.append(_card(title, f"{chart}<table><tbody>{rows}</tbody></table>{notes}"))
     return "".join(cards)
+
+
+def _inferences(runs: Sequence[ReportRun]) -> str:
+    """A card for each run of inference: its cells, its forms of the weights, and why some of them are slower."""
+    cards = []
+    for run, label in zip(runs, charts.labels(runs), strict=True):
+        if run.config.task != "infer":
+            continue
+        found = run.matrix
+        text = run.config.data == "text"
+        heads = ["", "Requests", "p50", "p90", "p99", "Longest", "Examples/s", "First answer"]
+        heads += ["First character", "Each character"] if text else []
+        rows = "".join(
+            f'<tr><th scope="row">{e(serving.cell_in_words(found, c.cell))}</th>'
+            + "".join(f"<td>{e(cell)}</td>" for cell in _latency_cells(c.latency, text))
+            + "</tr>"
+            for c in found.measured
+            if c.latency
+        )
+        table = f"<table><thead><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr></thead><tbody>{rows}</tbody></table>"
+        notes = [serving.form_in_words(found, quality) + "." for quality in run.qualities]
+        if found.cells:
+            batch_size, threads = min((c.cell.batch_size, c.cell.threads) for c in found.cells)
+            notes += serving.slower_in_words(found, batch_size=batch_size, threads=threads)
+        notes += list(
+            dict.fromkeys(
+                f"{serving.RUNTIME_WORDS[c.cell.runtime]} in {c.cell.precision}: {c.not_run}"
+                for c in found.cells
+                if c.not_run
+            )
+        )
+        words = "".join(f'<p class="words">{e(note)}</p>' for note in notes)
+        title = "How fast it answers" + (f": {e(label)}" if len(runs) > 1 else "")
+        how = f'<p class="muted">{e(_HOW_LATENCY[run.config.infer.load])}</p>'
+        cards.append(_card(title, f"{table if rows else ''}{words}{how}", "scroll"))
+    return "".join(cards)
+
+
+def _latency_cells(latency: Latency, text: bool) -> list[str]:
+    cells = [units.count(latency.requests)]
+    cells += [units.duration(s) for s in (latency.p50_s, latency.p90_s, latency.p99_s, latency.max_s)]
+    cells += [units.count(round(latency.samples_per_s)), units.duration(latency.first_request_s)]
+    if text:
+        cells += [units.duration(q.p50_s if q else None) for q in (latency.ttft, latency.tpot)]
+    return cells
+
+
+_HOW_LATENCY = {
+    "closed": "Measured: one request at a time, sent when the last one was answered; after warm-up, the device synchronised, cells "
+    "in turns. First answer: from the weights on disk.",
+    "open": "Measured: requests arrived by chance at the rate; latency counts from the arrival, waiting included; after warm-up, "
+    "the device synchronised, cells in turns. First answer: from the weights on disk.",
+}
 
 
 def _parts(run: ReportRun) -> list[split.Part]:
@@ -805,6 +933,9 @@ _HYPERPARAMETERS = {  # that have an effect even at their default
 }  # fmt: skip
 
 
+_OF_TRAINING = {"execution", "evaluate_every"}
+
+
 @dataclass(frozen=True, slots=True)
 class _Setting:
     place: int  # of its field in a configuration
@@ -818,7 +949,9 @@ def _settings(config: RunConfig) -> Iterator[_Setting]:
     for place, (name, field) in enumerate(RunConfig.model_fields.items()):
         value = getattr(config, name)
         if not isinstance(value, Spec):
-            yield _Setting(place, field.title or name, _in_words(value), name in _BASICS or value != field.default)
+            says = name in _BASICS or value != field.default
+            says &= not (config.task == "infer" and name in _OF_TRAINING)
+            yield _Setting(place, field.title or name, _in_words(value), says)
             continue
         for inner, part in type(value).model_fields.items():
             title = part.title or {"family": "Model"}.get(inner, inner.replace("_", " ").capitalize())
@@ -826,10 +959,13 @@ def _settings(config: RunConfig) -> Iterator[_Setting]:
             says = name == "model" or inner in _BASICS or getattr(value, inner) != part.default
             says |= name == "optimizer" and config.optimizer.name in _HYPERPARAMETERS.get(inner, ())
             says &= name != "target" or config.target.value is not None
+            says &= config.task != "infer" or name in {"model", "source", "infer"}
             yield _Setting(place, title, _in_words(getattr(value, inner)), says)
 
 
 def _in_words(value: object) -> str:
+    if isinstance(value, Cell):
+        return f"{value.batch_size} x {value.threads} {value.precision} {value.runtime}"
     if value is None or value == "":
         return "none"
     if isinstance(value, bool):

@@ -39,7 +39,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from engine import disk, records
-from engine.config import RunConfig, parse_config_json
+from engine.config import Cell, RunConfig, parse_config_json
 from engine.errors import ConfigError, StoreError, StoreGone
 from engine.locks import lock
 from engine.records import AnyEvent, Status, Summary
@@ -361,6 +361,9 @@ class Run:
         self.last_word: records.Finished | records.Cancelled | records.Failed | records.Interrupted | None = None
         self.artifacts: list[records.Artifact] = []
         self.trials: list[records.Trial] = []  # of a batch-size law
+        self.latencies: dict[Cell, records.Latency] = {}  # of inference: the last word of each cell
+        self.qualities: dict[tuple[str, str], records.Quality] = {}  # by precision and runtime
+        self.not_run: dict[Cell, records.NotRun] = {}
         self.missing_readings: dict[str, str] = {}
         self.problems: list[str] = []
         self.num_damaged = 0  # records that could not be read
@@ -534,6 +537,12 @@ class Run:
                 self.artifacts.append(event)
             case records.Trial():
                 self.trials.append(event)
+            case records.Latency():
+                self.latencies[event.cell] = event
+            case records.Quality():
+                self.qualities[event.precision, event.runtime] = event
+            case records.NotRun():
+                self.not_run[event.cell] = event
             case records.Surface():
                 self.surface = event
             case records.Calibration():
@@ -605,6 +614,8 @@ class Run:
     def summary(self) -> Summary:
         with self.lock:
             steps, started, last = len(self.steps), self.started, self.last_word
+            if self.config.task == "infer":
+                return self._summary_of_inference()
             samples = int(self.steps.last("samples") or 0)
             seconds = self.steps.last("seconds") or 0.0
             return Summary(
@@ -630,6 +641,19 @@ class Run:
     def busy(self) -> records.Busy | None:
         """What else used the machine, by now or, once the run is over, in all."""
         return (self.last_word.busy if self.last_word else None) or self._busy_so_far
+
+    def _summary_of_inference(self) -> Summary:
+        """The best throughput of any cell, and what the weights answer in their first form."""
+        last, quality = self.last_word, next(iter(self.qualities.values()), None)
+        return Summary(
+            samples_per_s=max((found.samples_per_s for found in self.latencies.values()), default=None),
+            test_loss=quality.test_loss if quality else None,
+            test_accuracy=quality.test_accuracy if quality else None,
+            process_memory_bytes=last.peak_memory_bytes if last else None,
+            energy_j=last.energy_j if last else None,
+            busy=last.busy.is_busy if last and last.busy else None,
+            busy_why=last.busy.in_words if last and last.busy else "",
+        )
 
     def why(self) -> str:
         """In words, why a run ended as it did; empty for one that finished or still runs."""

@@ -26,7 +26,7 @@ from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import IO
 
-from engine import access, disk, hardware, limits, locks, planner, recorder, records, settings, units
+from engine import access, admission, disk, hardware, limits, locks, planner, recorder, records, settings, units
 from engine.access import AccessError, Action, Actor
 from engine.config import RunConfig
 from engine.errors import EngineError, LimitReached, StoreError, StoreFull, StoreGone, WorkerLost
@@ -107,6 +107,8 @@ class Client:
         for config in dict.fromkeys(w.config for w in wanted):
             access.require_data(self.actor, config, rules)
             limits.check_before(config, planner.check(config), rules.limits)
+            if config.task == "infer" and config.infer.run:
+                admission.check_run(config, self.store.run(config.infer.run, keep_points=1))
         wanted = [w if w.key else w._replace(key=secrets.token_hex(16)) for w in wanted]
         made: list[str] = []
         with _COUNTING:  # or two who come at once would both find the last free place

@@ -20,6 +20,7 @@ from engine.locks import claim
 from engine.processes import own_identity
 from engine.pytorch.batch_law import batch_law
 from engine.pytorch.calibrate import calibrate
+from engine.pytorch.infer import infer
 from engine.pytorch.landscape import landscape
 from engine.pytorch.train import train
 from engine.records import AnyEvent
@@ -27,7 +28,9 @@ from engine.store import SUMMARY_POINTS, EventLog, Run, StopRequest, read_config
 
 Task = Callable[..., Generator[AnyEvent, None, None]]
 EndProcess = Callable[[], None]
-TASKS: dict[str, Task] = {"train": train, "batch-law": batch_law, "landscape": landscape, "calibrate": calibrate}
+TASKS: dict[str, Task] = {
+    "train": train, "batch-law": batch_law, "landscape": landscape, "calibrate": calibrate, "infer": infer
+}  # fmt: skip
 
 _ORPHAN_GRACE_S = 5.0
 _DETAIL_CHARS = 100_000  # of a traceback: a compiler's may be long
@@ -143,7 +146,7 @@ class _Lane:
         event = next(events, None)
         if event is None:
             return False
-        if isinstance(event, records.Steps | records.Trial):
+        if isinstance(event, records.Steps | records.Trial) or _kept_busy(event):
             self.contention.trained(time.perf_counter() - wall, time.thread_time() - cpu)
         if self.shared and isinstance(event, records.Memory):  # the allocator's peaks are those of all of them
             event = event.model_copy(update={"allocated_bytes": None, "reserved_bytes": None})
@@ -251,6 +254,11 @@ class _Lane:
             "energy_period_s": period_s,
             "busy": self.contention.found(),
         }
+
+
+def _kept_busy(event: AnyEvent) -> bool:
+    """In the open loop a process sleeps until the next request arrives: nobody kept it from working."""
+    return isinstance(event, records.Latency) and event.load == "closed"
 
 
 def _failed(error: BaseException, folder: Path, step: int) -> records.Failed:

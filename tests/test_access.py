@@ -307,10 +307,12 @@ def test_what_can_be_no_path_is_no_place_of_a_runners(places, path):
     assert not access.may_read(ROB, path, TEAM)
 
 
-def test_a_run_on_a_file_out_of_bounds_is_refused_alike_whether_or_not_it_is_there(team, config, places):
+@pytest.mark.parametrize("field", ["source.path", "infer.weights"])
+def test_a_run_on_a_file_out_of_bounds_is_refused_alike_whether_or_not_it_is_there(team, config, places, field):
     said = set()
     for name in ("home/x.csv", "home/missing.csv"):
-        chosen = with_overrides(config, ["data=csv", f"source.path={places / name}"])
+        kind = "data=csv" if field == "source.path" else "task=infer"
+        chosen = with_overrides(config, [kind, f"{field}={places / name}"])
         with pytest.raises(AccessError) as refused:
             Client(team, ROB).submit(chosen)
         said.add(str(refused.value))

@@ -14,11 +14,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "config presets records errors units peaks nvml text downsample processes locks disk ring",
-    "schedules families datasets downloads userdata loading hardware sampler contention readers gpus monitor recorder energy studies figures alerts split charts_split settings planner limits access store trajectory landscape toy checkup keys calibration charts charts_descent charts_roofline report cost sweep analysis batch_law races outcome lessons",
+    "schedules families datasets downloads userdata loading hardware sampler contention readers gpus monitor recorder energy studies figures alerts split charts_split settings planner limits access store trajectory landscape toy checkup keys calibration charts charts_descent charts_roofline report cost sweep analysis batch_law races outcome lessons charts_infer admission serving",
     "pytorch xla_backend",
     "worker",
     "preload executor ray_executor supervisor",
-    "cli",
+    "cli cli_infer",
     "__main__",
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer.split()} | {"__init__": 0}
@@ -56,7 +56,7 @@ def test_engine_modules_import_only_lower_layers(path):
         module = rest.partition(".")[0]
         if top == "engine" and module in RANK:
             assert RANK[module] <= rank, f"{relative(path)} imports {name} from a higher layer"
-    if rank < RANK["pytorch"] or module_of(path) in {"executor", "supervisor", "cli"}:
+    if rank < RANK["pytorch"] or module_of(path) in {"executor", "supervisor", "cli", "cli_infer"}:
         assert not any(is_or_is_in(name, BRINGS_TORCH) for name in top_level), f"{relative(path)} brings torch"
 
 

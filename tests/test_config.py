@@ -48,6 +48,9 @@ def test_a_fingerprint_depends_on_every_field():
         "model.family=rnn", "model.family=transformer", "checkpoints=9",
         "landscape.runs=0123456789abcdef", "landscape.plane=random", "landscape.resolution=21", "landscape.split=test",
         "landscape.examples=99", "landscape.margin=1",
+        "infer.run=0123456789abcdef", "infer.weights=a.safetensors", "infer.shape=1x28x28", "infer.load=open", "infer.rate=9",
+        "infer.requests=9", "infer.seconds=9", "infer.warm_up=9", "infer.rounds=9", "infer.cells=[{}]",
+        "infer.runtime=eager", "infer.prompt_len=9", "infer.new_tokens=9", "infer.cache=false",
     ]  # fmt: skip
     prints = {BASE.fingerprint} | {with_overrides(BASE, [change]).fingerprint for change in changed}
     assert len(prints) == len(changed) + 1

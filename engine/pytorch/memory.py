@@ -19,9 +19,6 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read at the first profile, wh
 _METHOD = "weights and optimizer state counted, plus the allocator's peak within one step ({})"
 
 
-Step = Callable[[Tensor, Tensor], None]
-
-
 def measure_memory(net: Net, training: Examples, held_out: Examples, plan: Plan) -> records.Memory:
     """The memory of training: weights, gradients and optimizer state as planned, which is exact, and the allocator's
     peak above them within a step that is rehearsed and moves nothing. To be asked after the first real step, in which
@@ -31,7 +28,7 @@ def measure_memory(net: Net, training: Examples, held_out: Examples, plan: Plan)
     batch = next(training.in_order(min(parts * plan.micro_batch, len(training))))
     x, y = (t.to(device) for t in batch)
     with net.rehearsal() as step:
-        peak = _cuda_peak(step, x, y) if device.type == "cuda" else _cpu_peak(step, x, y)
+        peak = allocator_peak(lambda: step(x, y), device)
     return records.Memory(
         weight_bytes=plan.weight_bytes, gradient_bytes=plan.gradient_bytes, optimizer_bytes=plan.optimizer_bytes,
         data_bytes=_nbytes([t for split in (training, held_out) for t in (split.x, split.y) if t is not None]),
@@ -48,21 +45,26 @@ def with_cuda_peaks(memory: records.Memory, device: torch.device) -> records.Mem
     return memory.model_copy(update=peaks)
 
 
-def _cuda_peak(step: Step, x: Tensor, y: Tensor) -> int:
-    torch.cuda.reset_peak_memory_stats(x.device)
-    before = torch.cuda.memory_allocated(x.device)
-    step(x, y)
-    peak = torch.cuda.max_memory_allocated(x.device)
-    torch.cuda.reset_peak_memory_stats(x.device)
+def allocator_peak(call: Callable[[], object], device: torch.device) -> int | None:
+    """What PyTorch's allocator held at most within a call, above what it held before; None where it does not say."""
+    return _cuda_peak(call, device) if device.type == "cuda" else _cpu_peak(call)
+
+
+def _cuda_peak(call: Callable[[], object], device: torch.device) -> int:
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
     return peak - before
 
 
-def _cpu_peak(step: Step, x: Tensor, y: Tensor) -> int | None:
+def _cpu_peak(call: Callable[[], object]) -> int | None:
     gc.collect()  # or a tensor from before may be freed within the profile, and be missed
     gc.disable()
     try:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            step(x, y)
+            call()
     finally:
         gc.enable()
     if profiler.profiler is None or profiler.profiler.kineto_results is None:
