@@ -342,6 +342,7 @@ class Run:
         self.folder = folder
         self.run_id = folder.name
         self.lock = threading.RLock()
+        self._keep_points = keep_points
         self.config: RunConfig = read_config(folder)
         self.status: Status = "queued"
         self.queued: records.Queued | None = None
@@ -360,6 +361,7 @@ class Run:
         self.last_word: records.Finished | records.Cancelled | records.Failed | records.Interrupted | None = None
         self.artifacts: list[records.Artifact] = []
         self.trials: list[records.Trial] = []  # of a batch-size law
+        self.ranks: list[records.Ranks] = []  # of a data-parallel run, one for each second
         self.missing_readings: dict[str, str] = {}
         self.problems: list[str] = []
         self.num_damaged = 0  # records that could not be read
@@ -532,6 +534,10 @@ class Run:
                 self.artifacts.append(event)
             case records.Trial():
                 self.trials.append(event)
+            case records.Ranks():
+                self.ranks.append(event)
+                if self._keep_points is not None:
+                    del self.ranks[: -self._keep_points]
             case records.Surface():
                 self.surface = event
             case records.Calibration():

@@ -47,7 +47,8 @@ def test_a_fingerprint_depends_on_every_field():
         "source.seq_len=9", "source.shape=[3]", "source.num_classes=3", "source.num_examples=9",
         "model.family=rnn", "model.family=transformer", "checkpoints=9",
         "landscape.runs=0123456789abcdef", "landscape.plane=random", "landscape.resolution=21", "landscape.split=test",
-        "landscape.examples=99", "landscape.margin=1",
+        "landscape.examples=99", "landscape.margin=1", "parallel.num_ranks=2", "parallel.strategy=fsdp",
+        "parallel.devices=cpu", "parallel.timeout_s=9",
     ]  # fmt: skip
     prints = {BASE.fingerprint} | {with_overrides(BASE, [change]).fingerprint for change in changed}
     assert len(prints) == len(changed) + 1
