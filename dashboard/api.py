@@ -297,6 +297,8 @@ _ASSETS = {
     "monitor.css": "text/css",
     "race.js": "text/javascript",
     "race.css": "text/css",
+    "scale.js": "text/javascript",
+    "scale.css": "text/css",
     "inter.woff2": "font/woff2",
     "icon.svg": "image/svg+xml",
 }
