@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engine import analysis, energy, outcome, races, settings
-from engine.config import FULL, Budget, RunConfig, Target, with_overrides
+from engine.config import BUDGETS, FULL, RunConfig, with_overrides
 from engine.errors import ConfigError, EngineError
 from engine.hardware import Machine, gpu_index
 from engine.planner import Plan
@@ -187,10 +187,13 @@ def with_ranks(config: RunConfig, ranks: int, *, mode: Mode = "strong", shared: 
 
 
 def as_base(config: RunConfig, steps: int) -> RunConfig:
-    """The training of a study, on one rank: so many steps and no end before them, so that all its runs do the same work."""
-    one = config.parallel.model_copy(update={"num_ranks": 1, "devices": ()})
-    plain = {"parallel": one, "target": Target(metric=config.target.metric), "checkpoints": 0, "task": "train"}
-    return config.model_copy(update={"budget": Budget(steps=steps)} | plain)
+    """The training of a study, on one rank: so many steps and no end before them, so that all its runs do the same work.
+
+    Raises ConfigError for a number of steps that cannot be.
+    """
+    others = [f"budget.{name}=none" for name in BUDGETS if name != "steps"]
+    plain = ["task=train", "target.value=none", "checkpoints=0", "parallel.num_ranks=1", "parallel.devices=[]"]
+    return with_overrides(config, [f"budget.steps={steps}", *others, *plain])
 
 
 _ASSUMED_FLOPS_PER_S, _ASSUMED_STEP_S = {"cpu": 2e10, "cuda": 5e12}, 150e-6
@@ -222,7 +225,8 @@ def lanes_of(base: RunConfig, ranks: Sequence[int], *, weak: bool, most: int) ->
     modes: list[tuple[Mode, int]] = [("strong", n) for n in (1, *many)] + ([("weak", n) for n in many] if weak else [])
     return [
         races.Lane(
-            label=label_of(mode, n, base.batch_size), config=with_ranks(base, n, mode=mode, shared=n > max(1, most))
+            label=label_of(mode, n, base.batch_size),
+            config=with_ranks(base, n, mode=mode, shared=n > max(1, most) and base.device == "cpu"),
         )
         for mode, n in modes
     ]

@@ -30,8 +30,24 @@ def headline(found: Outcome) -> str:
     own = [at for at in judged if not at.shared] or judged
     if not own:
         return _not_yet(found)
-    best = max(own, key=lambda at: at.speedup.value if at.speedup else 0.0)
+    best = max(own, key=_value)
+    paying = [at for at in own if at.ranks < best.ranks and _pays(at)]
+    if paying and not _pays(best):
+        most = max(paying, key=_value)
+        further = f"{best.ranks} ranks are {_value(best):.2f} times as fast, at {best.ranks / _value(best):.1f} times the device time of an example."
+        return f"{_worth(most)} {further} {_sure(most)}"
     return f"{_worth(best)} {_sure(best)}"
+
+
+def _value(at: At) -> float:
+    return at.speedup.value if at.speedup else 0.0
+
+
+def _pays(at: At) -> bool:
+    """Whether each of its devices does most of what one alone does, and that is not luck."""
+    if at.speedup is None or _value(at) < _PAYS * at.ranks:
+        return False
+    return _value(at) > 1 and (at.speedup.low is None or at.speedup.low > 1)
 
 
 def _not_yet(found: Outcome) -> str:
@@ -277,12 +293,12 @@ def rows(found: Outcome) -> list[Row]:
         ),
         row("CPU of a rank", "measured", lambda at: "–" if at.cpu_share is None else f"{at.cpu_share:.2f} cores"),
         row("Memory of all ranks", "measured", lambda at: units.nbytes(at.memory_bytes)),
-        row("Energy of a run", _energy_how(found), lambda at: _energy(at.joules)),
+        row("Energy of a run", _energy_how(found), lambda at: units.energy(at.joules)),
     ]
     if found.target:
         table += [
             row("Time to target", "measured", lambda at: _reached(at, at.seconds_to_target, units.duration)),
-            row("Energy to target", _energy_how(found), lambda at: _energy(at.joules_to_target)),
+            row("Energy to target", _energy_how(found), lambda at: units.energy(at.joules_to_target)),
         ]
         if any(at.money_to_target is not None for at in found.lanes):
             money = f"derived, {found.currency}".rstrip(", ")
@@ -317,12 +333,8 @@ def _waits(at: At) -> str:
     return units.UNKNOWN if at.waited_s is None else f"{units.percent(at.waited_share)}, {units.duration(at.waited_s)}"
 
 
-def _energy(joules: float | None) -> str:
-    return "not available here" if joules is None else units.energy(joules)
-
-
 def _energy_how(found: Outcome) -> str:
-    return "measured" if any(at.joules is not None for at in found.lanes) else ""
+    return "measured" if any(at.joules is not None for at in found.lanes) else "not available here"
 
 
 def _reached(at: At, value: float | None, write: Callable[[float], str]) -> str:

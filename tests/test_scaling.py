@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from engine import records, scaling, scaling_words
+from engine import cli, records, scaling, scaling_words
 from engine.config import RunConfig, with_overrides
 from engine.errors import ConfigError, EngineError
 from engine.hardware import CpuDevice, GpuDevice, Machine
@@ -290,7 +291,7 @@ def test_without_a_counter_there_is_neither_energy_nor_money(store):
     study = study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.006})
     found = scaling.outcome_of(study, target=("test_accuracy", 0.5), prices=prices)
     assert {(at.joules_to_target, at.money_to_target) for at in found.lanes} == {(None, None)}
-    assert ("Energy to target", ["not available here"] * 2, "") in scaling_words.rows(found)
+    assert ("Energy to target", ["–"] * 2, "not available here") in scaling_words.rows(found)
 
 
 @pytest.mark.parametrize("sets", ["optimizer.lr=0.5", "batch_size=32", "threads=2"])
@@ -323,6 +324,15 @@ def test_without_a_run_on_one_rank_there_is_nothing_to_compare_with(store):
 def test_the_verdict_says_whether_more_ranks_are_worth_it(store, two, seeds, says):
     found = scaling.outcome_of(study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): two}, seeds=seeds))
     assert says in scaling_words.headline(found)
+
+
+def test_where_fewer_ranks_pay_and_more_only_speed_up_both_are_told(store):
+    found = scaling.outcome_of(
+        study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.0057, ("strong", 4): 0.005}, seeds=3)
+    )
+    words = scaling_words.headline(found)
+    assert words.startswith("Worth it here: 2 ranks train 1.75 times as fast as one")
+    assert "4 ranks are 2.00 times as fast, at 2.0 times the device time of an example." in words
 
 
 def test_an_interval_around_one_is_no_gain(store):
@@ -396,3 +406,29 @@ def test_the_study_is_plain_json(store):
     said = scaling_words.as_json(found)
     assert (said["lanes"][1]["ranks"], said["lanes"][1]["speedup"]["n"], said["over"]) == (2, 1, True)
     assert said["lanes"][0]["joules"] is None
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--ranks", "two"], "ranks='two' is not understood"),
+        (["--ranks", "1"], "One rank alone is no study"),
+        (["--seeds", "0"], "seeds=0 is not allowed"),
+        (["--steps", "0"], "budget.steps=0 is not allowed"),
+        (["--weak", "--preset", "mnist-gd", "--ranks", "1,2"], "--weak does not go with batch_size=full"),
+        (["--set", "parallel.num_ranks=2"], "are what a study varies"),
+        (["--set", "device=cuda:0", "--ranks", "1,2"], "cuda:0"),
+        (["--target", "fast", "--ranks", "1,2"], "target 'fast' is not understood"),
+        (["--preset", "nope"], "preset='nope' is not known"),
+    ],
+)
+def test_what_cannot_be_scaled_is_refused_in_one_sentence_before_anything_starts(store, capsys, arguments, says):
+    code = cli.main(["scale", *arguments, "--store", str(store.root), "--json"])
+    out, err = capsys.readouterr()
+    assert code == cli.USAGE
+    assert says in err
+    assert json.loads(out)["error"]["message"] in err
+    assert store.ids() == []

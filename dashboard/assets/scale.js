@@ -9,7 +9,7 @@ const ALIVE_MS = 800;
 const TIMEOUT_MS = 15_000;
 const VIEWS = new WeakMap();
 const CHARTS = [
-  { id: "speedup", title: "Speed-up", note: "examples per second by those of one rank, measured" },
+  { id: "speedup", title: "Speed-up", note: "examples/s by those of one rank" },
   { id: "efficiency", title: "Efficiency", note: "speed-up by number of ranks" },
   { id: "step", title: "Where a step's time goes", note: "of the mean rank, measured" },
 ];
