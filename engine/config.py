@@ -712,9 +712,13 @@ class RunConfig(Spec):
         return tuple("cpu" if kind == "cpu" else f"cuda:{i}" for i in numbers)
 
     @property
+    def is_gang(self) -> bool:
+        """Whether its ranks are processes: nn.DataParallel serves all of its devices from one."""
+        return self.is_parallel and self.parallel.strategy != "data-parallel"
+
+    @property
     def num_processes(self) -> int:
-        """Ranks that are processes: nn.DataParallel serves all of its devices from one."""
-        return 1 if self.parallel.strategy == "data-parallel" else self.parallel.num_ranks
+        return self.parallel.num_ranks if self.is_gang else 1
 
     @property
     def fingerprint(self) -> str:

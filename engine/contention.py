@@ -1,6 +1,6 @@
 """Whether a run had the machine to itself: the time its work took against what it would have taken undisturbed.
 
-One thread on a CPU: wall by CPU time of the training thread, over training alone. Several threads wait for each other
+One thread on a CPU: wall by CPU time of the training thread, over training alone. Several threads or ranks wait for each other
 in ordinary work, so there only the time counts in which one was ready and no core was free, as the kernel's scheduler
 keeps it. A run on a GPU waits for its device: what counts is whether the thread that feeds it waited for a core.
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from engine import hardware
@@ -29,9 +30,12 @@ class Contention:
         *,
         tasks: Path = Path("/proc/self/task"),
         clock: Callable[[], float] = time.perf_counter,
+        pids: Sequence[int] = (),
     ) -> None:
+        """`pids` are those of a data-parallel run's ranks."""
         self._on_gpu = hardware.gpu_index(device) is not None
-        self._threads, self._tasks, self._clock = threads, tasks, clock
+        self._tasks = [Path(f"/proc/{pid}/task") for pid in pids] or [tasks]
+        self._threads, self._clock, self._is_gang = threads, clock, bool(pids)
         self._wall_s = self._cpu_s = 0.0
         self._began: tuple[float, float, float] | None = None  # wall, CPU and waiting for a core, s
         self._gpu_processes: int | None = None
@@ -55,7 +59,7 @@ class Contention:
         return Busy(slowdown=slowdown, slowdown_method=method, gpu_processes=self._gpu_processes)
 
     def _slowdown(self) -> tuple[float | None, str]:
-        if not self._on_gpu and self._threads == 1:
+        if not self._on_gpu and self._threads == 1 and not self._is_gang:
             if self._cpu_s < _LEAST_CPU_S:
                 return None, "it trained too short a time to tell"
             return self._wall_s / self._cpu_s, "wall by CPU time of the training thread, over training alone"
@@ -76,7 +80,7 @@ class Contention:
         """
         own = f"{threading.get_native_id()}/schedstat" if self._on_gpu else "*/schedstat"
         cpu_s = waited_s = 0.0
-        for path in self._tasks.glob(own):
+        for path in chain.from_iterable(tasks.glob(own) for tasks in self._tasks):
             with contextlib.suppress(OSError, ValueError):  # a thread that ended meanwhile
                 ran, waited, _ = path.read_text().split()
                 cpu_s, waited_s = cpu_s + int(ran) / 1e9, waited_s + int(waited) / 1e9

@@ -48,6 +48,8 @@ from engine.text import clean_name, visible_json
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
 _DRAFT = re.compile(r"\.([0-9a-f]{16}|deleted-[0-9a-f]{16}|reserve|.+\.[0-9a-f]{8})")
 STOP_FILE = "stop"  # in a run's folder: its supervisor asks it to stop
+WORD_FILE = "lost"  # beside it: a rank says why it ended rank 0, which writes the log
+_LONGEST_WORD = 2_000
 LABELS_FILE = "labels.json"  # beside the log: what people call the run
 _ORDER = "order"  # the number of the newest submission
 _FLUSH_S = 0.2
@@ -112,6 +114,24 @@ def stop_request(folder: Path) -> StopRequest | None:
         return None
     except (OSError, ValidationError):
         return StopRequest()
+
+
+def leave_word(folder: Path, text: str) -> None:
+    """What somebody knows of the end of a run whose own process can say nothing any more."""
+    with contextlib.suppress(OSError):
+        write_atomically(folder / WORD_FILE, text)
+
+
+def left_word(folder: Path) -> str:
+    """Such a word, and then it is gone; empty where there is none."""
+    path = folder / WORD_FILE
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LONGEST_WORD).decode(errors="replace")
+    except OSError:
+        return ""
+    disk.remove(path)
+    return text
 
 
 # --- the event log ------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import pytest
 
 from engine.config import RunConfig, overrides_from, with_overrides
@@ -57,3 +60,54 @@ def test_what_does_not_go_together_is_refused_in_one_sentence(assignments, words
         with_overrides(RunConfig(), assignments)
     assert words in str(refused.value)
     assert str(refused.value).count("\n") == 0
+
+
+# --- n ranks compute what one computes --------------------------------------------------------------------------------
+
+FAMILIES = {
+    "mlp": ["model.hidden=32"],
+    "cnn": ["model.family=cnn", "model.width=0.5"],
+    "rnn": ["model.family=rnn", "model.size=tiny"],
+    "transformer": ["model.family=transformer", "model.size=tiny"],
+    "decoder": ["model.family=transformer", "model.size=tiny", "data=text", "source.seq_len=16"],
+}
+STEPS = 50
+# 61 of 1,438 examples: shares of 31 and 30, and a last batch of 35 within the 50 steps.
+SAME = ["batch_size=61", f"budget.steps={STEPS}", "budget.epochs=none", "evaluate_every=25"]
+
+
+def ranks(number: int, strategy: str = "ddp") -> list[str]:
+    """Named one by one, so that a machine with one core runs them, too."""
+    return [
+        f"parallel.num_ranks={number}",
+        f"parallel.strategy={strategy}",
+        f"parallel.devices={','.join(['cpu'] * number)}",
+    ]
+
+
+def finished(supervised, *assignments):
+    run = supervised.until(supervised.submit(*SAME, *assignments), "finished", "failed")
+    assert run.status == "finished", run.why()
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(supervised):
+    """The run of one rank for each family, as everybody runs it."""
+    return functools.cache(lambda *assignments: finished(supervised, *assignments))
+
+
+def assert_same_trajectory(run, reference, tolerance=1e-5):
+    ours, theirs = run.steps, reference.steps
+    assert len(ours["loss"]) == STEPS
+    np.testing.assert_array_equal(ours["samples"], theirs["samples"])
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], atol=tolerance, rtol=0)
+    for name in ("test_loss", "test_accuracy"):
+        np.testing.assert_allclose(run.evaluations[name], reference.evaluations[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_ranks_follow_the_trajectory_of_one(supervised, alone, family, strategy):
+    run = finished(supervised, *FAMILIES[family], *ranks(2, strategy))
+    assert_same_trajectory(run, alone(*FAMILIES[family]))

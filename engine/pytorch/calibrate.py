@@ -27,7 +27,8 @@ from engine.config import RunConfig
 from engine.errors import OutOfMemory
 from engine.hardware import Machine
 from engine.nvml import NVML
-from engine.pytorch.train import Clock, environment, set_up_arithmetic, synchronize, torch_device
+from engine.pytorch.setup import set_up_arithmetic, synchronize, torch_device
+from engine.pytorch.train import Clock, environment
 from engine.records import AnyEvent, Measurement
 from engine.store import EventLog
 
