@@ -183,7 +183,7 @@ def _draw_amount(config: RunConfig, preset: str) -> tuple[int, int]:
     st.session_state.setdefault("scale.seeds", scaling.DEFAULT_SEEDS)
     seeds = right.number_input(
         "Repeats", 1, scaling.MOST_SEEDS, key="scale.seeds",
-        help=f"Each with another seed, in turns: one rank and several meet the same machine. Two give an interval; a verdict takes "
+        help=f"Each with another seed, in turns: one rank and several meet the same machine. Three give an interval; a verdict takes "
         f"{CLAIM_SEEDS}.",
     )  # fmt: skip
     return int(steps), int(seeds)

@@ -32,7 +32,10 @@ DEFAULT_SEEDS = 3
 MOST_SEEDS = races.MOST_SEEDS
 MOST_RANKS = 64
 RUN_S = 3.0  # what a run on one rank should take: shorter, and the clock of a shared machine is mostly noise
-COMMON_STEPS = 50  # over which losses are compared: rounding grows with every step after
+AGREES = (
+    1e-4  # losses this close are those of the same steps; rounding grows from step to step, and passes it somewhere
+)
+_LEAST_FOR_INTERVAL = 3  # of two pairs Student's t is 12.7: an interval that says nothing
 _FEWEST_STEPS, _MOST_STEPS = 20, 20_000
 
 
@@ -41,7 +44,7 @@ _FEWEST_STEPS, _MOST_STEPS = 20, 20_000
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure from n paired repeats; no interval from one."""
+    """A figure from n paired repeats; no interval from fewer than three."""
 
     value: float
     low: float | None
@@ -77,7 +80,7 @@ def paired_ratio(values: ArrayLike, baseline: ArrayLike) -> Estimate:
 
 
 def mean_of(values: ArrayLike) -> Estimate:
-    """Arithmetic mean with Student's t interval; no interval of one value."""
+    """Arithmetic mean with Student's t interval, of three values or more."""
     row = _row(values)
     mean, half = float(row.mean()), _half_width(row)
     return Estimate(mean, None if half is None else mean - half, None if half is None else mean + half, len(row))
@@ -85,7 +88,7 @@ def mean_of(values: ArrayLike) -> Estimate:
 
 def _half_width(values: Floats) -> float | None:
     n = len(values)
-    if n < 2:
+    if n < _LEAST_FOR_INTERVAL:
         return None
     return analysis.t_quantile((1 + LEVEL) / 2, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
 
@@ -404,6 +407,7 @@ class At:
     ranks: int
     label: str
     batch_size: int | str
+    device: str
     shared: bool  # more ranks than devices: they take turns on cores
     run_ids: list[str]
     status: dict[str, int]
@@ -420,7 +424,8 @@ class At:
     communication_s: float | None  # per step: how long an exchange was under way, also beside work
     cpu_share: float | None  # of a core, of the mean rank
     memory_bytes: int | None  # of all ranks together
-    loss_gap: float | None  # strong: largest difference of a step's loss to one rank with the same seed, first steps
+    same_for: int | None  # strong: first steps whose losses agree with one rank's, in every repeat
+    compared: int  # of so many
     seconds_to_target: float | None
     joules: float | None  # of a whole run
     joules_to_target: float | None
@@ -485,8 +490,10 @@ def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, price
     steps = [run.summary().train_seconds / run.summary().steps for run in counted if run.summary().steps]
     spent = [outcome.to_target(run, *target) for run in finished] if target else []
     joules_to_target = _middle([s.cost["joules"] for s in spent])
+    same_for, compared = _same_steps(lane, base) if lane.mode == "strong" and lane.ranks > 1 else (None, 0)
     return At(
         mode=lane.mode, ranks=lane.ranks, label=lane.label, batch_size=lane.config.batch_size,
+        device=lane.config.device,
         shared=lane.ranks > 1 and lane.config.device == "cpu" and bool(lane.config.parallel.devices),
         run_ids=[run.run_id for run in runs],
         status={status: sum(run.status == status for run in runs) for status in sorted({run.status for run in runs})},
@@ -499,9 +506,9 @@ def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, price
         waited_share=_median([share for t in times if (share := t.waited_share) is not None]),
         for_slowest_s=_median([w for t in times if (w := t.for_slowest_s) is not None]),
         communication_s=_mean_rank(t.communication_s for t in times),
-        cpu_share=_median([share for run in counted if (share := _cpu_share(run.ranks)) is not None]),
+        cpu_share=_median([share for run in counted if (share := _cpu_share(run)) is not None]),
         memory_bytes=_memory(finished),
-        loss_gap=_loss_gap(lane, base) if lane.mode == "strong" and lane.ranks > 1 else None,
+        same_for=same_for, compared=compared,
         seconds_to_target=_middle([s.cost["seconds"] for s in spent]),
         joules=_median([j for run in finished if (j := run.summary().energy_j) is not None]),
         joules_to_target=joules_to_target,
@@ -544,20 +551,26 @@ def _share_of(study: Study, mode: Mode, fit: Callable[[ArrayLike, ArrayLike], fl
     return mean_of(found) if found else None
 
 
-def _loss_gap(lane: Lane, base: Lane) -> float | None:
-    """NaN where one of two diverged and the other did not."""
-    gaps = []
+def _same_steps(lane: Lane, base: Lane) -> tuple[int | None, int]:
+    """For how many first steps the losses agree with those of one rank, and how many steps both have; the least of all
+    repeats."""
+    found = []
     for seed, run in lane.runs.items():
         if (one := base.runs.get(seed)) is None:
             continue
-        n = min(COMMON_STEPS, len(run.steps), len(one.steps))
+        n = min(len(run.steps), len(one.steps))
+        apart = ~(np.abs(run.steps["loss"][:n] - one.steps["loss"][:n]) <= AGREES)  # NaN agrees with nothing
         if n:
-            gaps.append(float(np.abs(run.steps["loss"][:n] - one.steps["loss"][:n]).max()))
-    return max(gaps, default=None)
+            found.append((int(np.argmax(apart)) if apart.any() else n, n))
+    return min(found, default=(None, 0))
 
 
-def _cpu_share(windows: Sequence[Ranks]) -> float | None:
-    known = [c for w in windows for c in w.cpu_per_wall if c is not None]
+def _cpu_share(run: Run) -> float | None:
+    """Of a core, of the mean rank; one rank is the run's whole process."""
+    known = [c for w in run.ranks for c in w.cpu_per_wall if c is not None]
+    if not run.ranks:
+        percent = run.hardware["process_cpu_percent"]
+        known = (percent[np.isfinite(percent)] / 100).tolist()
     return float(np.mean(known)) if known else None
 
 

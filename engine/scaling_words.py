@@ -5,7 +5,6 @@ Each sentence is made of the study's own figures; what was not measured is not s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from engine import analysis, units
 from engine.config import FULL, model_in_words
 from engine.records import BUSY_FROM, TERMINAL
-from engine.scaling import LEVEL, At, Estimate, Outcome, rank_times
+from engine.scaling import AGREES, LEVEL, At, Estimate, Outcome, rank_times
 from engine.text import visible
 
 CLAIM_SEEDS = analysis.MIN_PAIRS
@@ -21,7 +20,8 @@ _PAYS = 0.7  # efficiency from which another device is called worth it: it does 
 _HALF = 0.5  # below it the devices added together do less than one of them could
 _SHOWS = 0.1  # of what is lost to the ideal: a smaller part is not named
 _SLOWED = 1.1  # times as long for the same examples: from here on ranks are said to be in each other's way
-_AGREES = 1e-4  # a loss this close to that of one rank is the same up to rounding
+_PARTED = 3  # losses that agree for fewer steps are not those of the same training
+_STARVED = 0.8  # of a core that a rank could have used: with less something else wanted it
 
 
 def headline(found: Outcome) -> str:
@@ -139,10 +139,11 @@ def _computing(found: Outcome, at: At, one: float) -> str:
     """Computing that did not become 1/n: slowed by the other ranks, where weak scaling shows it, or too small a piece."""
     assert at.own_s is not None
     weak = next((w for w in found.of("weak") if w.ranks == at.ranks and w.own_s), None)
+    besides = ", and the cores with other programs" if _is_starved(at) or at.busy else ""
     if weak and weak.own_s and weak.own_s > _SLOWED * one:
         return (
             f"Shared machine: with the same {_batch(found.base.batch_size)} examples each, {at.ranks} ranks at once compute "
-            f"{weak.own_s / one:.2f} times as long as one alone: they share cores, caches and memory bandwidth (measured)."
+            f"{weak.own_s / one:.2f} times as long as one alone: they share caches and memory bandwidth{besides} (measured)."
         )
     per = (
         f"{at.per_rank_batch:g} examples in the place of {_batch(found.base.batch_size)}"
@@ -186,11 +187,22 @@ def _stragglers(found: Outcome) -> list[str]:
 
 def _busy(found: Outcome) -> list[str]:
     busy, runs = sum(at.busy for at in found.lanes), len(found.study.runs)
-    if not busy:
-        return []
-    return [
-        f"The machine was busy with something else in {busy} of {runs} runs: on a quiet one the figures may differ."
+    starved = [at for at in found.lanes if at.ranks > 1 and not at.shared and _is_starved(at)]
+    said = [
+        f"{at.label}: each rank got {at.cpu_share:.2f} of a core: something else wanted the cores." for at in starved
     ]
+    if busy:
+        said.append(
+            f"The machine was busy with something else in {busy} of {runs} runs: on a quiet one the figures may differ."
+        )
+    return said
+
+
+def _is_starved(at: At) -> bool:
+    """Whether ranks on a CPU worked for less than the time in which they did not wait for each other."""
+    if at.cpu_share is None or at.waited_share is None or at.device != "cpu":
+        return False
+    return at.cpu_share < _STARVED * (1 - at.waited_share)
 
 
 def _cores(found: Outcome) -> str:
@@ -238,19 +250,21 @@ def _points(found: Outcome) -> str:
 
 
 def agreement(found: Outcome) -> str:
-    """That several ranks take the same steps as one; empty before it is known."""
-    gaps = [at.loss_gap for at in found.of("strong") if at.loss_gap is not None]
-    if not gaps:
+    """For how long several ranks take the same steps as one; empty before it is known."""
+    known = [(at.same_for, at.compared) for at in found.of("strong") if at.same_for is not None]
+    if not known:
         return ""
-    worst = math.nan if any(map(math.isnan, gaps)) else max(gaps)
-    if worst <= _AGREES:
+    same, compared = min(known)
+    if same < min(_PARTED, compared):
         return (
-            f"With the same global batch, several ranks take the same steps as one: over the first 50 the losses differ by "
-            f"{worst:.1g} at most, which is rounding (measured)."
+            f"The losses part from those on one rank after {same} steps (measured). They should not: low precision or a rate at "
+            "the edge of divergence can do that; else please report it."
         )
+    if same == compared:
+        return f"Several ranks take the same steps as one: all {compared:,} losses agree to {AGREES:g} (measured)."
     return (
-        f"Over the first 50 steps the losses differ from those on one rank by up to {units.loss(worst)} (measured): more than "
-        "rounding. Low precision or a rate at the edge of divergence can do that; else please report it."
+        f"Several ranks take the same steps as one: the first {same:,} of {compared:,} losses agree to {AGREES:g} (measured). "
+        "Gradients are added up in another order, and training makes that rounding grow."
     )
 
 
@@ -280,7 +294,7 @@ def rows(found: Outcome) -> list[Row]:
         row(
             "Samples per second",
             "derived",
-            lambda at: units.count(at.samples_per_s and round(at.samples_per_s)) + _flaw(at),
+            lambda at: units.count(at.samples_per_s and round(at.samples_per_s)),
         ),
         row("One step", "measured", lambda at: units.duration(at.step_s)),
         row("Speed-up", "measured", lambda at: _estimate(at.speedup, at) if at.ranks > 1 else "1"),
@@ -295,6 +309,8 @@ def rows(found: Outcome) -> list[Row]:
         row("Memory of all ranks", "measured", lambda at: units.nbytes(at.memory_bytes)),
         row("Energy of a run", _energy_how(found), lambda at: units.energy(at.joules)),
     ]
+    if any(at.busy for at in found.lanes):
+        table.insert(3, row("Machine was busy in", "measured", lambda at: f"{at.busy} of {len(at.run_ids)} runs"))
     if found.target:
         table += [
             row("Time to target", "measured", lambda at: _reached(at, at.seconds_to_target, units.duration)),
@@ -308,10 +324,6 @@ def rows(found: Outcome) -> list[Row]:
 
 def _per_rank(at: At) -> str:
     return "–" if at.per_rank_batch is None else f"{at.per_rank_batch:g}"
-
-
-def _flaw(at: At) -> str:
-    return f" (machine was busy in {at.busy} of {len(at.run_ids)})" if at.busy else ""
 
 
 def _estimate(e: Estimate | None, at: At) -> str:

@@ -207,7 +207,8 @@ def make_scaled(
     last: records.Terminal | None = None,
     watts: float | None = None,
 ) -> Run:
-    """A run of 100 steps on one or several ranks; those of one seed have the same losses but for `gap`."""
+    """A run of 100 steps on one or several ranks; those of one seed have the same losses but for `gap`, which
+    grows from step to step where it is more than rounding."""
     ranks, batch = config.parallel.num_ranks, config.batch_size
     assert isinstance(batch, int)
     run_id = store.create(config, name=label, group=group)
@@ -217,7 +218,7 @@ def make_scaled(
     waits = waited_s or (0.0,) * ranks
     for first in range(1, 101, PER_READ_BACK):
         step = np.arange(first, first + PER_READ_BACK)
-        loss = 0.05 + 2.25 * np.exp(-step / 90) + rng.gamma(2.0, 0.02, len(step)) + gap
+        loss = 0.05 + 2.25 * np.exp(-step / 90) + rng.gamma(2.0, 0.02, len(step)) + gap * (step if gap > 1e-6 else 1)
         begin, end = (first - 1) * step_s, step[-1] * step_s
         log.append(
             records.Steps(

@@ -166,7 +166,7 @@ def test_a_study_that_was_run_has_its_verdict_its_reasons_and_its_figures(app, s
     assert "Worth it here: 2 ranks train 1.60 times as fast as one" in words
     assert "Preliminary: 3 of the 6 repeats a verdict takes." in words
     assert "Amdahl's law, fitted: serial share 25 %" in words
-    assert "which is rounding" in words
+    assert "all 100 losses agree" in words
     table = app.dataframe[0].value
     assert list(table.columns) == ["", "1 rank", "2 ranks", "2 ranks, batch 128", "How"]
     rows = dict(zip(table[""], table["2 ranks"], strict=True))

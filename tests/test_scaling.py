@@ -81,8 +81,9 @@ def test_the_interval_holds_the_true_speed_up_as_often_as_it_says():
     assert inside / 2_000 == pytest.approx(0.95, abs=0.02)
 
 
-def test_one_pair_has_no_interval():
-    assert scaling.paired_ratio([3.0], [2.0]) == scaling.Estimate(pytest.approx(1.5), None, None, 1)
+@pytest.mark.parametrize("n", [1, 2])
+def test_one_pair_or_two_have_no_interval(n):
+    assert scaling.paired_ratio([3.0] * n, [2.0] * n) == scaling.Estimate(pytest.approx(1.5), None, None, n)
 
 
 @pytest.mark.parametrize("values", [[0.0], [-1.0], [math.nan], [math.inf]])
@@ -262,15 +263,20 @@ def test_who_waits_least_is_who_the_others_wait_for():
     assert (unknown.straggler, unknown.waited_share, unknown.own_s) == (None, None, None)
 
 
-def test_losses_are_compared_with_those_on_one_rank(store):
-    same = scaling.outcome_of(study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.006}))
-    assert same.lanes[1].loss_gap == pytest.approx(2e-7, rel=0.5)
-    assert "which is rounding" in scaling_words.agreement(same)
-
-
-def test_losses_that_part_are_said_to(store):
-    apart = scaling.outcome_of(study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.006}, gap=0.1))
-    assert "more than rounding" in scaling_words.agreement(apart)
+@pytest.mark.parametrize(
+    ("gap", "same_for", "says"),
+    [
+        (2e-7, 100, "all 100 losses agree to 0.0001"),
+        (5e-6, 19, "the first 19 of 100 losses agree"),
+        (0.1, 0, "The losses part from those on one rank after 0 steps"),
+        (math.nan, 0, "part from those on one rank"),
+    ],
+)
+def test_losses_are_compared_with_those_on_one_rank(store, gap, same_for, says):
+    """`gap` is that of the first step; it grows with every step."""
+    found = scaling.outcome_of(study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.006}, gap=gap))
+    assert (found.lanes[1].same_for, found.lanes[1].compared) == (same_for, 100)
+    assert says in scaling_words.agreement(found)
 
 
 def test_money_to_the_target_is_of_the_users_price_and_not_known_without_energy(store):
