@@ -352,13 +352,6 @@ class RankTimes:
         return tuple(max(0.0, step - waited) for step, waited in zip(self.step_s, self.waited_s, strict=True))
 
     @property
-    def waited_share(self) -> float | None:
-        """Share of a step in which the mean rank stands still for the others."""
-        if self.waited_s is None or not sum(self.step_s):
-            return None
-        return min(1.0, sum(self.waited_s) / sum(self.step_s))
-
-    @property
     def for_slowest_s(self) -> float | None:
         """What the mean rank waits beyond whoever comes last, and so for nothing but the exchange itself."""
         if self.waited_s is None:
@@ -419,7 +412,6 @@ class At:
     is_provisional: bool  # of a run that goes on
     own_s: float | None  # per step: what the mean rank works by itself
     waited_s: float | None  # per step: what the mean rank stands still for the others and the exchange
-    waited_share: float | None
     for_slowest_s: float | None  # of it, for ranks that are slower
     communication_s: float | None  # per step: how long an exchange was under way, also beside work
     cpu_share: float | None  # of a core, of the mean rank
@@ -434,6 +426,11 @@ class At:
     @property
     def efficiency(self) -> Estimate | None:
         return None if self.speedup is None else self.speedup.scaled(1 / self.ranks)
+
+    @property
+    def waited_share(self) -> float | None:
+        """Share of a step in which the mean rank stands still for the others and the exchange."""
+        return None if self.waited_s is None or not self.step_s else min(1.0, self.waited_s / self.step_s)
 
     @property
     def per_rank_batch(self) -> float | None:
@@ -503,7 +500,6 @@ def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, price
         speedup=_speedup(lane, base), is_provisional=not finished,
         own_s=_mean_rank(t.own_s for t in times) if lane.ranks > 1 else _median(steps),
         waited_s=_mean_rank(t.waited_s for t in times) if lane.ranks > 1 else 0.0 if steps else None,
-        waited_share=_median([share for t in times if (share := t.waited_share) is not None]),
         for_slowest_s=_median([w for t in times if (w := t.for_slowest_s) is not None]),
         communication_s=_mean_rank(t.communication_s for t in times),
         cpu_share=_median([share for run in counted if (share := _cpu_share(run)) is not None]),

@@ -35,8 +35,8 @@ def headline(found: Outcome) -> str:
     if paying and not _pays(best):
         most = max(paying, key=_value)
         further = f"{best.ranks} ranks are {_value(best):.2f} times as fast, at {best.ranks / _value(best):.1f} times the device time of an example."
-        return f"{_worth(most)} {further} {_sure(most)}"
-    return f"{_worth(best)} {_sure(best)}"
+        return f"{_worth(most)} {further} {_sure(found, most)}"
+    return f"{_worth(best)} {_sure(found, best)}"
 
 
 def _value(at: At) -> float:
@@ -76,12 +76,17 @@ def _worth(at: At) -> str:
     return f"{'Faster, at a price' if efficiency >= _HALF else 'Hardly worth it here'}: {fast}. {cost}"
 
 
-def _sure(at: At) -> str:
+def _sure(found: Outcome, at: At) -> str:
     assert at.speedup
     n = at.speedup.n
-    if n < CLAIM_SEEDS:
-        return f"Preliminary: {n} of the {CLAIM_SEEDS} repeats a verdict takes."
-    return f"From {n} paired repeats."
+    told = (
+        f"Preliminary: {n} of the {CLAIM_SEEDS} repeats a verdict takes."
+        if n < CLAIM_SEEDS
+        else f"From {n} paired repeats."
+    )
+    if 2 * sum(lane.busy for lane in found.lanes) > len(found.study.runs):
+        told += " Other programs wanted the cores meanwhile: measure it again when the machine is quiet."
+    return told
 
 
 def reasons(found: Outcome) -> list[str]:
@@ -225,6 +230,8 @@ def fits(found: Outcome) -> list[str]:
 
 
 def _amdahl(s: Estimate) -> str:
+    if s.low is not None and s.high is not None and s.high - s.low > 1:
+        return f"serial share {_share(s)}: these repeats differ too much to tell it."
     if s.value >= 1:
         return (
             f"serial share {_share(s)}. Above 100 % several ranks are slower than one, which the law, that knows no "
@@ -309,8 +316,6 @@ def rows(found: Outcome) -> list[Row]:
         row("Memory of all ranks", "measured", lambda at: units.nbytes(at.memory_bytes)),
         row("Energy of a run", _energy_how(found), lambda at: units.energy(at.joules)),
     ]
-    if any(at.busy for at in found.lanes):
-        table.insert(3, row("Machine was busy in", "measured", lambda at: f"{at.busy} of {len(at.run_ids)} runs"))
     if found.target:
         table += [
             row("Time to target", "measured", lambda at: _reached(at, at.seconds_to_target, units.duration)),
@@ -368,7 +373,7 @@ def table(found: Outcome) -> list[str]:
         cells = "  ".join(text.rjust(w) for text, w in zip(texts, widths, strict=True))
         lines.append(f"  {title:<20}{cells}{f'   ({how})' if how else ''}")
     lines.append(headline(found))
-    lines += [f"  - {text}" for text in (*reasons(found), *fits(found), agreement(found)) if text]
+    lines += [f"  - {visible(text)}" for text in (*reasons(found), *fits(found), agreement(found)) if text]
     for at in found.lanes:
         lines += [f"  ! {visible(at.label)}: {visible(why)}" for why in at.why]
     if found.why_no_energy and base.joules is None:
@@ -392,7 +397,12 @@ def as_json(found: Outcome) -> dict[str, Any]:
         "seeds": found.study.seeds,
         "lanes": [
             {name: getattr(at, name) for name in at.__slots__ if name != "speedup"}
-            | {"speedup": plain(at.speedup), "efficiency": plain(at.efficiency), "per_rank_batch": at.per_rank_batch}
+            | {
+                "speedup": plain(at.speedup),
+                "efficiency": plain(at.efficiency),
+                "per_rank_batch": at.per_rank_batch,
+                "waited_share": at.waited_share,
+            }
             for at in found.lanes
         ],
         "serial_share": plain(found.serial),
@@ -401,7 +411,7 @@ def as_json(found: Outcome) -> dict[str, Any]:
         "communication_method": found.method or None,
         "target": None if found.target is None else {"metric": found.target[0], "value": found.target[1]},
         "verdict": headline(found),
-        "reasons": reasons(found),
+        "reasons": [*reasons(found), *fits(found), *filter(None, [agreement(found)])],
         "statuses": {run.run_id: run.status for run in found.study.runs},
         "over": found.study.is_over,
     }

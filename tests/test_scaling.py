@@ -260,7 +260,7 @@ def test_who_waits_least_is_who_the_others_wait_for():
     unknown = scaling.rank_times([window(1, 10, (0.01,) * 2, (None, None))])
     assert slow.straggler == (2, pytest.approx(2.25))
     assert alike.straggler is None
-    assert (unknown.straggler, unknown.waited_share, unknown.own_s) == (None, None, None)
+    assert (unknown.straggler, unknown.for_slowest_s, unknown.own_s) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -390,6 +390,19 @@ def test_a_straggler_is_named(store):
         study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.012}, waited_s={("strong", 2): (0.006, 0.0)})
     )
     assert any("2 ranks: rank 1 works 2.0 times as long" in text for text in scaling_words.reasons(found))
+
+
+def test_a_share_that_repeats_do_not_settle_is_no_promise(store):
+    found = scaling.outcome_of(study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.007}, seeds=3, noise=0.5))
+    assert "differ too much to tell it" in scaling_words.fits(found)[0]
+
+
+def test_a_machine_that_was_busy_is_said_with_the_verdict(store):
+    busy = records.Busy(slowdown=2.0, slowdown_method="timed")
+    done = records.Finished(at=0, busy=busy)
+    lanes = {("strong", 1): 0.01, ("strong", 2): 0.006}
+    found = scaling.outcome_of(study_of(store, step_s=lanes, last={(*lane, 0): done for lane in lanes}))
+    assert "measure it again when the machine is quiet" in scaling_words.headline(found)
 
 
 def test_one_figure_is_not_said_to_prove_a_law(store):

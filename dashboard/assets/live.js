@@ -192,7 +192,7 @@ function rankCharts(ranks) {
   return [
     {
       id: "rank_own", title: "A step of each rank", ...known, hover: ".3~g", unit: " ms", fromZero: true, value: highest("ms"),
-      traces: [{ key: "rank0_step", name: "whole step", color: 7, factor: 1000 }, ...lines("own", { factor: 1000 })],
+      traces: [{ key: "rank0_step", name: "whole step", color: 7, factor: 1000 }, ...lines("own", { factor: 1000 }).map((line) => ({ ...line, name: `${line.name} works` }))],
     },
     { id: "rank_waits", title: "Ranks wait in all-reduce", ...known, traces: lines("waits", { factor: 100 }), hover: ".0f", unit: " %", fromZero: true, least: 10, value: highest("% of a step") },
     { id: "rank_cpu", title: "CPU of each rank", ...known, traces: lines("cpu", { factor: 100 }), hover: ".0f", unit: " %", fromZero: true, least: 100, value: highest("%") },
@@ -483,7 +483,7 @@ function goal({ y, reached, upwards, words }, log, look) {
 
 // --- the ranks ---------------------------------------------------------------------------------------------------
 
-const RANK_COLUMNS = ["Rank", "Device", "Step", "Own work", "Waits in all-reduce", "CPU", "Memory"];
+const RANK_COLUMNS = ["Rank", "Device", "Step", "Own work", "Waits in all-reduce", "CPU", "Memory", ""];
 
 // Every rank as it was in the last second or so, and whom the others wait for.
 class RankTable {
@@ -508,9 +508,9 @@ class RankTable {
       const row = line([
         String(rank), device, milliseconds(step_s), milliseconds(own_s), percent(waits), percent(cpu),
         memory === null ? "–" : memory >= 2 ** 30 ? `${threeDigits(memory / 2 ** 30)} GiB` : `${threeDigits(memory / 2 ** 20)} MiB`,
+        rank === straggler ? "the others wait for it" : "",
       ], "td");
       row.toggleAttribute("data-slow", rank === straggler);
-      if (rank === straggler) row.lastChild.after(line(["the others wait for it"], "td").firstChild);
       table.append(row);
     });
     const words = element("div", "iso-note");
