@@ -37,12 +37,17 @@ class Contention:
         self._tasks = [Path(f"/proc/{pid}/task") for pid in pids] or [tasks]
         self._threads, self._clock, self._is_gang = threads, clock, bool(pids)
         self._wall_s = self._cpu_s = 0.0
+        self._told: dict[Path, tuple[int, int]] = {}  # by each thread, also by those that have ended
         self._began: tuple[float, float, float] | None = None  # wall, CPU and waiting for a core, s
         self._gpu_processes: int | None = None
 
     def start(self) -> None:
         """Training is about to begin."""
         self._began = self._scheduled()
+
+    def look(self) -> None:
+        """What ranks tell is gone with them: to be asked while they are there."""
+        self._scheduled()
 
     def trained(self, wall_s: float, cpu_s: float) -> None:
         """A turn of training took so long, and so much of it this thread was on a core."""
@@ -79,9 +84,11 @@ class Contention:
         A thread's schedstat holds both in ns (Documentation/scheduler/sched-stats.rst).
         """
         own = f"{threading.get_native_id()}/schedstat" if self._on_gpu else "*/schedstat"
-        cpu_s = waited_s = 0.0
         for path in chain.from_iterable(tasks.glob(own) for tasks in self._tasks):
             with contextlib.suppress(OSError, ValueError):  # a thread that ended meanwhile
                 ran, waited, _ = path.read_text().split()
-                cpu_s, waited_s = cpu_s + int(ran) / 1e9, waited_s + int(waited) / 1e9
+                self._told[path] = int(ran), int(waited)
+        cpu_s, waited_s = (
+            (sum(column) / 1e9 for column in zip(*self._told.values(), strict=True)) if self._told else (0, 0)
+        )
         return (self._clock(), cpu_s, waited_s) if cpu_s else None

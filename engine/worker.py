@@ -173,6 +173,8 @@ class _Lane:
         event = next(events, None)
         if event is None:
             return False
+        if isinstance(event, records.Ranks):
+            self.contention.look()
         if isinstance(event, records.Steps | records.Trial):
             self.contention.trained(time.perf_counter() - wall, time.thread_time() - cpu)
         if self.shared and isinstance(event, records.Memory):  # the allocator's peaks are those of all of them

@@ -243,7 +243,7 @@ class _TimedGather:
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> dist.Work | None:
         return self._exchange.timed(
-            lambda: dist.all_gather_into_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
+            lambda: dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
         )
 
 
@@ -254,7 +254,7 @@ class _TimedScatter(_TimedGather):
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
     ) -> dist.Work | None:
         return self._exchange.timed(
-            lambda: dist.reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+            lambda: dist.reduce_scatter_single(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
         )
 
 
