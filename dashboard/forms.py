@@ -594,7 +594,7 @@ def _draw_stopping() -> None:
 
 def _draw_ranks() -> None:
     """Several processes that share each batch, and what of it each of them gets."""
-    st.caption("Several processes share each batch, on several GPUs or cores. The page Scale tells whether that pays.")
+    st.caption("Several processes share each batch, on several GPUs or cores.")
     left, right = st.columns([2, 3], vertical_alignment="bottom", wrap=False)
     with left:
         _draw("parallel.num_ranks")
@@ -607,6 +607,9 @@ def _draw_ranks() -> None:
         st.caption(f"Global batch: the whole training set, an equal share for each of {ranks} ranks.")
     _draw("parallel.devices")
     _draw("parallel.timeout_s")
+    st.page_link(
+        "../pages/scale.py", label="Does it pay? Scale", icon=":material/hub:", query_params={"preset": "train"}
+    )
 
 
 def _draw_execution() -> None:

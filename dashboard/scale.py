@@ -14,7 +14,6 @@ from engine import hardware, scaling, scaling_words, settings, units
 from engine.config import FULL, Parallel, RunConfig, with_overrides
 from engine.errors import ConfigError, EngineError, StoreError
 from engine.outcome import CLAIM_SEEDS, check_target
-from engine.planner import Plan
 from engine.presets import PRESETS, preset_config
 from engine.races import Lane, Metric
 from engine.scaling import Outcome, Study
@@ -35,10 +34,11 @@ def keep_choices() -> None:
     """What was chosen is still so after a look at another page, where Streamlit forgets what is not drawn."""
     kept: dict[str, object] = st.session_state.setdefault("scale.kept", {})
     steps = {str(key) for key in [*st.session_state, *kept] if str(key).startswith("scale.steps.")}
+    linked = {"scale.preset"} if "preset" in st.query_params else set()
     for key in [*(f"scale.{name}" for name in _NAMES), *steps]:
         if key in st.session_state:
             kept[key] = st.session_state[key]
-        elif key in kept:
+        elif key in kept and key not in linked:
             st.session_state[key] = kept[key]
 
 
@@ -68,16 +68,18 @@ def _draw(asked: Asked, preset: str) -> None:
     config = _draw_training(preset)
     machine = state.machine()
     if len(devices := hardware.device_choices(machine)) > 1:
-        device = st.segmented_control("Device", [d for d in devices if d in {"cpu", "cuda:0"}], key="scale.device", required=True,
-                                      default="cuda:0")  # fmt: skip
+        st.session_state.setdefault("scale.device", "cuda:0" if len(machine.gpus) > 1 else "cpu")
+        kinds = [device for device in devices if device in {"cpu", "cuda:0"}]
+        device = st.segmented_control("Device", kinds, key="scale.device", required=True, help="GPUs from cuda:0 on.")
         config = with_overrides(config, [f"device={device}", "parallel.devices=[]"])
     config = _draw_batch(config)
     most = scaling.room(config, machine)
     beyond = _draw_beyond(config, most)
     numbers = scaling.ranks_here(config, machine, beyond=beyond)
     ranks = _draw_ranks(config, numbers, most)
+    st.session_state.setdefault("scale.weak", True)
     weak = st.toggle(
-        "Weak scaling, too", True, key="scale.weak", disabled=config.batch_size == FULL,
+        "Weak scaling, too", key="scale.weak", disabled=config.batch_size == FULL,
         help="Strong scaling shares one batch out: the same training, hopefully sooner. Weak scaling gives each rank that batch: "
         "more examples in the same time, and another training.",
     )  # fmt: skip
@@ -87,7 +89,7 @@ def _draw(asked: Asked, preset: str) -> None:
         format_func=forms.WORDS["parallel.strategy"].__getitem__, help=info.description,
     )  # fmt: skip
     config = with_overrides(config, [f"parallel.strategy={strategy}"])
-    steps, asked.seeds = _draw_amount(config, preset)
+    steps, asked.seeds = _draw_amount(config)
     asked.target = _draw_target(config)
     if len(numbers) == 1:
         asked.alone = _alone(config, most)
@@ -97,11 +99,7 @@ def _draw(asked: Asked, preset: str) -> None:
     if len(asked.lanes) < 2:
         raise ConfigError("One rank alone is no study.", fix="Choose at least one more number of ranks.")
     plans = [state.check(lane.config) for lane in asked.lanes]
-    asked.seconds = _seconds(base, plans[0], len(asked.lanes) * asked.seeds, steps)
-
-
-def _seconds(base: RunConfig, plan: Plan, runs: int, steps: int) -> float:
-    return scaling.estimate_seconds(base, plan, runs, steps)
+    asked.seconds = scaling.estimate_seconds(base, plans[0], len(asked.lanes) * asked.seeds, steps)
 
 
 def _draw_training(preset: str) -> RunConfig:
@@ -168,15 +166,17 @@ def _draw_ranks(config: RunConfig, numbers: Sequence[int], most: int) -> list[in
     return [1, *sorted(chosen)]
 
 
-def _draw_amount(config: RunConfig, preset: str) -> tuple[int, int]:
+def _draw_amount(config: RunConfig) -> tuple[int, int]:
     """Steps of a run, at first about three seconds of them; and repeats."""
     left, right = st.columns(2, wrap=False)
     try:
         usual = scaling.default_steps(config, state.check(config))
     except EngineError:
         usual = 100  # what is wrong is said of the lanes
+    key = f"scale.steps.{st.session_state['scale.preset']}.{config.batch_size}"
+    st.session_state.setdefault(key, usual)
     steps = left.number_input(
-        "Steps of a run", 20, 1_000_000, usual, step=50, key=f"scale.steps.{st.session_state['scale.preset']}.{config.batch_size}",
+        "Steps of a run", 20, 1_000_000, step=50, key=key,
         help="The same for every number of ranks, so that all do the same work. Enough for some seconds: a shorter run says more "
         "about the moment than about the ranks.",
     )  # fmt: skip

@@ -240,10 +240,23 @@ def test_what_train_shows_can_be_scaled(app):
     app.query_params["optimizer.lr"] = "0.0123"
     app.run()
     app.switch_page(str(ROOT / "pages" / "scale.py"))
+    app.query_params["preset"] = "train"  # as the link on Train says
     app.run()
-    app.selectbox(key="scale.preset").set_value("train").run()
     assert not app.exception
+    assert app.selectbox(key="scale.preset").value == "train"
     assert "adam 0.0123" in said(app)
+
+
+def test_nothing_is_set_twice(app):
+    """Streamlit warns where a widget has a default and a kept value."""
+    open_page(app)
+    app.toggle(key="scale.weak").set_value(False).run()
+    app.switch_page(str(ROOT / "pages" / "start.py"))
+    app.run()
+    app.switch_page(str(ROOT / "pages" / "scale.py"))
+    app.run()
+    assert not app.toggle(key="scale.weak").value
+    assert not app.warning
 
 
 # --- the route of its charts ------------------------------------------------------------------------------------------
