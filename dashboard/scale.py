@@ -23,6 +23,7 @@ DEFAULT = "lenet"
 OF_TRAIN = "train"  # in the place of a preset: what the form of the page Train holds
 _REFRESH_S = 1.5
 _MOST_CURVES = 72
+_LANE_WIDTH = 130  # px: 1.75 (1.60 to 1.91)
 _REPEATS_A_ROUND = 2
 _NAMES = ("preset", "batch", "ranks", "beyond", "weak", "strategy", "device", "seeds", "target")
 
@@ -330,7 +331,9 @@ def _draw_table(group: str, target: tuple[Metric, float] | None) -> None:
     found = _outcome(group, target)
     if found is None:
         return
-    st.dataframe(as_table(found), hide_index=True, height="content", key="scale-table")
+    table = as_table(found)
+    lanes = {name: st.column_config.TextColumn(width=_LANE_WIDTH) for name in table.columns[1:-1]}  # or a phone cuts them
+    st.dataframe(table, hide_index=True, height="content", key="scale-table", column_config=lanes)
     notes = [scaling_words.intervals(), "Figures of a lane are medians over its finished runs."]
     if found.method:
         notes.append(f"Waiting and all-reduce: {found.method}.")

@@ -312,7 +312,7 @@ def rows(found: Outcome) -> list[Row]:
             "measured",
             lambda at: "none" if at.ranks == 1 else units.duration(at.communication_s),
         ),
-        row("CPU of a rank", "measured", lambda at: "–" if at.cpu_share is None else f"{at.cpu_share:.2f} cores"),
+        row("Cores a rank got", "measured", lambda at: "–" if at.cpu_share is None else f"{at.cpu_share:.2f}"),
         row("Memory of all ranks", "measured", lambda at: units.nbytes(at.memory_bytes)),
         row("Energy of a run", _energy_how(found), lambda at: units.energy(at.joules)),
     ]
