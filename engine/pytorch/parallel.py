@@ -220,6 +220,10 @@ class Exchange:
         event.record()
         return event
 
+    def forget(self) -> None:
+        """What evaluations and rehearsals exchanged is no part of a step."""
+        self._moments = []
+
     def take(self) -> tuple[float, float]:
         """Seconds of communication, and of waiting for it, since the last call. The device is synchronised."""
         moments, self._moments = self._moments, []
@@ -411,7 +415,6 @@ class RankStepper:
             for _ in range(steps):
                 self.net.backward_share(share)
             self.net.forget_gradients()
-            self.net.exchange.take()
 
     def steps(self, lrs: Sequence[float]) -> Chunk:
         with self.crew.order("steps", lrs=list(lrs)) as answers:
@@ -421,6 +424,7 @@ class RankStepper:
 
     def _steps(self, lrs: Sequence[float]) -> Chunk:
         net, losses, sizes, norms = self.net, [], [], []
+        net.exchange.forget()
         wall, cpu = time.perf_counter(), time.process_time()
         for lr in lrs:
             net.optimizer.lr = lr
