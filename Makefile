@@ -60,6 +60,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.data_route
 	$(BIN)/python -m benchmarks.first_point
 	$(BIN)/python -m benchmarks.race
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.monitor
 
 bench-load: $(VENV)/.dev

@@ -27,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from dashboard import ranks
 from dashboard.thinning import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
 from engine import alerts, figures
 from engine.config import RunConfig
@@ -116,12 +117,12 @@ def _readers(root: Path) -> Readers:
 def _counts(run: Run) -> tuple[int, ...]:
     """How much there is of everything an answer may carry."""
     tables = (run.steps, run.evaluations, run.hardware, run.throughput, run.grad_norms)
-    return (*map(len, tables), len(run.missing_readings), len(run.problems))
+    return (*map(len, tables), len(run.missing_readings), len(run.problems), len(run.ranks))
 
 
 def _parse_cursor(text: str, counts: tuple[int, ...]) -> tuple[int, ...] | None:
     """What the browser holds; None when it should start anew (no cursor, or one that cannot be of this run)."""
-    if not re.fullmatch(r"\d{1,12}(-\d{1,12}){6}", text):
+    if not re.fullmatch(r"\d{1,12}(-\d{1,12}){7}", text):
         return None
     held = tuple(map(int, text.split("-")))
     return held if all(h <= c for h, c in zip(held, counts, strict=True)) else None
@@ -135,7 +136,7 @@ def points(run: Run, cursor: str = "", *, now: float | None = None) -> dict[str,
     with run.lock:
         counts = _counts(run)
         held = _parse_cursor(cursor, counts)
-        steps, evaluations, hardware, throughput, grad_norms, missing, problems = held or (0,) * len(counts)
+        steps, evaluations, hardware, throughput, grad_norms, missing, problems, windows = held or (0,) * len(counts)
         answer = {"cursor": "-".join(map(str, counts)), "reset": held is None} | _state(run, now or time.time())
         if held is None:
             answer["about"] = about(run.config) | {"how": figures.CHARTS}
@@ -151,6 +152,9 @@ def points(run: Run, cursor: str = "", *, now: float | None = None) -> dict[str,
         for name, column in _HARDWARE.items():
             if np.isfinite(run.hardware[column]).any():
                 traces[name] = _trace(run.hardware, column, hardware, full=held is None)
+        if len(run.ranks) > windows:
+            traces |= ranks.traces(run, windows, full=held is None)
+            answer["ranks"] = ranks.now(run)
         answer["traces"] = {name: trace for name, trace in traces.items() if trace}
         if len(run.missing_readings) > missing:
             answer["missing"] = {name: visible(why, _LONGEST_TEXT) for name, why in run.missing_readings.items()}
@@ -300,6 +304,8 @@ _ASSETS = {
     "monitor.css": "text/css",
     "race.js": "text/javascript",
     "race.css": "text/css",
+    "scale.js": "text/javascript",
+    "scale.css": "text/css",
     "inter.woff2": "font/woff2",
     "icon.svg": "image/svg+xml",
 }

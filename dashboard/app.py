@@ -10,7 +10,7 @@ if str(ROOT) not in sys.path:  # Streamlit puts dashboard/, not the root, on sys
 import streamlit as st
 from starlette.routing import Route
 
-from dashboard import api, compare_api, gate, inference_api, mishaps, monitor_api, signin
+from dashboard import api, compare_api, gate, inference_api, mishaps, monitor_api, scale_api, signin
 from dashboard.lifespan import lifespan
 from dashboard.security import MIDDLEWARE
 from engine import settings
@@ -24,7 +24,7 @@ except ConfigError as error:
     sys.exit(2)
 
 prefix = gate.prefix()
-routes = [*api.ROUTES, *compare_api.ROUTES, *monitor_api.ROUTES, *inference_api.ROUTES]
+routes = [*api.ROUTES, *compare_api.ROUTES, *monitor_api.ROUTES, *inference_api.ROUTES, *scale_api.ROUTES]
 app = st.App(
     ROOT / "dashboard" / "main.py",
     routes=[Route(prefix + route.path, route.endpoint) for route in routes],  # a Mount would swallow Streamlit's own

@@ -27,6 +27,7 @@ from engine.config import (
     Landscape,
     Model,
     Optimizer,
+    Parallel,
     RunConfig,
     Source,
     Spec,
@@ -40,9 +41,22 @@ from engine.presets import PRESETS
 
 _KEY = "experiment."
 _OWNERS: dict[str, type[Spec]] = {
-    "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target, **MODELS
+    "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target, "parallel": Parallel,
+    **MODELS,
 }  # fmt: skip
-_NOT_DRAWN = {"task", "model", "source", "optimizer", "budget", "target", "law", "landscape", "infer", "family"}
+_NOT_DRAWN = {
+    "task",
+    "model",
+    "source",
+    "optimizer",
+    "budget",
+    "target",
+    "law",
+    "landscape",
+    "infer",
+    "parallel",
+    "family",
+}
 _PATHS = [
     f"{prefix}.{name}".lstrip(".")
     for prefix, owner in _OWNERS.items()
@@ -51,7 +65,7 @@ _PATHS = [
 ]
 
 # What a choice is called where its own word says too little.
-_WORDS: dict[str, dict[str, str]] = {
+WORDS: dict[str, dict[str, str]] = {
     "family": {"mlp": "MLP", "cnn": "CNN", "rnn": "RNN", "transformer": "Transformer"},
     "rnn.cell": {"tanh": "Plain (tanh)", "gru": "GRU", "lstm": "LSTM"},
     "rnn.readout": {"last": "Last step", "all": "All steps"},
@@ -68,6 +82,9 @@ _WORDS: dict[str, dict[str, str]] = {
     "execution": {
         "eager": "Fast loop (eager)", "dataloader": "Tutorial loop (DataLoader)", "compiled": "Compiled",
         "cuda-graph": "CUDA graph",
+    },
+    "parallel.strategy": {
+        "ddp": "DDP", "fsdp": "FSDP (fully_shard)", "data-parallel": "nn.DataParallel (historical)",
     },
 }  # fmt: skip
 
@@ -107,6 +124,7 @@ _OF_SCHEDULE = {
 }
 _TRICKS = ["grad_accumulation", "label_smoothing", "max_grad_norm", "ema_decay", "activation_checkpointing"]
 _EXECUTION = ["precision", "execution", "device", "threads"]
+_RANKS = ["parallel.num_ranks", "parallel.strategy", "parallel.devices", "parallel.timeout_s"]
 _MORE = ["seed", "evaluate_every", "checkpoints"]
 
 # What the arrows of a number add, where one is too little.
@@ -115,7 +133,11 @@ _STEPS = {
     "warmup_steps": 50,
 }  # fmt: skip
 
-_EMPTY = {"mlp.hidden": "none: softmax regression", "source.label": "the last column"}  # what an empty field means
+_EMPTY = {
+    "mlp.hidden": "none: softmax regression",
+    "source.label": "the last column",
+    "parallel.devices": "one of its own for each",
+}  # what an empty field means
 
 
 class Unfinished(ConfigError):
@@ -214,7 +236,7 @@ def _shown() -> list[str]:
         "optimizer.name", "optimizer.lr", "optimizer.weight_decay", *_OF_OPTIMIZER.get(name, []),
         "schedule", *_OF_SCHEDULE[_value("schedule")], "batch_size",
         *(f"budget.{unit}" for unit in BUDGETS), "target.metric", "target.value",
-        *_TRICKS, *_EXECUTION, *_MORE,
+        *_TRICKS, *_EXECUTION, *_RANKS, *_MORE,
     ]  # fmt: skip
 
 
@@ -293,7 +315,7 @@ def _draw(path: str, label: str = "", **more: Any) -> None:
     info = _field(path)
     words: dict[str, Any] = {"label": label or info.title, "help": info.description, "key": _KEY + path} | more
     if _is_choice(path):
-        options, names = words.pop("options", get_args(info.annotation)), _WORDS.get(path, {})
+        options, names = words.pop("options", get_args(info.annotation)), WORDS.get(path, {})
         st.selectbox(options=options, format_func=lambda word: names.get(word, word), **words)
     elif info.annotation is bool:
         st.toggle(**words)
@@ -337,7 +359,7 @@ def _take_preset() -> None:
 
 def _draw_model() -> None:
     text = _value("data") == "text"
-    names = _WORDS["family"]
+    names = WORDS["family"]
     st.segmented_control(
         "Model", [f for f in MODELS if not text or f in _READS_TEXT], format_func=names.__getitem__,
         key=f"{_KEY}family", required=True, width="stretch", wrap=False,
@@ -428,7 +450,7 @@ def _take_data() -> None:
     _set("data_was", data)
     _set("new_data", True)
     if data == "text" and _value("family") not in _READS_TEXT:
-        st.toast(f"Text is read in order: the model changed from {_WORDS['family'][_value('family')]} to Transformer.")
+        st.toast(f"Text is read in order: the model changed from {WORDS['family'][_value('family')]} to Transformer.")
         _set("family", "transformer")
 
 
@@ -558,6 +580,8 @@ def _draw_rest() -> None:
         _draw_stopping()
     with _group("Precision and execution", _EXECUTION):
         _draw_execution()
+    with _group("Ranks and devices", _RANKS):
+        _draw_ranks()
     with _group("Seed and evaluation", _MORE):
         _draw_rows(_MORE)
 
@@ -579,6 +603,26 @@ def _draw_stopping() -> None:
               help="A loss." if loss else "97 % or 0.97. Empty: the run goes on to the end of its budget.")  # fmt: skip
     st.caption("Further limits: the run ends at the first it reaches.")
     _draw_rows([f"budget.{unit}" for unit in _other_units()])
+
+
+def _draw_ranks() -> None:
+    """Several processes that share each batch, and what of it each of them gets."""
+    st.caption("Several processes share each batch, on several GPUs or cores.")
+    left, right = st.columns([2, 3], vertical_alignment="bottom", wrap=False)
+    with left:
+        _draw("parallel.num_ranks")
+    with right:
+        _draw("parallel.strategy")
+    ranks, batch = _value("parallel.num_ranks"), _value("batch_size")
+    if ranks > 1 and isinstance(batch, int):
+        st.caption(f"Global batch {batch:,} = {ranks} ranks x {batch / ranks:,.4g}.")
+    elif ranks > 1:
+        st.caption(f"Global batch: the whole training set, an equal share for each of {ranks} ranks.")
+    _draw("parallel.devices")
+    _draw("parallel.timeout_s")
+    st.page_link(
+        "../pages/scale.py", label="Does it pay? Scale", icon=":material/hub:", query_params={"preset": "train"}
+    )
 
 
 def _draw_execution() -> None:

@@ -73,7 +73,7 @@ RULES = (
     _rule(r"/_stcore/bidi-components/.*", "viewer", "GET", "HEAD", "OPTIONS"),
     _rule(r"/_stcore/.*", "nobody", *_ALL, "WEBSOCKET"),
     _rule(r"/(media|component)/.*", "viewer", "GET", "HEAD", "OPTIONS"),
-    _rule(r"/api/runs/[^/]+/points|/api/compare|/api/hardware|/api/inference", "viewer"),
+    _rule(r"/api/runs/[^/]+/points|/api/compare|/api/hardware|/api/inference|/api/scale", "viewer"),
     _rule(r"/assets/[^/]+", "viewer"),
     _rule(r"/(?!_stcore(/|$)|api(/|$)).*", "viewer"),  # Streamlit's page and its scripts, below every other address
 )

@@ -25,6 +25,7 @@ page = st.navigation(
         st.Page(pages / "train.py", title="Train", icon=":material/play_circle:", url_path="train"),
         st.Page(pages / "compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
         st.Page(pages / "inference.py", title="Inference", icon=":material/bolt:", url_path="inference"),
+        st.Page(pages / "scale.py", title="Scale", icon=":material/hub:", url_path="scale"),
         st.Page(pages / "hardware.py", title="Hardware", icon=":material/memory:", url_path="hardware"),
         st.Page(pages / "runs.py", title="Runs", icon=":material/list:", url_path="runs"),
     ],

@@ -279,7 +279,7 @@ def power(n: int, effect: float, sd_of_difference: float, *, alpha: float = 0.05
     if sd_of_difference == 0:
         return 1.0 if effect else alpha
     spread, weight = _spreads(n - 1)
-    shift, limit = abs(effect) / sd_of_difference * math.sqrt(n), _t_quantile(1 - alpha / 2, n - 1)
+    shift, limit = abs(effect) / sd_of_difference * math.sqrt(n), t_quantile(1 - alpha / 2, n - 1)
     return float(weight @ (_normal_cdf(shift - limit * spread) + _normal_cdf(-shift - limit * spread)))
 
 
@@ -314,7 +314,7 @@ def _spreads(df: int) -> tuple[Floats, Floats]:
 
 
 @cache
-def _t_quantile(p: float, df: int) -> float:
+def t_quantile(p: float, df: int) -> float:
     spread, weight = _spreads(df)
     low, high = 0.0, 1e4
     for _ in range(80):

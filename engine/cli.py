@@ -29,6 +29,7 @@ from engine import (
     batch_law,
     calibration,
     cli_infer,
+    cli_scale,
     cost,
     energy,
     figures,
@@ -931,6 +932,7 @@ def _parser() -> _Parser:
     race.add_argument("--target", help="test_accuracy=0.95, test_loss=0.3 or none")
     race.add_argument("--baseline", default="", metavar="LABEL", help="the lane the others are measured by (the first)")
     cli_infer.register(add, config)
+    cli_scale.register(add, config)
     comparing = add("compare", compare_command, "lay runs that are there beside each other")
     comparing.add_argument("runs", nargs="+", metavar="RUN", help="two or more: ids, or beginnings of them")
     comparing.add_argument("--target", help="test_accuracy=0.95, test_loss=0.3 or none")

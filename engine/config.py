@@ -32,6 +32,8 @@ SizeName = Literal["tiny", "small", "base", "large"]
 RuntimeName = Literal[
     "eager", "inference_mode", "channels_last", "compiled", "exported", "onnxruntime", "int8", "onnxruntime-int8"
 ]
+StrategyName = Literal["ddp", "fsdp", "data-parallel"]
+DeviceName = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda:\d{1,3})$")]
 USER_DATA: frozenset[DatasetName] = frozenset({"csv", "numpy", "images"})  # read from source.path
 
 
@@ -510,6 +512,56 @@ class Infer(Spec):
         return self
 
 
+class Parallel(Spec):
+    """How many devices share each batch. `batch_size` stays that of all of them together."""
+
+    num_ranks: int = Field(
+        1,
+        ge=1,
+        le=64,
+        title="Ranks",
+        description="Processes that share each batch, one per GPU or CPU core; each takes batch size / ranks examples of it.",
+    )
+    strategy: StrategyName = Field(
+        "ddp",
+        title="Strategy",
+        description="ddp: each rank holds the whole model, gradients are added up (DistributedDataParallel); fsdp: weights, "
+        "gradients and optimizer state are shared out among the ranks (fully_shard); data-parallel: one process and its "
+        "threads (nn.DataParallel), the historical baseline, which on a CPU only passes calls through.",
+    )
+    devices: tuple[DeviceName, ...] = Field(
+        (),
+        max_length=64,
+        strict=False,
+        title="Devices of the ranks",
+        description="One for each rank, the first of them `device`; empty: the CPU for each, or the GPUs from `device` on. "
+        "Naming the CPU more often than it has cores makes ranks share cores.",
+    )
+    timeout_s: float = Field(
+        30.0,
+        ge=1,
+        le=3_600,
+        allow_inf_nan=False,
+        title="Patience",
+        description="Seconds that a rank may be silent, or let the others wait, before the run ends and names it.",
+    )
+
+    @model_validator(mode="after")
+    def _a_device_for_each_rank(self) -> Self:
+        if not self.devices:
+            return self
+        if len(self.devices) != self.num_ranks:
+            raise ValueError(
+                f"devices names {len(self.devices)} for num_ranks={self.num_ranks}; name one for each rank, or none"
+            )
+        gpus = [device for device in self.devices if device != "cpu"]
+        if gpus and len(gpus) < self.num_ranks:
+            raise ValueError(f"devices={as_text(self.devices)} mixes CPU and GPUs; ranks share one kind of device")
+        if len(set(gpus)) < len(gpus):
+            raise ValueError(f"devices={as_text(self.devices)} names a GPU twice; each rank takes one of its own")
+        return self
+
+
 class RunConfig(Spec):
     """One experiment. Two equal values are the same experiment on every machine."""
 
@@ -616,15 +668,15 @@ class RunConfig(Spec):
     budget: Budget = Field(Budget(epochs=20.0), title="Budget")
     target: Target = Field(Target(), title="Target")
     law: Law = Field(Law(), title="Batch-size law")
-    device: Annotated[str, StringConstraints(pattern=r"^(cpu|cuda:\d{1,3})$")] = Field(
-        "cpu", title="Device", description="cpu, or cuda:i for the i-th NVIDIA GPU."
-    )
+    device: DeviceName = Field("cpu", title="Device", description="cpu, or cuda:i for the i-th NVIDIA GPU.")
+    parallel: Parallel = Field(Parallel(), title="Data-parallel")
     threads: int = Field(
         1,
         ge=1,
         le=1024,
         title="Threads",
-        description="CPU threads for one operation. One is fastest for small nets: waiting threads cost more than they give.",
+        description="CPU threads for one operation, of each rank. One is fastest for small nets: waiting threads cost more "
+        "than they give.",
     )
     seed: int = Field(
         0, ge=0, le=2**32 - 1, title="Seed", description="Fixes the first weights and the order of the data."
@@ -741,6 +793,66 @@ class RunConfig(Spec):
             raise ValueError("optimizer.name='gd' does not go with task='batch-law'; set optimizer.name=sgd")
         return self
 
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> Self:
+        """What data-parallel training does not combine with, in one sentence each."""
+        parallel, strategy = self.parallel, self.parallel.strategy
+        if parallel.devices and parallel.devices[0] != self.device:
+            raise ValueError(
+                f"parallel.devices begins with {parallel.devices[0]} and device is {self.device}; set device={parallel.devices[0]}"
+            )
+        if not self.is_parallel:
+            return self
+        many = f"parallel.num_ranks={parallel.num_ranks}"
+        if self.task != "train":
+            raise ValueError(f"task='{self.task}' does not go with {many}: only training is shared; set num_ranks=1")
+        if self.execution != "eager":
+            raise ValueError(f"execution='{self.execution}' does not go with {many}; set execution=eager")
+        if isinstance(self.batch_size, int) and self.batch_size < parallel.num_ranks:
+            raise ValueError(
+                f"batch_size={self.batch_size} is less than {many}: each rank needs an example; set batch_size="
+                f"{parallel.num_ranks} or more"
+            )
+        if strategy == "fsdp":
+            self._sharding_fits()
+        return self
+
+    def _sharding_fits(self) -> None:
+        """What needs whole weights, or decides by them, on every rank."""
+        refused = {
+            "optimizer.name='muon'": self.optimizer.name == "muon",
+            "precision='fp16'": self.precision == "fp16",
+            f"checkpoints={self.checkpoints}": self.checkpoints > 0,
+        }
+        for said in (text for text, is_asked in refused.items() if is_asked):
+            raise ValueError(
+                f"{said} does not go with parallel.strategy='fsdp', where no rank holds a whole weight; set "
+                "parallel.strategy=ddp"
+            )
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether ranks train it together. Also of one rank whose device is named: to see what the wrapper costs."""
+        return self.parallel.num_ranks > 1 or bool(self.parallel.devices)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The device of each rank."""
+        if self.parallel.devices or self.parallel.num_ranks == 1:
+            return self.parallel.devices or (self.device,)
+        kind, _, first = self.device.partition(":")
+        numbers = range(int(first or 0), int(first or 0) + self.parallel.num_ranks)
+        return tuple("cpu" if kind == "cpu" else f"cuda:{i}" for i in numbers)
+
+    @property
+    def is_gang(self) -> bool:
+        """Whether its ranks are processes: nn.DataParallel serves all of its devices from one."""
+        return self.is_parallel and self.parallel.strategy != "data-parallel"
+
+    @property
+    def num_processes(self) -> int:
+        return self.parallel.num_ranks if self.is_gang else 1
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits that depend on every field: same fingerprint, same experiment.
@@ -779,7 +891,7 @@ class RunConfig(Spec):
                 model_in_words(self.model, self.data),
                 self.data,
                 *(_law_in_words(self) if self.task == "batch-law" else _training_in_words(self)),
-                self.device,
+                _devices_in_words(self),
             ]
         )
 
@@ -794,6 +906,13 @@ def _training_in_words(config: RunConfig) -> list[str]:
         *_unusual_in_words(config),
         budget_in_words(config.budget),
     ]
+
+
+def _devices_in_words(config: RunConfig) -> str:
+    if not config.is_parallel:
+        return config.device
+    many, kind = config.parallel.num_ranks, config.device.partition(":")[0]
+    return f"{many} x {kind} ({config.parallel.strategy})"
 
 
 def _law_in_words(config: RunConfig) -> list[str]:
@@ -977,6 +1096,8 @@ def allowed(path: str) -> str:
         return (
             'a list of at most 512 cells like {"batch_size": 8, "threads": 1, "precision": "fp32", "runtime": "eager"}'
         )
+    if path == "parallel.devices":
+        return "as many of cpu, cuda:0, cuda:1, ... as there are ranks"
     if path == "device":
         return "cpu, or cuda:0, cuda:1, ... for an NVIDIA GPU on this machine"
     if path == "model" or (path and path in _GROUPS):
@@ -1031,7 +1152,7 @@ def _split(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"{text!r} is not an assignment.", fix="Write it as key=value, for example batch_size=128.")
     key = key.strip()
-    if key in _IDS:
+    if key in _WORDS:
         return key, re.findall(r"[^\s,\[\]]+", value)
     if key == "infer.shape" and re.fullmatch(r"\s*\d+(x\d+)+\s*", value):  # 1x28x28
         return key, list(map(_number, value.split("x")))
@@ -1040,7 +1161,7 @@ def _split(text: str) -> tuple[str, Any]:
 
 _TEXTS = {"source.path", "source.label", "infer.run", "infer.weights"}  # a label column may be called 3
 _LISTS = {"law.batch_sizes", "model.hidden", "source.shape", "lr_milestones", "infer.shape", "infer.cells"}
-_IDS = {"landscape.runs"}  # hex digits, which may look like a number: 1234567890123456, 12345678901234e5
+_WORDS = {"landscape.runs", "parallel.devices"}  # lists of texts; hex digits may look like a number: 12345678901234e5
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")  # as people type them: .01, 1e3, 64.0
 
 
@@ -1115,7 +1236,7 @@ def as_text(value: Any) -> str:
 
 _GROUPS: dict[str, type[Spec]] = {
     "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target,
-    "law": Law, "landscape": Landscape, "infer": Infer, "infer.cells": Cell,
+    "law": Law, "landscape": Landscape, "parallel": Parallel, "infer": Infer, "infer.cells": Cell,
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Whether a run had the machine to itself: the time its work took against what it would have taken undisturbed.
 
-One thread on a CPU: wall by CPU time of the training thread, over training alone. Several threads wait for each other
+One thread on a CPU: wall by CPU time of the training thread, over training alone. Several threads or ranks wait for each other
 in ordinary work, so there only the time counts in which one was ready and no core was free, as the kernel's scheduler
 keeps it. A run on a GPU waits for its device: what counts is whether the thread that feeds it waited for a core.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from engine import hardware
@@ -29,10 +29,14 @@ class Contention:
         *,
         tasks: Path = Path("/proc/self/task"),
         clock: Callable[[], float] = time.perf_counter,
+        pids: Sequence[int] = (),
     ) -> None:
+        """`pids` are those of a data-parallel run's ranks."""
         self._on_gpu = hardware.gpu_index(device) is not None
-        self._threads, self._tasks, self._clock = threads, tasks, clock
+        self._tasks = [Path(f"/proc/{pid}/task") for pid in pids] or [tasks]
+        self._threads, self._clock, self._is_gang = threads, clock, bool(pids)
         self._wall_s = self._cpu_s = 0.0
+        self._told: dict[Path, tuple[int, int]] = {}  # by each thread, also by those that have ended
         self._began: tuple[float, float, float] | None = None  # wall, CPU and waiting for a core, s
         self._gpu_processes: int | None = None
         self._said: Busy | None = None
@@ -42,6 +46,10 @@ class Contention:
         """Training is about to begin, in this thread."""
         self._thread = threading.get_native_id()
         self._began = self._scheduled()
+
+    def look(self) -> None:
+        """What ranks tell is gone with them: to be asked while they are there."""
+        self._scheduled()
 
     def trained(self, wall_s: float, cpu_s: float) -> None:
         """A turn of training took so long, and so much of it this thread was on a core."""
@@ -66,7 +74,7 @@ class Contention:
         return found
 
     def _slowdown(self) -> tuple[float | None, str]:
-        if not self._on_gpu and self._threads == 1:
+        if not self._on_gpu and self._threads == 1 and not self._is_gang:
             if self._cpu_s < _LEAST_CPU_S:
                 return None, "it trained too short a time to tell"
             return self._wall_s / self._cpu_s, "wall by CPU time of the training thread, over training alone"
@@ -86,7 +94,9 @@ class Contention:
         A thread's schedstat holds both in ns (Documentation/scheduler/sched-stats.rst).
         """
         own = f"{self._thread}/schedstat" if self._on_gpu else "*/schedstat"
-        found = scheduled_s(self._tasks, own)
+        for tasks in self._tasks:
+            self._told |= _by_thread(tasks, own)
+        found = _added_up(self._told)
         return (self._clock(), *found) if found else None
 
 
@@ -95,11 +105,22 @@ TASKS = Path("/proc/self/task")
 
 def scheduled_s(tasks: Path = TASKS, threads: str = "*/schedstat") -> tuple[float, float] | None:
     """Time of this process's threads on a core, and waiting for one; None where the system does not say."""
-    cpu_s = waited_s = 0.0
+    return _added_up(_by_thread(tasks, threads))
+
+
+def _by_thread(tasks: Path, threads: str) -> dict[Path, tuple[int, int]]:
+    """ns on a core, and waiting for one."""
+    told = {}
     for path in tasks.glob(threads):
         with contextlib.suppress(OSError, ValueError):  # a thread that ended meanwhile
             ran, waited, _ = path.read_text().split()
-            cpu_s, waited_s = cpu_s + int(ran) / 1e9, waited_s + int(waited) / 1e9
+            told[path] = int(ran), int(waited)
+    return told
+
+
+def _added_up(told: Mapping[Path, tuple[int, int]]) -> tuple[float, float] | None:
+    times = list(told.values())
+    cpu_s, waited_s = sum(ran for ran, _ in times) / 1e9, sum(waited for _, waited in times) / 1e9
     return (cpu_s, waited_s) if cpu_s else None
 
 

@@ -44,6 +44,10 @@ class WorkerLost(EngineError):
     """The process that ran a run vanished without a last word."""
 
 
+class RankLost(EngineError):
+    """A rank of a data-parallel run died, froze, or kept the others waiting: names it."""
+
+
 class StoreError(EngineError):
     """The store, or one run in it, cannot be read or written."""
 

@@ -65,8 +65,9 @@ def folder_bytes(folder: Path) -> int:
     return 0
 
 
-def limit_memory(device: str, limits: Limits, available_bytes: int) -> int | None:
+def limit_memory(device: str, limits: Limits, available_bytes: int, num_ranks: int = 1) -> int | None:
     """Cap what this process may still take of the machine's memory, and say how much that is; None where it cannot be.
+    Each rank of a run may take its part.
 
     An allocation beyond it fails with words in this process, where otherwise the kernel would kill some process without
     any. Only a CPU run is capped: CUDA maps address space that it never fills. The cap is on RLIMIT_DATA, which on
@@ -77,7 +78,7 @@ def limit_memory(device: str, limits: Limits, available_bytes: int) -> int | Non
         return None
     import resource
 
-    may_take = min(limits.memory_bytes or available_bytes, available_bytes)
+    may_take = min(limits.memory_bytes or available_bytes, available_bytes) // num_ranks
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = held + may_take if hard == resource.RLIM_INFINITY else min(held + may_take, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

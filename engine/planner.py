@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 
 from engine import admission, families, hardware, loading, trajectory, units
@@ -22,7 +22,10 @@ MEMORY_SHARE = 0.8  # of what is free; the rest is left to everything else on th
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The arithmetic of a run. Bytes are those of float32 and of PyTorch's own kernels, and exact but for the workspace:
-    an estimate of what comes and goes within a step or an evaluation, and of what other kernels and precisions add."""
+    an estimate of what comes and goes within a step or an evaluation, and of what other kernels and precisions add.
+
+    Of a data-parallel run they are those of one device: of all ranks on the CPU, of one on each GPU.
+    """
 
     parameters: int
     forward_flops_per_example: int
@@ -34,7 +37,7 @@ class Plan:
     workspace_bytes: int
     data_bytes: int
     checkpoint_bytes: int  # copies kept beside the run on the CPU; 0 on another device, whose memory they are not in
-    micro_batch: int  # examples that go through the net at once
+    micro_batch: int  # examples that go through the net at once, in each rank
     evaluation_batch: int  # examples of one pass of an evaluation
     batch_size: int  # examples of one optimizer step, "full" and accumulation resolved
     train_examples: int
@@ -44,6 +47,15 @@ class Plan:
     free_bytes: int | None  # on the run's device, now; None where it cannot be read
     fits: bool | None  # None when it is not known how much is free
     warnings: tuple[str, ...]  # what works, but not as one might hope
+    num_ranks: int = 1  # processes that share each batch
+    ranks_per_device: int = 1
+
+    def of_one_rank(self) -> Plan:
+        """What one of the ranks holds, and its part of a batch."""
+        sizes = {
+            name: getattr(self, name) // self.ranks_per_device for name in _SIZES if name != "checkpoint_bytes"
+        }  # which rank 0 alone keeps
+        return replace(self, **sizes, batch_size=ceil(self.batch_size / self.num_ranks), ranks_per_device=1)
 
     @property
     def total_bytes(self) -> int:
@@ -58,6 +70,12 @@ class Plan:
         ]  # fmt: skip
 
 
+_SIZES = (
+    "weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "workspace_bytes", "data_bytes",
+    "checkpoint_bytes",
+)  # fmt: skip
+
+
 def plan(
     config: RunConfig, *, data: Dataset | None = None, free_bytes: int | None = None, machine: Machine | None = None
 ) -> Plan:
@@ -70,13 +88,17 @@ def plan(
     if config.task == "infer":
         return _plan_of_inference(config, data, free_bytes, machine)
     batch, micro = _batch_sizes(config, data)
+    ranks, together = config.num_processes, config.num_processes if config.device == "cpu" else 1
+    holders = ranks if config.parallel.strategy == "fsdp" else 1  # ranks that share out weights and what goes with them
+    micro = ceil(micro / ranks)
     count, checkpointing = families.parameters(model, data), config.activation_checkpointing
     weights, checkpoint_bytes = families.FLOAT_BYTES * count, trajectory.check_size(config.checkpoints, count)
+    own = ceil(weights / holders)
     steps_per_epoch, per_example = ceil(data.train_examples / batch), families.train_flops_per_example(model, data)
     sizes = {
-        "weight_bytes": weights * (2 if config.ema_decay else 1),
-        "gradient_bytes": weights,
-        "optimizer_bytes": families.optimizer_bytes(config.optimizer, model, data),
+        "weight_bytes": own * (2 if config.ema_decay else 1),
+        "gradient_bytes": own,
+        "optimizer_bytes": ceil(families.optimizer_bytes(config.optimizer, model, data) / holders),
         "activation_bytes": families.activation_bytes(model, data, micro, checkpointing=checkpointing),
         "data_bytes": _data_bytes(config, data, batch),
         "checkpoint_bytes": checkpoint_bytes if config.device == "cpu" else 0,
@@ -86,7 +108,10 @@ def plan(
         _step_workspace(config, data, weights, sizes["activation_bytes"], micro),
         families.workspace_bytes(model, data, evaluation) - sizes["activation_bytes"],  # which an evaluation has not
     )
-    free = free_bytes if free_bytes is not None else hardware.free_memory_bytes(config.device)
+    if config.is_gang:
+        sizes["workspace_bytes"] += weights  # an estimate of what is under way between ranks
+        sizes = {name: size * (1 if name == "checkpoint_bytes" else together) for name, size in sizes.items()}
+    free = free_bytes if free_bytes is not None else _free_bytes(config)
     return Plan(
         parameters=count,
         forward_flops_per_example=families.forward_flops_per_example(model, data),
@@ -102,6 +127,8 @@ def plan(
         free_bytes=free,
         fits=None if free is None else sum(sizes.values()) <= MEMORY_SHARE * free,
         warnings=tuple(_warnings(config, data, machine)) if machine else (),
+        num_ranks=ranks,
+        ranks_per_device=together,
     )
 
 
@@ -156,6 +183,13 @@ def _warnings_of_inference(config: RunConfig, data: Dataset, machine: Machine) -
     return found
 
 
+def _free_bytes(config: RunConfig) -> int | None:
+    """On the device of the run that has the least."""
+    free = [hardware.free_memory_bytes(device) for device in dict.fromkeys(config.devices)]
+    known = [size for size in free if size is not None]
+    return min(known) if len(known) == len(free) else None
+
+
 def check(config: RunConfig) -> Plan:
     """The plan of a run that may start; raises the sentence that says why it may not.
 
@@ -167,6 +201,7 @@ def check(config: RunConfig) -> Plan:
     """
     machine = hardware.probe()
     hardware.check_device(config.device, machine)
+    _check_ranks(config, machine)
     check_abilities(config, machine)
     if config.threads > machine.cpu.usable_cores:
         raise ConfigError(
@@ -182,6 +217,25 @@ def check(config: RunConfig) -> Plan:
         data = loading.facts(config.data, config.source)
         raise OutOfMemory(_does_not_fit(config, result), fix=_what_fits(config, result, data))
     return result
+
+
+def _check_ranks(config: RunConfig, machine: Machine) -> None:
+    """Raises DeviceError where there are fewer devices than ranks, naming what there is."""
+    ranks, cores = config.parallel.num_ranks, machine.cpu.usable_cores
+    gpus = [device for device in hardware.device_choices(machine) if device != "cpu"]
+    if missing := [device for device in config.devices if device not in {"cpu", *gpus}]:
+        there = ", ".join(gpus) or f"no GPU ({machine.gpu_reason})"
+        raise DeviceError(
+            f"parallel.num_ranks={ranks} asks for {', '.join(missing)}, and on this machine there is {there}.",
+            fix=f"parallel.num_ranks may be a whole number from 1 to {len(gpus)} on GPUs, or choose device=cpu.",
+        )
+    if config.device == "cpu" and not config.parallel.devices and config.num_processes * config.threads > cores:
+        raise DeviceError(
+            f"parallel.num_ranks={ranks} with threads={config.threads} asks for {ranks * config.threads} cores, and this "
+            f"machine has {cores} usable cores.",
+            fix=f"parallel.num_ranks may be a whole number from 1 to {max(1, cores // config.threads)}; to have ranks share "
+            f"cores all the same, name the CPU for each: parallel.devices={','.join(['cpu'] * ranks)}.",
+        )
 
 
 # --- what a device can do -----------------------------------------------------------------------------------------
@@ -245,9 +299,27 @@ def _warnings(config: RunConfig, data: Dataset, machine: Machine) -> list[str]:
         )
     if config.execution == "compiled" and isinstance(config.model, RNN):
         found.append("torch.compile leaves recurrent layers as they are: there is little to gain.")
+    found += _of_ranks(config, machine)
     found += _never_arrives(config, data)
     if data.measures_speed_only:
         found.append("Synthetic data is random: it measures speed, and its loss and accuracy mean nothing.")
+    return found
+
+
+def _of_ranks(config: RunConfig, machine: Machine) -> list[str]:
+    found = []
+    asked, cores = config.num_processes * config.threads, machine.cpu.usable_cores
+    if config.is_gang and config.device == "cpu" and asked > cores:
+        found.append(
+            f"{config.num_processes} ranks of {config.threads} thread{'' if config.threads == 1 else 's'} share "
+            f"{cores} usable cores: they wait for each other's turns, and their speed says nothing about more devices."
+        )
+    if config.is_parallel and not config.is_gang:
+        found.append(
+            "nn.DataParallel is the historical baseline, kept for comparison: PyTorch recommends ddp. "
+            + ("On a CPU it only passes each call through: one process works as if alone." if config.device == "cpu" else
+               "It copies the model to every GPU in each step.")
+        )  # fmt: skip
     return found
 
 
@@ -349,16 +421,18 @@ def _data_bytes(config: RunConfig, data: Dataset, batch_size: int) -> int:
     training, held_out = (value_bytes * count for count in (data.train_examples, data.test_examples))
     if config.execution == "dataloader":
         return training + held_out if config.device == "cpu" else held_out
-    gathers = batch_size < data.train_examples and training <= GATHER_LIMIT_BYTES and config.execution != "cuda-graph"
-    return (2 if gathers else 1) * training + held_out
+    gathered = training // config.num_processes  # a rank gathers its own part
+    gathers = batch_size < data.train_examples and gathered <= GATHER_LIMIT_BYTES and config.execution != "cuda-graph"
+    return training + (gathered if gathers else 0) + held_out
 
 
 def _does_not_fit(config: RunConfig, p: Plan) -> str:
     total = " + ".join(f"{units.nbytes(size)} {name}" for name, size in p.parts() if size)
     batch_size = p.batch_size if config.task == "infer" else config.batch_size
+    each = f" for {p.ranks_per_device} ranks" if p.ranks_per_device > 1 else " for each rank" if p.num_ranks > 1 else ""
     return (
         f"{model_in_words(config.model, config.data)} with {units.count(p.parameters)} parameters at batch_size="
-        f"{batch_size} needs {units.nbytes(p.total_bytes)} on {config.device} ({total}); "
+        f"{batch_size} needs {units.nbytes(p.total_bytes)} on {config.device}{each} ({total}); "
         f"{units.nbytes(p.free_bytes)} is free and a run may use {MEMORY_SHARE:.0%} of that."
     )
 
@@ -377,7 +451,7 @@ def _what_fits(config: RunConfig, p: Plan, data: Dataset) -> str:
 
 def _largest_batch(config: RunConfig, p: Plan, data: Dataset) -> int:
     """By halving; 0 where not even one example fits."""
-    fits, too_large = 0, p.micro_batch
+    fits, too_large = 0, p.micro_batch * p.num_ranks
     while too_large - fits > 1:
         middle = (fits + too_large) // 2
         smaller = config.model_copy(update={"batch_size": middle})

@@ -272,6 +272,52 @@ class StepSplit(Event):
     reason: Words = ""
 
 
+class Ranks(Event):
+    """What each rank of a data-parallel run did over some steps: one value per rank, rank 0 first.
+
+    Ranks wait for each other in every step, so their `step_s` are alike; who is slow shows in `own_s`, the part of it in
+    which a rank did not wait. None where it cannot be told, as of FSDP, whose communication comes in many pieces.
+    """
+
+    kind: Literal["ranks"] = "ranks"
+    elapsed_s: Seconds  # at the end of the window
+    steps: tuple[StepNumber, StepNumber]  # first and last of the window
+    device: tuple[str, ...]
+    step_s: tuple[Seconds, ...]  # mean of a step
+    communication_s: tuple[Seconds | None, ...]  # of it, while an exchange with the others was under way
+    waited_s: tuple[Seconds | None, ...]  # of it, while training stood still for that; the rest went on beside it
+    cpu_per_wall: tuple[Annotated[float, Field(ge=0)] | None, ...]  # processor time of the rank by time that passed
+    memory_bytes: tuple[Count | None, ...]  # held at the end of the window
+    method: Words
+
+    @model_validator(mode="after")
+    def _one_value_per_rank(self) -> Self:
+        columns = (self.step_s, self.communication_s, self.waited_s, self.cpu_per_wall, self.memory_bytes)
+        if not self.device or any(len(column) != len(self.device) for column in columns):
+            raise ValueError(
+                f"{len(self.device)} ranks do not go with {', '.join(str(len(c)) for c in columns)} values"
+            )
+        if self.steps[0] > self.steps[1]:
+            raise ValueError("steps that run backwards")
+        return self
+
+    @property
+    def own_s(self) -> tuple[float | None, ...]:
+        """Seconds of a step in which each rank worked by itself."""
+        return tuple(
+            None if waited is None else max(0.0, step - waited)
+            for step, waited in zip(self.step_s, self.waited_s, strict=True)
+        )
+
+    @property
+    def straggler(self) -> int | None:
+        """The rank the others wait for: its own work takes 1.2 times that of the quickest; None where there is none."""
+        own = [s for s in self.own_s if s is not None]
+        if len(own) < max(2, len(self.device)) or max(own) <= BUSY_FROM * min(own):
+            return None
+        return own.index(max(own))
+
+
 class WarmUp(Event):
     """Work before the clock starts: first calls allocate, pick kernels and fill caches."""
 
@@ -641,7 +687,7 @@ class Interrupted(Terminal):
 
 AnyEvent = (
     Queued | Starting | Preparing | Started | Compiled | WarmUp | Memory | Steps | Evaluation | TargetReached | Progress | Trial
-    | HardwareSample | Artifact | Stopping | Surface | Calibration | StepSplit | Latency | Quality | NotRun
+    | HardwareSample | Artifact | Stopping | Surface | Calibration | StepSplit | Latency | Quality | NotRun | Ranks
     | Finished | Cancelled | Failed | Interrupted
 )  # fmt: skip
 EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="kind")])

@@ -8,13 +8,16 @@ thread at 4 Hz nothing measurable (at 100 Hz up to 11 %).
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import operator
 import os
 import re
+import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -114,22 +117,25 @@ def beats(clock: Callable[[], float], wait: Callable[[float], bool], interval_s:
 class Sampler:
     """Emits one HardwareSample per interval, stamped with `clock` (wall seconds), from a daemon thread of its own.
 
+    `devices` are all that the run uses, `pids` the processes of its ranks where it is more than this one.
+
     `emit` is called from that thread. A run shorter than one interval gets one sample, at its end. A reason for a
     missing reading is said once, and again only when it changes.
     """
 
     def __init__(
         self,
-        device: str,
+        devices: Devices,
         clock: Callable[[], float],
         emit: Callable[[HardwareSample], None],
         interval_s: float = 0.25,
         *,
         energy: EnergyMeter | None = None,
         readers: Readers | None = None,
+        pids: Sequence[int] | None = None,
     ) -> None:
-        self._device, self._clock, self._emit, self._interval_s = device, clock, emit, interval_s
-        self._energy, self._readers = energy, readers
+        self._devices, self._clock, self._emit, self._interval_s = devices, clock, emit, interval_s
+        self._energy, self._readers, self._pids = energy, readers, pids
         self._said: dict[str, str] = {}
         self._beats = 0
         self._abandoned = False
@@ -160,7 +166,9 @@ class Sampler:
 
     def _run(self) -> None:
         with contextlib.ExitStack() as stack:
-            readers = self._readers or open_readers(self._device, self._clock, stack, energy=self._energy)
+            readers = self._readers or open_readers(
+                self._devices, self._clock, stack, energy=self._energy, pids=self._pids
+            )
             for _ in beats(self._clock, self._stopped.wait, self._interval_s):
                 self.beat(readers)
             if not self._beats:
@@ -171,23 +179,25 @@ class Sampler:
 
 
 def open_readers(
-    device: str,
+    devices: Devices,
     clock: Callable[[], float],
     stack: contextlib.ExitStack,
     *,
     energy: EnergyMeter | None = None,
     nvml: Any = NVML,
+    pids: Sequence[int] | None = None,
 ) -> dict[str, Callable[[], float]]:
-    """A reader for each of READINGS; `stack` closes what they hold open. Call it in the process they shall read."""
-    meter = energy or EnergyMeter(device)  # one that was never started says so
+    """A reader for each of READINGS; `stack` closes what they hold open. Call it in the process they shall read, or with
+    the `pids` of several: their CPU time and memory are added up."""
+    meter = energy or EnergyMeter(devices)  # one that was never started says so
     return {
-        "process_cpu_percent": ProcessCpu(clock),
+        "process_cpu_percent": ProcessCpu(clock, lambda: cpu_seconds(pids)) if pids else ProcessCpu(clock),
         "system_cpu_percent": _open_system_cpu(stack),
-        "process_memory_bytes": _open_process_memory(stack),
+        "process_memory_bytes": (lambda: memory_of(pids)) if pids else _open_process_memory(stack),
         "system_memory_used_bytes": _open_system_memory(stack),
         "energy_j": meter.joules,
         "cpu_power_w": CpuPower(meter, clock),
-        **_open_gpu(device, stack, nvml),
+        **_open_gpus(devices, stack, nvml, pids or (os.getpid(),)),
     }
 
 
@@ -276,6 +286,31 @@ def _open_process_memory(stack: contextlib.ExitStack) -> Callable[[], float]:
         return lambda: float(process.memory_info().rss)
 
 
+def resident_bytes(pid: int | str = "self") -> int | None:
+    """Resident memory of a process; None where it is gone, or the system does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        with contextlib.suppress(psutil.Error):
+            return int(psutil.Process(None if pid == "self" else int(pid)).memory_info().rss)
+    return None
+
+
+def memory_of(pids: Sequence[int]) -> float:
+    """Resident memory of several processes; pages they share, PyTorch's own above all, count in each."""
+    return float(sum(resident_bytes(pid) or 0 for pid in pids))
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """CPU time of several processes, in clock ticks of 10 ms."""
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system
+    return total
+
+
 def _open_system_memory(stack: contextlib.ExitStack) -> Callable[[], float]:
     try:
         read = _open_proc("/proc/meminfo", stack)
@@ -308,8 +343,47 @@ def _open_proc(path: str, stack: contextlib.ExitStack) -> Callable[[], bytes]:
     return lambda: os.pread(fd, 1 << 16, 0)
 
 
-def _open_gpu(device: str, stack: contextlib.ExitStack, nvml: Any) -> dict[str, Callable[[], float]]:
-    """The readings of the run's own GPU; a run on the CPU is not told about GPUs it does not use."""
+Devices = str | Sequence[str]  # of a run: one, or that of each rank
+
+
+def _each(devices: Devices) -> tuple[str, ...]:
+    return (devices,) if isinstance(devices, str) else tuple(dict.fromkeys(devices))
+
+
+def _all_bits(values: list[float]) -> float:
+    return float(functools.reduce(operator.or_, map(int, values)))
+
+
+# What several GPUs of one run come to: the mean of shares, the sum of amounts, the worst of states.
+_TOGETHER: dict[str, Callable[[list[float]], float]] = {
+    "gpu_utilization_percent": statistics.fmean,
+    "gpu_memory_used_bytes": sum,
+    "gpu_power_w": sum,
+    "gpu_temperature_c": max,
+    "gpu_sm_clock_hz": min,
+    "gpu_throttle_reasons": _all_bits,
+    "gpu_other_processes": max,
+}
+
+
+def _open_gpus(
+    devices: Devices, stack: contextlib.ExitStack, nvml: Any, pids: Sequence[int]
+) -> dict[str, Callable[[], float]]:
+    """The readings of all the run's own GPUs together."""
+    of_each = [_open_gpu(device, stack, nvml, pids) for device in _each(devices)]
+    if len(of_each) == 1:
+        return of_each[0]
+
+    def together(name: str) -> Callable[[], float]:
+        return lambda: _TOGETHER[name]([readers[name]() for readers in of_each])
+
+    return {name: together(name) for name in of_each[0]}
+
+
+def _open_gpu(
+    device: str, stack: contextlib.ExitStack, nvml: Any, pids: Sequence[int]
+) -> dict[str, Callable[[], float]]:
+    """The readings of one GPU; a run on the CPU is not told about GPUs it does not use."""
     try:
         handle = _open_gpu_handle(device, stack, nvml)
     except Unavailable as error:
@@ -321,28 +395,28 @@ def _open_gpu(device: str, stack: contextlib.ExitStack, nvml: Any) -> dict[str, 
         "gpu_temperature_c": lambda: float(nvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
         "gpu_sm_clock_hz": lambda: nvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM) * 1e6,  # NVML: MHz
         "gpu_throttle_reasons": lambda: float(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
-        "gpu_other_processes": Neighbours(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+        "gpu_other_processes": Neighbours(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), pids),
     }
 
 
 class Neighbours:
-    """How many processes other than this one compute on a GPU; asked at every fourth beat, as the driver takes its time.
+    """How many processes other than the run's own compute on a GPU; asked at every fourth beat, as the driver takes its time.
 
-    In a container NVML may not name this process by its own number: then nobody can be told from it, and it is unknown.
+    In a container NVML may not name a process by its own number: then nobody can be told from it, and it is unknown.
     """
 
     EVERY = 4
 
-    def __init__(self, processes: Callable[[], Iterable[Any]], pid: int | None = None) -> None:
-        self._processes, self._pid = processes, os.getpid() if pid is None else pid
+    def __init__(self, processes: Callable[[], Iterable[Any]], own: Sequence[int]) -> None:
+        self._processes, self._own = processes, frozenset(own)
         self._calls, self._others = 0, 0.0
 
     def __call__(self) -> float:
         if self._calls % self.EVERY == 0:
             pids = {int(process.pid) for process in self._processes()}
-            if self._pid not in pids:
+            if not self._own & pids:
                 raise Unavailable("The driver does not name this process: its neighbours cannot be told from it.")
-            self._others = float(len(pids) - 1)
+            self._others = float(len(pids - self._own))
         self._calls += 1
         return self._others
 
@@ -397,19 +471,19 @@ class _Counter:
 class EnergyMeter:
     """Joules between start() and stop() from the hardware's own counters, or None and why. Nothing is estimated.
 
-    A GPU run is billed its GPU's board, a CPU run the CPU packages; both count whatever else ran on them. RAPL's
+    A GPU run is billed the boards of its GPUs, a CPU run the CPU packages; both count whatever else ran on them. RAPL's
     counters wrap after minutes at full power: call update() more often than that (the Sampler does, once per beat).
     """
 
     def __init__(
         self,
-        device: str,
+        devices: Devices,
         *,
         nvml: Any = NVML,
         powercap: Path = Path("/sys/class/powercap"),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._device, self._nvml, self._powercap, self._clock = device, nvml, powercap, clock
+        self._devices, self._nvml, self._powercap, self._clock = _each(devices), nvml, powercap, clock
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()  # the sampler's thread updates, the worker's stops
         self._counters: list[_Counter] = []
@@ -431,7 +505,7 @@ class EnergyMeter:
     def source(self) -> Literal["nvml", "rapl", "none"]:
         if not self._last:
             return "none"
-        return "rapl" if hardware.gpu_index(self._device) is None else "nvml"
+        return "rapl" if hardware.gpu_index(self._devices[0]) is None else "nvml"
 
     @property
     def window_s(self) -> float | None:
@@ -470,11 +544,18 @@ class EnergyMeter:
             return (self._joules if measured else None), self._method
 
     def _open(self) -> tuple[list[_Counter], str]:
-        if hardware.gpu_index(self._device) is None:
+        if hardware.gpu_index(self._devices[0]) is None:
             return rapl_counters(self._powercap), "RAPL: the CPU packages, other programs included, memory not"
-        nvml, handle = self._nvml, _open_gpu_handle(self._device, self._stack, self._nvml)
-        counter = _Counter(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3)  # NVML: mJ
-        return [counter], f"NVML energy counter of {self._device}, the whole board; moves about every 0.1 s"
+        names, boards = (
+            ", ".join(self._devices),
+            "the whole board" if len(self._devices) == 1 else "whole boards, added up",
+        )
+        method = f"NVML energy counter of {names}, {boards}; moves about every 0.1 s"
+        return [self._board(device) for device in self._devices], method
+
+    def _board(self, device: str) -> _Counter:
+        nvml, handle = self._nvml, _open_gpu_handle(device, self._stack, self._nvml)
+        return _Counter(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3)  # NVML: mJ
 
     def _give_up(self, error: Exception) -> None:
         """A part of the energy would read as all of it: better none."""

@@ -48,6 +48,8 @@ from engine.text import clean_name, visible_json
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
 _DRAFT = re.compile(r"\.([0-9a-f]{16}|deleted-[0-9a-f]{16}|reserve|.+\.[0-9a-f]{8})")
 STOP_FILE = "stop"  # in a run's folder: its supervisor asks it to stop
+WORD_FILE = "lost"  # beside it: a rank says why it ended rank 0, which writes the log
+_LONGEST_WORD = 2_000
 LABELS_FILE = "labels.json"  # beside the log: what people call the run
 _ORDER = "order"  # the number of the newest submission
 _FLUSH_S = 0.2
@@ -112,6 +114,24 @@ def stop_request(folder: Path) -> StopRequest | None:
         return None
     except (OSError, ValidationError):
         return StopRequest()
+
+
+def leave_word(folder: Path, text: str) -> None:
+    """What somebody knows of the end of a run whose own process can say nothing any more."""
+    with contextlib.suppress(OSError):
+        write_atomically(folder / WORD_FILE, text)
+
+
+def left_word(folder: Path) -> str:
+    """Such a word, and then it is gone; empty where there is none."""
+    path = folder / WORD_FILE
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LONGEST_WORD).decode(errors="replace")
+    except OSError:
+        return ""
+    disk.remove(path)
+    return text
 
 
 # --- the event log ------------------------------------------------------------------------------------------------
@@ -342,6 +362,7 @@ class Run:
         self.folder = folder
         self.run_id = folder.name
         self.lock = threading.RLock()
+        self._keep_points = keep_points
         self.config: RunConfig = read_config(folder)
         self.status: Status = "queued"
         self.queued: records.Queued | None = None
@@ -364,6 +385,7 @@ class Run:
         self.latencies: dict[Cell, records.Latency] = {}  # of inference: the last word of each cell
         self.qualities: dict[tuple[str, str], records.Quality] = {}  # by precision and runtime
         self.not_run: dict[Cell, records.NotRun] = {}
+        self.ranks: list[records.Ranks] = []  # of a data-parallel run, one for each second
         self.missing_readings: dict[str, str] = {}
         self.problems: list[str] = []
         self.num_damaged = 0  # records that could not be read
@@ -543,6 +565,10 @@ class Run:
                 self.qualities[event.precision, event.runtime] = event
             case records.NotRun():
                 self.not_run[event.cell] = event
+            case records.Ranks():
+                self.ranks.append(event)
+                if self._keep_points is not None:
+                    del self.ranks[: -self._keep_points]
             case records.Surface():
                 self.surface = event
             case records.Calibration():

@@ -29,7 +29,7 @@ from typing import IO
 from engine import access, admission, disk, hardware, limits, locks, planner, recorder, records, settings, units
 from engine.access import AccessError, Action, Actor
 from engine.config import RunConfig
-from engine.errors import EngineError, LimitReached, StoreError, StoreFull, StoreGone, WorkerLost
+from engine.errors import ConfigError, EngineError, LimitReached, StoreError, StoreFull, StoreGone, WorkerLost
 from engine.executor import AdoptedJob, ClaimedJob, Executor, Job, LocalExecutor
 from engine.locks import claim, is_claimed
 from engine.processes import end_helpers, is_same_process, own_identity, without_secrets
@@ -43,6 +43,7 @@ from engine.store import (
     Store,
     Wanted,
     ask_to_stop,
+    left_word,
     row_of,
     stop_request,
     write_atomically,
@@ -91,6 +92,12 @@ class Client:
         """
         wanted: list[Wanted] = []
         for heat in heats:
+            if len(heat) > 1 and (gang := next((run.config for run in heat if run.config.is_gang), None)):
+                raise ConfigError(
+                    f"parallel.num_ranks={gang.parallel.num_ranks} does not go with a race, whose runs take turns in one "
+                    "process.",
+                    fix="Run it by itself, or set parallel.num_ranks=1.",
+                )
             runs = [run if run.key else run._replace(key=secrets.token_hex(16)) for run in heat]
             heat_id = hashlib.sha256(" ".join([group, *(run.key for run in runs)]).encode()).hexdigest()[:16]
             lanes = Counter(run.config.device for run in runs)
@@ -506,6 +513,13 @@ class Supervisor:
             return records.Interrupted(at=time.time(), reason=_SHARED_PROCESS)
         held = run.hardware.last("process_memory_bytes")
         memory = f"; it last held {units.nbytes(held)} of memory" if records.is_number(held) else ""
+        if run.config.is_gang:
+            known = left_word(run.folder) or f"rank 0, which leads the others: {job.cause_of_death()}"
+            return records.Failed(
+                at=time.time(), cause=WorkerLost.__name__, message=f"The run was lost: {known}{memory}.",
+                fix="Its points up to then are kept. Run it again; if it repeats, try fewer ranks, a smaller model or batch.",
+                step=len(run.steps) or None,
+            )  # fmt: skip
         return records.Failed(
             at=time.time(), cause=WorkerLost.__name__, message=f"The run was lost: {job.cause_of_death()}{memory}.",
             fix="Its points up to then are kept. Run it again; if it repeats, try a smaller model or batch.",
@@ -544,27 +558,31 @@ class Supervisor:
     def _start_what_fits(self) -> None:
         """First come, first served on each device; a run that waits for one device holds up no other.
 
+        A data-parallel run gets all of its devices or none, and keeps those that come free for itself while it waits.
         The runs of a heat start together, and the heats of one race on one device one after another: they are compared,
         so they must not be in each other's way.
         """
         used, racing = Counter[str](), set[tuple[str | None, str]]()
         for runs in _by_heat(run for run, _ in self.active.values()).values():
-            used[runs[0].config.device] += max(map(_share, runs))
+            used += _needs(runs)
             racing |= {(runs[0].group, runs[0].config.device)} if runs[0].heat else set()
         full: set[str] = set()
         for heat_id, runs in _by_heat(self.queue.values()).items():
-            device, share = runs[0].config.device, max(map(_share, runs))
+            device, needs = runs[0].config.device, _needs(runs)
             if runs[0].heat and ((runs[0].group, device) in racing or not self._is_complete(heat_id, runs)):
                 continue
-            room = self.machine.cpu.usable_cores if device == "cpu" else 1
-            if device in full or (used[device] and used[device] + share > room):
-                full.add(device)
+            if any(name in full or not self._has_room(name, used[name], share) for name, share in needs.items()):
+                full |= set(needs)  # nobody who came later takes what it waits for
                 continue
             for run in runs:
                 del self.queue[run.run_id]
             self._start(runs)
-            used[device] += share
+            used += needs
             racing |= {(runs[0].group, device)} if runs[0].heat else set()
+
+    def _has_room(self, device: str, used: int, share: int) -> bool:
+        room = self.machine.cpu.usable_cores if device == "cpu" else 1
+        return not used or used + share <= room
 
     def _is_complete(self, heat_id: str, runs: Sequence[Run]) -> bool:
         """Whether all of a heat were asked for; after a while whoever is there begins without the others."""
@@ -643,9 +661,12 @@ def _read_command(path: Path) -> dict[str, str]:
     return command
 
 
-def _share(run: Run) -> int:
-    """How much of its device a run takes: a GPU whole, a CPU by its threads."""
-    return run.config.threads if run.config.device == "cpu" else 1
+def _needs(runs: Sequence[Run]) -> Counter[str]:
+    """How much of which devices runs of one process take: a GPU whole, the CPU by threads, of each rank."""
+    configs = [run.config for run in runs]
+    if configs[0].device == "cpu":
+        return Counter({"cpu": max(config.threads * config.num_processes for config in configs)})
+    return Counter(dict.fromkeys((device for config in configs for device in config.devices), 1))
 
 
 def _by_heat(runs: Iterable[Run]) -> dict[str, list[Run]]:

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from engine import contention, disk, hardware, limits, records, sampler, settings
-from engine.errors import EngineError, OutOfMemory, StoreError
+from engine.errors import ConfigError, EngineError, OutOfMemory, StoreError
 from engine.locks import claim
 from engine.processes import own_identity
 from engine.pytorch.batch_law import batch_law
 from engine.pytorch.calibrate import calibrate
+from engine.pytorch.gang import Gang
 from engine.pytorch.infer import infer
 from engine.pytorch.landscape import landscape
+from engine.pytorch.parallel import follow
 from engine.pytorch.train import train
 from engine.records import AnyEvent
 from engine.store import SUMMARY_POINTS, EventLog, Run, StopRequest, read_config, stop_request
@@ -38,6 +40,10 @@ _ANSWER_S = 2.5  # what a step, a compiler or a parser may take before a run tha
 _CLAIM_S = 0.5  # a supervisor that looks whether the run is claimed holds it for microseconds
 
 
+_PEAK_OF_RANKS = (
+    "highest sum of the ranks' resident memory, read four times a second; pages they share, PyTorch's above all, count in "
+    "each"
+)
 _ORPHANED = StopRequest(
     status="interrupted", reason="The supervisor of this store went away while the run was running."
 )
@@ -77,6 +83,8 @@ def run(
                     lanes.append(_Lane(folder, shared=len(folders) > 1))
             except (OSError, EngineError) as error:
                 troubles.append(error)
+        for lane in lanes:
+            lane.call_ranks()
         if lanes:
             with _Watch(lanes, supervisor_is_alive, end_process) as watch:
                 troubles += _take_turns(lanes, watch)
@@ -117,8 +125,10 @@ class _Lane:
         self.folder, self.shared = folder, shared
         self.config = read_config(folder)
         self.log = EventLog(folder / "events.jsonl")
-        self.energy = sampler.EnergyMeter(self.config.device)
-        self.contention = contention.Contention(self.config.device, self.config.threads)
+        self.energy = sampler.EnergyMeter(self.config.devices)
+        self.gang: Gang | None = None
+        self.peak_of_ranks = 0
+        self._trouble: Exception | None = None  # before the first turn
         self.trained_s, self.turns = 0.0, 0
         self._own_s: float = 0.0
         self._turn_began: float | None = None
@@ -132,12 +142,32 @@ class _Lane:
         self._guard: limits.Guard | None = None
         pid, pid_started = own_identity()
         self.log.append(records.Starting(at=time.time(), pid=pid, pid_started=pid_started))
+        self.contention = contention.Contention(self.config.device, self.config.threads)
+
+    def call_ranks(self) -> None:
+        """Fork the other ranks of a data-parallel run. To be called before this process has a second thread."""
+        if not self.config.is_gang:
+            return
+        try:
+            if self.shared:
+                raise ConfigError(
+                    f"parallel.num_ranks={self.config.parallel.num_ranks} does not go with a race, whose runs take turns.",
+                    fix="Run it by itself, or set parallel.num_ranks=1.",
+                )
+            self.gang = Gang(self.config, self.folder, follow)
+        except Exception as error:  # the run says it, at its first turn
+            self._trouble = error
+        else:
+            pids = (os.getpid(), *self.gang.pids)
+            self.contention = contention.Contention(self.config.device, self.config.threads, pids=pids)
 
     def take_turn(self, watch: _Watch) -> bool:
         """The next event of the task; False when there is none. Raises Stopped when the run was asked to stop."""
+        if self._trouble:
+            raise self._trouble
         try:
             self._raise_if_asked()
-        except Stopped as stop:
+        except Exception as stop:
             if self._events is not None:
                 self._hand_over(stop)
             raise
@@ -146,6 +176,8 @@ class _Lane:
         event = next(events, None)
         if event is None:
             return False
+        if isinstance(event, records.Ranks):
+            self.contention.look()
         if isinstance(event, records.Steps | records.Trial) or _kept_busy(event):
             self.contention.trained(time.perf_counter() - wall, time.thread_time() - cpu)
         if self.shared and isinstance(event, records.Memory):  # the allocator's peaks are those of all of them
@@ -179,9 +211,11 @@ class _Lane:
     def _task(self) -> Generator[AnyEvent, None, None]:
         if self._events is None:
             allowed = settings.load(self.folder.parent.parent).limits
-            limits.limit_memory(self.config.device, allowed, hardware.probe().memory_available_bytes)
+            available = hardware.probe().memory_available_bytes
+            limits.limit_memory(self.config.device, allowed, available, self.config.num_processes)
             self._guard = limits.Guard(allowed, self.folder, clock=self._own_clock)
-            self._events = TASKS[self.config.task](self.config, self.folder)
+            more = {"gang": self.gang} if self.gang else {}
+            self._events = TASKS[self.config.task](self.config, self.folder, **more)
         return self._events
 
     def _raise_if_asked(self) -> None:
@@ -189,6 +223,8 @@ class _Lane:
         self.notice()
         if self.asked:
             raise Stopped(self.asked.reason)
+        if self.gang:
+            self.gang.raise_if_lost()
 
     def notice(self) -> None:
         if self.asked is None and (request := stop_request(self.folder)):
@@ -204,6 +240,8 @@ class _Lane:
 
     def sample(self, sample: records.HardwareSample) -> None:
         self.contention.saw_gpu_processes(sample.readings.get("gpu_other_processes"))
+        if self.gang:
+            self.peak_of_ranks = max(self.peak_of_ranks, int(sample.readings.get("process_memory_bytes") or 0))
         if news := self.contention.news():
             sample = sample.model_copy(update={"busy": news})
         if self.shared:  # the counters are the process's: what of it is this run's cannot be told
@@ -218,26 +256,46 @@ class _Lane:
             with contextlib.suppress(BaseException):  # what it says in being closed is not why it ended
                 self._events.close()
             self._events = None
+        if self.gang:
+            with contextlib.suppress(Exception):
+                self.gang.close()
         with self._writing:
             self.is_over = True
         self._last_word.acquire()  # never, where this process is already being ended
         self.log.close((self.asked.last_word() if self.asked else ended).model_copy(update=self._costs()))
 
-    def end_now(self, otherwise: StopRequest) -> bool:
+    def end_now(self, otherwise: records.Terminal) -> bool:
         """Write the last word of a run whose task does not answer, or shares the process of one; False if it is said.
 
         The energy meter is left alone: a driver that hangs may be why the run does not answer.
         """
         if not self._last_word.acquire(blocking=False):
             return False
-        peak, method = sampler.peak_memory_bytes()
+        peak, method = self._peak()
         said = {"peak_memory_bytes": peak, "peak_memory_method": method}
+        last = self.asked.last_word() if self.asked else otherwise
         with contextlib.suppress(StoreError):  # the supervisor will say it
-            self.log.close((self.asked or otherwise).last_word().model_copy(update=said))
+            self.log.close(last.model_copy(update=said))
         return True
 
+    def _peak(self) -> tuple[int | None, str]:
+        if self.gang and self.peak_of_ranks:
+            return self.peak_of_ranks, _PEAK_OF_RANKS
+        return sampler.peak_memory_bytes()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether its task was asked to stop, or lost a rank, and has not answered in time."""
+        lost_at = self.gang.lost_at if self.gang and self.gang.lost else math.inf
+        return not self.is_over and time.monotonic() - min(self.asked_at, lost_at) > _ANSWER_S
+
+    def last_word_if_stuck(self) -> records.Terminal:
+        if self.gang and self.gang.lost:
+            return _failed(self.gang.lost, self.folder, self.log.steps)
+        return _IN_STEP.last_word()
+
     def _costs(self) -> dict[str, Any]:
-        peak, peak_method = sampler.peak_memory_bytes()
+        peak, peak_method = self._peak()
         joules, energy_method = self.energy.stop()
         source, window_s, period_s = self.energy.source, self.energy.window_s, self.energy.period_s
         if self.shared:
@@ -305,10 +363,11 @@ class _Watch:
         if self._sampler is None:
             self._origin = time.perf_counter()
             self._sampler = sampler.Sampler(
-                lane.config.device,
+                lane.config.devices,
                 clock=lambda: time.perf_counter() - self._origin,
                 emit=self._emit,
                 energy=lane.energy,
+                pids=(os.getpid(), *lane.gang.pids) if lane.gang else None,
             )
             self._sampler.start()
 
@@ -338,7 +397,7 @@ class _Watch:
                 if not lane.is_over:
                     lane.log.flush_if_due()
                     lane.notice()
-            stuck = [x for x in self._lanes if not x.is_over and time.monotonic() - x.asked_at > _ANSWER_S]
+            stuck = [lane for lane in self._lanes if lane.is_stuck]
             if stuck and self._end_process:
                 self._end_now(stuck, self._end_process)
             beat += 1
@@ -357,7 +416,7 @@ class _Watch:
         try:
             for lane in [*stuck, *self._lanes]:  # theirs first: were they just about to end, nothing is to be done
                 if lane in stuck or (said and not lane.is_over):
-                    said |= lane.end_now(_IN_STEP)
+                    said |= lane.end_now(lane.last_word_if_stuck())
         finally:
             if said:
                 end_process()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from engine import records
-from engine.config import RunConfig
+from engine.config import RunConfig, with_overrides
 from engine.schedules import lr_factor
 from engine.store import EventLog, Run, Store
 
@@ -155,3 +155,92 @@ def _last_word(diverges_at: int | None, gpu: bool) -> records.Terminal:
         at=time.time(), peak_memory_bytes=431_000_000, peak_memory_method="highest resident memory of the process",
         energy_j=1_830.0 if gpu else None,
     )  # fmt: skip
+
+
+# --- runs on several ranks --------------------------------------------------------------------------------------------
+
+LaneKey = tuple[str, int]  # strong or weak, and the number of ranks
+
+
+def scaled_study(
+    store: Store,
+    *,
+    group: str,
+    base: RunConfig,
+    step_s: Mapping[LaneKey, float],
+    seeds: int = 1,
+    drift: float = 1.0,
+    noise: float = 0.0,
+    gap: float = 2e-7,
+    shared: Sequence[int] = (),
+    waited_s: Mapping[LaneKey, tuple[float | None, ...]] | None = None,
+    communication_s: Mapping[LaneKey, tuple[float | None, ...]] | None = None,
+    last: Mapping[tuple[str, int, int], records.Terminal] | None = None,
+    watts: float | None = None,
+) -> None:
+    """A scaling study as its workers would have left it; `drift` makes each repeat so many times slower than the last."""
+    rng = np.random.default_rng(0)
+    for seed in range(seeds):
+        for (mode, ranks), seconds in step_s.items():
+            batch = 64 * (ranks if mode == "weak" else 1)
+            sets = [f"parallel.num_ranks={ranks}", f"batch_size={batch}", f"seed={seed}"]
+            sets += [f"parallel.devices={','.join(['cpu'] * ranks)}"] if ranks in shared else []
+            label = f"{ranks} rank{'' if ranks == 1 else 's'}{f', batch {batch}' if mode == 'weak' else ''}"
+            make_scaled(
+                store, with_overrides(base, sets), group=group, label=label,
+                step_s=seconds * drift**seed * float(rng.lognormal(0, noise) if noise else rng.lognormal(0, 1e-4)),
+                waited_s=(waited_s or {}).get((mode, ranks)), communication_s=(communication_s or {}).get((mode, ranks)),
+                gap=gap if ranks > 1 else 0.0, last=(last or {}).get((mode, ranks, seed)), watts=watts,
+            )  # fmt: skip
+
+
+def make_scaled(
+    store: Store,
+    config: RunConfig,
+    *,
+    group: str,
+    label: str,
+    step_s: float,
+    waited_s: tuple[float | None, ...] | None = None,
+    communication_s: tuple[float | None, ...] | None = None,
+    gap: float = 0.0,
+    last: records.Terminal | None = None,
+    watts: float | None = None,
+) -> Run:
+    """A run of 100 steps on one or several ranks; those of one seed have the same losses but for `gap`, which
+    grows from step to step where it is more than rounding."""
+    ranks, batch = config.parallel.num_ranks, config.batch_size
+    assert isinstance(batch, int)
+    run_id = store.create(config, name=label, group=group)
+    log = EventLog(store.folder(run_id) / "events.jsonl")
+    log.append(_started(config, 100, gpu=False))
+    rng = np.random.default_rng(config.seed)
+    waits = waited_s or (0.0,) * ranks
+    for first in range(1, 101, PER_READ_BACK):
+        step = np.arange(first, first + PER_READ_BACK)
+        loss = 0.05 + 2.25 * np.exp(-step / 90) + rng.gamma(2.0, 0.02, len(step)) + gap * (step if gap > 1e-6 else 1)
+        begin, end = (first - 1) * step_s, step[-1] * step_s
+        log.append(
+            records.Steps(
+                first=first, loss=loss, samples=np.full(len(step), batch), lr=0.1, train_s=(begin, end), elapsed_s=(begin, end)
+            )
+        )  # fmt: skip
+        energy = {} if watts is None else {"energy_j": watts * end}
+        log.append(records.HardwareSample(elapsed_s=end, readings={"process_cpu_percent": 97.0} | energy))
+        rest = math.exp(-step[-1] / 30)
+        log.append(
+            records.Evaluation(
+                step=int(step[-1]), train_s=end, elapsed_s=end, test_loss=0.2 + rest, test_accuracy=0.95 - 0.85 * rest, seconds=0.01
+            )
+        )  # fmt: skip
+        if ranks > 1:
+            log.append(
+                records.Ranks(
+                    elapsed_s=end, steps=(first, int(step[-1])), device=config.devices, step_s=(step_s,) * ranks,
+                    communication_s=communication_s or waits, waited_s=waits, cpu_per_wall=(0.95,) * ranks,
+                    memory_bytes=(200_000_000,) * ranks, method="timed",
+                )
+            )  # fmt: skip
+    joules = None if watts is None else watts * 100 * step_s
+    log.close(last or records.Finished(at=time.time(), peak_memory_bytes=431_000_000, energy_j=joules))
+    return store.run(run_id)

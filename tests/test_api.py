@@ -300,7 +300,9 @@ def test_a_reading_that_is_missing_has_its_reason_and_no_trace(worker, poll):
     assert "gpu_utilization" not in answer["traces"]
 
 
-@pytest.mark.parametrize("cursor", ["nonsense", "1-2", "1-0-0-0-0-0", "9-9-9-9-9-9-9", "-1-0-0-0-0-0-0", "1" * 500])
+@pytest.mark.parametrize(
+    "cursor", ["nonsense", "1-2", "1-0-0-0-0-0-0", "9-9-9-9-9-9-9-9", "-1-0-0-0-0-0-0-0", "1" * 500]
+)
 def test_a_cursor_that_cannot_be_starts_anew(worker, poll, cursor):
     worker.steps([1.0])
     answer = poll(cursor)

@@ -14,11 +14,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "config presets records errors units peaks nvml text downsample processes locks disk ring",
-    "schedules families datasets downloads userdata loading hardware sampler contention readers gpus monitor recorder energy studies figures alerts split charts_split settings planner limits access store trajectory landscape toy checkup keys calibration charts charts_descent charts_roofline report cost sweep analysis batch_law races outcome lessons charts_infer admission serving",
+    "schedules families datasets downloads userdata loading hardware sampler contention readers gpus monitor recorder energy studies figures alerts split charts_split settings planner limits access store trajectory landscape toy checkup keys calibration charts charts_descent charts_roofline report cost sweep analysis batch_law races outcome lessons charts_infer admission serving scaling scaling_words charts_scale",
     "pytorch xla_backend",
     "worker",
     "preload executor ray_executor supervisor",
-    "cli cli_infer",
+    "cli cli_infer cli_scale",
     "__main__",
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer.split()} | {"__init__": 0}

@@ -244,6 +244,7 @@ EVERYTHING = {
         "optimizer.name=gd", "batch_size=full", "schedule=cosine", "lr_end=0.2", "data=mnist1d",
     ],
     "text": ["model.family=rnn", "data=text", "source.seq_len=33", "optimizer.name=nesterov", "schedule=warm-up"],
+    "ranks": ["parallel.num_ranks=2", "parallel.strategy=fsdp", "parallel.devices=[cpu,cpu]", "parallel.timeout_s=9"],
     "hidden": ["optimizer.momentum=0.5", "source.seq_len=10", "lr_end=0.5"],  # what nothing uses is kept all the same
 }  # fmt: skip
 
@@ -261,6 +262,27 @@ def test_that_means_every_field_there_is():
     of_files = {"source.path", "source.label"}  # below
     here = {"device", "threads"}  # depend on the machine
     assert {forms._assigned(path) for path in forms._PATHS} - said == of_files | here
+
+
+@pytest.mark.parametrize(
+    ("ranks", "batch_size", "says"), [("2", "64", "64 = 2 ranks x 32"), ("2", "full", "whole training set")]
+)
+def test_what_a_rank_gets_of_the_batch_is_said_beside_the_ranks(app, ranks, batch_size, says):
+    open_page(app, "train", batch_size=batch_size, **{"parallel.num_ranks": ranks, "parallel.devices": "[cpu,cpu]"})
+    assert any(says in caption.value for caption in app.caption)
+
+
+def test_one_rank_has_nothing_to_share(app):
+    open_page(app, "train")
+    assert not any("Global batch" in caption.value for caption in app.caption)
+
+
+def test_devices_that_do_not_go_with_the_ranks_are_refused_in_the_engines_own_sentence(app):
+    open_page(app, "train")
+    app.number_input(key="experiment.parallel.num_ranks").set_value(2).run()
+    app.text_input(key="experiment.parallel.devices").set_value("cpu").run()
+    assert "devices names 1 for num_ranks=2" in app.error[0].value.replace("\\", "")
+    assert app.button(key="run").disabled
 
 
 @pytest.mark.parametrize("family", MODELS)

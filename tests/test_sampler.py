@@ -182,7 +182,7 @@ def test_a_gpu_is_read_in_our_units(opened):
 
 def test_neighbours_on_a_gpu_are_asked_for_at_every_fourth_beat():
     asked = []
-    read = sampler.Neighbours(lambda: asked.append(1) or [SimpleNamespace(pid=1), SimpleNamespace(pid=2)], pid=1)
+    read = sampler.Neighbours(lambda: asked.append(1) or [SimpleNamespace(pid=1), SimpleNamespace(pid=2)], [1])
     assert [read() for _ in range(6)] == [1.0] * 6
     assert len(asked) == 2
 

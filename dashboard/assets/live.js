@@ -12,6 +12,7 @@ const {
 const ALIVE_MS = 500;
 const EAGER_MS = 150; // until the first point: someone has just pressed Run
 const MOST_POINTS = 2000; // per trace; then the whole run is fetched anew, thinned
+const MOST_RANK_LINES = 8; // as in dashboard/ranks.py
 
 // --- what Streamlit calls ---------------------------------------------------------------------------------------
 
@@ -161,6 +162,27 @@ const CHARTS = [
     },
   },
 ];
+
+// Of a run on several ranks. A slow rank does not show in the time of a step, for all of them end it together: it shows in
+// its own work, and in that it waits least.
+function rankCharts(ranks) {
+  const lines = (what, more) =>
+    Array.from({ length: Math.min(ranks, MOST_RANK_LINES) }, (_, i) => ({ key: `rank${i}_${what}`, name: `rank ${i}`, color: i, sparse: true, ...more }));
+  const highest = (unit) => (_, last) => {
+    const values = Object.values(last).filter((v) => v !== undefined);
+    return values.length ? [threeDigits(Math.max(...values)), unit] : null;
+  };
+  const known = { shown: (_, all) => all.length > 0 };
+  return [
+    {
+      id: "rank_own", title: "A step of each rank", ...known, hover: ".3~g", unit: " ms", fromZero: true, value: highest("ms"),
+      traces: [{ key: "rank0_step", name: "whole step", color: 7, factor: 1000 }, ...lines("own", { factor: 1000 }).map((line) => ({ ...line, name: `${line.name} works` }))],
+    },
+    { id: "rank_waits", title: "Ranks wait in all-reduce", ...known, traces: lines("waits", { factor: 100 }), hover: ".0f", unit: " %", fromZero: true, least: 10, value: highest("% of a step") },
+    { id: "rank_cpu", title: "CPU of each rank", ...known, traces: lines("cpu", { factor: 100 }), hover: ".0f", unit: " %", fromZero: true, least: 100, value: highest("%") },
+    { id: "rank_memory", title: "Memory of each rank", ...known, traces: lines("memory"), bytes: true, hover: ".4g", fromZero: true },
+  ];
+}
 
 // About a hundredth of the run; in powers of two, so that the line does not creep with every update.
 function halfLife({ n }) {
@@ -363,7 +385,7 @@ class Card {
     this.node.hidden = Boolean(shown) && !shown(this.view, all);
     const last = Object.fromEntries(all.map((s) => [s.trace.key, s.y.findLast((v) => v !== null)]));
     const value = this.chart.bytes
-      ? last.process_memory === undefined ? null : [threeDigits(last.process_memory), this.byteUnit]
+      ? last[this.chart.traces[0].key] === undefined ? null : [threeDigits(last[this.chart.traces[0].key]), this.byteUnit]
       : this.chart.value(answer, last);
     setText(this.number, value ? String(value[0]) : "");
     setText(this.unit, value ? value[1] : "");
@@ -425,6 +447,49 @@ function goal({ y, reached, upwards, words }, log, look) {
   };
 }
 
+// --- the ranks ---------------------------------------------------------------------------------------------------
+
+const RANK_COLUMNS = ["Rank", "Device", "Step", "Own work", "Waits in all-reduce", "CPU", "Memory", ""];
+
+// Every rank as it was in the last second or so, and whom the others wait for.
+class RankTable {
+  constructor() {
+    this.node = element("div", "iso-ranks", "live-ranks");
+    this.node.hidden = true;
+  }
+
+  show({ rows, straggler, steps, method }) {
+    const line = (texts, tag) => {
+      const row = document.createElement("tr");
+      row.append(...texts.map((text) => {
+        const cell = document.createElement(tag);
+        cell.textContent = text;
+        return cell;
+      }));
+      return row;
+    };
+    const table = document.createElement("table");
+    table.append(line(RANK_COLUMNS, "th"));
+    rows.forEach(({ device, step_s, own_s, waits, cpu, memory }, rank) => {
+      const row = line([
+        String(rank), device, milliseconds(step_s), milliseconds(own_s), percent(waits), percent(cpu),
+        memory === null ? "–" : memory >= 2 ** 30 ? `${threeDigits(memory / 2 ** 30)} GiB` : `${threeDigits(memory / 2 ** 20)} MiB`,
+        rank === straggler ? "the others wait for it" : "",
+      ], "td");
+      row.toggleAttribute("data-slow", rank === straggler);
+      table.append(row);
+    });
+    const words = element("div", "iso-note");
+    words.textContent = `Means of steps ${whole(steps[0])} to ${whole(steps[1])}, measured`;
+    words.title = method;
+    this.node.replaceChildren(table, words);
+    this.node.hidden = false;
+  }
+}
+
+const milliseconds = (seconds) => (seconds === null ? "–" : `${threeDigits(1000 * seconds)} ms`);
+const percent = (share) => (share === null ? "–" : `${Math.round(100 * share)} %`);
+
 // --- the view ---------------------------------------------------------------------------------------------------
 
 class View extends PollingView {
@@ -473,7 +538,8 @@ class View extends PollingView {
     this.cards = CHARTS.map((chart) => new Card(chart, this));
     this.area = element("div", "iso-grid", "live-grid");
     this.area.append(...this.cards.map((card) => card.node)); // all cells stand before a chart measures its own
-    this.node.append(head, this.notice, this.alerts, this.area);
+    this.ranks = new RankTable();
+    this.node.append(head, this.notice, this.alerts, this.ranks.node, this.area);
     for (const part of [this.progress, this.left, this.resetButton, this.notice, this.alerts]) part.hidden = true;
     this.parent.append(this.node);
   }
@@ -517,6 +583,7 @@ class View extends PollingView {
       this.debug.loads += 1;
     }
     if (answer.about) this.about = answer.about;
+    if (answer.ranks) this.addRanks(answer.ranks);
     for (const name of ["loss", "grad_norm"]) {
       const every = answer.traces[name]; // where no means came, every row did
       if (every) answer.traces[`${name}_mean`] ??= { x: every.x, y: every.y, n: every.x.map(() => 1) };
@@ -531,6 +598,16 @@ class View extends PollingView {
     this.cursor = Object.values(this.traces).some((t) => t.x.length > MOST_POINTS) ? "" : answer.cursor;
     this.over = answer.over;
     this.sawAlive ||= !answer.over;
+  }
+
+  // The first word of several ranks: their charts follow those of the run.
+  addRanks(ranks) {
+    this.ranks.show(ranks);
+    if (this.cards.some((card) => card.chart.id === "rank_own")) return;
+    const cards = rankCharts(ranks.rows.length).map((chart) => new Card(chart, this));
+    this.cards.push(...cards);
+    this.area.append(...cards.map((card) => card.node));
+    for (const card of cards) card.restyle();
   }
 
   // --- picture

@@ -22,7 +22,8 @@ from engine.datasets import Dataset
 from engine.pytorch import models, optim
 from engine.pytorch.data import Batch, Batches, Examples, tensors
 from engine.pytorch.execution import Net, cross_entropy
-from engine.pytorch.train import Clock, environment, loaded, set_up_arithmetic, synchronize, torch_device
+from engine.pytorch.setup import set_up_arithmetic, synchronize, torch_device
+from engine.pytorch.train import Clock, environment, loaded
 from engine.records import AnyEvent
 
 _WARM_UP_STEPS = 3

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import platform
 import statistics
 import time
@@ -26,7 +27,8 @@ from engine.config import RunConfig
 from engine.errors import OutOfMemory
 from engine.hardware import Machine
 from engine.nvml import NVML
-from engine.pytorch.train import Clock, environment, set_up_arithmetic, synchronize, torch_device
+from engine.pytorch.setup import set_up_arithmetic, synchronize, torch_device
+from engine.pytorch.train import Clock, environment
 from engine.records import AnyEvent, Measurement
 from engine.store import EventLog
 
@@ -478,7 +480,7 @@ def _others_on(device: str, nvml: Any) -> tuple[int | None, str]:
     with hardware.open_nvml(nvml) as (handles, reason):
         if index >= len(handles):
             return None, reason or "NVML does not show this GPU."
-        asked = sampler.Neighbours(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handles[index]))
+        asked = sampler.Neighbours(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handles[index]), (os.getpid(),))
         try:
             return int(asked()), ""
         except sampler.Unavailable as error:

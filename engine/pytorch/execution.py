@@ -7,7 +7,7 @@ all of them agree within 1e-4 in float32 (tests/test_execution.py).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,10 @@ class Net:
         self, config: RunConfig, model: nn.Sequential, optimizer: optim.AnyOptimizer, micro_batch: int
     ) -> None:
         self.config, self.model, self.optimizer, self.micro_batch = config, model, optimizer, micro_batch
+        self.called: nn.Module = model  # in training; a wrapper may take its place
         self.device_type = config.device.partition(":")[0]
         self.scaler = LossScale(config.device) if config.precision == "fp16" else None
-        self.average = [p.detach().clone() for p in model.parameters()] if config.ema_decay else []
+        self.average = [p.detach().clone() for p in optimizer.params] if config.ema_decay else []
         self.forward: Callable[[Tensor, Tensor], Tensor] = self.loss
         self.explicit_mlp = explicit.ExplicitMLP(model) if explicit.applies(config) else None
 
@@ -52,9 +53,9 @@ class Net:
         """Mean loss of a batch, with smoothed labels where the run asks for them."""
         smoothing = self.config.label_smoothing
         if self.config.precision not in _AUTOCAST:
-            return cross_entropy(self.model(x), y, smoothing)
+            return cross_entropy(self.called(x), y, smoothing)
         with self.autocast():
-            return cross_entropy(self.model(x), y, smoothing)
+            return cross_entropy(self.called(x), y, smoothing)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         dtype = _AUTOCAST.get(self.config.precision)
@@ -125,7 +126,7 @@ class Net:
         if not self.average:
             yield
             return
-        own = [p.detach().clone() for p in self.model.parameters()]
+        own = [p.detach().clone() for p in self.optimizer.params]
         with torch.no_grad():
             torch._foreach_copy_(self.optimizer.params, self.average)
         try:
@@ -133,6 +134,29 @@ class Net:
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(self.optimizer.params, own)
+
+    def evaluated(self, held_out: Examples, batch_size: int) -> tuple[float, float, int]:
+        """Sum of the losses over a split, how many answers are right, and how many there are."""
+        with torch.inference_mode(), self.averaged(), self.autocast():
+            loss, correct, count = totals(self.model, held_out.in_order(batch_size), held_out.x.device)
+        return loss.item(), correct.item(), count
+
+    def weights(self) -> dict[str, Tensor]:
+        """By name, on the CPU: the model's own, not copies."""
+        return {name: t.contiguous().cpu() for name, t in self.model.state_dict().items()}
+
+
+def totals(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """Sum of the losses over some batches, right answers, and answers."""
+    loss = torch.zeros((), device=device)
+    correct = torch.zeros((), device=device, dtype=torch.int64)
+    count = 0
+    for x, y in batches:
+        logits = model(x)
+        loss += cross_entropy(logits.float(), y, reduction="sum")
+        correct += (logits.argmax(-1) == y).sum()
+        count += y.numel()
+    return loss, correct, count
 
 
 def cross_entropy(logits: Tensor, y: Tensor, smoothing: float = 0.0, *, reduction: str = "mean") -> Tensor:

@@ -26,6 +26,7 @@ def applies(config: RunConfig) -> bool:
         and config.grad_accumulation == 1
         and config.label_smoothing == 0
         and not config.activation_checkpointing
+        and not config.is_parallel  # what wraps a model lives in autograd
     )
 
 

@@ -36,7 +36,8 @@ from engine.pytorch.decoder import Decoder
 from engine.pytorch.execution import cross_entropy
 from engine.pytorch.memory import allocator_peak
 from engine.pytorch.runtimes import FORMS, Answering, Form, NotOffered, Weights
-from engine.pytorch.train import Clock, environment, loaded, set_up_arithmetic, synchronize, torch_device
+from engine.pytorch.setup import set_up_arithmetic, synchronize, torch_device
+from engine.pytorch.train import Clock, environment, loaded
 from engine.records import AnyEvent, Quantiles
 from engine.store import Run
 

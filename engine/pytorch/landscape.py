@@ -19,7 +19,8 @@ from engine.landscape import PathOnSurface, Plane
 from engine.pytorch import models
 from engine.pytorch.data import Batch, Examples, tensors
 from engine.pytorch.execution import cross_entropy
-from engine.pytorch.train import Clock, environment, loaded, set_up_arithmetic, torch_device
+from engine.pytorch.setup import set_up_arithmetic, torch_device
+from engine.pytorch.train import Clock, environment, loaded
 from engine.records import AnyEvent
 from engine.store import read_config
 

@@ -24,12 +24,15 @@ from engine import __version__, hardware, loading, planner, records
 from engine.config import RunConfig
 from engine.datasets import BUNDLED, Arrays
 from engine.downloads import Progress
-from engine.errors import DeviceError, Diverged
-from engine.pytorch import models, optim
+from engine.errors import Diverged
+from engine.pytorch import models, optim, parallel
 from engine.pytorch.checkpoints import Checkpoints
 from engine.pytorch.data import Examples, tensors
-from engine.pytorch.execution import STEPPERS, Net, Stepper, cross_entropy
+from engine.pytorch.execution import STEPPERS, Net, Stepper
+from engine.pytorch.gang import Gang
 from engine.pytorch.memory import measure_memory, with_cuda_peaks
+from engine.pytorch.parallel import RankNet, RankStepper
+from engine.pytorch.setup import set_up_arithmetic, synchronize, torch_device
 from engine.pytorch.split import split_step
 from engine.records import AnyEvent
 from engine.schedules import lr_factor
@@ -44,11 +47,29 @@ _EVALUATE_SHARE = 4  # and at least this many times as long as the last evaluati
 _PROGRESS_EVERY_S = 0.25
 
 
-def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) -> Generator[AnyEvent, None, None]:
+def train(
+    config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter, gang: Gang | None = None
+) -> Generator[AnyEvent, None, None]:
     """Train as `config` says; weights go to `folder`/model.safetensors, copies of them along the way beside it.
 
-    Raises Diverged when the loss becomes NaN or infinite, after the steps that led there were yielded.
+    With a `gang` this is rank 0 of it. Raises Diverged when the loss becomes NaN or infinite, after the steps that led
+    there were yielded, and RankLost when another rank is gone.
     """
+    if gang is None:
+        yield from _train(config, folder, clock, None)
+        return
+    try:
+        yield from _train(config, folder, clock, gang)
+        gang.close(orderly=True)
+    except Exception as error:
+        if (cause := gang.blame(error)) is error:
+            raise
+        raise cause from cause.__cause__ or error
+    finally:
+        gang.close()
+
+
+def _train(config: RunConfig, folder: Path, clock: Clock, gang: Gang | None) -> Generator[AnyEvent, None, None]:
     begun = clock()
     device = torch_device(config)
     set_up_arithmetic(config)
@@ -59,12 +80,22 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
     del arrays  # raw, they are as large again
     tutorial = config.execution == "dataloader"
     training, held_out = training if tutorial else training.to(device), held_out.to(device)
-    model = models.build(
-        config.model, facts, seed=config.seed, device=device, checkpointing=config.activation_checkpointing
-    )
-    optimizer = (optim.Reference if tutorial else optim.build)(config.optimizer, model)
-    net = Net(config, model, optimizer, plan.micro_batch)
-    stepper = STEPPERS[config.execution](net, training, plan.batch_size, config.seed)
+    net: Net
+    stepper: Stepper | RankStepper
+    if gang:
+        yield from parallel.assembled(gang, clock)
+        crew = parallel.Crew(config, 0, gang.rendezvous, gang.board, gang)
+        net = RankNet(config, facts, plan, crew)
+        stepper = RankStepper(net, training, plan.batch_size, config.seed)
+    else:
+        model = models.build(
+            config.model, facts, seed=config.seed, device=device, checkpointing=config.activation_checkpointing
+        )
+        optimizer = (optim.Reference if tutorial else optim.build)(config.optimizer, model)
+        net = Net(config, model, optimizer, plan.micro_batch)
+        if config.is_parallel:
+            net = parallel.threaded(net)
+        stepper = STEPPERS[config.execution](net, training, plan.batch_size, config.seed)
     synchronize(device)
     origin = clock()  # of elapsed_s, the axis the hardware is on as well
     yield records.Started(
@@ -76,7 +107,7 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
         total_steps=plan.total_steps,
         setup_s=origin - begun,
         data_sha256=sha256,
-        environment=environment(device),
+        environment=environment(device) | parallel.facts(config),
     )
     yield from _made_ready(stepper, net, device, clock)
     loop = _Loop(net, stepper, held_out, plan, clock, origin)
@@ -86,18 +117,37 @@ def train(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
 
 
 def _trained(loop: _Loop, training: Examples, plan: planner.Plan) -> Iterator[AnyEvent]:
-    """The loop's events, and between them what memory it takes."""
-    memory = None
+    """The loop's events, and between them what memory it takes and what each rank does."""
+    memory, last = None, None
+    ranks = parallel.RankEvents(loop.stepper) if isinstance(loop.stepper, RankStepper) else None
     for event in loop.run():
         yield event
-        if memory is None and isinstance(
-            event, records.Steps
-        ):  # now, and not before: someone waits for the first point
-            memory = measure_memory(loop.net, training, loop.held_out, plan)
+        if not isinstance(event, records.Steps):
+            continue
+        if memory is None:  # now, and not before: someone waits for the first point
+            memory = _memory(loop, training, plan)
             yield memory
-            yield split_step(loop.net, loop.stepper, training, plan, step_s=event.train_s[1] / len(event.loss))
+            yield _split(loop, training, plan, event.train_s[1] / len(event.loss))
+        if ranks:
+            yield from ranks.after(event)
+            last = event
+    if ranks and last:
+        yield from ranks.after(last, is_last=True)
     if memory and loop.device.type == "cuda":
         yield with_cuda_peaks(memory, loop.device)
+
+
+def _memory(loop: _Loop, training: Examples, plan: planner.Plan) -> records.Memory:
+    if isinstance(loop.net, RankNet):
+        return parallel.memory_of_all(loop.net, training, loop.held_out, plan)
+    return measure_memory(loop.net, training, loop.held_out, plan)
+
+
+def _split(loop: _Loop, training: Examples, plan: planner.Plan, step_s: float) -> records.StepSplit:
+    if isinstance(loop.net, RankNet):
+        return parallel.split_of_one(loop.net, loop.stepper, training, plan, step_s)
+    assert not isinstance(loop.stepper, RankStepper)
+    return split_step(loop.net, loop.stepper, training, plan, step_s=step_s)
 
 
 def loaded(config: RunConfig, clock: Clock) -> Generator[AnyEvent, None, Arrays]:
@@ -143,7 +193,7 @@ def _with_its_path(events: Iterator[AnyEvent], loop: _Loop, folder: Path) -> Ite
     yield loop.path(folder)
 
 
-def _made_ready(stepper: Stepper, net: Net, device: torch.device, clock: Clock) -> Iterator[AnyEvent]:
+def _made_ready(stepper: Stepper | RankStepper, net: Net, device: torch.device, clock: Clock) -> Iterator[AnyEvent]:
     """Compile where the run asks for it, then warm up: neither is part of training time."""
     set_up_arithmetic(net.config)
     begun = clock()
@@ -164,7 +214,13 @@ class _Loop:
     """Steps in chunks, evaluations between them, one clock for each."""
 
     def __init__(
-        self, net: Net, stepper: Stepper, held_out: Examples, plan: planner.Plan, clock: Clock, origin: float
+        self,
+        net: Net,
+        stepper: Stepper | RankStepper,
+        held_out: Examples,
+        plan: planner.Plan,
+        clock: Clock,
+        origin: float,
     ) -> None:
         self.net, self.stepper, self.held_out, self.clock, self.origin = net, stepper, held_out, clock, origin
         self.config, self.total_steps = net.config, plan.total_steps
@@ -276,17 +332,9 @@ class _Loop:
     def _evaluate(self) -> records.Evaluation:
         """Mean loss and accuracy over the whole held-out split; its time is not training time."""
         set_up_arithmetic(self.config)
-        start, model = self.clock(), self.net.model
-        loss = torch.zeros((), device=self.device)
-        correct = torch.zeros((), device=self.device, dtype=torch.int64)
-        count = 0
-        with torch.inference_mode(), self.net.averaged(), self.net.autocast():
-            for x, y in self.held_out.in_order(self.evaluation_batch):
-                logits = model(x)
-                loss += cross_entropy(logits.float(), y, reduction="sum")
-                correct += (logits.argmax(-1) == y).sum()
-                count += y.numel()
-        test_loss, accuracy = loss.item() / count, correct.item() / count
+        start = self.clock()
+        loss, correct, count = self.net.evaluated(self.held_out, self.evaluation_batch)
+        test_loss, accuracy = loss / count, correct / count
         now = self.clock()
         self.evaluated = (self.step, self.train_s, now - start)
         return records.Evaluation(
@@ -319,39 +367,6 @@ class _Loop:
         )
 
 
-def torch_device(config: RunConfig) -> torch.device:
-    if config.device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise DeviceError(
-                f"device={config.device} cannot be used: this PyTorch ({torch.__version__}) sees no CUDA device.",
-                fix="Install the CUDA build of the same version (README, With a GPU), or choose device=cpu.",
-            )
-        if int(config.device.partition(":")[2]) >= torch.cuda.device_count():
-            raise DeviceError(
-                f"device={config.device} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices.",
-                fix="Choose a smaller number.",
-            )
-        torch.cuda.set_device(config.device)
-    return torch.device(config.device)
-
-
-def set_up_arithmetic(config: RunConfig) -> None:
-    """The process's threads and its float32 products. Set anew at each turn: between two of them another run may train.
-
-    cuDNN would take TF32 for float32 convolutions without being asked.
-    """
-    torch.set_num_threads(config.threads)
-    tf32 = config.precision == "tf32"
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
-
-
-def synchronize(device: torch.device) -> None:
-    """Kernels on a GPU run asynchronously: without this a clock would time their launch."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def environment(device: torch.device) -> dict[str, str | int | float | None]:
     return hardware.environment(hardware.probe(), str(device)) | {
         "torch": torch.__version__,
@@ -376,7 +391,7 @@ def _save(net: Net, folder: Path) -> records.Artifact:
     path, draft = folder / "model.safetensors", folder / ".model.safetensors"
     try:
         with net.averaged():
-            save_file({name: t.contiguous().cpu() for name, t in net.model.state_dict().items()}, draft)
+            save_file(net.weights(), draft)
         draft.chmod(0o600)
         draft.replace(path)
     except BaseException:  # half of it on a full disk would only be in the way

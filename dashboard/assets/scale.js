@@ -1,0 +1,252 @@
+// The live charts of a scaling study, fed by polling one route. The figures come made (engine/charts_scale.py); here they
+// get the page's theme. A chart is mounted once and then only redrawn.
+
+const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
+const { ROOT, duration, element, loadPlotly, loadStylesheet, readLook, setText } =
+  await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
+
+const ALIVE_MS = 800;
+const TIMEOUT_MS = 15_000;
+const VIEWS = new WeakMap();
+const CHARTS = [
+  { id: "speedup", title: "Speed-up", note: "examples/s by those of one rank" },
+  { id: "efficiency", title: "Efficiency", note: "speed-up by number of ranks" },
+  { id: "step", title: "Where a step's time goes", note: "of the mean rank, measured" },
+];
+const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
+
+// Called again on each rerun of the page and each change of theme, with the same element. The clean-up of a call that
+// has been followed by another must not end the view, hence the owner.
+export function mount({ data, parentElement }) {
+  let view = VIEWS.get(parentElement);
+  if (view && view.study !== data.study) {
+    view.end();
+    view = undefined;
+  }
+  if (!view) {
+    view = new View(parentElement, data);
+    VIEWS.set(parentElement, view);
+    view.start();
+  }
+  const owner = (view.owner = Symbol("mount"));
+  view.update(data);
+  return () => {
+    if (view.owner !== owner) return;
+    view.end();
+    VIEWS.delete(parentElement);
+  };
+}
+
+class Card {
+  constructor(chart, view) {
+    Object.assign(this, { chart, view, mounted: false, drawn: "" });
+    this.node = element("section", "iso-card", `scale-chart-${chart.id}`);
+    this.node.setAttribute("aria-label", chart.title);
+    const top = element("div", "iso-top");
+    const title = element("div", "iso-title");
+    title.textContent = chart.title;
+    top.append(title);
+    const note = element("div", "iso-note");
+    note.textContent = chart.note;
+    this.legend = element("div", "iso-legend scale-legend", `scale-legend-${chart.id}`);
+    this.plot = element("div", "iso-plot", `scale-plot-${chart.id}`);
+    this.plot.dataset.empty = "";
+    this.words = element("div", "iso-words");
+    this.node.append(top, note, this.legend, this.plot, this.words);
+  }
+
+  async update(Plotly, figure) {
+    setText(this.words, figure ? "" : this.view.answer?.over ? "Nothing was measured." : "");
+    this.words.hidden = !this.words.textContent;
+    this.plot.hidden = !this.words.hidden;
+    if (!figure) return;
+    const { look, cursor } = this.view;
+    const state = `${cursor}|${look.signature}`;
+    if (state === this.drawn) return;
+    this.drawn = state;
+    this.showLegend(figure.data);
+    const shown = [figure.data, themed(figure.layout, look)];
+    if (this.mounted) return Plotly.react(this.plot, ...shown);
+    this.mounted = true;
+    this.view.debug.mounts += 1;
+    delete this.plot.dataset.empty;
+    return Plotly.newPlot(this.plot, ...shown, { displayModeBar: false, doubleClick: false, scrollZoom: false, showTips: false });
+  }
+
+  showLegend(traces) {
+    this.legend.replaceChildren(...traces.map(({ name, line, marker }) => {
+      const entry = element("span", "iso-entry");
+      entry.textContent = name;
+      entry.style.setProperty("--swatch", line?.dash && line.dash !== "solid" ? `repeating-linear-gradient(to right, ${line.color} 0 3px, transparent 3px 5px)` : (line?.color ?? marker.color));
+      return entry;
+    }));
+  }
+}
+
+// The figure's own axes, in the colours and the font of the page.
+function themed(layout, look) {
+  const axis = (given) => ({
+    ...given, color: look.faint, gridcolor: look.grid, showline: false, ticks: "", zeroline: false, fixedrange: true, automargin: true,
+    title: { ...given.title, standoff: 6, font: { size: 11 } },
+  });
+  return {
+    ...layout,
+    autosize: true, showlegend: false, dragmode: false,
+    margin: { l: 46, r: 10, t: 8, b: 36 },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: look.background,
+    font: { family: look.font, size: 11, color: look.faint },
+    hoverlabel: { bgcolor: look.background, bordercolor: look.border, font: { family: look.font, size: 11.5, color: look.text }, namelength: -1 },
+    xaxis: { ...axis(layout.xaxis), showgrid: false },
+    yaxis: axis(layout.yaxis),
+  };
+}
+
+class View {
+  constructor(parent, data) {
+    Object.assign(this, { parent, study: data.study, plotlyVersion: data.plotly_version, cursor: "", figures: {}, answer: null, failures: 0, ended: false });
+    this.debug = { polls: 0, mounts: 0, bytes: 0, view: this };
+    this.build();
+  }
+
+  build() {
+    this.node = element("div", "iso-live iso-scale-view", "scale");
+    this.node.style.visibility = "hidden"; // until the stylesheet is there
+    this.node.isoflop = this.debug;
+    const head = element("div", "iso-head");
+    this.badge = element("span", "iso-badge", "scale-status");
+    this.badge.setAttribute("role", "status");
+    this.progress = element("div", "iso-progress", "scale-progress");
+    this.progress.setAttribute("role", "progressbar");
+    this.progress.setAttribute("aria-label", "Progress of the study");
+    this.bar = document.createElement("div");
+    this.progress.append(this.bar);
+    this.left = element("span", "iso-left", "scale-now");
+    this.facts = element("span", "iso-facts", "scale-facts");
+    head.append(this.badge, this.progress, this.left, this.facts);
+    this.notice = element("p", "iso-notice", "scale-notice");
+    this.notice.setAttribute("role", "alert");
+    this.notice.hidden = true;
+    this.cards = CHARTS.map((chart) => new Card(chart, this));
+    this.grid = element("div", "iso-grid scale-grid", "scale-grid");
+    this.grid.append(...this.cards.map((card) => card.node));
+    this.node.append(head, this.notice, this.grid);
+    this.parent.append(this.node);
+  }
+
+  start() {
+    Promise.all([loadStylesheet("live.css"), loadStylesheet("scale.css")]).then(() => (this.node.style.visibility = ""));
+    this.look = readLook(this.node);
+    this.resizer = new ResizeObserver(() => {
+      cancelAnimationFrame(this.resizing);
+      this.resizing = requestAnimationFrame(() => this.resize());
+    });
+    this.resizer.observe(this.grid);
+    this.abort = new AbortController();
+    const { signal } = this.abort;
+    document.addEventListener("visibilitychange", () => document.hidden || this.poll(), { signal });
+    window.addEventListener("beforeprint", () => this.resize(), { signal });
+    this.ticker = setInterval(() => this.showFacts(), 500);
+  }
+
+  end() {
+    this.ended = true;
+    clearTimeout(this.timer);
+    clearInterval(this.ticker);
+    cancelAnimationFrame(this.resizing);
+    this.resizer.disconnect();
+    this.abort.abort();
+    for (const card of this.cards) if (card.mounted) window.Plotly.purge(card.plot);
+    this.node.remove();
+  }
+
+  // The page was drawn anew: repeats may have been added, the theme changed.
+  update() {
+    this.look = readLook(this.node);
+    this.paint().catch(() => {}); // without Plotly yet; the poll says so
+    this.poll();
+  }
+
+  async poll() {
+    clearTimeout(this.timer);
+    if (this.polling || this.ended || this.gone || document.hidden) return;
+    this.polling = true;
+    let delay = ALIVE_MS;
+    try {
+      delay = Math.max(ALIVE_MS, await this.fetchAnswer());
+      await this.paint();
+      this.failures = 0;
+      this.notice.hidden = !this.gone;
+    } catch {
+      if (this.ended) return;
+      this.failures += 1;
+      delay = Math.min(10_000, 500 * 2 ** this.failures);
+      this.say(`Connection lost, retrying in ${duration(delay / 1000)}.`);
+    } finally {
+      this.polling = false;
+    }
+    if (!this.ended && !this.gone && (!this.answer?.over || this.failures)) this.timer = setTimeout(() => this.poll(), delay);
+  }
+
+  async fetchAnswer() {
+    const begun = performance.now();
+    const url = new URL("api/scale", ROOT);
+    url.searchParams.set("study", this.study);
+    if (this.cursor) url.searchParams.set("after", this.cursor);
+    const signal = AbortSignal.any([this.abort.signal, AbortSignal.timeout(TIMEOUT_MS)]);
+    const response = await fetch(url, { signal, cache: "no-store", credentials: "same-origin" });
+    const text = await response.text();
+    this.debug.polls += 1;
+    this.debug.bytes = text.length;
+    if (response.status === 404) {
+      this.gone = true;
+      this.say(JSON.parse(text).error);
+      return 0;
+    }
+    if (!response.ok) throw new Error(`The server answered ${response.status}`);
+    this.answer = JSON.parse(text);
+    this.cursor = this.answer.cursor;
+    if (this.answer.figures) this.figures = this.answer.figures;
+    this.receivedAt = performance.now();
+    return performance.now() - begun;
+  }
+
+  async paint() {
+    if (!this.answer || this.ended) return;
+    this.showHead();
+    if (!Object.keys(this.figures).length && !this.answer.over) return;
+    const Plotly = await loadPlotly(this.plotlyVersion);
+    for (const card of this.cards) {
+      if (this.ended) return;
+      await card.update(Plotly, this.figures[card.chart.id]);
+    }
+  }
+
+  resize() {
+    for (const { mounted, plot } of this.cards) if (mounted && !plot.hidden) window.Plotly.Plots.resize(plot);
+  }
+
+  showHead() {
+    const { status, over, progress, now } = this.answer;
+    this.badge.dataset.status = status;
+    setText(this.badge, capital(status));
+    this.progress.hidden = over;
+    this.bar.style.width = `${100 * progress}%`;
+    this.progress.setAttribute("aria-valuenow", String(Math.round(100 * progress)));
+    setText(this.left, now && !over ? `now ${now}` : "");
+    this.left.hidden = !this.left.textContent;
+    this.showFacts();
+  }
+
+  showFacts() {
+    if (!this.answer) return;
+    const { done, of, over } = this.answer;
+    const facts = [`${done} of ${of} runs done`];
+    if (!over) facts.push(`last update ${duration((performance.now() - this.receivedAt) / 1000)} ago`);
+    setText(this.facts, facts.join(" · "));
+  }
+
+  say(text) {
+    setText(this.notice, text);
+    this.notice.hidden = false;
+  }
+}

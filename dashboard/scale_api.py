@@ -1,0 +1,120 @@
+"""The read-only route of a scaling study: how far it is, and its charts where they say something new.
+
+The charts are those of `engine.charts_scale`, as a report would draw them; the browser gives them its theme. They are made
+once for everybody who watches.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import threading
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from dashboard.api import NO_STORE, shared_run
+from dashboard.thinning import short
+from engine import charts_scale, scaling
+from engine.errors import EngineError
+from engine.scaling import Study
+from engine.store import Store, default_root
+from engine.text import visible
+
+_KEPT_S = 0.3
+_MOST_KEPT = 16
+_LONGEST_TEXT = 300
+_UNDER_WAY = ("running", "stopping", "starting")
+_kept: OrderedDict[tuple[Path, str], tuple[float, dict[str, Any]]] = OrderedDict()
+_lock = threading.Lock()
+
+
+def answer(group: str, after: str = "") -> dict[str, Any]:
+    """State of a study and its figures; without these where `after` says that the browser has them.
+
+    Raises EngineError for a group that is not there, or is no study.
+    """
+    whole = _fresh(default_root(), group)
+    return {k: v for k, v in whole.items() if k != "figures"} if after == whole["cursor"] else whole
+
+
+def _fresh(root: Path, group: str) -> dict[str, Any]:
+    """The answer as of a moment ago: ten browsers are one reading. More repeats may follow a study that was over."""
+    with _lock:
+        at, known = _kept.get((root, group), (-1e9, {}))
+        if known and time.monotonic() - at < _KEPT_S:
+            return known
+        made = _made(_store(root), group)
+        _kept[root, group] = time.monotonic(), made
+        _kept.move_to_end((root, group))
+        while len(_kept) > _MOST_KEPT:
+            _kept.popitem(last=False)
+        return made
+
+
+@functools.cache
+def _store(root: Path) -> Store:
+    return Store(root)
+
+
+def _made(store: Store, group: str) -> dict[str, Any]:
+    study = scaling.find(store, group, shared_run)
+    if study is None:
+        raise EngineError("This study is not in this store.", fix="Start a new one.")
+    figures = _figures(study)
+    cursor = hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()[:16]
+    return {"cursor": cursor} | _state(study) | {"figures": figures}
+
+
+def _figures(study: Study) -> dict[str, Any]:
+    found = scaling.outcome_of(study)
+    if not any(at.step_s for at in found.lanes):
+        return {}
+    drawn = {
+        "speedup": charts_scale.speedup_chart(found),
+        "efficiency": charts_scale.efficiency_chart(found),
+        "step": charts_scale.step_chart(found),
+    }
+    return {name: _plain(figure) for name, figure in drawn.items()}
+
+
+def _plain(figure: go.Figure) -> dict[str, Any]:
+    """A figure as JSON without its template: what it looks like is the page's theme."""
+    said: dict[str, Any] = json.loads(figure.to_json())
+    said["layout"].pop("template", None)
+    return {"data": said["data"], "layout": said["layout"]}
+
+
+def _state(study: Study) -> dict[str, Any]:
+    runs = study.runs
+    over = [run for run in runs if run.is_over]
+    now = next(((lane, run) for lane in study.lanes for run in lane.runs.values() if run.status in _UNDER_WAY), None)
+    statuses = {run.status for run in runs}
+    ended = next((s for s in ("failed", "cancelled", "interrupted") if s in statuses), "finished")
+    return {
+        "status": ended if len(over) == len(runs) else "running" if now or over else "queued",
+        "over": len(over) == len(runs),
+        "done": len(over),
+        "of": len(runs),
+        "now": visible(now[0].label, _LONGEST_TEXT) if now else "",
+        "progress": short((len(over) + (now[1].progress() or 0.0 if now else 0.0)) / len(runs)),
+    }
+
+
+def get_scale(request: Request) -> Response:
+    try:
+        said = answer(request.query_params.get("study", ""), request.query_params.get("after", ""))
+    except EngineError as error:
+        return JSONResponse({"error": visible(error.message, _LONGEST_TEXT)}, status_code=404, headers=NO_STORE)
+    body = json.dumps(said, separators=(",", ":"), allow_nan=False)
+    return Response(body, media_type="application/json", headers=NO_STORE)
+
+
+ROUTES = [Route("/api/scale", get_scale)]

@@ -1,0 +1,108 @@
+"""`python -m engine scale`: one training on 1, 2, 4 ... ranks, and whether more of them are worth it here."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from engine import hardware, outcome, planner, scaling, scaling_words, settings, units
+from engine.config import FULL
+from engine.errors import ConfigError
+from engine.store import json_text
+from engine.supervisor import Client
+
+_DEFAULT_PRESET = "lenet"
+
+
+def register(add: Callable[..., argparse.ArgumentParser], config: argparse.ArgumentParser) -> None:
+    """The command and its arguments, beside those that name a configuration."""
+    command = add(
+        "scale", scale_command, "run a training on 1, 2, 4 ... ranks, and say whether more are worth it", config
+    )
+    command.add_argument(
+        "--ranks", help="numbers of ranks, as in 1,2,4 (default: up to the cores or GPUs of this machine)"
+    )
+    command.add_argument(
+        "--weak", action="store_true", help="weak scaling too: a batch for each rank, not one shared out"
+    )
+    command.add_argument(
+        "--seeds", type=int, default=scaling.DEFAULT_SEEDS, help="repeats, one per seed (default %(default)s)"
+    )
+    command.add_argument("--steps", type=int, help="steps of each run (default: about 3 s on one rank, estimated)")
+    command.add_argument(
+        "--target", help="test_accuracy=0.95 or test_loss=0.3: time, energy and money until it is reached"
+    )
+
+
+def scale_command(a: argparse.Namespace) -> int:
+    """Run a study and say what it came to; Ctrl-C cancels what is left of it."""
+    from engine import cli  # which registers this command
+
+    store = cli._store(a)
+    client = Client(store)
+    lanes, seeds, target = _asked(a)
+    group = secrets.token_hex(8)
+    run_ids: list[str] = []
+    try:
+        with cli._undisturbed():
+            run_ids = client.submit_heats(scaling.heats(lanes, seeds, group), group=group)
+        for number, run_id in enumerate(run_ids):
+            if not a.json and sys.stderr.isatty():
+                name = store.run(run_id).name
+                print(f"\rrun {number + 1} of {len(run_ids)}: {name}" + " " * 70, file=sys.stderr)
+            cli._follow(store, client, run_id, quiet=a.json)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C leaves none of them running
+        for row in store.rows(group=group):
+            client.cancel(row.run_id, reason="interrupted in the terminal")
+        print("\nStopped. What is finished stays.", file=sys.stderr)
+        return cli.INTERRUPTED
+    study = scaling.find(store, group)
+    assert study, "its runs were submitted a moment ago"
+    found = scaling.outcome_of(study, target=target, prices=settings.load(store.root).energy)
+    print(json_text(scaling_words.as_json(found)) if a.json else "\n".join(scaling_words.table(found)))
+    return cli.OK if all(run.status == "finished" for run in study.runs) else cli.FAILED
+
+
+def _asked(a: argparse.Namespace) -> tuple[list[Any], range, tuple[Any, float] | None]:
+    """Lanes, seeds and target of the arguments, checked before anything is asked for."""
+    from engine import cli
+
+    if not 1 <= a.seeds <= scaling.MOST_SEEDS:
+        raise ConfigError(
+            f"seeds={a.seeds} is not allowed.", fix=f"seeds may be a whole number from 1 to {scaling.MOST_SEEDS}."
+        )
+    if not a.preset and not a.config:
+        a.preset = _DEFAULT_PRESET
+    config, machine = cli._config(a), hardware.probe()
+    if config.is_parallel:
+        raise ConfigError(
+            "parallel.num_ranks and parallel.devices are what a study varies.", fix="Name them by --ranks."
+        )
+    ranks = scaling.parse_ranks(a.ranks) if a.ranks else scaling.ranks_here(config, machine)
+    if len(ranks) < 2:
+        raise ConfigError(
+            "This machine has one device for a rank: there is nothing to share a batch with.",
+            fix="--ranks 1,2 lets two ranks share it, to see what that costs.",
+        )
+    if a.weak and config.batch_size == FULL:
+        raise ConfigError(
+            "--weak does not go with batch_size=full, which cannot grow.", fix="Leave it out, or choose a batch."
+        )
+    steps = scaling.default_steps(config, planner.check(config)) if a.steps is None else a.steps
+    base = scaling.as_base(config, steps)
+    lanes = scaling.lanes_of(base, ranks, weak=a.weak, most=scaling.room(config, machine))
+    plans = [planner.check(lane.config) for lane in lanes]
+    target = outcome.parse_target(a.target) if a.target else ("test_accuracy", None)
+    if not a.json:
+        seconds = scaling.estimate_seconds(base, plans[0], len(lanes) * a.seeds, base.budget.steps or 1)
+        print(
+            f"{len(lanes) * a.seeds} runs, one after another, about {units.duration(seconds)} (estimated).",
+            file=sys.stderr,
+        )
+    known = None if target[1] is None else (target[0], target[1])
+    return lanes, range(config.seed, config.seed + a.seeds), known
