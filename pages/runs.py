@@ -87,7 +87,7 @@ def as_table(lines: list[RunLine], order: str, descending: bool) -> pd.DataFrame
             "Test accuracy": [None if line.test_accuracy is None else 100 * line.test_accuracy for line in lines],
             "Training loss": [line.final_train_loss for line in lines],
             "Samples/s": [line.samples_per_s for line in lines],
-            "Training time": [line.train_seconds for line in lines],
+            "Training time": [line.train_seconds if line.steps else None for line in lines],
             "Machine": ["was busy" if line.busy else "" for line in lines],
             "Steps": [line.steps for line in lines],
             "Seed": [line.seed for line in lines],
