@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from dashboard.thinning import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
-from engine import alerts
+from engine import alerts, figures
 from engine.config import RunConfig
 from engine.downsample import minmax
 from engine.errors import StoreError
@@ -138,7 +138,7 @@ def points(run: Run, cursor: str = "", *, now: float | None = None) -> dict[str,
         steps, evaluations, hardware, throughput, grad_norms, missing, problems = held or (0,) * len(counts)
         answer = {"cursor": "-".join(map(str, counts)), "reset": held is None} | _state(run, now or time.time())
         if held is None:
-            answer["about"] = about(run.config)
+            answer["about"] = about(run.config) | {"how": figures.CHARTS}
         traces = _noisy(run.steps, "loss", steps, full=held is None)
         traces |= _noisy(run.grad_norms, "grad_norm", grad_norms, full=held is None)
         traces |= {
@@ -212,6 +212,7 @@ def _state(run: Run, now: float) -> dict[str, Any]:
         "compiled_s": short(run.compiled.seconds) if run.compiled else None,
         "reached": run.target_reached.model_dump(exclude={"kind", "metric"}) if run.target_reached else None,
         "summary": json.loads(summary.model_dump_json()) if run.is_over else None,
+        "busy": visible(summary.busy_why, _LONGEST_TEXT) if summary.busy else None,
         "alerts": [visible(a.in_words, _LONGEST_TEXT) for a in alerts.of_run(run, now)] or None,
     }
     return {

@@ -13,7 +13,7 @@ from importlib import metadata
 import streamlit as st
 
 from dashboard import parts, state
-from engine import calibration, charts, charts_roofline, cost, hardware, units
+from engine import calibration, charts, charts_roofline, cost, hardware, studies, units
 from engine.calibration import Found
 from engine.config import RunConfig, with_overrides
 from engine.cost import Roofline
@@ -33,23 +33,24 @@ _DASH = units.UNKNOWN
 
 def calibrate_view() -> None:
     """The button with its price, the run while it measures, and the cards of the newest calibration."""
-    device = _device("calibrate")
+    linked = _linked()
+    device = linked.config.device if linked else _device("calibrate")
     config = _config(device)
     with st.container(border=True, key="calibrate"):
         st.markdown("**Calibrate this machine**")
-        st.caption(
-            "Measures matrix products in each precision, memory bandwidth, the cost of starting operations and of recording, "
-            "idle power, and how many threads pay. MFU and the roofline compare runs with these figures, not with a data sheet."
-        )
-        run = _at_work(config)
+        st.caption(studies.ABOUT["calibrate"])
+        run = linked if linked and not linked.is_over else _at_work(config)
         _offer(config, busy=run is not None)
     if run is not None:
         _follow(run.run_id)
         return
-    if ended := state.open_run(st.session_state.get("calibrate.run")):
+    if ended := linked or state.open_run(st.session_state.get("calibrate.run")):
         ended.refresh()
         parts.why_box(ended)
-    found = calibration.latest(state.store(), device, device_name(device))
+    found = newest = calibration.latest(state.store(), device, device_name(device))
+    if linked and linked.calibration:
+        found = Found(linked.run_id, linked.calibration)
+        _say_if_not_the_newest(found, newest)
     if found is None:
         st.info(
             "This device was not calibrated yet in this store: no MFU and no roofline until then.",
@@ -57,6 +58,30 @@ def calibrate_view() -> None:
         )
         return
     _cards(found)
+
+
+def _linked() -> Run | None:
+    """The calibration of the address."""
+    run = state.open_run(st.query_params.get("run"))
+    if run is None or run.config.task != "calibrate":
+        return None
+    run.refresh()
+    return run
+
+
+def _say_if_not_the_newest(shown: Found, newest: Found | None) -> None:
+    if newest is not None and newest.run_id == shown.run_id:
+        return
+    made, name = shown.calibration, device_name(shown.calibration.device)
+    if made.device_name != name:
+        st.info(parts.literal(f"A calibration of another device: {made.device_name}."), icon=":material/info:")
+    elif newest is not None:
+        st.info("An older calibration: MFU and the roofline use the newest.", icon=":material/info:")
+        st.button("Show the newest", icon=":material/arrow_forward:", on_click=_forget_the_link)
+
+
+def _forget_the_link() -> None:
+    st.query_params.pop("run", None)
 
 
 def _device(key: str) -> str:
@@ -327,6 +352,8 @@ def _said(run: Run, point: Roofline | str, found: Found) -> None:
             return
         ours, sheet = _mfus(run, found)
         st.markdown(parts.literal(point.in_words))
+        if run.summary().busy:
+            st.caption(parts.literal(f"Machine was busy, so it reached less than it could: {run.summary().busy_why}."))
         st.markdown(parts.literal(f"Try: {point.try_next}"))
         st.caption(
             parts.literal(

@@ -9,7 +9,7 @@ import streamlit as st
 
 from dashboard import api, parts, state
 from dashboard.race import race_view, target_of
-from engine import charts, lessons, outcome, planner, races, units
+from engine import charts, energy, lessons, outcome, planner, races, units
 from engine.config import BUDGETS, Budget, as_text, overrides_from, with_overrides
 from engine.errors import ConfigError, EngineError, StoreError
 from engine.outcome import Outcome
@@ -373,7 +373,9 @@ def _draw_table(*arguments: object) -> None:
     with st.container(key="race-outcome"):
         if result.target is not None:
             st.markdown(f"**What it takes to reach {parts.literal(lessons.target_in_words(result))}**")
-        st.dataframe(as_table(result), hide_index=True, height="content", key="race-table")
+        table = as_table(result)
+        pale = table.style.apply(lambda table: _pale(table, result), axis=None)
+        st.dataframe(pale, hide_index=True, height="content", key="race-table")
     st.caption(
         f"Medians over the seeds; × is of the baseline, {parts.literal(result.baseline)}. A target counts as reached at the first of two evaluations in a row beyond it, interpolated to "
         "the one before; where half of the runs or more did not reach it, that is said."
@@ -402,6 +404,9 @@ def _tip(race: Race) -> str:
     return preset.then if preset and alike else ""
 
 
+_ENERGY = "Energy to target"
+
+
 def as_table(result: Outcome) -> pd.DataFrame:
     """One row per figure, one column per lane, and how each figure was had."""
 
@@ -420,47 +425,80 @@ def as_table(result: Outcome) -> pd.DataFrame:
         return read
 
     rows = [
-        row("Test accuracy", "measured", lambda r: units.accuracy(r.test_accuracy)),
-        row("Test loss", "measured", lambda r: units.loss(r.test_loss)),
+        row("Test accuracy", "measured on held-out examples", lambda r: units.accuracy(r.test_accuracy)),
+        row("Test loss", "measured on held-out examples", lambda r: units.loss(r.test_loss)),
     ]
     if result.target is not None:
         rows += [
-            row("Seconds to target", "measured", cost("seconds", units.duration)),
+            row("Seconds to target", "measured on the training clock", _marked(cost("seconds", units.duration))),
             row("Steps to target", "measured", cost("steps", lambda v: f"{round(v):,}")),
             row("Samples to target", "measured", cost("samples", lambda v: f"{round(v):,}")),
-            row("FLOPs to target", "derived", cost("flops", units.flops)),
-            row("Energy to target", _energy_how(result), _energy(cost("joules", units.energy))),
+            row("FLOPs to target", "derived, closed form per layer", cost("flops", units.flops)),
+            row(_ENERGY, _energy_how(result), _energy(cost("joules", units.energy))),
             row("Runs that reached it", "counted", lambda r: f"{r.reached} of {sum(r.status.values())}"),
-            row("Expected time", "derived", lambda r: units.duration(r.expected_s)),
+            row(
+                "Expected time",
+                "derived: time of all runs by those that arrived",
+                _marked(lambda r: units.duration(r.expected_s)),
+            ),
         ]
         if any(lane.cost["money"] is not None for lane in result.lanes):
-            rows.insert(6, row("Money to target", "derived", cost("money", lambda v: f"{v:.3g}")))
+            rows.insert(
+                6, row("Money to target", "derived: seconds by your price", cost("money", lambda v: f"{v:.3g}"))
+            )
     rows += [
-        row("Steps per second", "derived", lambda r: _speed(r, r.steps_per_s)),
-        row("Samples per second", "derived", lambda r: _speed(r, r.samples_per_s)),
-        row("Memory of a step", "measured", lambda r: units.nbytes(r.memory_bytes)),
-        row("Noise of the loss", "derived", lambda r: "–" if r.loss_noise is None else f"± {r.loss_noise:.2g}"),
+        row("Steps per second", "derived: steps by training time", _marked(lambda r: _rate(r.steps_per_s))),
+        row("Samples per second", "derived: examples by training time", _marked(lambda r: _rate(r.samples_per_s))),
+        row(
+            "Memory of a step", "measured: weights, optimizer, one step's peak", lambda r: units.nbytes(r.memory_bytes)
+        ),
+        row(
+            "Noise of the loss",
+            "derived: spread around a moving mean",
+            lambda r: "–" if r.loss_noise is None else f"± {r.loss_noise:.2g}",
+        ),
     ]
     labels = [visible(lane.label, LONGEST_NAME) for lane in result.lanes]
     how = "How" if "How" not in labels else "How it was had"
     return pd.DataFrame(rows, columns=["", *labels, how])
 
 
-def _speed(lane: outcome.LaneOutcome, value: float | None) -> str:
-    return "–" if value is None else _rate(value) + outcome.busy_in_words(lane)
+def _pale(table: pd.DataFrame, result: Outcome) -> pd.DataFrame:
+    """Joules over too short a window for their counter are greyed."""
+    css = pd.DataFrame("", index=table.index, columns=table.columns)
+    short = [n for n, lane in enumerate(result.lanes, 1) if (lane.energy_doubt or 0) > 1 / energy.PERIODS]
+    css.iloc[table.iloc[:, 0].to_numpy() == _ENERGY, short] = "color: #8a8f99"
+    return css
+
+
+def _marked(read: Callable[[outcome.LaneOutcome], str]) -> Callable[[outcome.LaneOutcome], str]:
+    """A figure of time, with a mark where something else used the machine."""
+
+    def text(lane: outcome.LaneOutcome) -> str:
+        value = read(lane)
+        return value + outcome.busy_in_words(lane) if value[:1].isdigit() else value
+
+    return text
 
 
 def _energy(read: Callable[[outcome.LaneOutcome], str]) -> Callable[[outcome.LaneOutcome], str]:
     """Only where a counter followed the lane's runs: those that take turns on one device share one."""
-    return lambda lane: read(lane) if lane.has_energy else "not available here"
+
+    def text(lane: outcome.LaneOutcome) -> str:
+        if not lane.has_energy:
+            return "not available here"
+        value = read(lane)
+        return energy.with_doubt(value, lane.energy_doubt) if value[:1].isdigit() else value
+
+    return text
 
 
 def _energy_how(result: Outcome) -> str:
-    return "measured" if any(lane.has_energy for lane in result.lanes) else ""
+    return "measured by the energy counter" if any(lane.has_energy for lane in result.lanes) else ""
 
 
-def _rate(value: float) -> str:
-    return units.count(value if value < 100 else round(value))
+def _rate(value: float | None) -> str:
+    return "–" if value is None else units.count(value if value < 100 else round(value))
 
 
 def _versus(lane: outcome.LaneOutcome, axis: str) -> str:

@@ -86,6 +86,8 @@ def _state(run: Run) -> dict[str, Any]:
         "why": visible(run.why(), _LONGEST_TEXT),
         "progress": short(run.progress()),
     }
+    if summary.busy:
+        state["busy"] = visible(summary.busy_why, _LONGEST_TEXT)
     if waits:
         state["preparing"] = waits
     if summary.steps:

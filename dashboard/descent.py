@@ -278,6 +278,6 @@ def in_words(surface: SurfaceData) -> list[str]:
         f"Measured: the mean loss on {said.examples:,} {where} examples over a plane along {directions}. A ring is where a "
         f"run began, a large dot where it ended.{blank}",
         f"The net has {said.parameters:,} weights, the picture two dimensions: the plane shows "
-        f"{charts_descent.percent(shown)} of the checkpoints' variance, and {gap}. A valley or ridge seen here is one of this "
+        f"{charts_descent.percent(shown)} of the checkpoints' variance (derived), and {gap}. A valley or ridge seen here is one of this "
         "plane; what lies off it is not seen.",
     ]

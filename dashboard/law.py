@@ -256,6 +256,8 @@ def _origin(run: Run, found: Outcome) -> str:
     """How old it is, where it was measured, of how many trainings; that it ended early where it did."""
     where = run.started.environment.get("cpu" if run.config.device == "cpu" else "device") if run.started else None
     said = f"Measured {units.age(time.time() - run.created)}{f' on {where}' if where else ''}, {len(run.trials):,} trainings."
+    if run.summary().busy:
+        said += f" The machine was busy, so times are longer than its own: {run.summary().busy_why}."
     if run.status == "finished":
         return said
     ended = {"failed": "It failed", "interrupted": "It was interrupted"}.get(run.status, "It was stopped")

@@ -46,16 +46,17 @@ def device_card(machine: Machine) -> None:
         cores = f"{machine.cpu.usable_cores} usable of {machine.cpu.logical_cores or '?'} cores"
         st.markdown(f"**{parts.literal(machine.cpu.name)}**")
         st.caption(parts.literal(" · ".join([cores, f"{units.nbytes(machine.memory_bytes)} memory", *machine.cpu.isa])))
-        for gpu in machine.gpus:
+        for gpus in machine.alike:
+            gpu, times = gpus[0], f"{len(gpus)} × " if len(gpus) > 1 else ""
             known = (
-                f"cuda:{gpu.index}",
+                f"cuda:{gpu.index}" + (f" to cuda:{gpus[-1].index}" if len(gpus) > 1 else ""),
                 units.nbytes(gpu.memory_bytes) if gpu.memory_bytes else "",
                 f"driver {gpu.driver}" if gpu.driver else "",
                 f"compute capability {gpu.compute_capability}" if gpu.compute_capability else "",
                 f"power limit {units.power(gpu.power_limit_w)}" if gpu.power_limit_w else "",
             )
-            st.markdown(f"**{parts.literal(gpu.name)}**")
-            st.caption(parts.literal(" · ".join(filter(None, known))))
+            st.markdown(f"**{parts.literal(times + gpu.name)}**")
+            st.caption(parts.literal(" · ".join(filter(None, known)) + (" each" if times else "")))
         st.caption(parts.literal(" · ".join([machine.os, f"Python {machine.python}", *_versions()])))
 
 

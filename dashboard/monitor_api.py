@@ -27,7 +27,7 @@ from dashboard.thinning import FULL_POINTS, numbers
 from engine import disk, gpus, locks
 from engine.downsample import minmax
 from engine.monitor import METRICS, metric_of
-from engine.recorder import KEPT_S, RING, load_settings
+from engine.recorder import KEPT_S, RESTING, RING, load_settings, look
 from engine.ring import NotARing, Ring
 from engine.store import default_root
 
@@ -148,6 +148,7 @@ def _about(ring: Ring) -> dict[str, Any]:
         "metrics": {key: asdict(METRICS[key]) for key in dict.fromkeys(map(metric_of, columns)) if key in METRICS},
         "throttle": {str(bit): words for bit, words in gpus.THROTTLE.items()},
         "throttle_harmless": gpus.NOT_THROTTLED,
+        "resting": RESTING,
     }
 
 
@@ -189,10 +190,16 @@ def _latest(row: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
 
 def _notes(notes: dict[str, Any]) -> dict[str, Any]:
     missing = {name: reason for reason, names in notes.get("missing", {}).items() for name in names}
-    return {"missing": missing, "processes": notes.get("processes", []), "runs": notes.get("spans", [])}
+    return {
+        "missing": missing,
+        "processes": notes.get("processes", []),
+        "runs": notes.get("spans", []),
+        "rests": notes.get("rests", []),
+    }
 
 
 def get_hardware(request: Request) -> Response:
+    look(default_root())
     answer = readings(default_root(), request.query_params.get("after", ""))
     body = json.dumps(answer, separators=(",", ":"), allow_nan=False)
     return Response(body, media_type="application/json", headers=NO_STORE)

@@ -8,8 +8,9 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import state
-from engine import calibration, cost, energy, figures, split, units
+from engine import calibration, cost, energy, figures, split, studies, units
 from engine.charts_split import split_chart
+from engine.energy import Detail
 from engine.errors import EngineError
 from engine.figures import Figure
 from engine.hardware import Machine
@@ -99,11 +100,19 @@ def plan_figures(plan: Plan) -> None:
 
 BUSY = "machine was busy"
 # task -> page, view, and the parameter of the address that names a run, of studies that have a place of their own
-_STUDY_VIEWS = {"batch-law": ("compare", "Batch-size law", "law"), "calibrate": ("hardware", "Calibrate", "")}
+_STUDY_VIEWS = {
+    "batch-law": ("compare", "Batch-size law", "law"),
+    "calibrate": ("hardware", "Calibrate", "run"),
+    "landscape": ("compare", "Descent path", "race"),
+}
+TRAIN = "../pages/train.py"
 
 
 def final_figures(run: Run) -> None:
-    """What a run that is over came to; each figure says how it was had."""
+    """What a run that is over came to; each figure says how it was had. Of one that trains no net, what it is and does."""
+    if run.config.task in studies.ABOUT:
+        st.caption(literal(studies.ABOUT[run.config.task]))
+        return
     account = account_of(run)
     s, known = run.summary(), figures.of_run(run, account)
     flaw = BUSY if s.busy else ""
@@ -133,17 +142,28 @@ def final_figures(run: Run) -> None:
         st.caption(literal(" · ".join(besides)))
 
 
-def page_of(task: str) -> str:
-    """The page that shows runs of a task."""
-    return f"../pages/{_STUDY_VIEWS[task][0]}.py" if task in _STUDY_VIEWS else "../pages/train.py"
+def page_of(run: Run | RunRow) -> str:
+    """The page that shows a run: that of its task."""
+    return f"../pages/{_STUDY_VIEWS[run.config.task][0]}.py" if _shown_as(run) else TRAIN
 
 
 def address_of(run: Run | RunRow) -> dict[str, str]:
     """What the address of that page holds to show this run."""
-    if run.config.task not in _STUDY_VIEWS:
+    shown_as = _shown_as(run)
+    if not shown_as:
         return {"run": run.run_id}
     _, view, parameter = _STUDY_VIEWS[run.config.task]
-    return {"view": view} | ({parameter: run.run_id} if parameter else {})
+    return {"view": view, parameter: shown_as}
+
+
+def _shown_as(run: Run | RunRow) -> str:
+    """What a study is called where it is shown; empty where that is the page Train. A surface stands beside its race."""
+    if run.config.task not in _STUDY_VIEWS:
+        return ""
+    if run.config.task != "landscape":
+        return run.run_id
+    drawn = state.open_run(run.config.landscape.runs[0])
+    return (drawn.group or "") if drawn else ""
 
 
 def at_work(run_id: str) -> Run:
@@ -211,29 +231,31 @@ def hardware_of(run: Run) -> None:
                 st.markdown(line, width=150)
         st.divider()
         rows = [
-            ("Energy", energy.in_words(account), energy.how_in_words(account)),
+            Detail("Energy", energy.in_words(account), energy.how_in_words(account), account.is_short),
             *energy.details(account),
             *_mfu(run),
         ]
-        for title, text, how in rows:
-            st.markdown(f"{literal(title)}: **{literal(text)}**  \n:small[{literal(how[:1].upper() + how[1:])}]")
+        for title, text, how, is_short in rows:
+            value = f":gray[{literal(text)}]" if is_short else f"**{literal(text)}**"
+            st.markdown(f"{literal(title)}: {value}  \n:small[{literal(how[:1].upper() + how[1:])}]")
         if tip := energy.hint(account):
             st.caption(literal(tip))
 
 
-def _mfu(run: Run) -> list[tuple[str, str, str]]:
-    """MFU against both peaks, or why it is not told: title, value and how."""
+def _mfu(run: Run) -> list[Detail]:
+    """MFU against both peaks, or why it is not told."""
     device, name = calibration.of_run(run)
     attained, found = cost.flops_per_s(run), state.calibration_of(device, name)
     told = {
         "MFU of the measured peak": cost.mfu(run.config, attained, found),
         "MFU of the data sheet": cost.data_sheet_mfu(run.config, attained, name),
     }
+    busy = f" ({BUSY})" if run.summary().busy else ""
     how = "derived: FLOP/s on the training clock, over the peak from"
     return [
-        (title, "not told", mfu.reason)
+        Detail(title, "not told", mfu.reason)
         if mfu.value is None
-        else (title, units.percent(mfu.value, digits=1), f"{how} {mfu.peak_from}")
+        else Detail(title, units.percent(mfu.value, digits=1) + busy, f"{how} {mfu.peak_from}")
         for title, mfu in told.items()
     ]
 
@@ -299,7 +321,7 @@ def run_line(row: RunRow, now: float) -> None:
     with st.container(horizontal=True, vertical_alignment="center", key=f"line-{row.run_id}"):
         status_badge(row.status)
         st.page_link(
-            page_of(row.config.task),
+            page_of(row),
             label=literal(row.config.in_words()),
             query_params=address_of(row),
             width="content",
@@ -307,7 +329,12 @@ def run_line(row: RunRow, now: float) -> None:
         figures = [units.age(now - row.created)]
         if row.summary.test_accuracy is not None:
             figures.insert(0, f"{units.accuracy(row.summary.test_accuracy)} accuracy")
-        st.caption(literal(" · ".join(figures + ([visible(row.name, _LONGEST_IN_A_LINE)] if row.name else []))))
+        st.caption(
+            literal(" · ".join(figures + ([visible(row.name, _LONGEST_IN_A_LINE)] if row.name else []))),
+            help="Accuracy: measured on held-out examples, at the last evaluation."
+            if row.summary.test_accuracy is not None
+            else None,
+        )
 
 
 def machine_card(machine: Machine) -> None:
@@ -318,8 +345,10 @@ def machine_card(machine: Machine) -> None:
         st.text(
             f"{units.nbytes(machine.memory_bytes)} memory, {units.nbytes(machine.memory_available_bytes)} available"
         )
-        for gpu in machine.gpus:
-            st.text(f"cuda:{gpu.index}: {visible(gpu.name)}, {units.nbytes(gpu.memory_bytes)}")
+        for gpus in machine.alike:
+            gpu, more = gpus[0], f" to cuda:{gpus[-1].index}" if len(gpus) > 1 else ""
+            each = " each" if more else ""
+            st.text(f"cuda:{gpu.index}{more}: {visible(gpu.name)}, {units.nbytes(gpu.memory_bytes)}{each}")
         if machine.gpu_reason:
             st.caption(literal(f"{machine.gpu_reason} Runs use the CPU."))
 
@@ -328,9 +357,7 @@ def run_actions(run: Run, *, open_link: bool = False) -> None:
     """What one does with a run that is over: open, run again, export, delete, repeat in a terminal."""
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{run.run_id}"):
         if open_link:
-            st.page_link(
-                page_of(run.config.task), label="Open", icon=":material/open_in_new:", query_params=address_of(run)
-            )
+            st.page_link(page_of(run), label="Open", icon=":material/open_in_new:", query_params=address_of(run))
         if state.client().may("submit") and st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}"):
             _run_again(run)
         st.download_button(

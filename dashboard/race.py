@@ -15,6 +15,7 @@ import streamlit as st
 
 from dashboard.compare_api import MOST_RUNS
 from dashboard.live import addresses, nothing, stub
+from engine import figures
 from engine.charts import PALETTE
 from engine.text import LONGEST_NAME, visible
 
@@ -57,7 +58,7 @@ def race_view(
         key=key,
         data={
             "key": key, "lanes": shown, "target": begin, "axis": axis, "alive": alive, "price": price_per_hour,
-            "palette": list(PALETTE),
+            "palette": list(PALETTE), "how": figures.CHARTS | figures.RACE_COLUMNS,
         } | addresses(),
         default={"target": begin},
         on_target_change=on_target or nothing,

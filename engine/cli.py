@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import math
 import os
 import secrets
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -38,6 +40,7 @@ from engine import (
     records,
     settings,
     split,
+    studies,
     units,
 )
 from engine.checkup import check
@@ -235,6 +238,8 @@ def plan_command(a: argparse.Namespace) -> int:
     config, machine = _config(a), hardware.probe()
     hardware.check_device(config.device, machine)
     planner.check_abilities(config, machine)
+    if config.task in {"calibrate", "landscape"}:
+        return _plan_of_a_study(config, as_json=a.json)
     plan = planner.plan(config, machine=machine)
     if a.json:
         law = {"estimated_seconds": _law_seconds(config, plan)} if config.task == "batch-law" else {}
@@ -272,6 +277,21 @@ def _law_seconds(config: RunConfig, plan: planner.Plan) -> float:
     )
 
 
+def _plan_of_a_study(config: RunConfig, *, as_json: bool) -> int:
+    """What a run that trains nothing does, and how long: it has no parameters, steps or FLOPs of its own."""
+    takes = calibration.predicted_seconds(config.threads) if config.task == "calibrate" else None
+    if as_json:
+        unknown = {field.name: None for field in dataclasses.fields(planner.Plan)} | {"total_bytes": None}
+        said = {"task": config.task, "about": studies.ABOUT[config.task], "estimated_seconds": takes}
+        print(json_text(unknown | said | {"fingerprint": config.fingerprint}))
+        return OK
+    print(config.in_words())
+    print(textwrap.fill(studies.ABOUT[config.task], 100, initial_indent="  ", subsequent_indent="  "))
+    if takes is not None:
+        print(f"  takes about       {units.duration(takes)} (estimated), once other runs are over")
+    return OK
+
+
 def list_command(a: argparse.Namespace) -> int:
     if a.limit < 1:
         raise ConfigError(f"limit={a.limit} is not allowed.", fix="limit may be a whole number from 1.")
@@ -297,7 +317,7 @@ def list_command(a: argparse.Namespace) -> int:
         s = r.summary
         print(
             f"{r.run_id}  {r.status:<11} {units.age(time.time() - r.created):>12}  {units.accuracy(s.test_accuracy):>7}  "
-            f"{units.loss(s.final_train_loss):>9}  {units.samples_per_s(s.samples_per_s):>16}  {r.config.in_words()}{'  ' + visible(r.name, LONGEST_NAME) if r.name else ''}"
+            f"{units.loss(s.final_train_loss):>9}  {units.samples_per_s(s.samples_per_s):>16} {'busy' if s.busy else '':<4}  {r.config.in_words()}{'  ' + visible(r.name, LONGEST_NAME) if r.name else ''}"
         )
     return OK
 
@@ -695,14 +715,31 @@ def _split(run: Run) -> dict[str, Any] | None:
 
 def _busy(run: Run) -> dict[str, Any] | None:
     """Whether something else used the machine; null where the run did not say."""
-    busy = run.last_word.busy if run.last_word else None
+    busy = run.busy
     return None if busy is None else busy.model_dump() | {"busy": busy.is_busy, "reason": busy.in_words or None}
 
 
 def _card(run: Run) -> str:
     if run.config.task == "calibrate":
         return _calibration_card(run)
+    if run.config.task == "landscape":
+        return _surface_card(run)
     return _law_card(run) if run.config.task == "batch-law" else _training_card(run)
+
+
+def _surface_card(run: Run) -> str:
+    lines = [f"{run.run_id}  {run.status}", f"  {run.config.in_words()}"]
+    if s := run.surface:
+        lines += [
+            f"  loss              {units.loss(s.loss_min)} to {units.loss(s.loss_max)} (measured on {s.examples:,} {s.split} examples)",
+            f"  the plane shows   {units.percent(sum(s.explained))} of how the weights moved (derived)",
+            f"  off the plane     {units.loss(s.plane_gap)} of loss between a checkpoint and its shadow, median (derived)",
+            f"  checkpoints       {s.checkpoints:,} (counted)",
+            f"  took              {units.duration(s.seconds)} (measured)",
+        ]
+    if why := run.why():
+        lines.append(f"  {visible(why)}")
+    return "\n".join(lines)
 
 
 def _law_card(run: Run) -> str:
@@ -719,6 +756,8 @@ def _law_card(run: Run) -> str:
         lines.append(f"    {at.batch_size:>10} {rate:>14} {steps:>9} {reached:>12} {units.duration(at.step_s):>10}")
     lines += [f"  {title:<17} {text} ({how})" for title, text, how in batch_law.facts(found)]
     lines += [f"  ! {note}" for note in found.notes]
+    if run.summary().busy:
+        lines.append(f"  ! machine was busy: {visible(run.summary().busy_why)}")
     if why := run.why():
         lines.append(f"  {visible(why)}")
     return "\n".join(lines)
@@ -739,21 +778,23 @@ def _calibration_card(run: Run) -> str:
 
 def _training_card(run: Run) -> str:
     s = run.summary()
+    busy = ", the machine was busy" if s.busy else ""
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         f"  {run.config.in_words()}",
         f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the held-out split)",
-        f"  train loss        {units.loss(s.final_train_loss)} (mean of the last steps)",
-        f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs, {units.duration(s.train_seconds)}",
-        f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived{', the machine was busy' if s.busy else ''})",
-        f"  arithmetic        {units.flops(s.flops)} (derived)",
+        f"  train loss        {units.loss(s.final_train_loss)} (measured: mean over the last epoch's batches, at most 100)",
+        f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs (counted), {units.duration(s.train_seconds)} (measured{busy})",
+        f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived: examples by training time{busy})",
+        f"  arithmetic        {units.flops(s.flops)} (derived: closed form per layer)",
         f"  MFU               {_mfu_in_words(run)}",
-        f"  training memory   {units.nbytes(s.peak_memory_bytes)} (weights, optimizer and one step's peak)",
+        f"  training memory   {units.nbytes(s.peak_memory_bytes)} (measured: weights, optimizer and one step's peak)",
         f"  process memory    {units.nbytes(s.process_memory_bytes)} (measured, PyTorch itself included)",
     ]
     if run.is_over:
         account = energy.in_store(Store(run.folder.parent.parent), run)
-        how = f"measured, {account.source}" if account.is_measured else visible(energy.how_in_words(account))
+        short = ", too short a window to be compared" if account.is_short else ""
+        how = f"measured, {account.source}{short}" if account.is_measured else visible(energy.how_in_words(account))
         lines.append(f"  energy            {energy.in_words(account)} ({how.rstrip('.')})")
     if found := split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=s.steps):
         lines.append(f"  a step            {split.row_in_words(found)} (measured)")
@@ -762,7 +803,9 @@ def _training_card(run: Run) -> str:
     if s.busy:
         lines.append(f"  ! machine was busy: {visible(s.busy_why)}")
     if run.compiled:
-        lines.append(f"  compiling         {units.duration(run.compiled.seconds)}, before the clock of training")
+        lines.append(
+            f"  compiling         {units.duration(run.compiled.seconds)} (measured, before the clock of training)"
+        )
     if run.config.target.value is not None:
         lines.append(f"  target            {_target(run)}")
     if why := run.why():
@@ -774,7 +817,9 @@ def _mfu_in_words(run: Run) -> str:
     found = cost.mfu(run.config, cost.flops_per_s(run), _calibration_of(run))
     if found.value is None:
         return f"{units.UNKNOWN} ({visible(found.reason)})"
-    return f"{units.percent(found.value, digits=1)} of {units.flops_per_s(found.peak_flops_per_s)} (derived; peak measured)"
+    busy = ", the machine was busy" if run.summary().busy else ""
+    peak = units.flops_per_s(found.peak_flops_per_s)
+    return f"{units.percent(found.value, digits=1)} of {peak} (derived; peak measured{busy})"
 
 
 def _target(run: Run) -> str:

@@ -20,7 +20,7 @@ _LEAST_CPU_S = 0.02  # of training: below, one interruption is as long as the wo
 
 
 class Contention:
-    """Watches one run of this process. All calls come from the thread that trains."""
+    """Watches one run of this process. The thread that trains tells it of its turns; any may ask what was found by now."""
 
     def __init__(
         self,
@@ -35,9 +35,12 @@ class Contention:
         self._wall_s = self._cpu_s = 0.0
         self._began: tuple[float, float, float] | None = None  # wall, CPU and waiting for a core, s
         self._gpu_processes: int | None = None
+        self._said: Busy | None = None
+        self._thread = 0  # that trains
 
     def start(self) -> None:
-        """Training is about to begin."""
+        """Training is about to begin, in this thread."""
+        self._thread = threading.get_native_id()
         self._began = self._scheduled()
 
     def trained(self, wall_s: float, cpu_s: float) -> None:
@@ -53,6 +56,14 @@ class Contention:
     def found(self) -> Busy:
         slowdown, method = self._slowdown()
         return Busy(slowdown=slowdown, slowdown_method=method, gpu_processes=self._gpu_processes)
+
+    def news(self) -> Busy | None:
+        """What was found by now, where it is another story than at the last call."""
+        found = self.found()
+        if self._said is not None and not _differs(self._said, found):
+            return None
+        self._said = found
+        return found
 
     def _slowdown(self) -> tuple[float | None, str]:
         if not self._on_gpu and self._threads == 1:
@@ -74,10 +85,17 @@ class Contention:
 
         A thread's schedstat holds both in ns (Documentation/scheduler/sched-stats.rst).
         """
-        own = f"{threading.get_native_id()}/schedstat" if self._on_gpu else "*/schedstat"
+        own = f"{self._thread}/schedstat" if self._on_gpu else "*/schedstat"
         cpu_s = waited_s = 0.0
         for path in self._tasks.glob(own):
             with contextlib.suppress(OSError, ValueError):  # a thread that ended meanwhile
                 ran, waited, _ = path.read_text().split()
                 cpu_s, waited_s = cpu_s + int(ran) / 1e9, waited_s + int(waited) / 1e9
         return (self._clock(), cpu_s, waited_s) if cpu_s else None
+
+
+def _differs(before: Busy, now: Busy) -> bool:
+    """Whether it is worth a record: another verdict, another number of neighbours, or slower by a tenth."""
+    if (before.is_busy, before.gpu_processes) != (now.is_busy, now.gpu_processes):
+        return True
+    return bool(now.is_busy) and abs((now.slowdown or 0) - (before.slowdown or 0)) > 0.1 * (before.slowdown or 0)

@@ -6,13 +6,14 @@ is none of the others, and is never laid beside a measurement.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine import calibration, hardware, settings, units
 from engine.records import Said
+from engine.sampler import COUNTER_PERIOD_S
 from engine.settings import Energy as Prices
 from engine.store import Run, Store
 
@@ -41,6 +42,7 @@ class Account(BaseModel):
     net_reason: Said = ""  # why that is not known
     per_1000_samples_j: float | None = None
     to_target_j: float | None = None
+    to_target_s: float | None = None  # from the run's start to there
     low_j: float | None = None  # of an estimate; its joules are None
     high_j: float | None = None
     money: float | None = None
@@ -56,7 +58,12 @@ class Account(BaseModel):
     @property
     def is_short(self) -> bool:
         """Whether the counter moved so few times that the joules are mostly uncertainty."""
-        return self.uncertainty is not None and self.uncertainty > 1 / PERIODS
+        return _is_short(self.uncertainty)
+
+    @property
+    def to_target_uncertainty(self) -> float | None:
+        """Of `to_target_j`, as a share: its window is shorter than the run's."""
+        return share_unknown(self.period_s, self.to_target_s)
 
     @property
     def differs(self) -> bool:
@@ -64,6 +71,40 @@ class Account(BaseModel):
         if self.sampled_j is None or not self.joules:
             return False
         return abs(self.sampled_j - self.joules) > DIFFERS * self.joules
+
+
+class Detail(NamedTuple):
+    """Something made of a run's energy: what it is called, its value in words, how it was had."""
+
+    title: str
+    text: str
+    how: str
+    is_short: bool = False  # too short a window for the counter: told with its uncertainty, and greyed
+
+
+def share_unknown(period_s: float | None, window_s: float | None) -> float | None:
+    """How much of a window's joules is uncertain, as its ends are known to a period of the counter; at most all."""
+    return min(1.0, period_s / window_s) if period_s and window_s else None
+
+
+def _is_short(share: float | None) -> bool:
+    return share is not None and share > 1 / PERIODS
+
+
+def too_short(share: float | None) -> str:
+    return f"Shorter than {PERIODS} periods of the counter: not to be compared" if _is_short(share) else ""
+
+
+def with_doubt(text: str, share: float | None) -> str:
+    """A figure with its uncertainty, where that is more than a tenth of it."""
+    return f"{text} ± {units.percent(share)}" if _is_short(share) else text
+
+
+def doubt_to_target(run: Run, elapsed_s: float | None) -> float | None:
+    """Uncertainty of the joules a run used until a moment of its clock, as a share of them."""
+    last = run.last_word
+    source = "rapl" if hardware.gpu_index(run.config.device) is None else "nvml"
+    return share_unknown((last.energy_period_s if last else None) or COUNTER_PERIOD_S[source], elapsed_s)
 
 
 def in_store(store: Store, run: Run) -> Account:
@@ -88,13 +129,14 @@ def of_run(run: Run, *, idle_w: float | None = None, prices: Prices = NO_PRICES)
         source = last.energy_source or ("nvml" if hardware.gpu_index(run.config.device) is not None else "rapl")
         account = Account(
             source=source, method=last.energy_method, joules=joules, window_s=window_s, period_s=period_s,
-            uncertainty=min(1.0, period_s / window_s) if period_s and window_s else None,
+            uncertainty=share_unknown(period_s, window_s),
             sampled_j=_sampled(run, window_s) if source == "nvml" else None,
             idle_w=idle_w,
             net_j=joules - idle_w * window_s if idle_w is not None and window_s else None,
             net_reason="" if idle_w is not None and window_s else NO_IDLE if idle_w is None else "the window is not recorded",
             per_1000_samples_j=1_000 * joules / summary.samples if summary.samples else None,
             to_target_j=_to_target(run),
+            to_target_s=run.target_reached.elapsed_s if run.target_reached else None,
         )  # fmt: skip
     return priced(account, prices)
 
@@ -181,9 +223,7 @@ def in_words(account: Account) -> str:
         return f"{units.energy(account.low_j)} to {units.energy(account.high_j)} (estimated)"
     if account.joules is None:
         return units.UNKNOWN
-    words = units.energy(account.joules)
-    if account.is_short:
-        words += f" ± {units.percent(account.uncertainty)}"
+    words = with_doubt(units.energy(account.joules), account.uncertainty)
     if account.differs:
         words += f" (sampled power gives {units.energy(account.sampled_j)})"
     return words
@@ -201,8 +241,8 @@ def how_in_words(account: Account) -> str:
             f"Window {units.duration(account.window_s)}, the counter moves every {units.duration(account.period_s)}: "
             f"± {units.percent(account.uncertainty, digits=1)}"
         )
-    if account.is_short:
-        words.append(f"Shorter than {PERIODS} periods of the counter: not to be compared")
+    if short := too_short(account.uncertainty):
+        words.append(short)
     if account.net_j is not None:
         words.append(f"Without {units.power(account.idle_w)} when idle: {units.energy(account.net_j)} (derived)")
     else:
@@ -210,40 +250,30 @@ def how_in_words(account: Account) -> str:
     return ". ".join(words) + "."
 
 
-def details(account: Account) -> list[tuple[str, str, str]]:
-    """What else is known: title, value, and how it was had."""
-    rows = []
+def details(account: Account) -> list[Detail]:
+    """What else is known."""
+    rows: list[Detail] = []
+
+    def row(title: str, text: str, how: str, share: float | None = account.uncertainty) -> None:
+        rows.append(Detail(title, with_doubt(text, share), how, _is_short(share)))
+
     if account.per_1000_samples_j is not None:
-        rows.append(
-            (
-                "Energy per 1,000 samples",
-                units.energy(account.per_1000_samples_j),
-                "derived: gross energy by examples seen",
-            )
-        )
+        per_1000 = units.energy(account.per_1000_samples_j)
+        row("Energy per 1,000 samples", per_1000, "derived: gross energy by examples seen")
     if account.to_target_j is not None:
-        rows.append(
-            (
-                "Energy to target",
-                units.energy(account.to_target_j),
-                "measured: the counter, at the evaluation that reached it",
-            )
-        )
+        how = "measured: the counter, at the evaluation that reached it"
+        row("Energy to target", units.energy(account.to_target_j), how, account.to_target_uncertainty)
     if account.net_j is not None:
-        rows.append(
-            (
-                "Energy above idle",
-                units.energy(account.net_j),
-                f"derived: gross less {units.power(account.idle_w)} of the idle machine",
-            )
+        share = (
+            account.uncertainty and account.joules and account.uncertainty * account.joules / abs(account.net_j or 1)
         )
+        how = f"derived: gross less {units.power(account.idle_w)} of the idle machine"
+        row("Energy above idle", units.energy(account.net_j), how, share)
     if account.money is not None and account.price_per_kwh is not None:
         how = f"derived: by your price of {account.price_per_kwh:g} {account.currency}".rstrip() + " per kWh"
-        rows.append(("Price of the energy", f"{account.money:.3g} {account.currency}".rstrip(), how))
+        row("Price of the energy", f"{account.money:.3g} {account.currency}".rstrip(), how)
     if account.gco2 is not None and account.gco2_per_kwh is not None:
-        rows.append(
-            ("CO2 of the energy", f"{account.gco2:.3g} g", f"derived: by your {account.gco2_per_kwh:g} g per kWh")
-        )
+        row("CO2 of the energy", f"{account.gco2:.3g} g", f"derived: by your {account.gco2_per_kwh:g} g per kWh")
     return rows
 
 

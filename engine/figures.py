@@ -10,10 +10,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from engine import energy, units
+from engine import energy, studies, units
 from engine.planner import Plan
 from engine.records import Said
-from engine.store import Run
+from engine.sampler import READINGS
+from engine.store import THROUGHPUT_WINDOW_S, Run
 
 How = Literal["measured", "derived", "estimated", "table"]
 BADGES: dict[How, str] = {
@@ -52,8 +53,50 @@ class Figure(BaseModel):
         return ". ".join(words) + "."
 
 
+_READ_BACK = "read from the device ten times a second or less"
+_LUCK = "Uncertain by luck alone: one standard error is sqrt(p (1 - p) / n) for a share p of n held-out examples."
+# How the points of a live chart were had, by its name in dashboard/assets/live.js and race.js.
+CHARTS: dict[str, tuple[str, ...]] = {
+    "loss": (
+        f"Each step, measured: mean cross-entropy of its batch before the step, {_READ_BACK}.",
+        "Smoothed, derived: a moving average.",
+        "Test, measured: mean cross-entropy on held-out examples at each evaluation.",
+        "The figure, measured: mean over the batches of the last epoch, at most 100.",
+    ),
+    "test_loss": ("Measured: mean cross-entropy on held-out examples at each evaluation.",),
+    "accuracy": ("Measured: right answers on held-out examples at each evaluation.", _LUCK),
+    "throughput": (
+        f"Derived: examples by training time, over windows of {THROUGHPUT_WINDOW_S:g} s of it, the device synchronised at both ends.",
+        "Loading, warm-up, compiling and evaluation are left out.",
+    ),
+    "grad_norm": (
+        "Measured: L2 norm of all gradients together before clipping; of every step where gradients are clipped, otherwise of "
+        "the last step before each reading back.",
+    ),
+    "lr": ("Derived: what the schedule gives for each step.",),
+    **{
+        chart: tuple(f"{READINGS[name].title}, measured: {READINGS[name].how}." for name in names)
+        for chart, names in {
+            "memory": ("process_memory_bytes", "gpu_memory_used_bytes"),
+            "cpu": ("process_cpu_percent", "system_cpu_percent"),
+            "gpu": ("gpu_utilization_percent",),
+            "power": ("gpu_power_w", "cpu_power_w"),
+        }.items()
+    },
+}  # fmt: skip
+RACE_COLUMNS: dict[str, str] = {  # of the rows above a race's charts; several seeds: their mean
+    "Loss": "Measured: mean over the batches of the last epoch, at most 100.",
+    "Accuracy": f"Measured on held-out examples at the last evaluation. {_LUCK}",
+    "Steps": "Counted.",
+    "Samples/s": "Derived: examples by training time; while a run goes on over its newest window, then over all of it.",
+    "Target": "Measured: the first of two evaluations in a row that reach it, in proportion between it and the one before.",
+}
+
+
 def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]:
-    """Every figure of a run by the name it has in a summary."""
+    """Every figure of a run by the name it has in a summary; of one that does not train one net, its energy alone."""
+    if run.config.task in studies.ABOUT:
+        return of_energy(account or energy.of_run(run))
     with run.lock:
         s, started = run.summary(), run.started
         trained = f"{s.steps:,} steps, {units.duration(s.train_seconds)} of training"
@@ -119,8 +162,8 @@ def of_energy(account: energy.Account) -> dict[str, Figure]:
             )
         }  # fmt: skip
     window = "" if account.window_s is None else f"{units.duration(account.window_s)}, evaluations included"
-    off = None if account.uncertainty is None or account.joules is None else account.uncertainty * account.joules
-    short = f"Shorter than {energy.PERIODS} periods of the counter: not to be compared" if account.is_short else ""
+    off = _of(account.uncertainty, account.joules)
+    short = energy.too_short(account.uncertainty)
     method = f"{account.source}: {account.method}" if account.is_measured else account.method.rstrip(".")
     figures = {
         "energy_j": Figure(
@@ -128,15 +171,19 @@ def of_energy(account: energy.Account) -> dict[str, Figure]:
         ),
         "energy_per_1000_samples_j": Figure(
             value=account.per_1000_samples_j, unit="J", how="derived", window=window, note=short,
+            uncertainty=_of(account.uncertainty, account.per_1000_samples_j),
             method="gross energy by examples seen" if account.is_measured else method,
         ),
         "energy_to_target_j": Figure(
             value=account.to_target_j, unit="J", how="measured",
+            window="" if account.to_target_s is None else f"{units.duration(account.to_target_s)}, evaluations included",
+            uncertainty=_of(account.to_target_uncertainty, account.to_target_j),
+            note=energy.too_short(account.to_target_uncertainty),
             method="the counter at the evaluation that reached the target, between its samples in proportion"
             if account.to_target_j is not None else "no target was reached" if account.is_measured else method,
         ),
         "energy_above_idle_j": Figure(
-            value=account.net_j, unit="J", how="derived", window=window,
+            value=account.net_j, unit="J", how="derived", window=window, uncertainty=off, note=short,
             method=f"gross less {units.power(account.idle_w)} of the idle machine" if account.net_j is not None
             else account.net_reason or method,
         ),
@@ -169,6 +216,10 @@ def of_plan(plan: Plan) -> dict[str, Figure]:
             method=f"{plan.train_examples:,} training examples by batch size, rounded up",
         ),
     }  # fmt: skip
+
+
+def _of(share: float | None, value: float | None) -> float | None:
+    return None if share is None or value is None else share * value
 
 
 def _binomial(share: float | None, n: int) -> float | None:

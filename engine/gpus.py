@@ -19,6 +19,9 @@ from engine.text import visible
 
 HOW_PCIE = "NVML GPM over the beat; before Hopper NVML's own window of 20 ms, once a second"
 HOW_NVLINK = "all links, data without protocol: NVML GPM over the beat; before Hopper from the links' counters"
+NOT_OURS_TO_TELL = (
+    "This container has process numbers of its own and the driver tells the host's: whose these are is not known."
+)
 MOST_PROCESSES = 20  # of one GPU that are named one by one
 _LONGEST_NAME = 100
 _MIB, _KIB = 2**20, 2**10
@@ -61,10 +64,12 @@ class GpuProcess:
     gpu: int
     memory_bytes: int | None
     run_id: str | None  # "" for a process of ours that is no run's, None for somebody else's
+    is_known: bool = True  # False where ours cannot be told from others'
 
 
 def in_words(error: pynvml.NVMLError) -> str:
-    return f"NVML: {str(error).rstrip('.').lower() or type(error).__name__}."
+    said = str(error).rstrip(".").lower().replace("gpu", "GPU")
+    return f"NVML: {said or type(error).__name__}."
 
 
 def name_of(nvml: Any, handle: Any) -> str:
@@ -212,14 +217,16 @@ def _nvlink_bytes(nvml: Any, handle: Any) -> tuple[int, ...]:
 
 
 def processes(
-    handles: tuple[Any, ...], nvml: Any, ours: Mapping[int, str]
+    handles: tuple[Any, ...], nvml: Any, ours: Mapping[int, str], *, own_pids: bool = False
 ) -> tuple[tuple[GpuProcess, ...], dict[str, str]]:
     """Who holds memory of which GPU, ours first, then the largest; and of which GPUs that is not known, with the reason.
 
-    Inside a container NVML's pids may be the host's, and our own processes then cannot be told from others.
+    `own_pids`: in a container with process numbers of its own NVML's may be the host's. Then nobody is called another
+    until one of ours has been among them.
     """
     found: list[GpuProcess] = []
     missing: dict[str, str] = {}
+    everybody: dict[int, dict[int, int | None]] = {}
     for index, handle in enumerate(handles):
         if isinstance(handle, pynvml.NVMLError):
             missing[f"gpu{index}.processes"] = in_words(handle)
@@ -230,7 +237,12 @@ def processes(
                 held |= {process.pid: process.usedGpuMemory for process in ask(handle)}
             except pynvml.NVMLError as error:
                 missing[f"gpu{index}.processes"] = in_words(error)
-        of_this = [GpuProcess(index, memory, ours.get(pid)) for pid, memory in held.items()]
+        everybody[index] = held
+    is_known = not own_pids or any(held.keys() & ours.keys() for held in everybody.values())
+    for index, held in everybody.items():
+        of_this = [GpuProcess(index, memory, ours.get(pid), is_known) for pid, memory in held.items()]
         of_this.sort(key=lambda process: (process.run_id is None, -(process.memory_bytes or 0)))
         found += of_this[:MOST_PROCESSES]
+        if of_this and not is_known:
+            missing[f"gpu{index}.processes"] = NOT_OURS_TO_TELL
     return tuple(found), missing

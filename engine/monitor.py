@@ -22,6 +22,7 @@ import pynvml
 from engine import gpus, hardware
 from engine.gpus import GpuProcess
 from engine.nvml import NVML
+from engine.processes import has_own_pids
 from engine.readers import FIRST, Held, Rates, Read, Sources, Values
 from engine.sampler import Reading, Unavailable, energy_between, rapl_counters
 from engine.text import visible
@@ -156,7 +157,8 @@ class Monitor:
         self.gpu_names: tuple[str, ...] = ()
         self.gpu_reason: str | None = None
         self._handles: tuple[Any, ...] = ()
-        self._held = Held(lambda: gpus.processes(self._handles, nvml, processes()), clock, SLOW_S)
+        own_pids = has_own_pids(root / "proc")
+        self._held = Held(lambda: gpus.processes(self._handles, nvml, processes(), own_pids=own_pids), clock, SLOW_S)
         self.open_gpus()
 
     @property
@@ -186,6 +188,12 @@ class Monitor:
             self._gpu_sources |= gpus.sources(
                 index, handle, self._nvml, self._clock, self._gpu_stack, len(self._handles)
             )
+
+    def rest_gpus(self, reason: str) -> None:
+        """Let go of the driver, so that a GPU that nobody uses may sleep; `open_gpus` wakes it."""
+        self._gpu_stack.close()
+        self._handles = ()
+        self._gpu_sources = {names: _says(reason) for names in self._gpu_sources}
 
     def read(self) -> Snapshot:
         readings: dict[str, float | None] = {}

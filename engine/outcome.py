@@ -37,6 +37,7 @@ class ToTarget:
     reached: bool
     spent_s: float  # seconds of training, until the target or the end
     cost: dict[str, float | None]
+    energy_doubt: float | None = None  # uncertainty of its joules, as a share of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class LaneOutcome:
     memory_bytes: int | None  # of training: weights, optimizer state and one step's peak
     busy: int  # of its runs: how many ran while something else used the machine, so that its speed is no fair one
     has_energy: bool  # whether a counter followed each of its runs: `cost["joules"]` is not known otherwise
+    energy_doubt: float | None  # uncertainty of `cost["joules"]`, as a share: the largest of its runs'
     loss_noise: float | None  # spread of the training loss around its own mean, late in the run
     share: dict[str, float | None] = field(default_factory=dict)  # value / the baseline's, by figure
     verdicts: dict[str, Verdict] = field(default_factory=dict)  # against the baseline, by metric
@@ -108,7 +110,13 @@ def to_target(run: Run, metric: Metric, target: float, price_per_hour: float | N
             for name in AXES
         }
         spent = cost["seconds"]
-        return ToTarget(spent is not None, spent if spent is not None else run.steps.last("seconds") or 0.0, cost)
+        at = analysis.to_target(run.evaluations["elapsed"], values, target, lower_is_better=lower)
+        return ToTarget(
+            spent is not None,
+            spent if spent is not None else run.steps.last("seconds") or 0.0,
+            cost,
+            energy.doubt_to_target(run, at) if cost["joules"] is not None else None,
+        )
 
 
 def outcome(
@@ -206,6 +214,7 @@ def _lane_outcome(lane: RacedLane, reached: Mapping[int, ToTarget]) -> LaneOutco
         memory_bytes=next((s.peak_memory_bytes for s in summaries if s.peak_memory_bytes is not None), None),
         busy=sum(bool(s.busy) for s in summaries),
         has_energy=bool(runs) and all(np.isfinite(run.hardware["energy_j"]).any() for run in runs),
+        energy_doubt=max((r.energy_doubt for r in judged if r.energy_doubt is not None), default=None),
         loss_noise=_median([_loss_spread(run) for run in runs]),
     )
 

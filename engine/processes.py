@@ -22,6 +22,17 @@ _SECRET_VALUE = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # an address with a passwo
 _FOR_DOWNLOADS = re.compile(r"(^|_)PROXY$|^ISOFLOP_MIRROR$", re.IGNORECASE)
 
 
+_HOSTS_PIDS = "pid:[4026531836]"  # the first namespace of every kernel: PROC_PID_INIT_INO of include/linux/proc_ns.h
+
+
+def has_own_pids(proc: Path = Path("/proc")) -> bool:
+    """Whether this process lives in a container with process numbers of its own, which a driver of the host may not know."""
+    try:
+        return str((proc / "self" / "ns" / "pid").readlink()) != _HOSTS_PIDS
+    except OSError:  # no such thing here, or not for us to see
+        return False
+
+
 def process_started(pid: int) -> float | None:
     """When a process began, or None when there is none (or only its zombie).
 

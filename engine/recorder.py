@@ -6,8 +6,10 @@ and does not keep it alive; where readings cannot be kept (a full disk) it says 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import math
 import os
 import threading
 import time
@@ -18,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engine import disk
+from engine import disk, hardware
 from engine.errors import ConfigError
 from engine.monitor import Monitor, Snapshot
 from engine.ring import NotARing, Ring, Shape, Writer
@@ -26,9 +28,14 @@ from engine.sampler import beats
 from engine.store import Run, write_atomically
 from engine.text import visible
 
-RING, SETTINGS = "monitor.ring", "monitor.json"
+RING, SETTINGS, LOOKED = "monitor.ring", "monitor.json", "monitor.looked"
 KEPT_S = 900.0
 INTERVALS_S = (0.25, 1.0, 2.0, 5.0, 10.0)  # what a page offers; any between the first and the last may be asked for
+REST_AFTER_S = KEPT_S  # as long as the history reaches: a page opened again within it has no hole
+RESTING = (
+    f"Not read: for {REST_AFTER_S / 60:.0f} min nobody looked here and no run used a GPU, so it is let alone to sleep."
+)
+_LOOK_EVERY_S = 5.0
 _CAPACITY = round(KEPT_S / INTERVALS_S[0])
 _NOTES_BYTES = 2**17
 _NOTE_EVERY_S = 1.0
@@ -66,6 +73,18 @@ def load_settings(root: Path) -> MonitorSettings:
         return MonitorSettings()
 
 
+_looked_at: dict[Path, float] = {}  # by this process, on its monotonic clock
+
+
+def look(root: Path) -> None:
+    """Somebody looks at the readings: those of GPUs, too, go on."""
+    now = time.monotonic()
+    if now - _looked_at.get(root, -math.inf) >= _LOOK_EVERY_S:
+        _looked_at[root] = now
+        with contextlib.suppress(OSError):  # a store that may only be read, or is full: it shows what there is
+            (root / LOOKED).touch(mode=0o600)
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A run on the time axis; `end` is None while it goes on."""
@@ -77,7 +96,11 @@ class Span:
 
 
 class Recorder:
-    """Reads the machine in a thread of its own and keeps what it read."""
+    """Reads the machine in a thread of its own and keeps what it read.
+
+    GPUs are left alone when nobody has looked and no run has used one for a quarter of an hour: being asked four times a
+    second keeps the one of a laptop awake. They are read again with the next look or run.
+    """
 
     def __init__(
         self,
@@ -90,6 +113,11 @@ class Recorder:
         self.interval_s = load_settings(root).interval_s
         self.processes: Mapping[int, str] = {os.getpid(): ""}  # replaced as a whole, by the supervisor's own thread
         self.spans: tuple[Span, ...] = ()  # likewise
+        self.uses_a_gpu = False  # likewise: whether a run does
+        self._wanted_at: float | None = None  # when readings of GPUs were last asked for
+        self._looked: int | None = None
+        self._is_resting = False
+        self._rests: list[tuple[float, float | None]] = []  # of the GPUs: from when to when, Unix time
         self._at_work: dict[str, tuple[Run, Span]] = {}
         self._ring: Writer | None = None
         self._spans_before: tuple[Span, ...] | None = None  # of an earlier supervisor, taken over once
@@ -124,6 +152,7 @@ class Recorder:
         """Which runs are at work: their processes are ours, and they are spans on the time axis."""
         runs = list(runs)
         self.processes = {run.starting.pid: run.run_id for run in reversed(runs) if run.starting} | {os.getpid(): ""}
+        self.uses_a_gpu = any(hardware.gpu_index(run.config.device) is not None for run in runs)
         ids = {run.run_id for run in runs}
         over = [_over(*self._at_work.pop(run_id), now) for run_id in self._at_work.keys() - ids]
         for run in runs:
@@ -162,8 +191,10 @@ class Recorder:
         now = self._clock()
         if now < self._again_at:
             return
+        self._rest_or_wake(monitor, now)
         snapshot = monitor.read()
-        if monitor.has_lost_a_gpu(snapshot) and now >= self._driver_again_at:
+        self._note_rest(snapshot.at)
+        if not self._is_resting and monitor.has_lost_a_gpu(snapshot) and now >= self._driver_again_at:
             self._driver_again_at = now + _ASK_DRIVER_AGAIN_S
             columns = monitor.columns
             monitor.open_gpus()
@@ -179,6 +210,29 @@ class Recorder:
             if str(error) != self._said:
                 logger.warning("readings are not kept for the page Hardware: %s", error)
             self._said = str(error)
+
+    def _rest_or_wake(self, monitor: Monitor, now: float) -> None:
+        looked = _changed_at(self.root / LOOKED)
+        if self.uses_a_gpu or looked != self._looked or self._wanted_at is None:
+            self._looked, self._wanted_at = looked, now
+        if (now - self._wanted_at > REST_AFTER_S) == self._is_resting:
+            return
+        self._is_resting = not self._is_resting
+        if self._is_resting:
+            monitor.rest_gpus(RESTING)
+            return
+        columns = monitor.columns
+        monitor.open_gpus()
+        if monitor.columns != columns:
+            self._let_go()
+
+    def _note_rest(self, at: float) -> None:
+        rests = [(begin, end) for begin, end in self._rests if end is None or end > at - KEPT_S]
+        if self._is_resting and (not rests or rests[-1][1] is not None):
+            rests.append((at, None))
+        elif not self._is_resting and rests and rests[-1][1] is None:
+            rests[-1] = rests[-1][0], at
+        self._rests = rests
 
     def _keep(self, monitor: Monitor, snapshot: Snapshot, now: float) -> None:
         if self._ring and not disk.same_file(self.root / RING, self._ring.fd):
@@ -226,7 +280,15 @@ class Recorder:
             "missing": missing,
             "processes": [asdict(process) for process in snapshot.processes],
             "spans": [asdict(span) for span in (*before, *self.spans)],
+            "rests": self._rests,
         }
+
+
+def _changed_at(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _over(run: Run, span: Span, now: float) -> Span:

@@ -382,32 +382,6 @@ class Trial(Event):
         return self
 
 
-class HardwareSample(Event):
-    """One beat of the sampler. A reading that failed is None; its reason is said once, in `missing`."""
-
-    kind: Literal["hardware"] = "hardware"
-    elapsed_s: Seconds
-    readings: dict[str, float | None]  # names of engine.sampler.READINGS: unit in the name
-    missing: dict[str, Words] = Field(default_factory=dict)
-
-
-class Artifact(Event):
-    """A file the run left in its folder."""
-
-    kind: Literal["artifact"] = "artifact"
-    name: Words
-    size_bytes: Count
-    sha256: str
-
-
-class Stopping(Event):
-    """Someone asked the run to stop."""
-
-    kind: Literal["stopping"] = "stopping"
-    at: Moment
-    reason: Words = "cancelled by the user"
-
-
 class Busy(BaseModel):
     """What else used the machine while the run trained. None is not known, which is not the same as nothing."""
 
@@ -437,6 +411,33 @@ class Busy(BaseModel):
 
 
 BUSY_FROM = 1.2  # up to here the sampler, the system and the clock's own grain explain it
+
+
+class HardwareSample(Event):
+    """One beat of the sampler. A reading that failed is None; its reason is said once, in `missing`."""
+
+    kind: Literal["hardware"] = "hardware"
+    elapsed_s: Seconds
+    readings: dict[str, float | None]  # names of engine.sampler.READINGS: unit in the name
+    missing: dict[str, Words] = Field(default_factory=dict)
+    busy: Busy | None = None  # since the run's start; said when it changes
+
+
+class Artifact(Event):
+    """A file the run left in its folder."""
+
+    kind: Literal["artifact"] = "artifact"
+    name: Words
+    size_bytes: Count
+    sha256: str
+
+
+class Stopping(Event):
+    """Someone asked the run to stop."""
+
+    kind: Literal["stopping"] = "stopping"
+    at: Moment
+    reason: Words = "cancelled by the user"
 
 
 class Terminal(Event):

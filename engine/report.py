@@ -412,6 +412,7 @@ class Quantity:
     how: Callable[[ReportRun], str]
     always: bool = True  # False: left out where no run has it
     figure: str = ""  # its name among the run's figures, which say window and uncertainty
+    is_pale: Callable[[ReportRun], bool] = lambda run: False  # greyed: mostly uncertainty
 
 
 def _measured(words: str) -> Callable[[ReportRun], str]:
@@ -436,14 +437,21 @@ def _energy_how(run: ReportRun) -> str:
     return f"measured{': ' + reason if reason else ''}"
 
 
-def _detail(title: str) -> Quantity:
+def _detail(title: str, figure: str = "") -> Quantity:
     """Something made of the run's energy, where it was measured."""
 
-    def found(run: ReportRun) -> tuple[str, str]:
+    def found(run: ReportRun) -> energy.Detail:
         rows = energy.details(run.energy) if run.energy else []
-        return next(((text, how) for name, text, how in rows if name == title), (units.UNKNOWN, ""))
+        return next((row for row in rows if row.title == title), energy.Detail(title, units.UNKNOWN, ""))
 
-    return Quantity(title, lambda run: found(run)[0], lambda run: found(run)[1], always=False)
+    return Quantity(
+        title,
+        lambda run: found(run).text,
+        lambda run: found(run).how,
+        always=False,
+        figure=figure,
+        is_pale=lambda run: found(run).is_short,
+    )
 
 
 def _busy(text: str, run: ReportRun) -> str:
@@ -512,7 +520,10 @@ QUANTITIES = (
         figure="train_seconds",
     ),
     Quantity(
-        "Time per step", lambda r: _busy(units.duration(_per_step(r)), r), _measured("derived: training time by steps")
+        "Time per step",
+        lambda r: _busy(units.duration(_per_step(r)), r),
+        _busy_how("derived: training time by steps"),
+        figure="step_seconds",
     ),
     Quantity(
         "Set-up and warm-up",
@@ -533,33 +544,32 @@ QUANTITIES = (
         "Arithmetic",
         lambda r: units.flops(r.summary.flops),
         _measured("derived: closed form per layer, forward and backward, a multiply-add is 2"),
+        figure="flops",
     ),
     Quantity(
         "Arithmetic rate",
         lambda r: _busy(units.flops_per_s(_per_second(r)), r),
-        _measured("derived: arithmetic by training time"),
+        _busy_how("derived: arithmetic by training time"),
+        figure="flops_per_s",
     ),
     Quantity(
         "Training memory",
         lambda r: units.nbytes(r.memory.training_bytes if r.memory else None),
         _training_memory_how,
+        figure="peak_memory_bytes",
     ),
     Quantity(
         "Process memory",
         lambda r: units.nbytes(_process_memory(r)),
         lambda r: f"measured: {r.peak_memory_method}" if r.peak_memory_method else "not recorded",
+        figure="process_memory_bytes",
     ),
-    Quantity("Energy", _energy, _energy_how, figure="energy_j"),
-    *map(
-        _detail,
-        (
-            "Energy above idle",
-            "Energy per 1,000 samples",
-            "Energy to target",
-            "Price of the energy",
-            "CO2 of the energy",
-        ),
-    ),
+    Quantity("Energy", _energy, _energy_how, figure="energy_j", is_pale=lambda r: bool(r.energy and r.energy.is_short)),
+    _detail("Energy above idle", "energy_above_idle_j"),
+    _detail("Energy per 1,000 samples", "energy_per_1000_samples_j"),
+    _detail("Energy to target", "energy_to_target_j"),
+    _detail("Price of the energy"),
+    _detail("CO2 of the energy"),
 )
 _HEADLINES = ("Held-out accuracy", "Training loss", "Throughput", "Training time")
 
@@ -642,7 +652,7 @@ def _troubles(runs: Sequence[ReportRun]) -> str:
 def _headlines(run: ReportRun) -> str:
     titles = (*_HEADLINES, "Training memory" if run.memory else "Process memory")
     chosen = [quantity for quantity in QUANTITIES if quantity.title in titles]
-    cards = "".join(f"<div><dt>{q.title}</dt><dd>{e(q.text(run))}</dd></div>" for q in chosen)
+    cards = "".join(f"<div{_hover(q, run)}><dt>{q.title}</dt><dd>{e(q.text(run))}</dd></div>" for q in chosen)
     return f'<dl class="headlines">{cards}</dl>'
 
 
@@ -719,7 +729,7 @@ def _swatch(place: int) -> str:
 
 def _results(runs: Sequence[ReportRun]) -> str:
     rows = "".join(
-        f'<tr{_hover(q, runs)}><th scope="row">{q.title}</th>{"".join(f"<td>{e(q.text(run))}</td>" for run in runs)}'
+        f'<tr{_hover(q, runs[0]) if len(runs) == 1 else ""}><th scope="row">{q.title}</th>{_cells(q, runs)}'
         f'<td class="how">{e(_how(q, runs))}</td></tr>'
         for q in QUANTITIES
         if q.always or any(q.text(run) != units.UNKNOWN for run in runs)
@@ -728,9 +738,18 @@ def _results(runs: Sequence[ReportRun]) -> str:
     return _card("Results", f"<table>{_columns(runs, 'How it was had')}<tbody>{rows}</tbody></table>", kind)
 
 
-def _hover(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
-    """Method, window and uncertainty of a figure, for who points at it; of several runs the JSON has them."""
-    figure = runs[0].figures.get(quantity.figure) if len(runs) == 1 else None
+def _cells(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
+    """A value per run; of one run alone its row says how it was had."""
+    cells = []
+    for run in runs:
+        pale = ' class="pale"' if quantity.is_pale(run) else ""
+        cells.append(f"<td{pale}{_hover(quantity, run) if len(runs) > 1 else ''}>{e(quantity.text(run))}</td>")
+    return "".join(cells)
+
+
+def _hover(quantity: Quantity, run: ReportRun) -> str:
+    """Method, window and uncertainty of a figure, for who points at it."""
+    figure = run.figures.get(quantity.figure)
     return f' title="{e(figure.in_words())}"' if figure else ""
 
 

@@ -349,9 +349,10 @@ class Neighbours:
 
 def _open_gpu_handle(device: str, stack: contextlib.ExitStack, nvml: Any) -> Any:
     index = hardware.gpu_index(device)
-    handles, reason = stack.enter_context(hardware.open_nvml(nvml))
     if index is None:
-        raise Unavailable(f"This run uses the CPU. {reason or ''}".strip())
+        with hardware.open_nvml(nvml) as (_, reason):  # let go at once: a GPU that nobody uses may sleep
+            raise Unavailable(f"This run uses the CPU. {reason or ''}".strip())
+    handles, reason = stack.enter_context(hardware.open_nvml(nvml))
     if index >= len(handles):
         raise Unavailable(reason or f"{device} is not on this machine.")
     return handles[index]
@@ -381,8 +382,10 @@ def peak_memory_bytes(status: Path = Path("/proc/self/status")) -> tuple[int | N
     return peak * (1 if sys.platform == "darwin" else 1024), method  # bytes on macOS, KiB elsewhere (getrusage(2))
 
 
-_NVML_PERIOD_S = 0.1  # the ML.ENERGY project's finding for the energy counter; newer boards move it more often
-_RAPL_PERIOD_S = 1e-3  # Intel's manual, volume 3, on the energy status registers: updated about every millisecond
+COUNTER_PERIOD_S = {
+    "nvml": 0.1,  # the ML.ENERGY project's finding for the energy counter; newer boards move it more often
+    "rapl": 1e-3,  # Intel's manual, volume 3, on the energy status registers: updated about every millisecond
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,7 +441,7 @@ class EnergyMeter:
     @property
     def period_s(self) -> float | None:
         """How often the counter moves: an end of the window is known no better."""
-        return {"nvml": _NVML_PERIOD_S, "rapl": _RAPL_PERIOD_S, "none": None}[self.source]
+        return COUNTER_PERIOD_S.get(self.source)
 
     def joules(self) -> float:
         """Since start(), as of the last update(). Raises Unavailable."""

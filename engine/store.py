@@ -330,7 +330,7 @@ HARDWARE = (
     "gpu_utilization_percent", "gpu_memory_used_bytes", "gpu_power_w", "gpu_temperature_c", "gpu_sm_clock_hz",
     "gpu_throttle_reasons", "gpu_other_processes", "energy_j", "cpu_power_w",
 )  # fmt: skip
-_THROUGHPUT_WINDOW_S = 0.2
+THROUGHPUT_WINDOW_S = 0.2
 SUMMARY_POINTS = 1_000  # of each kind: more than any figure of a summary looks back
 _TAKEN_TOGETHER = 1_024  # records: 100,000 of one step each are read in 0.9 s instead of 6, and never held all at once
 
@@ -357,6 +357,7 @@ class Run:
         self.surface: records.Surface | None = None
         self.calibration: records.Calibration | None = None
         self.done_so_far: records.Progress | None = None  # of a task without steps
+        self._busy_so_far: records.Busy | None = None
         self.last_word: records.Finished | records.Cancelled | records.Failed | records.Interrupted | None = None
         self.artifacts: list[records.Artifact] = []
         self.trials: list[records.Trial] = []  # of a batch-size law
@@ -510,6 +511,7 @@ class Run:
             case records.HardwareSample(elapsed_s=elapsed, readings=readings, missing=missing):
                 self._hardware_read.append([elapsed, *map(readings.get, HARDWARE)])
                 self.missing_readings |= missing
+                self._busy_so_far = event.busy or self._busy_so_far
             case records.Queued():
                 self.queued = event
             case records.Starting():
@@ -593,7 +595,7 @@ class Run:
         rows = []
         for s, e, n in zip(seconds, elapsed, samples, strict=True):
             window, count = window + s, count + int(n)
-            if window >= _THROUGHPUT_WINDOW_S:
+            if window >= THROUGHPUT_WINDOW_S:
                 rows.append((e, count / window))
                 window, count = 0.0, 0
         self._window = (window, count)
@@ -618,11 +620,16 @@ class Run:
                 peak_memory_bytes=self.memory.training_bytes if self.memory else None,
                 process_memory_bytes=last.peak_memory_bytes if last else None,
                 energy_j=last.energy_j if last else None,
-                busy=last.busy.is_busy if last and last.busy else None,
-                busy_why=last.busy.in_words if last and last.busy else "",
+                busy=self.busy.is_busy if self.busy else None,
+                busy_why=self.busy.in_words if self.busy else "",
                 target_step=self.target_reached.step if self.target_reached else None,
                 target_seconds=self.target_reached.train_s if self.target_reached else None,
             )
+
+    @property
+    def busy(self) -> records.Busy | None:
+        """What else used the machine, by now or, once the run is over, in all."""
+        return (self.last_word.busy if self.last_word else None) or self._busy_so_far
 
     def why(self) -> str:
         """In words, why a run ended as it did; empty for one that finished or still runs."""
@@ -751,6 +758,7 @@ class RunLine:
     samples_per_s: float | None
     train_seconds: float | None
     steps: int
+    busy: bool | None  # whether something else used the machine; None is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -1051,6 +1059,7 @@ def line_of(row: RunRow) -> RunLine:
     return RunLine(
         row.run_id, row.name, row.status, row.created, row.group, row.why, row.config.in_words(), row.config.seed,
         _finite(s.test_accuracy), _finite(s.final_train_loss), _finite(s.samples_per_s), s.train_seconds, s.steps,
+        s.busy,
     )  # fmt: skip
 
 
@@ -1120,8 +1129,9 @@ _MOST_WORDS = 100
 # An index with all that a list shows, looks through and sorts by is read instead: 5 MB.
 _LISTED = (
     "name", "status", "created", "grouped", "why", "words", "seed",
-    "test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps",
+    "test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps", "busy",
 )  # fmt: skip
+_LISTED_IN_3 = _LISTED[:-1]
 # Step n leads from schema n to n + 1. What is released stays as it is: a change is one more step.
 _MIGRATIONS: list[Iterable[str]] = [
     (
@@ -1147,13 +1157,19 @@ _MIGRATIONS: list[Iterable[str]] = [
         "alter table runs add column searched text",
         "create index runs_train_seconds on runs(train_seconds)",
         "create index runs_steps on runs(steps)",
-        f"create index runs_listed on runs(created, searched, {', '.join(c for c in _LISTED if c != 'created')})",
+        f"create index runs_listed on runs(created, searched, {', '.join(c for c in _LISTED_IN_3 if c != 'created')})",
     ),
     ("create index runs_grouped on runs(grouped) where grouped is not null",),
+    (
+        "alter table runs add column busy integer",
+        "update runs set busy = json_extract(summary, '$.busy') where json_valid(summary)",
+        "drop index runs_listed",
+        f"create index runs_listed on runs(created, searched, {', '.join(c for c in _LISTED if c != 'created')})",
+    ),
 ]
 _COLUMNS = (
     "run_id", "name", "status", "created", "grouped", "config", "summary", "why", *SORTABLE[1:], "owner", "updated",
-    "words", "seed", "searched",
+    "words", "seed", "searched", "busy",
 )  # fmt: skip
 
 
@@ -1259,7 +1275,7 @@ class Index:
         values = (
             row.run_id, row.name, row.status, row.created, row.group, row.config.model_dump_json(),
             row.summary.model_dump_json(), row.why, *(getattr(line, column) for column in SORTABLE[1:]), row.owner,
-            time.time(), line.words, line.seed, _searched(line),
+            time.time(), line.words, line.seed, _searched(line), line.busy,
         )  # fmt: skip
         marks = ",".join("?" * len(values))
         self._db.execute(f"insert or replace into runs ({', '.join(_COLUMNS)}) values ({marks})", values)
@@ -1300,7 +1316,7 @@ class Index:
             f"order by {order} {direction} nulls last, created desc limit ? offset ?",
             (*words, *status, limit, offset),
         )
-        lines = [RunLine(*columns) for columns in found]
+        lines = [_line_from(columns) for columns in found]
         total = self._db.execute(f"select count(*) from runs {where}", (*words, *status)).fetchone()[0]
         return lines, total
 
@@ -1332,6 +1348,12 @@ class Index:
         if row is None:
             self.unreadable.add(columns[0])
         return row
+
+
+def _line_from(columns: tuple[Any, ...]) -> RunLine:
+    *listed, busy = columns
+    values = [*listed, None if busy is None else bool(busy)]  # SQLite knows no bool
+    return RunLine(*values)
 
 
 def _row_from(

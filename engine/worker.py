@@ -201,6 +201,8 @@ class _Lane:
 
     def sample(self, sample: records.HardwareSample) -> None:
         self.contention.saw_gpu_processes(sample.readings.get("gpu_other_processes"))
+        if news := self.contention.news():
+            sample = sample.model_copy(update={"busy": news})
         if self.shared:  # the counters are the process's: what of it is this run's cannot be told
             sample = sample.model_copy(update={"readings": sample.readings | {"energy_j": None}})
         with self._writing:

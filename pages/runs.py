@@ -30,11 +30,20 @@ COLUMNS = {  # what can be sorted by, and the words for its two directions, the 
 COLUMN_FORMATS = {
     "Experiment": st.column_config.TextColumn(width="large"),
     "Name": st.column_config.TextColumn(width=100),
-    "Test accuracy": st.column_config.NumberColumn(format="%.1f %%"),
-    "Training loss": st.column_config.NumberColumn(format="%.4f"),
-    "Samples/s": st.column_config.NumberColumn(format="compact"),
-    "Training time": st.column_config.NumberColumn(format="%.1f s"),
-    "Steps": st.column_config.NumberColumn(format="localized"),
+    "Test accuracy": st.column_config.NumberColumn(
+        format="%.1f %%", help="Measured on held-out examples, at the last evaluation."
+    ),
+    "Training loss": st.column_config.NumberColumn(
+        format="%.4f", help="Measured: mean over the batches of the last epoch, at most 100."
+    ),
+    "Samples/s": st.column_config.NumberColumn(format="compact", help="Derived: examples by training time."),
+    "Training time": st.column_config.NumberColumn(
+        format="%.1f s", help="Measured, the device synchronised; without loading, warm-up, compiling and evaluation."
+    ),
+    "Machine": st.column_config.TextColumn(
+        width=90, help="Busy: something else used it meanwhile, so samples/s and training time are worse than its own."
+    ),
+    "Steps": st.column_config.NumberColumn(format="localized", help="Counted."),
     "Started": st.column_config.DatetimeColumn(format="distance"),
 }
 FORMATS = {head + arrow: config for head, config in COLUMN_FORMATS.items() for arrow in ("", " ↓", " ↑")}
@@ -78,14 +87,15 @@ def as_table(lines: list[RunLine], order: str, descending: bool) -> pd.DataFrame
             "Test accuracy": [None if line.test_accuracy is None else 100 * line.test_accuracy for line in lines],
             "Training loss": [line.final_train_loss for line in lines],
             "Samples/s": [line.samples_per_s for line in lines],
-            "Training time": [line.train_seconds for line in lines],
+            "Training time": [line.train_seconds if line.steps else None for line in lines],
+            "Machine": ["was busy" if line.busy else "" for line in lines],
             "Steps": [line.steps for line in lines],
             "Seed": [line.seed for line in lines],
             "Started": pd.to_datetime([line.created for line in lines], unit="s", utc=True),
             "Ended because": [visible(line.why, LONGEST_NAME) for line in lines],
         }
     )
-    table = table.drop(columns=[column for column in ("Name", "Ended because") if not table[column].any()])
+    table = table.drop(columns=[column for column in ("Name", "Machine", "Ended because") if not table[column].any()])
     arrow = "↓" if descending else "↑"
     return table.rename(columns={head: f"{head} {arrow}" for head, (column, _) in COLUMNS.items() if column == order})
 

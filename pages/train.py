@@ -3,6 +3,7 @@
 import streamlit as st
 
 from dashboard import forms, live, parts, state
+from engine import studies
 from engine.errors import ConfigError, EngineError
 from engine.presets import DEFAULT_PRESET, preset_config
 from engine.store import Run
@@ -11,6 +12,9 @@ from engine.store import Run
 params = dict(st.query_params) or st.session_state.get("train.link", {})
 wanted = params.get("run")
 run = state.open_run(wanted)
+if run and parts.page_of(run) != parts.TRAIN:  # a study has a place of its own
+    st.session_state.pop("train.link", None)  # coming back shows the form
+    st.switch_page(parts.page_of(run), query_params=parts.address_of(run))
 wrong = None
 try:
     preset, config = state.config_from_link(params)
@@ -33,6 +37,12 @@ def submit() -> None:
         st.session_state["train.refused"] = error
 
 
+@st.fragment(run_every=0.7)
+def follow(run_id: str) -> None:
+    run = parts.at_work(run_id)
+    parts.progress_of(run, run.done_so_far.text if run.done_so_far else "Starting")
+
+
 def show(run: Run) -> None:
     """The run's title line, its live charts, and once it is over its final numbers."""
     run_id, over = run.run_id, run.is_over  # one moment for the whole page: the run goes on while it is drawn
@@ -44,6 +54,12 @@ def show(run: Run) -> None:
     if over:
         parts.why_box(run)
         parts.final_figures(run)
+    if run.config.task in studies.ABOUT:  # a loss surface whose runs are gone
+        if over:
+            parts.run_actions(run)
+        else:
+            follow(run_id)
+        return
     live.live_run(run_id, key=f"live-{run_id}", alive=not over)
     if over:
         parts.split_of(run)

@@ -171,6 +171,8 @@ def test_what_the_charts_need_of_a_configuration_is_sent_once(store, poll):
     worker = Worker(store, "model.family=rnn", "data=text", "schedule=cosine", "target.value=0.5").start()
     first = poll(of=worker)
     target = {"metric": "test_accuracy", "value": 0.5}
+    how = first["about"].pop("how")
+    assert {"loss", "accuracy", "throughput", "power"} <= how.keys() and all(how.values())
     assert first["about"] == {"text": True, "gpu": False, "lr_moves": True, "target": target}
     assert "about" not in poll(first["cursor"], of=worker)
 

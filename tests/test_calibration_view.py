@@ -8,8 +8,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard import calibration as views
-from dashboard import state
-from engine import records
+from dashboard import parts, state
+from engine import cli, records
 from engine.config import with_overrides
 from engine.presets import preset_config
 from engine.store import EventLog
@@ -57,6 +57,23 @@ def test_the_price_stands_before_the_button_and_nothing_is_claimed_without_a_cal
     app = shown(calibrate_page)
     assert "Takes about" in words(app) and "(estimated)" in words(app)
     assert "not calibrated yet" in words(app) and not app.warning
+
+
+def test_a_link_shows_its_own_calibration_and_says_when_it_is_not_the_newest(own_store):
+    old, new = [kept(own_store, fake(at=time.time() - days * 86_400)) for days in (3, 0)]
+    app = AppTest.from_function(calibrate_page, default_timeout=30)
+    app.query_params["run"] = old
+    assert "An older calibration" in words(app.run()) and not app.exception
+    app.query_params["run"] = new
+    assert "An older calibration" not in words(app.run())
+
+
+def test_a_link_to_a_calibration_that_goes_on_follows_it(own_store):
+    run_id = own_store.create(preset_config("calibrate"))
+    app = AppTest.from_function(calibrate_page, default_timeout=30)
+    app.query_params["run"] = run_id
+    app.run()
+    assert not app.exception and app.button(key=f"stop-{run_id}")
 
 
 def test_the_button_asks_for_every_usable_core(own_store):
@@ -125,6 +142,15 @@ def test_every_run_says_what_bounds_it_and_what_to_try(own_store):
     assert len(app.get("plotly_chart")) == 1
     said = words(app)
     assert "**mine**" in said and "bounds it" in said and "Try: " in said and "MFU" in said and "derived" in said
+
+
+def test_what_a_busy_machine_attained_is_marked_on_the_roofline_and_in_its_mfu(own_store):
+    kept(own_store, fake())
+    busy = records.Finished(at=time.time(), busy=records.Busy(slowdown=2.5))
+    run = make_run(own_store, last=busy)
+    assert "Machine was busy, so it reached less than it could" in words(shown(roofline_page))
+    assert "the machine was busy" in cli._mfu_in_words(run)
+    assert "machine was busy" in parts._mfu(run)[0].text
 
 
 def test_a_run_without_a_place_says_why(own_store):

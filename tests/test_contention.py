@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -11,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from dashboard import api, compare_api
 from dashboard.compare import as_table
 from engine import hardware, outcome, races, records, worker
-from engine.config import with_overrides
+from engine import store as store_module
+from engine.config import RunConfig, with_overrides
 from engine.contention import Contention
 from engine.presets import PRESETS
 from engine.records import Busy
 from engine.report import QUANTITIES, Report, ReportRun
+from engine.store import EventLog, Index, line_of, row_of
 from tests.fakes import make_run
 
 BUSY = Busy(slowdown=2.5, slowdown_method="wall by CPU time", gpu_processes=None)
@@ -107,12 +112,83 @@ def test_a_run_beside_a_busy_neighbour_on_its_core_is_marked(store):
     assert (summary.busy, "times as long as undisturbed" in summary.busy_why) == (True, True)
 
 
+def test_what_was_found_is_told_again_only_when_it_changes():
+    watched = Contention("cpu", 1)
+    assert watched.news().is_busy is None
+    watched.trained(1.0, 1.0)
+    assert (watched.news().is_busy, watched.news()) == (False, None)
+    watched.trained(1.0, 0.1)
+    assert watched.news().slowdown == pytest.approx(2 / 1.1)
+    watched.trained(0.05, 0.02)
+    assert watched.news() is None, "slower by less than a tenth"
+
+
+def test_any_thread_may_ask_how_long_the_one_that_trains_waited(tmp_path):
+    watched = Contention("cuda:0", 1, tasks=tmp_path)
+    thread(tmp_path, threading.get_native_id(), 1, 0)
+    watched.start()
+    found = []
+    other = threading.Thread(target=lambda: found.append(watched.found()))
+    other.start(), other.join()
+    assert found[0].slowdown == pytest.approx(1.0)
+
+
 # --- beside every figure it touches -----------------------------------------------------------------------------------
 
 
 def test_a_summary_says_busy_quiet_or_unknown(store):
     found = [make_run(store, num_steps=20, last=last(busy)).summary().busy for busy in (BUSY, QUIET, None)]
     assert found == [True, False, None]
+
+
+def test_a_run_that_goes_on_says_it_with_its_samples(store):
+    run_id = store.create(RunConfig())
+    log = EventLog(store.folder(run_id) / "events.jsonl")
+    log.append(records.HardwareSample(elapsed_s=0.1, readings={}, busy=QUIET))
+    log.append(records.HardwareSample(elapsed_s=0.2, readings={}, busy=BUSY))
+    log.append(records.HardwareSample(elapsed_s=0.3, readings={}))
+    log._write()
+    run = store.run(run_id)
+    assert (run.is_over, run.summary().busy) == (False, True)
+    assert "2.50 times" in api.points(run)["busy"]
+    assert "2.50 times" in compare_api.points(run)["busy"]
+
+
+def test_a_run_whose_process_was_lost_keeps_what_it_had_said(store):
+    sample = records.HardwareSample(elapsed_s=0.1, readings={}, busy=BUSY)
+    lost = records.Failed(at=time.time(), cause="WorkerLost", message="gone")
+    assert make_run(store, num_steps=20, last=lost, said=[sample]).summary().busy is True
+    assert make_run(store, num_steps=20, last=last(QUIET), said=[sample]).summary().busy is False
+
+
+def test_a_list_of_runs_marks_those_that_were_disturbed(store):
+    rows = [row_of(make_run(store, num_steps=20, last=last(busy))) for busy in (BUSY, QUIET, None)]
+    index = Index(None)
+    for row in rows:
+        index.put(row)
+    lines, _ = index.lines("", (), "created", descending=False, limit=9, offset=0)
+    assert [line.busy for line in lines] == [line_of(row).busy for row in rows] == [True, False, None]
+
+
+def test_an_index_of_schema_4_learns_which_runs_were_disturbed(store):
+    run = make_run(store, num_steps=20, last=last(BUSY))
+    with contextlib.closing(sqlite3.connect(store.root / "index.sqlite", isolation_level=None)) as db:
+        for step in store_module._MIGRATIONS[:4]:
+            for statement in step:
+                db.execute(statement)
+        db.execute("pragma user_version=4")
+        row = row_of(run)
+        values = {
+            "run_id": row.run_id, "name": "", "status": row.status, "created": row.created, "why": "", "searched": "",
+            "config": row.config.model_dump_json(), "summary": row.summary.model_dump_json(), "words": "", "seed": 0, "steps": 20,
+        }  # fmt: skip
+        into = f"insert into runs ({', '.join(values)}) values ({', '.join('?' * len(values))})"
+        db.execute(into, tuple(values.values()))
+        db.execute(into, tuple((values | {"run_id": "rotten", "summary": "{"}).values()))
+    Index(store.root).close()
+    with Index.reading(store.root) as index:
+        lines, _ = index.lines("", (), "created", descending=True, limit=9, offset=0)
+    assert {line.run_id: line.busy for line in lines} == {run.run_id: True, "rotten": None}
 
 
 def test_a_report_marks_figures_of_speed_and_no_others(store):
@@ -141,3 +217,7 @@ def test_the_table_of_a_race_marks_speeds_and_nothing_else(store):
     table = as_table(outcome.outcome(races.of_runs(runs)))
     marked = table[table.iloc[:, 1].str.contains("machine was busy")][""].tolist()
     assert marked == ["Steps per second", "Samples per second"]
+    runs = [make_run(store, seed=seed, num_steps=600, last=last(busy)) for seed, busy in enumerate((BUSY, QUIET))]
+    aimed = as_table(outcome.outcome(races.of_runs(runs), target=0.5))
+    marked = aimed[aimed.iloc[:, 1].str.contains("machine was busy")][""].tolist()
+    assert marked == ["Seconds to target", "Expected time", "Steps per second", "Samples per second"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from functools import partial
 
 import numpy as np
 import pytest
 
-from dashboard.compare import as_table
+from dashboard.compare import _pale, as_table
 from engine import energy, figures, outcome, races, records, settings
 from engine.config import RunConfig, with_overrides
 from engine.energy import Account, of_run
@@ -109,7 +110,9 @@ def test_money_and_co2_are_by_the_users_own_numbers_alone(store):
     assert "price_per_kwh" in energy.hint(of_run(run))
     found = of_run(run, prices=PRICES)
     assert (found.money, found.gco2, energy.hint(found)) == (pytest.approx(0.3), pytest.approx(400), "")
-    assert ("Price of the energy", "0.3 EUR", "derived: by your price of 0.3 EUR per kWh") in energy.details(found)
+    assert ("Price of the energy", "0.3 EUR", "derived: by your price of 0.3 EUR per kWh", False) in energy.details(
+        found
+    )
 
 
 def test_without_a_counter_there_is_no_figure_but_the_reason(store):
@@ -179,6 +182,32 @@ def test_energy_to_target_is_compared_where_every_run_was_counted(store):
     assert outcome.to_target(make_run(store), "test_accuracy", 0.5).cost["joules"] is None
 
 
+def test_joules_of_too_short_a_window_are_grey_and_say_how_uncertain_they_are(store):
+    """A counter that moves every 0.9 s, 6 s to the target and 12 s in all: only the first is too short."""
+    run = sampled(store, last=counted(period_s=0.9))
+    account = of_run(run)
+    assert (account.is_short, account.to_target_uncertainty) == (False, pytest.approx(0.9 / 6))
+    rows = {row.title: row for row in energy.details(account)}
+    assert (rows["Energy to target"].text, rows["Energy to target"].is_short) == ("360 J ± 15 %", True)
+    assert not rows["Energy per 1,000 samples"].is_short
+    page = Report.freeze("a", [run]).to_html()
+    assert re.search(r'<td class="pale"[^>]*>360 J ± 15 %', page) and page.count('class="pale"') == 1
+    assert (
+        'title="Measured: the counter at the evaluation' in page
+        and "Uncertainty ± 15.00 %. Shorter than 10 periods" in page
+    )
+
+
+def test_a_race_greys_joules_of_too_short_a_window(store):
+    def shown(period_s):
+        result = outcome.outcome(races.of_runs([sampled(store, last=counted(period_s=period_s))]), target=0.5)
+        table = as_table(result)
+        return table.set_index("").loc["Energy to target"].iloc[0], (_pale(table, result) != "").to_numpy().sum()
+
+    assert shown(0.1) == ("300 J", 0)
+    assert shown(1.0) == ("300 J ± 20 %", 1)
+
+
 def test_the_account_can_be_computed_again_from_its_json(store):
     found = Account.model_validate_json(of_run(sampled(store, last=counted()), idle_w=20.0).model_dump_json())
     assert found.net_j == found.joules - found.idle_w * found.window_s
@@ -193,7 +222,10 @@ def test_a_race_without_counters_and_runs_with_them_have_another_row(store):
 
     assert row([make_run(store, seed=0)]) == ["not available here", ""]
     (joules, how) = row([sampled(store, last=counted())])
-    assert (joules.split(" (")[0], how) == ("300 J", "measured")  # 60 W, halfway between 40 % at 4 s and 60 % at 6 s
+    assert (joules.split(" (")[0], how) == (
+        "300 J",
+        "measured by the energy counter",
+    )  # 60 W, halfway between 40 % at 4 s and 60 % at 6 s
 
 
 def test_an_account_of_a_file_from_elsewhere_may_say_half_of_it():

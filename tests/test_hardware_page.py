@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from dashboard import monitor, state
+from dashboard import monitor, parts, state
 from engine import hardware, settings
 from engine.supervisor import Client
 from tests.fake_nvml import FakeGpu, FakeNvml
@@ -48,6 +48,15 @@ def test_the_page_tells_the_machine_with_its_versions_and_nothing_that_identifie
     assert "NVIDIA \\*H200\\*" in text
     assert "driver 580\\.159\\.03" in text or "driver 580.159.03" in text
     assert "serial" not in text
+
+
+def test_gpus_of_a_kind_are_told_once(app, monkeypatch):
+    gpus = [FakeGpu(uuid=f"GPU-{n}", name="NVIDIA H200") for n in range(16)]
+    probe = hardware.probe(nvml=FakeNvml(*gpus, FakeGpu(uuid="GPU-x", name="NVIDIA L4")), environ={})
+    monkeypatch.setattr(hardware, "probe", lambda: probe)
+    text = said(open_page(app))
+    assert text.count("NVIDIA H200") == 1 and parts.literal("16 × NVIDIA H200") in text
+    assert all(parts.literal(devices) in text for devices in ("cuda:0 to cuda:15 · ", "cuda:16 · "))
 
 
 @pytest.mark.parametrize("view", ["", "Monitor", "<b>", "Nothing"])

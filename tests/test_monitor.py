@@ -9,14 +9,17 @@ import re
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pynvml
 import pytest
 
 from engine import cli, disk, gpus, recorder, settings
 from engine.access import AccessError, Actor
+from engine.config import RunConfig, with_overrides
 from engine.errors import ConfigError
 from engine.monitor import METRICS, Monitor, metric_of
 from engine.nvml import Watched
+from engine.processes import has_own_pids
 from engine.recorder import RING, Recorder, Span, load_settings, parse_interval
 from engine.ring import Ring
 from engine.supervisor import Client
@@ -344,6 +347,26 @@ def test_of_other_peoples_processes_only_their_memory_is_told(machine):
     ]  # fmt: skip
 
 
+def test_in_a_container_nobody_is_called_another_until_one_of_ours_is_named(machine):
+    (machine.root / "proc/self/ns").mkdir()
+    (machine.root / "proc/self/ns/pid").symlink_to("pid:[4026532561]")
+    strangers, ours = FakeGpu(processes=((31_337, 5 << 30),)), FakeGpu(uuid="GPU-b", processes=((77, 1 << 30),))
+    unknown = machine.monitor(strangers, processes={77: "abc"}).read()
+    assert [(p.run_id, p.is_known) for p in unknown.processes] == [(None, False)]
+    assert "whose these are is not known" in unknown.missing["gpu0.processes"]
+    told = machine.monitor(strangers, ours, processes={77: "abc"}).read()
+    assert [(p.run_id, p.is_known) for p in told.processes] == [(None, True), ("abc", True)]
+    assert "gpu0.processes" not in told.missing
+
+
+@pytest.mark.parametrize(("link", "own"), [("pid:[4026531836]", False), ("pid:[4026532561]", True), (None, False)])
+def test_a_container_is_known_by_its_namespace_of_processes(tmp_path, link, own):
+    (tmp_path / "self/ns").mkdir(parents=True)
+    if link:
+        (tmp_path / "self/ns/pid").symlink_to(link)
+    assert has_own_pids(tmp_path) is own
+
+
 def test_samples_of_the_driver_are_given_back(machine):
     monitor = machine.monitor(FakeGpu(gpm=GPM), FakeGpu(uuid="GPU-b", gpm=GPM))
     nvml = monitor._nvml
@@ -448,6 +471,54 @@ def test_a_driver_that_stops_to_answer_leaves_the_columns_with_its_reason(record
     monitor._nvml.gpus[0].errors = {}
     machine.clock.now += 61
     assert beats(4).rows()[1][-1, 1 + after.shape.columns.index("gpu0.power_w")] == 250
+
+
+def test_gpus_nobody_looks_at_are_let_go_of_and_read_again_at_the_next_look(recording, machine, store):
+    monitor = machine.monitor(FakeGpu())
+    _, beats = recording(monitor)
+    beats(4)
+    machine.clock.now += recorder.REST_AFTER_S
+    ring = beats(4)
+    assert (monitor._nvml.open, monitor._nvml.gpus[0].calls["nvmlDeviceGetPowerUsage"]) == (0, 4)
+    power = ring.shape.columns.index("gpu0.power_w")
+    _, rows = ring.rows()
+    assert np.isfinite(rows[:, 1 + power]).tolist() == [True] * 4 + [False] * 4
+    assert np.isfinite(rows[-1, 1 + ring.shape.columns.index("memory.used_bytes")])
+    machine.clock.now += 1
+    notes = beats(1).notes()[1]
+    assert "gpu0.power_w" in notes["missing"][recorder.RESTING]
+    assert [end for _, end in notes["rests"]] == [None]
+    recorder.look(store.root)
+    machine.clock.now += 1
+    after = beats(2)
+    ((begin, end),) = after.notes()[1]["rests"]
+    assert (after.id, np.isfinite(after.rows()[1][-1, 1 + power]), end > begin) == (ring.id, True, True)
+
+
+def test_gpus_are_read_while_a_run_uses_one_and_by_a_run_on_a_cpu_they_may_sleep(recording, machine, store):
+    runs = {
+        device: make_run(store, with_overrides(RunConfig(), [f"device={device}"]), num_steps=20)
+        for device in ("cpu", "cuda:0")
+    }
+    monitor = machine.monitor(FakeGpu())
+    kept, beats = recording(monitor)
+    kept.look_at([runs["cuda:0"]], time.time())
+    for _ in range(3):
+        machine.clock.now += recorder.REST_AFTER_S
+        beats()
+    assert monitor._nvml.open == 1
+    kept.look_at([runs["cpu"]], time.time())
+    machine.clock.now += recorder.REST_AFTER_S
+    beats()
+    assert monitor._nvml.open == 0
+
+
+def test_a_look_costs_one_touch_in_some_seconds_and_nothing_where_the_store_is_gone(store, tmp_path):
+    recorder.look(store.root)
+    (store.root / recorder.LOOKED).unlink()
+    recorder.look(store.root)
+    assert not (store.root / recorder.LOOKED).exists()
+    recorder.look(tmp_path / "nowhere")
 
 
 def test_runs_are_spans_with_their_names_and_an_end(recording, machine, store):

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from dashboard import gate, monitor_api
-from engine import disk, locks
+from engine import disk, locks, recorder
 from engine.monitor import METRICS, metric_of
 from engine.recorder import RING
 from engine.ring import Shape, Writer
@@ -205,3 +205,11 @@ def test_what_is_no_number_cannot_break_the_answer(writer, ask):
 def test_who_may_look_may_ask_and_nobody_else(store):
     assert gate.decide("/api/hardware", "GET") == "viewer"
     assert gate.decide("/api/hardware", "POST") == "nobody"
+
+
+def test_a_poll_is_a_look_and_says_why_gpus_were_left_alone(writer, ask, store):
+    fill(writer, 4)
+    writer.note({"missing": {}, "rests": [[1.0, None]]})
+    answer = ask()
+    assert (store.root / recorder.LOOKED).exists()
+    assert (answer["rests"], answer["about"]["resting"]) == ([[1.0, None]], recorder.RESTING)

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from dashboard import forms, parts, state, uploads
 from engine import planner, records
 from engine.access import Actor
-from engine.config import MODELS, RunConfig, with_overrides
+from engine.config import MODELS, Landscape, RunConfig, with_overrides
 from engine.datasets import TITLES
 from engine.errors import DeviceError
 from engine.presets import PRESETS, preset_config
@@ -483,7 +483,7 @@ def test_a_run_shows_where_its_steps_time_went_and_what_it_ran_on(app, store):
     ("preset", "address"),
     [
         ("digits-law", "compare?view=Batch-size+law&law="),
-        ("calibrate", "hardware?view=Calibrate"),
+        ("calibrate", "hardware?view=Calibrate&run="),
         ("lenet", "train?run="),
     ],
 )
@@ -492,6 +492,30 @@ def test_a_run_is_opened_where_runs_of_its_kind_are_shown(app, store, preset, ad
     run = store.run(run_id)
     page, _, query = address.partition("?")
     asked = urllib.parse.parse_qs(query, keep_blank_values=True)
-    assert parts.page_of(run.config.task) == f"../pages/{page}.py"
+    assert parts.page_of(run) == f"../pages/{page}.py"
     assert parts.address_of(run) == {key: value or run_id for key, (value,) in asked.items()}
     assert (ROOT / "pages" / f"{page}.py").exists()
+
+
+def test_a_calibration_opened_on_the_page_train_leads_to_its_own_view(app, store):
+    run_id = store.create(preset_config("calibrate"))
+    page = open_page(app, "train", run=run_id)
+    assert page.title[0].value == "Hardware"
+    assert not [m for m in page.metric if m.label in {"Parameters", "Test accuracy"}]
+
+
+def test_a_surface_is_shown_beside_its_race_and_without_one_says_what_it_is(app, store):
+    raced, alone = store.create(RunConfig(), group="aa" * 8), store.create(RunConfig())
+    surfaces = [
+        store.run(store.create(RunConfig(task="landscape", landscape=Landscape(runs=(run_id,)))))
+        for run_id in (raced, alone)
+    ]
+    assert (parts.page_of(surfaces[0]), parts.address_of(surfaces[0])) == (
+        "../pages/compare.py",
+        {"view": "Descent path", "race": "aa" * 8},
+    )
+    assert parts.page_of(surfaces[1]) == parts.TRAIN
+    lost = make_run(store, surfaces[1].config, num_steps=0, last=records.Cancelled(at=0.0))
+    page = open_page(app, "train", run=lost.run_id)
+    assert "A loss surface trains nothing" in " ".join(c.value for c in page.caption)
+    assert not [m for m in page.metric if m.label == "Test accuracy"]

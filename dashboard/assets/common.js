@@ -78,6 +78,164 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+// A title that says how its figures were had: to who points at it, and below to who clicks.
+export function explain(title, how, words) {
+  setText(how, words.join(" "));
+  title.title = words.join("\n");
+}
+
+export function explained(text, id) {
+  const how = element("div", "iso-words iso-how", `how-${id}`);
+  how.hidden = true;
+  const title = element("button", "iso-title iso-asks", `title-${id}`);
+  title.type = "button";
+  title.textContent = text;
+  title.setAttribute("aria-expanded", "false");
+  title.onclick = () => {
+    how.hidden = !how.hidden;
+    title.setAttribute("aria-expanded", String(!how.hidden));
+  };
+  return [title, how];
+}
+
+// --- a view that polls -------------------------------------------------------------------------------------------
+
+const TIMEOUT_MS = 15_000;
+const VIEWS = new WeakMap();
+
+// What Streamlit calls again on each rerun of the page and each change of theme, with the same element: the view that is
+// there goes on where it `fits`. The clean-up of a call that has been followed by another must not end it, hence the owner.
+export function keep(parent, fits, make, use) {
+  let view = VIEWS.get(parent);
+  if (view && !fits(view)) {
+    view.end();
+    view = undefined;
+  }
+  if (!view) {
+    view = make();
+    VIEWS.set(parent, view);
+    view.start();
+  }
+  const owner = (view.owner = Symbol("mount"));
+  use(view);
+  return () => {
+    if (view.owner !== owner) return;
+    view.end();
+    VIEWS.delete(parent);
+  };
+}
+
+// A view has a `node`, a `notice`, an `area` that holds its charts, `charts()`, `paint()`, `resize()` and `showFacts()`;
+// `asks()` says whether it wants news, `news()` fetches them, `settled()` follows, and `rest()` is how long it then waits.
+export class PollingView {
+  constructor() {
+    Object.assign(this, { failures: 0, zoom: null, dragging: false, ended: false });
+    this.debug = { polls: 0, updates: 0, mounts: 0, loads: 0, bytes: 0, view: this };
+  }
+
+  begin(stylesheets, factsMs) {
+    Promise.all(stylesheets.map(loadStylesheet)).then(() => (this.node.style.visibility = ""));
+    this.resizer = new ResizeObserver(() => {
+      cancelAnimationFrame(this.resizing);
+      this.resizing = requestAnimationFrame(() => this.resize());
+    });
+    this.resizer.observe(this.area);
+    this.abort = new AbortController();
+    const { signal } = this.abort;
+    document.addEventListener("visibilitychange", () => document.hidden || this.poll(), { signal });
+    window.addEventListener("beforeprint", () => this.resize(), { signal });
+    // A redraw in the middle of a drag would tear the zoom box away.
+    this.area.addEventListener("pointerdown", () => (this.dragging = true), { signal });
+    for (const type of ["pointerup", "pointercancel"]) {
+      window.addEventListener(type, () => this.dragging && setTimeout(() => ((this.dragging = false), this.paint()), 0), { signal });
+    }
+    this.ticker = setInterval(() => this.showFacts(), factsMs);
+  }
+
+  // Takes everything down: Streamlit has left the page.
+  end() {
+    this.ended = true;
+    clearTimeout(this.timer);
+    clearInterval(this.ticker);
+    cancelAnimationFrame(this.resizing);
+    this.resizer.disconnect();
+    this.abort.abort();
+    for (const { mounted, plot } of this.charts()) if (mounted) window.Plotly.purge(plot);
+    this.node.remove();
+  }
+
+  // One poll at a time; the next is set when this one is painted, so a slow browser asks less often.
+  async poll() {
+    clearTimeout(this.timer);
+    if (this.polling || this.ended || document.hidden || !this.asks()) return;
+    this.polling = true;
+    let delay;
+    try {
+      const begun = performance.now();
+      await this.news();
+      const took = performance.now() - begun;
+      await this.paint();
+      this.failures = 0;
+      this.settled();
+      delay = Math.max(this.rest(), took);
+    } catch {
+      if (this.ended) return;
+      this.failures += 1;
+      delay = Math.min(10_000, 500 * 2 ** this.failures);
+      this.say(`Connection lost, retrying in ${duration(delay / 1000)}.`);
+    } finally {
+      this.polling = false;
+    }
+    if (!this.ended && this.asks()) this.timer = setTimeout(() => this.poll(), delay);
+  }
+
+  // Status and body of an answer; raises when there is none in time, or the view has ended.
+  async fetch(path, parameters) {
+    const url = new URL(path, ROOT);
+    for (const [name, value] of Object.entries(parameters)) if (value) url.searchParams.set(name, value);
+    const signal = AbortSignal.any([this.abort.signal, AbortSignal.timeout(TIMEOUT_MS)]);
+    const response = await fetch(url, { signal, cache: "no-store", credentials: "same-origin" });
+    const text = await response.text();
+    this.debug.polls += 1;
+    this.debug.bytes = text.length;
+    if (!response.ok && response.status !== 404) throw new Error(`The server answered ${response.status}`);
+    return { found: response.ok, answer: JSON.parse(text) };
+  }
+
+  say(text) {
+    setText(this.notice, text);
+    this.notice.hidden = false;
+  }
+}
+
+// Draws a card's figure: mounted once, then only redrawn, so that nothing of what the reader did to it is lost. `number`
+// turns what Plotly tells of the horizontal axis into the view's own numbers, `point` hears where the pointer is.
+export async function draw(Plotly, card, [traces, layout], { number = Number, point = () => {}, hover = true } = {}) {
+  if (card.mounted) await Plotly.react(card.plot, traces, layout);
+  else await mountPlot(Plotly, card, [traces, layout], number, point);
+  if (hover && card.hoverX !== undefined) Plotly.Fx.hover(card.plot, { xval: card.hoverX }, "xy"); // a redraw takes it away
+}
+
+async function mountPlot(Plotly, card, figure, number, point) {
+  const { plot, view } = card;
+  card.mounted = true;
+  view.debug.mounts += 1;
+  delete plot.dataset.empty;
+  await Plotly.newPlot(plot, ...figure, {
+    displayModeBar: false,
+    doubleClick: false, // resets ours, below
+    scrollZoom: false,
+    showTips: false,
+  });
+  plot.on("plotly_relayout", (change) => {
+    const [from, to] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
+    if (from !== undefined && to !== undefined) view.zoomTo([number(from), number(to)]);
+  });
+  plot.on("plotly_doubleclick", () => view.zoomTo(null));
+  plot.on("plotly_hover", (event) => point((card.hoverX = event.xvals && number(event.xvals[0]))));
+  plot.on("plotly_unhover", () => point((card.hoverX = undefined)));
+}
+
 // --- lines -------------------------------------------------------------------------------------------------------
 
 // An exponential moving average over steps, drawn through means of groups of steps: `n` steps at once decay as n

@@ -6,38 +6,21 @@
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
 const {
-  ROOT, count, duration, element, extremes, include, loadPlotly, loadStylesheet, lossText, preparingText, readLook, roundUp,
-  setText, smooth, threeDigits, timeTicks, whole, yRange,
+  PollingView, count, draw, duration, element, explain, explained, extremes, include, keep, loadPlotly, loadStylesheet, lossText,
+  preparingText, readLook, roundUp, setText, smooth, threeDigits, timeTicks, whole, yRange,
 } = await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
 const ALIVE_MS = 500;
 const EAGER_MS = 150; // until the first point: someone has just pressed Run
 const MOST_POINTS = 2000; // per trace; then the whole run is fetched anew, thinned
-const TIMEOUT_MS = 15_000;
-const VIEWS = new WeakMap();
 
 // --- what Streamlit calls ---------------------------------------------------------------------------------------
 
-// Called again on each rerun of the page and each change of theme, with the same element. The clean-up of a call that
-// has been followed by another must not end the view, hence the owner.
 export function mount({ data, parentElement, setTriggerValue }) {
-  let view = VIEWS.get(parentElement);
-  if (view && view.runId !== data.run_id) {
-    view.end();
-    view = undefined;
-  }
-  if (!view) {
-    view = new View(parentElement, data);
-    VIEWS.set(parentElement, view);
-    view.start();
-  }
-  const owner = (view.owner = Symbol("mount"));
-  view.onEnd = (status) => setTriggerValue("ended", status);
-  view.restyle();
-  return () => {
-    if (view.owner !== owner) return;
-    view.end();
-    VIEWS.delete(parentElement);
-  };
+  const fits = (view) => view.runId === data.run_id;
+  return keep(parentElement, fits, () => new View(parentElement, data), (view) => {
+    view.onEnd = (status) => setTriggerValue("ended", status);
+    view.restyle();
+  });
 }
 
 // For a page from which a run may be started: fetch what its charts need, and draw one out of sight, so that the first
@@ -94,6 +77,7 @@ const CHARTS = [
     unit: " samples/s",
     tick: "~s",
     fromZero: true,
+    flaw: ({ busy }) => busy && ["machine was busy", busy],
     value: ({ current }) => (current.samples_per_s === null ? null : [count(current.samples_per_s), "samples/s"]),
   },
   {
@@ -200,8 +184,7 @@ class Card {
     this.node = element("section", "iso-card", `chart-${chart.id}`);
     this.node.hidden = Boolean(chart.shown) && !chart.shown(this.view, []);
     const top = element("div", "iso-top");
-    this.title = element("div", "iso-title");
-    this.title.textContent = chart.title;
+    [this.title, this.how] = explained(chart.title, chart.id);
     this.now = element("div", "iso-now", `value-${chart.id}`);
     this.number = document.createElement("span");
     this.unit = document.createElement("small");
@@ -212,14 +195,15 @@ class Card {
     this.legend = element("div", "iso-legend");
     this.entries = chart.traces.length > 1 ? chart.traces.map((trace) => this.entry(trace)) : [];
     this.legend.append(...this.entries);
-    sub.append(this.note, this.legend);
+    this.flaw = element("span", "iso-flaw", `flaw-${chart.id}`);
+    sub.append(this.note, this.flaw, this.legend);
     if (chart.logFrom) sub.append(this.scaleButton());
     this.sub = sub;
     this.plot = element("div", "iso-plot", `plot-${chart.id}`);
     this.plot.dataset.empty = "";
     this.words = element("div", "iso-words", `words-${chart.id}`);
-    for (const part of [this.words, this.legend, this.note]) part.hidden = true;
-    this.node.append(top, sub, this.plot, this.words);
+    for (const part of [this.words, this.legend, this.note, this.flaw]) part.hidden = true;
+    this.node.append(top, sub, this.how, this.plot, this.words);
   }
 
   entry(trace) {
@@ -290,10 +274,7 @@ class Card {
     this.drawn = state;
     const lines = shown.map((s) => this.line(s));
     if (aim?.reached) lines.push(this.point(aim));
-    const figure = [lines, this.layout(range, yRange(this.chart, seen, log), log, marks, aim)];
-    if (this.mounted) await Plotly.react(this.plot, ...figure);
-    else await this.mountPlot(Plotly, figure);
-    if (this.hoverX !== undefined) Plotly.Fx.hover(this.plot, { xval: this.hoverX }, "xy"); // a redraw takes it away
+    await draw(Plotly, this, [lines, this.layout(range, yRange(this.chart, seen, log), log, marks, aim)]);
   }
 
   // What the run aims at on this card, in the card's unit, with where it was reached.
@@ -314,25 +295,6 @@ class Card {
     const color = look.series[(upwards ? 0 : 1) % look.series.length];
     const marker = { color, size: 9, line: { color: look.background, width: 2 } };
     return { type: "scatter", x: [reached.x], y: [reached.y], mode: "markers", marker, hoverinfo: "skip", cliponaxis: false };
-  }
-
-  async mountPlot(Plotly, [lines, layout]) {
-    this.mounted = true;
-    this.view.debug.mounts += 1;
-    delete this.plot.dataset.empty;
-    await Plotly.newPlot(this.plot, lines, layout, {
-      displayModeBar: false,
-      doubleClick: false, // resets ours, below
-      scrollZoom: false,
-      showTips: false,
-    });
-    this.plot.on("plotly_relayout", (change) => {
-      const [from, to] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
-      if (from !== undefined && to !== undefined) this.view.zoomTo([Math.max(0, +from), +to]);
-    });
-    this.plot.on("plotly_doubleclick", () => this.view.zoomTo(null));
-    this.plot.on("plotly_hover", (event) => (this.hoverX = event.xvals?.[0]));
-    this.plot.on("plotly_unhover", () => (this.hoverX = undefined));
   }
 
   line({ trace, x, y, step }) {
@@ -393,6 +355,10 @@ class Card {
     const { about, answer, missing } = this.view;
     const { title, textTitle, shown } = this.chart;
     setText(this.title, (about.text && textTitle) || title);
+    explain(this.title, this.how, about.how?.[this.chart.id] ?? []);
+    const flaw = this.chart.flaw?.(answer);
+    this.flaw.hidden = !flaw;
+    if (flaw) [this.flaw.textContent, this.flaw.title] = flaw;
     this.node.setAttribute("aria-label", this.title.textContent);
     this.node.hidden = Boolean(shown) && !shown(this.view, all);
     const last = Object.fromEntries(all.map((s) => [s.trace.key, s.y.findLast((v) => v !== null)]));
@@ -461,8 +427,9 @@ function goal({ y, reached, upwards, words }, log, look) {
 
 // --- the view ---------------------------------------------------------------------------------------------------
 
-class View {
+class View extends PollingView {
   constructor(parent, data) {
+    super();
     this.runId = data.run_id;
     this.plotlyVersion = data.plotly_version;
     this.parent = parent;
@@ -473,12 +440,7 @@ class View {
     this.answer = null;
     this.receivedAt = 0;
     this.sawAlive = data.alive; // the page may have been drawn just before a short run ended
-    this.failures = 0;
-    this.zoom = null;
-    this.dragging = false;
     this.epoch = 0; // counts full loads: the same number of points may then be other points
-    this.ended = false;
-    this.debug = { polls: 0, updates: 0, mounts: 0, loads: 0, bytes: 0, view: this };
     this.build();
   }
 
@@ -497,6 +459,7 @@ class View {
     this.bar = document.createElement("div");
     this.progress.append(this.bar);
     this.left = element("span", "iso-left", "live-left");
+    this.left.title = "What is left is estimated: by rule of three, from the share of the budget that is used.";
     this.facts = element("span", "iso-facts", "live-facts");
     this.resetButton = element("button", "iso-reset", "live-reset-zoom");
     this.resetButton.type = "button";
@@ -508,90 +471,42 @@ class View {
     this.alerts = element("ul", "iso-alerts", "live-alerts");
     this.alerts.setAttribute("role", "status");
     this.cards = CHARTS.map((chart) => new Card(chart, this));
-    this.grid = element("div", "iso-grid", "live-grid");
-    this.grid.append(...this.cards.map((card) => card.node)); // all cells stand before a chart measures its own
-    this.node.append(head, this.notice, this.alerts, this.grid);
+    this.area = element("div", "iso-grid", "live-grid");
+    this.area.append(...this.cards.map((card) => card.node)); // all cells stand before a chart measures its own
+    this.node.append(head, this.notice, this.alerts, this.area);
     for (const part of [this.progress, this.left, this.resetButton, this.notice, this.alerts]) part.hidden = true;
     this.parent.append(this.node);
   }
 
   start() {
-    loadStylesheet("live.css").then(() => (this.node.style.visibility = ""));
     this.look = readLook(this.node);
-    this.resizer = new ResizeObserver(() => {
-      cancelAnimationFrame(this.resizing);
-      this.resizing = requestAnimationFrame(() => this.resize());
-    });
-    this.resizer.observe(this.grid);
-    this.abort = new AbortController();
-    const { signal } = this.abort;
-    document.addEventListener("visibilitychange", () => document.hidden || this.poll(), { signal });
-    window.addEventListener("beforeprint", () => this.resize(), { signal });
-    // A redraw in the middle of a drag would tear the zoom box away.
-    this.grid.addEventListener("pointerdown", () => (this.dragging = true), { signal });
-    for (const type of ["pointerup", "pointercancel"]) {
-      window.addEventListener(type, () => this.dragging && setTimeout(() => ((this.dragging = false), this.paint()), 0), { signal });
-    }
-    this.ticker = setInterval(() => this.showFacts(), 250);
+    this.begin(["live.css"], 250);
     this.poll();
   }
 
-  // Takes everything down: Streamlit has left the page.
-  end() {
-    this.ended = true;
-    clearTimeout(this.timer);
-    clearInterval(this.ticker);
-    cancelAnimationFrame(this.resizing);
-    this.resizer.disconnect();
-    this.abort.abort();
-    for (const card of this.cards) if (card.mounted) window.Plotly.purge(card.plot);
-    this.node.remove();
+  charts() {
+    return this.cards;
   }
 
   // --- data
 
-  // One poll at a time; the next is set when this one is painted, so a slow browser asks less often.
-  async poll() {
-    clearTimeout(this.timer);
-    if (this.polling || this.ended || this.over || document.hidden) return;
-    this.polling = true;
-    let delay;
-    try {
-      const took = await this.fetchPoints();
-      await this.paint();
-      this.failures = 0;
-      this.notice.hidden = !this.gone;
-      delay = Math.max(this.answer?.steps || this.answer?.preparing ? ALIVE_MS : EAGER_MS, took);
-    } catch (error) {
-      if (this.ended) return;
-      this.failures += 1;
-      delay = Math.min(10_000, 500 * 2 ** this.failures);
-      this.say(`Connection lost, retrying in ${duration(delay / 1000)}.`);
-    } finally {
-      this.polling = false;
-    }
-    if (this.ended || this.over) return;
-    this.timer = setTimeout(() => this.poll(), delay);
+  asks() {
+    return !this.over;
   }
 
-  // Fetches and takes in what is new; returns how many ms that took.
-  async fetchPoints() {
-    const begun = performance.now();
-    const url = new URL(`api/runs/${encodeURIComponent(this.runId)}/points`, ROOT);
-    if (this.cursor) url.searchParams.set("after", this.cursor);
-    const signal = AbortSignal.any([this.abort.signal, AbortSignal.timeout(TIMEOUT_MS)]);
-    const response = await fetch(url, { signal, cache: "no-store", credentials: "same-origin" });
-    const text = await response.text();
-    this.debug.polls += 1;
-    this.debug.bytes = text.length;
-    if (response.status === 404) {
-      this.gone = this.over = true;
-      this.say(JSON.parse(text).error);
-      return 0;
-    }
-    if (!response.ok) throw new Error(`The server answered ${response.status}`);
-    this.take(JSON.parse(text));
-    return performance.now() - begun;
+  async news() {
+    const { found, answer } = await this.fetch(`api/runs/${encodeURIComponent(this.runId)}/points`, { after: this.cursor });
+    if (found) this.take(answer);
+    else this.gone = this.over = answer.error;
+  }
+
+  settled() {
+    this.notice.hidden = !this.gone;
+    if (this.gone) this.say(this.gone);
+  }
+
+  rest() {
+    return this.answer?.steps || this.answer?.preparing ? ALIVE_MS : EAGER_MS;
   }
 
   take(answer) {
@@ -644,7 +559,7 @@ class View {
   }
 
   zoomTo(range) {
-    this.zoom = range;
+    this.zoom = range && [Math.max(0, range[0]), range[1]];
     this.resetButton.hidden = !range;
     this.paint();
   }
@@ -691,11 +606,6 @@ class View {
     if (compiled !== undefined) facts.push(`compiled in ${duration(compiled)}`);
     if (!over && age !== null) facts.push(`last update ${duration(age + (performance.now() - this.receivedAt) / 1000)} ago`);
     setText(this.facts, facts.join(" · "));
-  }
-
-  say(text) {
-    setText(this.notice, text);
-    this.notice.hidden = false;
   }
 
   // --- theme

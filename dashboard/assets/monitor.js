@@ -4,7 +4,7 @@
 // Plotly writes dates in UTC, so times are shifted by the reader's own offset before it sees them.
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
-const { ROOT, duration, element, extremes, fade, include, loadPlotly, loadStylesheet, readLook, setText, threeDigits, whole, yRange } =
+const { PollingView, ROOT, draw, duration, element, explain, explained, extremes, fade, include, keep, loadPlotly, readLook, setText, threeDigits, whole, yRange } =
   await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
 
 const POLL_MS = 1000;
@@ -12,11 +12,9 @@ const KEPT_MS = 900_000;
 const MOST_POINTS = 5000; // of a trace; then everything is fetched anew, thinned
 const NEAR_MS = 15_000; // a value this far from the pointer is still that of its time
 const GAP_MS = 2_000; // at least; beyond it and three intervals the line is broken
-const TIMEOUT_MS = 15_000;
 const OPEN_GPUS = 2; // of more than that the others wait for a click
 const MOST_RUNS = 6;
 const WINDOWS = [[60, "1 min"], [300, "5 min"], [900, "15 min"]];
-const VIEWS = new WeakMap();
 const OFFSET_MS = -60_000 * new Date().getTimezoneOffset();
 const toX = (unix_s) => Math.round(unix_s * 1000) + OFFSET_MS;
 const two = (value) => String(value).padStart(2, "0");
@@ -25,23 +23,11 @@ const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
 
 // --- what Streamlit calls ---------------------------------------------------------------------------------------
 
-// Called again on each rerun of the page and each change of theme, with the same element. The clean-up of a call that
-// has been followed by another must not end the view, hence the owner.
 export function mount({ data, parentElement, setTriggerValue }) {
-  let view = VIEWS.get(parentElement);
-  if (!view) {
-    view = new View(parentElement, data);
-    VIEWS.set(parentElement, view);
-    view.start();
-  }
-  const owner = (view.owner = Symbol("mount"));
-  view.onInterval = (seconds) => setTriggerValue("interval", seconds);
-  view.update(data);
-  return () => {
-    if (view.owner !== owner) return;
-    view.end();
-    VIEWS.delete(parentElement);
-  };
+  return keep(parentElement, () => true, () => new View(parentElement, data), (view) => {
+    view.onInterval = (seconds) => setTriggerValue("interval", seconds);
+    view.update(data);
+  });
 }
 
 // --- the charts -------------------------------------------------------------------------------------------------
@@ -72,6 +58,9 @@ const GPU = [
   { id: "nvlink", title: "NVLink", keys: [["nvlink_sent_bytes_per_s", "sent"], ["nvlink_received_bytes_per_s", "received"]] },
 ];
 
+// Plotly tells a place on an axis of dates as a number or as a text in UTC.
+const toMs = (value) => (typeof value === "number" ? value : Date.parse(`${String(value).replace(" ", "T")}Z`));
+
 // What is shown instead of the unit the engine keeps, by the largest value in sight.
 function scale(unit, largest) {
   const steps = { bytes: [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]], "bytes/s": [[2 ** 30, "GiB/s"], [2 ** 20, "MiB/s"], [2 ** 10, "KiB/s"]], Hz: [[1e9, "GHz"], [1e6, "MHz"]], J: [[1e6, "MJ"], [1e3, "kJ"]] }[unit];
@@ -96,13 +85,7 @@ class Card {
     this.node = element("section", "iso-card", `chart-${id}`);
     this.node.setAttribute("aria-label", this.chart.title);
     const top = element("div", "iso-top");
-    this.title = element("button", "iso-title mon-title", `title-${id}`);
-    this.title.type = "button";
-    this.title.setAttribute("aria-expanded", "false");
-    this.title.onclick = () => {
-      this.how.hidden = !this.how.hidden;
-      this.title.setAttribute("aria-expanded", String(!this.how.hidden));
-    };
+    [this.title, this.how] = explained("", id);
     this.unitName = document.createElement("small");
     this.title.append(this.chart.title, " ", this.unitName);
     this.now = element("div", "iso-now", `value-${id}`);
@@ -113,8 +96,6 @@ class Card {
     this.sub = element("div", "iso-sub");
     this.legend = element("div", "iso-legend");
     this.sub.append(this.legend);
-    this.how = element("div", "iso-words mon-how", `how-${id}`);
-    this.how.hidden = true;
     this.frame = element("div", "mon-frame");
     this.plot = element("div", "iso-plot", `plot-${id}`);
     this.line = element("div", "mon-cursor");
@@ -133,8 +114,7 @@ class Card {
     this.metric = metric(this.keys[0].key);
     const lines = this.keys.filter(({ key }) => metric(key)).map(({ key }) => `${metric(key).title}, measured: ${metric(key).how}.`);
     if (this.chart.energy && metric(this.prefix + this.chart.energy)) lines.push(`Energy, measured: ${metric(this.prefix + this.chart.energy).how}.`);
-    this.title.title = lines.join("\n");
-    setText(this.how, lines.join(" "));
+    explain(this.title, this.how, lines);
     this.traces = [...this.keys];
     if (this.chart.cores && about.columns.some((name) => name.startsWith("core"))) {
       const cores = about.columns.filter((name) => name.startsWith("core"));
@@ -179,7 +159,7 @@ class Card {
   reasons() {
     const { missing, about } = this.view;
     return this.keys
-      .filter(({ key }) => missing[key])
+      .filter(({ key }) => missing[key] && missing[key] !== this.saidAbove)
       .map(({ key, name }) => [about.metrics[key.replace(/^gpu\d+\./, "gpu.")]?.title ?? name, missing[key]]);
   }
 
@@ -208,25 +188,9 @@ class Card {
       const rangeY = yRange({ fromZero: true, least: this.chart.least, most: this.chart.most }, seen, false);
       if (this.chart.most) rangeY[1] = Math.min(rangeY[1], this.chart.most * 1.04);
       const figures = [shown.map((one) => this.lineOf(one)), this.layout(range, rangeY)];
-      if (this.mounted) await Plotly.react(this.plot, ...figures);
-      else await this.mountPlot(Plotly, figures);
-      if (this.hoverX !== undefined) Plotly.Fx.hover(this.plot, { xval: this.hoverX }, "xy"); // a redraw takes it away
+      await draw(Plotly, this, figures, { number: toMs, point: (x) => this.view.pointAt(x ?? null) });
     }
     this.showCursor();
-  }
-
-  async mountPlot(Plotly, figures) {
-    this.mounted = true;
-    this.view.debug.mounts += 1;
-    await Plotly.newPlot(this.plot, ...figures, { displayModeBar: false, doubleClick: false, scrollZoom: false, showTips: false });
-    const ms = (value) => (typeof value === "number" ? value : Date.parse(`${String(value).replace(" ", "T")}Z`));
-    this.plot.on("plotly_relayout", (change) => {
-      const [from, to] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
-      if (from !== undefined && to !== undefined) this.view.zoomTo([ms(from), ms(to)]);
-    });
-    this.plot.on("plotly_doubleclick", () => this.view.zoomTo(null));
-    this.plot.on("plotly_hover", (event) => this.view.pointAt((this.hoverX = ms(event.xvals?.[0])), this));
-    this.plot.on("plotly_unhover", () => ((this.hoverX = undefined), this.view.pointAt(null)));
   }
 
   lineOf({ trace, x, y }) {
@@ -254,7 +218,7 @@ class Card {
       hoverlabel: { bgcolor: look.background, bordercolor: look.border, font: { family: look.font, size: 11.5, color: look.text } },
       xaxis: { ...axis, type: "date", range, showgrid: false, zeroline: false, nticks: 5, tickformat: "%H:%M:%S", hoverformat: "%H:%M:%S", ticklabelstandoff: 5, spikethickness: 1, spikecolor: look.faint, spikedash: "solid" },
       yaxis: { ...axis, range: rangeY, fixedrange: true, gridcolor: look.grid, zerolinecolor: look.grid, zerolinewidth: 1, ticklabelstandoff: 3, nticks: 5, tickformat: "~f" },
-      shapes: [...this.view.spanShapes(range), ...this.throttleShapes(range)],
+      shapes: [...this.view.spanShapes(range), ...(this.prefix ? this.view.restShapes(range) : []), ...this.throttleShapes(range)],
     };
   }
 
@@ -278,7 +242,7 @@ class Card {
     setText(this.unitName, this.shownUnit);
     const at = this.view.cursor;
     for (const { trace, x, y } of all) {
-      const value = at === null ? y.findLast((v) => v !== null) : valueAt({ x, y }, at);
+      const value = at === null ? (this.view.zoom ? lastOf({ y }) : nowOf({ x, y }, this.view.freshFrom)) : valueAt({ x, y }, at);
       const text = value === null || value === undefined ? "–" : figure(value, this.shownUnit);
       if (trace.key === this.keys[0].key) {
         setText(this.number, text);
@@ -290,7 +254,7 @@ class Card {
     for (const [key, { button }] of this.entries) button.hidden = !this.has(key);
     const words = reasonLines(this.reasons());
     if (this.chart.warning) words.unshift(this.chart.warning);
-    if (this.chart.throttle) words.push(...this.view.throttleWords(this.prefix + this.chart.throttle));
+    if (this.chart.throttle) words.push(...this.view.throttleWords(this.prefix + this.chart.throttle, range));
     if (this.chart.energy) words.push(...this.view.energyWords(this.prefix + this.chart.energy, range));
     setText(this.words, words.join(" "));
     this.words.hidden = !words.length;
@@ -355,6 +319,12 @@ function reasonLines(reasons) {
 
 const lastOf = (trace) => trace?.y.findLast((v) => v !== null) ?? null;
 
+// What the newest reading is, where there is one: a GPU that was lost a minute ago does not draw 500 W now.
+function nowOf(trace, since) {
+  const n = trace ? trace.y.findLastIndex((v) => v !== null) : -1;
+  return n >= 0 && trace.x[n] >= since ? trace.y[n] : null;
+}
+
 // --- a GPU, or all that is none ----------------------------------------------------------------------------------
 
 class Group {
@@ -366,6 +336,7 @@ class Group {
       this.heading.type = "button";
       this.heading.onclick = () => this.toggle();
       this.summary = element("span", "mon-summary", `summary-${prefix.slice(0, -1)}`);
+      this.summary.title = "Measured: the newest readings. The titles of the charts say how.";
     }
     const name = element("span", "mon-name");
     name.textContent = title;
@@ -375,7 +346,8 @@ class Group {
     this.absent = element("section", "iso-card mon-absent", `missing-${prefix ? prefix.slice(0, -1) : "system"}`);
     this.grid.append(...this.cards.map((card) => card.node), this.absent);
     if (prefix) this.grid.append((this.holders = element("section", "iso-card", `processes-${prefix.slice(0, -1)}`)));
-    this.node.append(this.heading, this.grid);
+    this.rest = element("div", "iso-words mon-rest", `rest-${prefix ? prefix.slice(0, -1) : "system"}`);
+    this.node.append(this.heading, this.rest, this.grid);
     this.show(open);
   }
 
@@ -386,13 +358,14 @@ class Group {
 
   show(open) {
     this.open = open;
-    this.grid.hidden = !open;
+    this.grid.hidden = this.rest.hidden = !open;
     if (this.prefix) this.heading.setAttribute("aria-expanded", String(open));
   }
 
   async update(Plotly, range) {
     this.summarize();
     if (!this.open) return;
+    this.showRest(range);
     for (const card of this.cards) await card.update(Plotly, range);
     const lines = reasonLines(
       this.cards.filter((card) => !card.present).flatMap((card) => card.reasons().map(([, reason]) => [card.chart.title, reason])),
@@ -405,9 +378,25 @@ class Group {
     this.showHolders();
   }
 
+  // Why a GPU was not read for a while, or is not read at all: said once, and not by each of its charts.
+  showRest(range) {
+    if (!this.prefix) return;
+    const { about, missing } = this.view;
+    const mine = about.columns.filter((column) => column.startsWith(this.prefix));
+    const reasons = new Set(mine.map((column) => missing[column]));
+    const lost = mine.length && reasons.size === 1 ? [...reasons][0] : undefined;
+    const rests = this.view.restsIn(range);
+    const times = rests.map(([from, to]) => `${clock(Math.max(from, range[0]))} – ${clock(Math.min(to, range[1]))}`);
+    const lines = rests.length ? [`${times.join(", ")}: ${about.resting}`] : [];
+    if (lost && lost !== about.resting) lines.push(`Nothing of this GPU can be read now. ${capital(lost)}`);
+    for (const card of this.cards) card.saidAbove = lost;
+    this.rest.hidden = !lines.length;
+    setText(this.rest, lines.join(" "));
+  }
+
   summarize() {
     if (!this.summary) return;
-    const now = (key) => lastOf(this.view.traces[this.prefix + key]);
+    const now = (key) => nowOf(this.view.traces[this.prefix + key], this.view.freshFrom);
     const parts = [[now("utilization_percent"), "%"], [now("power_w"), "W"], [now("temperature_c"), "°C"]];
     const used = now("memory_used_bytes");
     const known = parts.filter(([value]) => value !== null).map(([value, unit]) => `${figure(value, unit)} ${unit}`);
@@ -420,15 +409,15 @@ class Group {
     if (!this.holders) return;
     const index = Number(this.prefix.slice(3, -1));
     const { processes, missing, runs } = this.view;
-    const lines = processes.filter(({ gpu }) => gpu === index).map(({ memory_bytes: bytes, run_id: id }) => {
+    const lines = processes.filter(({ gpu }) => gpu === index).map(({ memory_bytes: bytes, run_id: id, is_known: known }) => {
       const memory = bytes === null ? "unknown memory" : `${threeDigits(bytes / 2 ** 30)} GiB`;
       const run = runs.find((one) => one.run_id === id);
-      const line = words(id === null ? `another process · ${memory}` : id ? "" : `Isoflop · ${memory}`);
+      const line = words(id === null ? `${known === false ? "a process" : "another process"} · ${memory}` : id ? "" : `Isoflop · ${memory}`);
       if (id) line.append(runLink(id, run?.words ?? `run ${id}`), ` · ${memory}`);
       return line;
     });
     const why = missing[`${this.prefix}processes`];
-    if (!lines.length) lines.push(words(why ? capital(why) : "No process holds memory."));
+    if (why || !lines.length) lines.push(words(why ? capital(why) : "No process holds memory."));
     const text = lines.map((line) => line.textContent).join("\n");
     if (text === this.holdersText) return;
     this.holdersText = text;
@@ -458,12 +447,11 @@ function runLink(id, text) {
 
 // --- the view ---------------------------------------------------------------------------------------------------
 
-class View {
+class View extends PollingView {
   constructor(parent, data) {
-    Object.assign(this, { parent, plotlyVersion: data.plotly_version, traces: {}, missing: {}, processes: [], runs: [], cores: [], groups: [] });
-    Object.assign(this, { about: null, cursorText: "", answer: null, receivedAt: 0, failures: 0, epoch: 0, stamp: "", zoom: null, cursor: null });
-    Object.assign(this, { paused: false, dragging: false, ended: false, windowS: 300 });
-    this.debug = { polls: 0, updates: 0, mounts: 0, loads: 0, bytes: 0, view: this };
+    super();
+    Object.assign(this, { parent, plotlyVersion: data.plotly_version, traces: {}, missing: {}, processes: [], runs: [], rests: [], cores: [], groups: [] });
+    Object.assign(this, { about: null, cursorText: "", answer: null, receivedAt: 0, epoch: 0, stamp: "", cursor: null, paused: false, windowS: 300 });
     this.build();
   }
 
@@ -507,8 +495,8 @@ class View {
     this.notice.hidden = true;
     this.lane = element("section", "iso-card mon-runs", "runs");
     this.lane.hidden = true;
-    this.body = element("div", "mon-body");
-    this.node.append(head, this.notice, this.lane, this.body);
+    this.area = element("div", "mon-body");
+    this.node.append(head, this.notice, this.lane, this.area);
     this.parent.append(this.node);
     this.showWindows();
   }
@@ -526,7 +514,7 @@ class View {
     this.interval.title = data.may_set_interval ? "For everybody who looks at this machine" : "For an admin to choose";
     this.showInterval();
     this.look = { ...readLook(this.node), warn: getComputedStyle(this.node).getPropertyValue("--st-orange-color").trim() || "#b9660a" };
-    for (const card of this.cards()) card.restyle();
+    for (const card of this.charts()) card.restyle();
     this.paint().catch(() => {}); // without Plotly yet; the poll says so
   }
 
@@ -545,87 +533,45 @@ class View {
     [...this.windows.children].forEach((button, n) => button.setAttribute("aria-pressed", String(WINDOWS[n][0] === this.windowS)));
   }
 
-  cards() {
+  charts() {
     return this.groups.flatMap(({ cards }) => cards);
   }
 
   start() {
-    Promise.all([loadStylesheet("live.css"), loadStylesheet("monitor.css")]).then(() => (this.node.style.visibility = ""));
-    this.resizer = new ResizeObserver(() => {
-      cancelAnimationFrame(this.resizing);
-      this.resizing = requestAnimationFrame(() => this.resize());
-    });
-    this.resizer.observe(this.body);
     this.watcher = new IntersectionObserver((entries) => {
       for (const { target, isIntersecting } of entries) {
-        const card = this.cards().find(({ node }) => node === target);
+        const card = this.charts().find(({ node }) => node === target);
         if (card) card.seen = isIntersecting || !target.offsetParent;
       }
       this.paint().catch(() => {});
     }, { rootMargin: "200px" });
-    this.abort = new AbortController();
-    const { signal } = this.abort;
-    document.addEventListener("visibilitychange", () => document.hidden || this.poll(), { signal });
-    window.addEventListener("beforeprint", () => this.resize(), { signal });
-    // A redraw in the middle of a drag would tear the zoom box away.
-    this.body.addEventListener("pointerdown", () => (this.dragging = true), { signal });
-    for (const type of ["pointerup", "pointercancel"]) {
-      window.addEventListener(type, () => this.dragging && setTimeout(() => ((this.dragging = false), this.paint()), 0), { signal });
-    }
-    this.ticker = setInterval(() => this.showFacts(), 500);
+    this.begin(["live.css", "monitor.css"], 500);
     this.poll();
   }
 
-  // Takes everything down: Streamlit has left the page.
   end() {
-    this.ended = true;
-    clearTimeout(this.timer);
-    clearInterval(this.ticker);
-    cancelAnimationFrame(this.resizing);
-    this.resizer.disconnect();
     this.watcher.disconnect();
-    this.abort.abort();
-    for (const card of this.cards()) if (card.mounted) window.Plotly.purge(card.plot);
-    this.node.remove();
+    super.end();
   }
 
   // --- data
 
-  // One poll at a time; the next is set when this one is painted, so a slow browser asks less often.
-  async poll() {
-    clearTimeout(this.timer);
-    if (this.polling || this.ended || this.paused || document.hidden) return;
-    this.polling = true;
-    let delay;
-    try {
-      const took = await this.fetchReadings();
-      await this.paint();
-      this.failures = 0;
-      this.showTrouble();
-      delay = Math.max(POLL_MS, took);
-    } catch (error) {
-      if (this.ended) return;
-      this.failures += 1;
-      delay = Math.min(10_000, 500 * 2 ** this.failures);
-      this.say(`Connection lost, retrying in ${duration(delay / 1000)}.`);
-    } finally {
-      this.polling = false;
-    }
-    if (!this.ended) this.timer = setTimeout(() => this.poll(), delay);
+  asks() {
+    return !this.paused;
   }
 
-  async fetchReadings() {
-    const begun = performance.now();
-    const url = new URL("api/hardware", ROOT);
-    if (this.cursorText) url.searchParams.set("after", this.cursorText);
-    const signal = AbortSignal.any([this.abort.signal, AbortSignal.timeout(TIMEOUT_MS)]);
-    const response = await fetch(url, { signal, cache: "no-store", credentials: "same-origin" });
-    const text = await response.text();
-    this.debug.polls += 1;
-    this.debug.bytes = text.length;
-    if (!response.ok) throw new Error(`The server answered ${response.status}`);
-    this.take(JSON.parse(text));
-    return performance.now() - begun;
+  async news() {
+    const { found, answer } = await this.fetch("api/hardware", { after: this.cursorText });
+    if (!found) throw new Error("The server knows no readings");
+    this.take(answer);
+  }
+
+  settled() {
+    this.showTrouble();
+  }
+
+  rest() {
+    return POLL_MS;
   }
 
   take(answer) {
@@ -637,7 +583,7 @@ class View {
     }
     if (answer.about) this.describe(answer.about);
     if (answer.rows) this.append(answer.rows);
-    for (const name of ["missing", "processes", "runs"]) if (answer[name]) this[name] = answer[name];
+    for (const name of ["missing", "processes", "runs", "rests"]) if (answer[name]) this[name] = answer[name];
     if (answer.latest) this.cores = answer.latest.cores;
     this.newest = answer.newest ?? (answer.reset ? undefined : this.newest);
     this.answer = answer;
@@ -669,15 +615,15 @@ class View {
     const known = this.about && JSON.stringify([this.about.gpus, this.about.columns]) === JSON.stringify([about.gpus, about.columns]);
     this.about = about;
     if (known) return;
-    for (const card of this.cards()) if (card.mounted) window.Plotly.purge(card.plot);
+    for (const card of this.charts()) if (card.mounted) window.Plotly.purge(card.plot);
     this.watcher.disconnect();
     this.groups = [new Group(this, "CPU, memory, disk and network", SYSTEM, "", true)];
     const gpus = about.gpus.map((name, n) => new Group(this, `GPU ${n} · ${name}`, GPU, `gpu${n}.`, n < OPEN_GPUS));
     this.groups.unshift(...gpus);
     this.noGpu = element("section", "iso-card mon-none", "gpu-reason");
     this.noGpu.hidden = true;
-    this.body.replaceChildren(...this.groups.map(({ node }) => node), this.noGpu);
-    for (const card of this.cards()) {
+    this.area.replaceChildren(...this.groups.map(({ node }) => node), this.noGpu);
+    for (const card of this.charts()) {
       card.describe();
       card.restyle();
       this.watcher.observe(card.node);
@@ -685,6 +631,11 @@ class View {
   }
 
   // --- picture
+
+  // Readings from then on are of now.
+  get freshFrom() {
+    return this.newest === undefined ? Infinity : toX(this.newest) - Math.max(GAP_MS, 3000 * this.answer.interval_s);
+  }
 
   get now() {
     return this.answer.now + (this.paused ? 0 : (performance.now() - this.receivedAt) / 1000);
@@ -767,15 +718,31 @@ class View {
       .map(([x0, x1]) => ({ type: "rect", x0, x1, yref: "paper", y0: 0, y1: 1, layer: "below", fillcolor: fade(look.series[0], 0.08), line: { color: fade(look.series[0], 0.25), width: 1 } }));
   }
 
+  // Stretches in which GPUs were left alone: no line leads through them.
+  restsIn([from, to]) {
+    const rests = this.rests.map(([begin, end]) => [toX(begin), end === null ? to : toX(end)]);
+    return rests.filter(([begin, end]) => begin < to && end > from);
+  }
+
+  restShapes(range) {
+    const { look } = this;
+    return this.restsIn(range).map(([x0, x1]) => ({
+      type: "rect", x0, x1, yref: "paper", y0: 0, y1: 1, layer: "below", fillcolor: look.grid, line: { width: 0 },
+      label: { text: "not read", font: { color: look.faint, size: 11, family: look.font } },
+    }));
+  }
+
   isThrottled(bits) {
     return bits !== null && (bits & ~this.about.throttle_harmless) !== 0;
   }
 
-  throttleWords(key) {
-    const bits = lastOf(this.traces[key]);
-    if (!bits || this.missing[key]) return [];
-    const held = Object.entries(this.about.throttle).filter(([bit, text]) => bits & Number(bit) && text !== "idle").map(([, text]) => text);
-    return [held.length ? `Held back by ${held.join(", ")}.` : "Idle."];
+  throttleWords(key, range) {
+    const bits = nowOf(this.traces[key], this.freshFrom);
+    const by = (all) => Object.entries(this.about.throttle).filter(([bit, text]) => all & Number(bit) && text !== "idle").map(([, text]) => text).join(", ");
+    const words = bits && !this.missing[key] ? [by(bits) ? `Held back by ${by(bits)}.` : "Idle."] : [];
+    const seen = this.traces[key] ? windowOf(this.traces[key], range).y.filter((b) => this.isThrottled(b)).reduce((all, b) => all | b, 0) : 0;
+    if (seen && !this.isThrottled(bits)) words.push(`Orange: held back by ${by(seen)}.`);
+    return words;
   }
 
   // From the counter's first and last reading in sight: not where it was reset in between.
@@ -786,7 +753,7 @@ class View {
     if (rows.length < 2 || rows.some(([, y], n) => n && y < rows[n - 1][1])) return [];
     const joules = rows.at(-1)[1] - rows[0][1];
     const [factor, unit] = joules >= 1e3 ? scale("J", joules) : [1, "J"];
-    return [`${threeDigits(joules * factor)} ${unit} in ${duration((rows.at(-1)[0] - rows[0][0]) / 1000)} by the energy counter.`];
+    return [`${threeDigits(joules * factor)} ${unit} in ${duration((rows.at(-1)[0] - rows[0][0]) / 1000)} by the energy counter (measured).`];
   }
 
   zoomTo(range) {
@@ -823,7 +790,7 @@ class View {
   }
 
   resize() {
-    for (const card of this.cards()) if (card.mounted && card.plot.offsetParent) window.Plotly.Plots.resize(card.plot);
+    for (const card of this.charts()) if (card.mounted && card.plot.offsetParent) window.Plotly.Plots.resize(card.plot);
   }
 
   showFacts() {
@@ -841,10 +808,5 @@ class View {
     if (why) this.say(this.newest === undefined ? why : `No new readings for ${duration(Math.max(0, this.now - this.newest))}. ${why}`);
     else if (!Object.keys(this.traces).length) this.say("The first readings are on their way.");
     else this.notice.hidden = true;
-  }
-
-  say(text) {
-    setText(this.notice, text);
-    this.notice.hidden = false;
   }
 }

@@ -6,17 +6,15 @@
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
 const load = (name) => import(new URL(`${name}?v=${VERSION}`, import.meta.url).href);
 const {
-  ROOT, count, duration, element, extremes, fade, include, loadPlotly, loadStylesheet, lossText, preparingText, readLook,
-  setText, timeTicks, whole, yRange,
+  PollingView, count, draw, duration, element, explain, explained, extremes, fade, include, keep, loadPlotly, lossText,
+  preparingText, readLook, setText, timeTicks, whole, yRange,
 } = await load("common.js");
 const { AXES, Run, joined, laneState, mean, meanOf, median, niceEnd, noiseFloor, outline, tail } = await load("lanes.js");
 
 const ALIVE_MS = 500;
 const EAGER_MS = 150; // until the first point: someone has just pressed Run
-const TIMEOUT_MS = 15_000;
 const LONGEST_NAME = 40;
 const MARGIN = { l: 52, r: 16, t: 10, b: 44 }; // fixed: the target line is laid over the chart by our own arithmetic
-const VIEWS = new WeakMap();
 
 const CHARTS = [
   { id: "loss", title: "Training loss", note: "cross-entropy of each batch, nats", key: "loss", noisy: true, logFrom: 100, log: true, hover: ".4~g", text: lossText },
@@ -32,28 +30,13 @@ const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
 
 // --- what Streamlit calls ---------------------------------------------------------------------------------------
 
-// Called again on each rerun of the page and each change of theme, with the same element. The clean-up of a call that
-// has been followed by another must not end the view, hence the owner.
 export function mount({ data, parentElement, setStateValue, setTriggerValue }) {
-  let view = VIEWS.get(parentElement);
-  if (view && view.key !== data.key) {
-    view.end();
-    view = undefined;
-  }
-  if (!view) {
-    view = new View(parentElement, data);
-    VIEWS.set(parentElement, view);
-    view.start();
-  }
-  const owner = (view.owner = Symbol("mount"));
-  view.onEnd = (ended) => setTriggerValue("ended", ended);
-  view.onTarget = (target) => setStateValue("target", target);
-  view.update(data);
-  return () => {
-    if (view.owner !== owner) return;
-    view.end();
-    VIEWS.delete(parentElement);
-  };
+  const fits = (view) => view.key === data.key;
+  return keep(parentElement, fits, () => new View(parentElement, data), (view) => {
+    view.onEnd = (ended) => setTriggerValue("ended", ended);
+    view.onTarget = (target) => setStateValue("target", target);
+    view.update(data);
+  });
 }
 
 // --- the rows -----------------------------------------------------------------------------------------------------
@@ -92,12 +75,16 @@ class Row {
       cell.append(document.createElement("span"));
       return cell;
     });
+    this.busy = element("span", "iso-flaw", `lane-busy-${place}`);
+    this.busy.hidden = true;
+    this.values[COLUMNS.indexOf("Samples/s")].prepend(this.busy); // the numbers stay below each other
     this.why = element("div", "race-why", `lane-why-${place}`);
     this.node.append(first, state, ...this.values, this.why);
   }
 
   show(lane, hidden) {
     const { view } = this;
+    COLUMNS.forEach((column, i) => (this.values[i].title = view.how[column] ?? ""));
     const { runs } = lane;
     this.node.style.setProperty("--swatch", view.color(lane));
     setText(this.label, lane.label);
@@ -113,10 +100,19 @@ class Row {
     this.progress.setAttribute("aria-label", `Progress of ${lane.label}`);
     this.progress.hidden = runs.every((run) => run.over);
     this.texts(lane).forEach((text, i) => {
-      setText(this.values[i].firstChild, text);
+      setText(this.values[i].lastChild, text);
       this.values[i].toggleAttribute("data-bad", text === "NaN");
     });
+    this.mark(runs);
     this.explain(runs);
+  }
+
+  // Something else used the machine: the lane's speed is not its own.
+  mark(runs) {
+    const found = runs.filter((run) => run.answer?.busy);
+    this.busy.hidden = !found.length;
+    setText(this.busy, `busy${runs.length > 1 ? ` ${found.length} of ${runs.length}` : ""}`);
+    this.busy.title = `The machine was busy: ${[...new Set(found.map((run) => run.answer.busy))].slice(0, 3).join("; ")}`;
   }
 
   texts({ runs }) {
@@ -175,8 +171,7 @@ class Card {
     this.node = element("section", "iso-card", `race-chart-${chart.id}`);
     this.node.setAttribute("aria-label", chart.title);
     const top = element("div", "iso-top");
-    this.title = element("div", "iso-title");
-    this.title.textContent = chart.title;
+    [this.title, this.how] = explained(chart.title, chart.id);
     top.append(this.title);
     if (chart.metric) top.append(this.field());
     const sub = element("div", "iso-sub");
@@ -190,7 +185,7 @@ class Card {
     this.plot.dataset.empty = "";
     this.frame.append(this.plot);
     if (chart.metric) this.frame.append(this.goal());
-    this.node.append(top, sub, this.frame);
+    this.node.append(top, sub, this.how, this.frame);
   }
 
   get factor() {
@@ -353,6 +348,7 @@ class Card {
     this.node.hidden = Boolean(chart.optional) && !view.extra;
     const lanes = this.lanes();
     setText(this.title, (view.isText() && chart.textTitle) || chart.title);
+    explain(this.title, this.how, view.how[chart.id] ?? []);
     if (!lanes.length || this.node.hidden) {
       if (this.mounted && !lanes.length) this.plot.style.visibility = "hidden";
       if (this.line) this.line.hidden = true;
@@ -372,10 +368,10 @@ class Card {
     const state = [view.settings(), range, this.rangeY, this.log, versions, view.look.signature].join("|");
     if (state !== this.drawn || !this.mounted) {
       this.drawn = state;
-      const figure = [this.traces(lanes, aimed), this.layout(range)];
-      if (this.mounted) await Plotly.react(this.plot, ...figure);
-      else await this.mountPlot(Plotly, figure);
-      if (this.hoverX !== undefined && !view.allSeeds) Plotly.Fx.hover(this.plot, { xval: this.hoverX }, "xy"); // a redraw takes it away
+      await draw(Plotly, this, [this.traces(lanes, aimed), this.layout(range)], {
+        number: (x) => (view.logX ? 10 ** x : Number(x)),
+        hover: !view.allSeeds,
+      });
     }
     if (this.line && !view.dragging) {
       this.line.hidden = false;
@@ -478,20 +474,6 @@ class Card {
     return [{ ...band(outline({ x, low: edge(-1), high: edge(1) }), fade(view.look.text, 0.1)), meta: { floor: true } }];
   }
 
-  async mountPlot(Plotly, [traces, layout]) {
-    this.mounted = true;
-    this.view.debug.mounts += 1;
-    delete this.plot.dataset.empty;
-    await Plotly.newPlot(this.plot, traces, layout, { displayModeBar: false, doubleClick: false, scrollZoom: false, showTips: false });
-    this.plot.on("plotly_relayout", (change) => {
-      const [from, to] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
-      if (from !== undefined && to !== undefined) this.view.zoomTo([+from, +to].map((v) => (this.view.logX ? 10 ** v : Math.max(0, v))));
-    });
-    this.plot.on("plotly_doubleclick", () => this.view.zoomTo(null));
-    this.plot.on("plotly_hover", (event) => (this.hoverX = event.xvals?.[0]));
-    this.plot.on("plotly_unhover", () => (this.hoverX = undefined));
-  }
-
   layout(range) {
     const { view, log, rangeY } = this;
     const { look, axis, logX } = view;
@@ -531,15 +513,15 @@ function faint({ x, y }, color, opacity, width) {
 
 // --- the view ---------------------------------------------------------------------------------------------------
 
-class View {
+class View extends PollingView {
   constructor(parent, data) {
+    super();
     Object.assign(this, {
       parent, key: data.key, plotlyVersion: data.plotly_version, palette: data.palette, price: data.price,
       lanes: [], runs: new Map(), rows: [], hidden: new Set(),
-      axis: AXES[0], logX: false, logY: null, share: 0, allSeeds: false, extra: false, target: null, zoom: null,
-      told: {}, sawAlive: data.alive, failures: 0, dragging: false, ended: false, most: 1500,
+      axis: AXES[0], logX: false, logY: null, share: 0, allSeeds: false, extra: false, target: null,
+      told: {}, sawAlive: data.alive,
     });
-    this.debug = { polls: 0, updates: 0, mounts: 0, bytes: 0, view: this };
     this.build();
   }
 
@@ -552,20 +534,21 @@ class View {
     this.table.setAttribute("aria-label", "Lanes");
     const head = element("div", "race-row race-heads");
     head.setAttribute("role", "row");
-    head.append(...["Lane", "State", ...COLUMNS].map((text) => {
+    this.heads = ["Lane", "State", ...COLUMNS].map((text) => {
       const cell = element("div", "race-head");
       cell.setAttribute("role", "columnheader");
       cell.textContent = text;
       return cell;
-    }));
+    });
+    head.append(...this.heads);
     this.table.append(head);
     this.notice = element("p", "iso-notice", "race-notice");
     this.notice.setAttribute("role", "alert");
     this.cards = CHARTS.map((chart) => new Card(chart, this));
-    this.grid = element("div", "iso-grid race-grid", "race-grid");
-    this.grid.append(...this.cards.map((card) => card.node)); // all cells stand before a chart measures its own
+    this.area = element("div", "iso-grid race-grid", "race-grid");
+    this.area.append(...this.cards.map((card) => card.node)); // all cells stand before a chart measures its own
     for (const card of this.cards) card.node.hidden = Boolean(card.chart.optional);
-    this.node.append(this.table, this.controls(), this.notice, this.grid);
+    this.node.append(this.table, this.controls(), this.notice, this.area);
     this.notice.hidden = true;
     this.parent.append(this.node);
   }
@@ -622,35 +605,17 @@ class View {
   }
 
   start() {
-    Promise.all([loadStylesheet("live.css"), loadStylesheet("race.css")]).then(() => (this.node.style.visibility = ""));
     this.look = readLook(this.node);
-    this.resizer = new ResizeObserver(() => {
-      cancelAnimationFrame(this.resizing);
-      this.resizing = requestAnimationFrame(() => this.resize());
-    });
-    this.resizer.observe(this.grid);
-    this.abort = new AbortController();
-    const { signal } = this.abort;
-    document.addEventListener("visibilitychange", () => document.hidden || this.poll(), { signal });
-    window.addEventListener("beforeprint", () => this.resize(), { signal });
-    // A redraw in the middle of a drag would tear the zoom box away.
-    this.grid.addEventListener("pointerdown", () => (this.dragging = true), { signal });
-    for (const type of ["pointerup", "pointercancel"]) {
-      window.addEventListener(type, () => this.dragging && setTimeout(() => ((this.dragging = false), this.paint()), 0), { signal });
-    }
-    this.ticker = setInterval(() => this.showFacts(), 500);
+    this.begin(["live.css", "race.css"], 500);
   }
 
   end() {
-    this.ended = true;
-    clearTimeout(this.timer);
     clearTimeout(this.telling);
-    clearInterval(this.ticker);
-    cancelAnimationFrame(this.resizing);
-    this.resizer.disconnect();
-    this.abort.abort();
-    for (const card of this.cards) if (card.mounted) window.Plotly.purge(card.plot);
-    this.node.remove();
+    super.end();
+  }
+
+  charts() {
+    return this.cards;
   }
 
   // --- what the page says: lanes and seeds may be added, a target be set; what it has not changed stays as it is here
@@ -658,6 +623,8 @@ class View {
   update(data) {
     this.palette = data.palette;
     this.price = data.price;
+    this.how = data.how ?? {};
+    for (const head of this.heads) head.title = this.how[head.textContent] ?? "";
     this.sawAlive ||= data.alive;
     this.setLanes(data.lanes);
     if (JSON.stringify(data.target) !== this.told.target) this.target = data.target;
@@ -714,7 +681,7 @@ class View {
   }
 
   zoomTo(range) {
-    this.zoom = range && range[1] > range[0] ? range : null;
+    this.zoom = range && range[1] > range[0] ? [this.logX ? range[0] : Math.max(0, range[0]), range[1]] : null;
     this.showControls();
     this.paint();
   }
@@ -768,48 +735,33 @@ class View {
 
   // --- data
 
-  // One poll for all runs that are not over, one at a time; the next is set when this one is painted.
-  async poll() {
-    clearTimeout(this.timer);
-    const live = [...this.runs.values()].filter((run) => !run.over);
-    if (this.polling || this.ended || !live.length || document.hidden) return;
-    this.polling = true;
-    let delay;
-    try {
-      const took = await this.fetchPoints(live);
-      await this.paint();
-      this.failures = 0;
-      this.notice.hidden = true;
-      const begun = [...this.runs.values()].some((run) => run.answer?.current);
-      delay = Math.max(begun ? ALIVE_MS : EAGER_MS, took);
-    } catch {
-      if (this.ended) return;
-      this.failures += 1;
-      delay = Math.min(10_000, 500 * 2 ** this.failures);
-      setText(this.notice, `Connection lost, retrying in ${duration(delay / 1000)}.`);
-      this.notice.hidden = false;
-    } finally {
-      this.polling = false;
-    }
-    if (!this.ended) this.timer = setTimeout(() => this.poll(), delay);
+  // One poll for all runs that are not over.
+  asks() {
+    return this.going().length > 0;
   }
 
-  async fetchPoints(live) {
-    const begun = performance.now();
-    const url = new URL("api/compare", ROOT);
-    url.searchParams.set("runs", live.map((run) => run.id).join(","));
-    url.searchParams.set("after", live.map((run) => run.cursor).join(";"));
-    url.searchParams.set("of", String(this.runs.size));
-    const signal = AbortSignal.any([this.abort.signal, AbortSignal.timeout(TIMEOUT_MS)]);
-    const response = await fetch(url, { signal, cache: "no-store", credentials: "same-origin" });
-    if (!response.ok) throw new Error(`The server answered ${response.status}`);
-    const text = await response.text();
-    this.debug.polls += 1;
-    this.debug.bytes = text.length;
-    const { most, runs } = JSON.parse(text);
-    for (const run of live) if (runs[run.id]) run.take(runs[run.id], most);
+  going() {
+    return [...this.runs.values()].filter((run) => !run.over);
+  }
+
+  async news() {
+    const live = this.going();
+    const { found, answer } = await this.fetch("api/compare", {
+      runs: live.map((run) => run.id).join(","),
+      after: live.map((run) => run.cursor).join(";"),
+      of: String(this.runs.size),
+    });
+    if (!found) throw new Error("The server knows no comparisons");
+    for (const run of live) if (answer.runs[run.id]) run.take(answer.runs[run.id], answer.most);
     this.receivedAt = performance.now();
-    return performance.now() - begun;
+  }
+
+  settled() {
+    this.notice.hidden = true;
+  }
+
+  rest() {
+    return [...this.runs.values()].some((run) => run.answer?.current) ? ALIVE_MS : EAGER_MS;
   }
 
   // --- picture

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import platform
 import statistics
 import time
@@ -107,7 +106,6 @@ def calibrate(
     origin = clock()
     bench = _Bench(config, device, clock, rounds)
     missing: dict[str, str] = {"all_reduce": "The run has one rank: there is nobody to exchange gradients with."}
-    others, others_reason = _others_on(config.device, nvml)
     idle = yield from bench.idle_power(min(_IDLE_S, budget_s), nvml, missing)
     jobs = _jobs(device, machine, config.threads, free, folder, missing)
     try:
@@ -115,6 +113,7 @@ def calibrate(
     finally:
         set_up_arithmetic(config)
         (folder / _SCRATCH).unlink(missing_ok=True)
+    others, others_reason = _others_on(config.device, nvml)  # now the driver knows this process
     for job in jobs:
         if job.too_long and not any(j.name == job.name and j.dtype == job.dtype and j.rounds for j in jobs):
             missing[f"{job.name} {job.dtype}"] = f"One product took longer than {units.duration(_LONGEST_CALL_S)}."
@@ -479,8 +478,10 @@ def _others_on(device: str, nvml: Any) -> tuple[int | None, str]:
     with hardware.open_nvml(nvml) as (handles, reason):
         if index >= len(handles):
             return None, reason or "NVML does not show this GPU."
+        asked = sampler.Neighbours(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handles[index]))
         try:
-            running = nvml.nvmlDeviceGetComputeRunningProcesses(handles[index])
+            return int(asked()), ""
+        except sampler.Unavailable as error:
+            return None, str(error)
         except pynvml.NVMLError as error:
             return None, f"NVML does not name the GPU's programs: {str(error).rstrip('.')}."
-        return sum(process.pid != os.getpid() for process in running), ""

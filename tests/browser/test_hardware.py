@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import threading
@@ -11,6 +12,7 @@ import pynvml
 import pytest
 
 from dashboard import api, monitor_api
+from engine import monitor, recorder
 from engine.config import with_overrides
 from engine.monitor import Monitor
 from engine.presets import PRESETS
@@ -92,7 +94,10 @@ def open_monitor(browser, store):
 
 def test_two_gpus_are_shown_and_one_field_that_fails_hides_no_other(store, open_monitor):
     lame = FakeGpu(gpm=GPM, throttle=0x4, errors={"nvmlDeviceGetTemperature": pynvml.NVML_ERROR_NOT_SUPPORTED})
-    told = Told(store, FakeNvml(lame, FakeGpu(uuid="GPU-b", name="NVIDIA <b>A100</b>", processes=((1, 5 << 30),))))
+    told = Told(
+        store,
+        FakeNvml(lame, FakeGpu(uuid="GPU-b", name="NVIDIA <b>A100</b>", processes=((1, 5 << 30), (os.getpid(), 1)))),
+    )
     told.beats(200)
     page = open_monitor()
     expect(page.get_by_test_id("value-gpu0-power")).to_have_text("250W")
@@ -169,15 +174,58 @@ def test_pause_window_and_interval_do_as_they_say(store, open_monitor):
     assert page.evaluate("() => window.asked") == 1
 
 
+READS = (
+    "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetTemperature",
+    "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetClockInfo", "nvmlDeviceGetCurrentClocksEventReasons",
+    "nvmlDeviceGetMemoryInfo", "nvmlGpmSampleGet", "nvmlDeviceGetHandleByIndex",
+)  # fmt: skip
+
+
+def test_a_gpu_that_is_lost_shows_no_old_figure_as_one_of_now_and_its_reason_once(store, open_monitor):
+    gpus = FakeGpu(gpm=GPM), FakeGpu(uuid="GPU-b", name="NVIDIA H200")
+    told = Told(store, FakeNvml(*gpus))
+    told.beats(100)
+    page = open_monitor()
+    expect(page.get_by_test_id("value-gpu0-power")).to_have_text("250W")
+    gpus[0].errors |= dict.fromkeys(READS, pynvml.NVML_ERROR_GPU_IS_LOST)
+    told.beats(150)
+    expect(page.get_by_test_id("value-gpu0-power")).to_have_text("–W")
+    expect(page.get_by_test_id("rest-gpu0")).to_have_text("Nothing of this GPU can be read now. NVML: GPU is lost.")
+    expect(page.get_by_test_id("summary-gpu0")).to_have_text("")
+    expect(page.get_by_test_id("words-gpu0-temperature")).to_be_hidden()
+    expect(page.get_by_test_id("value-gpu1-power")).to_have_text("250W")
+    expect(page.get_by_test_id("rest-gpu1")).to_be_hidden()
+
+
+def test_a_gpu_that_was_let_alone_is_a_marked_gap_with_its_reason(store, open_monitor, monkeypatch):
+    monkeypatch.setattr(recorder, "REST_AFTER_S", 20)
+    told = Told(store, FakeNvml(FakeGpu()))
+    told.beats(120)
+    page = open_monitor()  # which is a look
+    told.beats(10)
+    expect(page.get_by_test_id("value-gpu0-power")).to_have_text("250W")
+    expect(page.get_by_test_id("rest-gpu0")).to_contain_text("nobody looked here and no run used a GPU")
+    marks = "() => document.querySelector('[data-testid=plot-gpu0-power]').layout.shapes.map((s) => s.label?.text)"
+    wait_for(page, marks, lambda words: "not read" in words)
+
+
+def test_in_a_container_processes_are_not_called_anothers(store, open_monitor, monkeypatch):
+    monkeypatch.setattr(monitor, "has_own_pids", lambda _: True)
+    Told(store, FakeNvml(FakeGpu(processes=((4_000_001, 5 << 30),)))).beats(20)
+    holders = open_monitor().get_by_test_id("processes-gpu0")
+    expect(holders).to_contain_text("a process · 5.00 GiB")
+    expect(holders).to_contain_text("whose these are is not known")
+
+
 def test_the_method_stands_behind_each_title(store, open_monitor):
     Told(store, FakeNvml(FakeGpu())).beats(20)
     page = open_monitor()
-    titles = page.locator(".mon-title:visible")
+    titles = page.locator(".iso-asks:visible")
     assert titles.count() > 8
     for n in range(titles.count()):
         assert "measured: " in titles.nth(n).get_attribute("title")
     titles.first.click()
-    expect(page.locator(".mon-how:visible")).to_contain_text("measured: NVML")
+    expect(page.locator(".iso-how:visible")).to_contain_text("measured: NVML")
 
 
 # --- on this machine ------------------------------------------------------------------------------------------------

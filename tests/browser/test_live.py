@@ -117,6 +117,30 @@ def test_a_download_is_told_with_a_bar_only_where_its_size_is_known(store, open_
     expect(page.get_by_test_id("live-left")).to_be_hidden()
 
 
+def test_a_busy_machine_is_marked_beside_the_throughput_while_the_run_goes_on(store, open_run):
+    worker = Worker(store)
+    worker.append(STARTED, records.HardwareSample(elapsed_s=1.0, readings={}, busy=records.Busy(slowdown=1.0)))
+    worker.steps(1)
+    page = open_run(worker.run_id)
+    expect(page.get_by_test_id("value-throughput")).to_have_text("100samples/s", timeout=20_000)
+    expect(page.get_by_test_id("flaw-throughput")).to_be_hidden()
+    worker.append(records.HardwareSample(elapsed_s=2.0, readings={}, busy=records.Busy(slowdown=2.5)))
+    worker.steps(21)
+    mark = page.get_by_test_id("flaw-throughput")
+    expect(mark).to_have_text("machine was busy")
+    assert "2.50 times as long" in mark.get_attribute("title")
+
+
+def test_each_chart_says_how_its_points_were_had(store, open_run):
+    page = open_run(make_run(store, gpu=True).run_id)
+    titles = page.locator(".iso-asks:visible")
+    expect(titles.first).to_have_attribute("title", re.compile("measured"), timeout=20_000)
+    for n in range(titles.count()):
+        assert re.search("easured|erived", titles.nth(n).get_attribute("title")), titles.nth(n).inner_text()
+    page.get_by_test_id("title-accuracy").click()
+    expect(page.get_by_test_id("how-accuracy")).to_contain_text("one standard error")
+
+
 def test_compiling_is_told_while_it_lasts_and_how_long_it_took_after(store, open_run):
     worker = Worker(store, "execution=compiled")
     worker.append(STARTED.model_copy(update={"at": time.time()}))

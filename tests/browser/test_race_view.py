@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dashboard import api, compare_api
-from engine import records
+from engine import figures, records
 from engine.analysis import to_target
 from engine.charts import PALETTE
 from engine.config import RunConfig, with_overrides
@@ -65,7 +65,7 @@ class Race:
         self.tab, self.url = tab, url
         self.data = {
             "key": "race", "lanes": [], "target": None, "axis": "steps", "alive": True, "price": 3.6,
-            "palette": list(PALETTE), "version": "", "plotly_version": "1",
+            "palette": list(PALETTE), "version": "", "plotly_version": "1", "how": figures.CHARTS | figures.RACE_COLUMNS,
         }  # fmt: skip
 
     def lane(self, label: str, *run_ids: str, color: int | None = None, baseline: bool = False) -> Race:
@@ -633,3 +633,15 @@ def test_a_race_of_real_runs_inside_streamlit(browser, supervised: Supervised, t
         assert tab.evaluate("() => document.querySelector('[data-testid=race]').isoflop.mounts") == mounts
         tab.close()
         assert errors == []
+
+
+def test_a_lane_whose_runs_were_disturbed_says_so_beside_its_speed(store, race):
+    busy = records.Finished(at=0.0, busy=records.Busy(slowdown=2.5))
+    quiet = records.Finished(at=0.0, busy=records.Busy(slowdown=1.0))
+    disturbed = [make_run(store, seed=seed, num_steps=60, last=last).run_id for seed, last in enumerate((busy, quiet))]
+    race.lane("disturbed", *disturbed).lane("quiet", make_run(store, num_steps=60, last=quiet).run_id).open().drawn()
+    expect(race.tab.get_by_test_id("lane-busy-0")).to_have_text("busy 1 of 2")
+    assert "2.50 times" in race.tab.get_by_test_id("lane-busy-0").get_attribute("title")
+    expect(race.tab.get_by_test_id("lane-busy-1")).to_be_hidden()
+    assert "luck alone" in race.tab.get_by_test_id("lane-accuracy-0").get_attribute("title")
+    assert "measured" in race.tab.get_by_test_id("title-loss").get_attribute("title")
