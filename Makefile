@@ -62,6 +62,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.race
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.monitor
+	$(BIN)/python -m benchmarks.inference
 
 bench-load: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.load
