@@ -145,7 +145,6 @@ def choose_weights() -> Weights:
         if linked and not linked.startswith("preset:"):
             st.warning(_why_not(linked), icon=":material/warning:")
         st.session_state["infer.of"] = next(iter(by_id), f"preset:{DEFAULT_PRESET}")
-        _look_up()
     names = {run_id: _row_in_words(row) for run_id, row in by_id.items()}
     names |= {_FILE: "A .safetensors file of yours"}
     names |= {key: f"Fresh weights: {PRESETS[key.partition(':')[2]].title}" for key in presets}
@@ -210,7 +209,7 @@ def _row_in_words(row: RunRow) -> str:
 def _why_not(run_id: str) -> str:
     row = state.store().row(run_id) if state.store().has(run_id) else None
     if row is None:
-        return "The run of this link is not in this store: its weights cannot answer."
+        return "The run whose weights were to answer is not in this store. What was measured of it stands."
     if row.config.task != "train":
         return "The run of this link trained nothing: it has no weights."
     why = "it is not over yet" if row.status not in TERMINAL else f"it ended as {row.status}, or its file is gone"

@@ -484,6 +484,8 @@ def _of_rates(
         text = (
             f"No rate stays under {under}: at {_per_s(run)}, the lowest measured, its {how} is {units.duration(least)}."
         )
+        if least <= limit_s:
+            text = f"Not even {_per_s(run)}, the lowest rate measured, are answered as fast as they arrive."
         return None, text, []
     spot, matrix, run = max(within, key=lambda spot: spot[2].config.infer.rate)
     assert spot.best

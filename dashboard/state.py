@@ -19,10 +19,11 @@ from dashboard import api
 from dashboard.gate import ACTOR_HEADER
 from engine import access, calibration, hardware, limits, planner, settings
 from engine.access import LOCAL, Actor
-from engine.config import Infer, RunConfig, infer_config, overrides_from, with_overrides
+from engine.config import RunConfig, overrides_from, with_overrides
 from engine.errors import StoreError
 from engine.planner import Plan
 from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
+from engine.report import reproduce
 from engine.settings import Role
 from engine.store import Run, Store
 from engine.supervisor import Client
@@ -128,47 +129,10 @@ def closest_preset(config: RunConfig) -> str:
 def command_line(config: RunConfig) -> str:
     """What to type in a terminal for the same experiment."""
     if config.task == "infer":
-        return _infer_command(config)
+        return reproduce(config)
     preset = closest_preset(config)
     sets = [word for a in overrides_from(PRESETS[preset].config, config) for word in ("--set", a)]
     return shell_words(["python", "-m", "engine", "run", "--preset", preset, *sets])
-
-
-def _infer_command(config: RunConfig) -> str:
-    """The same measurement of inference: cells as lists where they are all combinations of them."""
-    trained = open_run(config.infer.run)
-    preset = _preset_of(config)
-    base = trained.config if trained else PRESETS[preset].config
-    words = ["--run", config.infer.run] if config.infer.run else ["--preset", preset]
-    words += ["--weights", config.infer.weights] if config.infer.weights else []
-    wanted, is_product = config.infer.model_dump(), _lists(config)
-    wanted |= {"weights": "", **({"cells": ()} if is_product else {})}
-    shown = config.model_copy(update={"infer": Infer.model_validate(wanted, strict=False)})
-    for assignment in overrides_from(infer_config(base, config.infer.run), shown):
-        words += ["--set", assignment]
-    return shell_words(["python", "-m", "engine", "infer", *words, *(is_product or [])])
-
-
-def _preset_of(config: RunConfig) -> str:
-    """The training preset that is nearest to the net and its data."""
-    training = [name for name, preset in PRESETS.items() if preset.config.task == "train"]
-
-    def distance(name: str) -> int:
-        return len(overrides_from(infer_config(PRESETS[name].config), infer_config(config)))
-
-    return min(training, key=distance)
-
-
-def _lists(config: RunConfig) -> list[str] | None:
-    """The lists whose combinations the cells are; None where they were picked otherwise."""
-    axes = [sorted({getattr(c, name) for c in config.cells}) for name in ("batch_size", "threads")]
-    axes += [list(dict.fromkeys(getattr(c, name) for c in config.cells)) for name in ("precision", "runtime")]
-    if math.prod(map(len, axes)) != len(config.cells) or not config.infer.cells:
-        return None
-    options = ("--batch-sizes", "--threads", "--precisions", "--runtimes")
-    usual = (None, None, ["fp32"], ["inference_mode"])
-    told = [(o, axis) for o, axis, otherwise in zip(options, axes, usual, strict=True) if axis != otherwise]
-    return [word for option, axis in told for word in (option, ",".join(map(str, axis)))]
 
 
 def wait_until_deleted(run_id: str, *, seconds: float = 3.0) -> None:

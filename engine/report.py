@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import plotly.graph_objects as go
 import plotly.offline
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, RootModel, ValidationError
 
-from engine import __version__, batch_law, charts, energy, figures, serving, split, units
+from engine import __version__, batch_law, charts, charts_infer, energy, figures, serving, split, units
 from engine.charts_split import split_chart
 from engine.config import Cell, RunConfig, Spec, infer_config, infer_matrix, overrides_from
 from engine.downsample import minmax
@@ -770,7 +771,7 @@ def _laws(runs: Sequence[ReportRun]) -> str:
 def _inferences(runs: Sequence[ReportRun]) -> str:
     """A card for each run of inference: its cells, its forms of the weights, and why some of them are slower."""
     cards = []
-    for run, label in zip(runs, charts.labels(runs), strict=True):
+    for i, (run, label) in enumerate(zip(runs, charts.labels(runs), strict=True)):
         if run.config.task != "infer":
             continue
         found = run.matrix
@@ -799,8 +800,37 @@ def _inferences(runs: Sequence[ReportRun]) -> str:
         words = "".join(f'<p class="words">{e(note)}</p>' for note in notes)
         title = "How fast it answers" + (f": {e(label)}" if len(runs) > 1 else "")
         how = f'<p class="muted">{e(_HOW_LATENCY[run.config.infer.load])}</p>'
-        cards.append(_card(title, f"{table if rows else ''}{words}{how}", "scroll"))
+        drawn = "".join(
+            f'<h3>{e(name)}</h3><div class="chart" id="chart-{key}-{i}" role="img" aria-label="{e(name)}"></div>'
+            for key, name, _ in _inference_figures(found)
+        )
+        cards.append(_card(title, f"{drawn}{table if rows else ''}{words}{how}", "scroll"))
     return "".join(cards)
+
+
+def _inference_figures(found: serving.Matrix) -> list[tuple[str, str, go.Figure]]:
+    """The charts of a run of inference that have something to show: key, title and figure."""
+    if not found.measured:
+        return []
+    figures = []
+    if len(found.cells) > 1:
+        figures += [
+            ("throughput", "Throughput of each cell (measured)", charts_infer.heat_map(found)),
+            ("p99", "Latency of each cell, p99 (measured)", charts_infer.heat_map(found, "p99")),
+        ]
+    if len(found.batch_sizes) > 1:
+        figures.append(("curve", "Throughput against latency", charts_infer.curve_chart(found)))
+    if len({(c.cell.runtime, c.cell.precision) for c in found.measured}) > 1:
+        figures.append(("ladder", "Speed-up over plain PyTorch (derived)", charts_infer.ladder_chart(found)))
+    if found.config.data == "text" and len(found.batch_sizes) > 1:
+        figures += [
+            ("ttft", "Time to first token", charts_infer.token_chart(found, "ttft")),
+            ("tpot", "Time per output token", charts_infer.token_chart(found, "tpot")),
+        ]
+    if len(found.cells) == 1 and (latency := found.measured[0].latency):
+        figures.append(("histogram", "How long requests took (measured)", charts_infer.histogram_chart(latency)))
+        figures.append(("timeline", "When they took it (measured)", charts_infer.timeline_chart(latency)))
+    return figures
 
 
 def _latency_cells(latency: Latency, text: bool) -> list[str]:
@@ -1039,6 +1069,8 @@ def _figures(runs: Sequence[ReportRun]) -> str:
         if run.trials:
             found = batch_law.outcome(run.trials)
             figures[f"law-{i}"] = charts.batch_law_chart(run.trials, found.law, found.step_time)
+        if run.config.task == "infer":
+            figures |= {f"{key}-{i}": figure for key, _, figure in _inference_figures(run.matrix)}
     return _zipped("{" + ",".join(f'"{key}":{figure.to_json()}' for key, figure in figures.items()) + "}")
 
 

@@ -122,7 +122,7 @@ class Picker {
         button.type = "button";
         button.disabled = disabled;
         button.setAttribute("role", "checkbox");
-        button.setAttribute("aria-label", `${corner} ${row.label}, ${column.name}`);
+        button.setAttribute("aria-label", `batch ${row.label}, ${column.name}`);
         button.onclick = () => this.toggle([key]);
         this.cells.set(key, button);
         grid.append(button);
