@@ -75,6 +75,7 @@ class Gang:
     def __init__(self, config: RunConfig, folder: Path, follow: Follow) -> None:
         self.config, self.folder, self.num_ranks = config, folder, config.parallel.num_ranks
         self.rendezvous = folder / f".rendezvous-{secrets.token_hex(8)}"  # never that of an earlier try
+        self.rendezvous.touch(mode=0o600)
         self.board = Board(self.num_ranks)
         self.lost: RankLost | EngineError | None = None
         self.lost_at = 0.0
