@@ -332,7 +332,9 @@ def _draw_table(group: str, target: tuple[Metric, float] | None) -> None:
     if found is None:
         return
     table = as_table(found)
-    lanes = {name: st.column_config.TextColumn(width=_LANE_WIDTH) for name in table.columns[1:-1]}  # or a phone cuts them
+    lanes = {
+        name: st.column_config.TextColumn(width=_LANE_WIDTH) for name in table.columns[1:-1]
+    }  # or a phone cuts them
     st.dataframe(table, hide_index=True, height="content", key="scale-table", column_config=lanes)
     notes = [scaling_words.intervals(), "Figures of a lane are medians over its finished runs."]
     if found.method:
