@@ -172,7 +172,7 @@ def _weak(found: Outcome) -> list[str]:
     return [
         f"With {_batch(found.base.batch_size)} examples for each rank, {at.ranks} ranks see {at.speedup.value:.2f} times the "
         f"examples per second{told}. Their batch is then {_batch(at.batch_size)}: another training, whose learning rate wants "
-        "tuning, and beyond B_crit more examples to the same loss."
+        "tuning, and beyond the critical batch (Compare, Batch-size law) it takes more examples to the same loss."
     ]
 
 
@@ -298,6 +298,7 @@ def rows(found: Outcome) -> list[Row]:
             "derived",
             lambda at: FULL if at.per_rank_batch is None and at.ranks == 1 else _per_rank(at),
         ),
+        row("Machine was busy in", "measured", lambda at: f"{at.busy} of {len(at.run_ids)} runs"),
         row(
             "Samples per second",
             "derived",

@@ -77,7 +77,8 @@ class Card {
     this.legend.replaceChildren(...traces.map(({ name, line, marker }) => {
       const entry = element("span", "iso-entry");
       entry.textContent = name;
-      entry.style.setProperty("--swatch", line?.dash && line.dash !== "solid" ? `repeating-linear-gradient(to right, ${line.color} 0 3px, transparent 3px 5px)` : (line?.color ?? marker.color));
+      const [on, all] = { dash: [4, 6], dot: [1.5, 3] }[line?.dash] ?? [1, 1];
+      entry.style.setProperty("--swatch", `repeating-linear-gradient(to right, ${line?.color ?? marker.color} 0 ${on}px, transparent ${on}px ${all}px)`);
       return entry;
     }));
   }
