@@ -174,7 +174,7 @@ def _label(name: str, value: Any) -> str:
 def label_of(place: Place) -> str:
     """Batch 32, 2 threads; and what else is not as usual."""
     c = place.cell
-    parts = [_label("batch_size", c.batch_size).capitalize()]
+    parts = [_capital(_label("batch_size", c.batch_size))]
     parts += [_label("threads", c.threads)] if place.run.config.device == "cpu" else [c.precision]
     parts += [_label("runtime", c.runtime)] if c.runtime != "inference_mode" else []
     parts += [c.precision] if c.precision != "fp32" and place.run.config.device == "cpu" else []
@@ -288,8 +288,8 @@ def facts(place: Place) -> list[tuple[str, str, str]]:
     assert m is not None
     count = f"measured: {m.requests:,} requests in {units.duration(m.seconds)}"
     told = [
-        ("Throughput", units.samples_per_s(m.samples_per_s), f"{count}. {_busy(m)}".strip(" .").capitalize()),
-        (f"{_kind(m).capitalize()} p50", units.duration(m.p50_s), "Measured"),
+        ("Throughput", units.samples_per_s(m.samples_per_s), f"{count}{'; ' if _busy(m) else ''}{_busy(m)}"),
+        (f"{_capital(_kind(m))} p50", units.duration(m.p50_s), "Measured"),
         ("p90", units.duration(m.p90_s), "Measured"),
         ("p99", units.duration(m.p99_s), "Measured" if m.requests >= 100 else "Measured: of so few the longest"),
         ("Longest", units.duration(m.max_s), "Measured"),
@@ -309,7 +309,11 @@ def facts(place: Place) -> list[tuple[str, str, str]]:
         told.append(("Peak memory", units.nbytes(m.peak_memory_bytes), visible(m.memory_method, _LONGEST_TEXT)))
     energy = "not available here" if m.samples_per_j is None else f"{units.count(m.samples_per_j)} samples/J"
     told.append(("Energy", energy, visible(m.energy_method, _LONGEST_TEXT)))
-    return [(title, value, how[:1].upper() + how[1:]) for title, value, how in told]
+    return [(title, value, _capital(how)) for title, value, how in told]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _of_arrivals(m: Latency) -> list[tuple[str, str, str]]:
@@ -491,7 +495,7 @@ def _of_rates(
     assert spot.best
     latency = units.duration(spot.best.quantile_s(quantile))
     sentence = (
-        f"{serving.cell_in_words(matrix, spot.best.cell).capitalize()} takes up to {_per_s(run)} as they come: {how} {latency} from "
+        f"{_capital(serving.cell_in_words(matrix, spot.best.cell))} takes up to {_per_s(run)} as they come: {how} {latency} from "
         f"arrival to answer, under {under}."
     )
     beyond = [s for s in measured if s[0].best is None and s[2].config.infer.rate > run.config.infer.rate]
