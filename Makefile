@@ -61,6 +61,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.first_point
 	$(BIN)/python -m benchmarks.race
 	$(BIN)/python -m benchmarks.monitor
+	$(BIN)/python -m benchmarks.inference
 
 bench-load: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.load

@@ -147,7 +147,7 @@ def _warnings_of_inference(config: RunConfig, data: Dataset, machine: Machine) -
         found.append("This CPU has no bfloat16 arithmetic: bf16 answered 2 to 9 times slower than fp32 on one like it.")
     if config.device == "cpu" and any(c.runtime == "compiled" for c in cells):
         found.append(
-            "Compiling takes about 15 s on a CPU for each batch size and thread count. Its time is shown apart."
+            "Compiling takes 5 to 40 s on a CPU for each batch size and thread count. Its time is shown apart."
         )
     if not (config.infer.run or config.infer.weights):
         found.append("The weights are fresh: speed is that of the trained net, answers are guesses.")

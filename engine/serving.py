@@ -398,7 +398,8 @@ _FORM_S: Mapping[RuntimeName, float] = {
     "eager": 0.0, "inference_mode": 0.0, "channels_last": 0.0, "compiled": 0.0, "exported": 2.0, "onnxruntime": 5.0,
     "int8": 0.3, "onnxruntime-int8": 6.0,
 }  # fmt: skip
-_COMPILE_S = 15.0  # of one batch size and thread count: torch.compile makes code for each
+_COMPILE_FIRST_S = 15.0  # the compiler starts
+_COMPILE_S = 5.0  # of one batch size and thread count: torch.compile makes code for each
 _SETUP_S = 0.7
 _FLOPS_PER_S = 1.5e10  # of one thread, where no calibration says more: small products reach a fifth of the peak
 _SMALL_SHARE = 0.2  # of the measured peak
@@ -429,7 +430,8 @@ def predicted_seconds(
     forms = {(c.precision, c.runtime) for c in config.cells if not offered(config, c)}
     one = Cell(batch_size=1, threads=config.threads)
     quality_s = 0.5 * plan.test_examples * _request_s(config, plan, one, calibrated, overhead=False)
-    total = _SETUP_S + sum(cells.values()) + sum(_FORM_S[runtime] + quality_s for _, runtime in forms)
+    first_s = _COMPILE_FIRST_S if any(runtime == "compiled" for _, runtime in forms) else 0.0
+    total = _SETUP_S + first_s + sum(cells.values()) + sum(_FORM_S[runtime] + quality_s for _, runtime in forms)
     rests_on = "latencies of finished runs" if known else "its calibration" if calibrated else "its arithmetic"
     return Prediction(cells, total, f"estimated from the seconds of each cell and {rests_on}")
 

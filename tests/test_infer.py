@@ -113,6 +113,12 @@ def test_warm_up_and_cold_start_are_apart(matrix):
         assert latency.first_request_s > latency.p50_s
 
 
+def test_memory_grows_with_the_batch(matrix):
+    peak = {(c.runtime, c.batch_size): latency.peak_memory_bytes for c, latency in matrix[2].items()}
+    assert peak["inference_mode", 16] > peak["inference_mode", 1] > 0
+    assert peak["eager", 16] >= peak["inference_mode", 16]  # autograd keeps what a backward pass would need
+
+
 def test_without_a_counter_there_are_no_joules_but_a_reason(matrix):
     for latency in matrix[2].values():
         assert (latency.energy_j is None) == (latency.samples_per_j is None)

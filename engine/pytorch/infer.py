@@ -276,8 +276,13 @@ class _Bench:
                 if reason:
                     served.remove(one)
                     yield records.NotRun(cell=one.cell, reason=reason)
-            if number == 1:
+            if number == 1:  # now, and not before: someone waits for the first numbers
                 yield from self._qualities(served)
+                for one in served:
+                    self._measure_memory(one)
+                    yield from self._tell(f"Memory of {_in_words(one.cell)}")
+                    if self.rounds == 1 and one.requests:
+                        yield self._latency(one, number)
         yield records.Progress(text="Done", done=self._total, total=self._total)
 
     # --- one visit
@@ -323,7 +328,6 @@ class _Bench:
         key = (one.form.precision, one.form.runtime, one.cell.threads)
         one.answering = started if one.form.is_per_cell else self._shared.setdefault(key, started)
         yield from self._tell(f"Warming up {_in_words(one.cell)}")
-        one.peak_bytes, one.memory_method = self._peak(one)
         self._warm(one, math.inf)
 
     def _form(self, one: _Served) -> Form:
@@ -371,14 +375,17 @@ class _Bench:
     def _set_up(self, cell: Cell) -> None:
         set_up_arithmetic(self.config.model_copy(update={"threads": cell.threads, "precision": cell.precision}))
 
-    def _peak(self, one: _Served) -> tuple[int | None, str]:
-        assert one.answering
+    def _measure_memory(self, one: _Served) -> None:
         if one.cell.runtime.startswith("onnxruntime"):
-            return None, "ONNX Runtime has memory of its own, which it does not tell of"
+            one.memory_method = "ONNX Runtime has memory of its own, which it does not tell of"
+            return
+        if one.answering is None:
+            return
+        self._set_up(one.cell)
         call = one.answering.call
         with one.form.context():
-            peak = allocator_peak(lambda: call(one.inputs[0]), self.device)
-        return peak, "PyTorch's allocator within one request, above weights and inputs"
+            one.peak_bytes = allocator_peak(lambda: call(one.inputs[0]), self.device)
+        one.memory_method = "PyTorch's allocator within one request, above weights and inputs"
 
     # --- the closed loop
 
