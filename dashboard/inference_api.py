@@ -27,7 +27,7 @@ from engine.config import Cell, RunConfig, RuntimeName
 from engine.downsample import minmax
 from engine.errors import StoreError
 from engine.records import BUSY_FROM, Latency, Status
-from engine.serving import CellResult, Matrix, Quantile, Rung
+from engine.serving import Matrix, Quantile, Rung
 from engine.store import Run
 from engine.text import visible
 
@@ -429,11 +429,13 @@ def verdict(
     limit_s = limit_s or math.inf
     if len(found) > 1 or runs[0].config.infer.load == "open":
         best, sentence, besides = _of_rates(runs, found, limit_s, quantile)
-    else:
-        best = _best(runs[0], serving.sweet_spot(found[0], limit_s, quantile=quantile).best)
-        sentence, *besides = _sentences(serving.in_words(found[0], limit_s, quantile=quantile))
-    if not best:
         besides += _quality_in_words(found[0])
+    else:
+        spot = serving.sweet_spot(found[0], limit_s, quantile=quantile).best
+        best = (runs[0], spot.cell) if spot else None
+        sentence, *besides = _sentences(serving.in_words(found[0], limit_s, quantile=quantile))
+        if spot is None or spot.quality is None:  # else the engine has said it
+            besides += _quality_in_words(found[0])
     besides += _how_busy(found)
     sweet = next((place.key for place in all_of_them if best and (place.run, place.cell) == best), None)
     waits = not any(f.measured for f in found)
@@ -444,14 +446,11 @@ def _sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.!]) (?=[A-Z0-9])", text)
 
 
-def _best(run: Run, result: CellResult | None) -> tuple[Run, Cell] | None:
-    return (run, result.cell) if result else None
-
-
 def _quality_in_words(found: Matrix) -> list[str]:
     quality = next((c.quality for c in found.cells if c.quality), None)
     if quality is None:
-        return []
+        waits = any(c.latency for c in found.cells) and not found.is_over
+        return ["Its accuracy is measured after the first round."] if waits and found.is_trained else []
     if not found.is_trained:
         return ["The weights are untrained: this is about speed alone."]
     return [
@@ -500,7 +499,7 @@ def _of_rates(
     )
     beyond = [s for s in measured if s[0].best is None and s[2].config.infer.rate > run.config.infer.rate]
     besides = [_beyond(min(beyond, key=lambda s: s[2].config.infer.rate), quantile)] if beyond else []
-    return (run, spot.best.cell), sentence, besides + _quality_in_words(matrix)
+    return (run, spot.best.cell), sentence, besides
 
 
 def _beyond(spot: tuple[serving.SweetSpot, Matrix, Run], quantile: Quantile) -> str:
