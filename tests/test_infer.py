@@ -125,6 +125,42 @@ def test_without_a_counter_there_are_no_joules_but_a_reason(matrix):
         assert latency.energy_method
 
 
+class Counter:
+    """A machine that draws 50 W, by a counter that moves every 2 ms."""
+
+    source, period_s = "rapl", 0.002
+
+    def __init__(self, device):
+        self.begun = 0.0
+
+    def start(self):
+        self.begun = time.perf_counter()
+
+    def update(self): ...
+
+    def joules(self):
+        return 50 * (time.perf_counter() - self.begun)
+
+    def stop(self):
+        return self.joules(), "a counter"
+
+
+def test_joules_are_those_of_the_timed_slices(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.sampler.EnergyMeter", Counter)
+    _, cells = measured(infer_matrix(infer_config(DIGITS, seconds=0.2, rounds=2), (1, 64)), tmp_path)
+    for latency in cells.values():
+        assert latency.energy_j == pytest.approx(50 * latency.seconds, rel=0.2)
+        assert latency.samples_per_j == latency.requests * latency.cell.batch_size / latency.energy_j
+
+
+def test_a_counter_that_moves_too_slowly_says_how_long_to_measure(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.sampler.EnergyMeter", Counter)
+    monkeypatch.setattr(Counter, "period_s", 0.1)
+    _, cells = measured(infer_config(DIGITS, seconds=0.2, rounds=2), tmp_path)
+    (latency,) = cells.values()
+    assert latency.energy_j is None and latency.energy_method.endswith("set infer.seconds=2.")
+
+
 def test_the_weights_are_those_of_the_run(matrix, trained):
     quality = {q.runtime: q for q in of_kind(matrix[1], Quality)}
     assert quality["eager"].test_accuracy == trained.summary().test_accuracy > 0.8

@@ -249,6 +249,7 @@ class _Bench:
         self._energy = sampler.EnergyMeter(config.device)
         self._rng = np.random.default_rng(config.seed)
         self._told, self._done, self._total = -math.inf, 0, 1
+        self._slice_s = _SLICE_S
 
     def close(self) -> None:
         self._energy.stop()
@@ -266,6 +267,8 @@ class _Bench:
                 served.append(_Served(cell, FORMS[cell.runtime](self.weights, cell, self.config, self.folder)))
         self._total = max(1, len(served) * self.rounds)
         self._energy.start()
+        if (self._energy.period_s or 0) > _SURE * self._slice_s:  # a slice must hold several of the counter's steps
+            self._slice_s = _OPEN_SLICE_S
         for number in range(1, self.rounds + 1):
             order = [served[i] for i in self._rng.permutation(len(served))]
             if number == 1:  # what is quick to make has its first numbers soon
@@ -396,9 +399,9 @@ class _Bench:
         most = math.ceil(infer.requests * number / self.rounds)
         least = min(most, math.ceil(min(serving.LEAST_REQUESTS, infer.requests) * number / self.rounds))
         while one.requests < most and (spent < share_s or (one.requests < least and spent < serving.LONGEST * share_s)):
-            left = share_s - spent if spent < share_s else _SLICE_S
+            left = share_s - spent if spent < share_s else self._slice_s
             before = one.seconds
-            self._slice(one, most - one.requests, min(_SLICE_S, left))
+            self._slice(one, most - one.requests, min(self._slice_s, left))
             spent += one.seconds - before
             yield from self._tell(_in_words(one.cell))
 
@@ -514,10 +517,10 @@ class _Bench:
         period = self._energy.period_s
         if one.joules is None or period is None:
             return None, self._energy.stop()[1] if self._energy.source == "none" else "The energy counter failed."
-        if (slices := len(one.latency)) * period > _SURE * one.seconds:
-            return (
-                None,
-                f"The timed slices ({one.seconds:.2g} s in {slices}) are too short for a counter that moves every {period:g} s.",
+        if (slices := len(one.latency)) * period > 1.05 * _SURE * one.seconds:
+            return None, (
+                f"The counter moves every {period:g} s, and {slices} slices of {one.seconds / slices:.2g} s are too short for it: "
+                f"set infer.seconds={math.ceil(self.rounds * period / _SURE):g}."
             )
         return one.joules, f"{self._energy.source}, over the timed slices"
 
