@@ -465,7 +465,11 @@ def _more(view: View, base: RunConfig) -> dict[str, Any]:
             st.session_state.setdefault("infer.knob.precision", "fp32")
             info = Cell.model_fields["precision"]
             st.selectbox(info.title or "", ["fp32", "bf16", "fp16"], key="infer.knob.precision", help=info.description)
-        for name in ("requests", "rounds", "warm_up"):
+        # At thousands of arrivals a second the usual number of requests would end a rate before its queue has grown.
+        choices["requests"] = _whole(
+            "requests", default=1_000_000 if view == "Arrivals" else None, key=f"requests.{view}"
+        )
+        for name in ("rounds", "warm_up"):
             choices[name] = _whole(name)
         if base.data == "text":
             for name in ("prompt_len", "new_tokens"):
@@ -513,11 +517,11 @@ def _seconds_knob(view: View) -> float:
     )
 
 
-def _whole(name: str) -> int:
-    info = Infer.model_fields[name]
+def _whole(name: str, *, default: int | None = None, key: str = "") -> int:
+    info, key = Infer.model_fields[name], f"infer.knob.{key or name}"
     low, high = (next(getattr(m, b) for m in info.metadata if hasattr(m, b)) for b in ("ge", "le"))
-    st.session_state.setdefault(f"infer.knob.{name}", info.default)
-    return int(st.number_input(info.title or "", low, high, key=f"infer.knob.{name}", help=info.description))
+    st.session_state.setdefault(key, info.default if default is None else default)
+    return int(st.number_input(info.title or "", low, high, key=key, help=info.description))
 
 
 def _assembled(weights: Weights, base: RunConfig, cells: Sequence[Cell], choices: Mapping[str, Any]) -> RunConfig:

@@ -27,7 +27,7 @@ from engine.config import Cell, RunConfig, RuntimeName
 from engine.downsample import minmax
 from engine.errors import StoreError
 from engine.records import BUSY_FROM, Latency, Status
-from engine.serving import CellResult, Matrix, Quantile, Rung
+from engine.serving import Matrix, Quantile, Rung
 from engine.store import Run
 from engine.text import visible
 
@@ -174,7 +174,7 @@ def _label(name: str, value: Any) -> str:
 def label_of(place: Place) -> str:
     """Batch 32, 2 threads; and what else is not as usual."""
     c = place.cell
-    parts = [_label("batch_size", c.batch_size).capitalize()]
+    parts = [_capital(_label("batch_size", c.batch_size))]
     parts += [_label("threads", c.threads)] if place.run.config.device == "cpu" else [c.precision]
     parts += [_label("runtime", c.runtime)] if c.runtime != "inference_mode" else []
     parts += [c.precision] if c.precision != "fp32" and place.run.config.device == "cpu" else []
@@ -288,8 +288,8 @@ def facts(place: Place) -> list[tuple[str, str, str]]:
     assert m is not None
     count = f"measured: {m.requests:,} requests in {units.duration(m.seconds)}"
     told = [
-        ("Throughput", units.samples_per_s(m.samples_per_s), f"{count}. {_busy(m)}".strip(" .").capitalize()),
-        (f"{_kind(m).capitalize()} p50", units.duration(m.p50_s), "Measured"),
+        ("Throughput", units.samples_per_s(m.samples_per_s), f"{count}{'; ' if _busy(m) else ''}{_busy(m)}"),
+        (f"{_capital(_kind(m))} p50", units.duration(m.p50_s), "Measured"),
         ("p90", units.duration(m.p90_s), "Measured"),
         ("p99", units.duration(m.p99_s), "Measured" if m.requests >= 100 else "Measured: of so few the longest"),
         ("Longest", units.duration(m.max_s), "Measured"),
@@ -309,7 +309,11 @@ def facts(place: Place) -> list[tuple[str, str, str]]:
         told.append(("Peak memory", units.nbytes(m.peak_memory_bytes), visible(m.memory_method, _LONGEST_TEXT)))
     energy = "not available here" if m.samples_per_j is None else f"{units.count(m.samples_per_j)} samples/J"
     told.append(("Energy", energy, visible(m.energy_method, _LONGEST_TEXT)))
-    return [(title, value, how[:1].upper() + how[1:]) for title, value, how in told]
+    return [(title, value, _capital(how)) for title, value, how in told]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _of_arrivals(m: Latency) -> list[tuple[str, str, str]]:
@@ -425,11 +429,13 @@ def verdict(
     limit_s = limit_s or math.inf
     if len(found) > 1 or runs[0].config.infer.load == "open":
         best, sentence, besides = _of_rates(runs, found, limit_s, quantile)
-    else:
-        best = _best(runs[0], serving.sweet_spot(found[0], limit_s, quantile=quantile).best)
-        sentence, *besides = _sentences(serving.in_words(found[0], limit_s, quantile=quantile))
-    if not best:
         besides += _quality_in_words(found[0])
+    else:
+        spot = serving.sweet_spot(found[0], limit_s, quantile=quantile).best
+        best = (runs[0], spot.cell) if spot else None
+        sentence, *besides = _sentences(serving.in_words(found[0], limit_s, quantile=quantile))
+        if spot is None or spot.quality is None:  # else the engine has said it
+            besides += _quality_in_words(found[0])
     besides += _how_busy(found)
     sweet = next((place.key for place in all_of_them if best and (place.run, place.cell) == best), None)
     waits = not any(f.measured for f in found)
@@ -440,14 +446,11 @@ def _sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.!]) (?=[A-Z0-9])", text)
 
 
-def _best(run: Run, result: CellResult | None) -> tuple[Run, Cell] | None:
-    return (run, result.cell) if result else None
-
-
 def _quality_in_words(found: Matrix) -> list[str]:
     quality = next((c.quality for c in found.cells if c.quality), None)
     if quality is None:
-        return []
+        waits = any(c.latency for c in found.cells) and not found.is_over
+        return ["Its accuracy is measured after the first round."] if waits and found.is_trained else []
     if not found.is_trained:
         return ["The weights are untrained: this is about speed alone."]
     return [
@@ -491,12 +494,12 @@ def _of_rates(
     assert spot.best
     latency = units.duration(spot.best.quantile_s(quantile))
     sentence = (
-        f"{serving.cell_in_words(matrix, spot.best.cell).capitalize()} takes up to {_per_s(run)} as they come: {how} {latency} from "
+        f"{_capital(serving.cell_in_words(matrix, spot.best.cell))} takes up to {_per_s(run)} as they come: {how} {latency} from "
         f"arrival to answer, under {under}."
     )
     beyond = [s for s in measured if s[0].best is None and s[2].config.infer.rate > run.config.infer.rate]
     besides = [_beyond(min(beyond, key=lambda s: s[2].config.infer.rate), quantile)] if beyond else []
-    return (run, spot.best.cell), sentence, besides + _quality_in_words(matrix)
+    return (run, spot.best.cell), sentence, besides
 
 
 def _beyond(spot: tuple[serving.SweetSpot, Matrix, Run], quantile: Quantile) -> str:

@@ -48,6 +48,13 @@ with st.container(border=True, horizontal=True, vertical_alignment="center", key
     )
     st.page_link("../pages/compare.py", label="Compare", icon=":material/compare_arrows:")
 
+with st.container(border=True, horizontal=True, vertical_alignment="center", key="experiment-inference"):
+    st.markdown(
+        "**How fast does it answer?** Requests to a net you trained: which batch size, how many threads and which software to "
+        "deploy for the latency you may take."
+    )
+    st.page_link("../pages/inference.py", label="Inference", icon=":material/bolt:")
+
 newest = state.store().rows(limit=6)
 alive = any(row.status not in TERMINAL for row in newest)
 

@@ -146,6 +146,14 @@ def test_the_sentence_is_the_engines_and_accuracy_stands_beside_it(matrix_run):
     assert any("held-out examples right" in text for text in answer["verdict"]["besides"])
 
 
+def test_before_the_accuracy_is_known_the_sentence_says_that_it_comes(store, matrix_run):
+    run, _ = half(store, matrix_run, share=0.4)
+    run.qualities.clear()
+    assert run.latencies
+    besides = figures(run, limit_s=100.0)["verdict"]["besides"]
+    assert "Its accuracy is measured after the first round." in besides
+
+
 def test_a_limit_nothing_meets_names_the_nearest_and_still_tells_the_accuracy(matrix_run):
     verdict = figures(matrix_run, limit_s=1e-9)["verdict"]
     assert verdict["sweet"] is None and verdict["sentence"].startswith("No cell stays under")

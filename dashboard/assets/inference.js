@@ -167,6 +167,7 @@ class HeatMap {
   build({ rows, columns }) {
     this.boxes.clear();
     this.grid.style.setProperty("--columns", columns.length);
+    this.grid.style.setProperty("--rows", rows.length);
     const label = (text, className) => {
       const node = element("div", className);
       node.textContent = text;
