@@ -84,7 +84,14 @@ FAMILIES = {
     "cnn": ["model.family=cnn", "model.width=0.5"],
     "rnn": ["model.family=rnn", "model.size=tiny"],
     "transformer": ["model.family=transformer", "model.size=tiny", "model.patch_size=4"],
-    "decoder": ["model.family=transformer", "model.size=tiny", "data=text", "source.seq_len=16", "optimizer.lr=0.0003"],
+    "decoder": [
+        "model.family=transformer",
+        "model.size=tiny",
+        "data=text",
+        "source.seq_len=16",
+        "evaluate_every=50",
+        "optimizer.lr=0.0003",
+    ],
 }
 STEPS = 50
 # 61 of 1,438 examples: shares of 31 and 30, and a last batch of 35 within the 50 steps.
@@ -448,10 +455,10 @@ def test_cancelling_stops_ranks_that_are_frozen(supervised):
 @pytest.mark.slow
 def test_the_next_supervisor_adopts_a_gang_and_it_finishes(own_supervised):
     supervised = own_supervised
-    gang = GangAtWork(supervised, 2, "budget.seconds=8")
+    gang = GangAtWork(supervised, 2, "budget.seconds=4")
     supervised.process.kill()
     supervised.client.wake()
-    assert gang.end("finished", seconds=60).summary().train_seconds >= 8
+    assert gang.end("finished", seconds=60).summary().train_seconds >= 4
 
 
 def breaks(config, folder, link):
