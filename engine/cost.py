@@ -59,6 +59,8 @@ def _unfit(config: RunConfig, attained: float | None, quantized: bool) -> str:
         return "The run has taken no step."
     if quantized:
         return "Quantised weights: their products are not those a floating-point peak is of."
+    if config.parallel.num_ranks > 1:
+        return "Several ranks computed it: a peak is that of one device, and of its cores together none was measured."
     return ""
 
 

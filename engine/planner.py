@@ -172,9 +172,10 @@ def _check_ranks(config: RunConfig, machine: Machine) -> None:
             f"parallel.num_ranks={ranks} asks for {', '.join(missing)}, and on this machine there is {there}.",
             fix=f"parallel.num_ranks may be a whole number from 1 to {len(gpus)} on GPUs, or choose device=cpu.",
         )
-    if config.device == "cpu" and not config.parallel.devices and config.num_processes * config.threads > cores:
+    asked = config.num_processes * config.threads
+    if config.is_gang and config.device == "cpu" and not config.parallel.devices and asked > cores:
         raise DeviceError(
-            f"parallel.num_ranks={ranks} with threads={config.threads} asks for {ranks * config.threads} cores, and this "
+            f"parallel.num_ranks={ranks} with threads={config.threads} asks for {asked} cores, and this "
             f"machine has {cores} usable cores.",
             fix=f"parallel.num_ranks may be a whole number from 1 to {max(1, cores // config.threads)}; to have ranks share "
             f"cores all the same, name the CPU for each: parallel.devices={','.join(['cpu'] * ranks)}.",

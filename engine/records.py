@@ -275,7 +275,7 @@ class Ranks(Event):
     """What each rank of a data-parallel run did over some steps: one value per rank, rank 0 first.
 
     Ranks wait for each other in every step, so their `step_s` are alike; who is slow shows in `own_s`, the part of it in
-    which a rank did not wait. None where it cannot be told, as of FSDP, whose communication comes in many pieces.
+    which a rank did not wait. None where it cannot be told, as of FSDP on a GPU, where exchange and work overlap freely.
     """
 
     kind: Literal["ranks"] = "ranks"

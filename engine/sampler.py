@@ -41,7 +41,9 @@ class Reading:
 
 READINGS: dict[str, Reading] = {
     "process_cpu_percent": Reading(
-        "Training process CPU", "%", "CPU time of the run's process, all threads, over the beat; 100 is one full core"
+        "Training process CPU",
+        "%",
+        "CPU time of the run's process, all threads, of several ranks all of them, over the beat; 100 is one full core",
     ),
     "system_cpu_percent": Reading(
         "System CPU",
@@ -49,7 +51,9 @@ READINGS: dict[str, Reading] = {
         "busy time of the cores this run may use, all programs, over the beat; in clock ticks of 10 ms",
     ),
     "process_memory_bytes": Reading(
-        "Training process memory", "bytes", "resident memory of the run's process, includes PyTorch itself"
+        "Training process memory",
+        "bytes",
+        "resident memory of the run's process, of several ranks added up; includes PyTorch itself",
     ),
     "system_memory_used_bytes": Reading(
         "System memory used", "bytes", "the machine's memory less what is available to programs"
@@ -191,7 +195,7 @@ def open_readers(
     the `pids` of several: their CPU time and memory are added up."""
     meter = energy or EnergyMeter(devices)  # one that was never started says so
     return {
-        "process_cpu_percent": ProcessCpu(clock, lambda: cpu_seconds(pids)) if pids else ProcessCpu(clock),
+        "process_cpu_percent": ProcessCpu(clock, CpuOfRanks(pids)) if pids else ProcessCpu(clock),
         "system_cpu_percent": _open_system_cpu(stack),
         "process_memory_bytes": (lambda: memory_of(pids)) if pids else _open_process_memory(stack),
         "system_memory_used_bytes": _open_system_memory(stack),
@@ -301,14 +305,18 @@ def memory_of(pids: Sequence[int]) -> float:
     return float(sum(resident_bytes(pid) or 0 for pid in pids))
 
 
-def cpu_seconds(pids: Sequence[int]) -> float:
-    """CPU time of several processes, in clock ticks of 10 ms."""
-    total = 0.0
-    for pid in pids:
-        with contextlib.suppress(psutil.Error):
-            times = psutil.Process(pid).cpu_times()
-            total += times.user + times.system
-    return total
+class CpuOfRanks:
+    """CPU time of several processes, s, in clock ticks of 10 ms; of one that has ended what it had."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._told = dict.fromkeys(pids, 0.0)
+
+    def __call__(self) -> float:
+        for pid in self._told:
+            with contextlib.suppress(psutil.Error):
+                times = psutil.Process(pid).cpu_times()
+                self._told[pid] = times.user + times.system
+        return sum(self._told.values())
 
 
 def _open_system_memory(stack: contextlib.ExitStack) -> Callable[[], float]:

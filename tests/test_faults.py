@@ -285,7 +285,7 @@ def test_weights_written_by_half_are_taken_away(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     class Net:
-        model = train.torch.nn.Linear(1, 1)
+        weights = train.torch.nn.Linear(1, 1).state_dict
         averaged = contextlib.nullcontext
 
     monkeypatch.setattr(train, "save_file", half)

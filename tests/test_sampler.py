@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -178,6 +179,25 @@ def test_a_gpu_is_read_in_our_units(opened):
     readings, _ = sampler.read_all(opened("cuda:0", nvml=FakeNvml(gpu)))
     found = {name: value for name, value in readings.items() if name.startswith("gpu_")}
     assert list(found.values()) == [87.0, 1 << 30, 250.0, 51.0, 1.98e9, 0x44, 2.0]
+
+
+def test_a_run_on_two_gpus_is_read_on_both(opened):
+    two = FakeNvml(
+        FakeGpu(throttle=0x04, pids=(7, 9)), FakeGpu(throttle=0x40, utilization=43, power_mw=150_000, pids=(8,))
+    )
+    readings, _ = sampler.read_all(opened(("cuda:0", "cuda:1"), nvml=two, pids=(7, 8)))
+    found = {name: value for name, value in readings.items() if name.startswith("gpu_")}
+    assert list(found.values()) == [65.0, 2 << 30, 400.0, 51.0, 1.98e9, 0x44, 1.0]
+
+
+def test_the_memory_and_cpu_time_of_all_ranks_are_added_up(opened):
+    own, other = os.getpid(), subprocess.Popen(["sleep", "60"])
+    once, twice = (sampler.read_all(opened("cpu", pids=pids))[0] for pids in ((own,), (own, other.pid)))
+    other.kill()
+    other.wait()
+    assert twice["process_memory_bytes"] > once["process_memory_bytes"] > 0
+    ended = sampler.CpuOfRanks((own, 2**22 + 1))  # beyond every pid
+    assert ended() > 0
 
 
 def test_neighbours_on_a_gpu_are_asked_for_at_every_fourth_beat():
@@ -365,6 +385,15 @@ def test_a_meter_that_is_read_no_more_shows_no_power_rather_than_none_drawn(tmp_
     with pytest.raises(sampler.Unavailable, match="no longer read"):
         meter.joules()
     assert meter.source == "rapl"
+
+
+def test_the_energy_of_two_gpus_is_that_of_both():
+    gpus = FakeGpu(energy_mj=1_000), FakeGpu(energy_mj=50_000)
+    meter = EnergyMeter(("cuda:0", "cuda:1"), nvml=FakeNvml(*gpus))
+    meter.start()
+    gpus[0].energy_mj, gpus[1].energy_mj = 4_000, 57_000
+    assert meter.stop()[0] == 10.0
+    assert "cuda:0, cuda:1, whole boards, added up" in meter.stop()[1]
 
 
 def test_the_meter_closes_nvml():

@@ -75,6 +75,7 @@ class Gang:
     def __init__(self, config: RunConfig, folder: Path, follow: Follow) -> None:
         self.config, self.folder, self.num_ranks = config, folder, config.parallel.num_ranks
         self.rendezvous = folder / f".rendezvous-{secrets.token_hex(8)}"  # never that of an earlier try
+        self.rendezvous.touch(mode=0o600)
         self.board = Board(self.num_ranks)
         self.lost: RankLost | EngineError | None = None
         self.lost_at = 0.0
@@ -146,20 +147,21 @@ class Gang:
             return
         self._over.set()
         self._thread.join(_FAREWELL_S)
-        if orderly and self.lost is None:
+        in_order = orderly and self.lost is None
+        if in_order:
             with contextlib.suppress(OSError):
                 self.tell("end")
-            until = time.monotonic() + _FAREWELL_S
-            for process in self._processes.values():
-                process.join(max(0.0, until - time.monotonic()))
+        with contextlib.suppress(Exception):  # a group whose members are gone cannot be taken down in good order ...
+            if dist.is_initialized() and (in_order or dist.get_backend() != "nccl"):  # ... and NCCL would wait for them
+                dist.destroy_process_group()
+        until = time.monotonic() + (_FAREWELL_S if in_order else 0.0)
+        for process in self._processes.values():
+            process.join(max(0.0, until - time.monotonic()))
         self._kill_all()
         for process in self._processes.values():
             process.join(_FAREWELL_S)
         for link in [*self._links.values(), *self._words.values()]:
             link.close()
-        with contextlib.suppress(Exception):  # a group whose members are gone cannot be taken down in good order
-            if dist.is_initialized():
-                dist.destroy_process_group()
         remove(self.rendezvous)
 
     def _kill_all(self) -> None:

@@ -36,7 +36,7 @@ from engine.pytorch import models, optim
 from engine.pytorch.data import Batch, Examples, Order, tensors
 from engine.pytorch.execution import Chunk, Net, read_back, totals
 from engine.pytorch.gang import Board, Gang, Link
-from engine.pytorch.memory import measure_memory
+from engine.pytorch.memory import measure_memory, with_cuda_peaks
 from engine.pytorch.setup import set_up_arithmetic, synchronize, torch_device
 from engine.pytorch.split import split_step
 
@@ -555,6 +555,13 @@ def split_of_one(
     )
 
 
+def peaks_of_all(memory: records.Memory, net: RankNet) -> records.Memory:
+    """With what CUDA's allocator held at most in rank 0, likewise taken for each."""
+    found, number = with_cuda_peaks(memory, net.crew.device), net.crew.num_ranks
+    times = {name: (getattr(found, name) or 0) * number for name in ("allocated_bytes", "reserved_bytes")}
+    return found.model_copy(update=times)
+
+
 # --- the other ranks --------------------------------------------------------------------------------------------------
 
 
@@ -594,6 +601,7 @@ def follow(config: RunConfig, folder: Path, link: Link) -> None:
             case _:
                 raise AssertionError(f"rank 0 ordered {order['do']!r}")
         link.answer()
+    dist.destroy_process_group()
 
 
 # --- the historical baseline --------------------------------------------------------------------------------------------

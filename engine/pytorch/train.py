@@ -134,7 +134,8 @@ def _trained(loop: _Loop, training: Examples, plan: planner.Plan) -> Iterator[An
     if ranks and last:
         yield from ranks.after(last, is_last=True)
     if memory and loop.device.type == "cuda":
-        yield with_cuda_peaks(memory, loop.device)
+        net = loop.net
+        yield parallel.peaks_of_all(memory, net) if isinstance(net, RankNet) else with_cuda_peaks(memory, loop.device)
 
 
 def _memory(loop: _Loop, training: Examples, plan: planner.Plan) -> records.Memory:
