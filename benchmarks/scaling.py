@@ -1,24 +1,24 @@
 """What a second rank gains here: the same training on one process and on two, in turns.
 
-Each run is a fresh process that does what a supervisor has a run do (`worker.run`): on one rank alone, on two with the
-same global batch (strong scaling), and on two with that batch for each (weak scaling). The three alternate, forwards and
-backwards, and each round gives a ratio of samples per second on the training clock, which leaves out loading, warming up
-and evaluation. Ranks are processes on this machine's cores that exchange gradients over the loopback by gloo, one thread
-each.
+Each run is a process forked as a supervisor has it forked: on one rank alone, on two with the same global batch (strong
+scaling), and on two with that batch for each (weak scaling). The three alternate, forwards and backwards, and each round
+gives a ratio of samples per second on the training clock, which leaves out loading, warming up and evaluation. Ranks are
+processes on this machine's cores that exchange gradients over the loopback by gloo, one thread each.
 
-`python -m benchmarks.scaling`. Two ranks want two cores: while other programs want them too nothing is decided, and the
-table says so.
+`python -m benchmarks.scaling [ROUNDS]`. Two ranks want two cores: while other programs want them too nothing is decided, and
+the table says so. The processor time of a step is told beside: others hardly move it, and it is what a rank's step would
+take at best with a core for itself and no waiting.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from benchmarks import measure
 from benchmarks.measure import Spread
 from engine import hardware, scaling
 from engine.config import RunConfig
+from engine.executor import LocalExecutor
 from engine.presets import preset_config
 from engine.races import Lane
 from engine.scaling import rank_times
@@ -39,7 +40,6 @@ TITLES = {
     "lenet": "LeNet, B=64",
     "char-decoder": "decoder, 0.8 M parameters, B=32",
 }
-_PROCESS = "import sys; from pathlib import Path; from engine import worker; worker.run(Path(sys.argv[1]))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class Measured:
     samples_per_s: float
     waits: float | None
     under_way: float | None  # share of a step in which an all-reduce is under way, waiting or not
+    cpu_s: float | None  # processor time of a step, of the mean rank
 
 
 def lanes(preset: str) -> list[Lane]:
@@ -58,34 +59,43 @@ def lanes(preset: str) -> list[Lane]:
     return scaling.lanes_of(scaling.as_base(config, STEPS[preset]), [1, 2], weak=True, most=2)
 
 
-def run_once(config: RunConfig) -> Measured:
-    """In a fresh process. Raises RuntimeError where it did not make its steps."""
-    with tempfile.TemporaryDirectory() as home:
-        store = Store(Path(home))
-        folder = store.folder(store.create(config))
-        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
-        subprocess.run([sys.executable, "-c", _PROCESS, str(folder)], env=environment, check=True)
-        run = store.run(folder.name)
-        rate = run.summary().samples_per_s
-        if run.status != "finished" or rate is None:
-            raise RuntimeError(f"{config.in_words()}: {run.status} after {len(run.steps)} steps. {run.why()}")
-        times = rank_times(run.ranks)
-        if times is None or times.waited_s is None or times.communication_s is None:
-            return Measured(rate, None, None)
-        step = float(np.mean(times.step_s))
-        return Measured(rate, float(np.mean(times.waited_s)) / step, float(np.mean(times.communication_s)) / step)
+def run_once(executor: LocalExecutor, store: Store, config: RunConfig) -> Measured:
+    """A run to its end. Raises RuntimeError where it did not make its steps."""
+    run_id = store.create(config)
+    job = executor.start(store.folder(run_id))
+    while job.is_alive():
+        time.sleep(0.05)
+    run = store.run(run_id)
+    summary = run.summary()
+    if run.status != "finished" or summary.samples_per_s is None:
+        raise RuntimeError(f"{config.in_words()}: {run.status} after {len(run.steps)} steps. {run.why()}")
+    times = rank_times(run.ranks)
+    if times is None:
+        busy = run.last_word.busy if run.last_word else None
+        cpu_s = summary.train_seconds / summary.steps / busy.slowdown if busy and busy.slowdown else None
+        return Measured(summary.samples_per_s, None, None, cpu_s)
+    if times.waited_s is None or times.communication_s is None:
+        return Measured(summary.samples_per_s, None, None, None)
+    step = float(np.mean(times.step_s))
+    shares = [c for window in run.ranks for c in window.cpu_per_wall if c is not None]
+    waited, under_way = float(np.mean(times.waited_s)), float(np.mean(times.communication_s))
+    return Measured(
+        summary.samples_per_s, waited / step, under_way / step, float(np.mean(shares)) * step if shares else None
+    )
 
 
-def measured(preset: str) -> tuple[dict[str, list[Measured]], list[float]]:
+def measured(
+    executor: LocalExecutor, store: Store, preset: str, rounds: int
+) -> tuple[dict[str, list[Measured]], list[float]]:
     """All rounds of a preset by lane, and the load after each round."""
     found: dict[str, list[Measured]] = {name: [] for name in ("one", "strong", "weak")}
     loads = []
     named = list(zip(found, lanes(preset), strict=True))
-    for number in range(ROUNDS):
+    for number in range(rounds):
         for name, lane in named if number % 2 == 0 else named[::-1]:
-            found[name].append(run_once(lane.config))
+            found[name].append(run_once(executor, store, lane.config))
         loads.append(measure.load())
-        print(f"{preset}: round {number + 1} of {ROUNDS}", flush=True)
+        print(f"{preset}: round {number + 1} of {rounds}", flush=True)
     return found, loads
 
 
@@ -93,41 +103,55 @@ def ratio(several: Sequence[Measured], one: Sequence[Measured]) -> Spread:
     return Spread.of([a.samples_per_s / b.samples_per_s for a, b in zip(several, one, strict=True)])
 
 
+def cpu_ratio(several: Sequence[Measured], one: Sequence[Measured]) -> Spread | None:
+    """Processor time of a rank's step by that of one rank alone: 0.5 is ideal for half of a batch, 1 for a whole one."""
+    known = [a.cpu_s / b.cpu_s for a, b in zip(several, one, strict=True) if a.cpu_s and b.cpu_s]
+    return Spread.of(known) if known else None
+
+
 def share(several: Sequence[Measured], name: str) -> Spread | None:
     known = [value for m in several if (value := getattr(m, name)) is not None]
     return Spread.of(known) if known else None
 
 
-def main() -> None:
+def main(rounds: int = ROUNDS) -> None:
     load_before, cores = measure.load(), hardware.probe().cpu.usable_cores
-    run_once(lanes("lenet")[1].config)  # fills the file cache
-    rows, figures, loads = [], {}, [load_before]
-    for preset in STEPS:
-        found, seen = measured(preset)
-        loads += seen
-        one, strong, weak = found.values()
-        figures[preset] = {
-            "title": TITLES[preset], "steps": STEPS[preset], "samples_per_s_one": Spread.of([m.samples_per_s for m in one]),
-            "strong": ratio(strong, one), "weak": ratio(weak, one),
-            "strong_waits": share(strong, "waits"), "strong_all_reduce": share(strong, "under_way"),
-            "weak_waits": share(weak, "waits"), "highest_load": max(seen),
-        }  # fmt: skip
-        waits = share(strong, "waits")
-        rows.append(
-            [
-                TITLES[preset], figures[preset]["samples_per_s_one"].text(0), ratio(strong, one).text(),
-                ratio(weak, one).text(), waits.text(0, scale=100) if waits else "–",
-            ]
-        )  # fmt: skip
-    measure.table(["", "1 rank, samples/s", "2 ranks, same batch", "2 ranks, twice the batch", "waits, %"], rows)
-    is_decided = cores >= 2 and max(loads) <= cores + 0.5  # two ranks are two programs, and the clock of a load is slow
+    executor = LocalExecutor()
+    executor.warm()
+    figures, loads = {}, [load_before]
+    with tempfile.TemporaryDirectory() as home:
+        store = Store(Path(home))
+        run_once(executor, store, lanes("lenet")[1].config)  # the fork server has imported PyTorch, files are cached
+        for preset in STEPS:
+            found, seen = measured(executor, store, preset, rounds)
+            loads += seen
+            figures[preset] = _figures(preset, found) | {"highest_load": max(seen)}
+    columns = {
+        "1 rank, samples/s": lambda f: f["samples_per_s_one"].text(0), "2 ranks, same batch": lambda f: f["strong"].text(),
+        "twice the batch": lambda f: f["weak"].text(), "waits, %": lambda f: f["strong_waits"].text(0, scale=100),
+        "CPU of a step": lambda f: f["strong_cpu"].text(),
+    }  # fmt: skip
+    measure.table(
+        ["", *columns], [[TITLES[preset], *(write(f) for write in columns.values())] for preset, f in figures.items()]
+    )
+    is_decided = max(loads) <= cores + 0.5  # two ranks are two programs, and the clock of a load is slow
     if not is_decided:
         print(f"\nInconclusive: up to {max(loads):.1f} programs wanted {cores} cores.")
     measure.save(
-        "scaling", {"rounds": ROUNDS, "decided": is_decided, "highest_load": max(loads), "lanes": figures},
+        "scaling", {"rounds": rounds, "decided": is_decided, "highest_load": max(loads), "lanes": figures},
         load_before=load_before,
     )  # fmt: skip
 
 
+def _figures(preset: str, found: dict[str, list[Measured]]) -> dict[str, Any]:
+    one, strong, weak = found.values()
+    return {
+        "title": TITLES[preset], "steps": STEPS[preset], "samples_per_s_one": Spread.of([m.samples_per_s for m in one]),
+        "strong": ratio(strong, one), "weak": ratio(weak, one),
+        "strong_waits": share(strong, "waits"), "strong_all_reduce": share(strong, "under_way"),
+        "weak_waits": share(weak, "waits"), "strong_cpu": cpu_ratio(strong, one), "weak_cpu": cpu_ratio(weak, one),
+    }  # fmt: skip
+
+
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:2]))
