@@ -327,7 +327,7 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=101, help="of overhead, plain and stopwatch (default %(default)s)"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="of the sweet spot (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=2, help="of the sweet spot (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a cell (default %(default)s)")
     parser.add_argument("--limit-ms", type=float, default=5.0, help="of the sweet spot (default %(default)s)")
     parser.add_argument("--quantile", choices=("p50", "p90", "p99"), default="p99")
