@@ -5,6 +5,7 @@ the software ladder is slower than plain PyTorch.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -179,7 +180,7 @@ def in_words(found: Matrix, limit_s: float, *, quantile: Quantile = "p99") -> st
     """The one sentence an engineer needs, and what makes it worth less; or why there is none."""
     spot = sweet_spot(found, limit_s, quantile=quantile)
     if spot.best is None or spot.best.latency is None:
-        return spot.why
+        return " ".join([spot.why, *_busy(found.measured)])
     latency = spot.best.latency
     text = (
         f"Deploy {cell_in_words(found, spot.best.cell)}: {units.samples_per_s(latency.samples_per_s)} with a "
@@ -200,11 +201,18 @@ def _reservations(found: Matrix, best: CellResult, quantile: Quantile) -> list[s
         words.append("The weights are untrained: this is about speed alone.")
     if best.has_few_requests and quantile in {"p99", "p90"}:
         words.append(f"It rests on {latency.requests:,} requests: measure longer to be sure.")
-    if latency.wall_per_cpu and latency.wall_per_cpu > calibration.BUSY:
-        words.append(f"The machine was busy: it took {latency.wall_per_cpu:.2f} times as long as undisturbed.")
+    words += _busy([best])
     if not found.is_over and (left := sum(1 for c in found.cells if not c.latency and not c.not_run)):
         words.append(f"{left} cell{' is' if left == 1 else 's are'} still to come.")
     return words
+
+
+def _busy(results: Sequence[CellResult]) -> list[str]:
+    """Whether other programs made these cells slower than the machine is."""
+    found = [c.latency.wall_per_cpu for c in results if c.latency and c.latency.wall_per_cpu]
+    if not found or (middle := statistics.median(found)) <= calibration.BUSY:
+        return []
+    return [f"The machine was busy: it took {middle:.2f} times as long as undisturbed. Measure again when it is quiet."]
 
 
 def points(change: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import shutil
 import time
 
 import numpy as np
@@ -377,6 +378,33 @@ def test_every_family_answers_in_every_form_that_needs_no_further_package(family
         assert quality.size_bytes > 1_000
     for cell, reason in reasons.items():
         assert "layout of images" in reason, (cell, reason)
+
+
+@pytest.mark.parametrize("preset", ["mnist-mlp", "lenet"])
+def test_onnx_runtime_gives_the_same_answers_and_its_int8_is_smaller(preset, tmp_path):
+    for package in ("onnxruntime", "onnx", "onnxscript"):
+        pytest.importorskip(package, reason="requirements-onnx.txt is optional")
+    config = infer_matrix(
+        infer_config(preset_config(preset), requests=3, rounds=1), (1, 5), runtimes=("onnxruntime", "onnxruntime-int8")
+    )
+    events, cells = measured(config, tmp_path)
+    quality = {q.runtime: q for q in of_kind(events, Quality)}
+    assert set(cells) == set(config.cells) and list(tmp_path.iterdir()) == []
+    assert quality["onnxruntime"].max_logit_difference < 1e-4
+    assert quality["onnxruntime-int8"].size_bytes < quality["onnxruntime"].size_bytes / 2.5
+    assert 1e-4 < quality["onnxruntime-int8"].max_logit_difference < 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_code_answers_the_same_though_its_batch_does_not_divide_the_split(tmp_path):
+    config = infer_matrix(infer_config(DIGITS, requests=3, rounds=1), (100,), runtimes=("inference_mode", "compiled"))
+    events, cells = measured(config, tmp_path)
+    quality = {q.runtime: q for q in of_kind(events, Quality)}
+    assert quality["compiled"].max_logit_difference < 1e-5
+    assert quality["compiled"].examples == quality["inference_mode"].examples
+    first = {cell.runtime: latency.first_request_s for cell, latency in cells.items()}
+    assert first["compiled"] > first["inference_mode"]  # compiling is in the first answer, not in those that count
 
 
 def test_bf16_halves_the_weights(tmp_path):

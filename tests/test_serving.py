@@ -80,6 +80,13 @@ def test_the_sentence_says_what_it_is_worth():
     assert in_words(half, 1.0).endswith("5 cells are still to come.")
 
 
+def test_where_nothing_is_fast_enough_on_a_busy_machine_that_is_said():
+    busy = matrix(MLP, [latency(MLP.cells[0], 1e-2, wall_per_cpu=3.0)], is_over=True)
+    assert in_words(busy, 1e-3).endswith("it took 3.00 times as long as undisturbed. Measure again when it is quiet.")
+    calm = matrix(MLP, [latency(MLP.cells[0], 1e-2, wall_per_cpu=1.01)], is_over=True)
+    assert "busy" not in in_words(calm, 1e-3)
+
+
 def test_untrained_weights_have_no_accuracy_to_show():
     guess = Quality(precision="fp32", runtime="inference_mode", test_accuracy=0.1, test_loss=2.3, examples=9, seconds=0)
     words = in_words(matrix(MLP, [latency(MLP.cells[0], 1e-4)], [guess], is_over=True), 1.0)
