@@ -406,7 +406,7 @@ function curve(view) {
       yaxis: axis(look, `Throughput (${about.unit}, log scale)`, { type: "log", range: room(ys), ...countTicks(Math.min(...ys), Math.max(...ys)) }),
       shapes: limit ? [limit.shape] : [],
       annotations: [
-        ...(limit ? [limit.annotation] : []),
+        ...(limit ? [{ ...limit.annotation, y: 0, yanchor: "bottom" }] : []), // the best cells are at the top
         ...(sweet ? [{ x: Math.log10(sweet.judged), y: Math.log10(sweet.samples_per_s), text: `<b>${literal(sweet.short)}</b>`, showarrow: false, yshift: 17, xanchor: sweetSide(sweet.judged, xs), font: { color: look.text, size: 11.5 }, bgcolor: fade(look.background, 0.8) }] : []),
       ],
     },
