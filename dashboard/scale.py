@@ -52,6 +52,7 @@ class Asked:
         self.target: tuple[Metric, float] | None = None
         self.seconds = 0.0  # estimated
         self.wrong: EngineError | None = None
+        self.warnings: list[str] = []
         self.alone = ""  # why there is nothing to scale to
 
 
@@ -100,6 +101,7 @@ def _draw(asked: Asked, preset: str) -> None:
     if len(asked.lanes) < 2:
         raise ConfigError("One rank alone is no study.", fix="Choose at least one more number of ranks.")
     plans = [state.check(lane.config) for lane in asked.lanes]
+    asked.warnings = list(dict.fromkeys(warning for plan in plans for warning in plan.warnings))
     asked.seconds = scaling.estimate_seconds(base, plans[0], len(asked.lanes) * asked.seeds, steps)
 
 
@@ -234,6 +236,8 @@ def preview(asked: Asked) -> None:
         f"another, about {units.duration(asked.seconds)} (estimated).",
         icon=":material/hub:",
     )
+    for warning in asked.warnings:
+        parts.warn(warning)
     for column, lane in zip(st.columns(min(3, len(asked.lanes))) * 3, asked.lanes, strict=False):
         with column.container(border=True):
             st.markdown(f"**{parts.literal(lane.label)}**")

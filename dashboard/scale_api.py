@@ -24,7 +24,7 @@ from dashboard.api import NO_STORE, shared_run
 from dashboard.thinning import short
 from engine import charts_scale, scaling
 from engine.errors import EngineError
-from engine.scaling import Study
+from engine.scaling import Outcome, Study
 from engine.store import Store, default_root
 from engine.text import visible
 
@@ -51,7 +51,7 @@ def _fresh(root: Path, group: str) -> dict[str, Any]:
         at, known = _kept.get((root, group), (-1e9, {}))
         if known and time.monotonic() - at < _KEPT_S:
             return known
-        made = _made(_store(root), group)
+        made = _made(_store(root), group, known)
         _kept[root, group] = time.monotonic(), made
         _kept.move_to_end((root, group))
         while len(_kept) > _MOST_KEPT:
@@ -64,17 +64,30 @@ def _store(root: Path) -> Store:
     return Store(root)
 
 
-def _made(store: Store, group: str) -> dict[str, Any]:
+def _made(store: Store, group: str, known: dict[str, Any]) -> dict[str, Any]:
+    """The answer anew; its figures only where they would look otherwise, as making them costs ten times the rest."""
     study = scaling.find(store, group, shared_run)
     if study is None:
         raise EngineError("This study is not in this store.", fix="Start a new one.")
-    figures = _figures(study)
-    cursor = hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()[:16]
+    found = scaling.outcome_of(study)
+    cursor = hashlib.sha256(repr(_looks(found)).encode()).hexdigest()[:16]
+    figures = known["figures"] if known.get("cursor") == cursor else _figures(found)
     return {"cursor": cursor} | _state(study) | {"figures": figures}
 
 
-def _figures(study: Study) -> dict[str, Any]:
-    found = scaling.outcome_of(study)
+def _looks(found: Outcome) -> list[tuple[object, ...]]:
+    """What the figures show, as finely as one sees it: of a run that goes on coarser, or they would change at every look."""
+    rows: list[tuple[object, ...]] = []
+    for at in found.lanes:
+        digits = 2 if at.is_provisional else 4
+        ends = (at.speedup.value, at.speedup.low, at.speedup.high, at.speedup.n) if at.speedup else ()
+        numbers = (at.step_s, at.own_s, at.waited_s, at.for_slowest_s, *ends)
+        shown = (None if n is None else f"{n:.{digits}g}" for n in numbers)
+        rows.append((at.mode, at.ranks, at.shared, at.is_provisional, *shown))
+    return rows
+
+
+def _figures(found: Outcome) -> dict[str, Any]:
     if not any(at.step_s for at in found.lanes):
         return {}
     drawn = {

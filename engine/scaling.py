@@ -401,6 +401,7 @@ class At:
     label: str
     batch_size: int | str
     device: str
+    strategy: str
     shared: bool  # more ranks than devices: they take turns on cores
     run_ids: list[str]
     status: dict[str, int]
@@ -490,7 +491,7 @@ def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, price
     same_for, compared = _same_steps(lane, base) if lane.mode == "strong" and lane.ranks > 1 else (None, 0)
     return At(
         mode=lane.mode, ranks=lane.ranks, label=lane.label, batch_size=lane.config.batch_size,
-        device=lane.config.device,
+        device=lane.config.device, strategy=lane.config.parallel.strategy,
         shared=lane.ranks > 1 and lane.config.device == "cpu" and bool(lane.config.parallel.devices),
         run_ids=[run.run_id for run in runs],
         status={status: sum(run.status == status for run in runs) for status in sorted({run.status for run in runs})},

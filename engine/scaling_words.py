@@ -98,6 +98,10 @@ def reasons(found: Outcome) -> list[str]:
         for at in found.lanes
         if at.shared and at.speedup and at.mode == "strong"
     ]
+    if found.base.strategy == "data-parallel" and found.base.device == "cpu":
+        said.append(
+            "nn.DataParallel, the historical baseline, only passes calls through on a CPU: one process works as if alone."
+        )
     said += _weak(found) + _stragglers(found) + _busy(found)
     return said
 
@@ -133,10 +137,17 @@ def _communication(found: Outcome, at: At) -> str:
         else ""
     )
     size = next((run.started.parameters * 4 for run in found.study.runs if run.started), None)
-    what = f" of {units.nbytes(size)} of gradients" if size else ""
+    sharded = found.study.base.config.parallel.strategy == "fsdp"
+    what = (
+        " exchange of weights and gradients"
+        if sharded
+        else f" all-reduce of {units.nbytes(size)} of gradients"
+        if size
+        else " all-reduce"
+    )
     return (
         f"Communication: of a step of {units.duration(at.step_s)} a rank stands still for {units.duration(at.waited_s)} "
-        f"({units.percent(at.waited_share)}) in the all-reduce{what}{waits} (measured on {at.ranks} ranks)."
+        f"({units.percent(at.waited_share)}) in the{what}{waits} (measured on {at.ranks} ranks)."
     )
 
 
@@ -148,7 +159,14 @@ def _computing(found: Outcome, at: At, one: float) -> str:
     if weak and weak.own_s and weak.own_s > _SLOWED * one:
         return (
             f"Shared machine: with the same {_batch(found.base.batch_size)} examples each, {at.ranks} ranks at once compute "
-            f"{weak.own_s / one:.2f} times as long as one alone: they share caches and memory bandwidth{besides} (measured)."
+            f"{weak.own_s / one:.2f} times as long as one alone: they share caches and memory bandwidth{besides}, and {at.strategy} "
+            "adds work of its own (measured together)."
+        )
+    if at.own_s > one:
+        return (
+            f"Overhead: beside waiting a rank works {units.duration(at.own_s)} in a step, longer than the {units.duration(one)} of one "
+            f"rank on all {_batch(found.base.batch_size)} examples: what {at.strategy} does around the training costs more than is "
+            "shared out (measured)."
         )
     per = (
         f"{at.per_rank_batch:g} examples in the place of {_batch(found.base.batch_size)}"

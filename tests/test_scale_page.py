@@ -268,6 +268,7 @@ def ask(store, monkeypatch):
     monkeypatch.setattr(scale_api, "_KEPT_S", 0.0)
     monkeypatch.setattr(api, "_REFRESH_S", 0.0)
     api._readers.cache_clear()
+    scale_api._kept.clear()
     client = TestClient(Starlette(routes=scale_api.ROUTES))
 
     def get(study: str = GROUP, after: str = ""):
@@ -292,6 +293,15 @@ def test_figures_come_once_and_again_when_they_say_something_new(store, ask):
     assert len(json.dumps(again)) < 300
     assert more["cursor"] != first["cursor"]
     assert 4 in [round(x) for trace in more["figures"]["speedup"]["data"] for x in trace["x"]]
+
+
+def test_figures_that_would_look_the_same_are_not_made_again(store, ask, monkeypatch):
+    made = []
+    monkeypatch.setattr(scale_api, "_figures", lambda found: made.append(found) or {"speedup": {}})
+    scaled_study(store, group=GROUP, base=BASE, step_s=STEP_S)
+    for _ in range(3):
+        ask()
+    assert len(made) == 1
 
 
 def test_a_study_of_which_nothing_ran_yet_has_no_figures(store, ask):

@@ -387,6 +387,22 @@ def test_why_not_names_pieces_that_are_too_small(store):
     assert scaling_words.reasons(found)[0].startswith("Small pieces: a rank computes 32 examples in the place of 64")
 
 
+def test_why_not_names_what_the_strategy_adds(store):
+    found = scaling.outcome_of(
+        study_of(store, step_s={("strong", 1): 0.001, ("strong", 2): 0.004}, waited_s={("strong", 2): (0.001, 0.001)})
+    )
+    assert scaling_words.reasons(found)[0].startswith(
+        "Overhead: beside waiting a rank works 3.00 ms in a step, longer than"
+    )
+
+
+def test_the_historical_baseline_is_told_to_be_one(store):
+    base = with_overrides(BASE, ["parallel.strategy=data-parallel"])
+    scaled_study(store, group=GROUP, base=base, step_s={("strong", 1): 0.01, ("strong", 2): 0.01})
+    found = scaling.outcome_of(scaling.find(store, GROUP))
+    assert any("historical baseline" in text for text in scaling_words.reasons(found))
+
+
 def test_a_straggler_is_named(store):
     found = scaling.outcome_of(
         study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.012}, waited_s={("strong", 2): (0.006, 0.0)})

@@ -5,7 +5,7 @@ const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
 const { ROOT, duration, element, loadPlotly, loadStylesheet, readLook, setText } =
   await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
 
-const ALIVE_MS = 800;
+const ALIVE_MS = 1000;
 const TIMEOUT_MS = 15_000;
 const VIEWS = new WeakMap();
 const CHARTS = [
