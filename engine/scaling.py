@@ -36,7 +36,7 @@ AGREES = (
     1e-4  # losses this close are those of the same steps; rounding grows from step to step, and passes it somewhere
 )
 _LEAST_FOR_INTERVAL = 3  # of two pairs Student's t is 12.7: an interval that says nothing
-_FEWEST_STEPS, _MOST_STEPS = 20, 20_000
+_FEWEST_STEPS, _MOST_STEPS = 20, 5_000  # of a tiny net, whose step takes several ranks ten times as long
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
