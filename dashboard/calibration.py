@@ -291,6 +291,7 @@ def _chosen(device: str) -> list[Run]:
         row
         for row in state.store().rows(limit=_OFFERED)
         if row.config.task == "train" and row.config.device == device and row.summary.steps and row.status in TERMINAL
+        and row.summary.imported is None  # another machine's, under another roof
     ]
     if not rows:
         return []

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import calibration, hardware, settings, units
-from engine.records import Said
+from engine.records import Imported, Said
 from engine.settings import Energy as Prices
 from engine.store import Run, Store
 
@@ -78,6 +78,8 @@ def of_run(run: Run, *, idle_w: float | None = None, prices: Prices = NO_PRICES)
 
     `idle_w` is what the same device draws when nothing runs, from a calibration of this machine.
     """
+    if run.imported:  # another machine, other prices: what its report says
+        return _as_imported(run.imported)
     with run.lock:
         last, summary = run.last_word, run.summary()
         if last is None:
@@ -97,6 +99,13 @@ def of_run(run: Run, *, idle_w: float | None = None, prices: Prices = NO_PRICES)
             to_target_j=_to_target(run),
         )  # fmt: skip
     return priced(account, prices)
+
+
+def _as_imported(imported: Imported) -> Account:
+    try:
+        return Account.model_validate(imported.frozen.get("energy"))
+    except ValidationError:
+        return Account(source="none", method="What it came from says nothing of energy.")
 
 
 def priced(account: Account, prices: Prices) -> Account:

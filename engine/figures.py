@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from engine import energy, units
 from engine.planner import Plan
-from engine.records import Said
+from engine.records import Imported, Said
 from engine.store import Run
 
 How = Literal["measured", "derived", "estimated", "table"]
@@ -53,7 +53,9 @@ class Figure(BaseModel):
 
 
 def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]:
-    """Every figure of a run by the name it has in a summary."""
+    """Every figure of a run by the name it has in a summary; of an imported one as its report says."""
+    if run.imported:
+        return _as_imported(run.imported)
     with run.lock:
         s, started = run.summary(), run.started
         trained = f"{s.steps:,} steps, {units.duration(s.train_seconds)} of training"
@@ -105,6 +107,16 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
             ),
         }  # fmt: skip
     return found | of_energy(account or energy.of_run(run))
+
+
+def _as_imported(imported: Imported) -> dict[str, Figure]:
+    try:
+        return _FIGURES.validate_python(imported.frozen.get("figures", {}))
+    except ValidationError:
+        return {}
+
+
+_FIGURES = TypeAdapter(dict[str, Figure])
 
 
 def of_energy(account: energy.Account) -> dict[str, Figure]:

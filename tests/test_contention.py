@@ -13,11 +13,12 @@ import pytest
 
 from dashboard.compare import as_table
 from engine import hardware, outcome, races, records, worker
+from engine.capsule import QUANTITIES
 from engine.config import with_overrides
 from engine.contention import Contention
 from engine.presets import PRESETS
 from engine.records import Busy
-from engine.report import QUANTITIES, Report, ReportRun
+from engine.report import Report, ReportRun
 from tests.fakes import make_run
 
 BUSY = Busy(slowdown=2.5, slowdown_method="wall by CPU time", gpu_processes=None)
