@@ -25,7 +25,11 @@ from engine.processes import holds_secret
 LONGEST_TEXT = 2_000
 _OWN_NAMES = {"csv": "table.csv", "numpy": "arrays.npz", "images": "images", "text": "text.txt"}
 
-_PATH = re.compile(r"(?<![\w./:\\])(?:~|[A-Za-z]:)?[/\\][^\s'\"<>:,;()]*[/\\]([^\s'\"<>:,;()/\\]+)")
+_IN_PATH = r"~'\"<>:,;()/\\"
+# A folder's name may hold some blanks; a path may be quoted, or end where the next word begins.
+_PATH = re.compile(
+    rf"(?<![\w./:\\])(?:~|[A-Za-z]:)?[/\\]+(?:[^\s{_IN_PATH}]+(?: [^\s{_IN_PATH}]+){{0,4}} ?[/\\])+([^\s{_IN_PATH}]+)"
+)
 _ENDINGS = r"\.(?:csv|tsv|npz|npy|txt|png|jpe?g|bmp|gif|webp|tiff?|parquet|json|zip)\b"
 _FILE = re.compile(rf"(?<=['\"‘“])[^'\"’”\n]*?{_ENDINGS}(?=['\"’”])|[^\s'\"/\\<>:|?*(),;=]+{_ENDINGS}", re.IGNORECASE)
 _OUR_FILES = {*_OWN_NAMES.values(), "config.json", "labels.json"}
@@ -35,7 +39,7 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("(secret)", re.compile(r"(?i)(?<=bearer )\S+|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]+")),
     ("(secret)", re.compile(r"\b(?:hf_|sk-|gh[opsu]_|github_pat_|glpat-|xox[abps]-|AKIA|AIza|ya29\.)[\w.-]{8,}")),
     (r"\1(secret)", re.compile(
-        r"(?i)(\b\w*(?:token|password|passwd|secret|credential|api[_-]?key|authorization|cookie)\w*\s*[:=]\s*)['\"]?[^\s'\",;]+"
+        r"(?i)(\b\w*(?:token|password|passwd|secret|credential|api[_-]?key|authorization|cookie)\w*\s*[:=]\s*)['\"]?(?=[^\s'\",;]*[A-Za-z])[^\s'\",;]{5,}"
     )),
     ("(serial number)", re.compile(rf"\b(?:GPU-|MIG-)?{_IN_HEX}{{8}}-(?:{_IN_HEX}{{4}}-){{3}}{_IN_HEX}{{12}}\b")),
     (r"\1(serial number)", re.compile(r"(?i)(\b(?:serial(?: (?:number|no\.?))?|s/n)\s*[:=#]?\s*)(?=\S*\d)[\w-]{4,}")),

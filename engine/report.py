@@ -114,8 +114,8 @@ def _whole(values: np.ndarray, per: int) -> np.ndarray | None:
 class Room:
     """How many bytes a report from elsewhere may still unpack to."""
 
-    def __init__(self, size: int = MAX_UNPACKED_BYTES) -> None:
-        self.size = self.left = size
+    def __init__(self, size: int | None = None) -> None:
+        self.size = self.left = MAX_UNPACKED_BYTES if size is None else size
 
     def take(self, size: int) -> None:
         self.left -= size

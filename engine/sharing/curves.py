@@ -45,7 +45,7 @@ class CurveChoices(BaseModel):
 
 
 _TRAINING = r"(?:train(?:ing)?|batch)"
-_HELD_OUT = r"(?:val(?:id(?:ation)?)?|test|eval(?:uation)?|dev|held_?out)"
+_HELD_OUT = r"(?:val(?:id(?:ation)?)?|test|evaluation|eval|dev|held_?out)"
 _ACCURACY = r"(?:acc(?:uracy)?|top_?1(?:_acc(?:uracy)?)?)"
 _PATTERNS: tuple[tuple[str, str], ...] = (
     ("step", r"(?:global_|trainer_global_|optimizer_)?(?:steps?|iter(?:ation)?s?|updates?)"),
@@ -134,7 +134,7 @@ def read_curve(text: str, file_name: str, choices: CurveChoices, *, now: float) 
 
 
 def _table(text: str, choices: CurveChoices) -> _Read:
-    first = text.partition("\n")[0]
+    first = text.lstrip("\r\n").partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     try:
         rows = [
