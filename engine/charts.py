@@ -475,7 +475,9 @@ def _targets(figure: go.Figure, runs: Runs, metric: str, axis: Axis, *, scale: f
         )  # fmt: skip
     for run, label, style in _styled(runs):
         reached, aim = run.target_reached, run.config.target
-        if reached is None or reached.metric != metric:
+        if (
+            reached is None or reached.metric != metric or aim.value is None
+        ):  # a report may say the one without the other
             continue
         words = f"{target_in_words(aim)} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
         figure.add_scatter(

@@ -42,21 +42,24 @@ from engine import disk, records
 from engine.config import Cell, RunConfig, parse_config_json
 from engine.errors import ConfigError, StoreError, StoreGone
 from engine.locks import lock
+from engine.processes import is_same_process, own_identity
 from engine.records import AnyEvent, Status, Summary
 from engine.text import clean_name, visible_json
 
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
-_DRAFT = re.compile(r"\.([0-9a-f]{16}|deleted-[0-9a-f]{16}|reserve|.+\.[0-9a-f]{8})")
+_DRAFT = re.compile(r"\.([0-9a-f]{16}|import-[0-9a-f]{16}|deleted-[0-9a-f]{16}|reserve|.+\.[0-9a-f]{8})")
 STOP_FILE = "stop"  # in a run's folder: its supervisor asks it to stop
 WORD_FILE = "lost"  # beside it: a rank says why it ended rank 0, which writes the log
 _LONGEST_WORD = 2_000
 LABELS_FILE = "labels.json"  # beside the log: what people call the run
+_IMPORTER, _PLACED = "importer.json", "placed.json"  # of an import: who makes it, and what it has begun to put in place
+_PLACE = re.compile(r"runs/[0-9a-f]{16}|reports/[0-9a-f]{16}\.json")
 _ORDER = "order"  # the number of the newest submission
 _FLUSH_S = 0.2
 _PATIENCE_S = 10.0  # a run goes on for so long while its log cannot be written
 _LAST_WORD_S = 5.0  # and tries for so long to say how it ended
 _CRC_MEMBER = b',"crc":"'
-_LINE_BYTES = 8 * 2**20  # the longest record: ten minutes of steps in one read-back are shorter
+LINE_BYTES = 8 * 2**20  # the longest record: ten minutes of steps in one read-back are shorter
 _CONFIG_BYTES = 2**20
 _MOST_PROBLEMS = 50  # said one by one; the others are counted
 _STALE_S = 60.0
@@ -350,6 +353,13 @@ HARDWARE = (
     "gpu_utilization_percent", "gpu_memory_used_bytes", "gpu_power_w", "gpu_temperature_c", "gpu_sm_clock_hz",
     "gpu_throttle_reasons", "gpu_other_processes", "energy_j", "cpu_power_w",
 )  # fmt: skip
+COLUMNS = {  # of the tables of a run
+    "steps": ("step", "loss", "seconds", "elapsed", "samples", "lr"),
+    "evaluations": ("step", "seconds", "elapsed", "test_loss", "test_accuracy"),
+    "hardware": ("elapsed", *HARDWARE),
+    "throughput": ("elapsed", "samples_per_s"),
+    "grad_norms": ("step", "seconds", "elapsed", "grad_norm"),
+}
 THROUGHPUT_WINDOW_S = 0.2
 SUMMARY_POINTS = 1_000  # of each kind: more than any figure of a summary looks back
 _TAKEN_TOGETHER = 1_024  # records: 100,000 of one step each are read in 0.9 s instead of 6, and never held all at once
@@ -366,6 +376,7 @@ class Run:
         self.config: RunConfig = read_config(folder)
         self.status: Status = "queued"
         self.queued: records.Queued | None = None
+        self.imported: records.Imported | None = None  # where it was not made here
         self.starting: records.Starting | None = None
         self.started: records.Started | None = None
         self.preparing: records.Preparing | None = None
@@ -389,11 +400,10 @@ class Run:
         self.missing_readings: dict[str, str] = {}
         self.problems: list[str] = []
         self.num_damaged = 0  # records that could not be read
-        self.steps = Table("step", "loss", "seconds", "elapsed", "samples", "lr", keep=keep_points)
-        self.evaluations = Table("step", "seconds", "elapsed", "test_loss", "test_accuracy", keep=keep_points)
-        self.hardware = Table("elapsed", *HARDWARE, keep=keep_points)
-        self.throughput = Table("elapsed", "samples_per_s", keep=keep_points)
-        self.grad_norms = Table("step", "seconds", "elapsed", "grad_norm", keep=keep_points)
+        self.steps, self.evaluations, self.hardware, self.throughput, self.grad_norms = (
+            Table(*names, keep=keep_points) for names in COLUMNS.values()
+        )
+        self._frozen_summary: Summary | None = None  # of an imported run
         self._window = (0.0, 0)  # seconds and samples not yet in `throughput`
         self._newest_step = 0
         self._steps_read: list[records.PackedSteps] = []  # not yet in `steps`
@@ -472,9 +482,9 @@ class Run:
     def _read(self, file: BinaryIO) -> bool:
         """Whole lines; one still being written waits for the next time. Never more than one line is in memory."""
         before = self._offset
-        while line := file.readline(_LINE_BYTES):
+        while line := file.readline(LINE_BYTES):
             whole = line.endswith(b"\n")
-            if not whole and not self._too_long and len(line) < _LINE_BYTES:
+            if not whole and not self._too_long and len(line) < LINE_BYTES:
                 break
             if self._too_long or not whole:
                 self._skip(line, whole)
@@ -486,7 +496,7 @@ class Run:
 
     def _skip(self, part: bytes, ends: bool) -> None:
         if not self._too_long:
-            self._damaged(f"A record is longer than {_LINE_BYTES:,} bytes.")
+            self._damaged(f"A record is longer than {LINE_BYTES:,} bytes.")
         self._too_long = not ends
         self._checksum = zlib.crc32(part, self._checksum)
 
@@ -539,6 +549,10 @@ class Run:
                 self._busy_so_far = event.busy or self._busy_so_far
             case records.Queued():
                 self.queued = event
+            case records.Imported():
+                self._take_import(event)
+            case records.Rows():
+                self._take_rows(event)
             case records.Starting():
                 self.starting = event
             case records.Started():
@@ -582,6 +596,25 @@ class Run:
                     self.throughput.extend(self.steps.last("elapsed"), count / seconds)
             case _:
                 pass
+
+    def _take_import(self, event: records.Imported) -> None:
+        try:
+            self._frozen_summary = Summary.model_validate(event.frozen.get("summary"))
+        except ValidationError:
+            self._damaged("What its report says of it as a whole is not understood.")
+        self.imported = event
+        self.evaluation_s = event.evaluation_s
+        self.problems += event.problems
+        self.missing_readings |= event.missing_readings
+
+    def _take_rows(self, event: records.Rows) -> None:
+        table: Table = getattr(self, event.table)
+        key = records.KEY_OF[event.table]
+        if len(table) and event.columns[key][0] < (table.last(key) or 0.0):
+            self._damaged(f"Rows of {event.table} are not in order.")
+            return
+        nothing = np.full(len(event.columns[key]), math.nan)
+        table.extend(*(event.columns.get(name, nothing) for name in table.names))
 
     def _read_steps(self, read: records.PackedSteps) -> None:
         last = read["first"] + len(read["loss"]) // 4 - 1
@@ -639,6 +672,8 @@ class Run:
 
     def summary(self) -> Summary:
         with self.lock:
+            if self._frozen_summary:  # made from all steps; the file may hold fewer
+                return self._frozen_summary
             steps, started, last = len(self.steps), self.started, self.last_word
             if self.config.task == "infer":
                 return self._summary_of_inference()
@@ -739,6 +774,19 @@ def _recent_mean(steps: Table, started: records.Started | None) -> float | None:
     return float(np.mean(loss))
 
 
+_KIND = re.compile(rb'\{"kind":"(\w+)"')
+
+
+def events_of(folder: Path, but: Collection[str]) -> Iterator[AnyEvent]:
+    """The records of a run's log that can be read, but those of some kinds, which are not even unpacked."""
+    with contextlib.suppress(FileNotFoundError), (folder / "events.jsonl").open("rb") as file:
+        while line := file.readline(LINE_BYTES):
+            found = _KIND.match(line)
+            if found and found[1].decode() not in but:
+                with contextlib.suppress(StoreError):  # whoever reads the run says so
+                    yield decode(line)
+
+
 def read_config(folder: Path) -> RunConfig:
     try:
         with (folder / "config.json").open("rb") as file:
@@ -809,6 +857,10 @@ class RunLine:
     train_seconds: float | None
     steps: int
     busy: bool | None  # whether something else used the machine; None is not known
+
+    @property
+    def is_imported(self) -> bool:
+        return self.words.endswith(IMPORTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -914,12 +966,60 @@ class Store:
         """Remove what a crash left half-made or half-deleted, for a supervisor that starts; returns what is gone."""
         # A draft may be somebody's, just now; only the one supervisor deletes runs, and that one is starting.
         swept = [
-            path for path in self.leftovers()
+            path for path in self.leftovers() if not path.name.startswith(".import-")
             if path.name.startswith(".deleted-") or time.time() - path.lstat().st_mtime > _STALE_S
         ]  # fmt: skip
         for path in swept:
             disk.remove(path)
-        return swept
+        return swept + self._sweep_imports()
+
+    # --- several at once: an import is there as a whole, or not at all
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A folder to make `runs/<id>` and `reports/<id>.json` in, out of sight; gone at the end of the block."""
+        self._sweep_imports()
+        folder = self.runs / f".import-{secrets.token_hex(8)}"
+        try:
+            for made in (folder, folder / "runs", folder / "reports"):
+                made.mkdir(mode=0o700)
+            write_atomically(folder / _IMPORTER, json.dumps(own_identity()))
+        except OSError as error:
+            disk.remove(folder)
+            raise disk.unwritable(error) from None
+        try:
+            yield folder
+        finally:
+            self._take_back(folder)
+
+    def put_in_place(self, folder: Path) -> None:
+        """All that was made in a folder of `staging`. Ended in between, it is undone: here, or by who looks next."""
+        made = sorted(
+            f"{path.parent.name}/{path.name}" for kind in ("runs", "reports") for path in (folder / kind).iterdir()
+        )
+        assert all(map(_PLACE.fullmatch, made)), "an import makes nothing else"
+        try:
+            private_folder(self.root / "reports")
+            write_atomically(folder / _PLACED, json.dumps(made))
+            for place in made:
+                (folder / place).rename(self.root / place)
+            (folder / _PLACED).unlink()
+        except OSError as error:
+            raise disk.unwritable(error) from None
+
+    def _take_back(self, folder: Path) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for place in json.loads((folder / _PLACED).read_text(encoding="utf-8")):
+                if _PLACE.fullmatch(place) and not (folder / place).exists():
+                    disk.remove(self.root / place)
+        disk.remove(folder)
+
+    def _sweep_imports(self) -> list[Path]:
+        """Undo what a process that is gone was about to import."""
+        left = [path for path in self.runs.glob(".import-*") if _DRAFT.fullmatch(path.name) and not _is_at_work(path)]
+        for path in left:
+            self._take_back(path)
+        return left
 
     def leftovers(self) -> list[Path]:
         """Drafts of runs and commands, and runs that were being deleted: at work for an instant, or left by a crash."""
@@ -1097,6 +1197,17 @@ class Store:
             return None
 
 
+def _is_at_work(folder: Path) -> bool:
+    """Whether the process that makes an import goes on; a moment ago it may not have said yet who it is."""
+    try:
+        pid, started = json.loads((folder / _IMPORTER).read_text(encoding="utf-8"))
+        return is_same_process(pid, started)
+    except (OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError):
+            return time.time() - folder.stat().st_mtime < _STALE_S
+        return False
+
+
 def row_of(run: Run) -> RunRow:
     return RunRow(
         run_id=run.run_id, name=run.name, status=run.status, created=run.created, config=run.config,
@@ -1107,10 +1218,26 @@ def row_of(run: Run) -> RunRow:
 def line_of(row: RunRow) -> RunLine:
     s = row.summary
     return RunLine(
-        row.run_id, row.name, row.status, row.created, row.group, row.why, row.config.in_words(), row.config.seed,
+        row.run_id, row.name, row.status, row.created, row.group, row.why, words_of(row), row.config.seed,
         _finite(s.test_accuracy), _finite(s.final_train_loss), _finite(s.samples_per_s), s.train_seconds, s.steps,
         s.busy,
     )  # fmt: skip
+
+
+IMPORTED = "imported, unverified"
+
+
+def words_of(row: RunRow) -> str:
+    """The experiment in words; of one that was not made here, that it was not."""
+    match row.summary.imported:
+        case "report" if row.config.task == "calibrate":
+            return f"calibration of another machine · {row.config.device} · {IMPORTED}"
+        case "report":
+            return f"{row.config.in_words()} · {IMPORTED}"
+        case "curve":  # its configuration is not known
+            return f"a curve on {row.config.data} · {IMPORTED}"
+        case _:
+            return row.config.in_words()
 
 
 def _finite(value: float | None) -> float | None:

@@ -24,9 +24,22 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from engine import access, admission, disk, hardware, limits, locks, planner, recorder, records, settings, units
+from engine import (
+    access,
+    admission,
+    disk,
+    hardware,
+    limits,
+    locks,
+    planner,
+    recorder,
+    records,
+    settings,
+    sharing,
+    units,
+)
 from engine.access import AccessError, Action, Actor
 from engine.config import RunConfig
 from engine.errors import ConfigError, EngineError, LimitReached, StoreError, StoreFull, StoreGone, WorkerLost
@@ -123,6 +136,8 @@ class Client:
             for row in self.store.rows(group=group) if group else ():  # who adds to a race changes its verdict
                 if row.owner != self.actor.id:
                     self._require("cancel", rules, row.run_id, row.owner)
+                if row.summary.imported:
+                    raise ConfigError("This race was run elsewhere: here it cannot go on.", fix="Race its lanes anew.")
             self._require_room_in_queue(rules, len(new))
             try:
                 for config, name, key, heat in wanted:
@@ -137,6 +152,17 @@ class Client:
             access.audit(self.store.root, self.actor, "submit", run_id=run_id)
         self.wake()
         return made
+
+    def import_files(self, paths: Sequence[Path], **choices: Any) -> sharing.Imports:
+        """Runs out of files from elsewhere, in the actor's name (`sharing.import_files`)."""
+        rules = settings.load(self.store.root)
+        self._require("submit", rules)
+        found = sharing.import_files(self.store, paths, owner=self.actor.id, **choices)
+        for run_id in found.run_ids:
+            access.audit(self.store.root, self.actor, "import", run_id=run_id)
+        with contextlib.suppress(OSError):  # a supervisor that is there indexes them now, another one when it starts
+            _ring(self.store)
+        return found
 
     def _take_back(self, run_id: str) -> None:
         """Delete a run that was only just asked for; one that has begun meanwhile is cancelled."""

@@ -1,0 +1,610 @@
+"""The HTML capsule: a report as one page that needs nothing but itself. No request, no server, charts, printable.
+
+The data it was drawn from is inside it, with its hash, and comes back as runs where it is imported.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import gzip
+import hashlib
+import html
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import plotly.offline
+
+from engine import batch_law, charts, energy, serving, split, units
+from engine.charts_split import split_chart
+from engine.config import Cell, RunConfig, Spec
+from engine.records import Latency
+from engine.report import ENVIRONMENT, Report, ReportRun, reproduce
+from engine.text import visible
+
+MAX_HTML_BYTES = 3_000_000  # goes through a mail server
+
+
+def page(report: Report) -> str:
+    """It stays under 3 MB. Where the points of all steps would not fit, it holds fewer of them and says so."""
+    room = MAX_HTML_BYTES - len(_plotly_js()) - len(_figures(report.runs)) - 60_000 - 12_000 * len(report.runs)
+    held, max_rows = report, 64_000
+    while len(held.to_json()) > room and max_rows >= 500:
+        held, max_rows = report.thinned(max_rows), max_rows // 2
+    return _page(held)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A line of the results: what it is called, its value in a run, and how the value was had."""
+
+    title: str
+    text: Callable[[ReportRun], str]
+    how: Callable[[ReportRun], str]
+    always: bool = True  # False: left out where no run has it
+    figure: str = ""  # its name among the run's figures, which say window and uncertainty
+    is_pale: Callable[[ReportRun], bool] = lambda run: False  # greyed: mostly uncertainty
+
+
+def _measured(words: str) -> Callable[[ReportRun], str]:
+    return lambda run: words
+
+
+def _held_out(run: ReportRun) -> str:
+    what = "every next character of {} passages" if run.config.data == "text" else "{} examples"
+    return f"measured on {what.format(units.count(run.test_examples))} not trained on, at the last evaluation"
+
+
+def _energy(run: ReportRun) -> str:
+    return energy.in_words(run.energy) if run.energy else units.energy(run.summary.energy_j)
+
+
+def _energy_how(run: ReportRun) -> str:
+    if run.energy:
+        return energy.how_in_words(run.energy)
+    reason = run.energy_method or run.missing_readings.get("gpu_power_w", "")
+    if run.summary.energy_j is None:
+        return f"not available here{': ' + reason if reason else ''}"
+    return f"measured{': ' + reason if reason else ''}"
+
+
+def _detail(title: str, figure: str = "") -> Quantity:
+    """Something made of the run's energy, where it was measured."""
+
+    def found(run: ReportRun) -> energy.Detail:
+        rows = energy.details(run.energy) if run.energy else []
+        return next((row for row in rows if row.title == title), energy.Detail(title, units.UNKNOWN, ""))
+
+    return Quantity(
+        title,
+        lambda run: found(run).text,
+        lambda run: found(run).how,
+        always=False,
+        figure=figure,
+        is_pale=lambda run: found(run).is_short,
+    )
+
+
+def _busy(text: str, run: ReportRun) -> str:
+    """A figure of speed, with a mark where something else used the machine."""
+    return f"{text} (machine was busy)" if run.summary.busy else text
+
+
+def _busy_how(how: str) -> Callable[[ReportRun], str]:
+    return lambda run: f"{how}; {run.summary.busy_why}" if run.summary.busy else how
+
+
+def _target(run: ReportRun) -> str:
+    target, reached = run.config.target, run.target_reached
+    if target.value is None:
+        return units.UNKNOWN
+    aim = charts.target_in_words(target)
+    if reached is None:
+        return f"{aim} not reached"
+    return f"{aim} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
+
+
+def _training_memory_how(run: ReportRun) -> str:
+    m = run.memory
+    if m is None or m.training_bytes is None:
+        return "not recorded"
+    parts = {"weights": m.weight_bytes, "optimizer state": m.optimizer_bytes, "one step at its peak": m.step_peak_bytes}
+    named = ", ".join(f"{name} {units.nbytes(size)}" for name, size in parts.items())
+    return f"measured: {named}; {m.method}. The data set is apart: {units.nbytes(m.data_bytes)}"
+
+
+def _process_memory(run: ReportRun) -> int | None:
+    """Before there was a record of training memory alone, a report's peak was that of the process."""
+    summary = run.summary
+    return summary.process_memory_bytes if run.memory else summary.process_memory_bytes or summary.peak_memory_bytes
+
+
+def _per_second(run: ReportRun) -> float | None:
+    s = run.summary
+    return s.flops / s.train_seconds if s.flops and s.train_seconds else None
+
+
+def _per_step(run: ReportRun) -> float | None:
+    return run.summary.train_seconds / run.summary.steps if run.summary.steps else None
+
+
+QUANTITIES = (
+    Quantity("Held-out accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _held_out, figure="test_accuracy"),
+    Quantity("Target", _target, _measured("the first of two evaluations in a row that reach it"), always=False),
+    Quantity("Held-out loss", lambda r: units.loss(r.summary.test_loss), _held_out, figure="test_loss"),
+    Quantity(
+        "Training loss",
+        lambda r: units.loss(r.summary.final_train_loss),
+        _measured("measured: mean over the batches of the last epoch, at most 100"),
+        figure="final_train_loss",
+    ),
+    Quantity(
+        "Throughput",
+        lambda r: _busy(units.samples_per_s(r.summary.samples_per_s), r),
+        _busy_how("derived: examples by training time"),
+        figure="samples_per_s",
+    ),
+    Quantity(
+        "Training time",
+        lambda r: _busy(units.duration(r.summary.train_seconds), r),
+        _measured("measured, the device synchronised; without loading, warm-up and evaluation"),
+        figure="train_seconds",
+    ),
+    Quantity(
+        "Time per step",
+        lambda r: _busy(units.duration(_per_step(r)), r),
+        _busy_how("derived: training time by steps"),
+        figure="step_seconds",
+    ),
+    Quantity(
+        "Set-up and warm-up",
+        lambda r: units.duration((r.setup_s or 0) + (r.warm_up_s or 0) if r.setup_s is not None else None),
+        _measured("measured, apart from training time"),
+    ),
+    Quantity(
+        "Compiling",
+        lambda r: units.duration(r.compiled_s),
+        _measured("measured, apart from training time: once, before the first step"),
+        always=False,
+    ),
+    Quantity("Steps", lambda r: f"{r.summary.steps:,}", _measured("counted")),
+    Quantity("Examples seen", lambda r: units.count(r.summary.samples), _measured("counted")),
+    Quantity("Epochs", lambda r: f"{r.summary.epochs:.4g}", _measured("derived: examples seen by training examples")),
+    Quantity("Parameters", lambda r: units.count(r.parameters), _measured("counted")),
+    Quantity(
+        "Arithmetic",
+        lambda r: units.flops(r.summary.flops),
+        _measured("derived: closed form per layer, forward and backward, a multiply-add is 2"),
+        figure="flops",
+    ),
+    Quantity(
+        "Arithmetic rate",
+        lambda r: _busy(units.flops_per_s(_per_second(r)), r),
+        _busy_how("derived: arithmetic by training time"),
+        figure="flops_per_s",
+    ),
+    Quantity(
+        "Training memory",
+        lambda r: units.nbytes(r.memory.training_bytes if r.memory else None),
+        _training_memory_how,
+        figure="peak_memory_bytes",
+    ),
+    Quantity(
+        "Process memory",
+        lambda r: units.nbytes(_process_memory(r)),
+        lambda r: f"measured: {r.peak_memory_method}" if r.peak_memory_method else "not recorded",
+        figure="process_memory_bytes",
+    ),
+    Quantity("Energy", _energy, _energy_how, figure="energy_j", is_pale=lambda r: bool(r.energy and r.energy.is_short)),
+    _detail("Energy above idle", "energy_above_idle_j"),
+    _detail("Energy per 1,000 samples", "energy_per_1000_samples_j"),
+    _detail("Energy to target", "energy_to_target_j"),
+    _detail("Price of the energy"),
+    _detail("CO2 of the energy"),
+)
+_HEADLINES = ("Held-out accuracy", "Training loss", "Throughput", "Training time")
+
+
+def e(text: str) -> str:
+    """Text inside the page, in an element or an attribute: shown as it is, and nothing hidden in it."""
+    return html.escape(visible(text))
+
+
+def _page(report: Report) -> str:
+    runs = report.runs
+    script = _asset("report.js")
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Nothing may be fetched; the one inline script is known by its hash, Plotly comes as a blob that it makes.
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{script_hash}' blob:; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    body = "\n".join([
+        _header(report), _troubles(runs), _headlines(runs[0]) if len(runs) == 1 and runs[0].trains else "", _chart_cards(runs),
+        _results(runs) if any(run.trains for run in runs) else "", '<div class="pair">' if len(runs) == 1 else "<div>", _configuration(runs), _machine(runs), "</div>",
+        _commands(runs), _footer(report),
+    ])  # fmt: skip
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{e(policy)}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<link rel="icon" href="data:,">
+<title>{e(report.title)} · Isoflop</title>
+<style>{_asset("report.css")}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<script type="application/json" id="report">{report.to_json().replace("<", chr(92) + "u003c")}</script>
+<script type="text/plain" id="figures">{_figures(runs)}</script>
+<script type="text/plain" id="plotly">{_plotly_js()}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _header(report: Report) -> str:
+    many = len(report.runs) > 1
+    about = f"{len(report.runs)} runs" if many else e(report.runs[0].config.in_words())
+    badge = "" if many else _badge(report.runs[0])
+    return (
+        f'<header><p class="brand">Isoflop report</p><h1>{e(report.title)} {badge}</h1>'
+        f'<p class="muted">{about} · {units.date(report.created)}</p></header>'
+    )
+
+
+def _badge(run: ReportRun) -> str:
+    return f'<span class="badge {run.status}">{run.status}</span>'
+
+
+def _troubles(runs: Sequence[ReportRun]) -> str:
+    """Why a run did not finish, and what of it could not be read or is not in this file."""
+    notes = []
+    for run, label in zip(runs, charts.labels(runs), strict=True):
+        who = f"<strong>{e(label)}</strong>: " if len(runs) > 1 else ""
+        if run.why:
+            kind = "note" if run.status == "cancelled" else "trouble"
+            notes.append(f'<p class="{kind}">{who}{e(run.why)}</p>')
+        notes += [f'<p class="trouble">{who}{e(problem)}.</p>' for problem in run.problems]
+        if len(run.steps) < run.recorded_steps:
+            notes.append(
+                f'<p class="note">{who}this file holds {len(run.steps):,} of {run.recorded_steps:,} steps, with every '
+                "extreme of the loss; the .json export holds all. The numbers below come from all of them.</p>"
+            )
+    return "\n".join(notes)
+
+
+def _headlines(run: ReportRun) -> str:
+    titles = (*_HEADLINES, "Training memory" if run.memory else "Process memory")
+    chosen = [quantity for quantity in QUANTITIES if quantity.title in titles]
+    cards = "".join(f"<div{_hover(q, run)}><dt>{q.title}</dt><dd>{e(q.text(run))}</dd></div>" for q in chosen)
+    return f'<dl class="headlines">{cards}</dl>'
+
+
+def _chart_cards(runs: Sequence[ReportRun]) -> str:
+    cards = "".join(
+        f'<figure><figcaption>{chart.title_of(runs)}</figcaption><div class="chart" id="chart-{chart.key}" role="img" '
+        f'aria-label="{chart.title_of(runs)} over the run"></div></figure>'
+        for chart in charts.shown(runs)
+    )
+    laws = _laws(runs)
+    laws += _splits(runs) + _inferences(runs)
+    if laws and not cards:
+        return f'{laws}<p id="no-charts" hidden></p>'
+    if not cards:
+        return '<p class="note">There is nothing to draw yet.</p>'
+    return f'{_legend(runs)}<section class="charts" aria-label="Charts">{cards}</section>{laws}<p id="no-charts" hidden></p>'
+
+
+def _laws(runs: Sequence[ReportRun]) -> str:
+    """A card for each batch-size law: its chart, what it comes to, and what is not in it."""
+    cards = []
+    for i, (run, label) in enumerate(zip(runs, charts.labels(runs), strict=True)):
+        if not run.trials:
+            continue
+        found = batch_law.outcome(run.trials)
+        rows = "".join(
+            f'<tr><th scope="row">{e(title)}</th><td>{e(text)}</td><td class="how">{e(how)}</td></tr>'
+            for title, text, how in batch_law.facts(found)
+        )
+        notes = "".join(f'<p class="note">{e(note)}</p>' for note in found.notes)
+        title = "Batch-size law" + (f": {e(label)}" if len(runs) > 1 else "")
+        chart = (
+            f'<div class="chart tall" id="chart-law-{i}" role="img" '
+            'aria-label="Steps, examples and time to the target against the batch size"></div>'
+        )
+        cards.append(_card(title, f"{chart}<table><tbody>{rows}</tbody></table>{notes}"))
+    return "".join(cards)
+
+
+def _inferences(runs: Sequence[ReportRun]) -> str:
+    """A card for each run of inference: its cells, its forms of the weights, and why some of them are slower."""
+    cards = []
+    for run, label in zip(runs, charts.labels(runs), strict=True):
+        if run.config.task != "infer":
+            continue
+        found = run.matrix
+        text = run.config.data == "text"
+        heads = ["", "Requests", "p50", "p90", "p99", "Longest", "Examples/s", "First answer"]
+        heads += ["First character", "Each character"] if text else []
+        rows = "".join(
+            f'<tr><th scope="row">{e(serving.cell_in_words(found, c.cell))}</th>'
+            + "".join(f"<td>{e(cell)}</td>" for cell in _latency_cells(c.latency, text))
+            + "</tr>"
+            for c in found.measured
+            if c.latency
+        )
+        table = f"<table><thead><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr></thead><tbody>{rows}</tbody></table>"
+        notes = [serving.form_in_words(found, quality) + "." for quality in run.qualities]
+        if found.cells:
+            batch_size, threads = min((c.cell.batch_size, c.cell.threads) for c in found.cells)
+            notes += serving.slower_in_words(found, batch_size=batch_size, threads=threads)
+        notes += list(
+            dict.fromkeys(
+                f"{serving.RUNTIME_WORDS[c.cell.runtime]} in {c.cell.precision}: {c.not_run}"
+                for c in found.cells
+                if c.not_run
+            )
+        )
+        words = "".join(f'<p class="words">{e(note)}</p>' for note in notes)
+        title = "How fast it answers" + (f": {e(label)}" if len(runs) > 1 else "")
+        how = f'<p class="muted">{e(_HOW_LATENCY[run.config.infer.load])}</p>'
+        cards.append(_card(title, f"{table if rows else ''}{words}{how}", "scroll"))
+    return "".join(cards)
+
+
+def _latency_cells(latency: Latency, text: bool) -> list[str]:
+    cells = [units.count(latency.requests)]
+    cells += [units.duration(s) for s in (latency.p50_s, latency.p90_s, latency.p99_s, latency.max_s)]
+    cells += [units.count(round(latency.samples_per_s)), units.duration(latency.first_request_s)]
+    if text:
+        cells += [units.duration(q.p50_s if q else None) for q in (latency.ttft, latency.tpot)]
+    return cells
+
+
+_HOW_LATENCY = {
+    "closed": "Measured: one request at a time, sent when the last one was answered; after warm-up, the device synchronised, cells "
+    "in turns. First answer: from the weights on disk.",
+    "open": "Measured: requests arrived by chance at the rate; latency counts from the arrival, waiting included; after warm-up, "
+    "the device synchronised, cells in turns. First answer: from the weights on disk.",
+}
+
+
+def _parts(run: ReportRun) -> list[split.Part]:
+    return split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=run.summary.steps)
+
+
+def _splits(runs: Sequence[ReportRun]) -> str:
+    """A card with a bar per run whose step was taken apart, and what each says."""
+    known = [(run, label) for run, label in zip(runs, charts.labels(runs), strict=True) if _parts(run)]
+    if not known:
+        return ""
+    words = "".join(
+        f'<p class="words">{f"<strong>{e(label)}</strong>: " if len(runs) > 1 else ""}{e(split.sentence(_parts(run), run.config))} '
+        f'<span class="muted">{e(split.row_in_words(_parts(run)))}. {e(split.agrees(_parts(run), _per_step(run)))}</span></p>'
+        for run, label in known
+    )
+    methods = "; ".join(dict.fromkeys(run.step_split.method for run, _ in known if run.step_split))
+    chart = '<div class="chart low" id="chart-split" role="img" aria-label="Where the time of a step goes"></div>'
+    how = f'<p class="muted">Measured: {e(methods)}; evaluation from the run\'s own evaluations, by its steps.</p>'
+    return _card("Where a step's time goes", f"{chart}{words}{how}")
+
+
+def _legend(runs: Sequence[ReportRun]) -> str:
+    if len(runs) == 1:
+        return ""
+    names = "".join(
+        f"<li>{_swatch(i)}{e(label)} {_badge(run)}</li>"
+        for i, (run, label) in enumerate(zip(runs, charts.labels(runs), strict=True))
+    )
+    return f'<ul class="legend" aria-label="Runs">{names}</ul>'
+
+
+def _swatch(place: int) -> str:
+    line = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[charts.dash(place)]
+    return f'<i class="swatch" style="border-top:3px {line} {charts.colour(place)}"></i>'
+
+
+def _results(runs: Sequence[ReportRun]) -> str:
+    rows = "".join(
+        f'<tr{_hover(q, runs[0]) if len(runs) == 1 else ""}><th scope="row">{q.title}</th>{_cells(q, runs)}'
+        f'<td class="how">{e(_how(q, runs))}</td></tr>'
+        for q in QUANTITIES
+        if q.always or any(q.text(run) != units.UNKNOWN for run in runs)
+    )
+    kind = "scroll" if len(runs) > 1 else "single"
+    return _card("Results", f"<table>{_columns(runs, 'How it was had')}<tbody>{rows}</tbody></table>", kind)
+
+
+def _cells(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
+    """A value per run; of one run alone its row says how it was had."""
+    cells = []
+    for run in runs:
+        pale = ' class="pale"' if quantity.is_pale(run) else ""
+        cells.append(f"<td{pale}{_hover(quantity, run) if len(runs) > 1 else ''}>{e(quantity.text(run))}</td>")
+    return "".join(cells)
+
+
+def _hover(quantity: Quantity, run: ReportRun) -> str:
+    """Method, window and uncertainty of a figure, for who points at it."""
+    figure = run.figures.get(quantity.figure)
+    return f' title="{e(figure.in_words())}"' if figure else ""
+
+
+def _how(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
+    known = [run for run in runs if quantity.text(run) != units.UNKNOWN]
+    return "; ".join(dict.fromkeys(quantity.how(run) for run in known or runs))
+
+
+def _columns(runs: Sequence[ReportRun], last: str = "") -> str:
+    """The heads of a table with a column per run."""
+    names = (
+        [f"<th>{_swatch(i)}{e(label)}</th>" for i, label in enumerate(charts.labels(runs))]
+        if len(runs) > 1
+        else ["<th>Value</th>"]
+    )
+    if len(runs) == 1 and not last:
+        return ""
+    return f"<thead><tr><th></th>{''.join(names)}{f'<th>{last}</th>' if last else ''}</tr></thead>"
+
+
+def _configuration(runs: Sequence[ReportRun]) -> str:
+    """The fields of the configurations that say something about one of them; where they differ is marked."""
+    values = [{setting.title: setting.text for setting in _settings(run.config)} for run in runs]
+    settings = sorted((s for run in runs for s in _settings(run.config)), key=lambda s: s.place)
+    titles = dict.fromkeys(s.title for s in settings if s.says_something)
+    rows = []
+    for title in titles:
+        cells = [known.get(title, units.UNKNOWN) for known in values]
+        mark = ' class="differs"' if len(set(cells)) > 1 else ""
+        rows.append(f'<tr{mark}><th scope="row">{e(title)}</th>{"".join(f"<td>{e(c)}</td>" for c in cells)}</tr>')
+    rows.append(_codes("Fingerprint", [run.fingerprint for run in runs]))
+    if any(run.data_sha256 for run in runs):
+        rows.append(_codes("SHA-256 of the data", [run.data_sha256 or units.UNKNOWN for run in runs]))
+    words = "" if len(runs) > 1 else f'<p class="words">{e(runs[0].config.in_words())}</p>'
+    hint = "Every other field is at its default."
+    hint = f"Rows in which the runs differ are marked. {hint}" if len(runs) > 1 else hint
+    table = f"<table>{_columns(runs)}<tbody>{''.join(rows)}</tbody></table>"
+    return _card("Configuration", f'{words}{table}<p class="muted">{hint}</p>', "scroll")
+
+
+def _codes(title: str, codes: Sequence[str]) -> str:
+    cells = "".join(f"<td><code>{e(code)}</code></td>" for code in codes)
+    return f'<tr><th scope="row">{title}</th>{cells}</tr>'
+
+
+_BASICS = {
+    "model", "data", "optimizer", "name", "lr", "batch_size", "precision", "execution", "device", "threads", "seed",
+    "evaluate_every",
+}  # fmt: skip
+_HYPERPARAMETERS = {  # that have an effect even at their default
+    "momentum": {"momentum", "nesterov", "muon"}, "beta1": {"adam", "adamw"}, "beta2": {"adam", "adamw"},
+    "alpha": {"rmsprop"},
+}  # fmt: skip
+
+
+_OF_TRAINING = {"execution", "evaluate_every"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    place: int  # of its field in a configuration
+    title: str
+    text: str
+    says_something: bool
+
+
+def _settings(config: RunConfig) -> Iterator[_Setting]:
+    """Each field, with the titles the configuration itself gives."""
+    for place, (name, field) in enumerate(RunConfig.model_fields.items()):
+        value = getattr(config, name)
+        if not isinstance(value, Spec):
+            says = name in _BASICS or value != field.default
+            says &= not (config.task == "infer" and name in _OF_TRAINING)
+            yield _Setting(place, field.title or name, _in_words(value), says)
+            continue
+        for inner, part in type(value).model_fields.items():
+            title = part.title or {"family": "Model"}.get(inner, inner.replace("_", " ").capitalize())
+            title = f"Budget: {title.lower()}" if name == "budget" else title
+            says = name == "model" or inner in _BASICS or getattr(value, inner) != part.default
+            says |= name == "optimizer" and config.optimizer.name in _HYPERPARAMETERS.get(inner, ())
+            says &= name != "target" or config.target.value is not None
+            says &= config.task != "infer" or name in {"model", "source", "infer"}
+            yield _Setting(place, title, _in_words(getattr(value, inner)), says)
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, Cell):
+        return f"{value.batch_size} x {value.threads} {value.precision} {value.runtime}"
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(map(_in_words, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _machine(runs: Sequence[ReportRun]) -> str:
+    """What the runs ran on, each different machine once."""
+    machines: dict[str, list[str]] = {}
+    for run, label in zip(runs, charts.labels(runs), strict=True):
+        facts = "".join(
+            f"<div><dt>{title}</dt><dd>{e(write(run.environment[key]))}</dd></div>"
+            for key, (title, write) in ENVIRONMENT.items()
+            if run.environment.get(key) is not None
+            and not (key == "cpu" and run.environment.get("device") == run.environment["cpu"])  # said once
+        )
+        missing = sorted(set(run.missing_readings.values()))
+        facts += f"<div><dt>Not available here</dt><dd>{e('; '.join(missing))}</dd></div>" if missing else ""
+        machines.setdefault(facts or "<div><dt>Unknown</dt><dd>the run did not start</dd></div>", []).append(label)
+    cards = [
+        (f'<p class="muted">{e(", ".join(names))}</p>' if len(machines) > 1 else "") + f'<dl class="facts">{facts}</dl>'
+        for facts, names in machines.items()
+    ]
+    return _card("Device and environment", "".join(cards))
+
+
+def _commands(runs: Sequence[ReportRun]) -> str:
+    """Each different command once, under the names of the runs it repeats."""
+    commands: dict[str, list[str]] = {}
+    for run, label in zip(runs, charts.labels(runs), strict=True):
+        commands.setdefault(reproduce(run.config), []).append(label)
+    blocks = "".join(
+        (f'<p class="muted">{e(", ".join(names))}</p>' if len(commands) > 1 else "")
+        + f"<pre><code>{e(command)}</code></pre>"
+        for command, names in commands.items()
+    )
+    hint = "The same configuration and seed start from the same weights and see the data in the same order."
+    return _card("Run it again", f'{blocks}<p class="muted">{hint}</p>')
+
+
+def _footer(report: Report) -> str:
+    return (
+        "<footer><p>Faint lines are single readings, strong lines their moving average. A red cross marks a value that "
+        f"became NaN or infinite.</p><p>Made by Isoflop {e(report.isoflop)}. This page makes no network request; the "
+        'data behind it is inside. <button id="save" hidden>Save the data (JSON)</button></p>'
+        f'<p>Content hash (SHA-256 of the data): <code class="hash">{report.content_hash}</code></p></footer>'
+    )
+
+
+def _card(title: str, content: str, kind: str = "") -> str:
+    return f'<section class="card {kind}"><h2>{title}</h2>{content}</section>'
+
+
+def _figures(runs: Sequence[ReportRun]) -> str:
+    """The charts, packed; many runs share the points one could have."""
+    max_points = max(300, charts.MAX_POINTS // max(1, len(runs) // 2))
+    figures = {chart.key: chart.draw(runs, max_points=max_points) for chart in charts.shown(runs)}
+    if len(runs) > 1:  # the legend stands once, above the charts
+        for figure in figures.values():
+            figure.update_layout(showlegend=False)
+    if known := [(label, _parts(run)) for run, label in zip(runs, charts.labels(runs), strict=True) if _parts(run)]:
+        figures["split"] = split_chart(known)
+    for i, run in enumerate(runs):
+        if run.trials:
+            found = batch_law.outcome(run.trials)
+            figures[f"law-{i}"] = charts.batch_law_chart(run.trials, found.law, found.step_time)
+    return _zipped("{" + ",".join(f'"{key}":{figure.to_json()}' for key, figure in figures.items()) + "}")
+
+
+@functools.cache
+def _plotly_js() -> str:
+    """The library that comes with plotly's Python package: what is inside cannot be blocked, changed or missing."""
+    return _zipped(plotly.offline.get_plotlyjs())
+
+
+def _zipped(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
