@@ -10,16 +10,26 @@ import functools
 import gzip
 import hashlib
 import html
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
+import plotly.graph_objects as go
 import plotly.offline
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
-from engine import batch_law, charts, energy, serving, split, units
+from engine import batch_law, calibration, charts, charts_descent, energy, landscape, outcome, serving, split, units
 from engine.charts_split import split_chart
 from engine.config import Cell, RunConfig, Spec
-from engine.records import Latency
+from engine.errors import StoreError
+from engine.landscape import SURFACE_FILE, SurfaceData
+from engine.outcome import LaneOutcome, Outcome
+from engine.records import Calibration, Latency, Origin, Surface
 from engine.report import ENVIRONMENT, Report, ReportRun, reproduce
 from engine.text import visible
 
@@ -28,7 +38,7 @@ MAX_HTML_BYTES = 3_000_000  # goes through a mail server
 
 def page(report: Report) -> str:
     """It stays under 3 MB. Where the points of all steps would not fit, it holds fewer of them and says so."""
-    room = MAX_HTML_BYTES - len(_plotly_js()) - len(_figures(report.runs)) - 60_000 - 12_000 * len(report.runs)
+    room = MAX_HTML_BYTES - len(_plotly_js()) - len(_figures(report)) - 60_000 - 12_000 * len(report.runs)
     held, max_rows = report, 64_000
     while len(held.to_json()) > room and max_rows >= 500:
         held, max_rows = report.thinned(max_rows), max_rows // 2
@@ -203,6 +213,12 @@ QUANTITIES = (
     _detail("Price of the energy"),
     _detail("CO2 of the energy"),
 )
+_STUDIES = {
+    "batch-law",
+    "landscape",
+    "calibrate",
+    "infer",
+}  # they train no one net: their own cards tell what they came to
 _HEADLINES = ("Held-out accuracy", "Training loss", "Throughput", "Training time")
 
 
@@ -220,10 +236,12 @@ def _page(report: Report) -> str:
         f"default-src 'none'; script-src 'sha256-{script_hash}' blob:; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
+    runs = cast(list[ReportRun], _placed(report))
+    trained = [run for run in runs if run.config.task not in _STUDIES]
     body = "\n".join([
-        _header(report), _troubles(runs), _headlines(runs[0]) if len(runs) == 1 and runs[0].trains else "", _chart_cards(runs),
-        _results(runs) if any(run.trains for run in runs) else "", '<div class="pair">' if len(runs) == 1 else "<div>", _configuration(runs), _machine(runs), "</div>",
-        _commands(runs), _footer(report),
+        _header(report), _notes(report), _troubles(runs), _verdicts(report), _headlines(runs[0]) if len(runs) == 1 and trained else "",
+        _chart_cards(report), _results(trained) if trained else "", '<div class="pair">' if len(runs) == 1 else "<div>",
+        _configuration(runs), _machine(runs), "</div>", _commands(runs), _footer(report),
     ])  # fmt: skip
     return f"""<!doctype html>
 <html lang="en">
@@ -242,7 +260,7 @@ def _page(report: Report) -> str:
 {body}
 </main>
 <script type="application/json" id="report">{report.to_json().replace("<", chr(92) + "u003c")}</script>
-<script type="text/plain" id="figures">{_figures(runs)}</script>
+<script type="text/plain" id="figures">{_figures(report)}</script>
 <script type="text/plain" id="plotly">{_plotly_js()}</script>
 <script>{script}</script>
 </body>
@@ -260,25 +278,68 @@ def _header(report: Report) -> str:
     )
 
 
+def _notes(report: Report) -> str:
+    """The author's own text, as it was typed."""
+    if not report.notes.strip():
+        return ""
+    return _card("Notes", f'<pre class="notes">{"&#10;".join(map(e, report.notes.strip().splitlines()))}</pre>')
+
+
 def _badge(run: ReportRun) -> str:
     return f'<span class="badge {run.status}">{run.status}</span>'
 
 
 def _troubles(runs: Sequence[ReportRun]) -> str:
-    """Why a run did not finish, and what of it could not be read or is not in this file."""
-    notes = []
+    """Why a run did not finish, and what of it could not be read or is not in this file; the same of several, once."""
+    said: dict[tuple[str, str], list[str]] = {}
     for run, label in zip(runs, charts.labels(runs), strict=True):
-        who = f"<strong>{e(label)}</strong>: " if len(runs) > 1 else ""
-        if run.why:
-            kind = "note" if run.status == "cancelled" else "trouble"
-            notes.append(f'<p class="{kind}">{who}{e(run.why)}</p>')
-        notes += [f'<p class="trouble">{who}{e(problem)}.</p>' for problem in run.problems]
-        if len(run.steps) < run.recorded_steps:
-            notes.append(
-                f'<p class="note">{who}this file holds {len(run.steps):,} of {run.recorded_steps:,} steps, with every '
-                "extreme of the loss; the .json export holds all. The numbers below come from all of them.</p>"
-            )
+        for kind, text in _trouble(run):
+            said.setdefault((kind, text), []).append(label)
+    notes = [
+        f'<p class="{kind}">{f"<strong>{e(_listed(names, len(runs)))}</strong>: " if len(runs) > 1 else ""}{e(text)}</p>'
+        for (kind, text), names in said.items()
+    ]
+    if thinned := [run for run in runs if run.is_thinned]:
+        held, recorded = sum(len(run.steps) for run in thinned), sum(run.recorded_steps for run in thinned)
+        whose = f" of {len(thinned)} runs" if len(runs) > 1 else ""
+        notes.append(
+            f'<p class="note">This file holds {held:,} of {recorded:,} steps{whose}, with every extreme of the loss; the .json and '
+            ".zip exports hold all. The numbers below come from all of them.</p>"
+        )
     return "\n".join(notes)
+
+
+def _trouble(run: ReportRun) -> Iterator[tuple[str, str]]:
+    if run.imported:
+        yield "note", _where_from(run.imported)
+    if run.why:
+        yield "note" if run.status == "cancelled" else "trouble", run.why
+    for problem in run.problems:
+        yield "trouble", f"{problem}."
+
+
+def _listed(names: Sequence[str], of: int) -> str:
+    """Some names; of many how many there are more."""
+    if len(names) == of > 1:
+        return "All runs"
+    return ", ".join(names[:_MOST_NAMED]) + (
+        f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    )
+
+
+_MOST_NAMED = 6
+
+
+def _lanes(runs: Sequence[ReportRun]) -> list[tuple[ReportRun, str, list[int]]]:
+    """Runs that differ in their seed alone, once: one of them, what they are called together, and the seeds."""
+    found: dict[tuple[object, str], tuple[ReportRun, str, list[int]]] = {}
+    for run, label in zip(runs, charts.labels(runs), strict=True):
+        alike = run.config.model_copy(update={"seed": 0, "checkpoints": 0}).fingerprint
+        key = (getattr(run, "place", run.run_id), alike)
+        found.setdefault(key, (run, label.partition(" · seed ")[0] if isinstance(run, _InLane) else label, []))[
+            2
+        ].append(run.config.seed)
+    return list(found.values())
 
 
 def _headlines(run: ReportRun) -> str:
@@ -288,19 +349,180 @@ def _headlines(run: ReportRun) -> str:
     return f'<dl class="headlines">{cards}</dl>'
 
 
-def _chart_cards(runs: Sequence[ReportRun]) -> str:
-    cards = "".join(
-        f'<figure><figcaption>{chart.title_of(runs)}</figcaption><div class="chart" id="chart-{chart.key}" role="img" '
-        f'aria-label="{chart.title_of(runs)} over the run"></div></figure>'
-        for chart in charts.shown(runs)
+def _where_from(origin: Origin) -> str:
+    what = "a table of numbers" if origin.form == "curve" else f"the report {origin.title!r}"
+    bad = (
+        " Its content hash did not match: it was changed after it was exported." if origin.hash_matches is False else ""
     )
-    laws = _laws(runs)
-    laws += _splits(runs) + _inferences(runs)
-    if laws and not cards:
-        return f'{laws}<p id="no-charts" hidden></p>'
-    if not cards:
+    said = "".join(f" {note}" for note in origin.notes) if origin.form == "curve" else ""
+    return f"Imported from {what} on {units.date(origin.at)}, unverified.{bad}{said}"
+
+
+# --- what a race came to ----------------------------------------------------------------------------------------------
+
+_COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+    ("seconds", "Training time", units.duration),
+    ("steps", "Steps", lambda value: units.count(value and round(value))),
+    ("samples", "Examples", lambda value: units.count(value and round(value))),
+    ("flops", "Arithmetic", units.flops),
+    ("joules", "Energy", units.energy),
+    ("money", "Price", lambda value: units.UNKNOWN if value is None else f"{value:.3g}"),
+)
+
+
+def _verdicts(report: Report) -> str:
+    return "".join(_verdict_card(conclusion.outcome, report) for conclusion in report.conclusions)
+
+
+def _verdict_card(result: Outcome, report: Report) -> str:
+    """The verdicts in sentences, and what each lane spent to the target and reached in the end."""
+    sentences = [
+        f'<p class="words">{e(outcome.verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what))}</p>'
+        for lane in result.lanes
+        for key, what in (("to_target", "target"), ("test_accuracy", "accuracy"))
+        if key in lane.verdicts
+    ]
+    if not sentences:
+        sentences = ['<p class="words">No verdict yet: no seed ended in two lanes.</p>']
+    if result.noise_floor is not None:
+        sentences.append(
+            f'<p class="muted">Luck alone moves accuracy by about {100 * result.noise_floor:.2f} points (derived); a verdict takes '
+            f"{outcome.CLAIM_SEEDS} seeds.</p>"
+        )
+    costs = [cost for cost in _COSTS if any(lane.cost.get(cost[0]) is not None for lane in result.lanes)]
+    aim = "" if result.target is None else f" {_target_in_words(result)}"
+    heads = [f"To the target{aim}", *(title for _, title, _ in costs)] if result.target is not None else []
+    heads += ["Accuracy", "Held-out loss", "Throughput", "Training memory"]
+    rows = "".join(_lane_row(lane, result, costs, report) for lane in result.lanes)
+    seeds = f"{result.seeds} seed{'' if result.seeds == 1 else 's'}; medians over them"
+    table = (
+        f"<table><thead><tr><th>Lane</th>{''.join(f'<th>{e(head)}</th>' for head in heads)}</tr></thead><tbody>{rows}</tbody></table>"
+        f'<p class="muted">{seeds}. In brackets: of the lane {e(result.baseline)}. Cost is measured at the first of two evaluations '
+        f"in a row that reach the target; arithmetic and price are derived.{e(_busy_lanes(result))}</p>"
+    )
+    return _card("Verdict", "".join(sentences) + table, "scroll verdict")
+
+
+def _busy_lanes(result: Outcome) -> str:
+    busy = [f"{lane.busy} of {sum(lane.status.values())} of {lane.label}" for lane in result.lanes if lane.busy]
+    if not busy:
+        return ""
+    return f" Something else used the machine during some runs ({', '.join(busy)}): their times and throughput are worse than its own."
+
+
+def _target_in_words(result: Outcome) -> str:
+    assert result.target is not None
+    return f"{100 * result.target:g} %" if result.metric == "test_accuracy" else f"loss {result.target:g}"
+
+
+def _lane_row(
+    lane: LaneOutcome, result: Outcome, costs: Sequence[tuple[str, str, Callable[[float | None], str]]], report: Report
+) -> str:
+    places = [getattr(run, "place", i) for i, run in enumerate(_placed(report)) if run.run_id in lane.run_ids]
+    mark = _swatch(places[0]) if places else ""
+    cells = []
+    if result.target is not None:
+        cells.append(f"{lane.reached} of {lane.judged} runs")
+        for axis, _, write in costs:
+            value = lane.cost.get(axis)
+            cells.append(
+                "not reached" if value is None and not _reached(lane) else _beside(write(value), lane.share.get(axis))
+            )
+    cells += [
+        units.accuracy(lane.test_accuracy), units.loss(lane.test_loss),
+        _beside(units.samples_per_s(lane.samples_per_s), lane.share.get("samples_per_s")),
+        units.nbytes(lane.memory_bytes),
+    ]  # fmt: skip
+    return f'<tr><th scope="row">{mark}{e(lane.label)}</th>{"".join(f"<td>{e(cell)}</td>" for cell in cells)}</tr>'
+
+
+def _reached(lane: LaneOutcome) -> bool:
+    return lane.cost.get("steps") is not None
+
+
+def _beside(text: str, share: float | None) -> str:
+    """A figure, and what share of the baseline's it is."""
+    return text if share is None else f"{text} ({units.percent(share)})".replace(" %", "\u00a0%")
+
+
+@dataclass(frozen=True, slots=True)
+class _InLane:
+    """A run of a race as a chart sees it: in the colour of its lane."""
+
+    run: ReportRun
+    place: int
+    name: str
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.run, name)
+
+
+def _placed(report: Report) -> list[charts.Curves]:
+    """The runs as charts draw them: those of one lane in one colour."""
+    lanes = {
+        run_id: (place, lane)
+        for c in report.conclusions[:1]
+        for place, lane in enumerate(c.outcome.lanes)
+        for run_id in lane.run_ids
+    }
+    if not set(lanes) >= {run.run_id for run in report.runs} or len(report.conclusions) != 1:
+        return list(report.runs)
+    several = len(report.conclusions[0].outcome.lanes) < len(report.runs)
+    return [
+        cast(
+            charts.Curves,
+            _InLane(
+                run,
+                lanes[run.run_id][0],
+                lanes[run.run_id][1].label + (f" · seed {run.config.seed}" if several else ""),
+            ),
+        )
+        for run in report.runs
+    ]
+
+
+# --- charts -----------------------------------------------------------------------------------------------------------
+
+
+def _chart_cards(report: Report) -> str:
+    runs = report.runs
+    drawn = _drawn(report)
+    cards = "".join(
+        f'<figure><figcaption>{title}</figcaption><div class="chart" id="chart-{key}" role="img" '
+        f'aria-label="{title}{"" if " over " in title else " over the run"}"></div></figure>'
+        for key, title, _ in drawn
+    )
+    wide = _laws(runs) + _surfaces(report) + _calibrations(runs) + _splits(cast(list[ReportRun], _placed(report)))
+    wide += _inferences(runs)
+    if not (cards or wide):
         return '<p class="note">There is nothing to draw yet.</p>'
-    return f'{_legend(runs)}<section class="charts" aria-label="Charts">{cards}</section>{laws}<p id="no-charts" hidden></p>'
+    shown = f'{_legend(report)}<section class="charts" aria-label="Charts">{cards}</section>' if cards else ""
+    return f'{shown}{wide}<p id="no-charts" hidden></p>'
+
+
+def _drawn(report: Report) -> list[tuple[str, str, Callable[[int], go.Figure]]]:
+    """Key, title and how to draw of each chart that has something to show."""
+    runs = _placed(report)
+    found: list[tuple[str, str, Callable[[int], go.Figure]]] = []
+    for chart in charts.shown(runs):
+        found.append((chart.key, chart.title_of(runs), partial(_draw, chart.draw, runs)))
+        if (
+            chart.key == "accuracy"
+            and len(runs) > 1
+            and any(np.isfinite(run.evaluations["seconds"]).any() for run in runs)
+        ):
+            found.append(
+                (
+                    "accuracy-time",
+                    f"{chart.title_of(runs)} over training time",
+                    partial(_draw, partial(chart.draw, axis="seconds"), runs),
+                )
+            )
+    return found
+
+
+def _draw(draw: Callable[..., go.Figure], runs: charts.Runs, max_points: int) -> go.Figure:
+    return draw(runs, max_points=max_points)
 
 
 def _laws(runs: Sequence[ReportRun]) -> str:
@@ -310,17 +532,70 @@ def _laws(runs: Sequence[ReportRun]) -> str:
         if not run.trials:
             continue
         found = batch_law.outcome(run.trials)
-        rows = "".join(
-            f'<tr><th scope="row">{e(title)}</th><td>{e(text)}</td><td class="how">{e(how)}</td></tr>'
-            for title, text, how in batch_law.facts(found)
-        )
         notes = "".join(f'<p class="note">{e(note)}</p>' for note in found.notes)
         title = "Batch-size law" + (f": {e(label)}" if len(runs) > 1 else "")
         chart = (
             f'<div class="chart tall" id="chart-law-{i}" role="img" '
             'aria-label="Steps, examples and time to the target against the batch size"></div>'
         )
-        cards.append(_card(title, f"{chart}<table><tbody>{rows}</tbody></table>{notes}"))
+        cards.append(_card(title, f"{chart}{_facts(batch_law.facts(found))}{notes}"))
+    return "".join(cards)
+
+
+def _facts(rows: Sequence[tuple[str, str, str]]) -> str:
+    cells = "".join(
+        f'<tr><th scope="row">{e(title)}</th><td>{e(text)}</td><td class="how">{e(how)}</td></tr>'
+        for title, text, how in rows
+    )
+    return f"<table><tbody>{cells}</tbody></table>"
+
+
+def _surface(run: ReportRun) -> SurfaceData | None:
+    """What a landscape run computed; None where it is not here, or not whole."""
+    said = next((event for event in run.said if isinstance(event, Surface)), None)
+    file = next((file for file in run.files if file.name == SURFACE_FILE and file.data), None)
+    if said is None or file is None or file.data is None:
+        return None
+    try:
+        return landscape.surface_of(load(file.data), said, run.config.landscape.runs, run.run_id)
+    except (StoreError, SafetensorError, ValueError):
+        return None
+
+
+def _surfaces(report: Report) -> str:
+    """A card for each loss surface, with how much of the paths it shows."""
+    cards = []
+    for i, (run, label) in enumerate(zip(report.runs, charts.labels(report.runs), strict=True)):
+        surface = _surface(run)
+        if surface is None:
+            continue
+        gap = (
+            ""
+            if surface.said.plane_gap is None
+            else f" At the checkpoints it is {surface.said.plane_gap:.2g} off the loss itself, in the median."
+        )
+        words = (
+            f"The loss on {surface.said.examples:,} {surface.said.split} examples, on the plane {surface.said.plane} of "
+            f"{surface.said.parameters:,} dimensions: it shows {charts_descent.percent(sum(surface.explained))} of the paths' variance.{gap} "
+            "A ring is where a run began, a full dot where it ended."
+        )
+        chart = f'<div class="chart mid" id="chart-surface-{i}" role="img" aria-label="Loss surface with the paths of the runs"></div>'
+        cards.append(
+            _card(f"Loss surface: {e(label)}", f'{chart}<p class="muted">{e(words)} Measured; shares derived.</p>')
+        )
+    return "".join(cards)
+
+
+def _calibrations(runs: Sequence[ReportRun]) -> str:
+    """A card for each calibration: what the machine reached."""
+    cards = []
+    for run in runs:
+        for made in (event for event in run.said if isinstance(event, Calibration)):
+            said = [*calibration.missing_in_words(made), *calibration.doubts(made, now=made.at)]
+            notes = f'<p class="note">{"<br>".join(map(e, said))}</p>' if said else ""
+            versions = ", ".join(f"{name} {version}" for name, version in made.versions.items() if version)
+            about = f'<p class="muted">{e(f"{made.device_name}; {versions}; {units.date(made.at)}")}. Measured.</p>'
+            cards.append(_card("What the machine reaches", f"{about}{_facts(calibration.facts(made))}{notes}"))
     return "".join(cards)
 
 
@@ -383,7 +658,7 @@ def _parts(run: ReportRun) -> list[split.Part]:
 
 def _splits(runs: Sequence[ReportRun]) -> str:
     """A card with a bar per run whose step was taken apart, and what each says."""
-    known = [(run, label) for run, label in zip(runs, charts.labels(runs), strict=True) if _parts(run)]
+    known = [(run, label) for run, label, _ in _lanes(runs) if _parts(run)]
     if not known:
         return ""
     words = "".join(
@@ -393,18 +668,32 @@ def _splits(runs: Sequence[ReportRun]) -> str:
     )
     methods = "; ".join(dict.fromkeys(run.step_split.method for run, _ in known if run.step_split))
     chart = '<div class="chart low" id="chart-split" role="img" aria-label="Where the time of a step goes"></div>'
-    how = f'<p class="muted">Measured: {e(methods)}; evaluation from the run\'s own evaluations, by its steps.</p>'
+    seeds = "" if len(_lanes(runs)) == len(runs) else " Of each lane the first seed."
+    how = (
+        f'<p class="muted">Measured: {e(methods)}; evaluation from the run\'s own evaluations, by its steps.{seeds}</p>'
+    )
     return _card("Where a step's time goes", f"{chart}{words}{how}")
 
 
-def _legend(runs: Sequence[ReportRun]) -> str:
-    if len(runs) == 1:
+def _legend(report: Report) -> str:
+    """One entry per colour: a lane's seeds share theirs."""
+    if len(report.runs) == 1:
         return ""
-    names = "".join(
-        f"<li>{_swatch(i)}{e(label)} {_badge(run)}</li>"
-        for i, (run, label) in enumerate(zip(runs, charts.labels(runs), strict=True))
-    )
+    placed = _placed(report)
+    entries: dict[int, tuple[str, list[ReportRun]]] = {}
+    for i, (run, label) in enumerate(zip(report.runs, charts.labels(placed), strict=True)):
+        shared = isinstance(placed[i], _InLane)
+        place = getattr(placed[i], "place", i)
+        entries.setdefault(place, (label.partition(" · seed ")[0] if shared else label, []))[1].append(run)
+    names = "".join(f"<li>{_swatch(place)}{e(label)} {_states(runs)}</li>" for place, (label, runs) in entries.items())
     return f'<ul class="legend" aria-label="Runs">{names}</ul>'
+
+
+def _states(runs: Sequence[ReportRun]) -> str:
+    if len(runs) == 1:
+        return _badge(runs[0])
+    counted = Counter(run.status for run in runs)
+    return " ".join(f'<span class="badge {status}">{number} {status}</span>' for status, number in counted.items())
 
 
 def _swatch(place: int) -> str:
@@ -419,8 +708,10 @@ def _results(runs: Sequence[ReportRun]) -> str:
         for q in QUANTITIES
         if q.always or any(q.text(run) != units.UNKNOWN for run in runs)
     )
-    kind = "scroll" if len(runs) > 1 else "single"
-    return _card("Results", f"<table>{_columns(runs, 'How it was had')}<tbody>{rows}</tbody></table>", kind)
+    table = f"<table>{_columns(runs, 'How it was had')}<tbody>{rows}</tbody></table>"
+    if len(runs) <= _MOST_NAMED:
+        return _card("Results", table, "scroll" if len(runs) > 1 else "single")
+    return f'<details class="card scroll"><summary>Results of each of {len(runs)} runs</summary>{table}</details>'
 
 
 def _cells(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
@@ -440,13 +731,17 @@ def _hover(quantity: Quantity, run: ReportRun) -> str:
 
 def _how(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
     known = [run for run in runs if quantity.text(run) != units.UNKNOWN]
-    return "; ".join(dict.fromkeys(quantity.how(run) for run in known or runs))
+    ways = list(dict.fromkeys(quantity.how(run) for run in known or runs))
+    return "; ".join(ways[:3]) + ("; the others alike, in the data" if len(ways) > 3 else "")
 
 
 def _columns(runs: Sequence[ReportRun], last: str = "") -> str:
     """The heads of a table with a column per run."""
     names = (
-        [f"<th>{_swatch(i)}{e(label)}</th>" for i, label in enumerate(charts.labels(runs))]
+        [
+            f"<th>{_swatch(getattr(run, 'place', i))}{e(label)}</th>"
+            for i, (run, label) in enumerate(zip(runs, charts.labels(runs), strict=True))
+        ]
         if len(runs) > 1
         else ["<th>Value</th>"]
     )
@@ -457,21 +752,31 @@ def _columns(runs: Sequence[ReportRun], last: str = "") -> str:
 
 def _configuration(runs: Sequence[ReportRun]) -> str:
     """The fields of the configurations that say something about one of them; where they differ is marked."""
+    lanes = _lanes(runs)
+    seeds = [", ".join(map(str, sorted(seeds))) for *_, seeds in lanes]
+    heads = _columns(runs)
+    if len(lanes) < len(runs):
+        runs = [run for run, *_ in lanes]
+        names = "".join(
+            f"<th>{_swatch(getattr(run, 'place', i))}{e(label)}</th>" for i, (run, label, _) in enumerate(lanes)
+        )
+        heads = f"<thead><tr><th></th>{names if len(lanes) > 1 else '<th>Value</th>'}</tr></thead>"
     values = [{setting.title: setting.text for setting in _settings(run.config)} for run in runs]
     settings = sorted((s for run in runs for s in _settings(run.config)), key=lambda s: s.place)
     titles = dict.fromkeys(s.title for s in settings if s.says_something)
     rows = []
     for title in titles:
-        cells = [known.get(title, units.UNKNOWN) for known in values]
+        cells = seeds if title == _SEED else [known.get(title, units.UNKNOWN) for known in values]
         mark = ' class="differs"' if len(set(cells)) > 1 else ""
         rows.append(f'<tr{mark}><th scope="row">{e(title)}</th>{"".join(f"<td>{e(c)}</td>" for c in cells)}</tr>')
-    rows.append(_codes("Fingerprint", [run.fingerprint for run in runs]))
+    first = " of the first seed" if any("," in some for some in seeds) else ""
+    rows.append(_codes(f"Fingerprint{first}", [run.fingerprint for run in runs]))
     if any(run.data_sha256 for run in runs):
         rows.append(_codes("SHA-256 of the data", [run.data_sha256 or units.UNKNOWN for run in runs]))
     words = "" if len(runs) > 1 else f'<p class="words">{e(runs[0].config.in_words())}</p>'
     hint = "Every other field is at its default."
     hint = f"Rows in which the runs differ are marked. {hint}" if len(runs) > 1 else hint
-    table = f"<table>{_columns(runs)}<tbody>{''.join(rows)}</tbody></table>"
+    table = f"<table>{heads}<tbody>{''.join(rows)}</tbody></table>"
     return _card("Configuration", f'{words}{table}<p class="muted">{hint}</p>', "scroll")
 
 
@@ -480,6 +785,7 @@ def _codes(title: str, codes: Sequence[str]) -> str:
     return f'<tr><th scope="row">{title}</th>{cells}</tr>'
 
 
+_SEED = RunConfig.model_fields["seed"].title
 _BASICS = {
     "model", "data", "optimizer", "name", "lr", "batch_size", "precision", "execution", "device", "threads", "seed",
     "evaluate_every",
@@ -546,19 +852,28 @@ def _machine(runs: Sequence[ReportRun]) -> str:
         facts += f"<div><dt>Not available here</dt><dd>{e('; '.join(missing))}</dd></div>" if missing else ""
         machines.setdefault(facts or "<div><dt>Unknown</dt><dd>the run did not start</dd></div>", []).append(label)
     cards = [
-        (f'<p class="muted">{e(", ".join(names))}</p>' if len(machines) > 1 else "") + f'<dl class="facts">{facts}</dl>'
+        (f'<p class="muted">{e(_listed(names, len(runs)))}</p>' if len(machines) > 1 else "")
+        + f'<dl class="facts">{facts}</dl>'
         for facts, names in machines.items()
     ]
     return _card("Device and environment", "".join(cards))
 
 
 def _commands(runs: Sequence[ReportRun]) -> str:
-    """Each different command once, under the names of the runs it repeats."""
+    """Each different command once, under the names of the runs it repeats; of a lane's seeds the first."""
     commands: dict[str, list[str]] = {}
-    for run, label in zip(runs, charts.labels(runs), strict=True):
-        commands.setdefault(reproduce(run.config), []).append(label)
+    lanes = [lane for lane in _lanes(runs) if lane[0].imported is None or lane[0].imported.form != "curve"]
+    if not lanes:
+        return ""
+    for run, label, seeds in lanes:
+        more = (
+            f" (seed {run.config.seed}; the others: seed={', '.join(str(s) for s in seeds if s != run.config.seed)})"
+            if len(seeds) > 1
+            else ""
+        )
+        commands.setdefault(reproduce(run.config), []).append(label + more)
     blocks = "".join(
-        (f'<p class="muted">{e(", ".join(names))}</p>' if len(commands) > 1 else "")
+        (f'<p class="muted">{e(", ".join(names))}</p>' if len(commands) > 1 or len(lanes) < len(runs) else "")
         + f"<pre><code>{e(command)}</code></pre>"
         for command, names in commands.items()
     )
@@ -579,19 +894,27 @@ def _card(title: str, content: str, kind: str = "") -> str:
     return f'<section class="card {kind}"><h2>{title}</h2>{content}</section>'
 
 
-def _figures(runs: Sequence[ReportRun]) -> str:
+def _figures(report: Report) -> str:
     """The charts, packed; many runs share the points one could have."""
+    runs = report.runs
     max_points = max(300, charts.MAX_POINTS // max(1, len(runs) // 2))
-    figures = {chart.key: chart.draw(runs, max_points=max_points) for chart in charts.shown(runs)}
+    figures = {key: draw(max_points) for key, _, draw in _drawn(report)}
     if len(runs) > 1:  # the legend stands once, above the charts
         for figure in figures.values():
             figure.update_layout(showlegend=False)
-    if known := [(label, _parts(run)) for run, label in zip(runs, charts.labels(runs), strict=True) if _parts(run)]:
+    if known := [
+        (label, _parts(run)) for run, label, _ in _lanes(cast(list[ReportRun], _placed(report))) if _parts(run)
+    ]:
         figures["split"] = split_chart(known)
+    names = dict(zip((run.run_id for run in runs), charts.labels(runs), strict=True))
     for i, run in enumerate(runs):
         if run.trials:
             found = batch_law.outcome(run.trials)
             figures[f"law-{i}"] = charts.batch_law_chart(run.trials, found.law, found.step_time)
+        if surface := _surface(run):
+            labels = [names.get(run_id, f"run {run_id[:6]}") for run_id in surface.paths]
+            colours = [charts.colour(place) for place in range(len(labels))]
+            figures[f"surface-{i}"] = charts_descent.descent_path_chart(surface, labels, colours)
     return _zipped("{" + ",".join(f'"{key}":{figure.to_json()}' for key, figure in figures.items()) + "}")
 
 

@@ -6,6 +6,8 @@ Parquet needs pyarrow, which is always there; the other two need the tool's own 
 from __future__ import annotations
 
 import math
+import os
+import socket
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -140,12 +142,17 @@ def write_tensorboard(folder: Path, runs: Sequence[Run]) -> list[Path]:
             told = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, simple_value=value)])
             writer.add_event(event_pb2.Event(wall_time=at, step=step, summary=told))
         writer.close()
-        written += sorted(place.glob("events.out.tfevents.*"))
+        for number, file in enumerate(sorted(place.glob(f"events.out.tfevents.*.{socket.gethostname()}.*"))):
+            written.append(
+                file.rename(place / f"events.out.tfevents.{int(run.created):010d}.{run.run_id}.{number}")
+            )  # not the host
     return written
 
 
 def write_mlflow(folder: Path, runs: Sequence[Run]) -> list[Path]:
     """A folder that `mlflow ui --backend-store-uri` reads, by the package `mlflow`. Raises ConfigError where it is not there."""
+    for variable in ("MLFLOW_ALLOW_FILE_STORE", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        os.environ.setdefault(variable, "true")  # 3.17 asks for the first, and would report its use
     mlflow = _library("mlflow", "mlflow-skinny")
     entities = _library("mlflow.entities", "mlflow-skinny")
     place = _made(folder)

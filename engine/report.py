@@ -332,11 +332,6 @@ class ReportRun(_Frozen):
         return [event for event in self.said if isinstance(event, NotRun)]
 
     @property
-    def trains(self) -> bool:
-        """Whether there are steps to tell of."""
-        return not self.trials and self.config.task != "infer"
-
-    @property
     def matrix(self) -> serving.Matrix:
         """Of a run of inference."""
         isa = str(self.environment.get("cpu_isa") or "")
