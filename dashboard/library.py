@@ -58,7 +58,7 @@ COLUMNS: dict[str, Column] = {
         "Samples/s", lambda line: line.samples_per_s, _number("Derived: examples by training time.", "compact")
     ),
     "train_seconds": Column(
-        "Training time", lambda line: line.train_seconds if line.steps else None,
+        "Training time", lambda line: (line.train_seconds or None) if line.steps else None,
         _number("Measured, the device synchronised; without loading, warm-up, compiling and evaluation.", "%.1f s"),
     ),
     "busy": Column(
@@ -140,9 +140,10 @@ def as_table(
         "Experiment": [visible(line.words) for line in lines],
     }
     formats: dict[str, Any] = {"Experiment": st.column_config.TextColumn(width="large")}
-    if any(line.pinned or line.run_id == base for line in lines):
-        table = {"": ["baseline" if line.run_id == base else "pinned" if line.pinned else "" for line in lines]} | table
-        formats[""] = st.column_config.TextColumn(width=75)
+    marks = [_marks(line, base) for line in lines]
+    if any(marks):
+        table = {"": marks} | table
+        formats[""] = st.column_config.TextColumn(width=90)
     for column in chosen:
         values = _values(column, lines, found, asked)
         if not columns and column in _WHERE_SAID and not any(map(bool, values)):
@@ -153,8 +154,15 @@ def as_table(
         if based and column in figures:
             beside = f"Δ {title_of(column)}"
             table[beside] = [_difference(value, based.get(column)) for value in values]
-            formats[beside] = _number("Derived: by how much it differs from the baseline, in percent of it.", "%+.1f %%", width=130)
+            formats[beside] = _number(
+                "Derived: by how much it differs from the baseline, in percent of it.", "%+.1f %%", width=130
+            )
     return pd.DataFrame(table), {head: config for head, config in formats.items() if config is not None}
+
+
+def _marks(line: RunLine, base: str) -> str:
+    said = {"baseline": line.run_id == base, "pinned": line.pinned, "imported": line.is_imported}
+    return ", ".join(word for word, holds in said.items() if holds)
 
 
 def _values(
@@ -229,7 +237,8 @@ def show_groups(by: str, **asked: Any) -> None:
     formats = {"Value": st.column_config.TextColumn(by, width="large")}
     for figure in GROUP_FIGURES:
         config = COLUMNS[figure].config
-        formats |= {title_of(figure): config, f"± {title_of(figure)}": config}
+        spread = config if figure != "samples_per_s" else _number("Derived: standard deviation.", "%.3g")
+        formats |= {title_of(figure): config, f"± {title_of(figure)}": spread}
     st.dataframe(
         table,
         hide_index=True,
@@ -422,7 +431,8 @@ def import_box() -> None:
     """A place to drop files, and what came in by the last ones."""
     if not state.client().may("submit"):
         return
-    with st.popover("Import", icon=":material/upload_file:"):
+    number = st.session_state.setdefault("import.number", 0)  # another one closes the box and empties it
+    with st.popover("Import", icon=":material/upload_file:", key=f"import-box-{number}"):
         st.markdown(
             "Reports of Isoflop (page, JSON or zip) become runs here; a CSV with somebody's curve becomes a lane."
         )
@@ -430,7 +440,6 @@ def import_box() -> None:
             "Data set of a curve", list(DATASETS), key="import.data",
             help="A CSV does not say what was trained on; only runs on the same data can be compared. Of a report it plays no part.",
         )  # fmt: skip
-        number = st.session_state.setdefault("import.number", 0)
         st.file_uploader(
             "Files", type=["html", "json", "zip", "csv", "tsv"], accept_multiple_files=True, key=f"import-{number}",
             max_upload_size=50, on_change=_take_files, args=(f"import-{number}",),

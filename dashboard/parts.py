@@ -423,7 +423,12 @@ def run_actions(run: Run, *, in_library: bool = False) -> None:
                 icon=":material/bolt:",
                 query_params={"of": run.run_id},
             )
-        if state.client().may("submit") and st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}"):
+        is_known = run.imported is None or run.imported.origin.form == "report"  # of somebody's curve nobody knows
+        if (
+            is_known
+            and state.client().may("submit")
+            and st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}")
+        ):
             _run_again(run)
         if st.button(
             "Export", icon=":material/download:", key=f"export-{run.run_id}",
@@ -433,7 +438,7 @@ def run_actions(run: Run, *, in_library: bool = False) -> None:
 
             exporting.export_dialog([run.run_id])
         link = f"{page_of(run).rpartition('/')[2].removesuffix('.py')}?{urlencode(address_of(run))}"
-        copying.copy_buttons(state.command_line(run.config), link=link, key=f"copy-{run.run_id}")
+        copying.copy_buttons(state.command_line(run.config) if is_known else "", link=link, key=f"copy-{run.run_id}")
         if state.client().may("rename", run.run_id):
             with st.popover("Rename", icon=":material/edit:", type="tertiary"):
                 st.text_input(
@@ -450,6 +455,8 @@ def run_actions(run: Run, *, in_library: bool = False) -> None:
             and st.button("Delete", icon=":material/delete:", key=f"delete-{run.run_id}", type="tertiary")
         ):
             _confirm_delete(run.run_id, run.config.in_words())
+    if not is_known:
+        return
     with st.expander("The same in a terminal"):
         st.code(state.command_line(run.config), language="shell", wrap_lines=True)
 
