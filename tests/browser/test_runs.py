@@ -121,18 +121,20 @@ def test_a_report_that_is_dropped_in_comes_in_marked_and_one_sentence_says_what_
     report.write_text(Report.freeze("From elsewhere", [make_run(store, name="guest")]).to_json(), encoding="utf-8")
     other.write_text("{}", encoding="utf-8")
     page.goto(f"{app_url}/runs?q=guest")
-    page.get_by_role("button", name="Import").click(timeout=30_000)
-    page.locator("input[type=file]").set_input_files(other)
+    drop(page, other)
     expect(page.get_by_text("This is not a report, or not all of one")).to_be_visible(timeout=30_000)
-    page.locator("input[type=file]").set_input_files(report)
+    drop(page, report)
     expect(page.get_by_text("1 run came in, marked imported, unverified")).to_be_visible(timeout=30_000)
     page.goto(f"{app_url}/runs?q=guest")
-    choose_when_there = page.get_by_test_id("stDataFrame").locator("canvas").first
-    expect(choose_when_there).to_be_visible(timeout=20_000)
+    expect(page.get_by_test_id("stDataFrame").locator("canvas").first).to_be_visible(timeout=20_000)
     choose(page, 0)
     expect(page.locator(".st-key-selected")).to_contain_text("From the report 'From elsewhere'", timeout=20_000)
-    link = page.locator(".st-key-selected").get_by_role("button", name="Copy link")
-    expect(link).to_be_visible()
+    expect(page.locator(".st-key-selected").get_by_role("button", name="Copy link")).to_be_visible()
+
+
+def drop(page, file):
+    page.get_by_role("button", name="Import").click(timeout=30_000)
+    page.get_by_test_id("stPopoverBody").locator("input[type=file]").first.set_input_files(file)
 
 
 def test_a_link_is_copied_as_the_page_is(browser, app_url):
