@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PORT ?= 8501
 
 .DEFAULT_GOAL := help
-.PHONY: help run link test check format browser bench bench-load bench-peers clean
+.PHONY: help run link test check format docs browser bench bench-load bench-peers clean
 
 help:
 	@echo "make run     set up and start the dashboard on http://127.0.0.1:$(PORT)"
@@ -48,6 +48,10 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What stands in a report, from the models; a test compares.
+docs: $(VENV)/.dev
+	$(BIN)/python docs/report_schema.py
 
 # Debian and Ubuntu; elsewhere install Chromium or Chrome yourself.
 browser:

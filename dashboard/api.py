@@ -295,6 +295,7 @@ NO_STORE = {"Cache-Control": "no-store"}
 _FOLDER = Path(__file__).parent / "assets"
 _ASSETS = {
     "common.js": "text/javascript",
+    "copy.js": "text/javascript",
     "inference.js": "text/javascript",
     "inference.css": "text/css",
     "lanes.js": "text/javascript",

@@ -15,7 +15,8 @@ from engine.errors import ConfigError, EngineError, StoreError
 from engine.outcome import Outcome
 from engine.presets import PRESETS, preset_config
 from engine.races import Lane, Metric, Race, RacePreset
-from engine.text import LONGEST_NAME, visible
+from engine.store import RunRow
+from engine.text import LONGEST_NAME, shell_words, visible
 
 _REFRESH_S = 1.5
 _PATH = 50  # copies of the weights kept for the descent path ...
@@ -135,6 +136,17 @@ def _as_line(lane: Lane, base: str) -> str:
     """A lane in the words of the command line, without what is the race's own: budget and seed."""
     changes = overrides_from(preset_config(base), lane.config.model_copy(update={"budget": preset_config(base).budget}))
     return f"{lane.label}: {' '.join(c.replace(' ', '') for c in changes)}"
+
+
+def command(lanes: Sequence[Lane], seeds: int, metric: Metric, target: float | None) -> str:
+    """The same race from a terminal."""
+    base = races.RACES[st.session_state["race.preset"]].base
+    words = ["python", "-m", "engine", "race", "--base", base]
+    for lane in lanes:
+        changes = overrides_from(preset_config(base), lane.config)
+        words += ["--lane", f"{lane.label}: {' '.join(change.replace(' ', '') for change in changes)}"]
+    words += ["--seeds", str(seeds), "--target", "none" if target is None else f"{metric}={target:g}"]
+    return shell_words(words)
 
 
 def _add_from_train(base: str) -> None:
@@ -269,6 +281,7 @@ def show_race(race: Race, metric: Metric, target: float | None, *, key: str) -> 
         if may_stop and st.button("Stop", key="race.stop", icon=":material/stop:"):
             _stop(race)
     given = {"metric": metric, "value": target} if target is not None else None
+    parts.origins_of([(lane.label, run) for lane in race.lanes for run in lane.runs.values()])
     if st.session_state.get(f"{key}.given", ()) != given:  # the form, or nobody yet, spoke last
         st.session_state[f"{key}.given"] = st.session_state[f"{key}.target"] = given
     shown = st.session_state[f"{key}.target"]
@@ -541,10 +554,10 @@ def _goes_on(race: Race, metric: Metric, target: float | None, baseline: str) ->
 def library_choice() -> list[str]:
     """Ids of runs to lay beside each other without racing them."""
     rows = [row for row in state.store().rows(limit=100) if row.config.task == "train"]
-    words = {
-        row.run_id: f"{visible(row.name, 40) or row.config.in_words()} · seed {row.config.seed} · {row.run_id[:6]}"
-        for row in rows
-    }
+    words = {row.run_id: _called(row) for row in rows}
+    asked = [*st.query_params.get("runs", "").split(","), *st.session_state.get("library.runs", [])]
+    older = [row for run_id in dict.fromkeys(asked) if run_id not in words and (row := _row(run_id))]
+    words |= {row.run_id: _called(row) for row in older}
     linked = [run_id for run_id in st.query_params.get("runs", "").split(",") if run_id in words]
     if "library.runs" not in st.session_state:
         st.session_state["library.runs"] = linked
@@ -553,6 +566,19 @@ def library_choice() -> list[str]:
         placeholder="Choose two or more runs", help="Runs that differ in nothing but their seed are one lane.",
     )  # fmt: skip
     return list(chosen)
+
+
+def _called(row: RunRow) -> str:
+    theirs = " · imported, unverified" if row.summary.imported else ""
+    return f"{visible(row.name, 40) or row.config.in_words()} · seed {row.config.seed} · {row.run_id[:6]}{theirs}"
+
+
+def _row(run_id: str) -> RunRow | None:
+    """A run that a link or the library names, however old it is."""
+    try:
+        return state.store().row(run_id) if run_id else None
+    except StoreError:
+        return None
 
 
 def library_race(run_ids: Sequence[str]) -> Race | None:

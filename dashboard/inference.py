@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 import streamlit as st
 
-from dashboard import parts, state
+from dashboard import copying, parts, state
 from dashboard.inference_api import places
 from dashboard.live import addresses, nothing, stub
 from engine import admission, hardware, serving, units
@@ -624,8 +624,10 @@ def show(runs: Sequence[Run]) -> None:
         for run in runs:
             if not run.is_over:
                 state.client().cancel(run.run_id)
-    for run in [r for r in runs if r.is_over]:
-        parts.why_box(run)
+    for run in runs:
+        parts.origin_of(run)
+        if run.is_over:
+            parts.why_box(run)
     limit_s, by = _limit()
     _live(runs, limit_s, by, alive=not over)
     if over and len(runs) == 1:
@@ -687,5 +689,7 @@ def preview(view: View, asked: Asked | None) -> None:
 
 def in_a_terminal(asked: Asked) -> None:
     """The same from a terminal, to copy."""
+    commands = "\n".join(state.command_line(config) for config in asked.configs)
+    copying.copy_buttons(commands, key="copy-form")
     with st.expander("The same in a terminal"):
-        st.code("\n".join(state.command_line(config) for config in asked.configs), language="shell", wrap_lines=True)
+        st.code(commands, language="shell", wrap_lines=True)

@@ -27,7 +27,7 @@ page = st.navigation(
         st.Page(pages / "inference.py", title="Inference", icon=":material/bolt:", url_path="inference"),
         st.Page(pages / "scale.py", title="Scale", icon=":material/hub:", url_path="scale"),
         st.Page(pages / "hardware.py", title="Hardware", icon=":material/memory:", url_path="hardware"),
-        st.Page(pages / "runs.py", title="Runs", icon=":material/list:", url_path="runs"),
+        st.Page(pages / "library.py", title="Library", icon=":material/list:", url_path="runs"),
     ],
     position="top",
 )

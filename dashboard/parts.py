@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from urllib.parse import urlencode
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard import state
+from dashboard import copying, state
 from engine import admission, calibration, cost, energy, figures, serving, split, studies, units
 from engine.charts_split import split_chart
 from engine.energy import Detail
@@ -342,6 +344,32 @@ def why_box(run: Run) -> None:
         st.warning(literal(f"Recording: {problem}."), icon=":material/warning:")
 
 
+def origin_of(run: Run) -> None:
+    """That a run was not made here, and what is known of where it came from."""
+    if run.imported is None:
+        return
+    origin = run.imported.origin
+    what = "a table of numbers" if origin.form == "curve" else f"the report {visible(origin.title, 120)!r}"
+    said = [f"From {what}, imported {units.date(origin.at)}: what stands here is what its author says."]
+    if origin.hash_matches is False:
+        said.append("Its content hash does not match: it was changed after it was exported.")
+    if len(run.steps) < run.imported.recorded_steps:
+        said.append(
+            f"It holds {len(run.steps):,} of {run.imported.recorded_steps:,} steps; the figures are from all of them."
+        )
+    st.badge("imported, unverified", color="orange", icon=":material/download:")
+    st.caption(literal(" ".join([*said, *origin.notes])))
+
+
+def origins_of(runs: Sequence[tuple[str, Run]]) -> None:
+    """Which of some runs, by their names, were not made here."""
+    if names := list(dict.fromkeys(name for name, run in runs if run.imported)):
+        st.badge("imported, unverified", color="orange", icon=":material/download:")
+        st.caption(
+            literal(f"Not made here: {', '.join(names)}. Their figures are what their reports say of other machines.")
+        )
+
+
 def status_badge(status: Status) -> None:
     st.badge(status, color=COLORS[status])  # type: ignore[arg-type]
 
@@ -383,10 +411,10 @@ def machine_card(machine: Machine) -> None:
             st.caption(literal(f"{machine.gpu_reason} Runs use the CPU."))
 
 
-def run_actions(run: Run, *, open_link: bool = False) -> None:
+def run_actions(run: Run, *, in_library: bool = False) -> None:
     """What one does with a run that is over: open, run again, export, delete, repeat in a terminal."""
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{run.run_id}"):
-        if open_link:
+        if in_library:
             st.page_link(page_of(run), label="Open", icon=":material/open_in_new:", query_params=address_of(run))
         if has_weights(run):
             st.page_link(
@@ -395,12 +423,22 @@ def run_actions(run: Run, *, open_link: bool = False) -> None:
                 icon=":material/bolt:",
                 query_params={"of": run.run_id},
             )
-        if state.client().may("submit") and st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}"):
+        is_known = run.imported is None or run.imported.origin.form == "report"  # of somebody's curve nobody knows
+        if (
+            is_known
+            and state.client().may("submit")
+            and st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}")
+        ):
             _run_again(run)
-        st.download_button(
-            "Export", lambda: _report(run), f"isoflop-{run.run_id}.html", "text/html", icon=":material/download:",
-            on_click="ignore", key=f"export-{run.run_id}", help="One HTML file with everything recorded. Opens offline.",
-        )  # fmt: skip
+        if st.button(
+            "Export", icon=":material/download:", key=f"export-{run.run_id}",
+            help="One HTML file with everything recorded that opens offline, or JSON, zip, CSV, Parquet. Shows what leaves first.",
+        ):  # fmt: skip
+            from dashboard import exporting  # which shows errors as this module does
+
+            exporting.export_dialog([run.run_id])
+        link = f"{page_of(run).rpartition('/')[2].removesuffix('.py')}?{urlencode(address_of(run))}"
+        copying.copy_buttons(state.command_line(run.config) if is_known else "", link=link, key=f"copy-{run.run_id}")
         if state.client().may("rename", run.run_id):
             with st.popover("Rename", icon=":material/edit:", type="tertiary"):
                 st.text_input(
@@ -411,10 +449,14 @@ def run_actions(run: Run, *, open_link: bool = False) -> None:
                     on_change=_rename,
                     args=(run.run_id,),
                 )
-        if state.client().may("delete", run.run_id) and st.button(
-            "Delete", icon=":material/delete:", key=f"delete-{run.run_id}", type="tertiary"
+        if (
+            not in_library
+            and state.client().may("delete", run.run_id)
+            and st.button("Delete", icon=":material/delete:", key=f"delete-{run.run_id}", type="tertiary")
         ):
             _confirm_delete(run.run_id, run.config.in_words())
+    if not is_known:
+        return
     with st.expander("The same in a terminal"):
         st.code(state.command_line(run.config), language="shell", wrap_lines=True)
 
@@ -435,12 +477,6 @@ def _run_again(run: Run) -> None:
     st.switch_page(TRAIN, query_params={"run": run_id})  # which leads on to where a study is shown
 
 
-def _report(run: Run) -> str:
-    from engine.report import Report
-
-    return Report.freeze(run.config.in_words(), [run], account_of=account_of).to_html()
-
-
 @st.dialog("Delete this run?")
 def _confirm_delete(run_id: str, words: str) -> None:
     st.write(literal(words))
@@ -453,6 +489,6 @@ def _confirm_delete(run_id: str, words: str) -> None:
                 error_box(error)
                 return
             state.wait_until_deleted(run_id)
-            st.switch_page("../pages/runs.py")
+            st.switch_page("../pages/library.py")
         if st.button("Keep", key="keep"):
             st.rerun()

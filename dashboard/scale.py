@@ -11,13 +11,13 @@ from dashboard import api, forms, parts, state
 from dashboard.live import addresses, stub
 from dashboard.race import race_view
 from engine import hardware, scaling, scaling_words, settings, units
-from engine.config import FULL, Parallel, RunConfig, with_overrides
+from engine.config import FULL, Parallel, RunConfig, overrides_from, with_overrides
 from engine.errors import ConfigError, EngineError, StoreError
 from engine.outcome import CLAIM_SEEDS, check_target
 from engine.presets import PRESETS, preset_config
 from engine.races import Lane, Metric
 from engine.scaling import Outcome, Study
-from engine.text import LONGEST_NAME, visible
+from engine.text import LONGEST_NAME, shell_words, visible
 
 DEFAULT = "lenet"
 OF_TRAIN = "train"  # in the place of a preset: what the form of the page Train holds
@@ -53,6 +53,7 @@ class Asked:
         self.seconds = 0.0  # estimated
         self.wrong: EngineError | None = None
         self.warnings: list[str] = []
+        self.command = ""  # the same in a terminal
         self.alone = ""  # why there is nothing to scale to
 
 
@@ -97,12 +98,20 @@ def _draw(asked: Asked, preset: str) -> None:
         asked.alone = _alone(config, most)
         return
     base = scaling.as_base(config, steps)
+    asked.command = _command(config, ranks, steps, asked.seeds, weak=bool(weak) and config.batch_size != FULL)
     asked.lanes = scaling.lanes_of(base, ranks, weak=bool(weak) and config.batch_size != FULL, most=most)
     if len(asked.lanes) < 2:
         raise ConfigError("One rank alone is no study.", fix="Choose at least one more number of ranks.")
     plans = [state.check(lane.config) for lane in asked.lanes]
     asked.warnings = list(dict.fromkeys(warning for plan in plans for warning in plan.warnings))
     asked.seconds = scaling.estimate_seconds(base, plans[0], len(asked.lanes) * asked.seeds, steps)
+
+
+def _command(config: RunConfig, ranks: Sequence[int], steps: int, seeds: int, *, weak: bool) -> str:
+    preset = state.closest_preset(config)
+    sets = [word for a in overrides_from(PRESETS[preset].config, config) for word in ("--set", a)]
+    words = ["python", "-m", "engine", "scale", "--preset", preset, *sets, "--ranks", ",".join(map(str, ranks))]
+    return shell_words([*words, *(["--weak"] if weak else []), "--seeds", str(seeds), "--steps", str(steps)])
 
 
 def _draw_training(preset: str) -> RunConfig:
@@ -276,6 +285,7 @@ def show_study(study: Study, target: tuple[Metric, float] | None) -> None:
             for run in study.runs:
                 if not run.is_over:
                     state.client().cancel(run.run_id)
+    parts.origins_of([(lane.label, run) for lane in study.race.lanes for run in lane.runs.values()])
     again = st.fragment(run_every=_REFRESH_S if live else None)
     again(_draw_verdict)(group, target)
     mount = st.components.v2.component("isoflop_scale", js=stub("scale.js"), isolate_styles=False)

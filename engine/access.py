@@ -19,7 +19,8 @@ from engine.downloads import cache_folder
 from engine.errors import EngineError
 from engine.settings import Role, Settings
 
-Action = Literal["submit", "cancel", "delete", "rename", "rebuild", "monitor"]
+Action = Literal["submit", "cancel", "delete", "restore", "rename", "label", "rebuild", "monitor"]
+OWN: frozenset[Action] = frozenset({"cancel", "delete", "restore", "rename", "label"})  # to one's own runs
 AUDIT = "audit.jsonl"
 LONGEST_NAME = 200
 
@@ -89,7 +90,7 @@ def may(actor: Actor, action: Action, settings: Settings, *, owner: str = "") ->
     """Whether an actor may do this; `owner` is the id of who started the run it is done to."""
     role = role_of(actor, settings)
     if role == "runner":
-        return action == "submit" or (action in {"cancel", "delete", "rename"} and owner == actor.id)
+        return action == "submit" or (action in OWN and owner == actor.id)
     return role == "admin"
 
 

@@ -47,13 +47,15 @@ def _runs(store: Store) -> Sequence[Run]:
             run = store.run(line.run_id, keep_points=1)
         except StoreError:  # deleted meanwhile
             continue
-        if run.config.task == "calibrate":
+        if run.config.task == "calibrate" and not run.imported:  # another machine says nothing of this one
             runs.append(run)
     return runs
 
 
 def of_run(run: Run) -> tuple[str, str | None]:
-    """Device and device name of a run, as `latest` asks for them."""
+    """Device and device name of a run, as `latest` asks for them; no name of a run of another machine, alike as it may be."""
+    if run.imported:
+        return run.config.device, None
     name = run.started.environment.get("device") if run.started else None
     return run.config.device, str(name) if name else None
 

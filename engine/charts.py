@@ -391,9 +391,10 @@ def _figure(x_title: str, y_title: str) -> go.Figure:
 def _styled(runs: Runs) -> list[tuple[Curves, str, Style]]:
     """Each run with the words before a trace's name (none where there is one run only) and its look."""
     words = [f"{_literal(label)} · " for label in labels(runs)] if len(runs) > 1 else [""] * len(runs)
+    places = [getattr(run, "place", i) for i, run in enumerate(runs)]  # seeds of a lane share its place
     return [
         (run, word, {"colour": colour(i), "dash": dash(i), "legendgroup": str(i) if len(runs) > 1 else None})
-        for i, (run, word) in enumerate(zip(runs, words, strict=True))
+        for i, run, word in zip(places, runs, words, strict=True)
     ]
 
 
@@ -475,7 +476,9 @@ def _targets(figure: go.Figure, runs: Runs, metric: str, axis: Axis, *, scale: f
         )  # fmt: skip
     for run, label, style in _styled(runs):
         reached, aim = run.target_reached, run.config.target
-        if reached is None or reached.metric != metric:
+        if (
+            reached is None or reached.metric != metric or aim.value is None
+        ):  # a report may say the one without the other
             continue
         words = f"{target_in_words(aim)} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
         figure.add_scatter(

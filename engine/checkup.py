@@ -17,7 +17,7 @@ from engine.records import TERMINAL
 from engine.store import Index, Run, RunRow, Store, row_of
 
 _OURS = re.compile(
-    r"runs|inbox|keys|order|doorbell|reserve|settings\.toml|audit\.jsonl|needed\.lock|supervisor\.(lock|pid|log)|monitor\.(ring|json)|"
+    r"runs|reports|inbox|keys|order|doorbell|reserve|settings\.toml|audit\.jsonl|needed\.lock|supervisor\.(lock|pid|log)|monitor\.(ring|json)|"
     r"index\.sqlite(-wal|-shm|-journal|\.v\d+|\.damaged|\.newer)?"
 )
 
@@ -60,7 +60,10 @@ def check_run(store: Store, run_id: str, row: RunRow | None) -> Iterator[str]:
         return
     if run.queued is None:
         yield f"Run {run_id}: its log is missing, or its beginning is."
+    there = run.imported.problems if run.imported else ()  # of the store it comes from
     for problem in run.problems:
+        if problem in there:
+            continue
         yield f"Run {run_id}: {problem}".removesuffix(".") + "."
     if run.last_word and (tail := _unread(run)):
         yield f"Run {run_id}: after its end are {tail:,} bytes that are no record."

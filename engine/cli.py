@@ -19,7 +19,6 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +29,7 @@ from engine import (
     calibration,
     cli_infer,
     cli_scale,
+    cli_share,
     cost,
     energy,
     figures,
@@ -53,7 +53,7 @@ from engine.monitor import METRICS, Monitor, Snapshot, metric_of
 from engine.presets import DEFAULT_PRESET, PRESETS, STUDIES, preset_config
 from engine.recorder import parse_interval
 from engine.sampler import beats
-from engine.store import SORTABLE, Run, Store, json_text
+from engine.store import SORTABLE, Run, Store, json_text, words_of
 from engine.supervisor import GRACE_S, IDLE_S, Client, rebuild_index, serve
 from engine.text import LONGEST_NAME, clean_name, visible
 
@@ -329,7 +329,7 @@ def list_command(a: argparse.Namespace) -> int:
         s = r.summary
         print(
             f"{r.run_id}  {r.status:<11} {units.age(time.time() - r.created):>12}  {units.accuracy(s.test_accuracy):>7}  "
-            f"{units.loss(s.final_train_loss):>9}  {units.samples_per_s(s.samples_per_s):>16} {'busy' if s.busy else '':<4}  {r.config.in_words()}{'  ' + visible(r.name, LONGEST_NAME) if r.name else ''}"
+            f"{units.loss(s.final_train_loss):>9}  {units.samples_per_s(s.samples_per_s):>16} {'busy' if s.busy else '':<4}  {words_of(r)}{'  ' + visible(r.name, LONGEST_NAME) if r.name else ''}"
         )
     return OK
 
@@ -390,36 +390,6 @@ def delete_command(a: argparse.Namespace) -> int:
         else f"{run_id} {'is deleted' if gone else 'is still there'}."
     )
     return OK if gone else FAILED
-
-
-def export_command(a: argparse.Namespace) -> int:
-    """Write runs to a file; what kind is said by its ending."""
-    from engine.report import Report, steps_csv
-
-    store = _store(a)
-    runs = [store.run(store.find(r)) for r in a.runs]
-    path = Path(a.output)
-    if path.suffix == ".csv":
-        if len(runs) != 1:
-            raise ConfigError("A .csv holds one run.", fix="Name one run, or write .json or .html.")
-        text = steps_csv(runs[0])
-    elif path.suffix in {".html", ".json"}:
-        title = a.title or runs[0].config.in_words()
-        report = Report.freeze(title, runs, account_of=partial(energy.in_store, store))
-        text = report.to_html() if path.suffix == ".html" else report.to_json()
-    else:
-        raise ConfigError(
-            f"-o {path.name}: unknown ending {path.suffix or '(none)'!r}.", fix="Choose .html, .json or .csv."
-        )
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror}.", fix="Choose another place with -o.") from None
-    size = path.stat().st_size
-    print(
-        json_text({"file": str(path), "size_bytes": size}) if a.json else f"{visible(str(path))} ({units.nbytes(size)})"
-    )
-    return OK
 
 
 def hardware_command(a: argparse.Namespace) -> int:
@@ -710,6 +680,7 @@ def _everything(store: Store, run: Run) -> dict[str, Any]:
         "target_reached": run.target_reached.model_dump() if run.target_reached else None,
         "artifacts": [artifact.model_dump() for artifact in run.artifacts],
         "problems": run.problems,
+        "imported": run.imported.origin.model_dump() if run.imported else None,
         **({"trials": [trial.model_dump() for trial in run.trials]} if run.config.task == "batch-law" else {}),
     }
 
@@ -761,6 +732,7 @@ def _law_card(run: Run) -> str:
     found = batch_law.outcome(run.trials)
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
+        *cli_share.origin_lines(run),
         f"  {run.config.in_words()}",
         f"  trials            {len(run.trials):,}, {sum(t.tuning for t in run.trials):,} of them to choose learning rates",
         f"    {'batch size':>10} {'learning rate':>14} {'steps':>9} {'seeds there':>12} {'one step':>10}",
@@ -779,7 +751,7 @@ def _law_card(run: Run) -> str:
 
 
 def _calibration_card(run: Run) -> str:
-    lines = [f"{run.run_id}  {run.status}", f"  {run.config.in_words()}"]
+    lines = [f"{run.run_id}  {run.status}", *cli_share.origin_lines(run), f"  {run.config.in_words()}"]
     if made := run.calibration:
         versions = ", ".join(f"{name} {version}" for name, version in made.versions.items() if version)
         lines.append(f"  {visible(made.device_name)}; {versions}; {units.duration(made.seconds)}")
@@ -796,6 +768,7 @@ def _training_card(run: Run) -> str:
     busy = ", the machine was busy" if s.busy else ""
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
+        *cli_share.origin_lines(run),
         f"  {run.config.in_words()}",
         f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the held-out split)",
         f"  train loss        {units.loss(s.final_train_loss)} (measured: mean over the last epoch's batches, at most 100)",
@@ -951,10 +924,7 @@ def _parser() -> _Parser:
     rename = add("rename", rename_command, "give a run another name")
     rename.add_argument("run", metavar="RUN", help="id, the beginning of one, or last")
     rename.add_argument("name")
-    export = add("export", export_command, "write runs to a file")
-    export.add_argument("runs", nargs="+", metavar="RUN")
-    export.add_argument("-o", "--output", required=True, help="FILE.html, .json or .csv")
-    export.add_argument("--title", default="")
+    cli_share.add_commands(add, _store)
     calibrating = add("calibrate", calibrate_command, "measure what this machine reaches: peaks, bandwidth, overheads")
     calibrating.add_argument("--device", default="cpu", help="cpu (default), or cuda:i")
     machine = add("hardware", hardware_command, "what this machine offers, and what it does now")

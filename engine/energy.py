@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import calibration, hardware, settings, units
-from engine.records import Said
+from engine.records import Imported, Said
 from engine.sampler import COUNTER_PERIOD_S
 from engine.settings import Energy as Prices
 from engine.store import Run, Store
@@ -119,6 +119,8 @@ def of_run(run: Run, *, idle_w: float | None = None, prices: Prices = NO_PRICES)
 
     `idle_w` is what the same device draws when nothing runs, from a calibration of this machine.
     """
+    if run.imported:  # another machine, other prices: what its report says
+        return _as_imported(run.imported)
     with run.lock:
         last, summary = run.last_word, run.summary()
         if last is None:
@@ -139,6 +141,13 @@ def of_run(run: Run, *, idle_w: float | None = None, prices: Prices = NO_PRICES)
             to_target_s=run.target_reached.elapsed_s if run.target_reached else None,
         )  # fmt: skip
     return priced(account, prices)
+
+
+def _as_imported(imported: Imported) -> Account:
+    try:
+        return Account.model_validate(imported.frozen.get("energy"))
+    except ValidationError:
+        return Account(source="none", method="What it came from says nothing of energy.")
 
 
 def priced(account: Account, prices: Prices) -> Account:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from engine import energy, studies, units
 from engine.planner import Plan
-from engine.records import Said
+from engine.records import Imported, Said
 from engine.sampler import READINGS
 from engine.store import THROUGHPUT_WINDOW_S, Run
 
@@ -94,7 +94,10 @@ RACE_COLUMNS: dict[str, str] = {  # of the rows above a race's charts; several s
 
 
 def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]:
-    """Every figure of a run by the name it has in a summary; of one that does not train one net, its energy alone."""
+    """Every figure of a run by the name it has in a summary; of one that does not train one net, its energy alone; of
+    an imported one as its report says."""
+    if run.imported:
+        return _as_imported(run.imported)
     if run.config.task in studies.ABOUT:
         return of_energy(account or energy.of_run(run))
     with run.lock:
@@ -148,6 +151,16 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
             ),
         }  # fmt: skip
     return found | of_energy(account or energy.of_run(run))
+
+
+def _as_imported(imported: Imported) -> dict[str, Figure]:
+    try:
+        return _FIGURES.validate_python(imported.frozen.get("figures", {}))
+    except ValidationError:
+        return {}
+
+
+_FIGURES = TypeAdapter(dict[str, Figure])
 
 
 def of_energy(account: energy.Account) -> dict[str, Figure]:

@@ -248,14 +248,16 @@ def read_surface(run: Run) -> SurfaceData:
     if run.surface is None:
         raise StoreError(f"Run {run.run_id} has computed no loss surface (yet).")
     tensors = trajectory.load_tensors(run.folder / SURFACE_FILE)
+    return surface_of(tensors, run.surface, run.config.landscape.runs, run.run_id)
+
+
+def surface_of(tensors: Mapping[str, np.ndarray], said: Surface, run_ids: Sequence[str], run_id: str) -> SurfaceData:
+    """The surface that a file of run `run_id` holds, with the paths of `run_ids`; raises StoreError where it is none."""
     try:
         x, y, loss = tensors["x"], tensors["y"], tensors["loss"]
-        paths = {
-            run_id: PathOnSurface(*(tensors[f"path.{run_id}.{column}"] for column in _COLUMNS))
-            for run_id in run.config.landscape.runs
-        }
+        paths = {path: PathOnSurface(*(tensors[f"path.{path}.{column}"] for column in _COLUMNS)) for path in run_ids}
     except KeyError as error:
-        raise StoreError(f"{SURFACE_FILE} of run {run.run_id} lacks {error}.", fix="Run it again.") from None
+        raise StoreError(f"{SURFACE_FILE} of run {run_id} lacks {error}.", fix="Run it again.") from None
     if loss.shape != (len(y), len(x)) or any(path.xy.shape != (len(path.step), 2) for path in paths.values()):
-        raise StoreError(f"{SURFACE_FILE} of run {run.run_id} does not hold a surface.", fix="Run it again.")
-    return SurfaceData(x, y, loss, paths, run.surface)
+        raise StoreError(f"{SURFACE_FILE} of run {run_id} does not hold a surface.", fix="Run it again.")
+    return SurfaceData(x, y, loss, paths, said)

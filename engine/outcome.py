@@ -35,7 +35,7 @@ class ToTarget:
     """What one run spent until it reached a target, by axis; all None where it did not."""
 
     reached: bool
-    spent_s: float  # seconds of training, until the target or the end
+    spent_s: float  # seconds of training, until the target or the end; NaN where there was no clock
     cost: dict[str, float | None]
     energy_doubt: float | None = None  # uncertainty of its joules, as a share of them
 
@@ -91,6 +91,12 @@ def axes_of(run: Run, price_per_hour: float | None = None) -> dict[str, np.ndarr
     known = np.concatenate([[0.0], run.steps["step"]]), np.concatenate([[0.0], run.steps["samples"]])
     samples = np.interp(steps, *known)
     axes = {"steps": steps, "samples": samples, "seconds": seconds}
+    if run.imported:  # somebody's table may know neither
+        axes = {
+            name: axis
+            for name, axis in axes.items()
+            if np.isfinite(axis).all() and (name != "samples" or len(run.steps))
+        }
     if run.started:
         axes["flops"] = samples * run.started.train_flops_per_example
     if (joules := energy.joules_at(run, run.evaluations["elapsed"])) is not None:
@@ -109,14 +115,12 @@ def to_target(run: Run, metric: Metric, target: float, price_per_hour: float | N
             name: analysis.to_target(axes[name], values, target, lower_is_better=lower) if name in axes else None
             for name in AXES
         }
-        spent = cost["seconds"]
+        reached, spent = cost["steps"] is not None, cost["seconds"]
+        if spent is None:
+            spent = math.nan if reached or "seconds" not in axes else run.steps.last("seconds") or 0.0
         at = analysis.to_target(run.evaluations["elapsed"], values, target, lower_is_better=lower)
-        return ToTarget(
-            spent is not None,
-            spent if spent is not None else run.steps.last("seconds") or 0.0,
-            cost,
-            energy.doubt_to_target(run, at) if cost["joules"] is not None else None,
-        )
+        doubt = energy.doubt_to_target(run, at) if cost["joules"] is not None else None
+        return ToTarget(reached, spent, cost, doubt)
 
 
 def outcome(
@@ -182,6 +186,8 @@ def survivals(race: Race, result: Outcome) -> list[tuple[str, analysis.Survival,
         runs = [run for run in lane.runs.values() if len(run.evaluations)]
         if runs and result.target is not None:
             spent = [to_target(run, result.metric, result.target) for run in runs]
+            if not all(math.isfinite(r.spent_s) for r in spent):
+                continue
             survival = analysis.kaplan_meier([r.spent_s for r in spent], [r.reached for r in spent])
             found.append((lane.label, survival, max(run.evaluations.last("seconds") or 0.0 for run in runs)))
     return found
@@ -205,7 +211,7 @@ def _lane_outcome(lane: RacedLane, reached: Mapping[int, ToTarget]) -> LaneOutco
         reached=sum(r.reached for r in judged),
         cost={axis: _median_or_not_reached([r.cost[axis] for r in judged]) for axis in AXES},
         expected_s=analysis.expected_running_time([r.spent_s for r in judged], [r.reached for r in judged])
-        if judged
+        if judged and all(math.isfinite(r.spent_s) for r in judged)
         else None,
         test_accuracy=_median([s.test_accuracy for s in summaries]),
         test_loss=_median([s.test_loss for s in summaries]),
@@ -231,7 +237,7 @@ def _against(
         verdicts["test_accuracy"] = _verdict(a, b, "test_accuracy", looks)
         verdicts["test_loss"] = _verdict(a, b, "test_loss", looks)
         pairs = [(reached[first.label].get(s), reached[raced.label].get(s)) for s in both]
-        if all(x and y for x, y in pairs):
+        if all(x and y and math.isfinite(x.spent_s) and math.isfinite(y.spent_s) for x, y in pairs):
             verdicts["to_target"] = _verdict_on_times(pairs, looks)  # type: ignore[arg-type]
     figures = ("test_accuracy", "test_loss", "samples_per_s", "steps_per_s", "memory_bytes")
     share = {name: analysis.percent_of_baseline(getattr(lane, name), getattr(base, name)) for name in figures}
@@ -379,12 +385,13 @@ def busy_in_words(lane: LaneOutcome) -> str:
 def cost_in_words(lane: LaneOutcome) -> str:
     """What a lane spent to the target; that it was not reached is said, never left out."""
     arrived = f"{lane.reached} of {lane.judged} runs"
-    if lane.cost["steps"] is None or lane.cost["samples"] is None:
+    if lane.cost["steps"] is None:
         return f"not reached ({arrived})"
     if lane.cost["steps"] == 0:
         return f"reached before training began: choose a harder one ({arrived})"
+    samples = units.UNKNOWN if lane.cost["samples"] is None else f"{round(lane.cost['samples']):,}"
     return (
-        f"{units.duration(lane.cost['seconds'])}, {round(lane.cost['steps']):,} steps, {round(lane.cost['samples']):,} samples, "
+        f"{units.duration(lane.cost['seconds'])}, {round(lane.cost['steps']):,} steps, {samples} samples, "
         f"{units.flops(lane.cost['flops'])} ({arrived})"
     )
 

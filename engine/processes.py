@@ -80,5 +80,10 @@ def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if _FOR_DOWNLOADS.search(name) or not (_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))
+        if _FOR_DOWNLOADS.search(name) or not holds_secret(name, value)
     }
+
+
+def holds_secret(name: str, value: str) -> bool:
+    """Whether a variable of the environment looks like a secret, by its name or its value."""
+    return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))

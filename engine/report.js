@@ -42,26 +42,29 @@
     };
   }
 
-  const isTall = (chart) => chart.classList.contains("tall");
-  const restyle = (extra, tall = {}) =>
-    charts.map((chart) => Plotly.relayout(chart, { ...look(), ...extra, ...(isTall(chart) ? tall : {}) }));
+  // As report.css has it, on a screen and on paper.
+  const heights = { tall: [720, 560], mid: [460, 360], low: [0, 0] };  // a low one is as high as it has bars
+  const kindOf = (chart) => Object.keys(heights).find((kind) => chart.classList.contains(kind));
+  const heightOf = (chart) => (kindOf(chart) === "low" ? [chart.clientHeight, chart.clientHeight] : heights[kindOf(chart)] ?? [280, 205]);
+  const restyle = (extra) => charts.map((chart) => Plotly.relayout(chart, { ...look(), ...extra(chart) }));
 
   try {
     const [figures] = await Promise.all([unzipped("figures").json(), loadPlotly()]);
     for (const chart of charts) {
       const { data, layout } = figures[chart.id.replace("chart-", "")];
+      if (kindOf(chart) === "low") chart.style.height = `${layout.height}px`;
       await Plotly.newPlot(chart, data, { ...layout, autosize: true }, { displayModeBar: false, responsive: true });
     }
-    restyle({});
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => restyle({}));
+    restyle(() => ({}));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => restyle(() => ({})));
     // Paper is white and as wide as A4 whatever the window was; the charts must be redrawn for it before the print.
     addEventListener("beforeprint", () => {
       document.documentElement.classList.add("paper");
-      restyle({ autosize: false, width: 318, height: 205, "font.size": 10 }, { width: 640, height: 440 });
+      restyle((chart) => ({ autosize: false, width: kindOf(chart) ? 640 : 318, height: heightOf(chart)[1], "font.size": 10 }));
     });
     addEventListener("afterprint", () => {
       document.documentElement.classList.remove("paper");
-      restyle({ autosize: true, width: null, height: 280, "font.size": 12 }, { height: 720 });
+      restyle((chart) => ({ autosize: true, width: null, height: heightOf(chart)[0], "font.size": 12 }));
     });
   } catch (error) {
     const note = document.getElementById("no-charts");

@@ -1,47 +1,54 @@
-"""Runs frozen into one value to keep and to send: its JSON is the truth, the HTML page is drawn from it.
+"""Runs frozen into one value to keep and to send: its JSON is the truth, the HTML page is drawn from it (capsule.py).
 
 A report says what was run, on what, and what came out. It does not say who ran it or where: of the environment only
-the facts named here are kept, and paths, user and host are taken out of messages.
+the facts named here are kept, and every text goes through redaction.py. It holds all that a run said, so that it comes
+back as a run in another store (sharing).
 """
 
 from __future__ import annotations
 
 import base64
-import functools
-import getpass
-import gzip
 import hashlib
-import html
 import json
-import os
 import re
-import socket
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-import plotly.graph_objects as go
-import plotly.offline
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, RootModel, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    RootModel,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
-from engine import __version__, batch_law, charts, charts_infer, energy, figures, serving, split, units
-from engine.charts_split import split_chart
-from engine.config import Cell, RunConfig, Spec, infer_config, infer_matrix, overrides_from
+from engine import __version__, figures, outcome, races, records, serving, units
+from engine.config import Cell, RunConfig, infer_config, infer_matrix, overrides_from
 from engine.downsample import minmax
 from engine.energy import Account, of_run
-from engine.errors import StoreError
+from engine.errors import ConfigError, StoreError
 from engine.figures import Figure
+from engine.landscape import SURFACE_FILE
+from engine.outcome import Outcome
 from engine.presets import PRESETS, STUDIES
 from engine.records import (
     TERMINAL,
+    Count,
+    Heat,
     Latency,
     Memory,
+    Moment,
     NotRun,
+    Origin,
     Quality,
     Seconds,
     Status,
@@ -50,16 +57,16 @@ from engine.records import (
     TargetReached,
     Trial,
 )
-from engine.store import Run, Table
-from engine.text import encodable, shell_words, visible
+from engine.redaction import LONGEST_TEXT, Redaction
+from engine.store import Run, Table, events_of
+from engine.text import encodable, shell_words
 
-SCHEMA_VERSION = 1
-MAX_HTML_BYTES = 3_000_000  # goes through a mail server
+SCHEMA_VERSION: Literal[2] = 2
 MAX_RUNS = 256
-_MAX_ROWS = 20_000_000  # of one column: what an imported file may unpack to
-_LONGEST_TEXT = 2_000
+MAX_UNPACKED_BYTES = 500_000_000  # of all columns and files of a report from elsewhere
+_LONGEST_NOTES = 20_000
 _MAX_TRIALS = 100_000  # of one run, in a file from elsewhere
-_MAX_CELLS = 512
+_MAX_SURFACE_BYTES = 8 * 2**20
 
 # What a report keeps of a run's environment, and how it is called and written.
 ENVIRONMENT: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -111,16 +118,29 @@ def _whole(values: np.ndarray, per: int) -> np.ndarray | None:
     return whole.astype(np.int64) if np.array_equal(whole / per, values) else None
 
 
-def _unpack(packed: Any) -> np.ndarray:
+class Room:
+    """How many bytes a report from elsewhere may still unpack to."""
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = self.left = MAX_UNPACKED_BYTES if size is None else size
+
+    def take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise ValueError(f"it would unpack to more than {self.size:,} bytes")
+
+
+def _unpack(packed: Any, info: ValidationInfo) -> np.ndarray:
     if isinstance(packed, np.ndarray):
         return np.asarray(packed, np.float64)
+    room = info.context if isinstance(info.context, Room) else Room()
     match packed:
         case {"deltas": str(text), "per": 1 | 1_000_000_000 as per}:
-            return np.cumsum(_inflated(text, "<i8")) / per
+            return np.cumsum(_inflated(text, "<i8", room)) / per
         case {"float32": str(text)}:
-            return _inflated(text, "<f4").astype(np.float64)
+            return _inflated(text, "<f4", room).astype(np.float64)
         case {"float64": str(text)}:
-            return _inflated(text, "<f8").astype(np.float64)
+            return _inflated(text, "<f8", room).astype(np.float64)
     raise ValueError("a column is {deltas, per}, {float32} or {float64}")
 
 
@@ -129,15 +149,18 @@ def _deflated(values: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(little.tobytes(), 9)).decode()
 
 
-def _inflated(text: str, dtype: str) -> np.ndarray:
-    limit = _MAX_ROWS * np.dtype(dtype).itemsize
+def _inflated(text: str, dtype: str, room: Room) -> np.ndarray:
     stream = zlib.decompressobj()
+    size = np.dtype(dtype).itemsize
     try:
-        data = stream.decompress(base64.b64decode(text, validate=True), limit)
+        data = stream.decompress(base64.b64decode(text, validate=True), room.left * size // 8 + 1)
     except zlib.error as error:
         raise ValueError(f"a column does not unpack: {error}") from None
+    room.take(len(data) * 8 // size)  # every column is float64 in memory
     if not stream.eof:
-        raise ValueError(f"a column is cut off, or holds more than {_MAX_ROWS:,} rows")
+        raise ValueError("a column is cut off")
+    if len(data) % size:
+        raise ValueError("a column ends within a number")
     return np.frombuffer(data, dtype)
 
 
@@ -171,32 +194,91 @@ class Points(RootModel[dict[str, Column]]):
 
 # --- the report ---------------------------------------------------------------------------------------------------
 
-Text = Annotated[str, Field(max_length=_LONGEST_TEXT)]
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+LastWord = Annotated[
+    records.Finished | records.Cancelled | records.Failed | records.Interrupted, Field(discriminator="kind")
+]
+Said = Annotated[records.AnyEvent, Field(discriminator="kind")]
+FileName = Literal["landscape.safetensors", "model.safetensors", "trajectory.safetensors"]
+
+# A report tells these by fields of its own, or not at all: which process it was, and what it waited for.
+_TOLD = {
+    "queued", "started", "compiled", "warm_up", "memory", "step_split", "target_reached", "trial", "steps", "evaluation",
+    "hardware", "finished", "cancelled", "failed", "interrupted", "imported", "rows", "artifact",
+}  # fmt: skip
+_UNTOLD = {"starting", "preparing", "stopping"}
+TABLES: Mapping[str, str] = {  # and the column whose extremes are kept where one is thinned
+    "steps": "loss",
+    "evaluations": "test_loss",
+    "hardware": "process_cpu_percent",
+    "throughput": "samples_per_s",
+    "grad_norms": "grad_norm",
+}
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True, ser_json_inf_nan="strings")
 
 
+def _bytes(value: Any, info: ValidationInfo) -> bytes | None:
+    if value is None or isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("a file is base64")
+    data = base64.b64decode(value, validate=True)
+    if isinstance(info.context, Room):
+        info.context.take(len(data))
+    return data
+
+
+_Bytes = Annotated[
+    bytes | None,
+    PlainValidator(_bytes, json_schema_input_type=str | None),
+    PlainSerializer(lambda data: data and base64.b64encode(data).decode(), return_type=str | None),
+]
+
+
+class Attachment(_Frozen):
+    """A file of the run that goes along, always safetensors; without `data` it lies beside the JSON in a zip."""
+
+    name: FileName
+    size_bytes: Count
+    sha256: Sha256
+    data: _Bytes = None
+
+    @classmethod
+    def of(cls, path: Path, *, inside: bool) -> Attachment:
+        data = path.read_bytes()
+        return cls(
+            name=path.name,
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            data=data if inside else None,
+        )
+
+
 class ReportRun(_Frozen):
     """One run as it was when the report was made."""
 
-    run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    run_id: Id
     name: Text
-    created: float  # Unix time, s
+    created: Moment
     config: RunConfig
     fingerprint: Text
     status: Status
     why: Text
     summary: Summary
-    parameters: int | None
-    train_flops_per_example: int | None
-    train_examples: int | None
-    test_examples: int | None
-    setup_s: float | None
-    warm_up_s: float | None
-    compiled_s: float | None = None  # this and the other defaults: reports from before these were recorded
-    data_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None  # of the user's own file
+    parameters: Count | None
+    train_flops_per_example: Count | None
+    train_examples: Count | None
+    test_examples: Count | None
+    setup_s: Seconds | None
+    warm_up_s: Seconds | None
+    compiled_s: Seconds | None = None  # this and the other defaults: reports from before these were recorded
+    warm_up_steps: Count = 0
+    data_sha256: Sha256 | None = None  # of the user's own file
     memory: Memory | None = None  # of training
     target_reached: TargetReached | None = None
     step_split: StepSplit | None = None
@@ -208,21 +290,49 @@ class ReportRun(_Frozen):
     environment: dict[Text, str | int | float | None]
     missing_readings: dict[Text, Text]  # reading: why there is none
     problems: list[Text]
-    recorded_steps: int  # more than there are in `steps` where the report was thinned
+    recorded_steps: Count  # more than there are in `steps` where the report was thinned
     steps: Points
     evaluations: Points
     hardware: Points
     throughput: Points
     grad_norms: Points = Points({})
     trials: list[Trial] = Field(default=[], max_length=_MAX_TRIALS)  # of a batch-size law
-    latencies: list[Latency] = Field(default=[], max_length=_MAX_CELLS)  # of inference
-    qualities: list[Quality] = Field(default=[], max_length=_MAX_CELLS)
-    not_run: list[NotRun] = Field(default=[], max_length=_MAX_CELLS)
+    # From here on since schema 2: what lets it come back as a run.
+    started_at: Moment | None = None
+    total_steps: Count | None = None
+    last_word: LastWord | None = None
+    said: list[Said] = Field(default=[], max_length=_MAX_TRIALS)  # every other record, as the run's log has it
+    files: list[Attachment] = Field(default=[], max_length=3)
+    asked_name: Text | None = (
+        None  # what it was called when it was asked for, where that is not `name`: a lane of a race
+    )
+    group: Id | None = None  # runs asked for together share it
+    heat: Heat | None = None  # and of these, those that took turns
+    imported: Origin | None = None  # where it was imported from
+
+    @model_validator(mode="after")
+    def _can_be_stored(self) -> Self:
+        for name, value in self.summary:
+            if isinstance(value, int) and not 0 <= value < 2**63:
+                raise ValueError(f"summary.{name}={value} is not a count")
+        if self.heat and not re.fullmatch(r"[\w: .-]{1,64}", self.heat.id):
+            raise ValueError("heat.id is not an id")
+        if odd := next((event.kind for event in self.said if event.kind in _TOLD | _UNTOLD), None):
+            raise ValueError(f"said holds a record of kind {odd}, which has its own place")
+        return self
 
     @property
-    def trains(self) -> bool:
-        """Whether there are steps to tell of."""
-        return not self.trials and self.config.task != "infer"
+    def latencies(self) -> list[Latency]:
+        """Of inference, the last word of each cell; like what follows it stands in `said`."""
+        return list({event.cell: event for event in self.said if isinstance(event, Latency)}.values())
+
+    @property
+    def qualities(self) -> list[Quality]:
+        return [event for event in self.said if isinstance(event, Quality)]
+
+    @property
+    def not_run(self) -> list[NotRun]:
+        return [event for event in self.said if isinstance(event, NotRun)]
 
     @property
     def matrix(self) -> serving.Matrix:
@@ -233,37 +343,45 @@ class ReportRun(_Frozen):
         )
 
     @classmethod
-    def freeze(cls, run: Run, account_of: Callable[[Run], Account] = of_run) -> ReportRun:
+    def freeze(
+        cls,
+        run: Run,
+        account_of: Callable[[Run], Account] = of_run,
+        *,
+        file_names: bool = False,
+        files: Sequence[FileName] = (),
+    ) -> ReportRun:
+        """The run now. `files` of its weights are named in it and go along in a zip; a loss surface is always inside."""
         account = account_of(run)
+        hidden = Redaction(run.config, file_names)
+        clean = hidden.text
         with run.lock:
-            account = account.model_copy(update={"method": _anonymous(account.method)})
+            account = account.model_copy(update={"method": clean(account.method)})
             started, last = run.started, run.last_word
             known = started.environment if started else {}
-            config = _without_folder(run.config)
-
-            def clean(text: str) -> str:
-                return _anonymous(_without_source(text, run.config))
-
+            config = hidden.configuration()
+            asked_name = run.queued.name if run.queued else ""
             return cls(
                 run_id=run.run_id,
-                name=run.name[:_LONGEST_TEXT],
+                name=run.name[:LONGEST_TEXT],
                 created=run.created,
                 config=config,
                 fingerprint=config.fingerprint,
                 status=run.status,
                 why=clean(run.why()),
-                summary=run.summary(),
+                summary=run.summary().model_copy(update={"imported": None, "busy_why": clean(run.summary().busy_why)}),
                 parameters=started.parameters if started else None,
                 train_flops_per_example=started.train_flops_per_example if started else None,
                 train_examples=started.train_examples if started else None,
                 test_examples=started.test_examples if started else None,
                 setup_s=started.setup_s if started else None,
                 warm_up_s=run.warm_up.seconds if run.warm_up else None,
+                warm_up_steps=run.warm_up.steps if run.warm_up else 0,
                 compiled_s=run.compiled.seconds if run.compiled else None,
                 data_sha256=started.data_sha256 if started else None,
-                memory=run.memory,
+                memory=run.memory and hidden.model(run.memory),
                 target_reached=run.target_reached,
-                step_split=run.step_split,
+                step_split=run.step_split and hidden.model(run.step_split),
                 evaluation_s=run.evaluation_s,
                 peak_memory_method=clean(last.peak_memory_method if last else ""),
                 energy_method=clean(last.energy_method if last else ""),
@@ -275,31 +393,38 @@ class ReportRun(_Frozen):
                 environment={key: known[key] for key in ENVIRONMENT if known.get(key) is not None},
                 missing_readings={key: clean(why) for key, why in run.missing_readings.items()},
                 problems=[clean(problem) for problem in run.problems[:20]],
-                recorded_steps=len(run.steps),
-                steps=Points.of(run.steps),
-                evaluations=Points.of(run.evaluations),
-                hardware=Points.of(run.hardware),
-                throughput=Points.of(run.throughput),
-                grad_norms=Points.of(run.grad_norms),
+                recorded_steps=run.imported.recorded_steps if run.imported else len(run.steps),
+                **{table: Points.of(getattr(run, table)) for table in TABLES},
                 trials=run.trials[:_MAX_TRIALS],
-                latencies=list(run.latencies.values())[:_MAX_CELLS],
-                qualities=list(run.qualities.values())[:_MAX_CELLS],
-                not_run=[w.model_copy(update={"reason": clean(w.reason)}) for w in run.not_run.values()][:_MAX_CELLS],
+                started_at=started.at if started else None,
+                total_steps=started.total_steps if started else None,
+                last_word=last and hidden.model(last).model_copy(update={"detail": "", "checksum": ""}),
+                said=[hidden.model(event) for event in events_of(run.folder, _TOLD | _UNTOLD) if _counts(event, run)],
+                files=_attachments(run, files),
+                asked_name=asked_name if asked_name != run.name else None,
+                group=run.group,
+                heat=run.heat,
+                imported=run.imported.origin if run.imported else None,
             )
+
+    @property
+    def is_thinned(self) -> bool:
+        return len(self.steps) < self.recorded_steps
 
     def thinned(self, max_rows: int) -> ReportRun:
         """With at most `max_rows` rows in each table, extremes and non-finite values kept."""
-        by = {
-            "steps": "loss",
-            "evaluations": "test_loss",
-            "hardware": "process_cpu_percent",
-            "throughput": "samples_per_s",
-            "grad_norms": "grad_norm",
+        tables: dict[str, Points] = {table: getattr(self, table) for table in TABLES}
+        thin: dict[str, Any] = {
+            name: table.rows(minmax(table[TABLES[name]], max_rows)) for name, table in tables.items()
         }
-        tables: dict[str, Points] = {table: getattr(self, table) for table in by}
-        thin: dict[str, Any] = {name: table.rows(minmax(table[by[name]], max_rows)) for name, table in tables.items()}
-        thin["latencies"] = [_thinned(latency, max(8, max_rows // _CELLS_A_TABLE)) for latency in self.latencies]
+        most = max(8, max_rows // _CELLS_A_TABLE)
+        thin["said"] = [_thinned(event, most) if isinstance(event, Latency) else event for event in self.said]
         return self.model_copy(update=thin)
+
+
+def _counts(event: records.AnyEvent, run: Run) -> bool:
+    """Whether no later record takes its place: a cell's latency is written again after each round."""
+    return not isinstance(event, Latency) or event.round == run.latencies[event.cell].round
 
 
 _CELLS_A_TABLE = 32  # so many timelines of requests take the room of one table
@@ -311,14 +436,47 @@ def _thinned(latency: Latency, most: int) -> Latency:
     return latency.model_copy(update={"start_s": latency.start_s[kept], "latency_s": latency.latency_s[kept]})
 
 
+def _attachments(run: Run, names: Sequence[FileName]) -> list[Attachment]:
+    """A loss surface inside the JSON, for a chart needs it; weights by their hash."""
+    inside = run.folder / SURFACE_FILE
+    found = []
+    if run.surface and inside.is_file() and inside.stat().st_size <= _MAX_SURFACE_BYTES:
+        found.append(Attachment.of(inside, inside=True))
+    return found + [
+        Attachment.of(run.folder / name, inside=False)
+        for name in names
+        if (run.folder / name).is_file() and name != SURFACE_FILE
+    ]
+
+
+class Conclusion(_Frozen):
+    """What a race, or runs laid beside each other, came to when the report was made."""
+
+    kind: Literal["race"] = "race"
+    group: Id | None = None
+    outcome: Outcome
+
+
 class Report(_Frozen):
     """Some runs under a title. Two reports with the same content hash say the same."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     title: Text
-    created: float  # Unix time, s
+    created: Moment
     isoflop: Text
+    notes: Annotated[str, Field(max_length=_LONGEST_NOTES)] = ""  # of who made it; Markdown, shown as it was typed
+    conclusions: list[Conclusion] = Field(default=[], max_length=MAX_RUNS)
     runs: Annotated[list[ReportRun], Field(min_length=1, max_length=MAX_RUNS)]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        counted = Counter(run.run_id for run in self.runs)
+        if twice := next((run_id for run_id, times in counted.items() if times > 1), None):
+            raise ValueError(f"the run {twice} is in it twice")
+        strangers = {i for c in self.conclusions for lane in c.outcome.lanes for i in lane.run_ids} - counted.keys()
+        if strangers:
+            raise ValueError(f"a conclusion names the run {min(strangers)[:16]!r}, which is not in it")
+        return self
 
     @classmethod
     def freeze(
@@ -328,36 +486,58 @@ class Report(_Frozen):
         *,
         clock: Callable[[], float] = time.time,
         account_of: Callable[[Run], Account] = of_run,
+        notes: str = "",
+        conclusions: Sequence[Conclusion] = (),
+        file_names: bool = False,
+        files: Sequence[FileName] = (),
     ) -> Self:
         """What the runs say now, with every point; `account_of` knows more of their energy (`energy.in_store`)."""
-        frozen = [ReportRun.freeze(run, account_of) for run in runs]
-        return cls(title=encodable(title)[:_LONGEST_TEXT], created=clock(), isoflop=__version__, runs=frozen)
+        if len(notes) > _LONGEST_NOTES:
+            raise ConfigError(
+                f"The notes have {len(notes):,} characters.", fix=f"They may have {_LONGEST_NOTES:,}: shorten them."
+            )
+        if not 1 <= len(runs) <= MAX_RUNS:
+            raise ConfigError(f"{len(runs):,} runs are too many for one report.", fix=f"Choose 1 to {MAX_RUNS}.")
+        frozen = [ReportRun.freeze(run, account_of, file_names=file_names, files=files) for run in runs]
+        return cls(
+            title=encodable(title)[:LONGEST_TEXT], created=clock(), isoflop=__version__, notes=encodable(notes),
+            conclusions=list(conclusions), runs=frozen,
+        )  # fmt: skip
 
     def to_json(self) -> str:
         return self.model_dump_json()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """A report from its JSON; raises StoreError in one sentence when it is none."""
+        """A report from its JSON, also one of an earlier schema; raises StoreError in one sentence when it is none."""
         try:
-            data = json.loads(text)
+            data = json.loads(text, parse_constant=_refuse)
             version = data["schema_version"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise StoreError("This is not a report.", fix="Choose a file that Isoflop exported.") from None
-        if version != SCHEMA_VERSION:
-            raise StoreError(f"The report has schema {version!r}, not {SCHEMA_VERSION}.", fix="Update Isoflop.")
+            assert isinstance(data["runs"], list)
+        except _BareWord as error:
+            raise StoreError(
+                f"The report holds the bare word {error}, which is not JSON.",
+                fix="Export it again; NaN is written as a text.",
+            ) from None
+        except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
+            raise StoreError(
+                "This is not a report, or not all of one.", fix="Choose a file that Isoflop exported."
+            ) from None
+        if version not in (1, SCHEMA_VERSION) or isinstance(version, bool):
+            raise StoreError(
+                f"The report has schema {str(version)[:20]!s}; this Isoflop reads up to {SCHEMA_VERSION}.",
+                fix="Update Isoflop.",
+            )
         try:
-            return cls.model_validate_json(text)
+            report = cls.model_validate_json(text, context=Room())
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise StoreError(f"The report is damaged: {where}: {first['msg']}.", fix="Export it again.") from None
+            raise _damaged(error) from None
+        return report if report.schema_version == SCHEMA_VERSION else report.model_copy(update={"schema_version": 2})
 
     @classmethod
     def from_html(cls, text: str) -> Self:
         """The report inside an exported page: only its JSON is read, nothing of the page is trusted."""
-        found = re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL)
-        return cls.from_json(found[1] if found else "")
+        return cls.from_json(json_in(text))
 
     @property
     def content_hash(self) -> str:
@@ -368,15 +548,63 @@ class Report(_Frozen):
         return self.model_copy(update={"runs": [run.thinned(max_rows) for run in self.runs]})
 
     def to_html(self) -> str:
-        """One page that needs nothing but itself: no request, no server, interactive charts, printable.
+        """One page that needs nothing but itself (engine.capsule)."""
+        from engine import capsule
 
-        It stays under 3 MB. Where the points of all steps would not fit, it holds fewer of them and says so.
-        """
-        room = MAX_HTML_BYTES - len(_plotly_js()) - len(_figures(self.runs)) - 60_000 - 12_000 * len(self.runs)
-        report, max_rows = self, 64_000
-        while len(report.to_json()) > room and max_rows >= 500:
-            report, max_rows = self.thinned(max_rows), max_rows // 2
-        return _page(report)
+        return capsule.page(self)
+
+
+class _BareWord(ValueError):
+    pass
+
+
+def _refuse(word: str) -> Any:
+    raise _BareWord(word)
+
+
+def _damaged(error: ValidationError) -> StoreError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))[:120]
+    if first["type"] == "union_tag_invalid" and "said" in first["loc"]:
+        kind = str(first["ctx"]["tag"])[:40]
+        return StoreError(
+            f"The report holds records of a kind {kind!r} that this Isoflop does not know.", fix="Update Isoflop."
+        )
+    what = first["msg"].removeprefix("Value error, ").rstrip(".")
+    return StoreError(f"The report is damaged: {where + ': ' if where else ''}{what}.", fix="Export it again.")
+
+
+_IN_PAGE = re.compile(r'<script type="application/json" id="report">(.*?)</script>', re.DOTALL)
+_HASH_IN_PAGE = re.compile(r'<code class="hash">([0-9a-f]{64})</code>')
+
+
+def json_in(page: str) -> str:
+    """The JSON inside an exported page, byte for byte as it was hashed; nothing where there is none."""
+    found = _IN_PAGE.search(page)
+    return re.sub(r"\\(u003c|.)", lambda m: "<" if m[1] == "u003c" else m[0], found[1]) if found else ""
+
+
+def hash_in(page: str) -> str:
+    """The content hash the page shows; nothing where it shows none."""
+    found = _HASH_IN_PAGE.search(page)
+    return found[1] if found else ""
+
+
+def concluded(
+    runs: Sequence[Run], *, metric: races.Metric = "test_accuracy", target: float | None = None, baseline: str = ""
+) -> list[Conclusion]:
+    """What the runs came to as a race; nothing where they are no two lanes that can be compared."""
+    groups = {run.group for run in runs}
+    group = next(iter(groups)) if len(groups) == 1 else None
+    race = races.of_runs(sorted(runs, key=lambda run: run.order) if group else runs, group=group or "")
+    if race is None or len(race.lanes) < 2:
+        return []
+    try:
+        races.check_comparable([(lane.label, lane.config) for lane in race.lanes])
+        result = outcome.outcome(race, metric=metric, target=target, baseline=baseline)
+    except ConfigError:
+        return []
+    return [Conclusion(group=group, outcome=result)]
 
 
 def steps_csv(run: Run) -> str:
@@ -429,664 +657,3 @@ def _nearest_preset(config: RunConfig) -> str:
         return len(overrides_from(preset, same))
 
     return min(PRESETS, key=lambda name: changes(PRESETS[name].config))
-
-
-# --- what must not leave the machine ------------------------------------------------------------------------------
-
-_PATH = re.compile(r"(?<![\w./:\\])(?:~|[A-Za-z]:)?[/\\][^\s'\"<>:,;()]*[/\\]([^\s'\"<>:,;()/\\]+)")
-
-
-def _anonymous(text: str) -> str:
-    """A message without paths, user name and host name. The file's own name stays: it is what the message is about."""
-    text = _PATH.sub(r"…/\1", text.replace(str(Path.home()), "~"))
-    for word, name in _identity():
-        text = re.sub(rf"\b{re.escape(name)}\b", word, text)
-    return text[:_LONGEST_TEXT]
-
-
-def _without_folder(config: RunConfig) -> RunConfig:
-    """The configuration with the name of the user's file alone."""
-    if path := config.source.path:
-        source = config.source.model_copy(update={"path": _anonymous(_file_name(path))})
-        config = config.model_copy(update={"source": source})
-    if path := config.infer.weights:
-        infer = config.infer.model_copy(update={"weights": _anonymous(_file_name(path))})
-        config = config.model_copy(update={"infer": infer})
-    return config
-
-
-def _file_name(path: str) -> str:
-    name = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-    return name if name.strip("~. ") else "data"  # never empty: the configuration would not be valid
-
-
-def _without_source(text: str, config: RunConfig) -> str:
-    """A message that names the user's file: its path may be relative, hold blanks, or be cut at the front."""
-    for path in (config.source.path, config.infer.weights):
-        name = _file_name(path)
-        for written in (os.path.expanduser(path), path, f"…{path[-99:]}"):  # noqa: PTH111 - it leaves ~nobody alone
-            text = text.replace(written, name) if name in written else text
-    return text
-
-
-@functools.cache
-def _identity() -> tuple[tuple[str, str], ...]:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container may run as a number without a name
-        user = ""
-    named = (("(host)", socket.gethostname()), ("(user)", user))
-    return tuple((word, name) for word, name in named if len(name) >= 3 and not name.isdigit())
-
-
-# --- the page -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """A line of the results: what it is called, its value in a run, and how the value was had."""
-
-    title: str
-    text: Callable[[ReportRun], str]
-    how: Callable[[ReportRun], str]
-    always: bool = True  # False: left out where no run has it
-    figure: str = ""  # its name among the run's figures, which say window and uncertainty
-    is_pale: Callable[[ReportRun], bool] = lambda run: False  # greyed: mostly uncertainty
-
-
-def _measured(words: str) -> Callable[[ReportRun], str]:
-    return lambda run: words
-
-
-def _held_out(run: ReportRun) -> str:
-    what = "every next character of {} passages" if run.config.data == "text" else "{} examples"
-    return f"measured on {what.format(units.count(run.test_examples))} not trained on, at the last evaluation"
-
-
-def _energy(run: ReportRun) -> str:
-    return energy.in_words(run.energy) if run.energy else units.energy(run.summary.energy_j)
-
-
-def _energy_how(run: ReportRun) -> str:
-    if run.energy:
-        return energy.how_in_words(run.energy)
-    reason = run.energy_method or run.missing_readings.get("gpu_power_w", "")
-    if run.summary.energy_j is None:
-        return f"not available here{': ' + reason if reason else ''}"
-    return f"measured{': ' + reason if reason else ''}"
-
-
-def _detail(title: str, figure: str = "") -> Quantity:
-    """Something made of the run's energy, where it was measured."""
-
-    def found(run: ReportRun) -> energy.Detail:
-        rows = energy.details(run.energy) if run.energy else []
-        return next((row for row in rows if row.title == title), energy.Detail(title, units.UNKNOWN, ""))
-
-    return Quantity(
-        title,
-        lambda run: found(run).text,
-        lambda run: found(run).how,
-        always=False,
-        figure=figure,
-        is_pale=lambda run: found(run).is_short,
-    )
-
-
-def _busy(text: str, run: ReportRun) -> str:
-    """A figure of speed, with a mark where something else used the machine."""
-    return f"{text} (machine was busy)" if run.summary.busy else text
-
-
-def _busy_how(how: str) -> Callable[[ReportRun], str]:
-    return lambda run: f"{how}; {run.summary.busy_why}" if run.summary.busy else how
-
-
-def _target(run: ReportRun) -> str:
-    target, reached = run.config.target, run.target_reached
-    if target.value is None:
-        return units.UNKNOWN
-    aim = charts.target_in_words(target)
-    if reached is None:
-        return f"{aim} not reached"
-    return f"{aim} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
-
-
-def _training_memory_how(run: ReportRun) -> str:
-    m = run.memory
-    if m is None or m.training_bytes is None:
-        return "not recorded"
-    parts = {"weights": m.weight_bytes, "optimizer state": m.optimizer_bytes, "one step at its peak": m.step_peak_bytes}
-    named = ", ".join(f"{name} {units.nbytes(size)}" for name, size in parts.items())
-    return f"measured: {named}; {m.method}. The data set is apart: {units.nbytes(m.data_bytes)}"
-
-
-def _process_memory(run: ReportRun) -> int | None:
-    """Before there was a record of training memory alone, a report's peak was that of the process."""
-    summary = run.summary
-    return summary.process_memory_bytes if run.memory else summary.process_memory_bytes or summary.peak_memory_bytes
-
-
-def _per_second(run: ReportRun) -> float | None:
-    s = run.summary
-    return s.flops / s.train_seconds if s.flops and s.train_seconds else None
-
-
-def _per_step(run: ReportRun) -> float | None:
-    return run.summary.train_seconds / run.summary.steps if run.summary.steps else None
-
-
-QUANTITIES = (
-    Quantity("Held-out accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _held_out, figure="test_accuracy"),
-    Quantity("Target", _target, _measured("the first of two evaluations in a row that reach it"), always=False),
-    Quantity("Held-out loss", lambda r: units.loss(r.summary.test_loss), _held_out, figure="test_loss"),
-    Quantity(
-        "Training loss",
-        lambda r: units.loss(r.summary.final_train_loss),
-        _measured("measured: mean over the batches of the last epoch, at most 100"),
-        figure="final_train_loss",
-    ),
-    Quantity(
-        "Throughput",
-        lambda r: _busy(units.samples_per_s(r.summary.samples_per_s), r),
-        _busy_how("derived: examples by training time"),
-        figure="samples_per_s",
-    ),
-    Quantity(
-        "Training time",
-        lambda r: _busy(units.duration(r.summary.train_seconds), r),
-        _measured("measured, the device synchronised; without loading, warm-up and evaluation"),
-        figure="train_seconds",
-    ),
-    Quantity(
-        "Time per step",
-        lambda r: _busy(units.duration(_per_step(r)), r),
-        _busy_how("derived: training time by steps"),
-        figure="step_seconds",
-    ),
-    Quantity(
-        "Set-up and warm-up",
-        lambda r: units.duration((r.setup_s or 0) + (r.warm_up_s or 0) if r.setup_s is not None else None),
-        _measured("measured, apart from training time"),
-    ),
-    Quantity(
-        "Compiling",
-        lambda r: units.duration(r.compiled_s),
-        _measured("measured, apart from training time: once, before the first step"),
-        always=False,
-    ),
-    Quantity("Steps", lambda r: f"{r.summary.steps:,}", _measured("counted")),
-    Quantity("Examples seen", lambda r: units.count(r.summary.samples), _measured("counted")),
-    Quantity("Epochs", lambda r: f"{r.summary.epochs:.4g}", _measured("derived: examples seen by training examples")),
-    Quantity("Parameters", lambda r: units.count(r.parameters), _measured("counted")),
-    Quantity(
-        "Arithmetic",
-        lambda r: units.flops(r.summary.flops),
-        _measured("derived: closed form per layer, forward and backward, a multiply-add is 2"),
-        figure="flops",
-    ),
-    Quantity(
-        "Arithmetic rate",
-        lambda r: _busy(units.flops_per_s(_per_second(r)), r),
-        _busy_how("derived: arithmetic by training time"),
-        figure="flops_per_s",
-    ),
-    Quantity(
-        "Training memory",
-        lambda r: units.nbytes(r.memory.training_bytes if r.memory else None),
-        _training_memory_how,
-        figure="peak_memory_bytes",
-    ),
-    Quantity(
-        "Process memory",
-        lambda r: units.nbytes(_process_memory(r)),
-        lambda r: f"measured: {r.peak_memory_method}" if r.peak_memory_method else "not recorded",
-        figure="process_memory_bytes",
-    ),
-    Quantity("Energy", _energy, _energy_how, figure="energy_j", is_pale=lambda r: bool(r.energy and r.energy.is_short)),
-    _detail("Energy above idle", "energy_above_idle_j"),
-    _detail("Energy per 1,000 samples", "energy_per_1000_samples_j"),
-    _detail("Energy to target", "energy_to_target_j"),
-    _detail("Price of the energy"),
-    _detail("CO2 of the energy"),
-)
-_HEADLINES = ("Held-out accuracy", "Training loss", "Throughput", "Training time")
-
-
-def e(text: str) -> str:
-    """Text inside the page, in an element or an attribute: shown as it is, and nothing hidden in it."""
-    return html.escape(visible(text))
-
-
-def _page(report: Report) -> str:
-    runs = report.runs
-    script = _asset("report.js")
-    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Nothing may be fetched; the one inline script is known by its hash, Plotly comes as a blob that it makes.
-    policy = (
-        f"default-src 'none'; script-src 'sha256-{script_hash}' blob:; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
-    body = "\n".join([
-        _header(report), _troubles(runs), _headlines(runs[0]) if len(runs) == 1 and runs[0].trains else "", _chart_cards(runs),
-        _results(runs) if any(run.trains for run in runs) else "", '<div class="pair">' if len(runs) == 1 else "<div>", _configuration(runs), _machine(runs), "</div>",
-        _commands(runs), _footer(report),
-    ])  # fmt: skip
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{e(policy)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<link rel="icon" href="data:,">
-<title>{e(report.title)} · Isoflop</title>
-<style>{_asset("report.css")}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<script type="application/json" id="report">{report.to_json().replace("<", chr(92) + "u003c")}</script>
-<script type="text/plain" id="figures">{_figures(runs)}</script>
-<script type="text/plain" id="plotly">{_plotly_js()}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
-def _header(report: Report) -> str:
-    many = len(report.runs) > 1
-    about = f"{len(report.runs)} runs" if many else e(report.runs[0].config.in_words())
-    badge = "" if many else _badge(report.runs[0])
-    return (
-        f'<header><p class="brand">Isoflop report</p><h1>{e(report.title)} {badge}</h1>'
-        f'<p class="muted">{about} · {_date(report.created)}</p></header>'
-    )
-
-
-def _badge(run: ReportRun) -> str:
-    return f'<span class="badge {run.status}">{run.status}</span>'
-
-
-def _troubles(runs: Sequence[ReportRun]) -> str:
-    """Why a run did not finish, and what of it could not be read or is not in this file."""
-    notes = []
-    for run, label in zip(runs, charts.labels(runs), strict=True):
-        who = f"<strong>{e(label)}</strong>: " if len(runs) > 1 else ""
-        if run.why:
-            kind = "note" if run.status == "cancelled" else "trouble"
-            notes.append(f'<p class="{kind}">{who}{e(run.why)}</p>')
-        notes += [f'<p class="trouble">{who}{e(problem)}.</p>' for problem in run.problems]
-        if len(run.steps) < run.recorded_steps:
-            notes.append(
-                f'<p class="note">{who}this file holds {len(run.steps):,} of {run.recorded_steps:,} steps, with every '
-                "extreme of the loss; the .json export holds all. The numbers below come from all of them.</p>"
-            )
-    return "\n".join(notes)
-
-
-def _headlines(run: ReportRun) -> str:
-    titles = (*_HEADLINES, "Training memory" if run.memory else "Process memory")
-    chosen = [quantity for quantity in QUANTITIES if quantity.title in titles]
-    cards = "".join(f"<div{_hover(q, run)}><dt>{q.title}</dt><dd>{e(q.text(run))}</dd></div>" for q in chosen)
-    return f'<dl class="headlines">{cards}</dl>'
-
-
-def _chart_cards(runs: Sequence[ReportRun]) -> str:
-    cards = "".join(
-        f'<figure><figcaption>{chart.title_of(runs)}</figcaption><div class="chart" id="chart-{chart.key}" role="img" '
-        f'aria-label="{chart.title_of(runs)} over the run"></div></figure>'
-        for chart in charts.shown(runs)
-    )
-    laws = _laws(runs)
-    laws += _splits(runs) + _inferences(runs)
-    if laws and not cards:
-        return f'{laws}<p id="no-charts" hidden></p>'
-    if not cards:
-        return '<p class="note">There is nothing to draw yet.</p>'
-    return f'{_legend(runs)}<section class="charts" aria-label="Charts">{cards}</section>{laws}<p id="no-charts" hidden></p>'
-
-
-def _laws(runs: Sequence[ReportRun]) -> str:
-    """A card for each batch-size law: its chart, what it comes to, and what is not in it."""
-    cards = []
-    for i, (run, label) in enumerate(zip(runs, charts.labels(runs), strict=True)):
-        if not run.trials:
-            continue
-        found = batch_law.outcome(run.trials)
-        rows = "".join(
-            f'<tr><th scope="row">{e(title)}</th><td>{e(text)}</td><td class="how">{e(how)}</td></tr>'
-            for title, text, how in batch_law.facts(found)
-        )
-        notes = "".join(f'<p class="note">{e(note)}</p>' for note in found.notes)
-        title = "Batch-size law" + (f": {e(label)}" if len(runs) > 1 else "")
-        chart = (
-            f'<div class="chart tall" id="chart-law-{i}" role="img" '
-            'aria-label="Steps, examples and time to the target against the batch size"></div>'
-        )
-        cards.append(_card(title, f"{chart}<table><tbody>{rows}</tbody></table>{notes}"))
-    return "".join(cards)
-
-
-def _inferences(runs: Sequence[ReportRun]) -> str:
-    """A card for each run of inference: its cells, its forms of the weights, and why some of them are slower."""
-    cards = []
-    for i, (run, label) in enumerate(zip(runs, charts.labels(runs), strict=True)):
-        if run.config.task != "infer":
-            continue
-        found = run.matrix
-        text = run.config.data == "text"
-        heads = ["", "Requests", "p50", "p90", "p99", "Longest", "Examples/s", "First answer"]
-        heads += ["First character", "Each character"] if text else []
-        rows = "".join(
-            f'<tr><th scope="row">{e(serving.cell_in_words(found, c.cell))}</th>'
-            + "".join(f"<td>{e(cell)}</td>" for cell in _latency_cells(c.latency, text))
-            + "</tr>"
-            for c in found.measured
-            if c.latency
-        )
-        table = f"<table><thead><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr></thead><tbody>{rows}</tbody></table>"
-        notes = [serving.form_in_words(found, quality) + "." for quality in run.qualities]
-        if found.cells:
-            batch_size, threads = min((c.cell.batch_size, c.cell.threads) for c in found.cells)
-            notes += serving.slower_in_words(found, batch_size=batch_size, threads=threads)
-        notes += list(
-            dict.fromkeys(
-                f"{serving.RUNTIME_WORDS[c.cell.runtime]} in {c.cell.precision}: {c.not_run}"
-                for c in found.cells
-                if c.not_run
-            )
-        )
-        words = "".join(f'<p class="words">{e(note)}</p>' for note in notes)
-        title = "How fast it answers" + (f": {e(label)}" if len(runs) > 1 else "")
-        how = f'<p class="muted">{e(_HOW_LATENCY[run.config.infer.load])}</p>'
-        drawn = "".join(
-            f'<h3>{e(name)}</h3><div class="chart" id="chart-{key}-{i}" role="img" aria-label="{e(name)}"></div>'
-            for key, name, _ in _inference_figures(found)
-        )
-        cards.append(_card(title, f"{drawn}{table if rows else ''}{words}{how}", "scroll"))
-    return "".join(cards)
-
-
-def _inference_figures(found: serving.Matrix) -> list[tuple[str, str, go.Figure]]:
-    """The charts of a run of inference that have something to show: key, title and figure."""
-    if not found.measured:
-        return []
-    figures = []
-    if len(found.cells) > 1:
-        figures += [
-            ("throughput", "Throughput of each cell (measured)", charts_infer.heat_map(found)),
-            ("p99", "Latency of each cell, p99 (measured)", charts_infer.heat_map(found, "p99")),
-        ]
-    if len(found.batch_sizes) > 1:
-        figures.append(("curve", "Throughput against latency", charts_infer.curve_chart(found)))
-    if len({(c.cell.runtime, c.cell.precision) for c in found.measured}) > 1:
-        figures.append(("ladder", "Speed-up over plain PyTorch (derived)", charts_infer.ladder_chart(found)))
-    if found.config.data == "text" and len(found.batch_sizes) > 1:
-        figures += [
-            ("ttft", "Time to first token", charts_infer.token_chart(found, "ttft")),
-            ("tpot", "Time per output token", charts_infer.token_chart(found, "tpot")),
-        ]
-    if len(found.cells) == 1 and (latency := found.measured[0].latency):
-        figures.append(("histogram", "How long requests took (measured)", charts_infer.histogram_chart(latency)))
-        figures.append(("timeline", "When they took it (measured)", charts_infer.timeline_chart(latency)))
-    return figures
-
-
-def _latency_cells(latency: Latency, text: bool) -> list[str]:
-    cells = [units.count(latency.requests)]
-    cells += [units.duration(s) for s in (latency.p50_s, latency.p90_s, latency.p99_s, latency.max_s)]
-    cells += [units.count(round(latency.samples_per_s)), units.duration(latency.first_request_s)]
-    if text:
-        cells += [units.duration(q.p50_s if q else None) for q in (latency.ttft, latency.tpot)]
-    return cells
-
-
-_HOW_LATENCY = {
-    "closed": "Measured: one request at a time, sent when the last one was answered; after warm-up, the device synchronised, cells "
-    "in turns. First answer: from the weights on disk.",
-    "open": "Measured: requests arrived by chance at the rate; latency counts from the arrival, waiting included; after warm-up, "
-    "the device synchronised, cells in turns. First answer: from the weights on disk.",
-}
-
-
-def _parts(run: ReportRun) -> list[split.Part]:
-    return split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=run.summary.steps)
-
-
-def _splits(runs: Sequence[ReportRun]) -> str:
-    """A card with a bar per run whose step was taken apart, and what each says."""
-    known = [(run, label) for run, label in zip(runs, charts.labels(runs), strict=True) if _parts(run)]
-    if not known:
-        return ""
-    words = "".join(
-        f'<p class="words">{f"<strong>{e(label)}</strong>: " if len(runs) > 1 else ""}{e(split.sentence(_parts(run), run.config))} '
-        f'<span class="muted">{e(split.row_in_words(_parts(run)))}. {e(split.agrees(_parts(run), _per_step(run)))}</span></p>'
-        for run, label in known
-    )
-    methods = "; ".join(dict.fromkeys(run.step_split.method for run, _ in known if run.step_split))
-    chart = '<div class="chart low" id="chart-split" role="img" aria-label="Where the time of a step goes"></div>'
-    how = f'<p class="muted">Measured: {e(methods)}; evaluation from the run\'s own evaluations, by its steps.</p>'
-    return _card("Where a step's time goes", f"{chart}{words}{how}")
-
-
-def _legend(runs: Sequence[ReportRun]) -> str:
-    if len(runs) == 1:
-        return ""
-    names = "".join(
-        f"<li>{_swatch(i)}{e(label)} {_badge(run)}</li>"
-        for i, (run, label) in enumerate(zip(runs, charts.labels(runs), strict=True))
-    )
-    return f'<ul class="legend" aria-label="Runs">{names}</ul>'
-
-
-def _swatch(place: int) -> str:
-    line = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[charts.dash(place)]
-    return f'<i class="swatch" style="border-top:3px {line} {charts.colour(place)}"></i>'
-
-
-def _results(runs: Sequence[ReportRun]) -> str:
-    rows = "".join(
-        f'<tr{_hover(q, runs[0]) if len(runs) == 1 else ""}><th scope="row">{q.title}</th>{_cells(q, runs)}'
-        f'<td class="how">{e(_how(q, runs))}</td></tr>'
-        for q in QUANTITIES
-        if q.always or any(q.text(run) != units.UNKNOWN for run in runs)
-    )
-    kind = "scroll" if len(runs) > 1 else "single"
-    return _card("Results", f"<table>{_columns(runs, 'How it was had')}<tbody>{rows}</tbody></table>", kind)
-
-
-def _cells(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
-    """A value per run; of one run alone its row says how it was had."""
-    cells = []
-    for run in runs:
-        pale = ' class="pale"' if quantity.is_pale(run) else ""
-        cells.append(f"<td{pale}{_hover(quantity, run) if len(runs) > 1 else ''}>{e(quantity.text(run))}</td>")
-    return "".join(cells)
-
-
-def _hover(quantity: Quantity, run: ReportRun) -> str:
-    """Method, window and uncertainty of a figure, for who points at it."""
-    figure = run.figures.get(quantity.figure)
-    return f' title="{e(figure.in_words())}"' if figure else ""
-
-
-def _how(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
-    known = [run for run in runs if quantity.text(run) != units.UNKNOWN]
-    return "; ".join(dict.fromkeys(quantity.how(run) for run in known or runs))
-
-
-def _columns(runs: Sequence[ReportRun], last: str = "") -> str:
-    """The heads of a table with a column per run."""
-    names = (
-        [f"<th>{_swatch(i)}{e(label)}</th>" for i, label in enumerate(charts.labels(runs))]
-        if len(runs) > 1
-        else ["<th>Value</th>"]
-    )
-    if len(runs) == 1 and not last:
-        return ""
-    return f"<thead><tr><th></th>{''.join(names)}{f'<th>{last}</th>' if last else ''}</tr></thead>"
-
-
-def _configuration(runs: Sequence[ReportRun]) -> str:
-    """The fields of the configurations that say something about one of them; where they differ is marked."""
-    values = [{setting.title: setting.text for setting in _settings(run.config)} for run in runs]
-    settings = sorted((s for run in runs for s in _settings(run.config)), key=lambda s: s.place)
-    titles = dict.fromkeys(s.title for s in settings if s.says_something)
-    rows = []
-    for title in titles:
-        cells = [known.get(title, units.UNKNOWN) for known in values]
-        mark = ' class="differs"' if len(set(cells)) > 1 else ""
-        rows.append(f'<tr{mark}><th scope="row">{e(title)}</th>{"".join(f"<td>{e(c)}</td>" for c in cells)}</tr>')
-    rows.append(_codes("Fingerprint", [run.fingerprint for run in runs]))
-    if any(run.data_sha256 for run in runs):
-        rows.append(_codes("SHA-256 of the data", [run.data_sha256 or units.UNKNOWN for run in runs]))
-    words = "" if len(runs) > 1 else f'<p class="words">{e(runs[0].config.in_words())}</p>'
-    hint = "Every other field is at its default."
-    hint = f"Rows in which the runs differ are marked. {hint}" if len(runs) > 1 else hint
-    table = f"<table>{_columns(runs)}<tbody>{''.join(rows)}</tbody></table>"
-    return _card("Configuration", f'{words}{table}<p class="muted">{hint}</p>', "scroll")
-
-
-def _codes(title: str, codes: Sequence[str]) -> str:
-    cells = "".join(f"<td><code>{e(code)}</code></td>" for code in codes)
-    return f'<tr><th scope="row">{title}</th>{cells}</tr>'
-
-
-_BASICS = {
-    "model", "data", "optimizer", "name", "lr", "batch_size", "precision", "execution", "device", "threads", "seed",
-    "evaluate_every",
-}  # fmt: skip
-_HYPERPARAMETERS = {  # that have an effect even at their default
-    "momentum": {"momentum", "nesterov", "muon"}, "beta1": {"adam", "adamw"}, "beta2": {"adam", "adamw"},
-    "alpha": {"rmsprop"},
-}  # fmt: skip
-
-
-_OF_TRAINING = {"execution", "evaluate_every"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    place: int  # of its field in a configuration
-    title: str
-    text: str
-    says_something: bool
-
-
-def _settings(config: RunConfig) -> Iterator[_Setting]:
-    """Each field, with the titles the configuration itself gives."""
-    for place, (name, field) in enumerate(RunConfig.model_fields.items()):
-        value = getattr(config, name)
-        if not isinstance(value, Spec):
-            says = name in _BASICS or value != field.default
-            says &= not (config.task == "infer" and name in _OF_TRAINING)
-            yield _Setting(place, field.title or name, _in_words(value), says)
-            continue
-        for inner, part in type(value).model_fields.items():
-            title = part.title or {"family": "Model"}.get(inner, inner.replace("_", " ").capitalize())
-            title = f"Budget: {title.lower()}" if name == "budget" else title
-            says = name == "model" or inner in _BASICS or getattr(value, inner) != part.default
-            says |= name == "optimizer" and config.optimizer.name in _HYPERPARAMETERS.get(inner, ())
-            says &= name != "target" or config.target.value is not None
-            says &= config.task != "infer" or name in {"model", "source", "infer"}
-            yield _Setting(place, title, _in_words(getattr(value, inner)), says)
-
-
-def _in_words(value: object) -> str:
-    if isinstance(value, Cell):
-        return f"{value.batch_size} x {value.threads} {value.precision} {value.runtime}"
-    if value is None or value == "":
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return ", ".join(map(_in_words, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _machine(runs: Sequence[ReportRun]) -> str:
-    """What the runs ran on, each different machine once."""
-    machines: dict[str, list[str]] = {}
-    for run, label in zip(runs, charts.labels(runs), strict=True):
-        facts = "".join(
-            f"<div><dt>{title}</dt><dd>{e(write(run.environment[key]))}</dd></div>"
-            for key, (title, write) in ENVIRONMENT.items()
-            if run.environment.get(key) is not None
-            and not (key == "cpu" and run.environment.get("device") == run.environment["cpu"])  # said once
-        )
-        missing = sorted(set(run.missing_readings.values()))
-        facts += f"<div><dt>Not available here</dt><dd>{e('; '.join(missing))}</dd></div>" if missing else ""
-        machines.setdefault(facts or "<div><dt>Unknown</dt><dd>the run did not start</dd></div>", []).append(label)
-    cards = [
-        (f'<p class="muted">{e(", ".join(names))}</p>' if len(machines) > 1 else "") + f'<dl class="facts">{facts}</dl>'
-        for facts, names in machines.items()
-    ]
-    return _card("Device and environment", "".join(cards))
-
-
-def _commands(runs: Sequence[ReportRun]) -> str:
-    """Each different command once, under the names of the runs it repeats."""
-    commands: dict[str, list[str]] = {}
-    for run, label in zip(runs, charts.labels(runs), strict=True):
-        commands.setdefault(reproduce(run.config), []).append(label)
-    blocks = "".join(
-        (f'<p class="muted">{e(", ".join(names))}</p>' if len(commands) > 1 else "")
-        + f"<pre><code>{e(command)}</code></pre>"
-        for command, names in commands.items()
-    )
-    hint = "The same configuration and seed start from the same weights and see the data in the same order."
-    return _card("Run it again", f'{blocks}<p class="muted">{hint}</p>')
-
-
-def _footer(report: Report) -> str:
-    return (
-        "<footer><p>Faint lines are single readings, strong lines their moving average. A red cross marks a value that "
-        f"became NaN or infinite.</p><p>Made by Isoflop {e(report.isoflop)}. This page makes no network request; the "
-        'data behind it is inside. <button id="save" hidden>Save the data (JSON)</button></p>'
-        f'<p>Content hash (SHA-256 of the data): <code class="hash">{report.content_hash}</code></p></footer>'
-    )
-
-
-def _card(title: str, content: str, kind: str = "") -> str:
-    return f'<section class="card {kind}"><h2>{title}</h2>{content}</section>'
-
-
-def _date(unix_time: float) -> str:
-    return datetime.fromtimestamp(unix_time, UTC).strftime("%-d %B %Y, %H:%M UTC")
-
-
-def _figures(runs: Sequence[ReportRun]) -> str:
-    """The charts, packed; many runs share the points one could have."""
-    max_points = max(300, charts.MAX_POINTS // max(1, len(runs) // 2))
-    figures = {chart.key: chart.draw(runs, max_points=max_points) for chart in charts.shown(runs)}
-    if len(runs) > 1:  # the legend stands once, above the charts
-        for figure in figures.values():
-            figure.update_layout(showlegend=False)
-    if known := [(label, _parts(run)) for run, label in zip(runs, charts.labels(runs), strict=True) if _parts(run)]:
-        figures["split"] = split_chart(known)
-    for i, run in enumerate(runs):
-        if run.trials:
-            found = batch_law.outcome(run.trials)
-            figures[f"law-{i}"] = charts.batch_law_chart(run.trials, found.law, found.step_time)
-        if run.config.task == "infer":
-            figures |= {f"{key}-{i}": figure for key, _, figure in _inference_figures(run.matrix)}
-    return _zipped("{" + ",".join(f'"{key}":{figure.to_json()}' for key, figure in figures.items()) + "}")
-
-
-@functools.cache
-def _plotly_js() -> str:
-    """The library that comes with plotly's Python package: what is inside cannot be blocked, changed or missing."""
-    return _zipped(plotly.offline.get_plotlyjs())
-
-
-def _zipped(text: str) -> str:
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
-
-
-@functools.cache
-def _asset(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")

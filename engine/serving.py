@@ -485,6 +485,8 @@ def known_latencies(store: Store, config: RunConfig) -> dict[Cell, float]:
             run = store.run(line.run_id, keep_points=1)
         except StoreError:  # deleted meanwhile
             continue
+        if run.imported:  # another machine says nothing of this one
+            continue
         alike = ("model", "data", "device", "task")
         if all(getattr(run.config, name) == getattr(config, name) for name in alike) and (
             run.config.infer.load == "closed" and _characters(run.config) == _characters(config)

@@ -24,39 +24,43 @@ import math
 import os
 import re
 import secrets
-import shutil
 import sqlite3
 import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engine import disk, records
+from engine import disk, query, records
 from engine.config import Cell, RunConfig, parse_config_json
 from engine.errors import ConfigError, StoreError, StoreGone
 from engine.locks import lock
+from engine.processes import is_same_process, own_identity
+from engine.query import Condition
 from engine.records import AnyEvent, Status, Summary
-from engine.text import clean_name, visible_json
+from engine.text import clean_name, encodable, visible, visible_json
 
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
-_DRAFT = re.compile(r"\.([0-9a-f]{16}|deleted-[0-9a-f]{16}|reserve|.+\.[0-9a-f]{8})")
+_DRAFT = re.compile(r"\.([0-9a-f]{16}|import-[0-9a-f]{16}|deleted-[0-9a-f]{16}|reserve|.+\.[0-9a-f]{8})")
 STOP_FILE = "stop"  # in a run's folder: its supervisor asks it to stop
 WORD_FILE = "lost"  # beside it: a rank says why it ended rank 0, which writes the log
 _LONGEST_WORD = 2_000
-LABELS_FILE = "labels.json"  # beside the log: what people call the run
+LABELS_FILE = "labels.json"  # beside the log: what people say of the run
+MOST_TAGS, LONGEST_TAG, LONGEST_NOTES = 20, 40, 4_000
+_IMPORTER, _PLACED = "importer.json", "placed.json"  # of an import: who makes it, and what it has begun to put in place
+_PLACE = re.compile(r"runs/[0-9a-f]{16}|reports/[0-9a-f]{16}\.json")
 _ORDER = "order"  # the number of the newest submission
 _FLUSH_S = 0.2
 _PATIENCE_S = 10.0  # a run goes on for so long while its log cannot be written
 _LAST_WORD_S = 5.0  # and tries for so long to say how it ended
 _CRC_MEMBER = b',"crc":"'
-_LINE_BYTES = 8 * 2**20  # the longest record: ten minutes of steps in one read-back are shorter
+LINE_BYTES = 8 * 2**20  # the longest record: ten minutes of steps in one read-back are shorter
 _CONFIG_BYTES = 2**20
 _MOST_PROBLEMS = 50  # said one by one; the others are counted
 _STALE_S = 60.0
@@ -132,6 +136,36 @@ def left_word(folder: Path) -> str:
         return ""
     disk.remove(path)
     return text
+
+
+class Labels(BaseModel):
+    """What people say of a run. It lies beside the log, which only grows and only by who runs it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str | None = None  # None: as it was called when it was asked for
+    tags: tuple[str, ...] = ()
+    notes: str = ""
+    pinned: bool = False
+
+
+def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Tags without blanks around them, each once. Raises ConfigError for too many, too long or invisible ones."""
+    found = tuple(dict.fromkeys(clean_name(tag) for tag in tags if tag.strip()))
+    if long := next((tag for tag in found if len(tag) > LONGEST_TAG or "," in tag), None):
+        raise ConfigError(
+            f"The tag {visible(long, 30)!r} is too long or holds a comma.",
+            fix=f"A tag may have {LONGEST_TAG} characters.",
+        )
+    if len(found) > MOST_TAGS:
+        raise ConfigError(f"{len(found)} tags are too many.", fix=f"A run may have {MOST_TAGS}.")
+    return found
+
+
+def clean_notes(text: str) -> str:
+    if len(text) > LONGEST_NOTES:
+        raise ConfigError(f"The notes have {len(text):,} characters.", fix=f"They may have {LONGEST_NOTES:,}.")
+    return encodable(text.strip())
 
 
 # --- the event log ------------------------------------------------------------------------------------------------
@@ -350,6 +384,13 @@ HARDWARE = (
     "gpu_utilization_percent", "gpu_memory_used_bytes", "gpu_power_w", "gpu_temperature_c", "gpu_sm_clock_hz",
     "gpu_throttle_reasons", "gpu_other_processes", "energy_j", "cpu_power_w",
 )  # fmt: skip
+COLUMNS = {  # of the tables of a run
+    "steps": ("step", "loss", "seconds", "elapsed", "samples", "lr"),
+    "evaluations": ("step", "seconds", "elapsed", "test_loss", "test_accuracy"),
+    "hardware": ("elapsed", *HARDWARE),
+    "throughput": ("elapsed", "samples_per_s"),
+    "grad_norms": ("step", "seconds", "elapsed", "grad_norm"),
+}
 THROUGHPUT_WINDOW_S = 0.2
 SUMMARY_POINTS = 1_000  # of each kind: more than any figure of a summary looks back
 _TAKEN_TOGETHER = 1_024  # records: 100,000 of one step each are read in 0.9 s instead of 6, and never held all at once
@@ -366,6 +407,7 @@ class Run:
         self.config: RunConfig = read_config(folder)
         self.status: Status = "queued"
         self.queued: records.Queued | None = None
+        self.imported: records.Imported | None = None  # where it was not made here
         self.starting: records.Starting | None = None
         self.started: records.Started | None = None
         self.preparing: records.Preparing | None = None
@@ -389,11 +431,10 @@ class Run:
         self.missing_readings: dict[str, str] = {}
         self.problems: list[str] = []
         self.num_damaged = 0  # records that could not be read
-        self.steps = Table("step", "loss", "seconds", "elapsed", "samples", "lr", keep=keep_points)
-        self.evaluations = Table("step", "seconds", "elapsed", "test_loss", "test_accuracy", keep=keep_points)
-        self.hardware = Table("elapsed", *HARDWARE, keep=keep_points)
-        self.throughput = Table("elapsed", "samples_per_s", keep=keep_points)
-        self.grad_norms = Table("step", "seconds", "elapsed", "grad_norm", keep=keep_points)
+        self.steps, self.evaluations, self.hardware, self.throughput, self.grad_norms = (
+            Table(*names, keep=keep_points) for names in COLUMNS.values()
+        )
+        self._frozen_summary: Summary | None = None  # of an imported run
         self._window = (0.0, 0)  # seconds and samples not yet in `throughput`
         self._newest_step = 0
         self._steps_read: list[records.PackedSteps] = []  # not yet in `steps`
@@ -413,12 +454,16 @@ class Run:
         return self.status in records.TERMINAL
 
     @property
-    def name(self) -> str:
+    def labels(self) -> Labels:
+        """As they are now; none where the file cannot be read."""
         with contextlib.suppress(OSError, ValueError):
-            labels = json.loads((self.folder / LABELS_FILE).read_text(encoding="utf-8"))
-            if isinstance(labels, dict) and isinstance(name := labels.get("name"), str):
-                return name
-        return self.queued.name if self.queued else ""
+            return Labels.model_validate_json((self.folder / LABELS_FILE).read_bytes())
+        return Labels()
+
+    @property
+    def name(self) -> str:
+        name = self.labels.name
+        return name if name is not None else self.queued.name if self.queued else ""
 
     @property
     def owner(self) -> str:
@@ -472,9 +517,9 @@ class Run:
     def _read(self, file: BinaryIO) -> bool:
         """Whole lines; one still being written waits for the next time. Never more than one line is in memory."""
         before = self._offset
-        while line := file.readline(_LINE_BYTES):
+        while line := file.readline(LINE_BYTES):
             whole = line.endswith(b"\n")
-            if not whole and not self._too_long and len(line) < _LINE_BYTES:
+            if not whole and not self._too_long and len(line) < LINE_BYTES:
                 break
             if self._too_long or not whole:
                 self._skip(line, whole)
@@ -486,7 +531,7 @@ class Run:
 
     def _skip(self, part: bytes, ends: bool) -> None:
         if not self._too_long:
-            self._damaged(f"A record is longer than {_LINE_BYTES:,} bytes.")
+            self._damaged(f"A record is longer than {LINE_BYTES:,} bytes.")
         self._too_long = not ends
         self._checksum = zlib.crc32(part, self._checksum)
 
@@ -539,6 +584,10 @@ class Run:
                 self._busy_so_far = event.busy or self._busy_so_far
             case records.Queued():
                 self.queued = event
+            case records.Imported():
+                self._take_import(event)
+            case records.Rows():
+                self._take_rows(event)
             case records.Starting():
                 self.starting = event
             case records.Started():
@@ -582,6 +631,25 @@ class Run:
                     self.throughput.extend(self.steps.last("elapsed"), count / seconds)
             case _:
                 pass
+
+    def _take_import(self, event: records.Imported) -> None:
+        try:
+            self._frozen_summary = Summary.model_validate(event.frozen.get("summary"))
+        except ValidationError:
+            self._damaged("What its report says of it as a whole is not understood.")
+        self.imported = event
+        self.evaluation_s = event.evaluation_s
+        self.problems += event.problems
+        self.missing_readings |= event.missing_readings
+
+    def _take_rows(self, event: records.Rows) -> None:
+        table: Table = getattr(self, event.table)
+        key = records.KEY_OF[event.table]
+        if len(table) and event.columns[key][0] < (table.last(key) or 0.0):
+            self._damaged(f"Rows of {event.table} are not in order.")
+            return
+        nothing = np.full(len(event.columns[key]), math.nan)
+        table.extend(*(event.columns.get(name, nothing) for name in table.names))
 
     def _read_steps(self, read: records.PackedSteps) -> None:
         last = read["first"] + len(read["loss"]) // 4 - 1
@@ -639,6 +707,8 @@ class Run:
 
     def summary(self) -> Summary:
         with self.lock:
+            if self._frozen_summary:  # made from all steps; the file may hold fewer
+                return self._frozen_summary
             steps, started, last = len(self.steps), self.started, self.last_word
             if self.config.task == "infer":
                 return self._summary_of_inference()
@@ -739,6 +809,19 @@ def _recent_mean(steps: Table, started: records.Started | None) -> float | None:
     return float(np.mean(loss))
 
 
+_KIND = re.compile(rb'\{"kind":"(\w+)"')
+
+
+def events_of(folder: Path, but: Collection[str]) -> Iterator[AnyEvent]:
+    """The records of a run's log that can be read, but those of some kinds, which are not even unpacked."""
+    with contextlib.suppress(FileNotFoundError), (folder / "events.jsonl").open("rb") as file:
+        while line := file.readline(LINE_BYTES):
+            found = _KIND.match(line)
+            if found and found[1].decode() not in but:
+                with contextlib.suppress(StoreError):  # whoever reads the run says so
+                    yield decode(line)
+
+
 def read_config(folder: Path) -> RunConfig:
     try:
         with (folder / "config.json").open("rb") as file:
@@ -779,6 +862,9 @@ class RunRow(BaseModel):
     group: str | None = None
     owner: str = ""
     why: str = ""
+    tags: tuple[str, ...] = ()
+    notes: str = ""
+    pinned: bool = False
 
 
 def _gone() -> StoreGone:
@@ -809,6 +895,36 @@ class RunLine:
     train_seconds: float | None
     steps: int
     busy: bool | None  # whether something else used the machine; None is not known
+    tags: tuple[str, ...] = ()
+    notes: str = ""
+    pinned: bool = False
+
+    @property
+    def is_imported(self) -> bool:
+        return self.words.endswith(IMPORTED)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLine:
+    """Runs that were asked for together, in a list."""
+
+    group: str
+    created: float
+    num_runs: int
+    num_alive: int
+    num_lanes: int  # that differ in more than their seed, or in their name
+    most_ranks: int
+    lanes: tuple[str, ...]  # some of their names
+    data: str
+    is_imported: bool
+
+    def with_more(self, other: GroupLine) -> GroupLine:
+        """The same group, a part of whose runs is elsewhere."""
+        return replace(
+            self, created=min(self.created, other.created), num_runs=self.num_runs + other.num_runs,
+            num_alive=self.num_alive + other.num_alive, num_lanes=max(self.num_lanes, other.num_lanes),
+            most_ranks=max(self.most_ranks, other.most_ranks), lanes=tuple(dict.fromkeys(self.lanes + other.lanes)),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -890,14 +1006,24 @@ class Store:
 
     def owner(self, run_id: str) -> str:
         """The id of who asked for a run; empty where its log does not say."""
-        with contextlib.suppress(OSError, StoreError), (self.folder(run_id) / "events.jsonl").open("rb") as file:
-            first = decode(file.readline(65_536))
-            return first.owner if isinstance(first, records.Queued) else ""
+        for folder in (self.runs / run_id, self.runs / f".deleted-{run_id}") if _RUN_ID.fullmatch(run_id) else ():
+            with contextlib.suppress(OSError, StoreError), (folder / "events.jsonl").open("rb") as file:
+                first = decode(file.readline(65_536))
+                return first.owner if isinstance(first, records.Queued) else ""
         return ""
 
     def rename(self, run_id: str, name: str) -> None:
-        """Give a run another name. It lies beside the log, which only grows and only by who runs it."""
-        write_atomically(self.folder(run_id) / LABELS_FILE, json.dumps({"name": clean_name(name)}))
+        """Give a run another name."""
+        self.label(run_id, {"name": clean_name(name)})
+
+    def label(self, run_id: str, changes: Mapping[str, Any]) -> None:
+        """Change some of a run's labels; the others stay."""
+        path = self.folder(run_id) / LABELS_FILE
+        labels = Labels()
+        with contextlib.suppress(OSError, ValueError):
+            labels = Labels.model_validate_json(path.read_bytes())
+        changed = Labels.model_validate(labels.model_dump() | dict(changes))
+        write_atomically(path, changed.model_dump_json(exclude_none=True))
 
     def post(self, command: str) -> None:
         """Leave a command for the supervisor; on a full disk too, for deleting runs is what helps there."""
@@ -914,12 +1040,60 @@ class Store:
         """Remove what a crash left half-made or half-deleted, for a supervisor that starts; returns what is gone."""
         # A draft may be somebody's, just now; only the one supervisor deletes runs, and that one is starting.
         swept = [
-            path for path in self.leftovers()
+            path for path in self.leftovers() if not path.name.startswith(".import-")
             if path.name.startswith(".deleted-") or time.time() - path.lstat().st_mtime > _STALE_S
         ]  # fmt: skip
         for path in swept:
             disk.remove(path)
-        return swept
+        return swept + self._sweep_imports()
+
+    # --- several at once: an import is there as a whole, or not at all
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A folder to make `runs/<id>` and `reports/<id>.json` in, out of sight; gone at the end of the block."""
+        self._sweep_imports()
+        folder = self.runs / f".import-{secrets.token_hex(8)}"
+        try:
+            for made in (folder, folder / "runs", folder / "reports"):
+                made.mkdir(mode=0o700)
+            write_atomically(folder / _IMPORTER, json.dumps(own_identity()))
+        except OSError as error:
+            disk.remove(folder)
+            raise disk.unwritable(error) from None
+        try:
+            yield folder
+        finally:
+            self._take_back(folder)
+
+    def put_in_place(self, folder: Path) -> None:
+        """All that was made in a folder of `staging`. Ended in between, it is undone: here, or by who looks next."""
+        made = sorted(
+            f"{path.parent.name}/{path.name}" for kind in ("runs", "reports") for path in (folder / kind).iterdir()
+        )
+        assert all(map(_PLACE.fullmatch, made)), "an import makes nothing else"
+        try:
+            private_folder(self.root / "reports")
+            write_atomically(folder / _PLACED, json.dumps(made))
+            for place in made:
+                (folder / place).rename(self.root / place)
+            (folder / _PLACED).unlink()
+        except OSError as error:
+            raise disk.unwritable(error) from None
+
+    def _take_back(self, folder: Path) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for place in json.loads((folder / _PLACED).read_text(encoding="utf-8")):
+                if _PLACE.fullmatch(place) and not (folder / place).exists():
+                    disk.remove(self.root / place)
+        disk.remove(folder)
+
+    def _sweep_imports(self) -> list[Path]:
+        """Undo what a process that is gone was about to import."""
+        left = [path for path in self.runs.glob(".import-*") if _DRAFT.fullmatch(path.name) and not _is_at_work(path)]
+        for path in left:
+            self._take_back(path)
+        return left
 
     def leftovers(self) -> list[Path]:
         """Drafts of runs and commands, and runs that were being deleted: at work for an instant, or left by a crash."""
@@ -984,9 +1158,24 @@ class Store:
 
     def delete(self, run_id: str) -> None:
         """Remove a run's folder: hidden at once, then emptied, so that no half-deleted run is ever listed."""
+        self.hide(run_id)
+        self.forget(run_id)
+
+    def hide(self, run_id: str) -> None:
+        """The first half: the run is no more, but can still be had back."""
+        self.folder(run_id).rename(self.runs / f".deleted-{run_id}")
+
+    def forget(self, run_id: str) -> None:
+        """The second half; harmless where there is nothing to forget."""
+        if _RUN_ID.fullmatch(run_id):
+            disk.remove(self.runs / f".deleted-{run_id}")
+
+    def restore(self, run_id: str) -> None:
+        """Have a hidden run back. Raises StoreError where it is gone for good."""
         hidden = self.runs / f".deleted-{run_id}"
-        self.folder(run_id).rename(hidden)
-        shutil.rmtree(hidden)
+        if not _RUN_ID.fullmatch(run_id) or not hidden.is_dir() or (self.runs / run_id).exists():
+            raise StoreError(f"Run {visible(run_id, 20)} cannot be had back: it is gone for good.")
+        hidden.rename(self.runs / run_id)
 
     def rows(
         self,
@@ -1014,22 +1203,26 @@ class Store:
         return rows[:limit]
 
     def listing(
-        self, *, search: str = "", status: Sequence[Status] = (), order: str = "created", descending: bool = True,
-        limit: int = 100, offset: int = 0,
+        self, *, search: str = "", status: Sequence[Status] = (), where: Sequence[Condition] = (), order: str = "created",
+        descending: bool = True, pinned_first: bool = False, limit: int = 100, offset: int = 0,
     ) -> Listing:  # fmt: skip
         """A page of the runs that match, in the index's own order; a value that is not known comes last either way.
 
-        Each word of `search` must be found in the name, the experiment in words, the status, the id or the reason of
-        the end, in any case of letters. Rows of runs the index does not know yet are read from their folders.
+        Each word of `search` must be found in the name, the experiment in words, the status, the id, the reason of the
+        end, tags or notes, in any case of letters. Rows of runs the index does not know yet are read from their folders;
+        where they are sorted by what a list does not show, they come last.
         """
         _check_order(order)
 
         def page(index: Index, offset: int, limit: int) -> tuple[list[RunLine], int]:
-            return index.lines(search, status, order, descending=descending, limit=limit, offset=offset)
+            return index.lines(
+                search, status, order, descending=descending, limit=limit, offset=offset, where=where,
+                pinned_first=pinned_first,
+            )  # fmt: skip
 
         found, unindexed = self._ask_index(lambda index: page(index, offset, limit))
         read, unread = self._read_unindexed(unindexed, _MOST_READ_FOR_A_LIST)
-        fresh = [line for row in read if _matches(line := line_of(row), search, status)]
+        fresh = [line_of(row) for row in _matching(read, search, status, where)]
         if fresh and offset and found:  # they may push others over the edge of a page: take all that stand before it
             found, unindexed = self._ask_index(lambda index: page(index, 0, offset + limit))
             fresh = [line for line in fresh if line.run_id in unindexed]
@@ -1038,8 +1231,33 @@ class Store:
         lines = [line for line in now if _matches(line, search, status)]
         total -= len(now) - len(lines)
         if fresh:
-            lines = _in_order(lines + fresh, order, descending)[offset : offset + limit]
+            lines = _in_order(lines + fresh, order, descending, pinned_first)[offset : offset + limit]
         return Listing(lines, total + len(fresh), unread)
+
+    def values(
+        self, fields: Sequence[str], *, search: str = "", status: Sequence[Status] = (), where: Sequence[Condition] = (),
+        run_ids: Sequence[str] | None = None,
+    ) -> dict[str, tuple[Any, ...]]:  # fmt: skip
+        """Some fields (engine.query) of the runs that match, or of those with these ids, by id."""
+
+        def ask(index: Index) -> dict[str, tuple[Any, ...]]:
+            return index.values(fields, search, status, where, run_ids)
+
+        found, unindexed = self._ask_index(ask)
+        read, _ = self._read_unindexed(
+            unindexed if run_ids is None else unindexed & set(run_ids), _MOST_READ_FOR_A_LIST
+        )
+        with _in_memory(read) as index:
+            return (found or {}) | (ask(index) if read else {})
+
+    def groups(self, *, limit: int = 100) -> list[GroupLine]:
+        """Races, scaling studies and repeats: runs that were asked for together, the newest first."""
+        found, unindexed = self._ask_index(lambda index: index.groups(limit))
+        read, _ = self._read_unindexed(unindexed, _MOST_READ_FOR_A_LIST)
+        with _in_memory(read) as index:
+            fresh = {line.group: line for line in index.groups(limit)} if read else {}
+        older = [fresh.pop(g.group).with_more(g) if g.group in fresh else g for g in found or []]
+        return sorted([*older, *fresh.values()], key=lambda g: g.created, reverse=True)[:limit]
 
     def _ask_index(self, ask: Callable[[Index], Answer]) -> tuple[Answer | None, frozenset[str]]:
         """What the index answers, None when it cannot be read; and the runs it did not know when it answered."""
@@ -1097,20 +1315,49 @@ class Store:
             return None
 
 
+def _is_at_work(folder: Path) -> bool:
+    """Whether the process that makes an import goes on; a moment ago it may not have said yet who it is."""
+    try:
+        pid, started = json.loads((folder / _IMPORTER).read_text(encoding="utf-8"))
+        return is_same_process(pid, started)
+    except (OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError):
+            return time.time() - folder.stat().st_mtime < _STALE_S
+        return False
+
+
 def row_of(run: Run) -> RunRow:
+    labels = run.labels
     return RunRow(
         run_id=run.run_id, name=run.name, status=run.status, created=run.created, config=run.config,
         summary=run.summary(), group=run.group, owner=run.owner, why=run.why(),
+        tags=labels.tags, notes=labels.notes, pinned=labels.pinned,
     )  # fmt: skip
 
 
 def line_of(row: RunRow) -> RunLine:
     s = row.summary
     return RunLine(
-        row.run_id, row.name, row.status, row.created, row.group, row.why, row.config.in_words(), row.config.seed,
+        row.run_id, row.name, row.status, row.created, row.group, row.why, words_of(row), row.config.seed,
         _finite(s.test_accuracy), _finite(s.final_train_loss), _finite(s.samples_per_s), s.train_seconds, s.steps,
-        s.busy,
+        s.busy, row.tags, row.notes, row.pinned,
     )  # fmt: skip
+
+
+IMPORTED = "imported, unverified"
+
+
+def words_of(row: RunRow) -> str:
+    """The experiment in words; of one that was not made here, that it was not."""
+    match row.summary.imported:
+        case "report" if row.config.task == "calibrate":
+            return f"calibration of another machine · {row.config.device} · {IMPORTED}"
+        case "report":
+            return f"{row.config.in_words()} · {IMPORTED}"
+        case "curve":  # its configuration is not known
+            return f"a curve on {row.config.data} · {IMPORTED}"
+        case _:
+            return row.config.in_words()
 
 
 def _finite(value: float | None) -> float | None:
@@ -1118,17 +1365,18 @@ def _finite(value: float | None) -> float | None:
     return value if records.is_number(value) else None
 
 
-def _in_order(lines: list[RunLine], order: str, descending: bool) -> list[RunLine]:
+def _in_order(lines: list[RunLine], order: str, descending: bool, pinned_first: bool) -> list[RunLine]:
     """As the index orders them: unknown values last, equal ones by age."""
     newest_first = sorted(lines, key=lambda line: line.created, reverse=True)
-    known = [line for line in newest_first if getattr(line, order) is not None]
-    unknown = [line for line in newest_first if getattr(line, order) is None]
-    return sorted(known, key=lambda line: getattr(line, order), reverse=descending) + unknown
+    known = [line for line in newest_first if getattr(line, order, None) is not None]
+    unknown = [line for line in newest_first if getattr(line, order, None) is None]
+    ordered = sorted(known, key=lambda line: getattr(line, order), reverse=descending) + unknown
+    return sorted(ordered, key=lambda line: not line.pinned) if pinned_first else ordered
 
 
 def _searched(line: RunLine) -> str:
     """What a search looks through."""
-    return "\n".join([line.name, line.words, line.status, line.run_id, line.why]).casefold()
+    return "\n".join([line.name, line.words, line.status, line.run_id, line.why, *line.tags, line.notes]).casefold()
 
 
 def _words(search: str) -> list[str]:
@@ -1139,6 +1387,29 @@ def _words(search: str) -> list[str]:
 def _matches(line: RunLine, search: str, status: Sequence[Status]) -> bool:
     searched = _searched(line)
     return (not status or line.status in status) and all(word in searched for word in _words(search))
+
+
+@contextlib.contextmanager
+def _in_memory(rows: Iterable[RunRow]) -> Iterator[Index]:
+    """An index of some runs alone, to ask the same of it."""
+    index = Index(None)
+    try:
+        for row in rows:
+            index.put(row)
+        yield index
+    finally:
+        index.close()
+
+
+def _matching(
+    rows: Sequence[RunRow], search: str, status: Sequence[Status], where: Sequence[Condition]
+) -> list[RunRow]:
+    found = [row for row in rows if _matches(line_of(row), search, status)]
+    if not found or not where:
+        return found
+    with _in_memory(found) as index:
+        known = index.values((), "", (), where, None)
+    return [row for row in found if row.run_id in known]
 
 
 @dataclass(frozen=True, slots=True)
@@ -1171,7 +1442,7 @@ def _sort_key(row: RunRow, order: str) -> float:
 
 # --- the index ----------------------------------------------------------------------------------------------------
 
-SORTABLE = ("created", "test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps")
+SORTABLE = ("created", "test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps")  # quickly
 MTIME_TICK_NS = 50_000_000
 _MOST_READ_FOR_A_LIST = 200
 _MOST_WORDS = 100
@@ -1179,9 +1450,10 @@ _MOST_WORDS = 100
 # An index with all that a list shows, looks through and sorts by is read instead: 5 MB.
 _LISTED = (
     "name", "status", "created", "grouped", "why", "words", "seed",
-    "test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps", "busy",
+    "test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps", "busy", "tags", "notes", "pinned",
 )  # fmt: skip
-_LISTED_IN_3 = _LISTED[:-1]
+_LISTED_IN_5 = _LISTED[:-3]
+_LISTED_IN_3 = _LISTED_IN_5[:-1]
 # Step n leads from schema n to n + 1. What is released stays as it is: a change is one more step.
 _MIGRATIONS: list[Iterable[str]] = [
     (
@@ -1214,17 +1486,24 @@ _MIGRATIONS: list[Iterable[str]] = [
         "alter table runs add column busy integer",
         "update runs set busy = json_extract(summary, '$.busy') where json_valid(summary)",
         "drop index runs_listed",
+        f"create index runs_listed on runs(created, searched, {', '.join(c for c in _LISTED_IN_5 if c != 'created')})",
+    ),
+    (
+        "alter table runs add column tags text not null default ''",  # one a line
+        "alter table runs add column notes text not null default ''",
+        "alter table runs add column pinned integer not null default 0",
+        "drop index runs_listed",
         f"create index runs_listed on runs(created, searched, {', '.join(c for c in _LISTED if c != 'created')})",
     ),
 ]
 _COLUMNS = (
     "run_id", "name", "status", "created", "grouped", "config", "summary", "why", *SORTABLE[1:], "owner", "updated",
-    "words", "seed", "searched", "busy",
+    "words", "seed", "searched", "busy", "tags", "notes", "pinned",
 )  # fmt: skip
 
 
 def _check_order(order: str) -> None:
-    if order not in SORTABLE:
+    if order not in SORTABLE and order not in query.FIGURES:
         raise StoreError(f"order={order!r} is not a column.", fix=f"Choose from {', '.join(SORTABLE)}.")
 
 
@@ -1325,7 +1604,7 @@ class Index:
         values = (
             row.run_id, row.name, row.status, row.created, row.group, row.config.model_dump_json(),
             row.summary.model_dump_json(), row.why, *(getattr(line, column) for column in SORTABLE[1:]), row.owner,
-            time.time(), line.words, line.seed, _searched(line), line.busy,
+            time.time(), line.words, line.seed, _searched(line), line.busy, "\n".join(row.tags), row.notes, row.pinned,
         )  # fmt: skip
         marks = ",".join("?" * len(values))
         self._db.execute(f"insert or replace into runs ({', '.join(_COLUMNS)}) values ({marks})", values)
@@ -1338,7 +1617,7 @@ class Index:
 
     def _fill_listing(self) -> None:
         """For rows that were put before there was a listing."""
-        fields = "run_id, name, status, created, grouped, config, summary, why, owner"
+        fields = "run_id, name, status, created, grouped, config, summary, why, owner, tags, notes, pinned"
         for columns in self._db.execute(f"select {fields} from runs where searched is null").fetchall():
             if row := _row_from(*columns):
                 self.put(row)
@@ -1350,25 +1629,61 @@ class Index:
         return {row[0] for row in self._db.execute(f"select run_id from runs {where}", tuple(status))}
 
     def lines(
-        self, search: str, status: Sequence[Status], order: str, *, descending: bool, limit: int, offset: int
-    ) -> tuple[list[RunLine], int]:
+        self, search: str, status: Sequence[Status], order: str, *, descending: bool, limit: int, offset: int,
+        where: Sequence[Condition] = (), pinned_first: bool = False,
+    ) -> tuple[list[RunLine], int]:  # fmt: skip
         """A page of the lines that match, and how many match."""
         _check_order(order)
-        if self.version < len(_MIGRATIONS):  # a supervisor of before may still be at work on it
-            raise StoreError(f"The index has no listing yet (schema {self.version}).")
-        words = _words(search)
-        conditions = ["instr(searched, ?)"] * len(words)
-        conditions += [f"status in ({','.join('?' * len(status))})"] if status else []
-        where = f"where {' and '.join(conditions)}" if conditions else ""
-        direction = "desc" if descending else "asc"
+        self._require_listing()
+        condition, parameters = _where(search, status, where)
+        by = order if order in SORTABLE else query.value_of(order)[0]
+        direction = f"{'pinned desc, ' if pinned_first else ''}{by} {'desc' if descending else 'asc'}"
         found = self._db.execute(
-            f"select run_id, {', '.join(_LISTED)} from runs {where} "
-            f"order by {order} {direction} nulls last, created desc limit ? offset ?",
-            (*words, *status, limit, offset),
+            f"select run_id, {', '.join(_LISTED)} from runs {condition} "
+            f"order by {direction} nulls last, created desc limit ? offset ?",
+            (*parameters, limit, offset),
         )
         lines = [_line_from(columns) for columns in found]
-        total = self._db.execute(f"select count(*) from runs {where}", (*words, *status)).fetchone()[0]
+        total = self._db.execute(f"select count(*) from runs {condition}", parameters).fetchone()[0]
         return lines, total
+
+    def values(
+        self, fields: Sequence[str], search: str, status: Sequence[Status], where: Sequence[Condition],
+        run_ids: Sequence[str] | None,
+    ) -> dict[str, tuple[Any, ...]]:  # fmt: skip
+        """Some fields of the runs that match, by id."""
+        self._require_listing()
+        asked = [query.value_of(field) for field in fields]
+        condition, parameters = _where(search, status, where)
+        if run_ids is not None:
+            condition += f"{' and' if condition else 'where'} run_id in ({','.join('?' * len(run_ids))})"
+            parameters = (*parameters, *run_ids)
+        found = self._db.execute(
+            f"select {', '.join(['run_id', *(text for text, _ in asked)])} from runs {condition}",
+            (*(p for _, known in asked for p in known), *parameters),
+        )
+        return {columns[0]: columns[1:] for columns in found}
+
+    def groups(self, limit: int) -> list[GroupLine]:
+        self._require_listing()
+        over = ", ".join(f"'{status}'" for status in sorted(records.TERMINAL))
+        found = self._db.execute(
+            f"""
+            select grouped, min(created), count(*), sum(status not in ({over})), count(distinct words || char(10) || name),
+              max(json_extract(config, '$.parallel.num_ranks')), group_concat(distinct nullif(name, '')),
+              min(json_extract(config, '$.data')), max(json_extract(summary, '$.imported') is not null)
+            from runs where grouped is not null group by grouped order by min(created) desc limit ?
+            """,
+            (limit,),
+        )
+        return [
+            GroupLine(group, created, n, alive, lanes, ranks or 1, tuple((names or "").split(",")[:6]), data or "", bool(theirs))
+            for group, created, n, alive, lanes, ranks, names, data, theirs in found
+        ]  # fmt: skip
+
+    def _require_listing(self) -> None:
+        if self.version < len(_MIGRATIONS):  # a supervisor of before may still be at work on it
+            raise StoreError(f"The index has no listing yet (schema {self.version}).")
 
     def rows(
         self,
@@ -1383,15 +1698,17 @@ class Index:
         conditions += ["grouped = ?"] if group is not None else []
         where = f"where {' and '.join(conditions)}" if conditions else ""
         found = self._db.execute(
-            f"select run_id, name, status, created, grouped, config, summary, why, {self._owner} from runs {where} "
+            f"select run_id, name, status, created, grouped, config, summary, why, {self._newer} from runs {where} "
             f"order by {order} desc nulls last limit ?",
             (*status, *([] if group is None else [group]), -1 if limit is None else limit),
         )
         return [row for columns in found if (row := self._readable(columns))]
 
     @property
-    def _owner(self) -> str:
-        return "owner" if self.version > 1 else "''"  # a supervisor of before may still be at work on it
+    def _newer(self) -> str:
+        """Columns that came later; a supervisor of before may still be at work on an index without them."""
+        owner = "owner" if self.version > 1 else "''"
+        return f"{owner}, tags, notes, pinned" if self.version > 5 else f"{owner}, '', '', 0"
 
     def _readable(self, columns: tuple[Any, ...]) -> RunRow | None:
         row = _row_from(*columns)
@@ -1401,9 +1718,21 @@ class Index:
 
 
 def _line_from(columns: tuple[Any, ...]) -> RunLine:
-    *listed, busy = columns
-    values = [*listed, None if busy is None else bool(busy)]  # SQLite knows no bool
+    *listed, busy, tags, notes, pinned = columns
+    said = (tuple(tags.split("\n") if tags else ()), notes, bool(pinned))
+    values = [*listed, None if busy is None else bool(busy), *said]  # SQLite knows no bool
     return RunLine(*values)
+
+
+def _where(search: str, status: Sequence[Status], where: Sequence[Condition]) -> tuple[str, tuple[Any, ...]]:
+    """The words first, which the listing alone answers; SQL for it, and its parameters."""
+    words = _words(search)
+    found: list[tuple[str, tuple[Any, ...]]] = [("instr(searched, ?)", (word,)) for word in words]
+    found += [(f"status in ({','.join('?' * len(status))})", tuple(status))] if status else []
+    found += [condition.sql() for condition in where]
+    if not found:
+        return "", ()
+    return f"where {' and '.join(text for text, _ in found)}", tuple(p for _, known in found for p in known)
 
 
 def _row_from(
@@ -1416,12 +1745,16 @@ def _row_from(
     summary: str,
     why: str,
     owner: str,
+    tags: str,
+    notes: str,
+    pinned: int,
 ) -> RunRow | None:
     """A row as it was put; None for one that cannot be read, which must not hide the others."""
     try:
         return RunRow(
             run_id=run_id, name=name, status=status, created=created, group=group, why=why, owner=owner,
             config=parse_config_json(config), summary=Summary.model_validate_json(summary),
+            tags=tuple(tags.split("\n") if tags else ()), notes=notes, pinned=bool(pinned),
         )  # fmt: skip
     except (ConfigError, ValidationError, TypeError):
         return None

@@ -24,9 +24,22 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from engine import access, admission, disk, hardware, limits, locks, planner, recorder, records, settings, units
+from engine import (
+    access,
+    admission,
+    disk,
+    hardware,
+    limits,
+    locks,
+    planner,
+    recorder,
+    records,
+    settings,
+    sharing,
+    units,
+)
 from engine.access import AccessError, Action, Actor
 from engine.config import RunConfig
 from engine.errors import ConfigError, EngineError, LimitReached, StoreError, StoreFull, StoreGone, WorkerLost
@@ -43,6 +56,8 @@ from engine.store import (
     Store,
     Wanted,
     ask_to_stop,
+    clean_notes,
+    clean_tags,
     left_word,
     row_of,
     stop_request,
@@ -61,6 +76,7 @@ _SHARED_PROCESS = "Another run of its race did not stop when asked, and the proc
 _INDEX_LIVE_EVERY_S = 2.0
 _INDEX_AT_A_TIME_S, _INDEX_AT_LEAST = 0.1, 20
 _LONGEST_COMMAND = 65_536
+UNDO_S = 10.0
 _COUNTING = threading.Lock()  # of runs that wait: all pages of a dashboard are threads of one process
 
 logger = logging.getLogger("isoflop.supervisor")
@@ -123,6 +139,8 @@ class Client:
             for row in self.store.rows(group=group) if group else ():  # who adds to a race changes its verdict
                 if row.owner != self.actor.id:
                     self._require("cancel", rules, row.run_id, row.owner)
+                if row.summary.imported:
+                    raise ConfigError("This race was run elsewhere: here it cannot go on.", fix="Race its lanes anew.")
             self._require_room_in_queue(rules, len(new))
             try:
                 for config, name, key, heat in wanted:
@@ -137,6 +155,17 @@ class Client:
             access.audit(self.store.root, self.actor, "submit", run_id=run_id)
         self.wake()
         return made
+
+    def import_files(self, paths: Sequence[Path], **choices: Any) -> sharing.Imports:
+        """Runs out of files from elsewhere, in the actor's name (`sharing.import_files`)."""
+        rules = settings.load(self.store.root)
+        self._require("submit", rules)
+        found = sharing.import_files(self.store, paths, owner=self.actor.id, **choices)
+        for run_id in found.run_ids:
+            access.audit(self.store.root, self.actor, "import", run_id=run_id)
+        with contextlib.suppress(OSError):  # a supervisor that is there indexes them now, another one when it starts
+            _ring(self.store)
+        return found
 
     def _take_back(self, run_id: str) -> None:
         """Delete a run that was only just asked for; one that has begun meanwhile is cancelled."""
@@ -178,8 +207,27 @@ class Client:
         """Call a run something else."""
         self._ask("rename", run_id, name=clean_name(name))
 
-    def delete(self, run_id: str) -> None:
-        """Delete a run that is over, or one that cannot even be read."""
+    def label(
+        self, run_id: str, *, tags: Iterable[str] | None = None, notes: str | None = None, pinned: bool | None = None
+    ) -> None:
+        """Say something of a run, or pin it; what is None stays as it is."""
+        changes: dict[str, Any] = {}
+        if tags is not None:
+            changes["tags"] = clean_tags(tags)
+        if notes is not None:
+            changes["notes"] = clean_notes(notes)
+        if pinned is not None:
+            changes["pinned"] = pinned
+        self._ask("label", run_id, labels=json.dumps(changes))
+
+    def restore(self, run_id: str) -> None:
+        """Have a run back that was deleted with `undo` a moment ago."""
+        owner = self.store.owner(run_id)
+        self._require("restore", settings.load(self.store.root), run_id, owner)
+        self._send({"command": "restore", "actor": self.actor.id, "run_id": run_id})
+
+    def delete(self, run_id: str, *, undo: bool = False) -> None:
+        """Delete a run that is over, or one that cannot even be read; with `undo` it can be had back for UNDO_S."""
         self.store.folder(run_id)
         try:
             over = self.store.run(run_id).is_over
@@ -187,7 +235,7 @@ class Client:
             over = True
         if not over:
             raise StoreError(f"Run {run_id} is still at work.", fix="Stop it first.")
-        self._ask("delete", run_id)
+        self._ask("delete", run_id, **({"undo": "yes"} if undo else {}))
 
     def rebuild_index(self) -> None:
         self._ask("rebuild")
@@ -283,6 +331,7 @@ class Supervisor:
         self._known: set[str] = set()
         self.unindexed: list[str] = []  # runs that are over and wait to be indexed
         self._to_delete: set[str] = set()  # as soon as their process is gone
+        self._trash: dict[str, float] = {}  # deleted runs that can still be had back, and until when
         self._unsaid: dict[str, tuple[Run, records.Terminal]] = {}  # last words that could not be written yet
         self._incomplete: dict[str, float] = {}  # heat -> when it was first seen without all of its runs
         self._indexed_at = 0.0
@@ -291,7 +340,7 @@ class Supervisor:
 
     @property
     def is_idle(self) -> bool:
-        return not self.active and not self.queue
+        return not self.active and not self.queue and not self._trash
 
     def recover(self) -> None:
         """Take over from an earlier supervisor: adopt runs still at work, end those whose process is gone."""
@@ -340,6 +389,7 @@ class Supervisor:
         self._index_live_runs()
         self._say_the_unsaid()
         self._index_some()
+        self._empty_trash()
         if self.recorder:
             self.recorder.look_at((run for run, _ in self.active.values()), time.time())
 
@@ -393,7 +443,7 @@ class Supervisor:
     def _obey(self, command: dict[str, str]) -> None:
         """Carry out what an actor may ask for; either way it is written to the audit log."""
         actor, action, run_id = Actor.parse(command["actor"]), command["command"], command.get("run_id", "")
-        if action not in {"cancel", "rename", "delete", "rebuild", "monitor"}:
+        if action not in {"cancel", "rename", "label", "delete", "restore", "rebuild", "monitor"}:
             raise ValueError(f"unknown command {action!r}")
         try:
             owner = self.store.owner(run_id) if run_id else ""
@@ -406,8 +456,12 @@ class Supervisor:
                 self._cancel(run_id, command.get("reason", ""))
             case "rename":
                 self._rename(run_id, command["name"])
+            case "label":
+                self._label(run_id, json.loads(command["labels"]))
             case "delete":
-                self._delete(run_id)
+                self._delete(run_id, undo=bool(command.get("undo")))
+            case "restore":
+                self._restore(run_id)
             case "rebuild":
                 self.index.rebuild()
             case "monitor":
@@ -420,6 +474,31 @@ class Supervisor:
         self.store.rename(run_id, name)
         if run := self._open(run_id):
             self.index.put(row_of(run))
+
+    def _label(self, run_id: str, changes: Any) -> None:
+        if not isinstance(changes, dict) or not set(changes) <= {"tags", "notes", "pinned"}:
+            raise ValueError("unknown labels")
+        checked = changes | {
+            name: clean(changes[name])
+            for name, clean in (("tags", clean_tags), ("notes", clean_notes))
+            if name in changes
+        }  # fmt: skip
+        self.store.label(run_id, checked)
+        if run := self._open(run_id):
+            self.index.put(row_of(run))
+
+    def _restore(self, run_id: str) -> None:
+        self._trash.pop(run_id, None)
+        self.store.restore(run_id)
+        self._known.add(run_id)
+        if run := self._open(run_id):
+            self.index.put(row_of(run))
+
+    def _empty_trash(self) -> None:
+        for run_id, due in list(self._trash.items()):
+            if time.monotonic() >= due:
+                del self._trash[run_id]
+                self.store.forget(run_id)
 
     def _cancel(self, run_id: str, reason: str) -> None:
         self._find_new_runs()
@@ -443,16 +522,20 @@ class Supervisor:
         self.stopping[run_id] = time.monotonic(), request  # first: who cannot be asked in writing is told by a signal
         disk.with_reserve(self.store.root, lambda: ask_to_stop(run.folder, request))
 
-    def _delete(self, run_id: str) -> None:
+    def _delete(self, run_id: str, *, undo: bool = False) -> None:
         if run_id in self.active:  # its last word is written, its process about to end; or it is still at work
             run, _ = self.active[run_id]
             _refresh(run)
             if run.is_over:
                 self._to_delete.add(run_id)
         elif run_id not in self.queue:
-            self.store.delete(run_id)
+            self.store.hide(run_id)
             self.index.remove(run_id)
             self._known.discard(run_id)
+            if undo:
+                self._trash[run_id] = time.monotonic() + UNDO_S
+            else:
+                self.store.forget(run_id)
 
     def _escalate_stops(self) -> None:
         """A run that does not answer is told more firmly: it is over within five seconds of being asked."""

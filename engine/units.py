@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Concatenate, ParamSpec
 
 UNKNOWN = "–"
@@ -70,6 +71,11 @@ def duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{seconds / 86_400:.1f} days"
+
+
+def date(unix_time: float) -> str:
+    """21 November 2026, 20:06 UTC."""
+    return datetime.fromtimestamp(unix_time, UTC).strftime("%-d %B %Y, %H:%M UTC")
 
 
 @_formatter

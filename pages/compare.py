@@ -2,9 +2,10 @@
 
 import streamlit as st
 
-from dashboard import compare, descent, law, live, parts, state
+from dashboard import compare, copying, descent, law, live, parts, state
 from engine import charts, races
 from engine.errors import ConfigError, EngineError
+from engine.text import shell_words
 
 VIEWS = ("Race", "Runs", "Batch-size law", "Descent path", "Two weights")
 
@@ -25,6 +26,7 @@ def race_page() -> None:
                 st.session_state["compare.race"] = compare.start(lanes, seeds)
             except EngineError as error:
                 wrong = error if isinstance(error, ConfigError) else ConfigError(error.message, fix=error.fix)
+        copying.copy_buttons("" if wrong else compare.command(lanes, seeds, metric, target), key="copy-form")
     group = st.session_state.pop("compare.race", None) or st.query_params.get("race")
     race = compare.open_race(group)
     params = {"view": "Race", "preset": st.session_state["race.preset"]} | ({"race": race.group} if race else {})
@@ -54,6 +56,9 @@ def runs_page() -> None:
     params = {"view": "Runs"} | ({"runs": ",".join(chosen)} if chosen else {})
     if params != dict(st.query_params):
         st.query_params.from_dict(params)
+    copying.copy_buttons(
+        shell_words(["python", "-m", "engine", "compare", *chosen]) if len(chosen) > 1 else "", key="copy-runs"
+    )
     if len(chosen) < 2:
         st.info("Choose two or more runs: they are drawn into the same charts.", icon=":material/compare_arrows:")
         return

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from dashboard import live, parts, scale, state
+from dashboard import copying, live, parts, scale, state
 from engine.errors import EngineError
 
 st.title("Scale", anchor=False)
@@ -27,6 +27,8 @@ with left.container(border=True, key="form"):
         except EngineError as error:
             wrong = error
 
+with left:
+    copying.copy_buttons(asked.command, key="copy-form")
 group = st.session_state.pop("scale.started", None) or st.query_params.get("study")
 study = None
 try:

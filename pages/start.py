@@ -74,7 +74,7 @@ with left:
     st.subheader("Newest runs", anchor=False)
     if newest:
         newest_runs()
-        st.page_link("../pages/runs.py", label="All runs", icon=":material/arrow_forward:")
+        st.page_link("../pages/library.py", label="All runs", icon=":material/arrow_forward:")
     else:
         st.caption("Nothing has run yet. Start one of the experiments above, or set up your own under Train.")
 with right:

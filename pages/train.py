@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from dashboard import forms, live, parts, state
+from dashboard import copying, forms, live, parts, state
 from engine import studies
 from engine.errors import ConfigError, EngineError
 from engine.presets import DEFAULT_PRESET, preset_config
@@ -51,6 +51,7 @@ def show(run: Run) -> None:
     may_stop = not over and state.client().may("cancel", run_id)
     if may_stop and action.button("Stop", key="stop", icon=":material/stop:", width="stretch"):
         state.client().cancel(run_id)
+    parts.origin_of(run)
     if over:
         parts.why_box(run)
         parts.final_figures(run)
@@ -88,6 +89,7 @@ with left.container(border=True, key="form"):
         if state.client().may("submit")
         else "As viewer you may look at runs; an admin can let you start some.",
     )
+    copying.copy_buttons("" if mistake else state.command_line(config), key="copy-form")
 
 if started := st.session_state.pop("train.run", None):
     run = state.open_run(started)

@@ -17,11 +17,12 @@ from dashboard import api, compare_api
 from dashboard.compare import as_table
 from engine import hardware, outcome, races, records, worker
 from engine import store as store_module
+from engine.capsule import QUANTITIES
 from engine.config import RunConfig, with_overrides
 from engine.contention import Contention
 from engine.presets import PRESETS
 from engine.records import Busy
-from engine.report import QUANTITIES, Report, ReportRun
+from engine.report import Report, ReportRun
 from engine.store import EventLog, Index, line_of, row_of
 from tests.fakes import make_run
 

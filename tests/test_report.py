@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import records
+from engine import capsule, records, redaction
 from engine import report as report_module
 from engine.config import RunConfig, with_overrides
 from engine.errors import StoreError
 from engine.presets import PRESETS, preset_config
-from engine.report import Report, reproduce, steps_csv
+from engine.report import Points, Report, reproduce, steps_csv
 from engine.store import Store
 from tests.fakes import make_run
 
@@ -58,14 +58,14 @@ def test_every_point_survives_with_its_nan(store, report):
 )
 def test_a_column_is_packed_without_loss(values):
     column = np.array(values, np.float64)
-    packed = json.loads(json.dumps(report_module._pack(column)))
-    np.testing.assert_array_equal(report_module._unpack(packed), column)
+    packed = json.loads(json.dumps(Points({"x": column}).model_dump()))
+    np.testing.assert_array_equal(Points.model_validate(packed)["x"], column)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda data: data.update(schema_version=2), "schema 2"),
+        (lambda data: data.update(schema_version=3), "schema 3; this Isoflop reads up to 2"),
         (lambda data: data.update(runs=[]), "damaged"),
         (lambda data: data["runs"][0]["config"].update(batch_size=-1), "damaged"),
         (lambda data: data["runs"][0]["steps"].update(loss={"float32": "AAAA"}), "damaged"),
@@ -98,11 +98,9 @@ def test_what_is_no_report_is_refused(text):
         Report.from_json(text)
 
 
-def test_a_column_that_unpacks_to_too_much_is_refused(monkeypatch):
-    packed = report_module._pack(np.zeros(1_000))
-    monkeypatch.setattr(report_module, "_MAX_ROWS", 999)
-    with pytest.raises(ValueError, match="more than 999 rows"):
-        report_module._unpack(packed)
+def test_a_report_that_unpacks_to_too_much_is_refused(report):
+    with pytest.raises(ValueError, match="more than 10,000 bytes"):
+        Report.model_validate_json(report.to_json(), context=report_module.Room(10_000))
 
 
 def test_the_page_holds_the_report_itself(report):
@@ -129,7 +127,7 @@ def test_the_page_is_small_enough_to_send(report):
 
 def test_a_long_run_is_thinned_to_fit_the_page_and_the_page_says_so(store, monkeypatch):
     full = Report.freeze("long", [make_run(store, num_steps=40_000, step_s=1e-4)])
-    monkeypatch.setattr(report_module, "MAX_HTML_BYTES", 2_200_000)
+    monkeypatch.setattr(capsule, "MAX_HTML_BYTES", 2_200_000)
     page = full.to_html()
     inside = Report.from_html(page).runs[0]
     assert len(page) < 2_200_000
@@ -140,13 +138,13 @@ def test_a_long_run_is_thinned_to_fit_the_page_and_the_page_says_so(store, monke
 
 
 def test_a_report_names_no_user_host_or_path(store, monkeypatch):
-    report_module._identity.cache_clear()
-    monkeypatch.setattr(report_module.getpass, "getuser", lambda: "alice")
-    monkeypatch.setattr(report_module.socket, "gethostname", lambda: "workhorse7")
+    redaction._identity.cache_clear()
+    monkeypatch.setattr(redaction.getpass, "getuser", lambda: "alice")
+    monkeypatch.setattr(redaction.socket, "gethostname", lambda: "workhorse7")
     run = make_run(store)
     run.problems.append("alice on workhorse7 could not read /home/alice/secret/data.npz or ~/x/y.txt")
-    text = Report.freeze("t", [run]).to_json()
-    report_module._identity.cache_clear()
+    text = Report.freeze("t", [run], file_names=True).to_json()
+    redaction._identity.cache_clear()
     assert not re.search(rf"alice|workhorse7|secret|{re.escape(str(Path.home()))}/", text)
     assert "…/data.npz" in text
 
@@ -157,7 +155,7 @@ def test_a_report_names_no_user_host_or_path(store, monkeypatch):
 def test_a_report_names_a_users_file_and_not_where_it_lies(store, path):
     config = with_overrides(RunConfig(), ["data=csv", f"source.path={path}"])
     last = records.Failed(at=0.0, cause="ConfigError", message=f"source.path={path}: row 7 has 3 cells.")
-    frozen = Report.freeze("t", [make_run(store, config, num_steps=40, last=last)])
+    frozen = Report.freeze("t", [make_run(store, config, num_steps=40, last=last)], file_names=True)
     page = frozen.to_html()
     assert not re.search(
         r"secret|alice|[/\\~ ]iris", frozen.to_json() + html.unescape(re.sub(r"<script.*?</script>", "", page))
@@ -171,7 +169,7 @@ def test_a_report_names_a_users_file_and_not_where_it_lies(store, path):
 def test_a_path_without_a_name_of_its_own_still_makes_a_report_that_opens(store, path):
     config = with_overrides(RunConfig(), ["data=images", f"source.path={path}"])
     frozen = Report.freeze("t", [make_run(store, config, num_steps=20)])
-    assert Report.from_json(frozen.to_json()).runs[0].config.source.path == "data"
+    assert Report.from_json(frozen.to_json()).runs[0].config.source.path == "images"
 
 
 def test_the_hash_of_a_users_file_is_in_the_report(store):

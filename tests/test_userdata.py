@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import loading, userdata
+from engine import loading, sandbox, userdata
 from engine.config import Source
 from engine.errors import ConfigError
 from engine.userdata import files, inspection
@@ -496,7 +496,7 @@ def test_a_file_is_parsed_once_until_it_changes(csv, monkeypatch):
     source = csv(IRIS)
     facts = userdata.inspect("csv", source)
     with monkeypatch.context() as patch:
-        patch.setattr(inspection.sys, "executable", "/no/such/python")
+        patch.setattr(sandbox.sys, "executable", "/no/such/python")
         assert userdata.inspect("csv", source) == facts
         inspection._inspected.cache_clear()  # as a new process
         assert userdata.inspect("csv", source) == facts

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import signal
-import subprocess
-import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from engine import sandbox
 from engine.config import DatasetName, Source
 from engine.datasets import Dataset
 from engine.downloads import cache_folder, keep
 from engine.errors import ConfigError
-from engine.userdata.files import about, existing, quoted
+from engine.userdata.files import about, existing
 
 INSPECT_MEMORY_BYTES = 4 << 30
 INSPECT_S = 60
-SMALLER = "Try a smaller part of it."
 
 _DATASET = TypeAdapter(Dataset)
 _FORMAT = 2  # raise it when a reader finds something else in the same file
@@ -83,38 +79,13 @@ def _inspected(version: _Version) -> Dataset | ConfigError:
     """A file that is wrong stays so until it changes: its error is remembered too, running out of time is not."""
     with contextlib.suppress(OSError, ValidationError):
         return _DATASET.validate_json(version.remembered_at.read_bytes())
-    answer = _ask_a_process(version)
-    if "error" in answer:
-        return ConfigError(answer["error"], fix=answer["fix"])
-    facts = _DATASET.validate_python(answer["facts"])
+    try:
+        answer = sandbox.ask("engine.userdata", version._asdict(), seconds=INSPECT_S, memory_bytes=INSPECT_MEMORY_BYTES)
+    except sandbox.NoAnswer:
+        raise
+    except ConfigError as error:
+        return error
+    facts = _DATASET.validate_python(answer)
     with contextlib.suppress(OSError):  # without a cache it is parsed again
         keep(version.remembered_at, _DATASET.dump_json(facts))
     return facts
-
-
-def _ask_a_process(version: _Version) -> dict[str, Any]:
-    """What `__main__.py` prints. Raises ConfigError when it comes to no answer."""
-    question = version._asdict() | {"memory_bytes": INSPECT_MEMORY_BYTES, "seconds": INSPECT_S, "parent": os.getpid()}
-    environment = {
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-        "PYTHONUTF8": "1",
-        "OPENBLAS_NUM_THREADS": "1",  # its threads would reserve address space
-        "ARROW_DEFAULT_MEMORY_POOL": "system",
-    }
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "engine.userdata"],  # -P: nothing is imported from the current folder
-            input=json.dumps(question).encode(), capture_output=True, timeout=INSPECT_S, env=environment,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise ConfigError(_TOO_SLOW.format(INSPECT_S), fix=SMALLER) from None
-    if done.returncode == 0:
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
-    if done.returncode == -signal.SIGXCPU:
-        raise ConfigError(_TOO_SLOW.format(INSPECT_S), fix=SMALLER)
-    why = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"signal {-done.returncode}"
-    raise ConfigError(f"the process that read it broke down ({quoted(why, length=60)}).", fix=SMALLER)
-
-
-_TOO_SLOW = "could not be read within {:g} s."

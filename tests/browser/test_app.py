@@ -51,7 +51,7 @@ def test_each_page_paints_without_errors_outside_requests_or_sideways_scrolling(
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(app_url + path)
     expect(page.get_by_test_id("stMainBlockContainer")).to_contain_text(
-        {"/": "Isoflop", "/train": "Start from", "/runs": "Runs"}[path], timeout=30_000
+        {"/": "Isoflop", "/train": "Start from", "/runs": "Library"}[path], timeout=30_000
     )
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
 
@@ -121,12 +121,15 @@ def test_a_run_is_opened_exported_and_deleted_from_the_list(page, app_url):
     page.goto(app_url + "/train?preset=digits-mlp&budget.epochs=3")
     page.get_by_role("button", name="Run", exact=True).click(timeout=30_000)
     expect(page.get_by_test_id("live-status")).to_have_text("Finished", timeout=30_000)
+    page.get_by_role("button", name="Export").click()
+    expect(page.get_by_text("Everything that leaves")).to_be_visible(timeout=20_000)
     with page.expect_download(timeout=30_000) as download:
-        page.get_by_role("button", name="Export").click()
+        page.get_by_role("button", name="Download isoflop-").click()
     assert b"<html" in download.value.path().read_bytes()[:500]
+    page.get_by_role("button", name="Close").click()
     page.get_by_role("button", name="Delete").click()
     page.locator(".st-key-delete-for-good button").click()
-    expect(page.get_by_role("heading", name="Runs")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("heading", name="Library")).to_be_visible(timeout=20_000)
 
 
 def test_the_form_drives_the_address_and_the_address_the_form(page, app_url):

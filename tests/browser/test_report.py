@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from engine import charts
-from engine.report import Report
+from engine.report import Report, concluded
 from engine.store import Store
 from tests.fakes import make_run
+from tests.test_sharing import race_of
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -35,7 +36,7 @@ def test_a_report_opens_offline_with_every_chart_drawn_and_nothing_said_in_the_c
 
     page.goto(file.as_uri())
     drawn = page.locator(".js-plotly-plot > .plot-container .main-svg:first-child")
-    sync_api.expect(drawn).to_have_count(len(charts.shown(runs)), timeout=30_000)
+    sync_api.expect(drawn).to_have_count(len(charts.shown(runs)) + 1, timeout=30_000)
 
     assert page.locator("#chart-loss").get_by_text("NaN at step 140").count() == 1
     assert page.locator("h1").inner_text() == NAME
@@ -67,3 +68,23 @@ def test_a_report_prints_with_its_charts_on_white_paper(page, tmp_path):
     charts_fit = "() => [...document.querySelectorAll('.chart')].every(c => c.scrollWidth <= c.clientWidth)"
     page.set_viewport_size({"width": 703, "height": 1000})  # A4 without its margins
     assert page.evaluate(charts_fit)
+
+
+@pytest.mark.browser
+def test_a_race_prints_every_chart_and_its_verdict_on_paper(page, tmp_path):
+    """The PDF itself: each page is drawn, and the text that a reader looks for is in it."""
+    runs = race_of(Store(tmp_path)).runs
+    report = Report.freeze("A race", runs, conclusions=concluded(runs, target=0.8))
+    (tmp_path / "race.html").write_text(report.to_html(), encoding="utf-8")
+    page.goto((tmp_path / "race.html").as_uri())
+    drawn = page.locator(".js-plotly-plot > .plot-container .main-svg:first-child")
+    sync_api.expect(drawn).to_have_count(page.locator(".chart").count(), timeout=30_000)
+    assert page.locator(".verdict td", has_text="2 of 2 runs").count() == 2
+    page.emulate_media(media="print")
+    page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+    sizes = page.evaluate(
+        "() => [...document.querySelectorAll('.chart')].map(c => [c.clientWidth, c.querySelector('.main-svg').clientWidth])"
+    )
+    assert all(0 < inside <= outside + 1 for outside, inside in sizes), sizes
+    pdf = page.pdf(format="A4", print_background=True)
+    assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") >= 2

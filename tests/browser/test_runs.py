@@ -1,9 +1,11 @@
-"""The list of many runs in a real browser: found, sorted and turned page by page, and all of it in the address."""
+"""The library in a real browser: runs found, sorted and turned page by page, chosen, deleted and had back; files dropped in;
+all of it in the address."""
 
 import pytest
 from playwright.sync_api import expect
 
 from engine.presets import PRESETS
+from engine.report import Report
 from engine.store import Store
 from tests.browser.conftest import serve_dashboard
 from tests.fakes import make_run
@@ -79,3 +81,68 @@ def click_head_of_test_accuracy(page):
     """The table is drawn on a canvas: its heads are found by where they are."""
     box = page.get_by_test_id("stDataFrame").locator("canvas").first.bounding_box()
     page.mouse.click(box["x"] + 660, box["y"] + 18)
+
+
+def choose(page, *rows):
+    """The boxes at the left of the rows."""
+    page.get_by_role("heading", name="Library").scroll_into_view_if_needed()
+    box = page.get_by_test_id("stDataFrame").locator("canvas").first.bounding_box()
+    for row in rows:
+        page.mouse.click(box["x"] + 18, box["y"] + 35 * (row + 1.5))
+        page.wait_for_timeout(600)
+
+
+def test_a_filter_and_the_columns_stand_in_the_address(page, app_url):
+    page.goto(f"{app_url}/runs?where=data+%3D+mnist5k")
+    expect_list(page, 1, 23, 23)
+    page.get_by_placeholder("optimizer.name").fill("model.family = cnn, steps > 200")
+    page.get_by_placeholder("optimizer.name").press("Enter")
+    page.get_by_role("button", name="Show all runs").click(timeout=20_000)
+    expect_list(page, 1, 100, 230)
+    page.get_by_placeholder("optimizer.name").fill("nonsense = 1")
+    page.get_by_placeholder("optimizer.name").press("Enter")
+    expect(page.get_by_text("A run has no field 'nonsense'")).to_be_visible(timeout=20_000)
+
+
+def test_runs_are_deleted_and_had_back(page, app_url):
+    page.goto(f"{app_url}/runs?q=night-15")
+    expect_list(page, 1, 11, 11)
+    choose(page, 0, 1)
+    expect(page.get_by_text("2 runs chosen")).to_be_visible(timeout=20_000)
+    page.locator(".st-key-delete-chosen button").first.click()
+    expect_list(page, 1, 9, 9)
+    page.get_by_role("button", name="Undo").click(timeout=8_000)
+    expect_list(page, 1, 11, 11)
+
+
+def test_a_report_that_is_dropped_in_comes_in_marked_and_one_sentence_says_what_is_no_report(page, app_url, tmp_path):
+    report, other = tmp_path / "theirs.json", tmp_path / "other.json"
+    store = Store(tmp_path / "elsewhere")
+    report.write_text(Report.freeze("From elsewhere", [make_run(store, name="guest")]).to_json(), encoding="utf-8")
+    other.write_text("{}", encoding="utf-8")
+    page.goto(f"{app_url}/runs?q=guest")
+    drop(page, other)
+    expect(page.get_by_text("This is not a report, or not all of one")).to_be_visible(timeout=30_000)
+    drop(page, report)
+    expect(page.get_by_text("1 run came in, marked imported, unverified")).to_be_visible(timeout=30_000)
+    page.goto(f"{app_url}/runs?q=guest")
+    expect(page.get_by_test_id("stDataFrame").locator("canvas").first).to_be_visible(timeout=20_000)
+    choose(page, 0)
+    expect(page.locator(".st-key-selected")).to_contain_text("From the report 'From elsewhere'", timeout=20_000)
+    expect(page.locator(".st-key-selected").get_by_role("button", name="Copy link")).to_be_visible()
+
+
+def drop(page, file):
+    page.get_by_role("button", name="Import").click(timeout=30_000)
+    page.get_by_test_id("stPopoverBody").locator("input[type=file]").first.set_input_files(file)
+
+
+def test_a_link_is_copied_as_the_page_is(browser, app_url):
+    context = app_url.new_context(browser, permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(f"{app_url}/runs?q=night-15")
+    expect_list(page, 1, 11, 11)
+    page.get_by_role("button", name="Copy link").first.click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == f"{app_url}/runs?q=night-15"
+    context.close()

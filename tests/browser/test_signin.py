@@ -58,7 +58,7 @@ def test_a_link_on_another_site_leads_in_somebody_who_is_signed_in(browser, serv
     page = context.new_page()
     page.goto(elsewhere("<a href='{url}/runs'>here</a>", url))
     page.get_by_text("here").click()
-    expect(page.get_by_test_id("stMainBlockContainer")).to_contain_text("Runs", timeout=30_000)
+    expect(page.get_by_test_id("stMainBlockContainer")).to_contain_text("Library", timeout=30_000)
     context.close()
 
 

@@ -1,0 +1,193 @@
+"""Writes docs/report-schema.md from the models themselves: `python docs/report_schema.py`. A test compares the two."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import re
+import sys
+import tokenize
+import typing
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pydantic import BaseModel  # noqa: E402
+from pydantic_core import PydanticUndefined  # noqa: E402
+
+from engine.outcome import LaneOutcome, Outcome  # noqa: E402
+from engine.redaction import LONGEST_TEXT  # noqa: E402
+from engine.report import MAX_RUNS, SCHEMA_VERSION, TABLES, Report, ReportRun  # noqa: E402
+from engine.store import COLUMNS  # noqa: E402
+
+FILE = ROOT / "docs" / "report-schema.md"
+_INTRO = f"""# What stands in a report
+
+Made from the code by `python docs/report_schema.py`; a test fails where it is not up to date.
+
+A report is one JSON document, schema **{SCHEMA_VERSION}**. It is the truth: the HTML page (`<script type="application/json" id="report">`)
+and the zip (`report.json`) hold the same bytes, the page of a long run with fewer points (`recorded_steps` says how many there
+were). Up to {MAX_RUNS} runs. A reader of ours takes schema 1 and {SCHEMA_VERSION}, and refuses a newer one by its number.
+
+- **Hash**: the content hash is the SHA-256 of the JSON as it was written, in UTF-8: `sha256sum report.json`. The page shows it, the zip
+  has it in `SHA256SUMS`. In a page `<` stands as `\\u003c`.
+- **Units**: seconds, bytes, joules, watts, shares 0 to 1; moments are Unix time in seconds.
+- **NaN and infinity** are the texts `"NaN"`, `"Infinity"`, `"-Infinity"`, never bare words. `null` is unknown.
+- **Columns** of a table are packed without loss: base64 of zlib of little-endian numbers, as `{{"float32": "..."}}`, `{{"float64": "..."}}`, or
+  `{{"deltas": "...", "per": 1}}`: int64 differences whose running sum, divided by `per` (1 or 1,000,000,000), are the values. In Python:
+
+```python
+import base64, json, zlib
+import numpy as np
+
+def column(packed):
+    kind = next(k for k in ("deltas", "float32", "float64") if k in packed)
+    data = zlib.decompress(base64.b64decode(packed[kind]))
+    values = np.frombuffer(data, {{"deltas": "<i8", "float32": "<f4", "float64": "<f8"}}[kind])
+    return np.cumsum(values) / packed["per"] if kind == "deltas" else values.astype(float)
+
+report = json.load(open("report.json"))
+loss = column(report["runs"][0]["steps"]["loss"])
+```
+
+A column that a table does not hold is unknown. Arrays inside other records are base64 of little-endian numbers, not deflated.
+
+**What is never in it**: paths, user, host, addresses, tokens, values of the environment, serial numbers; the names of your own files only
+where you asked for them (`--file-names`). `python -m engine export RUN -o FILE --preview` lists all that is.
+
+Names of types below: `Text` is up to {LONGEST_TEXT:,} characters, `Words` any text, `Id` 16 and `Sha256` 64 hexadecimal digits, `Count` a
+whole number from 0 to 2^63, `Moment` a Unix time until the year 10,000, `Seconds` a duration, `Points` a table, `Said` one of the records
+below by its `kind`, `LastWord` one of Finished, Cancelled, Failed, Interrupted. Fields that are not listed are ignored. The same as JSON Schema:
+`python -c "import json; from engine.report import Report; print(json.dumps(Report.model_json_schema(mode='serialization')))"`.
+
+## Tables
+"""
+
+
+def document() -> str:
+    parts = [_INTRO]
+    parts += [f"- `{name}`: {', '.join(f'`{column}`' for column in COLUMNS[name])}" for name in TABLES]
+    queue: list[type] = [Report, ReportRun]
+    done: list[type] = []
+    while queue:
+        model = queue.pop(0)
+        if model in done:
+            continue
+        done.append(model)
+        parts.append(_section(model))
+        queue += [inner for inner in _models_in(model) if inner not in done]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _section(model: type) -> str:
+    about = inspect.cleandoc(model.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    rows = [f"| `{name}` | {kind} | {default} | {comment} |" for name, kind, default, comment in _fields(model)]
+    head = [f"\n## {model.__name__}\n", about, ""]
+    return (
+        "\n".join([*head, "| field | type | default | |", "|---|---|---|---|", *rows])
+        if rows
+        else "\n".join(head).rstrip()
+    )
+
+
+def _fields(model: type) -> list[tuple[str, str, str, str]]:
+    comments = _comments(model)
+    if issubclass(model, BaseModel):
+        found = []
+        for name, field in model.model_fields.items():
+            default = field.get_default(call_default_factory=True) if not field.is_required() else PydanticUndefined
+            told = comments.get(name, "") or (field.description or field.title or "")
+            found.append((name, _type(model, name), _default(default), _cell(told)))
+        return found
+    return [(name, _type(model, name), "", _cell(comments.get(name, ""))) for name in model.__dataclass_fields__]  # type: ignore[attr-defined]
+
+
+def _default(value: Any) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    if value is None:
+        return "null"
+    if isinstance(value, BaseModel):
+        return "its own defaults"
+    if hasattr(value, "shape"):
+        return "empty"
+    return _cell(f"`{value!r}`" if value not in ("", [], {}, ()) else "empty")
+
+
+def _type(model: type, name: str) -> str:
+    for owner in model.__mro__:
+        annotation = inspect.get_annotations(owner).get(name)
+        if annotation is not None:
+            text = annotation if isinstance(annotation, str) else str(annotation)
+            text = re.sub(r"\s+", " ", text.split("Field(")[0] if text.startswith("Annotated[") is False else text)
+            return f"`{_cell(text)}`"
+    return ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").strip()
+
+
+def _comments(model: type) -> dict[str, str]:
+    """What the source says after a field, on its line or, where that was broken, on the last of it."""
+    found: dict[str, str] = {}
+    for owner in reversed(model.__mro__):
+        if owner.__module__.startswith("engine."):
+            found |= _comments_of(inspect.getsource(owner))
+    return found
+
+
+def _comments_of(source: str) -> dict[str, str]:
+    found, name, depth = dict[str, str](), "", 0
+    tokens = list(tokenize.generate_tokens(io.StringIO(inspect.cleandoc("\n" + source)).readline))
+    for token, after in zip(tokens, [*tokens[1:], tokens[-1]], strict=True):
+        if token.type == tokenize.INDENT:
+            depth += 1
+        elif token.type == tokenize.DEDENT:
+            depth -= 1
+        elif (
+            depth == 1
+            and token.type == tokenize.NAME
+            and after.string == ":"
+            and token.line.strip().startswith(token.string)
+        ):
+            name = token.string
+        elif depth == 1 and token.type == tokenize.COMMENT and name and not token.line.strip().startswith("#"):
+            comment = token.string.lstrip("# ").strip()
+            if not comment.startswith(("type:", "noqa", "fmt:")):
+                found.setdefault(name, comment)
+        elif token.type == tokenize.NEWLINE:
+            name = name if after.type == tokenize.COMMENT else ""
+    return found
+
+
+def _models_in(model: type) -> list[type]:
+    hints = [field.annotation for field in model.model_fields.values()] if issubclass(model, BaseModel) else [
+        typing.get_type_hints(model)[name] for name in model.__dataclass_fields__  # type: ignore[attr-defined]
+    ]  # fmt: skip
+    found: list[type] = []
+    for hint in hints:
+        found += _in_hint(hint)
+    if model is Report:
+        found += [Outcome, LaneOutcome]
+    return found
+
+
+def _in_hint(hint: Any) -> list[type]:
+    if arguments := typing.get_args(hint):
+        return [model for argument in arguments for model in _in_hint(argument)]
+    is_ours = isinstance(hint, type) and hint.__module__.startswith("engine.")
+    return (
+        [hint]
+        if is_ours
+        and (issubclass(hint, BaseModel) or hasattr(hint, "__dataclass_fields__"))
+        and hint.__name__ != "Points"
+        else []
+    )
+
+
+if __name__ == "__main__":
+    FILE.write_text(document(), encoding="utf-8")
+    print(FILE.relative_to(ROOT))

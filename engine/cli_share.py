@@ -1,0 +1,244 @@
+"""`export`, `import` and `reports` of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engine import energy, interop, outcome, sharing, units
+from engine.config import with_overrides
+from engine.errors import ConfigError, StoreError
+from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
+from engine.report import Report, concluded, steps_csv
+from engine.sharing import CurveChoices
+from engine.store import Run, Store, json_text
+from engine.supervisor import Client
+from engine.text import visible
+
+WEIGHTS = ("model.safetensors", "trajectory.safetensors")
+_ENDINGS = (".html", ".json", ".zip", ".csv", ".parquet")
+_StoreOf = Callable[[argparse.Namespace], Store]
+
+
+def add_commands(add: Callable[..., Any], store_of: _StoreOf) -> None:
+    """`add` makes a command as engine.cli does; `store_of` finds the store of its arguments."""
+    export = add("export", partial(export_command, store_of), "write runs to one file, or to TensorBoard and MLflow")
+    export.add_argument("runs", nargs="+", metavar="RUN", help="ids, or beginnings of them")
+    export.add_argument("-o", "--output", help=f"FILE{'|'.join(_ENDINGS)}")
+    export.add_argument("--title", default="")
+    export.add_argument("--notes", default="", help="text to stand in the report, or @FILE")
+    export.add_argument("--target", help="of its table: test_accuracy=0.95, test_loss=0.3 or none")
+    export.add_argument("--baseline", default="", metavar="LABEL")
+    export.add_argument("--weights", action="store_true", help="of a .zip: the runs' weights too")
+    export.add_argument(
+        "--file-names", action="store_true", help="keep the names of your own files (never where they lie)"
+    )
+    export.add_argument("--preview", action="store_true", help="say all that would leave, and write nothing")
+    export.add_argument("--tensorboard", metavar="DIR", help="event files for TensorBoard, a folder per run")
+    export.add_argument("--mlflow", metavar="DIR", help="a folder that `mlflow ui` reads")
+
+    importing = add("import", partial(import_command, store_of), "take runs in from reports, or a curve from a CSV")
+    importing.add_argument("files", nargs="+", metavar="FILE", help=".html, .json, .zip of Isoflop, or .csv")
+    importing.add_argument("--name", default="", help="of a curve (default: its file's name)")
+    importing.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="ROLE=HEADER",
+        help="of a CSV: loss=HEADER, test_accuracy=..., step=...",
+    )
+    importing.add_argument(
+        "--seconds-in", default="", choices=["", *("s", "ms", "min", "h")], help="of a CSV: the unit of time"
+    )
+    importing.add_argument(
+        "--percent", action=argparse.BooleanOptionalAction, help="of a CSV: whether accuracy is in percent"
+    )
+    importing.add_argument("--preset", default=DEFAULT_PRESET, help="of a CSV: the experiment, as you know it")
+    importing.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of a CSV: e.g. data=digits")
+
+    add(
+        "reports",
+        partial(reports_command, store_of),
+        "the reports that were imported, with their notes and conclusions",
+    )
+
+
+# --- out ----------------------------------------------------------------------------------------------------------------
+
+
+def export_command(store_of: _StoreOf, a: argparse.Namespace) -> int:
+    """Write runs to a file; what kind is said by its ending."""
+    store = store_of(a)
+    runs = [store.run(store.find(r)) for r in dict.fromkeys(a.runs)]
+    if not (a.output or a.tensorboard or a.mlflow or a.preview):
+        raise ConfigError(
+            "Nothing says where to write.", fix=f"Give -o FILE{'|'.join(_ENDINGS)}, --tensorboard or --mlflow."
+        )
+    path = Path(a.output) if a.output else None
+    if path and path.suffix not in _ENDINGS:
+        raise ConfigError(
+            f"-o {path.name}: unknown ending {path.suffix or '(none)'!r}.",
+            fix=f"Choose {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}.",
+        )
+    if a.weights and path and path.suffix != ".zip":
+        raise ConfigError(f"-o {path.name}: weights go into a .zip only.", fix="Write a .zip, or leave out --weights.")
+    if a.preview:
+        return _preview(a, report_of(store, runs, a))
+    written = []
+    if path:
+        _write(path, store, runs, a)
+        written.append(path)
+    if a.tensorboard:
+        written += interop.write_tensorboard(Path(a.tensorboard), runs)
+    if a.mlflow:
+        written += interop.write_mlflow(Path(a.mlflow), runs)
+    size = sum(file.stat().st_size for file in written)
+    if a.json:
+        print(json_text({"file": str(written[0]), "files": [str(file) for file in written], "size_bytes": size}))
+    else:
+        for file in written:
+            print(f"{visible(str(file))} ({units.nbytes(file.stat().st_size)})")
+    return 0
+
+
+def report_of(store: Store, runs: Sequence[Run], a: argparse.Namespace) -> Report:
+    """The report of the arguments, with what the runs came to as a race where they are one."""
+    metric, target = outcome.parse_target(a.target) if a.target else _own_target(runs)
+    return Report.freeze(
+        a.title or runs[0].name or runs[0].config.in_words(), runs, account_of=partial(energy.in_store, store), notes=_notes(a.notes),
+        conclusions=concluded(runs, metric=metric, target=target, baseline=a.baseline), file_names=a.file_names,
+        files=WEIGHTS if a.weights else (),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _own_target(runs: Sequence[Run]) -> tuple[Any, float | None]:
+    """The target the runs themselves aimed at, where it is one."""
+    aims = {(run.config.target.metric, run.config.target.value) for run in runs}
+    return next(iter(aims)) if len(aims) == 1 else ("test_accuracy", None)
+
+
+def _notes(text: str) -> str:
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"--notes {text}: the file cannot be read as UTF-8 text.", fix="Name a text file.") from None
+
+
+def _preview(a: argparse.Namespace, report: Report) -> int:
+    rows = sharing.preview(report)
+    if a.json:
+        print(json_text({"leaves": [{"run_id": r.run or None, "what": r.what, "text": r.text} for r in rows]}))
+        return 0
+    for row in rows:
+        print(f"{row.run or 'report':16}  {row.what:28} {visible(row.text, 200)}")
+    print("Nothing was written.")
+    return 0
+
+
+def _write(path: Path, store: Store, runs: Sequence[Run], a: argparse.Namespace) -> None:
+    if path.suffix == ".zip":
+        sharing.write_zip(path, report_of(store, runs, a), {run.run_id: run for run in runs})
+        return
+    if path.suffix == ".parquet":
+        interop.write_parquet(path, runs)
+        return
+    if path.suffix == ".csv":
+        text = steps_csv(runs[0]) if len(runs) == 1 else interop.steps_of_all(runs)
+    else:
+        report = report_of(store, runs, a)
+        text = report.to_html() if path.suffix == ".html" else report.to_json()
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise StoreError(f"{path} cannot be written: {error.strerror}.", fix="Choose another place with -o.") from None
+
+
+# --- in -----------------------------------------------------------------------------------------------------------------
+
+
+def import_command(store_of: _StoreOf, a: argparse.Namespace) -> int:
+    """All files come in, or none does."""
+    client = Client(store_of(a))
+    found = client.import_files([Path(file) for file in a.files], curve=_curve(a))
+    if a.json:
+        print(
+            json_text(
+                {
+                    "run_ids": found.run_ids,
+                    "group_ids": found.group_ids,
+                    "report_ids": found.report_ids,
+                    "warnings": found.warnings,
+                }
+            )
+        )
+        return 0
+    for run_id in found.run_ids:
+        run = client.store.run(run_id, keep_points=1)
+        print(f"{run_id}  {run.status:<11}  {visible(run.name, 60)}  {run.config.in_words()}")
+    for group_id in found.group_ids:
+        print(f"group {group_id}: its runs were asked for together")
+    for warning in found.warnings:
+        print(f"  ! {visible(warning)}")
+    print("Imported, unverified: what stands in a file is what its author says.")
+    return 0
+
+
+def _curve(a: argparse.Namespace) -> CurveChoices:
+    columns = {}
+    for text in a.column:
+        role, equals, header = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--column {text} is not understood.", fix="Write it as loss=HEADER.")
+        columns[role.strip()] = header.strip()
+    if a.preset not in PRESETS:
+        preset_config(a.preset)  # says which there are
+    return CurveChoices(
+        name=a.name,
+        columns=columns,
+        seconds_in=a.seconds_in,
+        percent=a.percent,
+        config=with_overrides(preset_config(a.preset), a.set),
+    )
+
+
+def reports_command(store_of: _StoreOf, a: argparse.Namespace) -> int:
+    """What was imported as a report, newest first."""
+    found = sharing.saved_reports(store_of(a))
+    if a.json:
+        print(json_text({"reports": [report.model_dump(exclude={"conclusions"}) for report in found]}))
+        return 0
+    if not found:
+        print("No reports yet. Take one in: python -m engine import FILE")
+    for report in found:
+        print(
+            f"{report.report_id}  {units.date(report.origin.at)}  {len(report.run_ids)} runs  {visible(report.title, 80)}"
+        )
+        if report.notes:
+            print(f"  {visible(report.notes, 200)}")
+        for conclusion in report.conclusions:
+            print("  " + "\n  ".join(outcome.table(conclusion.outcome)))
+    return 0
+
+
+def origin_lines(run: Run) -> list[str]:
+    """What is to be known of a run that was not made here; nothing of one that was."""
+    if run.imported is None:
+        return []
+    origin = run.imported.origin
+    lines = [f"  imported          {units.date(origin.at)} from {visible(origin.title, 60)!r}, unverified"]
+    if origin.hash_matches is False:
+        lines.append("  ! its content hash does not match: the file was changed after it was exported")
+    if len(run.steps) < run.imported.recorded_steps:
+        lines.append(
+            f"  ! it holds {len(run.steps):,} of {run.imported.recorded_steps:,} steps; the figures are from all of them"
+        )
+    return lines + [f"  ! {visible(note)}" for note in origin.notes]

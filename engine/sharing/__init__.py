@@ -1,0 +1,26 @@
+"""Reports on their way: out as a zip with all that belongs to them, and in again as runs of this store.
+
+What comes in is somebody else's: it is read in a process under limits, becomes numbers and text under new ids, is marked
+as imported, and stands in the store as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+from engine.sharing.curves import CurveChoices
+from engine.sharing.importing import Imports, import_files
+from engine.sharing.library import SavedReport, delete_report, saved_report, saved_reports
+from engine.sharing.preview import Leaving, preview
+from engine.sharing.zips import write_zip
+
+__all__ = [
+    "CurveChoices",
+    "Imports",
+    "Leaving",
+    "SavedReport",
+    "delete_report",
+    "import_files",
+    "preview",
+    "saved_report",
+    "saved_reports",
+    "write_zip",
+]
