@@ -290,7 +290,10 @@ def _chosen(device: str) -> list[Run]:
     rows = [
         row
         for row in state.store().rows(limit=_OFFERED)
-        if row.config.task == "train" and row.config.device == device and row.summary.steps and row.status in TERMINAL
+        if row.config.task == "train"
+        and row.config.device == device
+        and row.summary.steps
+        and row.status in TERMINAL
         and row.summary.imported is None  # another machine's, under another roof
     ]
     if not rows:

@@ -8,7 +8,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import state
-from engine import calibration, cost, energy, figures, split, units
+from engine import calibration, cost, energy, figures, sharing, split, units
 from engine.charts_split import split_chart
 from engine.errors import EngineError
 from engine.figures import Figure
@@ -281,7 +281,9 @@ def _when_reached(run: Run) -> str:
 
 
 def why_box(run: Run) -> None:
-    """Why a run ended before its budget."""
+    """Whether it was made here, and why it ended before its budget."""
+    if said := sharing.origin_in_words(run):
+        st.info(literal(" ".join(said)), icon=":material/file_open:")
     if run.status == "failed":
         st.error(literal(run.why()), icon=":material/error:")
     elif run.status == "interrupted":

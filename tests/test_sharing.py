@@ -21,6 +21,7 @@ from engine.errors import ConfigError, EngineError, StoreError
 from engine.outcome import outcome
 from engine.presets import PRESETS, preset_config
 from engine.report import Report, concluded
+from engine.sharing import rebuilding
 from engine.sharing.__main__ import _answer
 from engine.store import EventLog, Run, StopRequest, Store, ask_to_stop
 from engine.supervisor import Client, Supervisor
@@ -322,12 +323,14 @@ def test_a_report_of_schema_1_comes_in(other):
 
 
 @pytest.mark.usefixtures("here")
-def test_a_long_table_is_in_records_that_a_reader_takes(store, other, tmp_path):
-    run = make_run(store, num_steps=150_000, step_s=1e-5)
+def test_a_long_table_is_in_records_that_a_reader_takes(store, other, tmp_path, monkeypatch):
+    monkeypatch.setattr(rebuilding, "_ROWS_BYTES", 50_000)  # of 5 million
+    run = make_run(store, num_steps=5_000)
     (back,) = brought(other, written(frozen([run]), tmp_path / "r.json"))
     np.testing.assert_array_equal(back.steps["loss"], run.steps["loss"])
     assert back.problems == []
-    assert len(other.run(back.run_id, keep_points=100).steps) == 150_000
+    assert len(other.run(back.run_id, keep_points=100).steps) == 5_000
+    assert sum(b'"table":"steps"' in line for line in (back.folder / "events.jsonl").open("rb")) == 7
 
 
 # --- whole, or not at all -----------------------------------------------------------------------------------------------
