@@ -43,8 +43,9 @@ def said(app) -> str:  # noqa: F811
 def test_each_imported_run_opens(app, store, theirs):  # noqa: F811
     for run_id in theirs.run_ids:
         page = "hardware" if store.run(run_id).config.task == "calibrate" else "train"
+        app.query_params.clear()
         open_page(app, page, run=run_id)
-        assert not app.exception and len(app.error) == (store.run(run_id).status == "failed"), run_id
+        assert not app.exception and len(app.error) == (store.run(run_id).status == "failed"), (page, [e.value for e in app.error])
         if page == "train":
             assert "unverified" in said(app)
 
