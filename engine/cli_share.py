@@ -232,3 +232,18 @@ def reports_command(store_of: _StoreOf, a: argparse.Namespace) -> int:
 def origin_lines(run: Run) -> list[str]:
     """For a card in a terminal."""
     return [f"  ! {visible(line)}" for line in sharing.origin_in_words(run)]
+
+
+def curve_card(run: Run) -> str:
+    """Of somebody's table: its own numbers, of which nobody here knows how they were had."""
+    s = run.summary()
+    return "\n".join(
+        [
+            f"{run.run_id}  {run.status}  {visible(run.name, 60)}",
+            *origin_lines(run),
+            f"  accuracy          {units.accuracy(s.test_accuracy)} (from the table)",
+            f"  held-out loss     {units.loss(s.test_loss)} (from the table)",
+            f"  training loss     {units.loss(s.final_train_loss)} (from the table, its last row)",
+            f"  steps             {s.steps:,}, {units.duration(s.train_seconds or None)}",
+        ]
+    )

@@ -59,6 +59,7 @@ def test_an_imported_race_opens_on_compare(app, store, theirs):  # noqa: F811
     (group,) = theirs.group_ids
     open_page(app, "compare", race=group)
     assert not app.exception and not app.error
+    assert "4 of 4 runs were imported, unverified" in said(app) and "on this machine" not in said(app)
     race = find(store, group)
     assert race and outcome(race).lanes[0].label == "slow"
 

@@ -306,7 +306,7 @@ def test_a_thinned_page_comes_in_as_what_it_holds_and_says_so(store, other, tmp_
     imports = sharing.import_files(other, [written(frozen([run]), tmp_path / "r.html")])
     back = other.run(imports.run_ids[0])
     assert len(back.steps) < 40_000 == back.imported.recorded_steps
-    assert f"{len(back.steps):,} of 40,000 steps" in imports.warnings[0]
+    assert f"The file holds {len(back.steps):,} of 40,000 steps: " in imports.warnings[0]
     assert back.steps["loss"].max() == run.steps["loss"].max()
     assert back.summary().model_copy(update={"imported": None}) == run.summary()
     assert other.rows()[0].summary.steps == 40_000
