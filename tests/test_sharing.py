@@ -230,7 +230,8 @@ CALIBRATION = records.Calibration(
 
 @pytest.mark.usefixtures("here")
 def test_another_machines_calibration_says_nothing_of_this_one(store, other, tmp_path):
-    theirs = make_run(store, preset_config("calibrate"), num_steps=1, said=[CALIBRATION])
+    named = "calibration of this machine"  # as the listing calls one that is
+    theirs = make_run(store, preset_config("calibrate"), name=named, num_steps=1, said=[CALIBRATION])
     assert calibration.latest(store, "cpu", "AMD EPYC 9575F")
     (back,) = brought(other, written(frozen([theirs]), tmp_path / "r.json"))
     assert back.calibration == CALIBRATION
