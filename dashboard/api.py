@@ -247,7 +247,7 @@ def seconds_left(elapsed: float | None, progress: float | None) -> float | None:
 
 def _trace(table: Table, column: str, start: int, *, full: bool, most: int = FULL_POINTS) -> dict[str, Any] | None:
     """The rows of a column after `start` as x, y and step (where the table has one), thinned with extremes kept."""
-    if start >= len(table):
+    if start >= len(table) or not table.knows(column):
         return None
     y = table[column][start:]
     kept = minmax(y, limit(len(table), len(y), most, full=full))

@@ -355,9 +355,13 @@ def _draw_verdict(*arguments: object) -> None:
     judged = _judged(*arguments)  # type: ignore[arg-type]
     if judged is None:
         return
-    _, result = judged
+    race, result = judged
     with st.container(border=True, key="race-verdict"):
-        words = lessons.recommendation(result)
+        if theirs := sum(run.imported is not None for run in race.runs):
+            st.caption(
+                f"{theirs} of {len(race.runs)} runs were imported, unverified: their times are those of another machine."
+            )
+        words = lessons.recommendation(result, made_here=not theirs)
         st.markdown(f"**{parts.literal(words)}**" if words else "Nothing has reached the target yet.")
         if sentences := _verdicts(result):
             st.caption("\n".join(f"- {parts.literal(sentence)}" for sentence in sentences))

@@ -110,7 +110,7 @@ def _state(run: Run) -> dict[str, Any]:
 
 def _trace(run: Run, table: Table, column: str, start: int, most: int, *, full: bool) -> dict[str, Any] | None:
     """The rows of a column after `start`, thinned with extremes kept, each with all that can be its x."""
-    if start >= len(table):
+    if start >= len(table) or not table.knows(column):
         return None
     y = table[column][start:]
     kept = minmax(y, limit(len(table), len(y), most, full=full))

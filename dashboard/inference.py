@@ -625,7 +625,6 @@ def show(runs: Sequence[Run]) -> None:
             if not run.is_over:
                 state.client().cancel(run.run_id)
     for run in runs:
-        parts.origin_of(run)
         if run.is_over:
             parts.why_box(run)
     limit_s, by = _limit()

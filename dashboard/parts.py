@@ -10,7 +10,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import copying, state
-from engine import admission, calibration, cost, energy, figures, serving, split, studies, units
+from engine import admission, calibration, cost, energy, figures, serving, sharing, split, studies, units
 from engine.charts_split import split_chart
 from engine.energy import Detail
 from engine.errors import EngineError
@@ -335,7 +335,9 @@ def _when_reached(run: Run) -> str:
 
 
 def why_box(run: Run) -> None:
-    """Why a run ended before its budget."""
+    """Whether it was made here, and why it ended before its budget."""
+    if said := sharing.origin_in_words(run):
+        st.info(literal(" ".join(said)), icon=":material/file_open:")
     if run.status == "failed":
         st.error(literal(run.why()), icon=":material/error:")
     elif run.status == "interrupted":
@@ -344,30 +346,11 @@ def why_box(run: Run) -> None:
         st.warning(literal(f"Recording: {problem}."), icon=":material/warning:")
 
 
-def origin_of(run: Run) -> None:
-    """That a run was not made here, and what is known of where it came from."""
-    if run.imported is None:
-        return
-    origin = run.imported.origin
-    what = "a table of numbers" if origin.form == "curve" else f"the report {visible(origin.title, 120)!r}"
-    said = [f"From {what}, imported {units.date(origin.at)}: what stands here is what its author says."]
-    if origin.hash_matches is False:
-        said.append("Its content hash does not match: it was changed after it was exported.")
-    if len(run.steps) < run.imported.recorded_steps:
-        said.append(
-            f"It holds {len(run.steps):,} of {run.imported.recorded_steps:,} steps; the figures are from all of them."
-        )
-    st.badge("imported, unverified", color="orange", icon=":material/download:")
-    st.caption(literal(" ".join([*said, *origin.notes])))
-
-
 def origins_of(runs: Sequence[tuple[str, Run]]) -> None:
     """Which of some runs, by their names, were not made here."""
     if names := list(dict.fromkeys(name for name, run in runs if run.imported)):
         st.badge("imported, unverified", color="orange", icon=":material/download:")
-        st.caption(
-            literal(f"Not made here: {', '.join(names)}. Their figures are what their reports say of other machines.")
-        )
+        st.caption(literal(f"Not made here: {', '.join(names)}."))
 
 
 def status_badge(status: Status) -> None:

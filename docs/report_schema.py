@@ -42,11 +42,13 @@ were). Up to {MAX_RUNS} runs. A reader of ours takes schema 1 and {SCHEMA_VERSIO
 import base64, json, zlib
 import numpy as np
 
+
 def column(packed):
     kind = next(k for k in ("deltas", "float32", "float64") if k in packed)
     data = zlib.decompress(base64.b64decode(packed[kind]))
     values = np.frombuffer(data, {{"deltas": "<i8", "float32": "<f4", "float64": "<f8"}}[kind])
     return np.cumsum(values) / packed["per"] if kind == "deltas" else values.astype(float)
+
 
 report = json.load(open("report.json"))
 loss = column(report["runs"][0]["steps"]["loss"])

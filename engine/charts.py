@@ -80,6 +80,8 @@ def loss_curve(runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS)
         x = _along(run.steps, run, axis)
         _raw_and_smooth(figure, x, run.steps["loss"], f"{label}train", style, max_points, ".4f")
         _marks(figure, x, run.steps["loss"], run.steps["step"], f"{label}train", reach)
+        if not _knows(run.evaluations, "test_loss"):  # somebody's table: NaN there is not what was measured
+            continue
         held_out = run.evaluations["test_loss"]
         at = _along(run.evaluations, run, axis)
         dotted = style | {"dash": "dash" if style["dash"] == "solid" else "dashdot"}
@@ -524,6 +526,11 @@ def _over_time(
     if len(runs) == 1:
         figure.update_layout(showlegend=False)
     return figure
+
+
+def _knows(table: Columns, column: str) -> bool:
+    knows: Callable[[str], bool] | None = getattr(table, "knows", None)
+    return knows is None or knows(column)
 
 
 def _hardware(column: str) -> Reader:

@@ -704,6 +704,8 @@ def _busy(run: Run) -> dict[str, Any] | None:
 
 
 def _card(run: Run) -> str:
+    if run.imported and run.imported.origin.form == "curve":
+        return cli_share.curve_card(run)
     if run.config.task == "calibrate":
         return _calibration_card(run)
     if run.config.task == "landscape":

@@ -230,15 +230,20 @@ def reports_command(store_of: _StoreOf, a: argparse.Namespace) -> int:
 
 
 def origin_lines(run: Run) -> list[str]:
-    """What is to be known of a run that was not made here; nothing of one that was."""
-    if run.imported is None:
-        return []
-    origin = run.imported.origin
-    lines = [f"  imported          {units.date(origin.at)} from {visible(origin.title, 60)!r}, unverified"]
-    if origin.hash_matches is False:
-        lines.append("  ! its content hash does not match: the file was changed after it was exported")
-    if len(run.steps) < run.imported.recorded_steps:
-        lines.append(
-            f"  ! it holds {len(run.steps):,} of {run.imported.recorded_steps:,} steps; the figures are from all of them"
-        )
-    return lines + [f"  ! {visible(note)}" for note in origin.notes]
+    """For a card in a terminal."""
+    return [f"  ! {visible(line)}" for line in sharing.origin_in_words(run)]
+
+
+def curve_card(run: Run) -> str:
+    """Of somebody's table: its own numbers, of which nobody here knows how they were had."""
+    s = run.summary()
+    return "\n".join(
+        [
+            f"{run.run_id}  {run.status}  {visible(run.name, 60)}",
+            *origin_lines(run),
+            f"  accuracy          {units.accuracy(s.test_accuracy)} (from the table)",
+            f"  held-out loss     {units.loss(s.test_loss)} (from the table)",
+            f"  training loss     {units.loss(s.final_train_loss)} (from the table, its last row)",
+            f"  steps             {s.steps:,}, {units.duration(s.train_seconds or None)}",
+        ]
+    )

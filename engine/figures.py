@@ -5,6 +5,7 @@ The page, the report, `show` and its JSON all tell the same; a run's figures can
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Literal
 
@@ -97,7 +98,7 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
     """Every figure of a run by the name it has in a summary; of one that does not train one net, its energy alone; of
     an imported one as its report says."""
     if run.imported:
-        return _as_imported(run.imported)
+        return _as_imported(run, run.imported)
     if run.config.task in studies.ABOUT:
         return of_energy(account or energy.of_run(run))
     with run.lock:
@@ -153,11 +154,26 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
     return found | of_energy(account or energy.of_run(run))
 
 
-def _as_imported(imported: Imported) -> dict[str, Figure]:
-    try:
-        return _FIGURES.validate_python(imported.frozen.get("figures", {}))
-    except ValidationError:
-        return {}
+def _as_imported(run: Run, imported: Imported) -> dict[str, Figure]:
+    """As the report says; where it says nothing of figures (somebody's table, an early report), its numbers without a way."""
+    with contextlib.suppress(ValidationError):
+        if told := _FIGURES.validate_python(imported.frozen.get("figures")):
+            return told
+    s = run.summary()
+    values: dict[str, tuple[float | None, str]] = {
+        "test_accuracy": (s.test_accuracy, "share"), "test_loss": (s.test_loss, ""), "final_train_loss": (s.final_train_loss, ""),
+        "samples_per_s": (s.samples_per_s, "samples/s"), "train_seconds": (s.train_seconds or None, "s"),
+        "step_seconds": (s.train_seconds / s.steps if s.steps and s.train_seconds else None, "s"), "flops": (s.flops, "FLOP"),
+        "flops_per_s": (s.flops / s.train_seconds if s.flops and s.train_seconds else None, "FLOP/s"),
+        "peak_memory_bytes": (s.peak_memory_bytes, "bytes"), "process_memory_bytes": (s.process_memory_bytes, "bytes"),
+    }  # fmt: skip
+    how = "as the imported file says; how it was had is not known"
+    return {
+        name: Figure(
+            value=value, unit=unit, how="table", method=how if value is not None else "the imported file does not say"
+        )
+        for name, (value, unit) in values.items()
+    } | of_energy(energy.of_run(run))
 
 
 _FIGURES = TypeAdapter(dict[str, Figure])

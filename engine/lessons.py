@@ -35,8 +35,9 @@ def budget_in_words(config: RunConfig) -> str:
     return " ".join(words for name, words in BUDGETS_IN_WORDS.items() if getattr(config.budget, name) is not None)
 
 
-def recommendation(result: Outcome) -> str | None:
-    """Which lane to use and how sure that is; None before any has a figure to go by."""
+def recommendation(result: Outcome, *, made_here: bool = True) -> str | None:
+    """Which lane to use and how sure that is; None before any has a figure to go by. A race of elsewhere says nothing of this
+    machine."""
     arrived = [lane for lane in result.lanes if lane.cost["seconds"] is not None and lane.reached]
     if arrived and all(lane.cost["steps"] == 0 for lane in arrived):
         return f"{target_in_words(result)[0].upper()}{target_in_words(result)[1:]} was reached before training began: choose a harder target."
@@ -44,7 +45,8 @@ def recommendation(result: Outcome) -> str | None:
         best = min(arrived, key=lambda lane: lane.cost["seconds"] or 0.0)
         others = [lane for lane in result.lanes if lane is not best]
         told = [_slower(lane, best) for lane in others]
-        words = f"{best.label} reaches {target_in_words(result)} first on this machine, after {units.duration(best.cost['seconds'])} of training"
+        where = " on this machine" if made_here else ""
+        words = f"{best.label} reaches {target_in_words(result)} first{where}, after {units.duration(best.cost['seconds'])} of training"
         return f"{words}; {', '.join(told)}. {_sure(result, best, 'to_target')}"
     known = [lane for lane in result.lanes if lane.test_accuracy is not None]
     if not known or any(status not in TERMINAL for lane in result.lanes for status in lane.status):

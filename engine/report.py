@@ -174,9 +174,12 @@ class Points(RootModel[dict[str, Column]]):
 
     @classmethod
     def of(cls, table: Table) -> Points:
-        """The rows now; times to the nanosecond, which is finer than any clock behind them."""
-        times = ("seconds", "elapsed")
-        return cls({n: np.rint(table[n] * 1e9) / 1e9 if n in times else table[n].copy() for n in table.names})
+        """The rows now, without columns that are unknown; times to the nanosecond, which is finer than any clock behind them."""
+        times, known = ("seconds", "elapsed"), [name for name in table.names if table.knows(name)]
+        return cls({n: np.rint(table[n] * 1e9) / 1e9 if n in times else table[n].copy() for n in known})
+
+    def knows(self, name: str) -> bool:
+        return name in self.root
 
     def model_post_init(self, _context: Any) -> None:
         if len({len(column) for column in self.root.values()}) > 1:

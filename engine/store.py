@@ -356,6 +356,9 @@ class Table:
         self._rows = 0
         self._keep = keep
         self._let_go = 0
+        self.unknown: frozenset[str] = (
+            frozenset()
+        )  # columns that who imported the rows knows nothing of: NaN, but not measured
 
     def __len__(self) -> int:
         return self._let_go + self._rows
@@ -374,6 +377,9 @@ class Table:
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._data[self.names.index(name), : self._rows]
+
+    def knows(self, name: str) -> bool:
+        return name not in self.unknown
 
     def last(self, name: str) -> float | None:
         return float(self[name][-1]) if self._rows else None
@@ -648,6 +654,8 @@ class Run:
         if len(table) and event.columns[key][0] < (table.last(key) or 0.0):
             self._damaged(f"Rows of {event.table} are not in order.")
             return
+        missing = frozenset(table.names) - event.columns.keys()
+        table.unknown = table.unknown & missing if len(table) else missing
         nothing = np.full(len(event.columns[key]), math.nan)
         table.extend(*(event.columns.get(name, nothing) for name in table.names))
 

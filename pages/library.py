@@ -58,7 +58,6 @@ def open_one(line: RunLine) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             parts.status_badge(run.status)
             st.markdown(f"**{parts.literal(run.config.in_words())}**")
-        parts.origin_of(run)
         parts.why_box(run)
         parts.final_figures(run)
         library.label_editor(line)

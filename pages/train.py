@@ -51,7 +51,6 @@ def show(run: Run) -> None:
     may_stop = not over and state.client().may("cancel", run_id)
     if may_stop and action.button("Stop", key="stop", icon=":material/stop:", width="stretch"):
         state.client().cancel(run_id)
-    parts.origin_of(run)
     if over:
         parts.why_box(run)
         parts.final_figures(run)

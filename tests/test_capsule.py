@@ -106,7 +106,7 @@ def test_an_imported_run_says_so_on_its_page_and_a_curve_has_no_command(store, t
 
 def test_a_race_of_eighteen_long_runs_stays_under_three_megabytes(store):
     runs = [
-        make_run(store, with_overrides(RunConfig(), [f"seed={seed}", f"optimizer.lr={lr}"]), num_steps=6_000, step_s=1e-4)
+        make_run(store, with_overrides(RunConfig(), [f"seed={seed}", f"optimizer.lr={lr}"]), num_steps=3_000, step_s=1e-4)
         for lr in (0.1, 0.01, 0.001) for seed in range(6)
     ]  # fmt: skip
     page = Report.freeze("t", runs, conclusions=concluded(runs, target=0.9)).to_html()

@@ -11,6 +11,7 @@ from engine import charts, races, sharing
 from engine.config import RunConfig, with_overrides
 from engine.errors import EngineError
 from engine.outcome import outcome
+from engine.report import Report
 from engine.sharing import CurveChoices
 from engine.sharing.curves import read_curve
 from engine.store import Store
@@ -149,6 +150,18 @@ def test_a_curve_without_time_has_no_time_to_a_target_and_no_duration(store, tmp
     assert result.lanes[1].cost["steps"] == pytest.approx(17.5)
     assert result.lanes[1].cost["seconds"] is None
     assert Store(store.root).rows(limit=5)
+
+
+def test_what_a_table_does_not_tell_is_no_loss_that_became_nan(store, tmp_path):
+    from dashboard.api import points
+
+    (tmp_path / "t.csv").write_text("step,val_acc,loss\n10,0.5,2\n20,0.9,1\n")
+    theirs = store.run(sharing.import_files(store, [tmp_path / "t.csv"]).run_ids[0])
+    assert not theirs.evaluations.knows("test_loss") and theirs.evaluations.knows("test_accuracy")
+    assert "NaN" not in charts.loss_curve([theirs]).to_json()
+    assert "marks" not in str(points(theirs, ""))
+    frozen = Report.from_json(Report.freeze("t", [theirs]).to_json()).runs[0]
+    assert not frozen.evaluations.knows("test_loss") and "NaN" not in charts.loss_curve([frozen]).to_json()
 
 
 def test_a_table_of_a_spreadsheet_cannot_name_a_path(store, tmp_path):

@@ -21,6 +21,7 @@ from engine.errors import ConfigError, EngineError, StoreError
 from engine.outcome import outcome
 from engine.presets import PRESETS, preset_config
 from engine.report import Report, concluded
+from engine.sharing import rebuilding
 from engine.sharing.__main__ import _answer
 from engine.store import EventLog, Run, StopRequest, Store, ask_to_stop
 from engine.supervisor import Client, Supervisor
@@ -260,7 +261,8 @@ CALIBRATION = records.Calibration(
 
 @pytest.mark.usefixtures("here")
 def test_another_machines_calibration_says_nothing_of_this_one(store, other, tmp_path):
-    theirs = make_run(store, preset_config("calibrate"), num_steps=1, said=[CALIBRATION])
+    named = "calibration of this machine"  # as the listing calls one that is
+    theirs = make_run(store, preset_config("calibrate"), name=named, num_steps=1, said=[CALIBRATION])
     assert calibration.latest(store, "cpu", "AMD EPYC 9575F")
     (back,) = brought(other, written(frozen([theirs]), tmp_path / "r.json"))
     assert back.calibration == CALIBRATION
@@ -336,7 +338,7 @@ def test_a_thinned_page_comes_in_as_what_it_holds_and_says_so(store, other, tmp_
     imports = sharing.import_files(other, [written(frozen([run]), tmp_path / "r.html")])
     back = other.run(imports.run_ids[0])
     assert len(back.steps) < 40_000 == back.imported.recorded_steps
-    assert f"{len(back.steps):,} of 40,000 steps" in imports.warnings[0]
+    assert f"The file holds {len(back.steps):,} of 40,000 steps: " in imports.warnings[0]
     assert back.steps["loss"].max() == run.steps["loss"].max()
     assert back.summary().model_copy(update={"imported": None}) == run.summary()
     assert other.rows()[0].summary.steps == 40_000
@@ -353,12 +355,14 @@ def test_a_report_of_schema_1_comes_in(other):
 
 
 @pytest.mark.usefixtures("here")
-def test_a_long_table_is_in_records_that_a_reader_takes(store, other, tmp_path):
-    run = make_run(store, num_steps=150_000, step_s=1e-5)
+def test_a_long_table_is_in_records_that_a_reader_takes(store, other, tmp_path, monkeypatch):
+    monkeypatch.setattr(rebuilding, "_ROWS_BYTES", 50_000)  # of 5 million
+    run = make_run(store, num_steps=5_000)
     (back,) = brought(other, written(frozen([run]), tmp_path / "r.json"))
     np.testing.assert_array_equal(back.steps["loss"], run.steps["loss"])
     assert back.problems == []
-    assert len(other.run(back.run_id, keep_points=100).steps) == 150_000
+    assert len(other.run(back.run_id, keep_points=100).steps) == 5_000
+    assert sum(b'"table":"steps"' in line for line in (back.folder / "events.jsonl").open("rb")) == 7
 
 
 # --- whole, or not at all -----------------------------------------------------------------------------------------------

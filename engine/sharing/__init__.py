@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from engine.sharing.curves import CurveChoices
 from engine.sharing.importing import Imports, import_files
-from engine.sharing.library import SavedReport, delete_report, saved_report, saved_reports
+from engine.sharing.library import SavedReport, delete_report, origin_in_words, saved_report, saved_reports
 from engine.sharing.preview import Leaving, preview
 from engine.sharing.zips import write_zip
 
@@ -19,6 +19,7 @@ __all__ = [
     "SavedReport",
     "delete_report",
     "import_files",
+    "origin_in_words",
     "preview",
     "saved_report",
     "saved_reports",

@@ -64,10 +64,10 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
             read=opened.read,
         )
         warnings += [f"{visible(run.name, 60) or run.run_id}: {what}" for what in missing]
-        if run.is_thinned:
-            warnings.append(
-                f"{visible(run.name, 60) or run.run_id}: the file holds {len(run.steps):,} of {run.recorded_steps:,} steps."
-            )
+    if thinned := [run for run in report.runs if run.is_thinned]:
+        held, recorded = sum(len(run.steps) for run in thinned), sum(run.recorded_steps for run in thinned)
+        whose = f" of {len(thinned)} runs" if len(report.runs) > 1 else ""
+        warnings.append(f"The file holds {held:,} of {recorded:,} steps{whose}: the .json and .zip exports hold all.")
     run_ids, group_ids = list(names.runs.values()), list(names.groups.values())
     report_id = secrets.token_hex(8) if opened.form == "report" else None
     if report_id:

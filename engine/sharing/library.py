@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from engine import units
 from engine.errors import StoreError
 from engine.records import Origin
 from engine.report import Conclusion
-from engine.store import Store
+from engine.store import Run, Store
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _MOST_BYTES = 2**24
@@ -58,6 +59,26 @@ def delete_report(store: Store, report_id: str) -> None:
     """Forget a report; its runs stay."""
     with contextlib.suppress(FileNotFoundError):
         _path(store, report_id).unlink()
+
+
+def origin_in_words(run: Run) -> list[str]:
+    """What is to be known of a run that was not made here, a sentence each; nothing of one that was."""
+    if run.imported is None:
+        return []
+    origin = run.imported.origin
+    what = (
+        "a table of numbers; its configuration is what was said when it was imported"
+        if origin.form == "curve"
+        else f"the report {origin.title!r}"
+    )
+    said = [f"Imported, unverified: on {units.date(origin.at)}, from {what}."]
+    if origin.hash_matches is False:
+        said.append("Its content hash does not match: the file was changed after it was exported.")
+    if len(run.steps) < run.imported.recorded_steps:
+        said.append(
+            f"It holds {len(run.steps):,} of {run.imported.recorded_steps:,} steps; the figures are from all of them."
+        )
+    return said + list(origin.notes)
 
 
 def _path(store: Store, report_id: str) -> Path:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
@@ -146,9 +145,9 @@ def _events(run: ReportRun, origin: Origin) -> Iterator[AnyEvent]:
 
 
 def _rows(name: str, table: Points) -> Iterator[records.Rows]:
-    """The table in pieces that are short enough for a line each; a column that is unknown throughout is left out."""
+    """The table in pieces that are short enough for a line each; a column that it does not hold is left out."""
     key = records.KEY_OF[name]
-    kept = {c: table[c] for c in COLUMNS[name] if c == key or (c in table.root and not np.isnan(table[c]).all())}
+    kept = {c: table[c] for c in COLUMNS[name] if c == key or table.knows(c)}
     piece = _ROWS_BYTES // (11 * len(kept))
     for first in range(0, len(table), piece):
         yield records.Rows(table=name, columns={c: column[first : first + piece] for c, column in kept.items()})

@@ -128,7 +128,7 @@ def test_a_report_that_is_dropped_in_comes_in_marked_and_one_sentence_says_what_
     page.goto(f"{app_url}/runs?q=guest")
     expect(page.get_by_test_id("stDataFrame").locator("canvas").first).to_be_visible(timeout=20_000)
     choose(page, 0)
-    expect(page.locator(".st-key-selected")).to_contain_text("From the report 'From elsewhere'", timeout=20_000)
+    expect(page.locator(".st-key-selected")).to_contain_text("from the report 'From elsewhere'", timeout=20_000)
     expect(page.locator(".st-key-selected").get_by_role("button", name="Copy link")).to_be_visible()
 
 
