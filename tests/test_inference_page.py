@@ -424,7 +424,7 @@ def test_what_was_measured_of_some_weights_comes_back_when_they_are_chosen(
 
 def test_a_ladder_opens_in_its_own_view(app, folder, ladder_run, seen):
     copied(folder, ladder_run)  # the run it was trained by is gone: what was measured stands
-    opened(app, **parts._address("infer", ladder_run.run_id))
+    opened(app, **parts.address_of(ladder_run))
     assert address(app)["view"] == "Software" and seen["runs"] == [ladder_run.run_id]
 
 
@@ -525,7 +525,7 @@ def test_a_finished_training_run_leads_to_how_fast_it_answers(folder, trained, a
 
 
 def test_a_list_opens_a_measurement_where_it_is_shown(matrix_run):
-    assert parts.page_of("infer") == "../pages/inference.py"
+    assert parts.page_of(matrix_run) == "../pages/inference.py"
     assert parts.address_of(matrix_run) == {"run": matrix_run.run_id}
 
 
