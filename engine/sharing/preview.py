@@ -46,7 +46,7 @@ def _of_run(run: ReportRun) -> list[tuple[str, str]]:
         ("State", f"{run.status}, begun {units.date(run.created)}"),
         ("Reason of its end", run.why),
         ("Machine", "; ".join(f"{ENVIRONMENT[k][0]} {ENVIRONMENT[k][1](v)}" for k, v in run.environment.items() if k in ENVIRONMENT and v is not None)),
-        ("Not available there", "; ".join(sorted(set(run.missing_readings.values())))),
+        ("Not available there", "; ".join(sorted({why.rstrip(".") for why in run.missing_readings.values()}))),
         ("Problems of its log", "; ".join(run.problems)),
         ("Points", ", ".join(f"{len(getattr(run, table)):,} {table.replace('_', ' ')}" for table in TABLES)),
         ("Summary, energy and figures", f"{len(run.figures)} figures with their methods"),
