@@ -517,7 +517,7 @@ def test_a_file_is_not_looked_at_for_somebody_who_is_gone(tmp_path):
     os.mkfifo(never)
     ask = (
         "from engine.userdata import inspection; from pathlib import Path\n"
-        f"inspection._ask_a_process(inspection._Version('csv', {str(never)!r}, 1, 1, '', 0))"
+        f"inspection._inspected(inspection._Version('csv', {str(never)!r}, 1, 1, '', 0))"
     )
     asking = subprocess.Popen([sys.executable, "-c", ask], cwd=ROOT)
     try:
