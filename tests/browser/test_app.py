@@ -26,6 +26,7 @@ def start_a_long_run(page, app_url):
     page.get_by_role("button", name="Run", exact=True).click(timeout=30_000)
     expect(page.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop")).to_be_visible(timeout=30_000)
     wait_for(page, POINTS, lambda n: n > 20)
+    page.locator(".js-plotly-plot").first.wait_for()  # points may be there before Plotly is
 
 
 def drag_over_the_first_chart(page):
