@@ -2,12 +2,10 @@
 // get the page's theme. A chart is mounted once and then only redrawn.
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
-const { ROOT, duration, element, loadPlotly, loadStylesheet, readLook, setText } =
+const { PollingView, duration, element, keep, loadPlotly, readLook, setText } =
   await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
 
 const ALIVE_MS = 1000;
-const TIMEOUT_MS = 15_000;
-const VIEWS = new WeakMap();
 const CHARTS = [
   { id: "speedup", title: "Speed-up", note: "examples/s by those of one rank" },
   { id: "efficiency", title: "Efficiency", note: "speed-up by number of ranks" },
@@ -15,26 +13,8 @@ const CHARTS = [
 ];
 const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
 
-// Called again on each rerun of the page and each change of theme, with the same element. The clean-up of a call that
-// has been followed by another must not end the view, hence the owner.
 export function mount({ data, parentElement }) {
-  let view = VIEWS.get(parentElement);
-  if (view && view.study !== data.study) {
-    view.end();
-    view = undefined;
-  }
-  if (!view) {
-    view = new View(parentElement, data);
-    VIEWS.set(parentElement, view);
-    view.start();
-  }
-  const owner = (view.owner = Symbol("mount"));
-  view.update(data);
-  return () => {
-    if (view.owner !== owner) return;
-    view.end();
-    VIEWS.delete(parentElement);
-  };
+  return keep(parentElement, (view) => view.study === data.study, () => new View(parentElement, data), (view) => view.update());
 }
 
 class Card {
@@ -102,10 +82,10 @@ function themed(layout, look) {
   };
 }
 
-class View {
+class View extends PollingView {
   constructor(parent, data) {
-    Object.assign(this, { parent, study: data.study, plotlyVersion: data.plotly_version, cursor: "", figures: {}, answer: null, failures: 0, ended: false });
-    this.debug = { polls: 0, mounts: 0, bytes: 0, view: this };
+    super();
+    Object.assign(this, { parent, study: data.study, plotlyVersion: data.plotly_version, cursor: "", figures: {}, answer: null });
     this.build();
   }
 
@@ -128,87 +108,52 @@ class View {
     this.notice.setAttribute("role", "alert");
     this.notice.hidden = true;
     this.cards = CHARTS.map((chart) => new Card(chart, this));
-    this.grid = element("div", "iso-grid scale-grid", "scale-grid");
-    this.grid.append(...this.cards.map((card) => card.node));
-    this.node.append(head, this.notice, this.grid);
+    this.area = element("div", "iso-grid scale-grid", "scale-grid");
+    this.area.append(...this.cards.map((card) => card.node));
+    this.node.append(head, this.notice, this.area);
     this.parent.append(this.node);
   }
 
   start() {
-    Promise.all([loadStylesheet("live.css"), loadStylesheet("scale.css")]).then(() => (this.node.style.visibility = ""));
-    this.look = readLook(this.node);
-    this.resizer = new ResizeObserver(() => {
-      cancelAnimationFrame(this.resizing);
-      this.resizing = requestAnimationFrame(() => this.resize());
-    });
-    this.resizer.observe(this.grid);
-    this.abort = new AbortController();
-    const { signal } = this.abort;
-    document.addEventListener("visibilitychange", () => document.hidden || this.poll(), { signal });
-    window.addEventListener("beforeprint", () => this.resize(), { signal });
-    this.ticker = setInterval(() => this.showFacts(), 500);
+    this.begin(["live.css", "scale.css"], 500);
   }
 
-  end() {
-    this.ended = true;
-    clearTimeout(this.timer);
-    clearInterval(this.ticker);
-    cancelAnimationFrame(this.resizing);
-    this.resizer.disconnect();
-    this.abort.abort();
-    for (const card of this.cards) if (card.mounted) window.Plotly.purge(card.plot);
-    this.node.remove();
+  charts() {
+    return this.cards;
   }
 
   // The page was drawn anew: repeats may have been added, the theme changed.
   update() {
     this.look = readLook(this.node);
+    this.again = true; // also of a study that is over
     this.paint().catch(() => {}); // without Plotly yet; the poll says so
     this.poll();
   }
 
-  async poll() {
-    clearTimeout(this.timer);
-    if (this.polling || this.ended || this.gone || document.hidden) return;
-    this.polling = true;
-    let delay = ALIVE_MS;
-    try {
-      delay = Math.max(ALIVE_MS, await this.fetchAnswer());
-      await this.paint();
-      this.failures = 0;
-      this.notice.hidden = !this.gone;
-    } catch {
-      if (this.ended) return;
-      this.failures += 1;
-      delay = Math.min(10_000, 500 * 2 ** this.failures);
-      this.say(`Connection lost, retrying in ${duration(delay / 1000)}.`);
-    } finally {
-      this.polling = false;
-    }
-    if (!this.ended && !this.gone && (!this.answer?.over || this.failures)) this.timer = setTimeout(() => this.poll(), delay);
+  asks() {
+    return !this.gone && (!this.answer?.over || this.failures > 0 || this.again);
   }
 
-  async fetchAnswer() {
-    const begun = performance.now();
-    const url = new URL("api/scale", ROOT);
-    url.searchParams.set("study", this.study);
-    if (this.cursor) url.searchParams.set("after", this.cursor);
-    const signal = AbortSignal.any([this.abort.signal, AbortSignal.timeout(TIMEOUT_MS)]);
-    const response = await fetch(url, { signal, cache: "no-store", credentials: "same-origin" });
-    const text = await response.text();
-    this.debug.polls += 1;
-    this.debug.bytes = text.length;
-    if (response.status === 404) {
+  rest() {
+    return ALIVE_MS;
+  }
+
+  async news() {
+    this.again = false;
+    const { found, answer } = await this.fetch("api/scale", { study: this.study, after: this.cursor });
+    if (!found) {
       this.gone = true;
-      this.say(JSON.parse(text).error);
-      return 0;
+      this.say(answer.error);
+      return;
     }
-    if (!response.ok) throw new Error(`The server answered ${response.status}`);
-    this.answer = JSON.parse(text);
-    this.cursor = this.answer.cursor;
-    if (this.answer.figures) this.figures = this.answer.figures;
+    this.answer = answer;
+    this.cursor = answer.cursor;
+    if (answer.figures) this.figures = answer.figures;
     this.receivedAt = performance.now();
-    return performance.now() - begun;
+  }
+
+  settled() {
+    this.notice.hidden = !this.gone;
   }
 
   async paint() {
@@ -244,10 +189,5 @@ class View {
     const facts = [`${done} of ${of} runs done`];
     if (!over) facts.push(`last update ${duration((performance.now() - this.receivedAt) / 1000)} ago`);
     setText(this.facts, facts.join(" · "));
-  }
-
-  say(text) {
-    setText(this.notice, text);
-    this.notice.hidden = false;
   }
 }
