@@ -5,14 +5,12 @@
 // is measured shares this machine with whoever looks on, so the view asks once a second and draws only what moved.
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
-const { ROOT, count, duration, element, fade, loadPlotly, loadStylesheet, preparingText, readLook, setText, threeDigits, whole } =
+const { PollingView, count, duration, element, fade, keep, loadPlotly, loadStylesheet, preparingText, readLook, setText, threeDigits, whole } =
   await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
 
 const ALIVE_MS = 1000;
 const EAGER_MS = 300; // until the first figures: someone has just pressed Run
-const TIMEOUT_MS = 15_000;
 const DASHES = ["solid", "dash", "dot", "dashdot"];
-const VIEWS = new WeakMap();
 
 // Plotly reads names and hover texts as a kind of HTML: what somebody wrote must stay text.
 const literal = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
@@ -27,37 +25,21 @@ function latency(seconds) {
 
 // --- what Streamlit calls ---------------------------------------------------------------------------------------
 
-// Called again on each rerun of the page and each change of theme, with the same element. The clean-up of a call that
-// has been followed by another must not end the view, hence the owner.
 export function mount({ data, parentElement, setStateValue, setTriggerValue }) {
-  return kept(View, (view) => view.key === data.key, { data, parentElement, setStateValue, setTriggerValue });
+  return kept(View, { data, parentElement, setStateValue, setTriggerValue });
 }
 
 // Cells to choose, before a run: batch sizes down, threads or precisions across.
 export function pick({ data, parentElement, setStateValue, setTriggerValue }) {
-  return kept(Picker, (view) => view.key === data.key, { data, parentElement, setStateValue, setTriggerValue });
+  return kept(Picker, { data, parentElement, setStateValue, setTriggerValue });
 }
 
-function kept(Kind, isSame, { data, parentElement, setStateValue, setTriggerValue }) {
-  let view = VIEWS.get(parentElement);
-  if (view && !isSame(view)) {
-    view.end();
-    view = undefined;
-  }
-  if (!view) {
-    view = new Kind(parentElement, data);
-    VIEWS.set(parentElement, view);
-    view.start();
-  }
-  const owner = (view.owner = Symbol("mount"));
-  view.tell = setStateValue;
-  view.onEnd = (status) => setTriggerValue("ended", status);
-  view.update(data);
-  return () => {
-    if (view.owner !== owner) return;
-    view.end();
-    VIEWS.delete(parentElement);
-  };
+function kept(Kind, { data, parentElement, setStateValue, setTriggerValue }) {
+  return keep(parentElement, (view) => view.key === data.key, () => new Kind(parentElement, data), (view) => {
+    view.tell = setStateValue;
+    view.onEnd = (status) => setTriggerValue("ended", status);
+    view.update(data);
+  });
 }
 
 // A hex colour nearer to black than to white.
@@ -555,18 +537,18 @@ function speedups(view) {
 
 // --- the view ---------------------------------------------------------------------------------------------------
 
-class View {
+class View extends PollingView {
   constructor(parent, data) {
+    super();
     Object.assign(this, { parent, key: data.key, runs: data.runs, plotlyVersion: data.plotly_version, sawAlive: data.alive });
     Object.assign(this, { cells: new Map(), about: null, answer: null, verdict: {}, ladder: null, detail: null });
-    Object.assign(this, { cursorText: "", version: 0, failures: 0, slice: 0, receivedAt: 0, over: false, ended: false, dragging: false });
+    Object.assign(this, { cursorText: "", version: 0, slice: 0, receivedAt: 0, over: false });
     Object.assign(this, { openKey: data.cell ?? null, limitS: data.limit_s, quantile: data.quantile });
-    this.debug = { polls: 0, updates: 0, mounts: 0, loads: 0, bytes: 0, view: this };
     this.build();
   }
 
   build() {
-    this.node = element("div", "iso-live iso-inference", "inference");
+    this.node = this.area = element("div", "iso-live iso-inference", "inference");
     this.node.style.visibility = "hidden"; // until the stylesheet is there
     this.node.isoflop = this.debug;
     const head = element("div", "iso-head");
@@ -603,7 +585,7 @@ class View {
     this.speedups.plot.toggleAttribute("data-free", true);
     this.histogram = chart({ id: "histogram", title: "How long requests took", tall: true, draw: histogram });
     this.timeline = chart({ id: "timeline", title: "When they took it", wide: true, tall: true, draw: timeline });
-    this.charts = [this.curve, this.ttft, this.tpot, this.arrivals, this.speedups, this.histogram, this.timeline];
+    this.plots = [this.curve, this.ttft, this.tpot, this.arrivals, this.speedups, this.histogram, this.timeline];
     this.grid = element("div", "iso-grid inf-grid");
     this.grid.append(...this.maps.map((map) => map.node), this.curve.node, this.ttft.node, this.tpot.node, this.arrivals.node, this.speedups.node);
     this.box = element("section", "inf-detail", "detail");
@@ -624,22 +606,11 @@ class View {
   }
 
   start() {
-    Promise.all([loadStylesheet("live.css"), loadStylesheet("inference.css")]).then(() => (this.node.style.visibility = ""));
-    this.resizer = new ResizeObserver(() => {
-      cancelAnimationFrame(this.resizing);
-      this.resizing = requestAnimationFrame(() => this.resize());
-    });
-    this.resizer.observe(this.node);
-    this.abort = new AbortController();
-    const { signal } = this.abort;
-    document.addEventListener("visibilitychange", () => document.hidden || this.poll(), { signal });
-    window.addEventListener("beforeprint", () => this.resize(), { signal });
-    // A redraw in the middle of a drag would tear the zoom box away.
-    this.node.addEventListener("pointerdown", (event) => (this.dragging = Boolean(event.target.closest?.(".iso-plot"))), { signal });
-    for (const type of ["pointerup", "pointercancel"]) {
-      window.addEventListener(type, () => this.dragging && setTimeout(() => ((this.dragging = false), this.paint()), 0), { signal });
-    }
-    this.ticker = setInterval(() => this.showFacts(), 500);
+    this.begin(["live.css", "inference.css"], 500);
+  }
+
+  charts() {
+    return this.plots;
   }
 
   // Called with each rerun of the page: what the page knows and this view does not decide itself.
@@ -658,18 +629,6 @@ class View {
     else this.paint().catch(() => {}); // without Plotly yet; the poll says so
   }
 
-  // Takes everything down: Streamlit has left the page.
-  end() {
-    this.ended = true;
-    clearTimeout(this.timer);
-    clearInterval(this.ticker);
-    cancelAnimationFrame(this.resizing);
-    this.resizer.disconnect();
-    this.abort.abort();
-    for (const { mounted, plot } of this.charts) if (mounted) window.Plotly.purge(plot);
-    this.node.remove();
-  }
-
   // --- data
 
   // Something else is wanted than at the last poll, of a run that may be over.
@@ -678,55 +637,32 @@ class View {
     this.poll();
   }
 
-  // One poll at a time; the next is set when this one is painted, so a slow browser asks less often.
-  async poll() {
-    clearTimeout(this.timer);
-    if (this.polling || this.ended || document.hidden || this.gone || (this.over && !this.wanted)) return;
-    this.polling = true;
-    this.wanted = false;
-    let delay;
-    try {
-      const took = await this.fetchFigures();
-      await this.paint();
-      this.failures = 0;
-      this.notice.hidden = !this.gone;
-      delay = this.wanted ? 0 : Math.max(this.version ? ALIVE_MS : EAGER_MS, took);
-    } catch (error) {
-      if (this.ended) return;
-      this.wanted = true;
-      this.failures += 1;
-      delay = Math.min(10_000, 500 * 2 ** this.failures);
-      this.say(`Connection lost, retrying in ${duration(delay / 1000)}.`);
-    } finally {
-      this.polling = false;
-    }
-    if (!this.ended && !(this.over && !this.wanted)) this.timer = setTimeout(() => this.poll(), delay);
+  asks() {
+    return !this.gone && (!this.over || this.wanted || this.failures > 0);
   }
 
-  async fetchFigures() {
-    const begun = performance.now();
-    const url = new URL("api/inference", ROOT);
-    url.searchParams.set("runs", this.runs.join(","));
-    if (this.cursorText) url.searchParams.set("after", this.cursorText);
-    if (this.limitS) url.searchParams.set("limit_s", String(this.limitS));
-    url.searchParams.set("quantile", this.quantile);
-    if (this.openKey) {
-      url.searchParams.set("cell", this.openKey);
-      if (this.detail?.key === this.openKey) url.searchParams.set("held", this.detail.version);
-    }
-    const signal = AbortSignal.any([this.abort.signal, AbortSignal.timeout(TIMEOUT_MS)]);
-    const response = await fetch(url, { signal, cache: "no-store", credentials: "same-origin" });
-    const text = await response.text();
-    this.debug.polls += 1;
-    this.debug.bytes = text.length;
-    if (response.status === 404) {
-      this.gone = true;
-      this.say(JSON.parse(text).error);
-      return 0;
-    }
-    if (!response.ok) throw new Error(`The server answered ${response.status}`);
-    this.take(JSON.parse(text));
-    return performance.now() - begun;
+  rest() {
+    if (this.wanted) return 0;
+    return this.version ? ALIVE_MS : EAGER_MS;
+  }
+
+  async news() {
+    this.wanted = false;
+    const { found, answer } = await this.fetch("api/inference", {
+      runs: this.runs.join(","),
+      after: this.cursorText,
+      limit_s: this.limitS && String(this.limitS),
+      quantile: this.quantile,
+      cell: this.openKey,
+      held: this.openKey && this.detail?.key === this.openKey && String(this.detail.version),
+    });
+    if (found) return this.take(answer);
+    this.gone = true;
+    this.say(answer.error);
+  }
+
+  settled() {
+    this.notice.hidden = !this.gone;
   }
 
   take(answer) {
@@ -796,7 +732,7 @@ class View {
     const Plotly = await loadPlotly(this.plotlyVersion);
     if (this.ended || this.dragging) return;
     if (any) {
-      for (const chart of this.charts) {
+      for (const chart of this.plots) {
         await chart.update(Plotly);
         if (this.ended) return;
       }
@@ -810,7 +746,7 @@ class View {
   }
 
   resize() {
-    for (const { mounted, plot, node } of this.charts) if (mounted && !node.hidden) window.Plotly.Plots.resize(plot);
+    for (const { mounted, plot, node } of this.plots) if (mounted && !node.hidden) window.Plotly.Plots.resize(plot);
   }
 
   showHead() {
@@ -940,10 +876,5 @@ class View {
         return fact;
       }),
     );
-  }
-
-  say(text) {
-    setText(this.notice, text);
-    this.notice.hidden = false;
   }
 }
