@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PORT ?= 8501
 
 .DEFAULT_GOAL := help
-.PHONY: help run link test check format docs browser bench bench-load bench-peers clean
+.PHONY: help run link test check format docs race-gif browser bench bench-load bench-peers clean
 
 help:
 	@echo "make run     set up and start the dashboard on http://127.0.0.1:$(PORT)"
@@ -52,6 +52,10 @@ format: $(VENV)/.dev
 # What stands in a report, from the models; a test compares.
 docs: $(VENV)/.dev
 	$(BIN)/python docs/report_schema.py
+
+# The animation in the README: a real race in Chromium, some 40 s on a quiet machine.
+race-gif: $(VENV)/.dev
+	$(BIN)/python -m docs.record_race
 
 # Debian and Ubuntu; elsewhere install Chromium or Chrome yourself.
 browser:

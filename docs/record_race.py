@@ -1,4 +1,4 @@
-"""Record docs/race.gif: start the race of batch sizes in Chromium and take a picture of it twice a second."""
+"""Record docs/race.gif: start the race of batch sizes in Chromium and take pictures of it."""
 
 from __future__ import annotations
 

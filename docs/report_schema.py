@@ -1,4 +1,4 @@
-"""Writes docs/report-schema.md from the models themselves: `python docs/report_schema.py`. A test compares the two."""
+"""Write docs/report-schema.md from the models: `python docs/report_schema.py`. A test compares the two."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from engine.report import MAX_RUNS, SCHEMA_VERSION, TABLES, Report, ReportRun  #
 from engine.store import COLUMNS  # noqa: E402
 
 FILE = ROOT / "docs" / "report-schema.md"
-_INTRO = f"""# What stands in a report
+_INTRO = f"""# Contents of a report
 
-Made from the code by `python docs/report_schema.py`; a test fails where it is not up to date.
+`python docs/report_schema.py` generates this page from the code. A test fails when it is out of date.
 
-A report is one JSON document, schema **{SCHEMA_VERSION}**. It is the truth: the HTML page (`<script type="application/json" id="report">`)
-and the zip (`report.json`) hold the same bytes, the page of a long run with fewer points (`recorded_steps` says how many there
-were). Up to {MAX_RUNS} runs. A reader of ours takes schema 1 and {SCHEMA_VERSION}, and refuses a newer one by its number.
+A report is one JSON document, schema **{SCHEMA_VERSION}**. The HTML page (`<script type="application/json" id="report">`) and the zip
+(`report.json`) contain the same bytes. The page of a long run has fewer points; `recorded_steps` says how many there were.
+A report has up to {MAX_RUNS} runs. Isoflop reads schema 1 and {SCHEMA_VERSION}, and refuses a newer one by its number.
 
-- **Hash**: the content hash is the SHA-256 of the JSON as it was written, in UTF-8: `sha256sum report.json`. The page shows it, the zip
-  has it in `SHA256SUMS`. In a page `<` stands as `\\u003c`.
-- **Units**: seconds, bytes, joules, watts, shares 0 to 1; moments are Unix time in seconds.
-- **NaN and infinity** are the texts `"NaN"`, `"Infinity"`, `"-Infinity"`, never bare words. `null` is unknown.
+- **Hash**: the content hash is the SHA-256 of the JSON as it was written, in UTF-8: `sha256sum report.json`. The page shows it; the zip
+  has it in `SHA256SUMS`. In a page, `<` is written as `\\u003c`.
+- **Units**: seconds, bytes, joules, watts, ratios 0 to 1. Moments are Unix time in seconds.
+- **NaN and infinity** are the texts `"NaN"`, `"Infinity"`, `"-Infinity"`. `null` is unknown.
 - **Columns** of a table are packed without loss: base64 of zlib of little-endian numbers, as `{{"float32": "..."}}`, `{{"float64": "..."}}`, or
-  `{{"deltas": "...", "per": 1}}`: int64 differences whose running sum, divided by `per` (1 or 1,000,000,000), are the values. In Python:
+  `{{"deltas": "...", "per": 1}}`: int64 differences whose running sum, divided by `per` (1 or 1,000,000,000), gives the values. In Python:
 
 ```python
 import base64, json, zlib
@@ -54,10 +54,10 @@ report = json.load(open("report.json"))
 loss = column(report["runs"][0]["steps"]["loss"])
 ```
 
-A column that a table does not hold is unknown. Arrays inside other records are base64 of little-endian numbers, not deflated.
+A column that is missing from a table is unknown. Arrays inside other records are base64 of little-endian numbers, not compressed.
 
-**What is never in it**: paths, user, host, addresses, tokens, values of the environment, serial numbers; the names of your own files only
-where you asked for them (`--file-names`). `python -m engine export RUN -o FILE --preview` lists all that is.
+**What is never in it**: paths, user, host, addresses, tokens, values of the environment, serial numbers. The names of your own files are in
+it only if you ask for them (`--file-names`). `python -m engine export last -o report.html --preview` lists everything that is in it.
 
 Names of types below: `Text` is up to {LONGEST_TEXT:,} characters, `Words` any text, `Id` 16 and `Sha256` 64 hexadecimal digits, `Count` a
 whole number from 0 to 2^63, `Moment` a Unix time until the year 10,000, `Seconds` a duration, `Points` a table, `Said` one of the records
