@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -363,20 +363,20 @@ def _ask_for_hand_over(store: Store, other: RunningSupervisor, digest: str) -> N
             "The supervisor of this store (%s) runs other code than this Isoflop: it hands over to a new one, and its runs go on.",
             other.in_words(),
         )
-    _start_supervisor(store)
+    _start_successor(store)
 
 
 _started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
 
 
-def _start_supervisor(store: Store) -> bool:
+def _start_supervisor(store: Store) -> None:
     """In a session of its own: it outlives the page and the terminal that needed it first, and ends by itself.
 
-    One that was just started is waited for: 50 runs submitted at once are not 50 supervisors. False then.
+    One that was just started is waited for: 50 runs submitted at once are not 50 supervisors.
     """
     process, when = _started.get(store.root, (None, 0.0))
     if process and process.poll() is None and time.monotonic() - when < _STARTING_S:
-        return False
+        return
     fd = os.open(store.root / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
@@ -388,6 +388,15 @@ def _start_supervisor(store: Store) -> bool:
     finally:
         os.close(fd)
     _started[store.root] = process, time.monotonic()
+
+
+def _start_successor(store: Store) -> bool:
+    """Start a supervisor beside one of other code. False when one was started a moment ago, even if it has ended: code
+    that cannot be loaded is not tried in a loop."""
+    _, when = _started.get(store.root, (None, -math.inf))
+    if time.monotonic() - when < _STARTING_S:
+        return False
+    _start_supervisor(store)
     return True
 
 
@@ -918,13 +927,15 @@ def serve(store: Store, *, idle_s: float = IDLE_S, grace_s: float = math.inf, st
     """
     if _ask_other_code_to_leave(store):
         grace_s = math.inf  # its runs were to go on with nobody there
-    signal.signal(HAND_OVER, signal.SIG_IGN)  # for one that comes a second time, or too late
     how = _serve(store, idle_s=idle_s, grace_s=grace_s, standby=standby)
-    with contextlib.suppress(KeyboardInterrupt) if how == "handed over" else contextlib.nullcontext():
+    try:
         while standby and how == "handed over":
             locks.announce(store.root)
+            _stop_on_signals()
             time.sleep(_LEAVING_S)  # the process that asked takes the lock first
             how = _serve(store, idle_s=idle_s, grace_s=grace_s, standby=standby)
+    except KeyboardInterrupt:  # leave as a supervisor does: without multiprocessing's wait for the runs it started
+        pass
     return how != "refused"
 
 
@@ -933,25 +944,25 @@ def _serve(store: Store, *, idle_s: float, grace_s: float, standby: bool) -> Lit
         if not (_stood_by(store, lock.fileno()) if standby else locks.lock(lock.fileno(), patience_s=_LEAVING_S)):
             return "refused"
         place = _Place(store, lock.fileno())
-        with _on_signals() as stop:
-            disk.with_reserve(store.root, lambda: _write_identity(store.root))
-            executor = LocalExecutor()
-            supervisor = Supervisor(store, executor)
-            supervisor.recorder = recorder.Recorder(store.root)
-            supervisor.may_start = lambda: not stop and _is_current(store)
-            try:
-                _supervise(supervisor, executor, place, _Need(store.root, grace_s), idle_s, stop)
-            except (OSError, StoreError) as error:
-                if place.is_ours():
-                    raise
-                logger.warning("the store is not what it was, leaving it: %s", error)
-                if not place.has_runs():
-                    supervisor.abandon()
-            supervisor.recorder.stop()
-            supervisor.index.close()
+        stop = _on_signals()  # before anybody can read whom to signal
+        disk.with_reserve(store.root, lambda: _write_identity(store.root))
+        executor = LocalExecutor()
+        supervisor = Supervisor(store, executor)
+        supervisor.recorder = recorder.Recorder(store.root)
+        supervisor.may_start = lambda: not stop and _is_current(store)
+        try:
+            _supervise(supervisor, executor, place, _Need(store.root, grace_s), idle_s, stop)
+        except (OSError, StoreError) as error:
             if place.is_ours():
-                for name in (PID_FILE, CODE_FILE):
-                    (store.root / name).unlink(missing_ok=True)
+                raise
+            logger.warning("the store is not what it was, leaving it: %s", error)
+            if not place.has_runs():
+                supervisor.abandon()
+        supervisor.recorder.stop()
+        supervisor.index.close()
+        if place.is_ours():
+            for name in (PID_FILE, CODE_FILE):
+                (store.root / name).unlink(missing_ok=True)
         logger.info("leaving")
         return "handed over" if HAND_OVER in stop else "left"
 
@@ -988,7 +999,7 @@ def _is_current(store: Store) -> bool:
     """Whether this process and its fork server run the engine's files as they are; where not, have a successor started."""
     if code_version.on_disk() == code_version.LOADED:
         return True
-    if _start_supervisor(store):
+    if _start_successor(store):
         logger.info("the engine's files changed: no run starts until a supervisor that loads them takes over")
     return False
 
@@ -1066,17 +1077,20 @@ def _serve_until_idle(
             busy_at = time.monotonic()
 
 
-@contextlib.contextmanager
-def _on_signals() -> Iterator[list[int]]:
+def _on_signals() -> list[int]:
     """The signals that asked the supervisor to leave, as they come; its runs stay for the next one to adopt."""
     received: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, HAND_OVER)
-    before = [signal.signal(number, lambda n, _: received.append(n)) for number in numbers]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, HAND_OVER):
+        signal.signal(number, lambda n, _: received.append(n))
+    return received
+
+
+def _stop_on_signals() -> None:
+    """The same signals end this process again, except HAND_OVER, which may come a second time, or too late."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(HAND_OVER, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import __version__, code_version, records, supervisor
+from dashboard.monitor_api import readings
+from engine import __version__, code_version, locks, records, supervisor
 from engine.code_version import CODE_FILE, LOADED, PID_FILE, digest_of, running_supervisor
 from engine.config import with_overrides
 from engine.errors import StoreError
@@ -179,8 +180,9 @@ def test_a_supervisor_of_an_older_version_is_asked_with_sigterm(store, stand_in,
 
 def test_a_supervisor_of_the_same_code_is_not_asked(store, stand_in):
     same = stand_in(digest=LOADED)
-    assert supervisor._ask_other_code_to_leave(store) is False
-    assert same.poll() is None
+    supervisor._ask_other_code_to_leave(store)
+    with pytest.raises(subprocess.TimeoutExpired):
+        same.wait(0.3)
 
 
 def test_what_an_earlier_supervisor_wrote_says_nothing_of_an_older_version_that_came_after_it(store, stand_in):
@@ -194,11 +196,31 @@ def test_a_supervisor_that_does_not_hand_over_refuses_the_run_and_names_its_proc
     store, config, stand_in, monkeypatch
 ):
     monkeypatch.setattr(supervisor, "_HAND_OVER_S", 0.2)
-    monkeypatch.setattr(supervisor, "_start_supervisor", lambda store: True)
+    started = []
+    monkeypatch.setattr(supervisor, "_start_supervisor", started.append)
     deaf = stand_in()
     with pytest.raises(StoreError, match=rf"process {deaf.pid}.*does not hand over.*End process {deaf.pid}"):
         Client(store).submit(config)
     assert store.ids() == []
+    assert started
+
+
+def test_code_that_cannot_be_loaded_is_not_started_in_a_loop(store, monkeypatch):
+    monkeypatch.setattr(supervisor.sys, "executable", "/bin/false")
+    monkeypatch.setattr(supervisor, "_started", {})
+    assert supervisor._start_successor(store)
+    supervisor._started[store.root][0].wait(10)
+    assert not supervisor._start_successor(store)
+
+
+def test_the_page_says_that_the_supervisor_runs_other_code(store, stand_in):
+    older = stand_in()
+    with (store.root / "supervisor.lock").open("w") as file:
+        assert locks.lock(file.fileno())
+        why = readings(store.root)["why"]
+    assert (
+        why == f"The supervisor (process {older.pid}, Isoflop of an older version) runs other code than this Isoflop."
+    )
 
 
 def test_two_versions_that_use_one_store_do_not_replace_each_others_supervisor_for_ever(store, stand_in, monkeypatch):
