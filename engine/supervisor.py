@@ -292,8 +292,10 @@ class Client:
         """
         until = time.monotonic() + _HAND_OVER_S
         try:
-            while (found := self._other_code())[0]:
-                other, digest = found
+            while True:
+                other, digest = self._other_code()
+                if other is None:
+                    return
                 if time.monotonic() > until:
                     raise StoreError(
                         f"The supervisor of this store ({other.in_words()}) runs other code than this Isoflop and does not "
