@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from dashboard.api import NO_STORE
 from dashboard.thinning import FULL_POINTS, numbers
-from engine import disk, gpus, locks
+from engine import code_version, disk, gpus, locks
 from engine.downsample import minmax
 from engine.monitor import METRICS, metric_of
 from engine.recorder import KEPT_S, RESTING, RING, load_settings, look
@@ -110,9 +110,10 @@ def _why_stopped(root: Path) -> str:
     if disk.is_short(root):
         return "The store's disk is nearly full: readings are not kept."
     try:
-        return (
-            "" if _has_supervisor(root) else "No supervisor runs, which takes the readings. The dashboard starts one."
-        )
+        if not _has_supervisor(root):
+            return "No supervisor runs, which takes the readings. The dashboard starts one."
+        other = code_version.supervisor_of_other_code(root, code_version.on_disk())
+        return f"The supervisor ({other.in_words()}) runs other code than this Isoflop." if other else ""
     except OSError:
         return "The store cannot be read."
 

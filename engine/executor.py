@@ -15,6 +15,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Protocol
 
+from engine.code_version import running_supervisor
 from engine.locks import is_claimed, is_needed
 from engine.processes import RUN_VARIABLE, is_same_process, own_identity, process_started, without_secrets
 
@@ -235,10 +236,4 @@ class Supervision:
             return False
 
     def _is_at_work(self) -> bool:
-        if is_same_process(self.pid, self.started):
-            return True
-        try:
-            pid, started = (self.root / "supervisor.pid").read_text(encoding="utf-8").split()
-            return is_same_process(int(pid), float(started))
-        except (OSError, ValueError):
-            return False
+        return is_same_process(self.pid, self.started) or running_supervisor(self.root) is not None

@@ -119,6 +119,7 @@ class Queued(Event):
     group: str | None = None  # runs submitted together, for example one per seed
     heat: Heat | None = None
     owner: str = ""  # id of the actor who asked (engine.access)
+    version: Words = ""  # of the Isoflop that wrote the configuration; an older one may not be able to read it
 
 
 class Starting(Event):

@@ -37,10 +37,11 @@ from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engine import disk, query, records
+from engine import __version__, disk, query, records
+from engine.code_version import is_newer
 from engine.config import Cell, RunConfig, parse_config_json
 from engine.errors import ConfigError, StoreError, StoreGone
-from engine.locks import lock
+from engine.locks import is_claimed, lock
 from engine.processes import is_same_process, own_identity
 from engine.query import Condition
 from engine.records import AnyEvent, Status, Summary
@@ -843,7 +844,22 @@ def read_config(folder: Path) -> RunConfig:
             f"Run {folder.name} has no readable config.json: {type(error).__name__}.", fix="Delete the run."
         ) from None
     except ConfigError as error:
+        if needs := _newer_version(_queued(folder)):
+            raise StoreError(f"Run {folder.name} {needs}.", fix="Update Isoflop.") from None
         raise StoreError(f"Run {folder.name} cannot be read: {error.message}", fix=error.fix) from None
+
+
+def _queued(folder: Path) -> records.Queued | None:
+    """The first event of a run's log; None where it cannot be read."""
+    with contextlib.suppress(OSError, StoreError), (folder / "events.jsonl").open("rb") as file:
+        first = decode(file.readline(65_536))
+        return first if isinstance(first, records.Queued) else None
+    return None
+
+
+def _newer_version(queued: records.Queued | None) -> str:
+    """Which Isoflop a run needs, in words, where a newer one than this asked for it; else empty."""
+    return f"needs Isoflop >= {queued.version}" if queued and is_newer(queued.version) else ""
 
 
 # --- the store ----------------------------------------------------------------------------------------------------
@@ -873,6 +889,7 @@ class RunRow(BaseModel):
     tags: tuple[str, ...] = ()
     notes: str = ""
     pinned: bool = False
+    needs: str = ""  # the newer Isoflop that alone can read it; `config` is then the default, not the run's
 
 
 def _gone() -> StoreGone:
@@ -997,8 +1014,11 @@ class Store:
             draft.mkdir(mode=0o700)
             write_atomically(draft / "config.json", config.model_dump_json(indent=1))
             queued = encode(
-                records.Queued(at=time.time(), order=self.next_order(), name=name, group=group, heat=heat, owner=owner)
-            )
+                records.Queued(
+                    at=time.time(), order=self.next_order(), name=name, group=group, heat=heat, owner=owner,
+                    version=__version__,
+                )
+            )  # fmt: skip
             write_atomically(draft / "events.jsonl", queued.decode())
             draft.rename(self.runs / run_id)
         except OSError as error:
@@ -1015,9 +1035,8 @@ class Store:
     def owner(self, run_id: str) -> str:
         """The id of who asked for a run; empty where its log does not say."""
         for folder in (self.runs / run_id, self.runs / f".deleted-{run_id}") if _RUN_ID.fullmatch(run_id) else ():
-            with contextlib.suppress(OSError, StoreError), (folder / "events.jsonl").open("rb") as file:
-                first = decode(file.readline(65_536))
-                return first.owner if isinstance(first, records.Queued) else ""
+            if first := _queued(folder):
+                return first.owner
         return ""
 
     def rename(self, run_id: str, name: str) -> None:
@@ -1286,15 +1305,32 @@ class Store:
         if most is not None and len(run_ids) > most:
             self._created = {i: self._created.get(i) or self._asked_for_at(i) for i in run_ids}
             chosen = heapq.nlargest(most, run_ids, key=self._created.__getitem__)
-        return [row for run_id in chosen if (row := self.row(run_id))], len(run_ids) - len(chosen)
+        rows = [row for run_id in chosen if (row := self.row(run_id) or self._row_of_newer(run_id))]
+        return rows, len(run_ids) - len(chosen)
+
+    def _row_of_newer(self, run_id: str) -> RunRow | None:
+        """The row of a run that waits and that only a newer Isoflop can read: `failed`, for nobody here can start it.
+
+        It is shown and never written, not to the log and not to the index: a newer Isoflop runs it.
+        """
+        folder = self.runs / run_id
+        queued = _queued(folder)
+        needs = _newer_version(queued)
+        if not queued or not needs or is_claimed(folder) or self._last_kind(run_id) != "queued":
+            return None
+        try:
+            read_config(folder)
+        except StoreError:
+            return RunRow(
+                run_id=run_id, name=queued.name, status="failed", created=queued.at, config=RunConfig(), summary=Summary(),
+                group=queued.group, owner=queued.owner, why=needs, needs=needs,
+            )  # fmt: skip
+        return None
 
     def _asked_for_at(self, run_id: str) -> float:
         """When a run was created, from the first line of its log."""
-        with contextlib.suppress(OSError, StoreError), (self.runs / run_id / "events.jsonl").open("rb") as file:
-            first = decode(file.readline(65_536))
-            if isinstance(first, records.Queued):
-                return first.at
-        return 0.0
+        first = _queued(self.runs / run_id)
+        return first.at if first else 0.0
 
     def _as_it_is(self, line: RunLine) -> RunLine:
         if self._ended_since(line.run_id, line.status) and (row := self.row(line.run_id)):
@@ -1307,13 +1343,17 @@ class Store:
 
     def has_ended(self, run_id: str) -> bool:
         """Whether the log ends with a last word; reads the end of the log only."""
+        return self._last_kind(run_id) in records.TERMINAL
+
+    def _last_kind(self, run_id: str) -> str:
+        """The kind of the log's last event; empty where it cannot be read."""
         with (
             contextlib.suppress(OSError, StoreError, IndexError),
             (self.runs / run_id / "events.jsonl").open("rb") as file,
         ):
             file.seek(max(0, file.seek(0, os.SEEK_END) - 65_536))
-            return isinstance(decode(file.read().splitlines(keepends=True)[-1]), records.Terminal)
-        return False
+            return decode(file.read().splitlines(keepends=True)[-1]).kind
+        return ""
 
     def row(self, run_id: str) -> RunRow | None:
         """A run as a list shows it, from its folder; None for one that cannot be read."""
@@ -1357,6 +1397,8 @@ IMPORTED = "imported, unverified"
 
 def words_of(row: RunRow) -> str:
     """The experiment in words; of one that was not made here, that it was not."""
+    if row.needs:
+        return f"cannot be read here: {row.needs}"
     match row.summary.imported:
         case "report" if row.config.task == "calibrate":
             return f"calibration of another machine · {row.config.device} · {IMPORTED}"

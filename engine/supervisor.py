@@ -21,14 +21,17 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, NamedTuple
+
+import psutil
 
 from engine import (
     access,
     admission,
+    code_version,
     disk,
     hardware,
     limits,
@@ -41,11 +44,12 @@ from engine import (
     units,
 )
 from engine.access import AccessError, Action, Actor
+from engine.code_version import CODE_FILE, PID_FILE, RunningSupervisor
 from engine.config import RunConfig
 from engine.errors import ConfigError, EngineError, LimitReached, StoreError, StoreFull, StoreGone, WorkerLost
 from engine.executor import AdoptedJob, ClaimedJob, Executor, Job, LocalExecutor
 from engine.locks import claim, is_claimed
-from engine.processes import end_helpers, is_same_process, own_identity, without_secrets
+from engine.processes import end_helpers, is_same_process, without_secrets
 from engine.store import (
     MTIME_TICK_NS,
     SUMMARY_POINTS,
@@ -66,11 +70,13 @@ from engine.store import (
 from engine.text import clean_name
 
 ROOT = Path(__file__).resolve().parent.parent
+HAND_OVER = signal.SIGUSR1  # asks a supervisor to leave its runs to the next one, and to stand by if it runs by hand
 IDLE_S = 300.0
 GRACE_S = 30.0  # a dashboard that is started again within this finds its runs going on
 _SIGTERM_AFTER_S, _SIGKILL_AFTER_S = 3.8, 4.3  # the run's own watch has ended it before, where it could
 _LEAVING_S = 3.0  # a supervisor that is leaving lets go of its lock within this
 _STARTING_S = 5.0  # one that was started rings its bell within this, or another is started
+_HAND_OVER_S = 30.0  # a supervisor of other code has left within this, or it will not; usually 2 s, imports included
 _HEAT_COMES_TOGETHER_S = 5.0  # its runs are asked for one after another, within milliseconds
 _SHARED_PROCESS = "Another run of its race did not stop when asked, and the process they shared was ended."
 _INDEX_LIVE_EVERY_S = 2.0
@@ -80,6 +86,7 @@ UNDO_S = 10.0
 _COUNTING = threading.Lock()  # of runs that wait: all pages of a dashboard are threads of one process
 
 logger = logging.getLogger("isoflop.supervisor")
+client_logger = logging.getLogger("isoflop.client")
 
 
 # --- the client's side ---------------------------------------------------------------------------------------------
@@ -132,6 +139,7 @@ class Client:
             limits.check_before(config, planner.check(config), rules.limits)
             if config.task == "infer" and config.infer.run:
                 admission.check_run(config, self.store.run(config.infer.run, keep_points=1))
+        self._replace_other_code()
         wanted = [w if w.key else w._replace(key=secrets.token_hex(16)) for w in wanted]
         made: list[str] = []
         with _COUNTING:  # or two who come at once would both find the last free place
@@ -258,11 +266,45 @@ class Client:
         self._send({"command": action, "actor": self.actor.id, "run_id": run_id} | details)
 
     def wake(self) -> None:
-        """Make sure that a supervisor is there and looks now, and let runs go on for as long as this process lives."""
+        """Make sure that a supervisor is there and looks now, and let runs go on for as long as this process lives.
+
+        A supervisor of other code is asked to hand over, once: where two versions use one store at the same time, they
+        would otherwise replace each other's supervisor for ever. `submit` asks each time.
+        """
         try:
             locks.announce(self.store.root)
-            if not _ring(self.store):
+            other, digest = self._other_code()
+            if other and _may_ask(self.store, other, digest):
+                _ask_for_hand_over(self.store, other, digest)
+            elif not _ring(self.store):
                 _start_supervisor(self.store)
+        except OSError as error:
+            raise self.store.trouble() or disk.unwritable(error) from None
+
+    def _other_code(self) -> tuple[RunningSupervisor | None, str]:
+        digest = code_version.on_disk()
+        return code_version.supervisor_of_other_code(self.store.root, digest), digest
+
+    def _replace_other_code(self) -> None:
+        """Wait until a supervisor of other code has handed over: it would start with that code what is submitted now.
+
+        Raises StoreError when it is still there after `_HAND_OVER_S`.
+        """
+        until = time.monotonic() + _HAND_OVER_S
+        try:
+            while True:
+                other, digest = self._other_code()
+                if other is None:
+                    return
+                if time.monotonic() > until:
+                    raise StoreError(
+                        f"The supervisor of this store ({other.in_words()}) runs other code than this Isoflop and does not "
+                        "hand over.",
+                        fix=f"End process {other.pid}, then try again. supervisor.log in the store's folder may say why.",
+                    )
+                locks.announce(self.store.root)
+                _ask_for_hand_over(self.store, other, digest)
+                time.sleep(0.05)
         except OSError as error:
             raise self.store.trouble() or disk.unwritable(error) from None
 
@@ -291,6 +333,41 @@ def _ring(store: Store) -> bool:
     return True
 
 
+class _Asked(NamedTuple):
+    """A supervisor that this process asked to hand over."""
+
+    supervisor: RunningSupervisor
+    digest: str  # of the code that should take its place
+    at: float  # time.monotonic()
+
+
+_asked: dict[Path, _Asked] = {}
+
+
+def _may_ask(store: Store, other: RunningSupervisor, digest: str) -> bool:
+    """Whether `other` is the first supervisor of other code since the files changed, and has not refused."""
+    asked = _asked.get(store.root)
+    if asked is None or asked.digest != digest:
+        return True
+    return asked.supervisor == other and time.monotonic() - asked.at < _HAND_OVER_S
+
+
+def _ask_for_hand_over(store: Store, other: RunningSupervisor, digest: str) -> None:
+    """Start a supervisor of the code on disk, which asks `other` to leave as soon as it has loaded that code.
+
+    So code that cannot be loaded costs the running supervisor nothing. The first time it is logged as a warning, which
+    a process without a log, as the command line, shows on stderr.
+    """
+    asked = _asked.get(store.root)
+    if asked is None or (asked.supervisor, asked.digest) != (other, digest):
+        _asked[store.root] = _Asked(other, digest, time.monotonic())
+        client_logger.warning(
+            "The supervisor of this store (%s) runs other code than this Isoflop: it hands over to a new one, and its runs go on.",
+            other.in_words(),
+        )
+    _start_successor(store)
+
+
 _started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
 
 
@@ -315,6 +392,40 @@ def _start_supervisor(store: Store) -> None:
     _started[store.root] = process, time.monotonic()
 
 
+def _start_successor(store: Store) -> bool:
+    """Start a supervisor beside one of other code. False when one was started a moment ago, even if it has ended: code
+    that cannot be loaded is not tried in a loop."""
+    _, when = _started.get(store.root, (None, -math.inf))
+    if time.monotonic() - when < _STARTING_S:
+        return False
+    _start_supervisor(store)
+    return True
+
+
+def rebuild_index(store: Store) -> str:
+    """Make the index anew, here or by the supervisor that is at work; returns who did."""
+    with _lock_file(store) as lock:
+        if locks.lock(lock.fileno()):
+            index = KeptIndex(store)
+            index.rebuild()
+            index.close()
+            if not index.is_on_disk:
+                raise store.trouble() or StoreError("The index cannot be written.", fix="Check its owner and rights.")
+            return "here"
+    Client(store).rebuild_index()
+    until = time.monotonic() + 60
+    while any(store.inbox.glob("[0-9]*.json")) and time.monotonic() < until:
+        time.sleep(0.1)
+    return "by the supervisor"
+
+
+def _lock_file(store: Store) -> IO[str]:
+    try:
+        return os.fdopen(os.open(store.root / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise store.trouble() or disk.unwritable(error) from None
+
+
 # --- the supervisor itself -----------------------------------------------------------------------------------------
 
 
@@ -337,6 +448,7 @@ class Supervisor:
         self._indexed_at = 0.0
         self._runs_seen = 0  # mtime of the runs folder at the last look
         self.recorder: recorder.Recorder | None = None  # of what the machine does; not needed for runs
+        self.may_start: Callable[[], bool] = lambda: True  # asked just before runs would start
 
     @property
     def is_idle(self) -> bool:
@@ -657,6 +769,8 @@ class Supervisor:
             if any(name in full or not self._has_room(name, used[name], share) for name, share in needs.items()):
                 full |= set(needs)  # nobody who came later takes what it waits for
                 continue
+            if not self.may_start():
+                return
             for run in runs:
                 del self.queue[run.run_id]
             self._start(runs)
@@ -809,18 +923,37 @@ def serve(store: Store, *, idle_s: float = IDLE_S, grace_s: float = math.inf, st
 
     When everybody who announced a need of the store has been gone for `grace_s`, its runs are interrupted and the
     supervisor leaves. With `standby`, another supervisor is waited for, and meanwhile its runs go on.
+
+    A supervisor of other code is asked to leave, and its runs, which go on, are adopted. One with `standby` that is asked
+    the same stands by from then on.
     """
+    if _ask_other_code_to_leave(store):
+        grace_s = math.inf  # its runs were to go on with nobody there
+    how = _serve(store, idle_s=idle_s, grace_s=grace_s, standby=standby)
+    try:
+        while standby and how == "handed over":
+            locks.announce(store.root)
+            _stop_on_signals()
+            time.sleep(_LEAVING_S)  # the process that asked takes the lock first
+            how = _serve(store, idle_s=idle_s, grace_s=grace_s, standby=standby)
+    except KeyboardInterrupt:  # leave as a supervisor does: without multiprocessing's wait for the runs it started
+        pass
+    return how != "refused"
+
+
+def _serve(store: Store, *, idle_s: float, grace_s: float, standby: bool) -> Literal["refused", "handed over", "left"]:
     with _lock_file(store) as lock:
         if not (_stood_by(store, lock.fileno()) if standby else locks.lock(lock.fileno(), patience_s=_LEAVING_S)):
-            return False
+            return "refused"
         place = _Place(store, lock.fileno())
-        identity = "{} {}".format(*own_identity())
-        disk.with_reserve(store.root, lambda: write_atomically(store.root / "supervisor.pid", identity))
+        stop = _on_signals()  # before anybody can read whom to signal
+        disk.with_reserve(store.root, lambda: _write_identity(store.root))
         executor = LocalExecutor()
         supervisor = Supervisor(store, executor)
         supervisor.recorder = recorder.Recorder(store.root)
+        supervisor.may_start = lambda: not stop and _is_current(store)
         try:
-            _supervise(supervisor, executor, place, _Need(store.root, grace_s), idle_s)
+            _supervise(supervisor, executor, place, _Need(store.root, grace_s), idle_s, stop)
         except (OSError, StoreError) as error:
             if place.is_ours():
                 raise
@@ -830,18 +963,56 @@ def serve(store: Store, *, idle_s: float = IDLE_S, grace_s: float = math.inf, st
         supervisor.recorder.stop()
         supervisor.index.close()
         if place.is_ours():
-            (store.root / "supervisor.pid").unlink(missing_ok=True)
+            for name in (PID_FILE, CODE_FILE):
+                (store.root / name).unlink(missing_ok=True)
         logger.info("leaving")
+        return "handed over" if HAND_OVER in stop else "left"
+
+
+def _ask_other_code_to_leave(store: Store) -> bool:
+    """Ask a supervisor of other code than ours to leave its runs to us; True where an older version ran it by hand.
+
+    SIGTERM means that to a supervisor of every version. But one that runs by hand should stand by, not end: where it
+    wrote its code down it understands HAND_OVER.
+    """
+    other = code_version.supervisor_of_other_code(store.root, code_version.LOADED)
+    if other is None:
+        return False
+    logger.info("asking the supervisor of other code (%s) to hand over", other.in_words())
+    by_hand = False
+    try:
+        if not other.digest:
+            by_hand = "--on-demand" not in psutil.Process(other.pid).cmdline()
+        os.kill(other.pid, HAND_OVER if other.digest else signal.SIGTERM)
+        _ring(store)  # it looks now
+    except (OSError, psutil.Error) as error:
+        logger.warning("it cannot be asked: %s", error)
+    return by_hand
+
+
+def _write_identity(root: Path) -> None:
+    """Who is the supervisor now, and with which code. The pid last: whoever finds it finds the code too."""
+    own = code_version.own_supervisor()
+    write_atomically(root / CODE_FILE, own.as_json())
+    write_atomically(root / PID_FILE, f"{own.pid} {own.started}")
+
+
+def _is_current(store: Store) -> bool:
+    """Whether this process and its fork server run the engine's files as they are; where not, have a successor started."""
+    if code_version.on_disk() == code_version.LOADED:
         return True
+    if _start_successor(store):
+        logger.info("the engine's files changed: no run starts until a supervisor that loads them takes over")
+    return False
 
 
 def _stood_by(store: Store, lock: int) -> bool:
-    """Whoever is the supervisor now, its runs go on; and when it leaves, we are."""
-    if locks.lock(lock):
-        return True
-    locks.announce(store.root)
-    logger.info("this store has a supervisor: keeping its runs going, and taking its place when it leaves")
-    taken = locks.lock(lock, patience_s=math.inf)
+    """Wait for the lock, and let the runs of the supervisor that has it go on meanwhile; True when it is ours."""
+    taken = locks.lock(lock)
+    if not taken:
+        locks.announce(store.root)
+        logger.info("this store has a supervisor: keeping its runs going, and taking its place when it leaves")
+        taken = locks.lock(lock, patience_s=math.inf)
     locks.withdraw(store.root)
     return taken
 
@@ -868,8 +1039,9 @@ class _Place:
             raise StoreGone("Its folder was moved, deleted or replaced.")
 
 
-def _supervise(supervisor: Supervisor, executor: LocalExecutor, place: _Place, need: _Need, idle_s: float) -> None:
-    stop = _on_signals()
+def _supervise(
+    supervisor: Supervisor, executor: LocalExecutor, place: _Place, need: _Need, idle_s: float, stop: list[int]
+) -> None:
     logger.info("supervising")
     if network := disk.network_file_system(supervisor.store.root):
         logger.warning("the store lies on a network file system (%s): use it from one machine only", network)
@@ -910,33 +1082,17 @@ def _serve_until_idle(
 def _on_signals() -> list[int]:
     """The signals that asked the supervisor to leave, as they come; its runs stay for the next one to adopt."""
     received: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, HAND_OVER):
         signal.signal(number, lambda n, _: received.append(n))
     return received
 
 
-def rebuild_index(store: Store) -> str:
-    """Make the index anew, here or by the supervisor that is at work; returns who did."""
-    with _lock_file(store) as lock:
-        if locks.lock(lock.fileno()):
-            index = KeptIndex(store)
-            index.rebuild()
-            index.close()
-            if not index.is_on_disk:
-                raise store.trouble() or StoreError("The index cannot be written.", fix="Check its owner and rights.")
-            return "here"
-    Client(store).rebuild_index()
-    until = time.monotonic() + 60
-    while any(store.inbox.glob("[0-9]*.json")) and time.monotonic() < until:
-        time.sleep(0.1)
-    return "by the supervisor"
-
-
-def _lock_file(store: Store) -> IO[str]:
-    try:
-        return os.fdopen(os.open(store.root / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600))
-    except OSError as error:
-        raise store.trouble() or disk.unwritable(error) from None
+def _stop_on_signals() -> None:
+    """The same signals end this process again, except HAND_OVER, which may come a second time, or too late."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(HAND_OVER, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
