@@ -29,6 +29,7 @@ from engine.hardware import Machine
 from engine.nvml import NVML
 from engine.pytorch.setup import set_up_arithmetic, synchronize, torch_device
 from engine.pytorch.train import Clock, environment
+from engine.pytorch.training import kernels
 from engine.records import AnyEvent, Measurement
 from engine.store import EventLog
 
@@ -298,7 +299,10 @@ def _jobs(
             if dtype == "fp32":
                 jobs += [_gemm(device, dtype, shape, n, name="thin_gemm") for shape in THIN]
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _TURING:
-        jobs += [_int8(device, size) for size in _GPU_SIZES]
+        if product := kernels.int_mm():
+            jobs += [_int8(device, size, product) for size in _GPU_SIZES]
+        else:
+            missing["gemm int8"] = f"PyTorch {torch.__version__} has no product of int8 matrices (torch._int_mm)."
     jobs += _memory_jobs(device, counts, free)
     jobs += _transfers(device, missing)
     jobs += _overheads(device)
@@ -336,11 +340,11 @@ def _gemm(device: torch.device, dtype: str, shape: tuple[int, int, int], threads
     return _Job(name, "flops_per_s", 2.0 * m * k * n, make, dtype, shape, threads)
 
 
-def _int8(device: torch.device, size: int) -> _Job:
+def _int8(device: torch.device, size: int, product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> _Job:
     def make() -> Call:
         a, b = (torch.randint(-8, 8, (size, size), device=device, dtype=torch.int8) for _ in range(2))
         b = b.t()  # cuBLASLt takes the second factor column by column
-        return lambda: torch._int_mm(a, b)
+        return lambda: product(a, b)
 
     return _Job("gemm", "flops_per_s", 2.0 * size**3, make, "int8", (size, size, size))
 

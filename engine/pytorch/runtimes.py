@@ -26,6 +26,7 @@ from engine.datasets import Dataset
 from engine.families import input_shape
 from engine.pytorch import models
 from engine.pytorch.decoder import Decoder
+from engine.pytorch.training import kernels
 
 DTYPES: dict[PrecisionName, torch.dtype] = {
     "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
@@ -139,11 +140,8 @@ class Compiled(Form):
     cold_method = "reading the weights, building the net, compiling (or finding it in torch's cache), one request"
 
     def prepare(self) -> None:
-        import torch._dynamo
-
-        # Each cell is one more entry for the same code: beyond the limit torch would quietly go back to eager.
-        torch._dynamo.config.recompile_limit = max(1_024, torch._dynamo.config.recompile_limit)
-        torch._dynamo.config.accumulated_recompile_limit = max(4_096, torch._dynamo.config.accumulated_recompile_limit)
+        """Make room for each cell: it is one more entry for the same code."""
+        kernels.raise_recompile_limits()
 
     def start(self, threads: int) -> Answering:
         return self._answering(torch.compile(self._converted(self.weights.load()), dynamic=False))
@@ -255,15 +253,17 @@ class Int8(Form):
     cold_method = "reading the fp32 weights, building the net, quantising it, one request"
 
     def prepare(self) -> None:
-        if not hasattr(torch.ao.quantization, "quantize_dynamic"):  # announced to go
+        """Raises NotOffered where this PyTorch has no dynamic quantisation or no int8 kernels."""
+        if kernels.quantize_dynamic() is None:
             raise NotOffered(f"PyTorch {torch.__version__} has no dynamic quantisation any more.")
         if torch.backends.quantized.engine in {"none", ""}:
             raise NotOffered("This PyTorch was built without int8 kernels.")
 
     def start(self, threads: int) -> Answering:
-        model = self.weights.load()
+        model, quantized = self.weights.load(), kernels.quantize_dynamic()
+        assert quantized is not None, "prepare has looked"
         with _quiet():
-            small = torch.ao.quantization.quantize_dynamic(model, _QUANTISED, dtype=torch.qint8, inplace=True)
+            small = quantized(model, _QUANTISED, dtype=torch.qint8, inplace=True)
         return self._answering(small)
 
     def size(self) -> tuple[int | None, str]:
