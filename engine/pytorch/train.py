@@ -78,8 +78,8 @@ def _train(config: RunConfig, folder: Path, clock: Clock, gang: Gang | None) -> 
     training, held_out = tensors(arrays, config.model)
     facts, sha256 = arrays.facts, arrays.sha256
     del arrays  # raw, they are as large again
-    tutorial = config.execution == "dataloader"
-    training, held_out = training if tutorial else training.to(device), held_out.to(device)
+    has_loader = config.execution == "dataloader"  # its batches are moved to the device one by one
+    training, held_out = training if has_loader else training.to(device), held_out.to(device)
     net: Net
     stepper: Stepper | RankStepper
     if gang:
@@ -91,7 +91,7 @@ def _train(config: RunConfig, folder: Path, clock: Clock, gang: Gang | None) -> 
         model = models.build(
             config.model, facts, seed=config.seed, device=device, checkpointing=config.activation_checkpointing
         )
-        optimizer = (optim.Reference if tutorial else optim.build)(config.optimizer, model)
+        optimizer = (optim.Reference if has_loader else optim.build)(config.optimizer, model)
         net = Net(config, model, optimizer, plan.micro_batch)
         if config.is_parallel:
             net = parallel.threaded(net)
