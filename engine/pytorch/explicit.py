@@ -59,12 +59,10 @@ class ManualMLP:
         if any(type(part) is not kind for part, kind in zip(parts, cycle((nn.Linear, nn.ReLU)), strict=False)):
             return None
         layers = [part for part in parts if isinstance(part, nn.Linear)]
-        if len({id(layer) for layer in layers}) < len(layers):
-            return None
         parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-        if len({id(p) for p in parameters if _is_plain(p)}) < len(parameters):
+        if len({id(p) for p in parameters if _is_plain(p)}) < len(parameters):  # one of them is not, or is there twice
             return None
-        watched = [module, *parts, *parameters]
+        watched: list[nn.Module | Tensor] = [module, *parts, *parameters]
         replaced = any("forward" in vars(part) for part in (module, *parts))
         return None if replaced or any(map(kernels.has_hooks, watched)) else cls(layers)
 
@@ -121,7 +119,7 @@ class ManualMLP:
         return self._buffers[rows]
 
 
-def _is_plain(parameter: nn.Parameter | None) -> bool:
+def _is_plain(parameter: Tensor | None) -> bool:
     """A parameter that is trained, in float32 on the CPU, and no subclass of it (None is a bias that is not there)."""
     return (
         type(parameter) is nn.Parameter
