@@ -1,10 +1,11 @@
 """Imported once by the fork server, so that every run's process starts with it done. One thread, nothing on a GPU."""
 
 import torch
-import torch._dynamo  # the first optimizer step imports it: 1.5 s if left to the run
 
 from engine import loading, worker  # noqa: F401
+from engine.pytorch.training import kernels
 
+kernels.import_compiler()
 torch.set_num_threads(1)
 loading.preload()
 _weight = torch.nn.Parameter(torch.zeros(2))

@@ -7,6 +7,7 @@ import os
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # libgomp reads it when torch is imported
 
 import contextlib
+import importlib
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,20 @@ def main_module() -> Iterator[None]:
     main = sys.modules["__main__"]
     yield
     sys.modules["__main__"] = main
+
+
+@pytest.fixture(params=["private", "public"])
+def torch_names(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Runs a test twice: with torch's private kernels, and as with a torch that has none of them."""
+    from engine.pytorch.training import kernels
+
+    if request.param == "public":
+        monkeypatch.setenv(kernels.HIDDEN_BY, "1")
+        importlib.reload(kernels)
+    yield request.param
+    if request.param == "public":
+        monkeypatch.undo()
+        importlib.reload(kernels)
 
 
 class Supervised:

@@ -14,7 +14,7 @@ from engine.config import OptimizerName, RunConfig, with_overrides
 from engine.presets import PRESETS
 from engine.pytorch import models, optim
 from engine.pytorch.data import tensors
-from engine.pytorch.execution import STEPPERS, CudaGraph, LossScale, Net, Tutorial, cross_entropy
+from engine.pytorch.execution import STEPPERS, CudaGraph, DataLoaderStepper, Net, cross_entropy
 from engine.pytorch.memory import measure_memory
 
 MLP = with_overrides(PRESETS["digits-mlp"].config, ["batch_size=64", "optimizer.lr=0.003"])
@@ -71,7 +71,7 @@ def test_compiled_and_eager_agree():
 
 def as_recorded(net, examples, batch_size, seed):
     """The steps a CUDA graph would replay, run as they are: which examples, rates and losses go where is the same."""
-    return CudaGraph(net, examples, batch_size, seed, record=False)
+    return CudaGraph(net, examples, batch_size, seed, capture=False)
 
 
 @pytest.mark.parametrize("net", ["mlp", "decoder"])
@@ -159,7 +159,7 @@ def peak_of(chosen: RunConfig) -> tuple[records.Memory, planner.Plan]:
     made, run = stepper(chosen)
     made.steps([chosen.optimizer.lr])
     plan = planner.plan(chosen)
-    examples = made.examples if isinstance(made, Tutorial) else made.batches.examples
+    examples = made.examples if isinstance(made, DataLoaderStepper) else made.batches.examples
     return measure_memory(run, examples, examples, plan), plan
 
 
@@ -191,7 +191,7 @@ def test_measuring_memory_leaves_the_run_as_it_was(execution, optimizer):
     made, run = stepper(chosen)
     made.steps([chosen.optimizer.lr])
     before = weights(run).clone()
-    examples = made.examples if isinstance(made, Tutorial) else made.batches.examples
+    examples = made.examples if isinstance(made, DataLoaderStepper) else made.batches.examples
     measure_memory(run, examples, examples, planner.plan(chosen))
     assert torch.equal(weights(run), before)
     assert np.array_equal(made.steps([chosen.optimizer.lr] * 3).losses, untouched)
@@ -234,7 +234,7 @@ def test_label_smoothing_raises_the_training_loss():
     assert losses(config("mlp", "label_smoothing=0.2"))[-1] > losses(config())[-1]
 
 
-def test_averaged_weights_follow_their_definition():
+def test_averaged_weights_follow_their_definition(torch_names):
     made, net = stepper(config("mlp", "ema_decay=0.9"))
     average = weights(net).clone()
     for _ in range(4):
@@ -263,49 +263,58 @@ def test_weights_and_optimizer_state_stay_float32_in_low_precision():
     assert {t.dtype for t in [*net.optimizer.params, *net.optimizer.state_tensors()]} == {torch.float32}
 
 
-def scaled(gradient: float, *, factor: float = 65_536.0):
-    """A parameter whose scaled gradient is given, and its loss scale."""
-    module = torch.nn.Linear(1, 1, bias=False)
-    optimizer = optim.SGD(list(module.parameters()), lr=0.1)
-    module.weight.grad = torch.full((1, 1), gradient * factor)
-    return module, optimizer, LossScale("cpu")
+def scale_of(net: Net, scale: float | None = None) -> float:
+    """The loss scale of a run; a given one is set before."""
+    if scale is not None:
+        net.scaler.scale(torch.zeros(()))  # GradScaler makes its tensors at the first loss
+        net.scaler.update(scale)
+    return net.scaler.get_scale()
 
 
-def test_a_gradient_is_divided_by_the_scale():
-    module, optimizer, scale = scaled(0.25)
-    assert scale.unscale(optimizer)
-    assert module.weight.grad.item() == 0.25
-
-
-@pytest.mark.parametrize("gradient", [float("inf"), float("nan")])
-def test_an_overflow_leaves_the_step_out_and_halves_the_scale(gradient):
-    _, optimizer, scale = scaled(gradient)
-    assert not scale.unscale(optimizer)
-    assert scale.factor.item() == 32_768.0
-
-
-def test_two_thousand_good_steps_double_the_scale():
-    """The same as torch.amp.GradScaler after the same gradients."""
-    module, optimizer, scale = scaled(0.25)
-    for _ in range(2_000):
-        scale.unscale(optimizer)
-    theirs = torch.amp.GradScaler("cpu")
-    reference = torch.optim.SGD(module.parameters(), lr=0.0)
-    theirs.scale(torch.zeros(()))
-    for _ in range(2_000):
-        theirs.unscale_(reference)
-        theirs.step(reference)
-        theirs.update()
-    assert scale.factor.item() == theirs.get_scale() == 131_072.0
+def test_scaled_gradients_are_divided_before_they_are_measured_and_used():
+    chosen = config("mlp", "precision=fp16", "max_grad_norm=1e6")
+    small, large = stepper(chosen), stepper(chosen)
+    scale_of(small[1], 2.0**4)
+    scale_of(large[1], 2.0**10)
+    here, there = (made.steps([0.003] * 3) for made, _ in (small, large))
+    np.testing.assert_allclose(here.norms, there.norms, rtol=0.01)
+    assert torch.allclose(weights(small[1]), weights(large[1]), atol=1e-3)
 
 
 def test_scaled_fp16_steps_are_left_out_not_made_with_bad_numbers():
-    made, net = stepper(config("mlp", "precision=fp16"))
-    net.scaler.factor.fill_(2.0**40)  # every gradient overflows
-    before = weights(net).clone()
+    made, net = stepper(config("mlp", "precision=fp16", "ema_decay=0.9", "max_grad_norm=1"))
+    scale_of(net, 2.0**40)  # every gradient overflows
+    before, average = weights(net).clone(), [t.add_(1).clone() for t in net.average]
     made.steps([0.003] * 3)
     assert torch.equal(weights(net), before)
-    assert net.scaler.factor.item() == 2.0**37
+    assert all(map(torch.equal, net.average, average))  # it does not follow a step that was not made
+    assert scale_of(net) == 2.0**37
+
+
+def test_a_rehearsal_leaves_the_loss_scale_as_it_was():
+    made, net = stepper(config("mlp", "precision=fp16"))
+    made.steps([0.003])
+    scale_of(net, 2.0**5)
+    with net.rehearsal() as step:
+        step(*made.batches.first(64))
+    assert scale_of(net) == 2.0**5
+
+
+# --- a torch without private kernels -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
+def test_eager_steps_follow_the_dataloader_loop_with_any_torch(optimizer, torch_names):
+    base = config("mlp", f"optimizer.name={optimizer}", "optimizer.lr=0.001")
+    reference = losses(with_overrides(base, ["execution=dataloader"]), steps=10)
+    np.testing.assert_allclose(losses(base, steps=10), reference, rtol=1e-3 if optimizer == "muon" else 1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_steps_of_a_cuda_graph_and_eager_agree_with_any_torch(optimizer, torch_names):
+    base = config("cnn", f"optimizer.name={optimizer}", "optimizer.lr=0.001", "ema_decay=0.9")
+    there = losses(base, steps=10, kind=as_recorded)
+    np.testing.assert_allclose(there, losses(base, steps=10), rtol=1e-4)
 
 
 # --- the smaller batch at the end of an epoch ----------------------------------------------------------------------

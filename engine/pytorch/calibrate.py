@@ -29,6 +29,7 @@ from engine.hardware import Machine
 from engine.nvml import NVML
 from engine.pytorch.setup import set_up_arithmetic, synchronize, torch_device
 from engine.pytorch.train import Clock, environment
+from engine.pytorch.training import kernels
 from engine.records import AnyEvent, Measurement
 from engine.store import EventLog
 
@@ -87,9 +88,11 @@ def calibrate(
     rounds: int = _ROUNDS,
     nvml: Any = NVML,
 ) -> Generator[AnyEvent, None, None]:
-    """Measure `config.device` with 1 to `config.threads` threads. Nothing is left in `folder`.
+    """Measure `config.device` with 1 to `config.threads` threads; yields Started, Progress events, and a Calibration.
 
-    Raises OutOfMemory where too little is free for buffers that no cache holds.
+    `budget_s` is the wall time in seconds of all timed calls, in `rounds` rounds; `clock` gives seconds. Nothing is left
+    in `folder`. Raises DeviceError where PyTorch does not see the device, and OutOfMemory where too little is free for
+    buffers that no cache holds.
     """
     begun = clock()
     device = torch_device(config)
@@ -139,7 +142,7 @@ def calibrate(
 
 
 def thread_counts(most: int) -> list[int]:
-    """Every count up to four, then doubling, and the most there may be."""
+    """The thread counts to measure: 1 to 4, then doubling, and `most` (at least 1) itself, ascending."""
     counts = [n for n in range(1, most + 1) if n <= 4]
     while counts[-1] * 2 <= most:
         counts.append(counts[-1] * 2)
@@ -156,6 +159,7 @@ class _Bench:
         self._speed: dict[tuple[str, str | None, int], float] = {}  # of products: work per second at the last size
 
     def measure(self, jobs: Sequence[_Job], budget_s: float) -> Iterator[records.Progress]:
+        """Time all jobs in turn, round by round, for about `budget_s` seconds; their times go to `job.rounds`."""
         low, high = _SLICE_S
         slice_s = min(high, max(min(low, budget_s / 100), budget_s / (len(jobs) * self._rounds)))
         total = len(jobs) * self._rounds
@@ -212,12 +216,16 @@ class _Bench:
         return shortest
 
     def wall_per_cpu(self) -> float | None:
+        """Wall time over CPU time of the calls with one thread: about 1 on a quiet machine. None where none was timed."""
         return self._wall_s / self._cpu_s if self._cpu_s else None
 
     def idle_power(
         self, seconds: float, nvml: Any, missing: dict[str, str]
     ) -> Generator[records.Progress, None, list[Measurement]]:
-        """Mean power over a window in which this program does nothing, from the energy counter."""
+        """Mean power in watts over `seconds` in which this program does nothing, from the energy counter.
+
+        Without a counter the list is empty and `missing` gets the reason.
+        """
         is_there, method = _energy_counter(self._config.device, nvml)
         if not is_there:
             missing["idle_power"] = method
@@ -257,7 +265,11 @@ def _in_words(job: _Job) -> str:
 
 
 def measurement_of(job: _Job) -> Measurement | None:
-    """A job's times as the rates (or seconds) that are kept; None where there are none."""
+    """The statistics of a job's times, in FLOP/s, bytes/s or seconds as its unit says; None where it was not timed.
+
+    `p05`, `best` and `median` are of all calls. `spread` is the range of the rounds' 5th percentiles over their median,
+    None with one round.
+    """
     if not job.rounds:
         return None
     times = np.concatenate([np.asarray(r) for r in job.rounds])
@@ -298,7 +310,10 @@ def _jobs(
             if dtype == "fp32":
                 jobs += [_gemm(device, dtype, shape, n, name="thin_gemm") for shape in THIN]
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _TURING:
-        jobs += [_int8(device, size) for size in _GPU_SIZES]
+        if product := kernels.int_mm():
+            jobs += [_int8(device, size, product) for size in _GPU_SIZES]
+        else:
+            missing["gemm int8"] = f"PyTorch {torch.__version__} has no product of int8 matrices (torch._int_mm)."
     jobs += _memory_jobs(device, counts, free)
     jobs += _transfers(device, missing)
     jobs += _overheads(device)
@@ -336,11 +351,11 @@ def _gemm(device: torch.device, dtype: str, shape: tuple[int, int, int], threads
     return _Job(name, "flops_per_s", 2.0 * m * k * n, make, dtype, shape, threads)
 
 
-def _int8(device: torch.device, size: int) -> _Job:
+def _int8(device: torch.device, size: int, product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> _Job:
     def make() -> Call:
         a, b = (torch.randint(-8, 8, (size, size), device=device, dtype=torch.int8) for _ in range(2))
         b = b.t()  # cuBLASLt takes the second factor column by column
-        return lambda: torch._int_mm(a, b)
+        return lambda: product(a, b)
 
     return _Job("gemm", "flops_per_s", 2.0 * size**3, make, "int8", (size, size, size))
 
@@ -461,7 +476,10 @@ def _recording(folder: Path) -> _Job:
 
 
 def last_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
-    """All last-level caches of the cores this process may use; None where the system does not say."""
+    """Bytes of all last-level caches of the cores this process may use; None where Linux does not say.
+
+    `root` is the folder of the cores in sysfs (Documentation/ABI/testing/sysfs-devices-system-cpu).
+    """
     found: dict[str, int] = {}
     for core in sorted(hardware.allowed_cores()):
         levels = sorted((root / f"cpu{core}" / "cache").glob("index*"), key=lambda p: int(p.name[5:] or 0))

@@ -1,4 +1,4 @@
-"""Ways to run the same steps: the tutorials' loop, eager without its overhead, compiled, or recorded as a CUDA graph.
+"""Ways to run the same steps: a DataLoader loop, eager without its overhead, compiled, or captured as a CUDA graph.
 
 Every way sees the same examples in the same order and does the same arithmetic up to rounding; the first ten losses of
 all of them agree within 1e-4 in float32 (tests/test_execution.py).
@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,20 +20,22 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from engine import config
 from engine.config import RunConfig
-from engine.pytorch import explicit, optim
+from engine.pytorch import optim
 from engine.pytorch.data import Batch, Batches, Examples, Order
+from engine.pytorch.explicit import ManualMLP
+from engine.pytorch.training import kernels
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What some consecutive steps came to, read back from the device."""
+    """The results of n consecutive steps, read back from the device."""
 
     losses: np.ndarray  # (n,) float32
-    samples: np.ndarray  # (n,) int
-    norm_at: np.ndarray  # places in the chunk whose gradient norm was measured
-    norms: np.ndarray  # float32
+    samples: np.ndarray  # (n,) int: examples of each step
+    norm_at: np.ndarray  # (k,) int: indices of the steps whose gradient norm was measured
+    norms: np.ndarray  # (k,) float32
 
 
 class Net:
@@ -44,13 +47,16 @@ class Net:
         self.config, self.model, self.optimizer, self.micro_batch = config, model, optimizer, micro_batch
         self.called: nn.Module = model  # in training; a wrapper may take its place
         self.device_type = config.device.partition(":")[0]
-        self.scaler = LossScale(config.device) if config.precision == "fp16" else None
+        self.scaler = torch.amp.GradScaler(self.device_type) if config.precision == "fp16" else None
         self.average = [p.detach().clone() for p in optimizer.params] if config.ema_decay else []
         self.forward: Callable[[Tensor, Tensor], Tensor] = self.loss
-        self.explicit_mlp = explicit.ExplicitMLP(model) if explicit.applies(config) else None
+        self.manual_mlp = ManualMLP.of(model) if _is_plain(config) else None
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean loss of a batch, with smoothed labels where the run asks for them."""
+        """Mean loss of a batch, a scalar; with smoothed labels where the run asks for them.
+
+        x and y are as `cross_entropy` and the model take them: (batch, ...) inputs and their targets.
+        """
         smoothing = self.config.label_smoothing
         if self.config.precision not in _AUTOCAST:
             return cross_entropy(self.called(x), y, smoothing)
@@ -58,13 +64,18 @@ class Net:
             return cross_entropy(self.called(x), y, smoothing)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The context that the model runs in: torch.autocast in bf16 or fp16, else one that does nothing."""
         dtype = _AUTOCAST.get(self.config.precision)
         return torch.autocast(self.device_type, dtype=dtype) if dtype else contextlib.nullcontext()
 
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Gradients of the mean loss over the batch, part by part where it is larger than a micro-batch; that loss."""
-        if self.explicit_mlp:
-            return self.explicit_mlp.backward(x, y)
+        """Write the gradients of the mean loss over a batch (rows, ...) to the parameters; returns that loss, a scalar.
+
+        A batch larger than a micro-batch is taken in parts, whose gradients add up. In fp16 the gradients are those of
+        the scaled loss until `update` divides them.
+        """
+        if self.manual_mlp:
+            return self.manual_mlp.backward(x, y)
         self.optimizer.zero_grad()
         if len(y) <= self.micro_batch:
             loss = self.forward(x, y)
@@ -78,28 +89,50 @@ class Net:
         return total
 
     def forget_gradients(self) -> None:
-        """Give their memory back; the next backward pass makes them anew."""
+        """Free the gradients; the next backward pass reallocates them."""
         self.optimizer.zero_grad()
-        if self.explicit_mlp:
-            self.explicit_mlp.forget()
+        if self.manual_mlp:
+            self.manual_mlp.forget()
 
     def update(self) -> Tensor | None:
-        """Move the weights by the gradients there are; the norm these had, where clipping measured it."""
-        overflowed = self.scaler is not None and not self.scaler.unscale(self.optimizer)
-        norm = None if self.config.max_grad_norm is None else self.grad_norm()
-        if overflowed:
-            return norm  # the step is left out, and the scale is smaller from now on
+        """Move the weights by their gradients; returns the gradients' norm, a scalar, where clipping measured it.
+
+        In fp16 torch.amp.GradScaler leaves the step out after an overflow and halves its scale.
+        """
+        if self.scaler is None:
+            norm = self._norm_to_clip()
+            self._move(norm)
+            return norm
+        # All that GradScaler asks of an optimizer. Ours is none of torch.optim, and the average belongs to the step.
+        moved = cast(
+            torch.optim.Optimizer,
+            SimpleNamespace(param_groups=[{"params": self.optimizer.params}], step=self._move),
+        )
+        self.scaler.unscale_(moved)
+        norm = self._norm_to_clip()
+        self.scaler.step(moved, norm)
+        self.scaler.update()
+        return norm
+
+    def _norm_to_clip(self) -> Tensor | None:
+        return None if self.config.max_grad_norm is None else self.grad_norm()
+
+    def _move(self, norm: Tensor | None) -> None:
+        """Clip gradients whose norm is given, step, and let the average follow."""
         if self.config.max_grad_norm is not None and norm is not None:
             nn.utils.clip_grads_with_norm_(self.optimizer.params, self.config.max_grad_norm, norm)
         self.optimizer.step()
         if self.config.ema_decay:
             with torch.no_grad():  # or the average would carry a graph as long as the run
-                torch._foreach_lerp_(self.average, self.optimizer.params, 1 - self.config.ema_decay)
-        return norm
+                kernels.foreach_lerp_(self.average, self.optimizer.params, 1 - self.config.ema_decay)
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[Callable[[Tensor, Tensor], None]]:
-        """For whole steps that leave no trace: their learning rate is zero, and what else they change is put back."""
+        """Context manager: run full steps with lr 0 and restore all state afterwards (for profiling).
+
+        Yields a function that makes one step on a batch (x, y). Buffers of the model are not restored: no model here has
+        any.
+        """
         restore, lr, scaler = self.optimizer.remembered(), self.optimizer.lr, self.scaler
         average = [t.clone() for t in self.average]
 
@@ -107,47 +140,64 @@ class Net:
             self.backward(x, y)
             self.update()
 
-        self.optimizer.lr, self.scaler = 0.0, scaler and LossScale(self.config.device)
+        self.optimizer.lr, self.scaler = 0.0, scaler and torch.amp.GradScaler(self.device_type)
         self.forget_gradients()
         yield step
         restore()
         self.optimizer.lr, self.scaler = lr, scaler
         if average:
-            torch._foreach_copy_(self.average, average)
+            kernels.foreach_copy_(self.average, average)
         self.forget_gradients()
 
     def grad_norm(self) -> Tensor:
-        """Euclidean norm of all gradients together."""
+        """Euclidean norm of all gradients together, a scalar on their device."""
         return nn.utils.get_total_norm([p.grad for p in self.optimizer.params if p.grad is not None])
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model with its averaged weights for a while, where the run keeps an average."""
+        """Context manager: the model has its averaged weights, where the run keeps an average; then its own again."""
         if not self.average:
             yield
             return
         own = [p.detach().clone() for p in self.optimizer.params]
         with torch.no_grad():
-            torch._foreach_copy_(self.optimizer.params, self.average)
+            kernels.foreach_copy_(self.optimizer.params, self.average)
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self.optimizer.params, own)
+                kernels.foreach_copy_(self.optimizer.params, own)
 
     def evaluated(self, held_out: Examples, batch_size: int) -> tuple[float, float, int]:
-        """Sum of the losses over a split, how many answers are right, and how many there are."""
+        """Sum of the losses over a split, number of right answers, number of answers; the averaged weights give them."""
         with torch.inference_mode(), self.averaged(), self.autocast():
             loss, correct, count = totals(self.model, held_out.in_order(batch_size), held_out.x.device)
         return loss.item(), correct.item(), count
 
     def weights(self) -> dict[str, Tensor]:
-        """By name, on the CPU: the model's own, not copies."""
+        """The model's tensors by name, on the CPU; there they are the model's own, not copies."""
         return {name: t.contiguous().cpu() for name, t in self.model.state_dict().items()}
 
 
+def _is_plain(config: RunConfig) -> bool:
+    """Whether a step is what `ManualMLP.backward` computes: mean cross-entropy of one whole batch, in float32, eagerly.
+
+    This is about the loss and the way of running; of the model `ManualMLP.of` decides.
+    """
+    return (
+        config.precision == "fp32"
+        and config.execution == "eager"
+        and config.grad_accumulation == 1
+        and config.label_smoothing == 0
+        and not config.is_parallel  # its wrapper around the model works through autograd
+    )
+
+
 def totals(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> tuple[Tensor, Tensor, int]:
-    """Sum of the losses over some batches, right answers, and answers."""
+    """Sum of the losses over some batches (float32), number of right answers (int64), number of answers.
+
+    The first two are scalars on `device`: reading them waits for it. Text has an answer at every position.
+    """
     loss = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
     count = 0
@@ -160,33 +210,14 @@ def totals(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> 
 
 
 def cross_entropy(logits: Tensor, y: Tensor, smoothing: float = 0.0, *, reduction: str = "mean") -> Tensor:
-    """Of logits (batch, classes), or (batch, seq_len, characters) with a target at every position."""
+    """Cross-entropy in nats of logits (batch, classes) and classes y (batch,), a scalar.
+
+    Logits (batch, seq_len, characters) go with a target at every position, y (batch, seq_len). `smoothing` is the share
+    of every label that is spread over all classes; `reduction` is "mean" or "sum".
+    """
     if logits.ndim > 2:
         logits, y = logits.flatten(0, -2), y.flatten()
     return F.cross_entropy(logits, y, label_smoothing=smoothing, reduction=reduction)
-
-
-class LossScale:
-    """Keeps small float16 gradients from becoming zero: torch.amp.GradScaler's rule with its defaults.
-
-    The loss is multiplied before the backward pass and gradients are divided after it. Where one overflowed the scale
-    is halved; after 2,000 steps without, it is doubled.
-    """
-
-    def __init__(self, device: str) -> None:
-        self.factor = torch.full((), 65_536.0, device=device)
-        self._good_steps = torch.zeros((), dtype=torch.int32, device=device)
-
-    def scale(self, loss: Tensor) -> Tensor:
-        return loss * self.factor
-
-    def unscale(self, optimizer: optim.AnyOptimizer) -> bool:
-        """Divide the gradients; False when one of them is no number and the step must be left out."""
-        grads = [p.grad for p in optimizer.params if p.grad is not None]
-        overflowed = torch.zeros((), device=self.factor.device)
-        torch._amp_foreach_non_finite_check_and_unscale_(grads, overflowed, self.factor.reciprocal())
-        torch._amp_update_scale_(self.factor, self._good_steps, overflowed, 2.0, 0.5, 2_000)
-        return not overflowed.item()
 
 
 # --- the ways -----------------------------------------------------------------------------------------------------
@@ -200,17 +231,17 @@ class Eager:
         self._source = iter(self.batches)
 
     def prepare(self) -> None:
-        """What must be done once before the first step and is no part of it."""
+        """Do what is needed once before the first step: here, nothing."""
 
     def warm_up(self, steps: int) -> None:
-        """First calls choose kernels and allocate. Forward and backward only: the weights stay as they were drawn."""
+        """Choose kernels and allocate by `steps` forward and backward passes; the weights stay as they were drawn."""
         x, y = self.batches.first(self.batches.batch_size)
         for _ in range(steps):
             self.net.backward(x, y)
         self.net.forget_gradients()
 
     def steps(self, lrs: Sequence[float]) -> Chunk:
-        """As many optimizer steps as learning rates; returns when their losses are on the host."""
+        """One optimizer step for each learning rate; returns when their losses are on the host."""
         net, source, losses, sizes, norms = self.net, self._source, [], [], []
         for lr in lrs:
             net.optimizer.lr = lr
@@ -224,7 +255,11 @@ class Eager:
 
 
 def read_back(losses: Sequence[Tensor], sizes: Sequence[int], norms: Sequence[Tensor]) -> Chunk:
-    """Waits for the device. Losses and norms are scalars or runs of them; norms of every step, or of the last ones."""
+    """The chunk of some steps; waits for the device.
+
+    `losses` are scalars or vectors, together one value for each step; `norms` are of every step or of the last ones;
+    `sizes` are the numbers of examples.
+    """
     values, measured = (torch.stack(list(t)) if t[0].ndim == 0 else torch.cat(list(t)) for t in (losses, norms))
     at = np.arange(len(values) - len(measured), len(values))
     return Chunk(values.float().cpu().numpy(), np.array(sizes), at, measured.float().cpu().numpy())
@@ -243,8 +278,8 @@ class Compiled(Eager):
         self.net.forget_gradients()
 
 
-class Tutorial:
-    """The loop of the tutorials, the honest baseline: DataLoader, torch.optim with its defaults, .item() each step."""
+class DataLoaderStepper:
+    """The loop of PyTorch's tutorials, the baseline: DataLoader, torch.optim with its defaults, .item() each step."""
 
     def __init__(self, net: Net, examples: Examples, batch_size: int, seed: int) -> None:
         self.net, self.examples, self.device = net, examples, torch.device(net.config.device)
@@ -259,15 +294,17 @@ class Tutorial:
                 yield x.to(self.device), y.to(self.device)
 
     def prepare(self) -> None:
-        pass
+        """Do what is needed once before the first step: here, nothing."""
 
     def warm_up(self, steps: int) -> None:
+        """As Eager.warm_up."""
         x, y = next(iter(self._first))
         for _ in range(steps):
             self.net.backward(x.to(self.device), y.to(self.device))
         self.net.forget_gradients()
 
     def steps(self, lrs: Sequence[float]) -> Chunk:
+        """One optimizer step for each learning rate; the loss of every step is read back at once."""
         net, losses, sizes, norms = self.net, [], [], []
         for lr in lrs:
             net.optimizer.lr = lr
@@ -310,15 +347,16 @@ class _Shuffled(Sampler[int]):
 
 
 class CudaGraph:
-    """Steps recorded once and replayed: batches are chosen on the device, and the CPU starts many steps at once.
+    """Steps captured once and replayed: batches are chosen on the device, and the CPU starts many steps at once.
 
-    Three recordings: many whole batches, one whole batch, and the smaller batch at the end of an epoch.
+    There are up to three captures: many whole batches, one whole batch, and the smaller batch at the end of an epoch.
+    With `capture=False` the same steps run without a graph, on any device (for tests).
     """
 
     MOST_STEPS = 64  # of one replay
 
-    def __init__(self, net: Net, examples: Examples, batch_size: int, seed: int, *, record: bool = True) -> None:
-        self.net, self.examples, self.batch_size, self.record = net, examples, batch_size, record
+    def __init__(self, net: Net, examples: Examples, batch_size: int, seed: int, *, capture: bool = True) -> None:
+        self.net, self.examples, self.batch_size, self.capture = net, examples, batch_size, capture
         self.order = Order(examples, seed)
         self._left: list[Tensor] = []  # batches of this epoch still to come, as example numbers
         whole = len(examples) // batch_size
@@ -326,22 +364,23 @@ class CudaGraph:
         self.many = max(1, whole // -(-whole // most))
 
     def prepare(self) -> None:
+        """Capture the steps; the weights and the optimizer's state stay as they were."""
         rest = len(self.examples) % self.batch_size
         kinds = {(self.many, self.batch_size), (1, self.batch_size)} | ({(1, rest)} if rest else set())
-        pool = (
-            torch.cuda.graph_pool_handle() if self.record else None
-        )  # one for all: nothing lives from replay to replay
-        self.recordings = {kind: Recording(self.net, self.examples, *kind, pool=pool) for kind in kinds}
+        # One memory pool for all: nothing lives from replay to replay.
+        pool = torch.cuda.graph_pool_handle() if self.capture else None
+        self.captured = {kind: CapturedSteps(self.net, self.examples, *kind, pool=pool) for kind in kinds}
 
     def warm_up(self, steps: int) -> None:
-        """Recording has run every kernel before."""
+        """Nothing to do: capturing has run every kernel before."""
 
     def steps(self, lrs: Sequence[float]) -> Chunk:
+        """One optimizer step for each learning rate; returns when their losses are on the host."""
         losses, sizes, norms, done = [], [], [], 0
         while done < len(lrs):
             batches = self._next(len(lrs) - done)
-            recording = self.recordings[len(batches), len(batches[0])]
-            loss, norm = recording.play(batches, lrs[done : done + len(batches)])
+            captured = self.captured[len(batches), len(batches[0])]
+            loss, norm = captured.play(batches, lrs[done : done + len(batches)])
             losses.append(loss)
             norms.append(norm)
             sizes += [len(batch) for batch in batches]
@@ -351,7 +390,7 @@ class CudaGraph:
         return read_back(losses, sizes, norms)
 
     def _next(self, most: int) -> list[Tensor]:
-        """As many of the next batches as one recording takes."""
+        """As many of the next batches, but at most `most`, as one capture takes."""
         if not self._left:
             self._left = list(self.order.epoch().to(self.examples.x.device).split(self.batch_size))
         ready = self._left[: self.many]
@@ -360,8 +399,11 @@ class CudaGraph:
         return taken
 
 
-class Recording:
-    """`count` optimizer steps on batches of `rows`, with numbers of examples and learning rates in fixed places."""
+class CapturedSteps:
+    """`count` optimizer steps on batches of `rows` examples; example numbers and learning rates lie in fixed tensors.
+
+    `pool` is the memory pool of the CUDA graph that is captured; with None the steps run without a graph.
+    """
 
     def __init__(self, net: Net, examples: Examples, count: int, rows: int, *, pool: Any | None) -> None:
         self.net, self.examples = net, examples
@@ -369,10 +411,13 @@ class Recording:
         self.index = torch.zeros(count, rows, dtype=torch.int64, device=device)
         self.lrs = torch.zeros(count, device=device)
         self.losses, self.norms = torch.zeros(count, device=device), torch.zeros(count, device=device)
-        self.graph = self._recorded(pool) if pool else None
+        self.graph = self._captured(pool) if pool else None
 
     def play(self, batches: Sequence[Tensor], lrs: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Losses and gradient norms (count,) of the steps."""
+        """Make the steps on example numbers `batches`, count tensors (rows,); returns losses and gradient norms (count,).
+
+        Without clipping only the last norm is measured.
+        """
         self.index.copy_(torch.stack(list(batches)))
         self.lrs.copy_(torch.tensor(lrs))
         if self.graph:
@@ -392,8 +437,8 @@ class Recording:
             elif i == last:
                 self.norms[i].copy_(net.grad_norm())
 
-    def _recorded(self, pool: Any) -> torch.cuda.CUDAGraph:
-        """Recording wants kernels that have run before. What those runs moved is put back."""
+    def _captured(self, pool: Any) -> torch.cuda.CUDAGraph:
+        """Capturing wants kernels that have run before. What those runs changed is restored."""
         assert isinstance(self.net.optimizer, optim.Optimizer)
         own = [*self.net.optimizer.params, *self.net.optimizer.state_tensors(), *self.net.average]
         with torch.no_grad():
@@ -405,7 +450,7 @@ class Recording:
                 self._run()
         torch.cuda.current_stream().wait_stream(side)
         with torch.no_grad():
-            torch._foreach_copy_(own, kept)
+            kernels.foreach_copy_(own, kept)
         del kept
         self.net.forget_gradients()
         graph = torch.cuda.CUDAGraph()
@@ -415,10 +460,10 @@ class Recording:
         return graph
 
 
-Stepper = Eager | Tutorial | CudaGraph
+Stepper = Eager | DataLoaderStepper | CudaGraph
 STEPPERS: dict[config.ExecutionName, Callable[[Net, Examples, int, int], Stepper]] = {
     "eager": Eager,
-    "dataloader": Tutorial,
+    "dataloader": DataLoaderStepper,
     "compiled": Compiled,
     "cuda-graph": CudaGraph,
 }

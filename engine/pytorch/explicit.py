@@ -1,4 +1,4 @@
-"""The gradients of a multilayer perceptron written out: the chain rule as a dozen kernel calls into buffers that stay.
+"""A multilayer perceptron's backward pass, written out: the chain rule as a dozen kernel calls into buffers that stay.
 
 Autograd builds a graph, walks it in another order and allocates every gradient anew, each step. For a small net that
 costs more than its arithmetic: at batch size 1 a step of 784-128-10 took twice as long, at 64 a third longer. The
@@ -7,27 +7,15 @@ numbers are autograd's to the last bits (tests/test_explicit.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.config import RunConfig
-
-
-def applies(config: RunConfig) -> bool:
-    """Where a run is as plain as this is: an MLP in float32 on the CPU, one batch per step, its labels as they are."""
-    return (
-        config.model.family == "mlp"
-        and config.device == "cpu"
-        and config.precision == "fp32"
-        and config.execution == "eager"
-        and config.grad_accumulation == 1
-        and config.label_smoothing == 0
-        and not config.activation_checkpointing
-        and not config.is_parallel  # what wraps a model lives in autograd
-    )
+from engine.pytorch.training import kernels
 
 
 @dataclass(slots=True)
@@ -40,11 +28,14 @@ class _Buffers:
     minus: Tensor  # (rows, 1): what cross-entropy subtracts at the label
 
 
-class ExplicitMLP:
-    """Loss and gradients of linear layers with ReLU between them under mean cross-entropy."""
+class ManualMLP:
+    """Loss and gradients of linear layers with ReLU between them under mean cross-entropy.
 
-    def __init__(self, model: nn.Sequential) -> None:
-        layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+    `ManualMLP.of` makes one from a module and checks that the gradients below are that module's.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        """`layers` are the linear layers from input to output: float32 on the CPU, with biases, each of them once."""
         self._weights, self._biases = (
             [layer.weight.detach() for layer in layers],
             [layer.bias.detach() for layer in layers],
@@ -54,21 +45,46 @@ class ExplicitMLP:
         self._gradients: list[Tensor] = []
         self._buffers: dict[int, _Buffers] = {}
 
+    @classmethod
+    def of(cls, module: nn.Module) -> ManualMLP | None:
+        """The backward pass of `module`, or None where it is not exactly Linear, ReLU, ..., Linear: use autograd then.
+
+        The module alone decides, never the configuration that it was built from: a layer that changes there cannot be
+        trained with the gradients of another one. Its type is nn.Sequential itself (a subclass may do more), its
+        parameters are trained, in float32, on the CPU, used once and with a bias, and no hook watches it.
+        """
+        if type(module) is not nn.Sequential or len(module) % 2 == 0:
+            return None
+        parts: list[nn.Module] = list(module)
+        if any(type(part) is not kind for part, kind in zip(parts, cycle((nn.Linear, nn.ReLU)), strict=False)):
+            return None
+        layers = [part for part in parts if isinstance(part, nn.Linear)]
+        parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+        if len({id(p) for p in parameters if _is_plain(p)}) < len(parameters):  # one of them is not, or is there twice
+            return None
+        watched: list[nn.Module | Tensor] = [module, *parts, *parameters]
+        replaced = any("forward" in vars(part) for part in (module, *parts))
+        return None if replaced or any(map(kernels.has_hooks, watched)) else cls(layers)
+
     def forget(self) -> None:
-        """Let go of all buffers; the next backward makes them again."""
+        """Free all buffers and gradients; the next backward pass reallocates them."""
         self._gradients, self._buffers = [], {}
 
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Write the gradients of the mean loss over x (rows, values), y (rows,) to the parameters; returns the loss."""
+        """Write the gradients of the mean cross-entropy over a batch to the parameters' `.grad`; returns that loss.
+
+        x is float32 (rows, values), y int64 (rows,) with the classes; the loss is a scalar. The gradients lie in
+        buffers that the next call overwrites.
+        """
         log_p = self.forward(x)
         self.gradients(x, y, log_p)
         return F.nll_loss(log_p, y)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logarithms (rows, classes) of what the model gives each class; the layers' outputs stay in the buffers.
+        """Log-probabilities (rows, classes) of a batch x (rows, values); the layers' outputs stay in the buffers.
 
-        This and `gradients` are to be called without autograd: to switch it off costs as much as a kernel.
+        Call this and `gradients` under torch.no_grad(): switching autograd off costs as much as a kernel.
         """
         buffers, last = self._buffers.get(len(x)) or self._new_buffers(len(x)), len(self._weights) - 1
         outputs, a = buffers.outputs, x
@@ -79,7 +95,7 @@ class ExplicitMLP:
         return torch.log_softmax(a, 1)
 
     def gradients(self, x: Tensor, y: Tensor, log_p: Tensor) -> None:
-        """The backward pass after `forward` of the same batch."""
+        """The backward pass after `forward` of the same batch: x (rows, values), y (rows,), log_p (rows, classes)."""
         rows, last = len(y), len(self._weights) - 1
         buffers = self._buffers[rows]
         outputs, deltas = buffers.outputs, buffers.deltas
@@ -90,7 +106,7 @@ class ExplicitMLP:
             torch.sum(deltas[i], 0, out=self._gradients[2 * i + 1])
             if i:
                 delta = torch.mm(deltas[i], self._weights[i], out=deltas[i - 1])
-                torch.ops.aten.threshold_backward.grad_input(delta, outputs[i - 1], 0, grad_input=delta)
+                kernels.relu_backward_(delta, outputs[i - 1], 0, grad_input=delta)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
 
@@ -101,3 +117,13 @@ class ExplicitMLP:
         minus = torch.full((rows, 1), -1 / rows)
         self._buffers[rows] = _Buffers(outputs, deltas, [delta.t() for delta in deltas], minus)
         return self._buffers[rows]
+
+
+def _is_plain(parameter: Tensor | None) -> bool:
+    """A parameter that is trained, in float32 on the CPU, and no subclass of it (None is a bias that is not there)."""
+    return (
+        type(parameter) is nn.Parameter
+        and parameter.requires_grad
+        and parameter.dtype == torch.float32
+        and parameter.device.type == "cpu"
+    )

@@ -1,8 +1,7 @@
 """Optimizers by name, over torch's fused kernels: one call updates every parameter.
 
-The kernels are called directly: profiler hooks, parameter groups and checks around torch.optim's `step` and `zero_grad`
-cost 90 us a step and those of its functions 27 us more, half of a whole step of 784-128-10 at batch size 1. They are
-torch's own business and may change: the version of torch is pinned, and tests/test_optim.py compares every bit.
+`engine.pytorch.training.kernels` holds the kernels, says why they are called directly, and has fallbacks for a torch
+without them. tests/test_optim.py compares every bit with torch.optim.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.rmsprop import rmsprop
 
 from engine import config
+from engine.pytorch.training import kernels
 
 EPS = 1e-8  # torch.optim's default of the adaptive optimizers, from Kingma & Ba 2015 (arXiv:1412.6980)
 ADAGRAD_EPS = 1e-10  # torch.optim.Adagrad's
 
 
 def build(spec: config.Optimizer, model: nn.Module) -> Optimizer:
-    """The optimizer of a spec. `gd` is sgd: the batch makes the difference."""
+    """The optimizer that `spec` names, over all parameters of `model`. `gd` is sgd: the batch makes the difference."""
     parameters = list(model.parameters())
     shared: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
     match spec.name:
@@ -43,7 +42,8 @@ def build(spec: config.Optimizer, model: nn.Module) -> Optimizer:
 
 
 class Reference:
-    """torch.optim's own classes with their defaults, behind the same face: the baseline, and what tests compare with."""
+    """torch.optim's own classes with their defaults, behind the interface of `Optimizer`: the baseline of measurements,
+    and what tests compare with."""
 
     def __init__(self, spec: config.Optimizer, model: nn.Module) -> None:
         self.params: list[Tensor] = list(model.parameters())
@@ -51,6 +51,7 @@ class Reference:
 
     @property
     def lr(self) -> float | Tensor:
+        """The learning rate of the next step; setting it sets that of every parameter group."""
         lr: float | Tensor = self._optimizers[0].param_groups[0]["lr"]
         return lr
 
@@ -61,14 +62,17 @@ class Reference:
                 group["lr"] = lr
 
     def zero_grad(self) -> None:
+        """Set every gradient to None."""
         for optimizer in self._optimizers:
             optimizer.zero_grad()
 
     def step(self) -> None:
+        """Move the parameters by their gradients."""
         for optimizer in self._optimizers:
             optimizer.step()
 
     def remembered(self) -> Callable[[], None]:
+        """A function that restores the present state of the optimizers (not of the parameters)."""
         states = [copy.deepcopy(optimizer.state_dict()) for optimizer in self._optimizers]
 
         def restore() -> None:
@@ -79,7 +83,10 @@ class Reference:
 
 
 def torch_optimizers(spec: config.Optimizer, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """torch.optim's own of a spec, with their defaults; Muon comes with an AdamW for what is no matrix."""
+    """The torch.optim classes for `spec` with their defaults, over all parameters of `model`.
+
+    Muon takes the weight matrices and comes with an AdamW for the other parameters.
+    """
     parameters = list(model.parameters())
     shared: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
     betas = (spec.beta1, spec.beta2)
@@ -105,8 +112,10 @@ def torch_optimizers(spec: config.Optimizer, model: nn.Module) -> list[torch.opt
 
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Weights that multiply vectors: of linear layers and recurrent cells. Embeddings are only looked up, and a
-    convolution's kernel is no matrix."""
+    """The weights (rows, columns) that multiply vectors: those of linear layers and recurrent cells.
+
+    Embeddings are only looked up, and a convolution's kernel is no matrix.
+    """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.RNNBase)]
     return [weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim == 2]
 
@@ -122,6 +131,7 @@ class Optimizer(ABC):
         self._counters: list[Tensor] = []
 
     def zero_grad(self) -> None:
+        """Set every gradient to None."""
         for p in self.params:
             p.grad = None
 
@@ -130,13 +140,13 @@ class Optimizer(ABC):
         """Move the parameters by their gradients."""
 
     def remembered(self) -> Callable[[], None]:
-        """What brings back the state there is now."""
+        """A function that restores the present state of the optimizer (not of the parameters)."""
         tensors = self.state_tensors()
         copies = [tensor.clone() for tensor in tensors]
-        return lambda: torch._foreach_copy_(tensors, copies) if tensors else None
+        return lambda: kernels.foreach_copy_(tensors, copies) if tensors else None
 
     def state_tensors(self) -> list[Tensor]:
-        """Everything a step changes beside the parameters."""
+        """All tensors that a step changes beside the parameters: running means of their shapes, and step counts."""
         return [*(tensor for states in self.state.values() for tensor in states.values()), *self._counters]
 
     def _new_state(self, name: str) -> list[Tensor]:
@@ -171,10 +181,15 @@ class SGD(Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        torch._fused_sgd_(
-            self.params, self._grads(), self._velocities, weight_decay=self.weight_decay, momentum=self.momentum,
-            lr=self.lr, dampening=0.0, nesterov=self.nesterov, maximize=False, is_first_step=False,
-        )  # fmt: skip
+        kernels.sgd_(
+            self.params,
+            self._grads(),
+            self._velocities,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+        )
 
 
 class Adam(Optimizer):
@@ -193,11 +208,19 @@ class Adam(Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         self._count.add_(1)
-        kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        kernel = kernels.adamw_ if self.decoupled else kernels.adam_
         kernel(
-            self.params, self._grads(), self._means, self._squares, [], self._counts, lr=self.lr, beta1=self.betas[0],
-            beta2=self.betas[1], eps=EPS, weight_decay=self.weight_decay, amsgrad=False, maximize=False,
-        )  # fmt: skip
+            self.params,
+            self._grads(),
+            self._means,
+            self._squares,
+            state_steps=self._counts,
+            lr=self.lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=EPS,
+            weight_decay=self.weight_decay,
+        )
 
 
 class Adagrad(Optimizer):
@@ -212,10 +235,15 @@ class Adagrad(Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         self._count.add_(1)
-        torch._fused_adagrad_(
-            self.params, self._grads(), self._sums, self._counts, lr=self.lr, lr_decay=0.0,
-            weight_decay=self.weight_decay, eps=ADAGRAD_EPS, maximize=False,
-        )  # fmt: skip
+        kernels.adagrad_(
+            self.params,
+            self._grads(),
+            self._sums,
+            state_steps=self._counts,
+            lr=self.lr,
+            eps=ADAGRAD_EPS,
+            weight_decay=self.weight_decay,
+        )
 
 
 class RMSprop(Optimizer):
@@ -230,10 +258,16 @@ class RMSprop(Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        rmsprop(
-            self.params, self._grads(), self._squares, [], [], self._counts, foreach=True, lr=self.lr,  # type: ignore[arg-type]
-            alpha=self.alpha, eps=EPS, weight_decay=self.weight_decay, momentum=0.0, centered=False, maximize=False,
-        )  # fmt: skip
+        kernels.rmsprop_(
+            self.params,
+            self._grads(),
+            self._squares,
+            state_steps=self._counts,
+            lr=self.lr,
+            alpha=self.alpha,
+            eps=EPS,
+            weight_decay=self.weight_decay,
+        )
 
 
 class Muon(Optimizer):
@@ -272,8 +306,11 @@ class Muon(Optimizer):
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """About the orthogonal factor of a matrix (m, n), singular values 0.7 to 1.2: five Newton-Schulz iterations with
-    Jordan's coefficients, which trade exactness for speed."""
+    """About the orthogonal factor of a matrix x (m, n), of its shape and dtype: singular values between 0.7 and 1.2.
+
+    Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024 (kellerjordan.github.io/posts/muon), which
+    trade exactness for speed.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     y = x.float() if x.device.type == "cpu" else x.bfloat16()
     y = y.T if (tall := x.shape[0] > x.shape[1]) else y

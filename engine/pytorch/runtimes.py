@@ -1,7 +1,8 @@
-"""The software ladder: the same weights as eager PyTorch, compiled, exported, through ONNX Runtime, in int8.
+"""The inference runtimes: the same weights in eager PyTorch, compiled, exported, through ONNX Runtime, in int8.
 
-A `Form` is made once from weights on disk; `start` makes what answers requests from it, as a process that has just begun
-would. What cannot be made here says why with `NotOffered`, and the rest of the ladder stands.
+A `Form` is the weights made ready for one runtime, from a file on disk. `start` makes the function that answers requests
+from it, as a process that has just begun would. A form that cannot be made here raises `NotOffered` with the reason, and
+the other runtimes are still measured.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from engine.datasets import Dataset
 from engine.families import input_shape
 from engine.pytorch import models
 from engine.pytorch.decoder import Decoder
+from engine.pytorch.training import kernels
 
 DTYPES: dict[PrecisionName, torch.dtype] = {
     "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
@@ -34,12 +36,12 @@ ONNX_HINT = "Install it: pip install -r requirements-onnx.txt."
 
 
 class NotOffered(Exception):
-    """Why a form cannot be made here."""
+    """This form cannot be made here; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights on disk and the net they are of."""
+    """A weights file, the model and data set that it belongs to, and the device to load it on."""
 
     path: Path
     model: ModelSpec
@@ -47,7 +49,10 @@ class Weights:
     device: torch.device
 
     def load(self) -> nn.Sequential:
-        """The net with these weights on its device; no first weights are drawn."""
+        """The model with these weights on its device, in eval mode; no initial weights are drawn.
+
+        Raises what safetensors and load_state_dict raise where the file is missing or does not fit the model.
+        """
         model = models.build(self.model, self.data, seed=0, device="meta")
         model.load_state_dict(load_file(self.path, device=str(self.device)), assign=True)
         return model.eval()
@@ -55,7 +60,8 @@ class Weights:
 
 @dataclass(slots=True)
 class Answering:
-    """What answers: `call` is timed, with what `Form.inputs` made; `predict` gives logits of examples."""
+    """A started form. `call` answers a request made by `Form.inputs`, and is what the clock times; `predict` maps examples
+    (batch, ...) to logits (batch, ..., classes) in float32, for the accuracy."""
 
     call: Callable[[Any], Any]
     predict: Callable[[Tensor], Tensor]
@@ -75,27 +81,27 @@ class Form:
         self.dtype = DTYPES[cell.precision]
 
     def prepare(self) -> None:
-        """What is done once, where the model is made ready for deployment. Raises NotOffered."""
+        """Do what is done once before deployment: export, quantise. Raises NotOffered where that is not possible here."""
 
     def start(self, threads: int) -> Answering:
-        """From what lies on disk to what can answer."""
+        """Read the form from disk and make it ready to answer with `threads` threads; its time is the cold start."""
         return self._answering(self._converted(self.weights.load()))
 
     def size(self) -> tuple[int | None, str]:
-        """Bytes of this form on disk, and how they were had."""
+        """Bytes of this form on disk (None where unknown), and how the figure was measured or derived."""
         tensors = {name: t.contiguous() for name, t in self._converted(self.weights.load()).state_dict().items()}
         return len(save(tensors)), f"measured: its .safetensors file in {self.precision}"
 
     def inputs(self, x: Tensor) -> Any:
-        """Examples (batch, *input_shape), or characters (batch, prompt_len), as `call` takes them."""
+        """Convert examples (batch, *input_shape), or characters (batch, prompt_len) int64, to what `call` takes."""
         return x if x.dtype in {torch.int64, torch.int32} else x.to(self.dtype)
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
-        """What the timed loop runs in."""
+        """The context of the timed loop: torch.inference_mode(), unless the form keeps autograd on."""
         return contextlib.nullcontext() if self.records_gradients else torch.inference_mode()
 
     def close(self) -> None:
-        """Give back what was left on disk."""
+        """Delete the files that `prepare` wrote."""
 
     def _converted(self, model: nn.Sequential) -> nn.Sequential:
         return model if self.dtype == torch.float32 else model.to(self.dtype)
@@ -115,35 +121,33 @@ class Form:
 
 
 class Eager(Form):
-    """With autograd on, as a net answers in the middle of its training."""
+    """Plain PyTorch with autograd on, as in the middle of training."""
 
     records_gradients = True
 
 
 class ChannelsLast(Form):
-    """Images laid out pixel by pixel, all channels of one beside each other: what oneDNN's and cuDNN's convolutions like."""
+    """Images and weights in channels_last memory format, which oneDNN's and cuDNN's convolutions prefer."""
 
     def _converted(self, model: nn.Sequential) -> nn.Sequential:
         return super()._converted(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def inputs(self, x: Tensor) -> Tensor:
+        """Images (batch, channels, height, width) in this form's precision and memory format."""
         laid_out: Tensor = super().inputs(x).contiguous(memory_format=torch.channels_last)
         return laid_out
 
 
 class Compiled(Form):
-    """torch.compile with fixed shapes: code of its own for each batch size and thread count."""
+    """torch.compile with fixed shapes: each batch size and thread count has its own code."""
 
     is_per_cell = True
     takes_any_batch = False
     cold_method = "reading the weights, building the net, compiling (or finding it in torch's cache), one request"
 
     def prepare(self) -> None:
-        import torch._dynamo
-
-        # Each cell is one more entry for the same code: beyond the limit torch would quietly go back to eager.
-        torch._dynamo.config.recompile_limit = max(1_024, torch._dynamo.config.recompile_limit)
-        torch._dynamo.config.accumulated_recompile_limit = max(4_096, torch._dynamo.config.accumulated_recompile_limit)
+        """Raise torch.compile's recompile limits: each batch size and thread count compiles the same code once more."""
+        kernels.raise_recompile_limits()
 
     def start(self, threads: int) -> Answering:
         return self._answering(torch.compile(self._converted(self.weights.load()), dynamic=False))
@@ -154,13 +158,14 @@ class Compiled(Form):
 
 
 class Exported(Form):
-    """torch.export: the graph of the net without its Python code, for any batch size."""
+    """torch.export: the graph of the model without its Python code, for any batch size."""
 
     cold_method = (
         "making the exported program runnable, one request; exporting is apart, reading it from disk is not in it"
     )
 
     def prepare(self) -> None:
+        """Export the model; raises NotOffered where torch.export cannot trace it."""
         model = self._converted(self.weights.load())
         try:
             with _quiet():
@@ -187,9 +192,11 @@ class Onnx(Form):
 
     @property
     def path(self) -> Path:
+        """The .onnx file in the run's folder."""
         return self.folder / f".{self.runtime}.{self._ending}"
 
     def prepare(self) -> None:
+        """Write the .onnx file; raises NotOffered where a package is missing or ONNX cannot represent the model."""
         for package in ("onnxruntime", "onnx", "onnxscript"):
             if importlib.util.find_spec(package) is None:
                 raise NotOffered(f"{package} is not installed. {ONNX_HINT}")
@@ -207,11 +214,12 @@ class Onnx(Form):
         )  # fmt: skip
 
     def start(self, threads: int) -> Answering:
+        """An ONNX Runtime session of the .onnx file with `threads` threads."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        # As everywhere here, threads that wait sleep: those that spin take the core from who has work.
+        # Waiting threads sleep, as everywhere here: spinning ones would take the core from threads that have work.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
@@ -219,6 +227,7 @@ class Onnx(Form):
         return Answering(call, lambda x: torch.from_numpy(call(self.inputs(x))[0]))
 
     def inputs(self, x: Tensor) -> dict[str, Any]:
+        """The session's feed: examples (batch, *input_shape) as a NumPy array named x."""
         return {"x": x.contiguous().numpy()}
 
     def size(self) -> tuple[int | None, str]:
@@ -255,19 +264,22 @@ class Int8(Form):
     cold_method = "reading the fp32 weights, building the net, quantising it, one request"
 
     def prepare(self) -> None:
-        if not hasattr(torch.ao.quantization, "quantize_dynamic"):  # announced to go
+        """Check only; raises NotOffered where this PyTorch has no dynamic quantisation or no int8 kernels."""
+        if kernels.quantize_dynamic() is None:
             raise NotOffered(f"PyTorch {torch.__version__} has no dynamic quantisation any more.")
         if torch.backends.quantized.engine in {"none", ""}:
             raise NotOffered("This PyTorch was built without int8 kernels.")
 
     def start(self, threads: int) -> Answering:
-        model = self.weights.load()
+        model, quantized = self.weights.load(), kernels.quantize_dynamic()
+        assert quantized is not None, "prepare has looked"
         with _quiet():
-            small = torch.ao.quantization.quantize_dynamic(model, _QUANTISED, dtype=torch.qint8, inplace=True)
+            small = quantized(model, _QUANTISED, dtype=torch.qint8, inplace=True)
         return self._answering(small)
 
     def size(self) -> tuple[int | None, str]:
-        """Of weights alone: int8 for quantised layers with a scale and a zero point per matrix, fp32 for the rest."""
+        """Bytes of the weights alone: int8 in quantised layers, with a scale and a zero point (8 bytes) per matrix, and
+        float32 elsewhere."""
         small: dict[str, bool] = {}
         net = self.weights.load()
         for name, module in net.named_modules():
@@ -290,7 +302,11 @@ FORMS: dict[RuntimeName, type[Form]] = {
 
 
 def exported(model: nn.Module, x: Tensor) -> Any:
-    """The program of a net, for any batch size; `x` is an example batch of two: one would be taken for a constant."""
+    """The torch.export.ExportedProgram of `model`, for batches of 1 to MOST_IN_A_REQUEST examples.
+
+    `x` is an example batch (2, *input_shape): torch.export takes a size of 1 for a constant. Raises what torch.export
+    raises where it cannot trace the model.
+    """
     batch = torch.export.Dim("batch", min=1, max=MOST_IN_A_REQUEST)
     with torch.no_grad():
         return torch.export.export(model, (x,), dynamic_shapes=({0: batch},))

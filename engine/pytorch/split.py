@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from engine import planner, records
 from engine.config import RunConfig
 from engine.pytorch.data import Batches, Examples
-from engine.pytorch.execution import Items, Net, Stepper, Tutorial, read_back
+from engine.pytorch.execution import DataLoaderStepper, Items, Net, Stepper, read_back
 
 MOST_S = 0.2  # of any run ...
 MOST_SHARE = 0.2  # ... and of a short one's training; a very long one may spend 0.5 % where steps are long
@@ -46,13 +46,13 @@ def split_step(
     device = net.optimizer.params[0].device
     batches = Batches(training, plan.batch_size, seed=0)
     x, y = (t.to(device) for t in batches.first(plan.batch_size))
-    tutorial = isinstance(stepper, Tutorial)
+    reads_each = isinstance(stepper, DataLoaderStepper)
     laps: list[_Laps] = []
     with torch.random.fork_rng(devices=[]), net.rehearsal():
         stepping = time.perf_counter()
         while len(laps) <= _FEWEST or (len(laps) <= _MOST_STEPS and time.perf_counter() - stepping < allowed / 2):
             laps.append(_Laps(device))
-            loss = _step(net, x, y, laps[-1], read_each=tutorial)
+            loss = _step(net, x, y, laps[-1], read_each=reads_each)
             if len(laps) == 1:  # the run's first step may have been interrupted: by this one it is decided
                 _synchronize(device)
                 step_s = min(step_s, time.perf_counter() - stepping)
@@ -64,9 +64,9 @@ def split_step(
         del laps[0]  # the first one finds cold caches
         parts = _medians([lap.seconds() for lap in laps])
         step_s = sum(parts.values())
-        if not tutorial:
+        if not reads_each:
             parts["read_back"] = _read_back_s(loss, step_s, device)
-        fetch = _fetched_one_by_one_s if tutorial else _fetched_s
+        fetch = _fetched_one_by_one_s if reads_each else _fetched_s
         parts["data"] = fetch(batches, device, allowed / 4)
     return records.StepSplit(
         data_s=parts["data"], forward_s=parts["forward"], backward_s=parts["backward"], optimizer_s=parts["optimizer"],
@@ -132,11 +132,11 @@ def _step(net: Net, x: Tensor, y: Tensor, lap: Lap, *, read_each: bool) -> Tenso
 
 def taken_apart(net: Net, x: Tensor, y: Tensor, lap: Lap) -> Tensor:
     """`Net.backward` with a clock between forward and backward."""
-    if net.explicit_mlp:
+    if net.manual_mlp:
         with torch.no_grad():
-            log_p = net.explicit_mlp.forward(x)
+            log_p = net.manual_mlp.forward(x)
             lap("forward")
-            net.explicit_mlp.gradients(x, y, log_p)
+            net.manual_mlp.gradients(x, y, log_p)
             loss = F.nll_loss(log_p, y)
             lap("backward")
         return loss

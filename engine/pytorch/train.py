@@ -50,10 +50,12 @@ _PROGRESS_EVERY_S = 0.25
 def train(
     config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter, gang: Gang | None = None
 ) -> Generator[AnyEvent, None, None]:
-    """Train as `config` says; weights go to `folder`/model.safetensors, copies of them along the way beside it.
+    """Train as `config` says and yield the run's events, from Started to the Artifact with the weights.
 
-    With a `gang` this is rank 0 of it. Raises Diverged when the loss becomes NaN or infinite, after the steps that led
-    there were yielded, and RankLost when another rank is gone.
+    The weights go to `folder`/model.safetensors, checkpoints beside it. `clock` gives seconds. With a `gang` this process
+    is rank 0 of it. Raises ConfigError where the data cannot be had, DeviceError where PyTorch does not see the device,
+    Diverged when the loss becomes NaN or infinite (after the steps that led there were yielded), and RankLost when
+    another rank is gone.
     """
     if gang is None:
         yield from _train(config, folder, clock, None)
@@ -78,8 +80,8 @@ def _train(config: RunConfig, folder: Path, clock: Clock, gang: Gang | None) -> 
     training, held_out = tensors(arrays, config.model)
     facts, sha256 = arrays.facts, arrays.sha256
     del arrays  # raw, they are as large again
-    tutorial = config.execution == "dataloader"
-    training, held_out = training if tutorial else training.to(device), held_out.to(device)
+    has_loader = config.execution == "dataloader"  # its batches are moved to the device one by one
+    training, held_out = training if has_loader else training.to(device), held_out.to(device)
     net: Net
     stepper: Stepper | RankStepper
     if gang:
@@ -91,7 +93,7 @@ def _train(config: RunConfig, folder: Path, clock: Clock, gang: Gang | None) -> 
         model = models.build(
             config.model, facts, seed=config.seed, device=device, checkpointing=config.activation_checkpointing
         )
-        optimizer = (optim.Reference if tutorial else optim.build)(config.optimizer, model)
+        optimizer = (optim.Reference if has_loader else optim.build)(config.optimizer, model)
         net = Net(config, model, optimizer, plan.micro_batch)
         if config.is_parallel:
             net = parallel.threaded(net)
@@ -152,7 +154,11 @@ def _split(loop: _Loop, training: Examples, plan: planner.Plan, step_s: float) -
 
 
 def loaded(config: RunConfig, clock: Clock) -> Generator[AnyEvent, None, Arrays]:
-    """Returns the data set. It is loaded beside, so that a long download can be followed, and stopped."""
+    """Load the run's data set and return it; yields Preparing events meanwhile.
+
+    It is loaded in a thread so that progress events and cancellation keep working. Raises ConfigError where it cannot be
+    had.
+    """
     said: SimpleQueue[Progress | Arrays | BaseException] = SimpleQueue()
 
     def load() -> None:
@@ -235,6 +241,10 @@ class _Loop:
         self.reached: records.Evaluation | None = None  # the first of the evaluations in a row that reach the target
 
     def run(self) -> Iterator[AnyEvent]:
+        """Train until the budget is spent or the target is reached; yields Steps, Evaluation and TargetReached events.
+
+        Raises Diverged when the loss becomes NaN or infinite.
+        """
         if self.checkpoints:
             self.checkpoints.look(0, 0.0)
         yield self._evaluate()
@@ -257,7 +267,7 @@ class _Loop:
                 yield target
 
     def path(self, folder: Path) -> records.Artifact:
-        """Write the checkpoints, the last weights among them."""
+        """Write the checkpoints, with the last weights among them, to `folder`."""
         assert self.checkpoints is not None
         self.checkpoints.end(self.step, self.train_s)
         return self.checkpoints.save(folder)
@@ -369,6 +379,7 @@ class _Loop:
 
 
 def environment(device: torch.device) -> dict[str, str | int | float | None]:
+    """The machine, the device, the versions of what computes, and torch's number of threads: a result's conditions."""
     return hardware.environment(hardware.probe(), str(device)) | {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
