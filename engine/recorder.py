@@ -23,12 +23,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from engine import disk, hardware
 from engine.errors import ConfigError
 from engine.monitor import Monitor, Snapshot
-from engine.ring import NotARing, Ring, Shape, Writer
+from engine.readings_log import Readings, Writer
 from engine.sampler import beats
 from engine.store import Run, write_atomically
 from engine.text import visible
 
-RING, SETTINGS, LOOKED = "monitor.ring", "monitor.json", "monitor.looked"
+SETTINGS, LOOKED = "monitor.json", "monitor.looked"
 KEPT_S = 900.0
 INTERVALS_S = (0.25, 1.0, 2.0, 5.0, 10.0)  # what a page offers; any between the first and the last may be asked for
 REST_AFTER_S = KEPT_S  # as long as the history reaches: a page opened again within it has no hole
@@ -36,8 +36,6 @@ RESTING = (
     f"Not read: for {REST_AFTER_S / 60:.0f} min nobody looked here and no run used a GPU, so it is let alone to sleep."
 )
 _LOOK_EVERY_S = 5.0
-_CAPACITY = round(KEPT_S / INTERVALS_S[0])
-_NOTES_BYTES = 2**17
 _NOTE_EVERY_S = 1.0
 _TRY_AGAIN_S = 30.0
 _ASK_DRIVER_AGAIN_S = 60.0
@@ -119,7 +117,7 @@ class Recorder:
         self._is_resting = False
         self._rests: list[tuple[float, float | None]] = []  # of the GPUs: from when to when, Unix time
         self._at_work: dict[str, tuple[Run, Span]] = {}
-        self._ring: Writer | None = None
+        self._log: Writer | None = None
         self._spans_before: tuple[Span, ...] | None = None  # of an earlier supervisor, taken over once
         self._noted: tuple[float, dict[str, Any]] = (-_NOTE_EVERY_S, {})
         self._again_at = self._driver_again_at = 0.0
@@ -204,7 +202,7 @@ class Recorder:
         try:
             self._keep(monitor, snapshot, now)
             self._said = ""
-        except (OSError, NotARing) as error:
+        except OSError as error:
             self._let_go()
             self._again_at = now + _TRY_AGAIN_S
             if str(error) != self._said:
@@ -235,34 +233,33 @@ class Recorder:
         self._rests = rests
 
     def _keep(self, monitor: Monitor, snapshot: Snapshot, now: float) -> None:
-        if self._ring and not disk.same_file(self.root / RING, self._ring.fd):
+        """Append a snapshot to the log. Raises OSError when it cannot be written or runs will need the room."""
+        if disk.is_short(self.root):
+            raise OSError(errno.ENOSPC, "the store's disk is nearly full")
+        if self._log and not self._log.is_in_place:
             self._let_go()
-        if self._ring is None:
-            self._ring = self._open_ring(monitor)
-        self._ring.append(snapshot.at, [snapshot.readings[name] for name in self._ring.shape.columns])
+        if self._log is None:
+            self._log = self._open_log(monitor)
+        self._log.append(snapshot.at, [snapshot.readings[name] for name in self._log.columns.names])
         noted_at, noted = self._noted
         if now - noted_at >= _NOTE_EVERY_S:
             notes = self._notes(snapshot)
-            if notes != noted and not self._ring.note(notes):
-                self._ring.note(notes | {"processes": [], "spans": []})
+            if notes != noted:
+                self._log.note(notes)
             self._noted = now, notes
 
-    def _open_ring(self, monitor: Monitor) -> Writer:
-        """The file as it was left, or a new one; none where runs will need the room."""
-        columns = monitor.columns
-        shape = Shape(columns, _CAPACITY, _NOTES_BYTES, {"gpus": list(monitor.gpu_names)})
-        if not (self.root / RING).exists() and disk.is_short(self.root):
-            raise OSError(errno.ENOSPC, "the store's disk is nearly full")
-        ring = Writer.take_up(self.root / RING, shape)
+    def _open_log(self, monitor: Monitor) -> Writer:
+        log = Writer(self.root, monitor.columns, monitor.gpu_names)
         if self._spans_before is None:
-            self._spans_before = _spans_in(ring)
+            self._spans_before = _spans_in(log.held) if log.held else ()
+        log.held = None  # 15 minutes of readings: free them
         self._noted = (-_NOTE_EVERY_S, {})
-        return ring
+        return log
 
     def _let_go(self) -> None:
-        if self._ring:
-            self._ring.close()
-            self._ring = None
+        if self._log:
+            self._log.close()
+            self._log = None
 
     def _notes(self, snapshot: Snapshot) -> dict[str, Any]:
         """Beside the numbers: reasons (each once, with the columns it stands for), who holds GPU memory, runs."""
@@ -295,9 +292,8 @@ def _over(run: Run, span: Span, now: float) -> Span:
     return Span(span.run_id, span.words, span.begin, run.last_word.at if run.last_word else now)
 
 
-def _spans_in(ring: Ring) -> tuple[Span, ...]:
-    """The runs an earlier supervisor told of; what was going on when it ended went on at least until its last reading."""
-    _, rows = ring.rows()
-    last = float(rows[-1, 0]) if len(rows) else 0.0
-    said = [Span(**span) for span in ring.notes()[1].get("spans", [])]
-    return tuple(Span(span.run_id, span.words, span.begin, span.end or last) for span in said)
+def _spans_in(held: Readings) -> tuple[Span, ...]:
+    """The runs that an earlier supervisor noted. One without an end went on at least until the last reading."""
+    last = float(held.rows[-1, 0]) if len(held.rows) else 0.0
+    noted = [Span(**span) for span in held.notes.get("spans", [])]
+    return tuple(Span(span.run_id, span.words, span.begin, span.end or last) for span in noted)
