@@ -25,8 +25,8 @@ from dashboard.thinning import FULL_POINTS, numbers
 from engine import disk, gpus, locks
 from engine.downsample import minmax
 from engine.monitor import METRICS, metric_of
-from engine.recorder import KEPT_S, RESTING, load_settings, look
 from engine.readings_log import Reader, Readings
+from engine.recorder import KEPT_S, RESTING, load_settings, look
 from engine.store import default_root
 
 MOST_CORES = 8  # drawn one by one; of more only the mean, the busiest, and their newest readings are sent

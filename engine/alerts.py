@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from engine import sampler, units
+from engine import gpus, units
 from engine.records import Failed
 from engine.store import Run, Table
 
@@ -181,12 +181,11 @@ def _throttled(run: Run) -> Alert | None:
     reasons = _recent(run, "gpu_throttle_reasons").astype(np.int64)
     if not len(reasons):
         return None
-    held = {words: float(((reasons & bit) != 0).mean()) for bit, words in sampler.THROTTLED.items()}
-    words = [name for name, share in held.items() if share >= _THROTTLED_SHARE]
-    if not words:
+    faults = [bit for bit in gpus.THROTTLED_BY_FAULT if ((reasons & bit) != 0).mean() >= _THROTTLED_SHARE]
+    if not faults:
         return None
     return Alert(
         "throttled",
-        f"The GPU runs slower than it can: {', '.join(words)}.",
+        f"The GPU's clock is limited by {gpus.throttle_words(sum(faults))}.",
         "Its figures are not those of a cool machine: look at its cooling and power supply.",
     )

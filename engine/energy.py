@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import calibration, hardware, settings, units
+from engine.energy_counters import COUNTER_PERIOD_S
 from engine.records import Imported, Said
-from engine.sampler import COUNTER_PERIOD_S
 from engine.settings import Energy as Prices
 from engine.store import Run, Store
 

@@ -236,7 +236,7 @@ def test_programs_of_others_on_the_gpu_are_counted_or_the_reason_is_said():
     assert count is None and reason.startswith("NVML does not name the GPU's programs")
     assert task._others_on("cpu", refused) == (None, "")
     count, reason = task._others_on("cuda:0", Counting(FakeGpu(), pids=(4, 5)))
-    assert count is None and "does not name this process" in reason
+    assert count is None and "does not list this process" in reason
 
 
 # --- what would be measured on a GPU
