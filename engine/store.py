@@ -293,7 +293,7 @@ class EventLog:
                 "evaluations": self.evaluations if evaluations is None else evaluations,
                 "checksum": f"{self.checksum:08x}",
             }
-            self._pending += encode(last.model_copy(update=counted))  # type: ignore[arg-type]
+            self._pending += encode(last.model_copy(update=counted))
             until = time.monotonic() + min(_LAST_WORD_S, self._patience_s)
             while True:
                 try:
