@@ -29,12 +29,12 @@ from engine.readings_log import Reader, Readings
 from engine.recorder import KEPT_S, RESTING, load_settings, look
 from engine.store import default_root
 
-MOST_CORES = 8  # drawn one by one; of more only the mean, the busiest, and their newest readings are sent
-_ALL_POINTS = 40_000  # of all traces together, for a browser that has nothing
+MOST_CORES = 8  # drawn one by one; of more cores, only the mean, the busiest one and the newest readings are sent
+_ALL_POINTS = 40_000  # of all traces together, for a browser that has nothing yet
 _FEWEST = 300
-_MOST_NEW_ROWS = 400  # a browser that slept gets the whole, thinned
+_MOST_NEW_ROWS = 400  # a browser that is further behind gets everything, thinned
 _GAP_S = 2.0
-_LATE_S = 5.0  # beyond three beats: then readings have stopped
+_LATE_S = 5.0  # readings have stopped when the newest is older than three beats and this
 
 
 _readers: dict[Path, Reader] = {}  # by store
@@ -43,7 +43,10 @@ _readers: dict[Path, Reader] = {}  # by store
 
 
 def readings(root: Path, cursor: str = "", *, now: float | None = None) -> dict[str, Any]:
-    """The answer to a poll: what is new after `cursor`, or everything, and why nothing is new where that is so."""
+    """The answer to a poll: what is new after `cursor`, or everything; and the reason where readings have stopped.
+
+    `now` is Unix time, s.
+    """
     now = now or time.time()
     interval_s = load_settings(root).interval_s
     answer: dict[str, Any] = {"now": round(now, 3), "interval_s": interval_s}
@@ -82,11 +85,12 @@ def _parse_cursor(text: str) -> tuple[str, int, int] | None:
 
 
 def _why_stopped(root: Path) -> str:
+    """Why there are no new readings, in a sentence; empty where no reason is known."""
     if disk.is_short(root):
         return "The store's disk is nearly full: readings are not kept."
     try:
         return (
-            "" if _has_supervisor(root) else "No supervisor runs, which takes the readings. The dashboard starts one."
+            "" if _has_supervisor(root) else "No supervisor runs, and it takes the readings. The dashboard starts one."
         )
     except OSError:
         return "The store cannot be read."
@@ -101,7 +105,7 @@ def _has_supervisor(root: Path) -> bool:
 
 
 def _in_order(rows: np.ndarray, now: float) -> np.ndarray:
-    """Those of the last quarter of an hour, without what a clock that was set back put into the future."""
+    """The rows of the last 15 minutes, without those that lie in the future because the clock was set back."""
     at = rows[:, 0]
     later = np.minimum.accumulate(at[::-1])[::-1]
     return rows[(at >= now - KEPT_S) & (at <= later)]
@@ -128,7 +132,7 @@ def _about(found: Readings) -> dict[str, Any]:
 
 
 def _traces(rows: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
-    """Each column's own rows: those that draw the same line."""
+    """The points of each column's line, thinned so that the line looks the same."""
     if not len(rows):
         return {}
     shown = _shown(columns)
@@ -147,7 +151,8 @@ def _traces(rows: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _breaks(at: np.ndarray) -> np.ndarray:
-    """Rows before which nothing was read for longer than around them: no line may lead there."""
+    """Indices of the rows that come after a gap, where the line must be broken: nothing was read for much longer than
+    between the rows around it."""
     gaps = np.diff(at)
     around = np.maximum(np.append(0.0, gaps[:-1]), np.append(gaps[1:], 0.0))
     return 1 + np.flatnonzero(gaps > np.maximum(_GAP_S, 3 * around))
@@ -159,7 +164,7 @@ def _rows(rows: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _latest(row: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
-    """What is shown as it is now and not as a line: the busy share of each core."""
+    """What a page shows as a value and not as a line: the busy share of each core."""
     return {"cores": numbers(np.round(row[1 + n]) for n, name in enumerate(columns) if name.startswith("core"))}
 
 
@@ -174,6 +179,7 @@ def _notes(notes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def get_hardware(request: Request) -> Response:
+    """GET /api/hardware?after=CURSOR: the readings as JSON. A poll also tells the recorder that somebody looks."""
     look(default_root())
     answer = readings(default_root(), request.query_params.get("after", ""))
     body = json.dumps(answer, separators=(",", ":"), allow_nan=False)
