@@ -26,6 +26,7 @@ from engine.config import RunConfig, with_overrides
 from engine.monitor import Monitor
 from engine.presets import preset_config
 from engine.pytorch.train import train
+from engine.readings_log import CURRENT
 from engine.recorder import INTERVALS_S, Recorder
 
 PAIRS = 15
@@ -96,7 +97,7 @@ def _recorder(core: int) -> Iterator[None]:
         process = subprocess.Popen([sys.executable, "-c", RECORDER, root])
         os.sched_setaffinity(process.pid, {core})
         try:
-            while not (Path(root) / "monitor.ring").exists():
+            while not (Path(root) / CURRENT).exists():
                 time.sleep(0.05)
             time.sleep(0.5)
             yield

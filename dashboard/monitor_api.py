@@ -1,18 +1,16 @@
-"""The read-only route of the page Hardware: what the supervisor's ring file holds, and then what is new in it.
+"""The read-only route of the page Hardware: the readings that the supervisor keeps.
 
-A browser polls with the cursor of its last answer. It gets the whole quarter of an hour, each trace thinned with its
-extremes kept, when it has nothing or has fallen behind; else the new rows, with one time for all of them.
+A browser polls with the cursor of its last answer. When it has nothing yet or has fallen behind, it gets the last 15
+minutes, each trace thinned with its extremes kept. Otherwise it gets the new rows, with one time for all columns.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import re
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,91 +25,72 @@ from dashboard.thinning import FULL_POINTS, numbers
 from engine import code_version, disk, gpus, locks
 from engine.downsample import minmax
 from engine.monitor import METRICS, metric_of
-from engine.recorder import KEPT_S, RESTING, RING, load_settings, look
-from engine.ring import NotARing, Ring
+from engine.readings_log import Reader, Readings
+from engine.recorder import KEPT_S, RESTING, load_settings, look
 from engine.store import default_root
 
-MOST_CORES = 8  # drawn one by one; of more only the mean, the busiest, and their newest readings are sent
-_ALL_POINTS = 40_000  # of all traces together, for a browser that has nothing
+MOST_CORES = 8  # drawn one by one; of more cores, only the mean, the busiest one and the newest readings are sent
+_ALL_POINTS = 40_000  # of all traces together, for a browser that has nothing yet
 _FEWEST = 300
-_MOST_NEW_ROWS = 400  # a browser that slept gets the whole, thinned
+_MOST_NEW_ROWS = 400  # a browser that is further behind gets everything, thinned
 _GAP_S = 2.0
-_LATE_S = 5.0  # beyond three beats: then readings have stopped
+_LATE_S = 5.0  # readings have stopped when the newest is older than three beats and this
 
 
-class _Open:
-    """The ring as it lies there now; opened again when its place was taken by another."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._rings: dict[Path, Ring] = {}
-
-    def ring(self, root: Path) -> Ring:
-        """Raises OSError or NotARing."""
-        with self._lock:
-            held = self._rings.get(root)
-            if held is None or not disk.same_file(root / RING, held.fd):
-                # One that is replaced is closed when nobody reads it any more.
-                self._rings[root] = held = _Closing(root / RING)
-            return held
-
-
-class _Closing(Ring):
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):
-            self.close()
-
-
-_OPEN = _Open()
-
+_readers: dict[Path, Reader] = {}  # by store
 
 # --- the answer ---------------------------------------------------------------------------------------------------
 
 
 def readings(root: Path, cursor: str = "", *, now: float | None = None) -> dict[str, Any]:
-    """The answer to a poll: what is new after `cursor`, or everything, and why nothing is new where that is so."""
+    """The answer to a poll: what is new after `cursor`, or everything; and the reason where readings have stopped.
+
+    `now` is Unix time, s.
+    """
     now = now or time.time()
     interval_s = load_settings(root).interval_s
     answer: dict[str, Any] = {"now": round(now, 3), "interval_s": interval_s}
     try:
-        ring = _OPEN.ring(root)
-        held = _parse_cursor(cursor, ring.id)
-        newest, rows = ring.rows(held[0] if held else 0)
-        noted, notes = ring.notes()
-    except (OSError, NotARing):
+        reader = _readers.setdefault(root, Reader(root))
+        held = _parse_cursor(cursor)
+        found = reader.read(held[1] if held else 0)
+        if held and (found.id != held[0] or found.newest < held[1] or len(found.rows) > _MOST_NEW_ROWS):
+            held, found = None, reader.read()
+    except OSError:
+        found = None
+    if found is None or not found.id:
         return answer | {"cursor": "", "reset": True, "why": _why_stopped(root), "traces": {}}
-    if held and (newest < held[0] or len(rows) > _MOST_NEW_ROWS):
-        held, (newest, rows) = None, ring.rows()
-    answer |= {"cursor": f"{ring.id}-{newest}-{noted}", "reset": held is None}
-    columns = ring.shape.columns
+    rows, columns = found.rows, found.columns
+    answer |= {"cursor": f"{found.id}-{found.newest}-{found.notes_number}", "reset": held is None}
     if held is None:
         rows = _in_order(rows, now)
-        answer |= {"about": _about(ring), "traces": _traces(rows, columns)}
+        answer |= {"about": _about(found), "traces": _traces(rows, columns)}
     elif len(rows):
         answer["rows"] = _rows(rows, columns)
-    last = rows if len(rows) else ring.rows(newest - 1)[1]
-    if (not len(last) or now - last[-1, 0] > 3 * interval_s + _LATE_S) and (why := _why_stopped(root)):
+    last = rows[-1, 0] if len(rows) else found.newest_at
+    if (last is None or now - last > 3 * interval_s + _LATE_S) and (why := _why_stopped(root)):
         answer["why"] = why
     if len(rows):
         answer["newest"] = round(float(rows[-1, 0]), 3)
         answer["latest"] = _latest(rows[-1], columns)
-    if held is None or noted != held[1]:
-        answer |= _notes(notes)
+    if held is None or found.notes_number != held[2]:
+        answer |= _notes(found.notes)
     return answer
 
 
-def _parse_cursor(text: str, ring_id: str) -> tuple[int, int] | None:
-    """Numbers of the record and of the notes a browser has; None when it should start anew."""
+def _parse_cursor(text: str) -> tuple[str, int, int] | None:
+    """The id of the columns and the numbers of the reading and the notes a browser has; None for one that has nothing."""
     found = re.fullmatch(r"([0-9a-f]{16})-(\d{1,15})-(\d{1,15})", text, re.ASCII)
-    return (int(found[2]), int(found[3])) if found and found[1] == ring_id and int(found[2]) else None
+    return (found[1], int(found[2]), int(found[3])) if found and int(found[2]) else None
 
 
 def _why_stopped(root: Path) -> str:
+    """Why there are no new readings, in a sentence; empty where no reason is known."""
     if disk.is_short(root):
         return "The store's disk is nearly full: readings are not kept."
     try:
         if not _has_supervisor(root):
-            return "No supervisor runs, which takes the readings. The dashboard starts one."
+            return "No supervisor runs, and it takes the readings. The dashboard starts one."
         other = code_version.supervisor_of_other_code(root, code_version.on_disk())
         return f"The supervisor ({other.in_words()}) runs other code than this Isoflop." if other else ""
     except OSError:
@@ -127,7 +106,7 @@ def _has_supervisor(root: Path) -> bool:
 
 
 def _in_order(rows: np.ndarray, now: float) -> np.ndarray:
-    """Those of the last quarter of an hour, without what a clock that was set back put into the future."""
+    """The rows of the last 15 minutes, without those that lie in the future because the clock was set back."""
     at = rows[:, 0]
     later = np.minimum.accumulate(at[::-1])[::-1]
     return rows[(at >= now - KEPT_S) & (at <= later)]
@@ -139,13 +118,13 @@ def _shown(columns: Sequence[str]) -> list[int]:
     return [n for n, name in enumerate(columns) if cores <= MOST_CORES or not name.startswith("core")]
 
 
-def _about(ring: Ring) -> dict[str, Any]:
-    """What stays: sent once. The words of the reasons a clock is held back are the engine's."""
-    columns = ring.shape.columns
+def _about(found: Readings) -> dict[str, Any]:
+    """What stays the same and is sent once. The engine words the reasons that limit a clock."""
+    columns = found.columns
     return {
         "columns": [columns[n] for n in _shown(columns)],
         "cores": sum(name.startswith("core") for name in columns),
-        "gpus": ring.shape.about.get("gpus", []),
+        "gpus": list(found.gpus),
         "metrics": {key: asdict(METRICS[key]) for key in dict.fromkeys(map(metric_of, columns)) if key in METRICS},
         "throttle": {str(bit): words for bit, words in gpus.THROTTLE.items()},
         "throttle_harmless": gpus.NOT_THROTTLED,
@@ -154,7 +133,7 @@ def _about(ring: Ring) -> dict[str, Any]:
 
 
 def _traces(rows: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
-    """Each column's own rows: those that draw the same line."""
+    """The points of each column's line, thinned so that the line looks the same."""
     if not len(rows):
         return {}
     shown = _shown(columns)
@@ -173,7 +152,8 @@ def _traces(rows: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _breaks(at: np.ndarray) -> np.ndarray:
-    """Rows before which nothing was read for longer than around them: no line may lead there."""
+    """Indices of the rows that come after a gap, where the line must be broken: nothing was read for much longer than
+    between the rows around it."""
     gaps = np.diff(at)
     around = np.maximum(np.append(0.0, gaps[:-1]), np.append(gaps[1:], 0.0))
     return 1 + np.flatnonzero(gaps > np.maximum(_GAP_S, 3 * around))
@@ -185,11 +165,11 @@ def _rows(rows: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _latest(row: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
-    """What is shown as it is now and not as a line: the busy share of each core."""
+    """What a page shows as a value and not as a line: the busy share of each core."""
     return {"cores": numbers(np.round(row[1 + n]) for n, name in enumerate(columns) if name.startswith("core"))}
 
 
-def _notes(notes: dict[str, Any]) -> dict[str, Any]:
+def _notes(notes: Mapping[str, Any]) -> dict[str, Any]:
     missing = {name: reason for reason, names in notes.get("missing", {}).items() for name in names}
     return {
         "missing": missing,
@@ -200,6 +180,7 @@ def _notes(notes: dict[str, Any]) -> dict[str, Any]:
 
 
 def get_hardware(request: Request) -> Response:
+    """GET /api/hardware?after=CURSOR: the readings as JSON. A poll also tells the recorder that somebody looks."""
     look(default_root())
     answer = readings(default_root(), request.query_params.get("after", ""))
     body = json.dumps(answer, separators=(",", ":"), allow_nan=False)

@@ -1,6 +1,6 @@
-"""What goes wrong with a run, from what is recorded of it: one line each, and what to do.
+"""Alerts: what goes wrong with a run, from its recorded events, and what to do about it.
 
-An alert is a claim that something needs a hand, so each asks for more than noise makes: a run of the presets has none.
+An alert asks a person to act, so each needs a stronger sign than noise can produce. A run of a preset has none.
 """
 
 from __future__ import annotations
@@ -11,29 +11,32 @@ from typing import Literal
 
 import numpy as np
 
-from engine import sampler, units
+from engine import gpus, units
 from engine.records import Failed
 from engine.store import Run, Table
 
 Kind = Literal["diverging", "stalled", "waiting for data", "memory", "throttled"]
 
-_RECENT_S = 10.0  # what hardware readings are judged by, and how many of them there must be
-_RECENT = 8
+_RECENT_S = 10.0  # alerts look at the hardware readings of the last seconds ...
+_RECENT = 8  # ... when there are at least so many
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
+    """What is wrong, and what to do."""
+
     kind: Kind
     text: str
     fix: str
 
     @property
     def in_words(self) -> str:
+        """Both sentences."""
         return f"{self.text} {self.fix}"
 
 
 def of_run(run: Run, now: float) -> list[Alert]:
-    """All that holds at a moment (Unix time, s). A run that is over is only told what its figures suffer from."""
+    """The alerts of a run at a moment (Unix time, s). A run that is over has only those that affect its figures."""
     with run.lock:
         found = [
             _diverging(run), _stalled(run, now), _waiting_for_data(run), _gpu_memory(run), _host_memory(run), _throttled(run)
@@ -43,20 +46,22 @@ def of_run(run: Run, now: float) -> list[Alert]:
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
-_WINDOW_STEPS = 100  # at least, for a mean that single batches do not move
-_MOST_STEPS = 50_000  # looked at
-_ROSE = 2.0  # times its best ...
-_OF_WHAT_WAS_GAINED = 0.25  # ... so much of the way back to where it began ...
-_ERRORS = 5.0  # ... and so many standard errors
+_WINDOW_STEPS = 100  # of a mean, at least, so that single batches hardly change it
+_MOST_STEPS = 50_000  # that are looked at
+# A loss diverges when its mean is this many times its best, and has lost this share of the improvement, and the rise is
+# this many standard errors.
+_ROSE = 2.0
+_OF_WHAT_WAS_GAINED = 0.25
+_ERRORS = 5.0
 
 
 def _diverging(run: Run) -> Alert | None:
     fix = f"Lower optimizer.lr={run.config.optimizer.lr:g}, or clip gradients (max_grad_norm)."
     loss = run.steps["loss"]
-    loss = loss[:: max(1, len(loss) // _MOST_STEPS)]  # asked at every update of a page
+    loss = loss[:: max(1, len(loss) // _MOST_STEPS)]  # thinned, because a page asks at every update
     if len(loss) and not np.isfinite(run.steps["loss"][-1]):
         if isinstance(run.last_word, Failed):
-            return None  # it ended by that, and says so
+            return None  # its Failed event already says so
         return Alert("diverging", f"The loss became {'NaN' if np.isnan(loss[-1]) else 'infinite'}.", fix)
     climb = climbed(loss)
     if climb is None:
@@ -66,10 +71,10 @@ def _diverging(run: Run) -> Alert | None:
 
 
 def climbed(loss: np.ndarray) -> tuple[float, float] | None:
-    """Where the mean loss of the last steps is and where it was at its best, if it rose from there for good.
+    """The mean loss of the last steps and the best mean before, if the loss rose and stayed up; else None.
 
-    Single batches are noise, of one example most of all: a rise counts that two windows in a row show, by more than
-    their own spread explains.
+    `loss` (steps,). Single batches are noisy, most of all those of one example, so a rise counts only when two windows in
+    a row show it, and when it is larger than their own spread explains.
     """
     window = max(_WINDOW_STEPS, len(loss) // 20)
     if len(loss) < 4 * window or not np.isfinite(loss).all():
@@ -88,12 +93,13 @@ def climbed(loss: np.ndarray) -> tuple[float, float] | None:
     return last, low
 
 
-_PATIENCE_S = 15.0  # at least
-_OF_ITS_PACE = 20  # times the longest it ever took between two points
+# A run stalls when nothing came for this long, and for this many times its longest gap between two points.
+_PATIENCE_S = 15.0
+_OF_ITS_PACE = 20
 
 
 def _stalled(run: Run, now: float) -> Alert | None:
-    """By its own pace: the hardware is sampled by another thread, and says nothing about that."""
+    """Compares with the run's own pace. Hardware samples do not count, because another thread makes them."""
     if run.is_over or run.started is None or not len(run.steps):
         return None
     newest = max(run.steps.last("elapsed") or 0.0, run.evaluations.last("elapsed") or 0.0)
@@ -106,7 +112,7 @@ def _stalled(run: Run, now: float) -> Alert | None:
         return None
     return Alert(
         "stalled",
-        f"No step for {units.duration(silent)}; it never took longer than {units.duration(usual)} before.",
+        f"No step for {units.duration(silent)}; the longest gap before was {units.duration(usual)}.",
         "The machine may be overloaded or out of memory, or a driver may hang: stop the run and start it again.",
     )
 
@@ -121,7 +127,7 @@ _THROTTLED_SHARE = 0.25
 
 
 def _recent(run: Run, column: str) -> np.ndarray:
-    """Its readings (n,) of the last seconds; none where they are too few to judge by."""
+    """The readings (n,) of a column in the last seconds; empty where there are too few."""
     table: Table = run.hardware
     if not len(table):
         return np.empty(0)
@@ -131,7 +137,7 @@ def _recent(run: Run, column: str) -> np.ndarray:
 
 
 def _waiting_for_data(run: Run) -> Alert | None:
-    """Of a GPU only, and only where the split of a step says that it is the data it waits for."""
+    """For a GPU only, and only where the profiled step shows that data takes the time."""
     split, busy = run.step_split, _recent(run, "gpu_utilization_percent")
     if split is None or split.data_s is None or not len(busy) or np.median(busy) >= _IDLE_PERCENT:
         return None
@@ -146,7 +152,7 @@ def _waiting_for_data(run: Run) -> Alert | None:
         "waiting for data",
         f"The GPU is idle {100 - float(np.median(busy)):.0f} % of the time while {units.percent(share)} of a step is fetching data.",
         "Use a smaller input, or a data set that fits into the GPU's memory." if eager
-        else "Choose execution=eager: it keeps the data on the device.",
+        else "Choose execution=eager, which keeps the data on the device.",
     )  # fmt: skip
 
 
@@ -177,16 +183,15 @@ def _host_memory(run: Run) -> Alert | None:
 
 
 def _throttled(run: Run) -> Alert | None:
-    """Heat and missing power only: to reach the board's own power limit at full load is ordinary."""
+    """For heat and missing power only, because reaching the board's power limit at full load is normal."""
     reasons = _recent(run, "gpu_throttle_reasons").astype(np.int64)
     if not len(reasons):
         return None
-    held = {words: float(((reasons & bit) != 0).mean()) for bit, words in sampler.THROTTLED.items()}
-    words = [name for name, share in held.items() if share >= _THROTTLED_SHARE]
-    if not words:
+    faults = [bit for bit in gpus.THROTTLED_BY_FAULT if ((reasons & bit) != 0).mean() >= _THROTTLED_SHARE]
+    if not faults:
         return None
     return Alert(
         "throttled",
-        f"The GPU runs slower than it can: {', '.join(words)}.",
-        "Its figures are not those of a cool machine: look at its cooling and power supply.",
+        f"The GPU's clock is limited by {gpus.throttle_words(sum(faults))}.",
+        "The run's figures are lower than on a cool machine: check cooling and power supply.",
     )

@@ -1,4 +1,4 @@
-"""What calibrate runs of a store say: read from their folders, nothing is measured here."""
+"""Reads the calibrations of a store: peaks, bandwidth, overheads, and reasons for doubt. Nothing is measured here."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from engine.records import Calibration, Measurement
 from engine.store import Run, Store
 
 OLD_S = 30 * 86_400.0
-BUSY = 1.2  # wall time over CPU time of one thread: above it somebody else wanted the core
-_MOST_READ = 20  # calibrations that are opened to find one
-_ABOUT_SAME = 1.05  # more threads are worth it from here
-SMALL = (64, 784, 128)  # the product that stands for small nets
+BUSY = 1.2  # wall time / CPU time of one thread: above it, another program used the core
+_MOST_READ = 20  # calibrations that are opened, at most, to find one
+_ABOUT_SAME = 1.05  # more threads count as faster from this ratio of rates on
+SMALL = (64, 784, 128)  # M, K, N of the matrix product that represents small nets
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Found:
 
 
 def latest(store: Store, device: str, device_name: str | None) -> Found | None:
-    """The newest finished calibration of this device, by place and name; None where there is none, or no name is known."""
+    """The newest finished calibration of a device, by its place ("cpu", "cuda:0") and name; None where there is none."""
     if not device_name:
         return None
     for run in _runs(store):
@@ -39,21 +39,21 @@ def latest(store: Store, device: str, device_name: str | None) -> Found | None:
 
 
 def _runs(store: Store) -> Sequence[Run]:
-    """Runs that calibrated, newest first."""
+    """The runs that calibrated, newest first."""
     lines = store.listing(search="calibration of this machine", status=("finished",), limit=_MOST_READ).lines
     runs = []
     for line in lines:
         try:
             run = store.run(line.run_id, keep_points=1)
-        except StoreError:  # deleted meanwhile
+        except StoreError:  # the run was deleted meanwhile
             continue
-        if run.config.task == "calibrate" and not run.imported:  # another machine says nothing of this one
+        if run.config.task == "calibrate" and not run.imported:  # an imported one is of another machine
             runs.append(run)
     return runs
 
 
 def of_run(run: Run) -> tuple[str, str | None]:
-    """Device and device name of a run, as `latest` asks for them; no name of a run of another machine, alike as it may be."""
+    """Device and device name of a run, as the arguments of `latest`. An imported run has no name: it is of another machine."""
     if run.imported:
         return run.config.device, None
     name = run.started.environment.get("device") if run.started else None
@@ -61,26 +61,27 @@ def of_run(run: Run) -> tuple[str, str | None]:
 
 
 def idle_w(store: Store, run: Run) -> float | None:
-    """What the run's device draws when nothing runs, by the newest calibration of it that could measure that; W."""
+    """Power of the run's device when nothing runs, W, from its newest calibration; None where that has not measured it."""
     found = latest(store, *of_run(run))
     idle = [m.median for m in found.calibration.measurements if m.name == "idle_power"] if found else []
     return idle[0] if idle else None
 
 
-# --- what it comes to ---------------------------------------------------------------------------------------------
+# --- figures -----------------------------------------------------------------------------------------------------
 
 
 def products(calibration: Calibration, dtype: str, threads: int, name: str = "gemm") -> list[Measurement]:
+    """The measured matrix products of a dtype and thread count."""
     return [m for m in calibration.measurements if (m.name, m.dtype, m.threads) == (name, dtype, threads)]
 
 
 def peak(calibration: Calibration, dtype: str, threads: int) -> Measurement | None:
-    """The fastest product of a dtype and thread count, by the 5th percentile of its times."""
+    """The fastest matrix product of a dtype and thread count, by the 5th percentile of its times."""
     return max(products(calibration, dtype, threads), key=lambda m: m.p05, default=None)
 
 
 def peaks(calibration: Calibration, threads: int) -> Mapping[str, Measurement]:
-    """The fastest product of each dtype that was measured, fastest dtype first."""
+    """dtype -> its fastest matrix product, the fastest dtype first."""
     found = {
         m.dtype: best for m in calibration.measurements if m.dtype and (best := peak(calibration, m.dtype, threads))
     }
@@ -89,20 +90,21 @@ def peaks(calibration: Calibration, threads: int) -> Mapping[str, Measurement]:
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """Bytes read and written per second; what fits in `fits_bytes` is served by the cache."""
+    """Bytes read and written per second, in the cache and in memory. The cache holds up to `fits_bytes`."""
 
     cache: Measurement
     memory: Measurement
     fits_bytes: int
 
     def of(self, working_set_bytes: float) -> Measurement:
+        """The bandwidth of a working set of this size."""
         return self.cache if working_set_bytes <= self.fits_bytes else self.memory
 
 
 def bandwidth(calibration: Calibration, threads: int) -> Bandwidth | None:
-    """In cache and in memory: the fastest working set, and the largest.
+    """The bandwidth of the fastest working set (cache) and of the largest one (memory); None where none was measured.
 
-    A working set counts as cached up to the largest that ran above the geometric mean of the two.
+    A working set counts as cached up to the largest one that ran above the geometric mean of the two.
     """
     found = [m for m in calibration.measurements if m.name in {"copy", "triad"} and m.threads == threads and m.shape]
     if not found:
@@ -116,16 +118,17 @@ def bandwidth(calibration: Calibration, threads: int) -> Bandwidth | None:
 
 
 def first(calibration: Calibration, *names: str) -> Measurement | None:
+    """The first measurement with one of the names; None where there is none."""
     return next((m for m in calibration.measurements if m.name in names), None)
 
 
 def threads_of(config: RunConfig) -> int:
-    """The thread count a run's figures are compared at: on a GPU there is one."""
+    """The thread count of the measurements that a run is compared with; 1 on a GPU."""
     return config.threads if config.device == "cpu" else 1
 
 
 def best_threads(calibration: Calibration) -> tuple[int | None, int | None]:
-    """The fewest threads within 5 % of the fastest: for the product of a small net, and for the largest products."""
+    """The fewest threads within 5 % of the fastest, for the matrix product of a small net and for the largest products."""
     small = {m.threads: m.p05 for m in calibration.measurements if m.name == "thin_gemm" and m.shape == SMALL}
     large = {n: found.p05 for n in calibration.threads if (found := peak(calibration, "fp32", n))}
     return _fewest(small), _fewest(large)
@@ -139,32 +142,34 @@ def _fewest(rates: Mapping[int, float]) -> int | None:
 
 
 def doubts(calibration: Calibration, *, now: float, versions: Mapping[str, str | None] | None = None) -> list[str]:
-    """Why one may want to calibrate again; `versions` are those of now."""
+    """Reasons to calibrate again. `now` is Unix time, s; `versions` are those installed now."""
     found = []
     if now - calibration.at > OLD_S:
-        found.append(f"It was made {units.age(now - calibration.at)}: drivers, cooling and neighbours change.")
+        found.append(f"It was made {units.age(now - calibration.at)}: drivers, cooling and other programs change.")
     for name, was in calibration.versions.items():
         if versions is not None and name in versions and versions[name] != was:
-            found.append(f"It was made with {name} {was}, and here is {versions[name]}.")
+            found.append(f"It was made with {name} {was}; {versions[name]} is installed now.")
     if calibration.wall_per_cpu is not None and calibration.wall_per_cpu > BUSY:
         found.append(
-            f"The machine was busy: a call took {calibration.wall_per_cpu:.2f} times its CPU time. The 5th percentile of products "
-            "holds up against that; memory is shared, and may read low."
+            f"The machine was busy: a call took {calibration.wall_per_cpu:.2f} times its CPU time. That hardly affects the 5th "
+            "percentile of matrix products, but memory bandwidth is shared, and may be measured too low."
         )
     if calibration.others_on_gpu:
-        found.append(f"{calibration.others_on_gpu} other programs computed on the GPU meanwhile.")
+        found.append(f"{calibration.others_on_gpu} other programs used the GPU at the same time.")
     elif calibration.others_reason:
         found.append(calibration.others_reason)
     return found
 
 
 def spread_in_words(measurement: Measurement) -> str:
+    """The number of timings, and how far the rounds differ."""
     if measurement.spread is None:
         return f"{measurement.calls:,} timings"
-    return f"{measurement.calls:,} timings, rounds within {units.percent(measurement.spread)}"
+    return f"{measurement.calls:,} timings, rounds differ by {units.percent(measurement.spread)} at most"
 
 
 def value_in_words(measurement: Measurement, value: float | None = None) -> str:
+    """The measurement, or another `value` of it, with its unit."""
     shown = measurement.p05 if value is None else value
     match measurement.unit:
         case "flops_per_s":
@@ -182,7 +187,7 @@ def value_in_words(measurement: Measurement, value: float | None = None) -> str:
 
 
 def facts(calibration: Calibration) -> list[tuple[str, str, str]]:
-    """Title, value and how it was had, of what one wants to know first; one row for all that is missing comes apart."""
+    """Title, value and method of the main figures. `missing_in_words` has what could not be measured."""
     rows: list[tuple[str, str, str]] = []
     for n in calibration.threads if calibration.device == "cpu" else (1,):
         at = f" at {n} thread{'' if n == 1 else 's'}" if calibration.device == "cpu" else ""
@@ -204,7 +209,7 @@ def facts(calibration: Calibration) -> list[tuple[str, str, str]]:
     small, large = best_threads(calibration)
     if calibration.device == "cpu" and small and large and len(calibration.threads) > 1:
         words = f"{small} for small nets, {large} for large products"
-        rows.append(("best threads", words, "derived: the fewest within 5 % of the fastest, of those measured"))
+        rows.append(("best threads", words, "derived: the fewest of those measured that are within 5 % of the fastest"))
     return rows
 
 
@@ -215,7 +220,7 @@ _SINGLE = {
 
 
 def single_title(measurement: Measurement) -> str | None:
-    """What a quantity of which there is only one is called."""
+    """The title of a quantity that is measured once; None for others."""
     return _SINGLE.get(measurement.name)
 
 
@@ -226,7 +231,7 @@ def _how(measurement: Measurement, what: str) -> str:
 
 
 def missing_in_words(calibration: Calibration) -> list[str]:
-    """Reasons, each with what it is the reason for."""
+    """What could not be measured, with the reason; one line per reason."""
     names: dict[str, list[str]] = {}
     for name, reason in calibration.missing.items():
         names.setdefault(reason, []).append(name.replace("gemm ", "").replace("_", " "))
@@ -234,5 +239,5 @@ def missing_in_words(calibration: Calibration) -> list[str]:
 
 
 def predicted_seconds(threads: int) -> float:
-    """How long a calibration takes, about: its timed calls, and buffers and warm-up between them."""
+    """About how long a calibration takes, s: its timed calls, and buffers and warm-up between them."""
     return 24.0 + 0.5 * threads

@@ -17,7 +17,7 @@ from engine.records import TERMINAL
 from engine.store import Index, Run, RunRow, Store, row_of
 
 _OURS = re.compile(
-    r"runs|reports|inbox|keys|order|doorbell|reserve|settings\.toml|audit\.jsonl|needed\.lock|supervisor\.(lock|pid|log|json)|monitor\.(ring|json)|"
+    r"runs|reports|inbox|keys|order|doorbell|reserve|settings\.toml|audit\.jsonl|needed\.lock|supervisor\.(lock|pid|log|json)|monitor\.(json|jsonl|previous\.jsonl|ring|looked)|"
     r"index\.sqlite(-wal|-shm|-journal|\.v\d+|\.damaged|\.newer)?"
 )
 

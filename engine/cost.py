@@ -1,13 +1,13 @@
 """What a run costs and what bounds it: FLOP/s attained, MFU, bytes moved, arithmetic intensity, the roofline.
 
-FLOPs are those of `families` and seconds those of the training clock, so every figure here can be had again from
-`show --json`. Bytes are a lower bound: what each matrix product must read and write once, and what the optimizer touches.
-Activations, norms, pooling and what a cache is too small to keep come on top.
+FLOPs come from `families` and seconds from the training clock, so every figure here can be recomputed from `show --json`.
+Bytes are a lower bound: what each matrix product must read and write once, and what the optimizer touches. Activations,
+norms, pooling and cache misses move more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, Literal
@@ -25,10 +25,10 @@ from engine.records import Calibration
 from engine.store import Run
 
 Bound = Literal["arithmetic", "memory", "overhead", "input", "mixed"]
-MOST_MFU = 1.05  # of a measured peak: more says that the peak is wrong, not that the run is good
-_BOUNDS = 0.4  # share of a step from which a lower bound is called what bounds it
-_INPUT = 0.3  # share of a step spent on data from which that does
-_STARVED = 0.8  # of its threads' time: a run that had less was kept waiting
+MOST_MFU = 1.05  # a higher MFU of a measured peak means that the peak was measured too low
+_BOUNDS = 0.4  # a lower bound of at least this share of a step is called what bounds the run
+_INPUT = 0.3  # data that takes at least this share of a step bounds the run
+_STARVED = 0.8  # a run with a smaller share of its threads' CPU time had to wait
 _HALF = {"bf16", "fp16"}
 
 
@@ -37,7 +37,7 @@ _HALF = {"bf16", "fp16"}
 
 @dataclass(frozen=True, slots=True)
 class Mfu:
-    """Model FLOP/s over a peak, or why it is withheld. `value` and `reason` exclude each other."""
+    """Model FLOPs utilization: FLOP/s attained / peak (Chowdhery et al. 2022, arXiv:2204.02311), or the reason for None."""
 
     value: float | None
     reason: str = ""
@@ -46,26 +46,29 @@ class Mfu:
 
 
 def flops_per_s(run: Run) -> float | None:
-    """FLOP/s of training: matrix products and convolutions over the training clock, warm-up and evaluation left out."""
+    """FLOP/s of training: matrix products and convolutions / training time, without warm-up and evaluation.
+
+    None where the run has not trained.
+    """
     s = run.summary()
     return s.flops / s.train_seconds if s.flops and s.train_seconds else None
 
 
 def _unfit(config: RunConfig, attained: float | None, quantized: bool) -> str:
-    """Why a run has no MFU against any peak; empty where it may have one."""
+    """Why a run cannot have an MFU; empty where it can."""
     if config.task != "train":
         return "Only a training run has an MFU."
     if attained is None:
-        return "The run has taken no step."
+        return "The run has made no step."
     if quantized:
-        return "Quantised weights: their products are not those a floating-point peak is of."
+        return "Quantised weights: a floating-point peak does not apply to their products."
     if config.parallel.num_ranks > 1:
-        return "Several ranks computed it: a peak is that of one device, and of its cores together none was measured."
+        return "Several ranks computed it, and the peak was measured for one of them."
     return ""
 
 
 def mfu(config: RunConfig, attained: float | None, found: Found | None, *, quantized: bool = False) -> Mfu:
-    """Against the peak this device was measured at, in the run's precision and with its threads."""
+    """MFU against the measured peak of this device, in the run's precision and with its thread count."""
     if reason := _unfit(config, attained, quantized):
         return Mfu(None, reason)
     assert attained is not None
@@ -74,7 +77,7 @@ def mfu(config: RunConfig, attained: float | None, found: Found | None, *, quant
     made, threads, dtype = found.calibration, calibration.threads_of(config), config.precision
     if config.device == "cpu" and threads not in made.threads:
         counts = ", ".join(map(str, made.threads))
-        return Mfu(None, f"The run had {threads} threads, and the calibration measured {counts}.")
+        return Mfu(None, f"The run had {threads} threads, and the calibration measured only {counts}.")
     best = calibration.peak(made, dtype, threads)
     if best is None or not best.p05:
         why = made.missing.get(f"gemm {dtype}", "")
@@ -82,7 +85,7 @@ def mfu(config: RunConfig, attained: float | None, found: Found | None, *, quant
     where = f"calibration {found.run_id}"
     value = attained / best.p05
     if value > MOST_MFU:
-        why = f"It would be {units.percent(value)} of the measured peak: the calibration read too low. Calibrate again."
+        why = f"It would be {units.percent(value)} of the measured peak, so the peak was measured too low. Calibrate again."
         return Mfu(None, why, best.p05, where)
     return Mfu(value, "", best.p05, where)
 
@@ -91,19 +94,22 @@ def data_sheet_mfu(
     config: RunConfig, attained: float | None, device_name: str | None, *, quantized: bool = False,
     peak: VendorPeak | None = None,
 ) -> Mfu:  # fmt: skip
-    """Against the vendor's dense peak; `peak` replaces the table's entry."""
+    """MFU against the vendor's dense peak; `peak` replaces the table's entry."""
     if reason := _unfit(config, attained, quantized):
         return Mfu(None, reason)
     assert attained is not None
     if config.device == "cpu":
-        return Mfu(None, "No data sheet is held for CPUs: what their clock does under load is measured.")
+        return Mfu(
+            None,
+            "There is no data sheet for CPUs, because their clock depends on the load. Calibrate to measure the peak.",
+        )
     sheet = peak or vendor_peak(device_name or "")
     if sheet is None:
-        return Mfu(None, f"No data sheet is held for {device_name or 'this device'}.")
+        return Mfu(None, f"There is no data sheet for {device_name or 'this device'}.")
     if not sheet.dense:
-        return Mfu(None, "The peak held for this device counts structured sparsity, which no run here has.")
+        return Mfu(None, "The known peak of this device is for structured sparsity, which no run here has.")
     if config.precision not in sheet.flops_per_s:
-        return Mfu(None, f"The data sheet of {sheet.device_name} has no {config.precision}.")
+        return Mfu(None, f"The data sheet of {sheet.device_name} has no peak in {config.precision}.")
     most = sheet.flops_per_s[config.precision]
     return Mfu(attained / most, "", most, f"{sheet.source.name}: {sheet.source.url}")
 
@@ -113,12 +119,12 @@ def data_sheet_mfu(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What the layers of one kind do in an optimizer step."""
+    """The work of all layers of one kind in an optimizer step."""
 
     kind: str  # linear, conv, recurrent, attention; optimizer
     flops: int
-    bytes_moved: int  # at least
-    operations: int  # calls of a kernel, at least
+    bytes_moved: int  # a lower bound
+    operations: int  # kernel calls, a lower bound
 
     @property
     def intensity(self) -> float:
@@ -127,11 +133,11 @@ class Part:
 
 
 def parts_of_step(config: RunConfig, data: Dataset, *, batch_size: int, micro_batch: int) -> tuple[Part, ...]:
-    """An optimizer step by kind of layer, the optimizer last.
+    """The parts of an optimizer step by kind of layer, the optimizer last.
 
-    Each product reads both factors and writes its result once, forward and for each gradient; attention reads queries, keys
-    and values and writes its output, its scores stay in the cache. Half precision moves 2 bytes a value, the optimizer
-    always 4: weights, gradients and state are read, weights and state written.
+    Each matrix product reads both factors and writes its result once, in the forward pass and for each gradient. Attention
+    reads queries, keys and values and writes its output; its scores stay in the cache. A value has 2 bytes in half
+    precision. In the optimizer it has always 4: it reads weights, gradients and state, and writes weights and state.
     """
     size = 2 if config.precision in _HALF else FLOAT_BYTES
     passes = -(-batch_size // micro_batch)
@@ -147,9 +153,11 @@ def parts_of_step(config: RunConfig, data: Dataset, *, batch_size: int, micro_ba
 
 
 def _values(product: Product, config: RunConfig, data: Dataset, place: int) -> tuple[int, int]:
-    """Values moved by a product in training: of the matrix, per pass; of vectors, per example."""
+    """Values that a product moves in training: those of the matrix per pass, those of vectors per example."""
     passes_back = 1 if product.input_gradient_rows == 0 else 2
-    if not product.weights:  # one of attention's two: half of queries, keys, values, output and their gradients
+    if (
+        not product.weights
+    ):  # one of attention's two products has half of queries, keys, values, output and their gradients
         width = product.rows * (product.fan_in if product.fan_out == _positions(config, data) else product.fan_out)
         return 0, 6 * width
     matrix = product.fan_in * product.fan_out
@@ -166,14 +174,14 @@ def _positions(config: RunConfig, data: Dataset) -> int:
 
 
 def _pixels_per_output(product: Product, data: Dataset, place: int) -> int:
-    """A convolution reads each pixel once, not once per place of its kernel."""
+    """Values read per output: a convolution reads each pixel once, not once per weight of its kernel."""
     if product.kind != "conv":
         return product.fan_in
     return product.fan_in // (KERNEL**2 if data.kind == "image" else SIGNAL_KERNELS[place])
 
 
 def _operations(product: Product, config: RunConfig) -> int:
-    """Kernels of a product forward and back; a recurrent one waits for its own last result, step by step."""
+    """Kernel calls of a product, forward and backward. A recurrent one needs its last result, so it has one per position."""
     each = (2 if product.input_gradient_rows == 0 else 3) + (1 if product.bias and product.weights else 0)
     own = product.kind == "recurrent" and product.input_gradient_rows == product.rows - 1
     step_by_step = own and isinstance(config.model, RNN) and config.model.cell != "lstm"
@@ -181,10 +189,11 @@ def _operations(product: Product, config: RunConfig) -> int:
 
 
 def _optimizer_part(config: RunConfig, data: Dataset, passes: int) -> Part:
-    """With what every pass has around its products: examples and labels taken, the loss there, back, and kept."""
+    """The optimizer, and the five operations of each pass around its products: taking examples and labels, the loss forward
+    and backward, and keeping the loss."""
     count = families.parameters(config.model, data)
     state = families.optimizer_bytes(config.optimizer, config.model, data)
-    touched = 3 * FLOAT_BYTES * count + 2 * state  # weights and gradients read, weights written; state both
+    touched = 3 * FLOAT_BYTES * count + 2 * state  # reads weights and gradients, writes weights; reads and writes state
     if config.ema_decay:
         touched += 3 * FLOAT_BYTES * count
     if config.max_grad_norm:
@@ -193,7 +202,7 @@ def _optimizer_part(config: RunConfig, data: Dataset, passes: int) -> Part:
 
 
 def working_set_bytes(config: RunConfig, data: Dataset, micro_batch: int) -> int:
-    """What a step goes through: weights, gradients, optimizer state, activations and its own examples."""
+    """Bytes that a step uses: weights, gradients, optimizer state, activations and its examples."""
     weights = FLOAT_BYTES * families.parameters(config.model, data)
     kept = families.activation_bytes(config.model, data, micro_batch)
     state = families.optimizer_bytes(config.optimizer, config.model, data)
@@ -205,11 +214,11 @@ def working_set_bytes(config: RunConfig, data: Dataset, micro_batch: int) -> int
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """A run under its device's ceilings. Times are lower bounds of one step, by what would take them."""
+    """A run's place in the roofline model of its device. `times_s` are lower bounds of the time of one step."""
 
-    step_s: float  # measured, training clock
+    step_s: float  # measured on the training clock
     flops: int  # of a step, derived
-    bytes_moved: int  # of a step, derived, at least
+    bytes_moved: int  # of a step, derived, a lower bound
     working_set_bytes: int
     parts: tuple[Part, ...]
     attained_flops_per_s: float
@@ -224,25 +233,30 @@ class Roofline:
 
     @property
     def intensity(self) -> float:
+        """FLOPs per byte."""
         return self.flops / self.bytes_moved
 
     @property
     def attainable_flops_per_s(self) -> float:
+        """The roof at the run's intensity."""
         return attainable(self.intensity, self.peak_flops_per_s, self.bandwidth_bytes_per_s)
 
     @property
     def attained_fraction(self) -> float:
+        """FLOP/s attained / FLOP/s attainable."""
         return self.attained_flops_per_s / self.attainable_flops_per_s
 
 
 def attainable(intensity: float, peak_flops_per_s: float, bandwidth_bytes_per_s: float) -> float:
-    """The roof over an intensity (Williams, Waterman & Patterson 2009)."""
+    """The roof at an intensity in FLOPs per byte (Williams, Waterman & Patterson 2009, "Roofline", CACM 52(4))."""
     return min(peak_flops_per_s, intensity * bandwidth_bytes_per_s)
 
 
 def roofline(run: Run, found: Found | None, *, input_share: float | None = None) -> Roofline | str:
-    """A run's place under the roof, or why it has none. `input_share` is the part of a step spent on data; without it, as
-    the run's own split has it."""
+    """A run's place in the roofline model, or the reason why it has none.
+
+    `input_share` is the share of a step that data takes; by default, that of the run's profiled step.
+    """
     config, attained, s = run.config, flops_per_s(run), run.summary()
     if input_share is None:
         input_share = _input_share(run)
@@ -250,7 +264,7 @@ def roofline(run: Run, found: Found | None, *, input_share: float | None = None)
     if measured.peak_flops_per_s is None or found is None or attained is None:
         return measured.reason
     if config.data in USER_DATA or config.source.path:
-        return "The bytes a step moves are not derived for files of your own: their shape is not in the record."
+        return "The bytes of a step cannot be derived for your own files, because the run does not record their shape."
     memory = calibration.bandwidth(found.calibration, calibration.threads_of(config))
     if memory is None:
         return "The calibration has no memory bandwidth for this thread count."
@@ -277,7 +291,7 @@ def roofline(run: Run, found: Found | None, *, input_share: float | None = None)
         sum(p.flops for p in parts) / sum(p.bytes_moved for p in parts), measured.peak_flops_per_s, rate.p05
     )
     if attained > MOST_MFU * roof:
-        said += " It lies above its roof: the calibration read the memory too low. Calibrate again on a quiet machine."
+        said += " It lies above the roof, so memory bandwidth was measured too low. Calibrate again on a quiet machine."
     return Roofline(
         step_s=step_s, flops=sum(p.flops for p in parts), bytes_moved=sum(p.bytes_moved for p in parts),
         working_set_bytes=held, parts=parts, attained_flops_per_s=attained, peak_flops_per_s=measured.peak_flops_per_s,
@@ -288,13 +302,13 @@ def roofline(run: Run, found: Found | None, *, input_share: float | None = None)
 
 
 def _input_share(run: Run) -> float | None:
-    """Share of a step's time on the training clock that its data takes; None where the step was not taken apart."""
+    """Share of a step's training time that data takes; None where no step was profiled."""
     found = split.parts(run.step_split, evaluation_s=0.0, steps=len(run.steps))
     return next((part.share for part in found if part.key == "data"), None)
 
 
 def cpu_share(run: Run) -> float | None:
-    """CPU time of a CPU run's process over what its threads could have had, from its samples; None where none were taken."""
+    """CPU time of a CPU run's process / wall time of its threads, from the samples; None without samples or on a GPU."""
     percent = run.hardware["process_cpu_percent"]
     percent = percent[np.isfinite(percent)]
     if run.config.device != "cpu" or not len(percent):
@@ -303,7 +317,8 @@ def cpu_share(run: Run) -> float | None:
 
 
 def what_bounds(times_s: Mapping[str, float], step_s: float, input_share: float | None = None) -> Bound:
-    """The input where it takes a third of a step; else the largest lower bound, if it explains two fifths of one."""
+    """What bounds a step of `step_s`: the input if it takes at least 30 % of it, else the largest of the lower bounds
+    `times_s` if it takes at least 40 %, else "mixed"."""
     if input_share is not None and input_share >= _INPUT:
         return "input"
     name, longest = max(times_s.items(), key=lambda item: item[1])
@@ -324,20 +339,20 @@ _WORDS: Mapping[Bound, str] = {
 def _bound_in_words(
     bound: Bound, times_s: Mapping[str, float], step_s: float, ran_s: float, input_share: float | None
 ) -> str:
-    """Shares of a step; all three are lower bounds, and they may overlap."""
+    """The lower bounds as shares of a step, in a sentence. They may overlap."""
     shares = {name: seconds / ran_s for name, seconds in times_s.items()}
     step = f"of a step of {units.duration(step_s)}"
     if ran_s < step_s:
-        step += f", {units.percent(ran_s / step_s)} of which its process ran (the machine was busy, or it waited; shares are of that),"
+        step += f", {units.percent(ran_s / step_s)} of which its process ran (the machine was busy, or it waited; the shares are of that time),"
     said = (
-        f"{step} its products would take {_share(shares['arithmetic'])} at the measured peak, moving its bytes "
+        f"{step} its matrix products would take {_share(shares['arithmetic'])} at the measured peak, moving its bytes "
         f"{_at_least(shares['memory'])}, starting its operations {_at_least(shares['overhead'])}"
     )
     if bound == "input" and input_share is not None:
         said = f"data takes {units.percent(input_share)} of a step; {said}"
     rest = (
-        ". The rest lies between the products (activations, pooling, norms), in starting more operations than are counted, or in "
-        "products too small to run at the peak"
+        ". The rest is work between the products (activations, pooling, norms), operations that are not counted, and products "
+        "too small to run at the peak"
         if bound == "mixed"
         else ""
     )
@@ -356,7 +371,7 @@ def _try_next(bound: Bound, config: RunConfig, made: Calibration) -> str:
     if bound == "arithmetic":
         return _more_arithmetic(config, made)
     if bound == "input":
-        return "execution=eager keeps the data on the device and gathers an epoch at once."
+        return "execution=eager keeps the data on the device and gathers a whole epoch at once."
     advice = []
     if config.batch_size != FULL:
         advice.append(_LARGER_BATCH[bound])
@@ -367,7 +382,7 @@ def _try_next(bound: Bound, config: RunConfig, made: Calibration) -> str:
     return (
         "; ".join(advice) + "."
         if advice
-        else "its batch is the whole training set already: another model or device is left."
+        else "its batch is already the whole training set, so only another model or device can help."
     )
 
 
@@ -379,7 +394,7 @@ _LARGER_BATCH: Mapping[Bound, str] = {
 
 
 def _more_arithmetic(config: RunConfig, made: Calibration) -> str:
-    """A faster precision or thread count, if the calibration knows one."""
+    """Advice: a faster precision or thread count that the calibration has measured."""
     threads = calibration.threads_of(config)
     now = calibration.peak(made, config.precision, threads)
     options = [
@@ -391,7 +406,7 @@ def _more_arithmetic(config: RunConfig, made: Calibration) -> str:
         ]
     rate, what = max(options, default=(0.0, ""))
     if now is None or rate < 1.1 * now.p05:
-        return "it is near what this device does in this precision: fewer FLOPs, or another device, is what is left."
+        return "it is near the peak of this device in this precision, so only fewer FLOPs or another device can help."
     return f"{what} ran products {rate / now.p05:.1f} times as fast in the calibration."
 
 
@@ -399,7 +414,7 @@ def _more_arithmetic(config: RunConfig, made: Calibration) -> str:
 
 
 def as_json(run: Run, found: Found | None) -> dict[str, Any]:
-    """MFU against both peaks and the roofline, with all that they were computed from; unknown is None beside its reason."""
+    """MFU against both peaks and the roofline, with all that they are computed from. An unknown value is None, with a reason."""
     device, name = calibration.of_run(run)
     attained = flops_per_s(run)
     point = roofline(run, found)
@@ -425,8 +440,3 @@ def _point_as_json(point: Roofline) -> dict[str, Any]:
         "attained_fraction": point.attained_fraction,
         "method": "step_s measured on the training clock; flops derived; bytes_moved and times_s derived lower bounds",
     }
-
-
-def for_runs(runs: Sequence[Run], found: Mapping[tuple[str, str | None], Found | None]) -> list[Roofline | str]:
-    """Points of several runs, each under its own device's calibration."""
-    return [roofline(run, found.get(calibration.of_run(run))) for run in runs]

@@ -1,6 +1,6 @@
-"""A figure and how it was had: measured, derived, estimated or from a table, by which method, over what, how sure.
+"""Provenance: a figure with how it was obtained (measured, derived, estimated or from a table), its window and uncertainty.
 
-The page, the report, `show` and its JSON all tell the same; a run's figures can be recomputed from what stands here.
+The page, the report, `show` and its JSON all show the same text. It is enough to recompute a run's figures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BADGES: dict[How, str] = {
 
 
 class Figure(BaseModel):
-    """One number with its unit and its origin. `value` is None where it is not known; then `method` says why."""
+    """One number with its unit and its origin. `value` is None where it is unknown; then `method` gives the reason."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
@@ -32,16 +32,17 @@ class Figure(BaseModel):
     unit: Said
     how: How
     method: Said
-    window: Said = ""  # what it was taken over
+    window: Said = ""  # the steps, time or examples it covers
     uncertainty: float | None = None  # in the figure's own unit, one standard deviation unless the method says more
-    note: Said = ""  # what makes it worth less than it looks
+    note: Said = ""  # a reason to trust the value less
 
     @property
     def badge(self) -> str:
+        """The word for `how` on a page."""
         return BADGES[self.how]
 
     def in_words(self) -> str:
-        """What stands behind the badge, in one to four short sentences."""
+        """The provenance in one to four short sentences."""
         if self.value is None:
             return f"Not available: {self.method}."
         words = [f"{self.badge}: {self.method}"]
@@ -55,8 +56,8 @@ class Figure(BaseModel):
 
 
 _READ_BACK = "read from the device ten times a second or less"
-_LUCK = "Uncertain by luck alone: one standard error is sqrt(p (1 - p) / n) for a share p of n held-out examples."
-# How the points of a live chart were had, by its name in dashboard/assets/live.js and race.js.
+_LUCK = "Sampling error alone: one standard error is sqrt(p (1 - p) / n) for a share p of n held-out examples."
+# How the points of each live chart are obtained; the keys are the names in dashboard/assets/live.js and race.js.
 CHARTS: dict[str, tuple[str, ...]] = {
     "loss": (
         f"Each step, measured: mean cross-entropy of its batch before the step, {_READ_BACK}.",
@@ -65,16 +66,16 @@ CHARTS: dict[str, tuple[str, ...]] = {
         "The figure, measured: mean over the batches of the last epoch, at most 100.",
     ),
     "test_loss": ("Measured: mean cross-entropy on held-out examples at each evaluation.",),
-    "accuracy": ("Measured: right answers on held-out examples at each evaluation.", _LUCK),
+    "accuracy": ("Measured: share of right answers on held-out examples at each evaluation.", _LUCK),
     "throughput": (
-        f"Derived: examples by training time, over windows of {THROUGHPUT_WINDOW_S:g} s of it, the device synchronised at both ends.",
+        f"Derived: examples / training time, over windows of {THROUGHPUT_WINDOW_S:g} s of training, the device synchronised at both ends.",
         "Loading, warm-up, compiling and evaluation are left out.",
     ),
     "grad_norm": (
-        "Measured: L2 norm of all gradients together before clipping; of every step where gradients are clipped, otherwise of "
-        "the last step before each reading back.",
+        "Measured: L2 norm of all gradients together before clipping. With clipping it is known for every step, else for the "
+        "last step before each read-back.",
     ),
-    "lr": ("Derived: what the schedule gives for each step.",),
+    "lr": ("Derived: the schedule's value for each step.",),
     **{
         chart: tuple(f"{READINGS[name].title}, measured: {READINGS[name].how}." for name in names)
         for chart, names in {
@@ -85,18 +86,20 @@ CHARTS: dict[str, tuple[str, ...]] = {
         }.items()
     },
 }  # fmt: skip
-RACE_COLUMNS: dict[str, str] = {  # of the rows above a race's charts; several seeds: their mean
+RACE_COLUMNS: dict[str, str] = {  # of the table above a race's charts; with several seeds, their mean
     "Loss": "Measured: mean over the batches of the last epoch, at most 100.",
-    "Accuracy": f"Measured on held-out examples at the last evaluation. {_LUCK}",
+    "Accuracy": f"Measured: share of right answers on held-out examples at the last evaluation. {_LUCK}",
     "Steps": "Counted.",
-    "Samples/s": "Derived: examples by training time; while a run goes on over its newest window, then over all of it.",
-    "Target": "Measured: the first of two evaluations in a row that reach it, in proportion between it and the one before.",
+    "Samples/s": "Derived: examples / training time; over the newest window while a run goes on, then over all of it.",
+    "Target": "Measured: the first of two evaluations in a row that reach it, interpolated from the evaluation before.",
 }
 
 
 def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]:
-    """Every figure of a run by the name it has in a summary; of one that does not train one net, its energy alone; of
-    an imported one as its report says."""
+    """Every figure of a run, by its name in a summary.
+
+    A run that does not train one model has only its energy. An imported run has the figures of its report.
+    """
     if run.imported:
         return _as_imported(run, run.imported)
     if run.config.task in studies.ABOUT:
@@ -107,11 +110,11 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
         at = f"the evaluation after step {run.evaluations.last('step') or 0:,.0f}"
         held_out = started.test_examples if started else 0
         busy = f"The machine was busy: {s.busy_why}" if s.busy else ""
-        unknown_if_busy = "Whether the machine was busy is not known" if run.is_over and s.busy is None else ""
+        unknown_if_busy = "It is unknown whether the machine was busy" if run.is_over and s.busy is None else ""
         accuracy = s.test_accuracy
         found = {
             "test_accuracy": Figure(
-                value=accuracy, unit="share", how="measured", method="right answers on examples not trained on",
+                value=accuracy, unit="share", how="measured", method="share of right answers on examples not trained on",
                 window=f"{held_out:,} examples at {at}", uncertainty=_binomial(accuracy, held_out),
             ),
             "test_loss": Figure(
@@ -122,25 +125,25 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
                 value=s.final_train_loss, unit="", how="measured", method="mean over the batches of the last epoch, at most 100",
             ),
             "samples_per_s": Figure(
-                value=s.samples_per_s, unit="samples/s", how="derived", method="examples by training time", window=trained,
+                value=s.samples_per_s, unit="samples/s", how="derived", method="examples / training time", window=trained,
                 note=busy or unknown_if_busy,
             ),
             "train_seconds": Figure(
                 value=s.train_seconds, unit="s", how="measured",
-                method="wall clock, the device synchronised, without loading, warm-up, compiling and evaluation",
+                method="wall clock, with the device synchronised, without loading, warm-up, compiling and evaluation",
                 window=f"{s.steps:,} steps, {s.epochs:.3g} epochs", note=busy,
             ),
             "step_seconds": Figure(
-                value=s.train_seconds / s.steps if s.steps else None, unit="s", how="derived", method="training time by steps",
+                value=s.train_seconds / s.steps if s.steps else None, unit="s", how="derived", method="training time / steps",
                 window=trained, note=busy,
             ),
             "flops": Figure(
                 value=s.flops, unit="FLOP", how="derived",
-                method="closed form per layer, matrix products and convolutions, forward and backward, a multiply-add is 2",
+                method="closed form per layer: matrix products and convolutions, forward and backward; a multiply-add counts as 2",
             ),
             "flops_per_s": Figure(
                 value=s.flops / s.train_seconds if s.flops and s.train_seconds else None, unit="FLOP/s", how="derived",
-                method="arithmetic by training time", window=trained, note=busy,
+                method="FLOPs / training time", window=trained, note=busy,
             ),
             "peak_memory_bytes": Figure(
                 value=s.peak_memory_bytes, unit="bytes", how="measured",
@@ -148,14 +151,14 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
             ),
             "process_memory_bytes": Figure(
                 value=s.process_memory_bytes, unit="bytes", how="measured",
-                method=run.last_word.peak_memory_method if run.last_word else "it is known when the run is over",
+                method=run.last_word.peak_memory_method if run.last_word else "known when the run is over",
             ),
         }  # fmt: skip
     return found | of_energy(account or energy.of_run(run))
 
 
 def _as_imported(run: Run, imported: Imported) -> dict[str, Figure]:
-    """As the report says; where it says nothing of figures (somebody's table, an early report), its numbers without a way."""
+    """The figures of the report. A table or an early report has none; then its numbers, with unknown provenance."""
     with contextlib.suppress(ValidationError):
         if told := _FIGURES.validate_python(imported.frozen.get("figures")):
             return told
@@ -167,7 +170,7 @@ def _as_imported(run: Run, imported: Imported) -> dict[str, Figure]:
         "flops_per_s": (s.flops / s.train_seconds if s.flops and s.train_seconds else None, "FLOP/s"),
         "peak_memory_bytes": (s.peak_memory_bytes, "bytes"), "process_memory_bytes": (s.process_memory_bytes, "bytes"),
     }  # fmt: skip
-    how = "as the imported file says; how it was had is not known"
+    how = "from the imported file, which does not say how it was obtained"
     return {
         name: Figure(
             value=value, unit=unit, how="table", method=how if value is not None else "the imported file does not say"
@@ -180,7 +183,7 @@ _FIGURES = TypeAdapter(dict[str, Figure])
 
 
 def of_energy(account: energy.Account) -> dict[str, Figure]:
-    """Joules, and what is made of them. An estimate stands as a range of its own, never as the measured figure."""
+    """The joules and the figures derived from them. An estimate is a range under a name of its own, not a measurement."""
     if account.source == "estimate":
         assert account.low_j is not None and account.high_j is not None
         middle, half = (account.low_j + account.high_j) / 2, (account.high_j - account.low_j) / 2
@@ -190,7 +193,7 @@ def of_energy(account: energy.Account) -> dict[str, Figure]:
                 note="The middle of a range; never to be ranked with measurements",
             )
         }  # fmt: skip
-    window = "" if account.window_s is None else f"{units.duration(account.window_s)}, evaluations included"
+    window = "" if account.window_s is None else f"{units.duration(account.window_s)}, with evaluations"
     off = _of(account.uncertainty, account.joules)
     short = energy.too_short(account.uncertainty)
     method = f"{account.source}: {account.method}" if account.is_measured else account.method.rstrip(".")
@@ -201,32 +204,32 @@ def of_energy(account: energy.Account) -> dict[str, Figure]:
         "energy_per_1000_samples_j": Figure(
             value=account.per_1000_samples_j, unit="J", how="derived", window=window, note=short,
             uncertainty=_of(account.uncertainty, account.per_1000_samples_j),
-            method="gross energy by examples seen" if account.is_measured else method,
+            method="gross energy / examples seen" if account.is_measured else method,
         ),
         "energy_to_target_j": Figure(
             value=account.to_target_j, unit="J", how="measured",
-            window="" if account.to_target_s is None else f"{units.duration(account.to_target_s)}, evaluations included",
+            window="" if account.to_target_s is None else f"{units.duration(account.to_target_s)}, with evaluations",
             uncertainty=_of(account.to_target_uncertainty, account.to_target_j),
             note=energy.too_short(account.to_target_uncertainty),
-            method="the counter at the evaluation that reached the target, between its samples in proportion"
+            method="the counter at the evaluation that reached the target, interpolated between samples"
             if account.to_target_j is not None else "no target was reached" if account.is_measured else method,
         ),
         "energy_above_idle_j": Figure(
             value=account.net_j, unit="J", how="derived", window=window, uncertainty=off, note=short,
-            method=f"gross less {units.power(account.idle_w)} of the idle machine" if account.net_j is not None
+            method=f"gross energy minus that of the idle device ({units.power(account.idle_w)})" if account.net_j is not None
             else account.net_reason or method,
         ),
     }  # fmt: skip
     if account.sampled_j is not None:
         figures["energy_sampled_j"] = Figure(
-            value=account.sampled_j, unit="J", how="derived", method="mean of the sampled board power times the counter's window",
+            value=account.sampled_j, unit="J", how="derived", method="mean sampled power of the board * the counter's window",
             window=window,
         )  # fmt: skip
     return figures
 
 
 def of_plan(plan: Plan) -> dict[str, Figure]:
-    """What is known of a run before it."""
+    """The figures that are known before a run."""
     free = (
         f"{units.nbytes(plan.free_bytes)} are free on this device now (measured)" if plan.free_bytes is not None else ""
     )
@@ -238,11 +241,11 @@ def of_plan(plan: Plan) -> dict[str, Figure]:
         ),
         "total_bytes": Figure(
             value=plan.total_bytes, unit="bytes", how="estimated", note=free,
-            method="exact but for the workspace, which is estimated; PyTorch itself comes on top",
+            method="exact except for the workspace, which is estimated; PyTorch itself needs more",
         ),
         "steps_per_epoch": Figure(
             value=plan.steps_per_epoch, unit="steps", how="derived",
-            method=f"{plan.train_examples:,} training examples by batch size, rounded up",
+            method=f"{plan.train_examples:,} training examples / batch size, rounded up",
         ),
     }  # fmt: skip
 

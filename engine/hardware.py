@@ -1,7 +1,7 @@
-"""What this machine has: CPU, memory and NVIDIA GPUs, and what a run may use of them.
+"""What this machine has: CPU, memory and NVIDIA GPUs, and which of it a run may use.
 
-Every field is had apart from the others and is None where it cannot be read. Nothing here identifies a machine: no
-serial numbers, UUIDs, host names, user names or network addresses.
+Each field is read by itself and is None where it cannot be read. Nothing here identifies a machine: there are no serial
+numbers, UUIDs, host names, user names or network addresses.
 """
 
 from __future__ import annotations
@@ -11,43 +11,38 @@ import dataclasses
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
-import pynvml
 
 from engine.errors import DeviceError
-from engine.nvml import NVML
+from engine.nvml import NVML, open_nvml, or_none
 
-ISA_FLAGS = (
-    "avx2",
-    "avx512f",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_bf16",
-    "amx_fp16",
-)  # what oneDNN and MKL pick their float kernels by
-_NO_GPU = "The NVIDIA driver finds no GPU on this machine."
-_T = TypeVar("_T")
+# The CPU flags by which oneDNN and MKL choose their floating-point kernels.
+ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
 
 
 @dataclass(frozen=True, slots=True)
 class CpuDevice:
+    """The processor. None where the system does not report a number."""
+
     name: str
     physical_cores: int | None
     logical_cores: int | None
-    usable_cores: int  # whole cores this process can keep busy: affinity mask and cgroup quota
-    isa: tuple[str, ...]  # those of ISA_FLAGS it has
+    usable_cores: int  # whole cores that this process can keep busy under its affinity mask and cgroup quota
+    isa: tuple[str, ...]  # those of ISA_FLAGS that it has
 
 
 @dataclass(frozen=True, slots=True)
 class GpuDevice:
-    index: int  # i of cuda:i, counting the devices CUDA_VISIBLE_DEVICES leaves visible
+    """A GPU. None where the driver does not report a value."""
+
+    index: int  # i of cuda:i, among the GPUs that CUDA_VISIBLE_DEVICES leaves visible
     name: str
     memory_bytes: int | None
     driver: str | None
@@ -57,17 +52,19 @@ class GpuDevice:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
+    """The machine at one moment."""
+
     cpu: CpuDevice
     gpus: tuple[GpuDevice, ...]
     gpu_reason: str | None  # why no GPU can be used here; None when one can
-    memory_bytes: int  # of the machine, or of the cgroup where that is less
+    memory_bytes: int  # of the machine, or the cgroup's limit where that is lower
     memory_available_bytes: int
     os: str
     python: str
 
     @property
     def alike(self) -> list[tuple[GpuDevice, ...]]:
-        """The GPUs, neighbours that differ in nothing together: sixteen of a kind are said once."""
+        """The GPUs in groups of neighbours that differ only in their index, so that a page shows sixteen equal ones once."""
         groups = groupby(self.gpus, key=lambda gpu: dataclasses.replace(gpu, index=0))
         return [tuple(gpus) for _, gpus in groups]
 
@@ -75,7 +72,7 @@ class Machine:
 def probe(
     *, nvml: Any = NVML, root: Path = Path("/"), environ: Mapping[str, str] = os.environ, torch_version: str = ""
 ) -> Machine:
-    """The machine as it is now. The arguments replace where it is read from; a test gives others."""
+    """Read the machine. The arguments replace the sources, for tests."""
     memory, limit = psutil.virtual_memory(), _memory_limit(root)
     with open_nvml(nvml, environ) as (handles, reason):
         gpus = tuple(_gpu(nvml, index, handle) for index, handle in enumerate(handles))
@@ -91,13 +88,13 @@ def probe(
 
 
 def device_choices(machine: Machine) -> list[str]:
-    """The values `device` may take here: cpu, then cuda:0, cuda:1, ..."""
+    """The values that `device` may have here: cpu, then cuda:0, cuda:1, ..."""
     gpus = machine.gpus if machine.gpu_reason is None else ()
     return ["cpu", *(f"cuda:{gpu.index}" for gpu in gpus)]
 
 
 def check_device(device: str, machine: Machine) -> None:
-    """Raises DeviceError, with what may be chosen and why no GPU may, when a run cannot use `device` here."""
+    """Raises DeviceError, with the reason and the possible choices, when a run cannot use `device` here."""
     choices = device_choices(machine)
     if device in choices:
         return
@@ -109,18 +106,18 @@ def check_device(device: str, machine: Machine) -> None:
 def free_memory_bytes(
     device: str, *, nvml: Any = NVML, root: Path = Path("/"), environ: Mapping[str, str] = os.environ
 ) -> int | None:
-    """What is free on a device at this moment; None where it cannot be read."""
+    """Free memory of a device at this moment; None where it cannot be read."""
     if device == "cpu":
         return min([psutil.virtual_memory().available] + [free for _, free in _memory_limit(root)])
     index = gpu_index(device)
     with open_nvml(nvml, environ) as (handles, _):
         if index is None or index >= len(handles):
             return None
-        return _or_none(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handles[index]).free))
+        return or_none(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handles[index]).free))
 
 
 def environment(machine: Machine, device: str) -> dict[str, str | int | float | None]:
-    """What a run's figures depend on, for its Started event; the worker adds the version of PyTorch."""
+    """The facts that a run's figures depend on, for its Started event. The worker adds the version of PyTorch."""
     gpu = next((gpu for gpu in machine.gpus if f"cuda:{gpu.index}" == device), None)
     facts: dict[str, str | int | float | None] = {
         "device": gpu.name if gpu else machine.cpu.name,
@@ -139,7 +136,7 @@ def environment(machine: Machine, device: str) -> dict[str, str | int | float | 
 
 
 def as_json(machine: Machine) -> dict[str, Any]:
-    """The machine as plain values, for scripts; unknown is None."""
+    """The machine as plain values for scripts; an unknown value is None."""
     return asdict(machine)
 
 
@@ -152,143 +149,20 @@ def gpu_index(device: str) -> int | None:
     return int(index) if kind == "cuda" and index.isdigit() else None
 
 
-@contextlib.contextmanager
-def open_nvml(
-    nvml: Any = NVML, environ: Mapping[str, str] = os.environ
-) -> Iterator[tuple[tuple[Any, ...], str | None]]:
-    """NVML handles of cuda:0, cuda:1, ... while the block runs, or why there are none.
-
-    NVML counts by PCI bus and knows no CUDA_VISIBLE_DEVICES. CUDA counts the fastest first unless CUDA_DEVICE_ORDER is
-    PCI_BUS_ID: where a machine mixes models, only that setting makes both mean the same card.
-    """
-    try:
-        nvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        yield (), _no_driver(error)
-        return
-    try:
-        yield _visible_gpus(nvml, environ.get("CUDA_VISIBLE_DEVICES"))
-    finally:
-        with contextlib.suppress(pynvml.NVMLError):  # a lost GPU may fail here too
-            nvml.nvmlShutdown()
-
-
-@contextlib.contextmanager
-def open_every_gpu(nvml: Any = NVML) -> Iterator[tuple[tuple[Any, ...], str | None]]:
-    """As open_nvml, but all GPUs of the machine, whatever this process may use: handles in NVML's order, and in place of
-    one that does not answer its NVMLError."""
-    try:
-        nvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        yield (), _no_driver(error)
-        return
-    try:
-        yield _every_gpu(nvml)
-    finally:
-        with contextlib.suppress(pynvml.NVMLError):
-            nvml.nvmlShutdown()
-
-
-def _every_gpu(nvml: Any) -> tuple[tuple[Any, ...], str | None]:
-    try:
-        count = nvml.nvmlDeviceGetCount()
-    except pynvml.NVMLError as error:
-        return (), _no_answer(error)
-    return tuple(_handle_or_error(nvml, index) for index in range(count)), None if count else _NO_GPU
-
-
-def _handle_or_error(nvml: Any, index: int) -> Any:
-    try:
-        return nvml.nvmlDeviceGetHandleByIndex(index)
-    except pynvml.NVMLError as error:
-        return error
-
-
-def visible_entries(value: str) -> list[int] | list[str]:
-    """CUDA_VISIBLE_DEVICES as CUDA reads it: indices, or UUIDs that may be cut short.
-
-    What follows an invalid entry is invisible; a repeated entry hides everything. `1abc` is 1, as strtoul reads it
-    (CUDA C++ programming guide, "CUDA environment variables"; torch.cuda reads it the same way).
-    """
-    named = next((prefix for prefix in ("GPU-", "MIG-") if value.startswith(prefix)), None)
-    entries: list[Any] = []
-    for text in (part.strip() for part in value.split(",")):
-        number = re.match(r"\+?\d+", text)
-        entry = text if named and text.startswith(named) else int(number[0]) if number and not named else None
-        if entry is None:
-            break
-        if entry in entries:
-            return []
-        entries.append(entry)
-    return entries
-
-
-def _visible_gpus(nvml: Any, visible: str | None) -> tuple[tuple[Any, ...], str | None]:
-    try:
-        count = nvml.nvmlDeviceGetCount()
-        if not count:
-            return (), _NO_GPU
-        handles = _handles(nvml, list(range(count)) if visible is None else visible_entries(visible), count)
-    except pynvml.NVMLError as error:
-        return (), _no_answer(error)
-    return handles, None if handles else f"CUDA_VISIBLE_DEVICES hides every GPU of this machine (it has {count})."
-
-
-def _handles(nvml: Any, entries: list[int] | list[str], count: int) -> tuple[Any, ...]:
-    """Handles of the entries before the first that is no device."""
-    handles = []
-    for entry in entries:
-        handle = _handle_by_index(nvml, entry, count) if isinstance(entry, int) else _handle_by_uuid(nvml, entry, count)
-        if handle is None:
-            break
-        handles.append(handle)
-    return tuple(handles)
-
-
-def _handle_by_index(nvml: Any, index: int, count: int) -> Any | None:
-    return nvml.nvmlDeviceGetHandleByIndex(index) if index < count else None
-
-
-def _handle_by_uuid(nvml: Any, uuid: str, count: int) -> Any | None:
-    """The one device whose UUID begins so; a slice of a GPU (MIG-...) is known by its whole UUID only."""
-    if uuid.startswith("MIG-"):
-        return _or_none(lambda: nvml.nvmlDeviceGetHandleByUUID(uuid.encode()))
-    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
-    fitting = [handle for handle in handles if nvml.nvmlDeviceGetUUID(handle).startswith(uuid)]
-    return fitting[0] if len(fitting) == 1 else None
-
-
 def _gpu(nvml: Any, index: int, handle: Any) -> GpuDevice:
-    capability = _or_none(lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
+    capability = or_none(lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
     return GpuDevice(
         index=index,
-        name=_or_none(lambda: str(nvml.nvmlDeviceGetName(handle))) or "NVIDIA GPU",
-        memory_bytes=_or_none(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total)),
-        driver=_or_none(lambda: str(nvml.nvmlSystemGetDriverVersion())),
+        name=or_none(lambda: str(nvml.nvmlDeviceGetName(handle))) or "NVIDIA GPU",
+        memory_bytes=or_none(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total)),
+        driver=or_none(lambda: str(nvml.nvmlSystemGetDriverVersion())),
         compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
-        power_limit_w=_or_none(lambda: nvml.nvmlDeviceGetPowerManagementLimit(handle) / 1e3),  # NVML: mW
+        power_limit_w=or_none(lambda: nvml.nvmlDeviceGetPowerManagementLimit(handle) / 1e3),  # NVML: mW
     )
 
 
-def _or_none(read: Callable[[], _T]) -> _T | None:
-    try:
-        return read()
-    except pynvml.NVMLError:  # one unavailable field must not hide the others
-        return None
-
-
-def _no_driver(error: Exception) -> str:
-    if isinstance(error, pynvml.NVMLError_LibraryNotFound):
-        return "No NVIDIA driver on this machine (libnvidia-ml.so was not found)."
-    return _no_answer(error)
-
-
-def _no_answer(error: Exception) -> str:
-    return f"The NVIDIA driver does not answer: {str(error).rstrip('.')}."  # some of NVML's own texts end in a stop
-
-
 def _installed_torch() -> str:
-    """PyTorch's version from its package: importing torch itself takes seconds."""
+    """PyTorch's version from the package's metadata, because importing torch takes seconds."""
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version("torch")
     return ""
@@ -325,24 +199,24 @@ def allowed_cores() -> frozenset[int]:
 
 
 def _usable_cores(root: Path) -> int:
-    """A quota of 1.5 cores keeps one thread busy: a second would be stopped half of the time."""
+    """Whole cores only: with a quota of 1.5 cores, a second thread would be stopped half of the time."""
     quotas = [quota for folder in _cgroup_folders(root, "cpu") if (quota := _cpu_quota(folder)) is not None]
     return max(1, int(min([len(allowed_cores()), *quotas])))
 
 
 def _cpu_quota(folder: Path) -> float | None:
-    """Cores a cgroup may use on average: v2's "quota period" in cpu.max, v1's two cpu.cfs files; None is no limit."""
+    """Cores that a cgroup may use on average, from cpu.max (v2) or the two cpu.cfs files (v1); None without a limit."""
     words = _text(folder / "cpu.max").split() or [
         _text(folder / "cpu.cfs_quota_us").strip(),
         _text(folder / "cpu.cfs_period_us").strip(),
     ]
     if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
         return int(words[0]) / int(words[1])
-    return None  # v2 says "max", v1 says -1
+    return None  # without a limit, v2 has "max" and v1 has -1
 
 
 def _memory_limit(root: Path) -> list[tuple[int, int]]:
-    """Bytes allowed and still free under each memory limit on this process; v1 writes "no limit" as 2**63 - 4096."""
+    """Bytes allowed and bytes still free, for each memory limit on this process. v1 writes "no limit" as 2**63 - 4096."""
     found = [_folder_memory(folder) for folder in _cgroup_folders(root, "memory")]
     return [limit for limit in found if limit is not None]
 
@@ -352,16 +226,16 @@ def _folder_memory(folder: Path) -> tuple[int, int] | None:
     used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes")
     if limit is None or used is None:
         return None
-    # File pages not in use count as used but are given up on demand.
-    # v2 counts the groups below in; v1 does so in the line that begins with total_.
+    # The cgroup counts inactive file pages as used, but the kernel frees them on demand.
+    # v2 includes the cgroups below; v1 does so in the line that begins with total_.
     cache = re.findall(r"^(?:total_)?inactive_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
     return limit, max(0, limit - used + max(map(int, cache), default=0))
 
 
 def _cgroup_folders(root: Path, controller: str) -> list[Path]:
-    """The folders that may limit this process, innermost first: its cgroup and all above it, v2 and v1.
+    """The folders whose limits apply to this process, innermost first: its cgroup and all above it, v2 and v1.
 
-    Inside a container the path in /proc may be the host's and not exist here; its parents, up to the mount, do.
+    In a container, the path in /proc may be the host's and not exist here; its parents, up to the mount, exist.
     """
     folders: list[Path] = []
     for line in _text(root / "proc/self/cgroup").splitlines():
@@ -375,7 +249,7 @@ def _cgroup_folders(root: Path, controller: str) -> list[Path]:
 
 
 def _operating_system() -> str:
-    """Distribution and kernel version, without what a kernel's builder appended to it."""
+    """Distribution and kernel version, without the suffix that the kernel's builder appended."""
     version = re.match(r"[\d.]*\d", platform.release())
     kernel = f"{platform.system()} {version[0] if version else ''}".strip()
     with contextlib.suppress(OSError):

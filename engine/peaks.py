@@ -1,8 +1,8 @@
-"""What vendors say their devices reach: dense peaks per dtype, memory bandwidth and board power, each with its source.
+"""Vendors' figures of GPUs: dense peaks per dtype, memory bandwidth and board power, each with its source.
 
-A device is known by the exact name NVML gives it, or not at all: "NVIDIA H100 PCIe" is three quarters of an "NVIDIA H100
-80GB HBM3", and an H200 is neither. Tables that match parts of names have reported MFUs of 152 and 563 %. A figure for
-which no source agreed is left out. CPUs are not here: what their clock does under load is measured, not looked up.
+A GPU is looked up by the exact name that NVML reports: an "NVIDIA H100 PCIe" has three quarters of the peak of an "NVIDIA
+H100 80GB HBM3", and an H200 is neither. Tables that match parts of names have led to MFUs of 152 and 563 %. A figure on
+which sources disagree is left out. There are no CPUs here, because a CPU's clock depends on the load and is measured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ G = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a figure was read, and whose page that is."""
+    """Where a figure comes from: the name of the page's author, and the page."""
 
     name: str
     url: str
@@ -24,14 +24,16 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class VendorPeak:
-    """A data sheet's figures; None where no source was found, a dtype left out where the device has no such arithmetic."""
+    """The figures of a data sheet. None where there is no source; a dtype is left out where the GPU does not support it."""
 
-    device_name: str  # as NVML says it
-    flops_per_s: Mapping[str, float]  # by dtype: fp32, tf32, bf16, fp16 with fp32 sums; int8 counts operations
+    device_name: str  # as NVML reports it
+    flops_per_s: Mapping[
+        str, float
+    ]  # by dtype: fp32, tf32, bf16, fp16 with fp32 accumulation; int8 in operations per second
     memory_bytes_per_s: float | None
     power_w: float | None
     source: Source
-    dense: bool = True  # False: counts zeros of structured sparsity that nobody multiplies, twice the dense figure
+    dense: bool = True  # False: the figure is for structured sparsity, twice the dense one
     retrieved: str = "2026-11"
 
 
@@ -54,7 +56,7 @@ PEAKS: tuple[VendorPeak, ...] = (
         {"fp32": 66.9 * T, "tf32": 494.7 * T, "bf16": 989.4 * T, "fp16": 989.4 * T, "int8": 1978.9 * T},
         3350 * G, 700, _KLOCKWOOD_H100,
     ),
-    VendorPeak(  # of its bandwidth the sources say "more than 2 TB/s": no figure
+    VendorPeak(  # no bandwidth: the sources only say "more than 2 TB/s"
         "NVIDIA H100 PCIe",
         {"fp32": 51.2 * T, "tf32": 378 * T, "bf16": 756 * T, "fp16": 756 * T, "int8": 1513 * T},
         None, None, _L,
@@ -68,10 +70,10 @@ PEAKS: tuple[VendorPeak, ...] = (
         {"fp32": 30.3 * T, "tf32": 60 * T, "bf16": 121 * T, "fp16": 121 * T, "int8": 242 * T},
         None, None, _L,
     ),
-    VendorPeak(  # bandwidth: its data sheet says 300 and other pages 320 GB/s
+    VendorPeak(  # no bandwidth: the data sheet says 300 GB/s, other pages 320
         "Tesla T4", {"fp32": 8.1 * T, "fp16": 65 * T, "int8": 130 * T}, None, None, _L,
     ),
-    VendorPeak(  # with sums in fp32, as PyTorch takes them; 330 TFLOP/s is with sums in fp16
+    VendorPeak(  # with fp32 accumulation, as in PyTorch; 330 TFLOP/s is with fp16 accumulation
         "NVIDIA GeForce RTX 4090",
         {"fp32": 82.58 * T, "tf32": 82.58 * T, "bf16": 165.15 * T, "fp16": 165.15 * T, "int8": 660.6 * T},
         1008 * G, None, _WAREDB,
@@ -80,5 +82,5 @@ PEAKS: tuple[VendorPeak, ...] = (
 
 
 def vendor_peak(device_name: str) -> VendorPeak | None:
-    """The data sheet of a device by its NVML name, or None where we hold none: its MFU against it is then unknown."""
+    """The data sheet of a GPU by its NVML name; None where we have none, and the MFU against it is then unknown."""
     return next((peak for peak in PEAKS if peak.device_name == device_name), None)

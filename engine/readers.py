@@ -1,22 +1,50 @@
-"""What readers of different hardware share: what a reader returns, a counter as a rate, a costly reading kept for a while."""
+"""What all hardware readers share: the type of a reading, a counter as a rate, a costly reading kept for a while."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, NoReturn, TypeVar
 
-from engine.sampler import Unavailable
+import psutil
+import pynvml
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A measured quantity: its title in a chart, its unit, and how it is measured."""
+
+    title: str
+    unit: str
+    how: str
+
+
+class Unavailable(Exception):
+    """A reading that does not exist here. The text is a sentence that tells the user why."""
+
+
+# The errors that a reader may raise because of the machine. Any other error is a bug in our code.
+FAILURES = (Unavailable, OSError, psutil.Error, pynvml.NVMLError)
 
 Values = Mapping[str, "float | Unavailable"]
 Read = Callable[[], Values]
-Sources = dict[tuple[str, ...], Read]  # the names of its readings: what reads them at once
+Sources = dict[tuple[str, ...], Read]  # names of readings -> the function that reads them together
 T = TypeVar("T")
 
-FIRST = "The first reading has no time to be spread over."
+FIRST = "A rate needs two readings, and this is the first one."
+
+
+def says(reason: str) -> Callable[[], NoReturn]:
+    """A reader of something that does not exist here: it raises Unavailable with the reason."""
+
+    def read() -> NoReturn:
+        raise Unavailable(reason)
+
+    return read
 
 
 class Held(Generic[T]):
-    """A reading that costs more: made at most every `every_s`, and in between the same, an error too."""
+    """A costly reading: made at most once in `every_s` seconds. In between, calls return the same value or error."""
 
     def __init__(self, read: Callable[[], T], clock: Callable[[], float], every_s: float) -> None:
         self._read, self._clock, self._every_s = read, clock, every_s
@@ -25,30 +53,35 @@ class Held(Generic[T]):
         self._error: Exception | None = None
 
     def __call__(self) -> T:
-        if self._until is None or self._clock() >= self._until:
-            self._until = self._clock() + self._every_s
+        """The value. Raises what the reading raised."""
+        now = self._clock()
+        if self._until is None or now >= self._until:
             try:
                 self._held, self._error = self._read(), None
-            except Exception as error:
+            except FAILURES as error:
                 self._error = error
+            self._until = now + self._every_s
         if self._error is not None:
             raise self._error
         return self._held
 
 
 class Rates:
-    """Counters as what they grew by per second since the last reading."""
+    """Counters as rates: their increase per second since the last call, under the names given."""
 
-    def __init__(self, names: tuple[str, ...], read: Callable[[], tuple[int, ...]], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, names: tuple[str, ...], read: Callable[[], tuple[float, ...]], clock: Callable[[], float]
+    ) -> None:
         self._names, self._read, self._clock = names, read, clock
-        self._last: tuple[float, tuple[int, ...]] | None = None
+        self._last: tuple[float, tuple[float, ...]] | None = None
 
     def __call__(self) -> Values:
+        """Raises Unavailable at the first call, and when a counter was reset."""
         before, now = self._last, (self._clock(), self._read())
         self._last = now
         if before is None or now[0] <= before[0]:
             raise Unavailable(FIRST)
         grown = [after - earlier for after, earlier in zip(now[1], before[1], strict=True)]
-        if min(grown) < 0:  # a disk or an interface was taken away, a driver loaded anew
-            raise Unavailable("The counters began anew.")
-        return {name: bytes_ / (now[0] - before[0]) for name, bytes_ in zip(self._names, grown, strict=True)}
+        if min(grown) < 0:  # a disk or an interface was removed, or a driver was loaded again
+            raise Unavailable("The counters were reset.")
+        return {name: increase / (now[0] - before[0]) for name, increase in zip(self._names, grown, strict=True)}

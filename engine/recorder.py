@@ -1,7 +1,8 @@
-"""The last quarter of an hour of this machine, kept by the supervisor in a ring file that pages read along.
+"""Keeps the last 15 minutes of the machine's readings in the store, for the page Hardware.
 
-A thread reads everything four times a second, or as seldom as somebody asked. It never holds up the supervisor's own work
-and does not keep it alive; where readings cannot be kept (a full disk) it says so and tries again later, and runs go on.
+A thread of the supervisor reads everything four times a second, or at the interval that somebody chose. It neither delays
+the supervisor's work nor keeps the supervisor alive. When readings cannot be written, for example on a full disk, it logs
+that and tries again later, and runs are not affected.
 """
 
 from __future__ import annotations
@@ -23,21 +24,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from engine import disk, hardware
 from engine.errors import ConfigError
 from engine.monitor import Monitor, Snapshot
-from engine.ring import NotARing, Ring, Shape, Writer
+from engine.readings_log import Readings, Writer
 from engine.sampler import beats
 from engine.store import Run, write_atomically
 from engine.text import visible
 
-RING, SETTINGS, LOOKED = "monitor.ring", "monitor.json", "monitor.looked"
+SETTINGS, LOOKED = "monitor.json", "monitor.looked"
 KEPT_S = 900.0
-INTERVALS_S = (0.25, 1.0, 2.0, 5.0, 10.0)  # what a page offers; any between the first and the last may be asked for
-REST_AFTER_S = KEPT_S  # as long as the history reaches: a page opened again within it has no hole
+INTERVALS_S = (
+    0.25,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+)  # the choices on the page; a client may ask for any value between the first and the last
+REST_AFTER_S = KEPT_S  # the length of the history: a page that is opened again within it shows no gap
 RESTING = (
-    f"Not read: for {REST_AFTER_S / 60:.0f} min nobody looked here and no run used a GPU, so it is let alone to sleep."
+    f"Not read: for {REST_AFTER_S / 60:.0f} min nobody opened this page and no run used a GPU, so the GPU may sleep."
 )
 _LOOK_EVERY_S = 5.0
-_CAPACITY = round(KEPT_S / INTERVALS_S[0])
-_NOTES_BYTES = 2**17
 _NOTE_EVERY_S = 1.0
 _TRY_AGAIN_S = 30.0
 _ASK_DRIVER_AGAIN_S = 60.0
@@ -48,13 +53,15 @@ logger = logging.getLogger("isoflop.monitor")
 
 
 class MonitorSettings(BaseModel):
+    """What a user chose for the readings of a store: the seconds between two of them."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     interval_s: float = Field(INTERVALS_S[0], ge=INTERVALS_S[0], le=INTERVALS_S[-1], allow_inf_nan=False)
 
 
 def parse_interval(text: object) -> float:
-    """Seconds between two readings. Raises ConfigError for what is no number or out of bounds."""
+    """Seconds between two readings. Raises ConfigError for a value that is not a number or out of bounds."""
     try:
         return MonitorSettings.model_validate({"interval_s": text}).interval_s
     except ValidationError:
@@ -66,40 +73,40 @@ def parse_interval(text: object) -> float:
 
 
 def load_settings(root: Path) -> MonitorSettings:
-    """As they were chosen; a file that cannot be read is the same as none."""
+    """The settings of a store; the defaults where there is no file or it cannot be read."""
     try:
         return MonitorSettings.model_validate_json((root / SETTINGS).read_bytes())
     except (OSError, ValidationError):
         return MonitorSettings()
 
 
-_looked_at: dict[Path, float] = {}  # by this process, on its monotonic clock
+_looked_at: dict[Path, float] = {}  # store -> when this process last called look(), on its monotonic clock
 
 
 def look(root: Path) -> None:
-    """Somebody looks at the readings: those of GPUs, too, go on."""
+    """Tell the recorder that somebody looks at the readings, so that it goes on reading GPUs."""
     now = time.monotonic()
     if now - _looked_at.get(root, -math.inf) >= _LOOK_EVERY_S:
         _looked_at[root] = now
-        with contextlib.suppress(OSError):  # a store that may only be read, or is full: it shows what there is
+        with contextlib.suppress(OSError):  # the store is read-only or full: the page shows the readings that exist
             (root / LOOKED).touch(mode=0o600)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A run on the time axis; `end` is None while it goes on."""
+    """The time in which a run was at work; `end` is None while it goes on."""
 
     run_id: str
-    words: str
-    begin: float  # Unix time
+    words: str  # name or description of the run
+    begin: float  # Unix time, s
     end: float | None
 
 
 class Recorder:
-    """Reads the machine in a thread of its own and keeps what it read.
+    """Reads the machine in a thread of its own and keeps the readings in the store at `root`.
 
-    GPUs are left alone when nobody has looked and no run has used one for a quarter of an hour: being asked four times a
-    second keeps the one of a laptop awake. They are read again with the next look or run.
+    GPUs are not read when nobody has looked and no run has used one for 15 minutes, because a laptop's GPU cannot sleep
+    while it is read four times a second. They are read again after the next look or run.
     """
 
     def __init__(
@@ -111,16 +118,18 @@ class Recorder:
     ) -> None:
         self.root, self._open_monitor, self._clock = root, open_monitor, clock
         self.interval_s = load_settings(root).interval_s
-        self.processes: Mapping[int, str] = {os.getpid(): ""}  # replaced as a whole, by the supervisor's own thread
+        self.processes: Mapping[int, str] = {
+            os.getpid(): ""
+        }  # pid -> run id; the supervisor's thread replaces the whole mapping
         self.spans: tuple[Span, ...] = ()  # likewise
-        self.uses_a_gpu = False  # likewise: whether a run does
+        self.uses_a_gpu = False  # likewise: whether a run uses a GPU
         self._wanted_at: float | None = None  # when readings of GPUs were last asked for
         self._looked: int | None = None
         self._is_resting = False
-        self._rests: list[tuple[float, float | None]] = []  # of the GPUs: from when to when, Unix time
+        self._rests: list[tuple[float, float | None]] = []  # when GPUs were not read: begin and end, Unix time
         self._at_work: dict[str, tuple[Run, Span]] = {}
-        self._ring: Writer | None = None
-        self._spans_before: tuple[Span, ...] | None = None  # of an earlier supervisor, taken over once
+        self._log: Writer | None = None
+        self._spans_before: tuple[Span, ...] | None = None  # those that an earlier supervisor noted, read once
         self._noted: tuple[float, dict[str, Any]] = (-_NOTE_EVERY_S, {})
         self._again_at = self._driver_again_at = 0.0
         self._said = ""
@@ -128,19 +137,20 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, timeout_s: float = 1.0) -> None:
-        """No reading after this. One that hangs is left behind."""
+        """Stop the thread. A reading that hangs is abandoned after `timeout_s`."""
         self._stopped.set()
         self._changed.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    # --- the supervisor's thread
+    # --- called in the supervisor's thread
 
     def set_interval(self, interval_s: float) -> None:
-        """From now on, and for the supervisors that follow."""
+        """Use another interval, also in later supervisors. Raises StoreError where it cannot be saved."""
         self.interval_s = interval_s
         disk.with_reserve(
             self.root,
@@ -149,7 +159,7 @@ class Recorder:
         self._changed.set()
 
     def look_at(self, runs: Iterable[Run], now: float) -> None:
-        """Which runs are at work: their processes are ours, and they are spans on the time axis."""
+        """Take the runs that are at work now (Unix time, s), for their processes and their spans of time."""
         runs = list(runs)
         self.processes = {run.starting.pid: run.run_id for run in reversed(runs) if run.starting} | {os.getpid(): ""}
         self.uses_a_gpu = any(hardware.gpu_index(run.config.device) is not None for run in runs)
@@ -165,29 +175,25 @@ class Recorder:
             kept = [span for span in self.spans if span.end is not None and span.end > now - KEPT_S]
             self.spans = tuple((kept + over + alive)[-_MOST_SPANS:])
 
-    # --- the monitor's thread
+    # --- called in the monitor's thread
 
     def _run(self) -> None:
+        """A bug ends only this thread, with a traceback on stderr (supervisor.log). The page shows that readings stopped."""
+        monitor = self._open_monitor(lambda: self.processes)
         try:
-            monitor = self._open_monitor(lambda: self.processes)
-            try:
-                self._keep_reading(monitor)
-            finally:
-                monitor.close()
-        except (
-            Exception
-        ):  # the border of this thread: without it the runs go on, and the page says that readings stopped
-            logger.exception("the monitor stopped")
+            self._keep_reading(monitor)
+        finally:
+            monitor.close()
 
     def _keep_reading(self, monitor: Monitor) -> None:
-        monitor.read()  # rates count from here
+        monitor.read()  # rates of the first beat count from here
         while not self._stopped.is_set():
             self._changed.clear()
             for _ in beats(self._clock, self._changed.wait, self.interval_s):
                 self.beat(monitor)
 
     def beat(self, monitor: Monitor) -> None:
-        """Read everything once and keep it."""
+        """Read everything once and keep the readings."""
         now = self._clock()
         if now < self._again_at:
             return
@@ -204,7 +210,7 @@ class Recorder:
         try:
             self._keep(monitor, snapshot, now)
             self._said = ""
-        except (OSError, NotARing) as error:
+        except OSError as error:
             self._let_go()
             self._again_at = now + _TRY_AGAIN_S
             if str(error) != self._said:
@@ -235,37 +241,36 @@ class Recorder:
         self._rests = rests
 
     def _keep(self, monitor: Monitor, snapshot: Snapshot, now: float) -> None:
-        if self._ring and not disk.same_file(self.root / RING, self._ring.fd):
+        """Append a snapshot to the log. Raises OSError when it cannot be written or runs will need the room."""
+        if disk.is_short(self.root):
+            raise OSError(errno.ENOSPC, "the store's disk is nearly full")
+        if self._log and not self._log.is_in_place:
             self._let_go()
-        if self._ring is None:
-            self._ring = self._open_ring(monitor)
-        self._ring.append(snapshot.at, [snapshot.readings[name] for name in self._ring.shape.columns])
+        if self._log is None:
+            self._log = self._open_log(monitor)
+        self._log.append(snapshot.at, [snapshot.readings[name] for name in self._log.columns.names])
         noted_at, noted = self._noted
         if now - noted_at >= _NOTE_EVERY_S:
             notes = self._notes(snapshot)
-            if notes != noted and not self._ring.note(notes):
-                self._ring.note(notes | {"processes": [], "spans": []})
+            if notes != noted:
+                self._log.note(notes)
             self._noted = now, notes
 
-    def _open_ring(self, monitor: Monitor) -> Writer:
-        """The file as it was left, or a new one; none where runs will need the room."""
-        columns = monitor.columns
-        shape = Shape(columns, _CAPACITY, _NOTES_BYTES, {"gpus": list(monitor.gpu_names)})
-        if not (self.root / RING).exists() and disk.is_short(self.root):
-            raise OSError(errno.ENOSPC, "the store's disk is nearly full")
-        ring = Writer.take_up(self.root / RING, shape)
+    def _open_log(self, monitor: Monitor) -> Writer:
+        log = Writer(self.root, monitor.columns, monitor.gpu_names)
         if self._spans_before is None:
-            self._spans_before = _spans_in(ring)
+            self._spans_before = _spans_in(log.held) if log.held else ()
+        log.held = None  # 15 minutes of readings: free them
         self._noted = (-_NOTE_EVERY_S, {})
-        return ring
+        return log
 
     def _let_go(self) -> None:
-        if self._ring:
-            self._ring.close()
-            self._ring = None
+        if self._log:
+            self._log.close()
+            self._log = None
 
     def _notes(self, snapshot: Snapshot) -> dict[str, Any]:
-        """Beside the numbers: reasons (each once, with the columns it stands for), who holds GPU memory, runs."""
+        """What a page shows beside the numbers: reasons (each once, with its columns), holders of GPU memory, and runs."""
         missing: dict[str, list[str]] = {}
         for name, reason in snapshot.missing.items():
             missing.setdefault(reason, []).append(name)
@@ -285,6 +290,7 @@ class Recorder:
 
 
 def _changed_at(path: Path) -> int | None:
+    """Time of the last change of a file, ns; None where there is none."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -295,9 +301,8 @@ def _over(run: Run, span: Span, now: float) -> Span:
     return Span(span.run_id, span.words, span.begin, run.last_word.at if run.last_word else now)
 
 
-def _spans_in(ring: Ring) -> tuple[Span, ...]:
-    """The runs an earlier supervisor told of; what was going on when it ended went on at least until its last reading."""
-    _, rows = ring.rows()
-    last = float(rows[-1, 0]) if len(rows) else 0.0
-    said = [Span(**span) for span in ring.notes()[1].get("spans", [])]
-    return tuple(Span(span.run_id, span.words, span.begin, span.end or last) for span in said)
+def _spans_in(held: Readings) -> tuple[Span, ...]:
+    """The runs that an earlier supervisor noted. One without an end went on at least until the last reading."""
+    last = float(held.rows[-1, 0]) if len(held.rows) else 0.0
+    noted = [Span(**span) for span in held.notes.get("spans", [])]
+    return tuple(Span(span.run_id, span.words, span.begin, span.end or last) for span in noted)

@@ -1,4 +1,4 @@
-"""The parts of a step in words: how long each takes, which one is the bottleneck, and what would make it shorter."""
+"""The parts of a step: how long each takes, which one is the bottleneck, and what makes it shorter."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ TITLES = {
     "data": "Data", "forward": "Forward", "backward": "Backward", "optimizer": "Optimizer", "read_back": "Read-back",
     "evaluation": "Evaluation",
 }  # fmt: skip
-_AGREES = 0.25  # the profiled steps and those of the run; beyond, it is said
+_AGREES = 0.25  # the profiled steps and the run's steps may differ by this share; above it, the user is told
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
+    """A part of a step, with its share of all parts."""
+
     key: str
     title: str
     seconds: float  # per optimizer step
@@ -24,7 +26,10 @@ class Part:
 
 
 def parts(split: StepSplit | None, *, evaluation_s: float, steps: int) -> list[Part]:
-    """The parts of a step that were measured, and its part of the run's evaluations; none without a split."""
+    """The measured parts of a step, and evaluation spread over all `steps`; an empty list without a profile.
+
+    `evaluation_s` are the seconds of all evaluations of the run.
+    """
     if split is None or split.forward_s is None:
         return []
     seconds = {
@@ -37,7 +42,7 @@ def parts(split: StepSplit | None, *, evaluation_s: float, steps: int) -> list[P
 
 
 def sentence(found: list[Part], config: RunConfig) -> str:
-    """What takes most of the time, and the knob to turn; empty where nothing is known."""
+    """What takes most of the time, and the setting that reduces it; empty where nothing is known."""
     if not found:
         return ""
     share = {part.key: part.share for part in found}
@@ -45,7 +50,7 @@ def sentence(found: list[Part], config: RunConfig) -> str:
     rest = {key: value for key, value in share.items() if key not in {"forward", "backward"}}
     worst = max(rest, key=lambda key: rest[key])
     if arithmetic >= rest[worst]:
-        return f"{_much(arithmetic)} is the model itself, forward and backward: {_arithmetic_knob(config)}."
+        return f"{_much(arithmetic)} is the model's forward and backward pass: {_arithmetic_knob(config)}."
     return f"{_much(rest[worst])} is {_WHAT[worst]}: {_knob(worst, config)}."
 
 
@@ -64,36 +69,37 @@ def _much(share: float) -> str:
 
 def _arithmetic_knob(config: RunConfig) -> str:
     if config.batch_size in range(1, 32):
-        return "with so small a batch most of it is the overhead of single calls; a larger batch shares it among more examples"
+        return "with so small a batch most of it is the overhead of each call; a larger batch spreads it over more examples"
     if config.device == "cpu":
-        return "a narrower model or smaller inputs are what makes it faster; more threads only where layers are wide"
-    return "a lower precision (bf16) or execution=cuda-graph is what makes it faster"
+        return "a narrower model or smaller inputs make it faster; more threads help only where layers are wide"
+    return "a lower precision (bf16) or execution=cuda-graph makes it faster"
 
 
 def _knob(key: str, config: RunConfig) -> str:
     if key == "data":
         if config.execution == "dataloader":
             return "execution=eager keeps the data on the device and takes batches as views"
-        return "a smaller input, or a data set that fits into memory at once, makes it shorter"
+        return "a smaller input, or a data set that fits into memory, makes it shorter"
     if key == "optimizer":
-        return "a larger batch makes one update serve more examples; sgd and momentum do less than adam or muon"
+        return "with a larger batch one update serves more examples; sgd and momentum do less work than adam or muon"
     if key == "read_back":
-        return "execution=eager reads many losses at once instead of one in each step"
-    return "a larger evaluate_every evaluates less often; it is no part of the training time"
+        return "execution=eager reads many losses at once instead of one per step"
+    return "a larger evaluate_every evaluates less often; evaluation does not count as training time"
 
 
 def agrees(found: list[Part], measured_s: float | None) -> str:
-    """What to know of the sum of the parts against the run's own mean step; empty where they agree."""
+    """A warning when the parts' sum differs from `measured_s`, the run's mean step time; empty where they agree."""
     sum_s = sum(part.seconds for part in found if part.key != "evaluation")
     if not found or not measured_s or abs(sum_s - measured_s) <= _AGREES * measured_s:
         return ""
     return (
-        f"The profiled steps took {units.duration(sum_s)}, those of the run {units.duration(measured_s)} on average: "
-        "the shares hold for the former."
+        f"The profiled steps took {units.duration(sum_s)} on average, the run's steps {units.duration(measured_s)}. "
+        "The shares are those of the profiled steps."
     )
 
 
 def row_in_words(found: list[Part]) -> str:
+    """The parts in one line."""
     return ", ".join(
         f"{part.title.lower()} {units.duration(part.seconds)} ({units.percent(part.share)})" for part in found
     )

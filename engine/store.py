@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from engine import __version__, disk, query, records
 from engine.code_version import is_newer
@@ -172,27 +172,32 @@ def clean_notes(text: str) -> str:
 # --- the event log ------------------------------------------------------------------------------------------------
 
 
-def encode(event: AnyEvent) -> bytes:
+def encode(event: records.Event) -> bytes:
+    """The event's line of a log: its JSON, with the CRC-32 of that as the last member."""
     body = event.model_dump_json().encode()
     return body[:-1] + _CRC_MEMBER + b'%08x"}\n' % zlib.crc32(body)
 
 
 def decode(line: bytes) -> AnyEvent:
     """The event of one whole line; raises StoreError when the line is not what was written."""
+    return decode_as(line, records.EVENT)
+
+
+Record = TypeVar("Record")
+
+
+def decode_as(line: bytes, kinds: TypeAdapter[Record]) -> Record:
+    """The record of one whole line, of the kinds given; raises StoreError when the line is not what was written."""
     body = _checked(line)
     try:
-        return records.EVENT.validate_json(body)
+        return kinds.validate_json(body)
     except ValidationError as error:
         raise _not_understood(error.errors()[0]["msg"]) from None
 
 
 def decode_steps(line: bytes) -> records.PackedSteps:
     """The same for a line that starts with `STEPS_LINE`, arrays left packed but of the right lengths."""
-    body = _checked(line)
-    try:
-        packed = records.PACKED_STEPS.validate_json(body)
-    except ValidationError as error:
-        raise _not_understood(error.errors()[0]["msg"]) from None
+    packed = decode_as(line, records.PACKED_STEPS)
     size, lr = len(packed["loss"]), packed["lr"]
     if not size or size % 4 or len(packed["samples"]) != size or (isinstance(lr, bytes) and len(lr) != 2 * size):
         raise _not_understood("its arrays are not of one length")
@@ -289,7 +294,7 @@ class EventLog:
                 "evaluations": self.evaluations if evaluations is None else evaluations,
                 "checksum": f"{self.checksum:08x}",
             }
-            self._pending += encode(last.model_copy(update=counted))  # type: ignore[arg-type]
+            self._pending += encode(last.model_copy(update=counted))
             until = time.monotonic() + min(_LAST_WORD_S, self._patience_s)
             while True:
                 try:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine import contention, disk, hardware, limits, records, sampler, settings
+from engine import contention, disk, energy_counters, hardware, limits, process_usage, records, sampler, settings
 from engine.errors import ConfigError, EngineError, OutOfMemory, StoreError
 from engine.locks import claim
 from engine.processes import own_identity
@@ -125,7 +125,7 @@ class _Lane:
         self.folder, self.shared = folder, shared
         self.config = read_config(folder)
         self.log = EventLog(folder / "events.jsonl")
-        self.energy = sampler.EnergyMeter(self.config.devices)
+        self.energy = energy_counters.EnergyMeter(self.config.devices)
         self.gang: Gang | None = None
         self.peak_of_ranks = 0
         self._trouble: Exception | None = None  # before the first turn
@@ -281,7 +281,7 @@ class _Lane:
     def _peak(self) -> tuple[int | None, str]:
         if self.gang and self.peak_of_ranks:
             return self.peak_of_ranks, _PEAK_OF_RANKS
-        return sampler.peak_memory_bytes()
+        return process_usage.peak_memory_bytes()
 
     @property
     def is_stuck(self) -> bool:

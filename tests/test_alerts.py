@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from engine import alerts, records, sampler, worker
+from engine import alerts, gpus, records, worker
 from engine.config import RunConfig, with_overrides
 from engine.presets import PRESETS
 from engine.records import StepSplit
@@ -146,10 +146,10 @@ def test_memory_near_its_limit(store):
     assert kinds(run_of(store, falling(), readings={"process_memory_bytes": 14.0 * 2**30})) == []
 
 
-@pytest.mark.parametrize("bit", sampler.THROTTLED)
+@pytest.mark.parametrize("bit", gpus.THROTTLED_BY_FAULT)
 def test_heat_and_missing_power_throttle(store, bit):
     (alert,) = alerts.of_run(run_of(store, falling(), readings={"gpu_throttle_reasons": float(bit | 0x4)}), BEGAN + 10)
-    assert (alert.kind, sampler.THROTTLED[bit] in alert.text) == ("throttled", True)
+    assert (alert.kind, gpus.THROTTLE[bit] in alert.text) == ("throttled", True)
 
 
 def test_a_few_readings_are_no_state(store):

@@ -89,10 +89,10 @@ def test_the_most_neighbours_on_the_gpu_are_kept_and_unknown_is_not_none_at_all(
 
 
 def test_too_short_a_training_and_a_silent_kernel_are_unknown_with_the_reason(tmp_path):
-    assert Contention("cpu", 1).found() == Busy(slowdown_method="it trained too short a time to tell")
+    assert Contention("cpu", 1).found() == Busy(slowdown_method="it trained for too short a time to measure this")
     silent = Contention("cpu", 2, tasks=tmp_path)
     silent.start()
-    assert "does not say" in silent.found().slowdown_method
+    assert "does not report" in silent.found().slowdown_method
 
 
 def test_a_run_beside_a_busy_neighbour_on_its_core_is_marked(store):

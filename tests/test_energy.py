@@ -110,9 +110,7 @@ def test_money_and_co2_are_by_the_users_own_numbers_alone(store):
     assert "price_per_kwh" in energy.hint(of_run(run))
     found = of_run(run, prices=PRICES)
     assert (found.money, found.gco2, energy.hint(found)) == (pytest.approx(0.3), pytest.approx(400), "")
-    assert ("Price of the energy", "0.3 EUR", "derived: by your price of 0.3 EUR per kWh", False) in energy.details(
-        found
-    )
+    assert ("Price of the energy", "0.3 EUR", "derived: your price of 0.3 EUR per kWh", False) in energy.details(found)
 
 
 def test_without_a_counter_there_is_no_figure_but_the_reason(store):
@@ -145,7 +143,7 @@ def test_a_counter_is_never_replaced_by_an_estimate(store):
 
 def test_a_run_that_goes_on_has_no_account_yet(store):
     run_id = store.create(RunConfig())
-    assert of_run(store.run(run_id)).method == "It is counted when the run is over."
+    assert of_run(store.run(run_id)).method == "It is known when the run is over."
 
 
 def test_logs_from_before_the_source_was_recorded_are_read(store):

@@ -147,7 +147,7 @@ class Counter:
 
 
 def test_joules_are_those_of_the_timed_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.sampler.EnergyMeter", Counter)
+    monkeypatch.setattr("engine.energy_counters.EnergyMeter", Counter)
     _, cells = measured(infer_matrix(infer_config(DIGITS, seconds=0.2, rounds=2), (1, 64)), tmp_path)
     for latency in cells.values():
         assert latency.energy_j == pytest.approx(50 * latency.seconds, rel=0.2)
@@ -155,7 +155,7 @@ def test_joules_are_those_of_the_timed_slices(tmp_path, monkeypatch):
 
 
 def test_a_counter_that_moves_too_slowly_says_how_long_to_measure(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.sampler.EnergyMeter", Counter)
+    monkeypatch.setattr("engine.energy_counters.EnergyMeter", Counter)
     monkeypatch.setattr(Counter, "period_s", 0.1)
     _, cells = measured(infer_config(DIGITS, seconds=0.2, rounds=2), tmp_path)
     (latency,) = cells.values()

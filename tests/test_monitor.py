@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import threading
 import time
 from types import SimpleNamespace
 
@@ -20,8 +21,8 @@ from engine.errors import ConfigError
 from engine.monitor import METRICS, Monitor, metric_of
 from engine.nvml import Watched
 from engine.processes import has_own_pids
-from engine.recorder import RING, Recorder, Span, load_settings, parse_interval
-from engine.ring import Ring
+from engine.readings_log import CURRENT, Reader
+from engine.recorder import Recorder, Span, load_settings, parse_interval
 from engine.supervisor import Client
 from tests.fake_nvml import FakeGpu, FakeNvml
 from tests.fakes import make_run
@@ -143,7 +144,7 @@ def test_counters_that_begin_anew_are_no_negative_traffic(machine):
     machine.clock.now += 1
     snapshot = monitor.read()
     assert snapshot.readings["disk.read_bytes_per_s"] is None
-    assert snapshot.missing["disk.read_bytes_per_s"] == "The counters began anew."
+    assert snapshot.missing["disk.read_bytes_per_s"] == "The counters were reset."
 
 
 def test_our_own_share_is_of_our_processes_and_of_this_beat_only(machine):
@@ -353,7 +354,7 @@ def test_in_a_container_nobody_is_called_another_until_one_of_ours_is_named(mach
     strangers, ours = FakeGpu(processes=((31_337, 5 << 30),)), FakeGpu(uuid="GPU-b", processes=((77, 1 << 30),))
     unknown = machine.monitor(strangers, processes={77: "abc"}).read()
     assert [(p.run_id, p.is_known) for p in unknown.processes] == [(None, False)]
-    assert "whose these are is not known" in unknown.missing["gpu0.processes"]
+    assert "the owners are not known" in unknown.missing["gpu0.processes"]
     told = machine.monitor(strangers, ours, processes={77: "abc"}).read()
     assert [(p.run_id, p.is_known) for p in told.processes] == [(None, True), ("abc", True)]
     assert "gpu0.processes" not in told.missing
@@ -391,21 +392,20 @@ def recording(store, machine):
             for _ in range(number):
                 machine.clock.now += 0.25
                 recorder.beat(monitor)
-            return Ring(store.root / RING)
+            return Reader(store.root).read()
 
         return recorder, beats
 
     return make
 
 
-def test_what_was_read_is_in_the_ring_with_reasons_beside_it(recording, machine):
+def test_readings_are_kept_with_the_reasons_of_missing_ones(recording, machine):
     _, beats = recording(machine.monitor(FakeGpu()))
-    ring = beats(8)
-    newest, rows = ring.rows()
-    assert newest == 8
-    assert rows[-1, 1 + ring.shape.columns.index("gpu0.power_w")] == 250
-    assert ring.shape.about == {"gpus": ["NVIDIA H200"]}
-    missing = {name: why for why, names in ring.notes()[1]["missing"].items() for name in names}
+    found = beats(8)
+    assert found.newest == 8
+    assert found.rows[-1, 1 + found.columns.index("gpu0.power_w")] == 250
+    assert found.gpus == ("NVIDIA H200",)
+    missing = {name: why for why, names in found.notes["missing"].items() for name in names}
     assert "RAPL" in missing["cpu.power_w"]
 
 
@@ -417,11 +417,11 @@ def test_a_gpu_that_comes_back_gets_its_columns_and_the_history_stays(recording,
     machine.clock.now += 61
     after = beats(4)
     assert after.id != before.id
-    newest, rows = after.rows()
-    power = rows[:, 1 + after.shape.columns.index("gpu0.power_w")]
-    memory = rows[:, 1 + after.shape.columns.index("memory.used_bytes")]
+    rows = after.rows
+    power = rows[:, 1 + after.columns.index("gpu0.power_w")]
+    memory = rows[:, 1 + after.columns.index("memory.used_bytes")]
     assert (power[-1], memory[0]) == (250, 600 * 1024)
-    assert newest >= 7
+    assert after.newest >= 7
 
 
 def test_a_gpu_that_is_lost_is_a_gap_with_its_reason(recording, machine):
@@ -429,11 +429,11 @@ def test_a_gpu_that_is_lost_is_a_gap_with_its_reason(recording, machine):
     _, beats = recording(machine.monitor(gpu, FakeGpu(uuid="GPU-b")))
     beats(4)
     gpu.errors = dict.fromkeys(NOTHING_ANSWERS, pynvml.NVML_ERROR_GPU_IS_LOST)
-    ring = beats(8)
-    columns, row = ring.shape.columns, ring.rows()[1][-1].tolist()
+    found = beats(8)
+    columns, row = found.columns, found.rows[-1].tolist()
     assert row[1 + columns.index("gpu0.power_w")] != row[1 + columns.index("gpu0.power_w")]  # NaN
     assert row[1 + columns.index("gpu1.power_w")] == 250
-    assert any("lost" in why.lower() for why in ring.notes()[1]["missing"])
+    assert any("lost" in why.lower() for why in found.notes["missing"])
 
 
 def test_a_gpu_off_the_bus_keeps_its_columns_and_its_name_beside_the_one_that_answers(machine):
@@ -465,12 +465,12 @@ def test_a_driver_that_stops_to_answer_leaves_the_columns_with_its_reason(record
     machine.clock.now += 61
     after = beats(8)
     assert after.id == before.id
-    said = {name: why for why, names in after.notes()[1]["missing"].items() for name in names}
+    said = {name: why for why, names in after.notes["missing"].items() for name in names}
     assert "The NVIDIA driver does not answer" in said["gpu0.power_w"]
     monitor._nvml.init_error = None
     monitor._nvml.gpus[0].errors = {}
     machine.clock.now += 61
-    assert beats(4).rows()[1][-1, 1 + after.shape.columns.index("gpu0.power_w")] == 250
+    assert beats(4).rows[-1, 1 + after.columns.index("gpu0.power_w")] == 250
 
 
 def test_gpus_nobody_looks_at_are_let_go_of_and_read_again_at_the_next_look(recording, machine, store):
@@ -478,21 +478,21 @@ def test_gpus_nobody_looks_at_are_let_go_of_and_read_again_at_the_next_look(reco
     _, beats = recording(monitor)
     beats(4)
     machine.clock.now += recorder.REST_AFTER_S
-    ring = beats(4)
+    found = beats(4)
     assert (monitor._nvml.open, monitor._nvml.gpus[0].calls["nvmlDeviceGetPowerUsage"]) == (0, 4)
-    power = ring.shape.columns.index("gpu0.power_w")
-    _, rows = ring.rows()
+    power = found.columns.index("gpu0.power_w")
+    rows = found.rows
     assert np.isfinite(rows[:, 1 + power]).tolist() == [True] * 4 + [False] * 4
-    assert np.isfinite(rows[-1, 1 + ring.shape.columns.index("memory.used_bytes")])
+    assert np.isfinite(rows[-1, 1 + found.columns.index("memory.used_bytes")])
     machine.clock.now += 1
-    notes = beats(1).notes()[1]
+    notes = beats(1).notes
     assert "gpu0.power_w" in notes["missing"][recorder.RESTING]
     assert [end for _, end in notes["rests"]] == [None]
     recorder.look(store.root)
     machine.clock.now += 1
     after = beats(2)
-    ((begin, end),) = after.notes()[1]["rests"]
-    assert (after.id, np.isfinite(after.rows()[1][-1, 1 + power]), end > begin) == (ring.id, True, True)
+    ((begin, end),) = after.notes["rests"]
+    assert (after.id, np.isfinite(after.rows[-1, 1 + power]), end > begin) == (found.id, True, True)
 
 
 def test_gpus_are_read_while_a_run_uses_one_and_by_a_run_on_a_cpu_they_may_sleep(recording, machine, store):
@@ -538,7 +538,7 @@ def test_runs_are_spans_with_their_names_and_an_end(recording, machine, store):
     alive.last_word = SimpleNamespace(at=12.0)
     recorder.look_at([], now=13.0)
     assert recorder.spans == (Span(run.run_id, "<b>mine</b>", 1.0, 12.0),)
-    assert beats(8).notes()[1]["spans"] == [{"run_id": run.run_id, "words": "<b>mine</b>", "begin": 1.0, "end": 12.0}]
+    assert beats(8).notes["spans"] == [{"run_id": run.run_id, "words": "<b>mine</b>", "begin": 1.0, "end": 12.0}]
 
 
 def test_the_next_supervisor_keeps_readings_and_runs_of_the_last_one(recording, machine, store):
@@ -546,9 +546,9 @@ def test_the_next_supervisor_keeps_readings_and_runs_of_the_last_one(recording, 
     recorder.spans = (Span("a" * 16, "one", 90.0, None),)
     beats(8)
     _, again = recording(machine.monitor())
-    ring = again(8)
-    assert ring.rows()[0] == 16
-    assert ring.notes()[1]["spans"][0]["end"] == pytest.approx(102.0)  # it went on at least until the last reading
+    found = again(8)
+    assert found.newest == 16
+    assert found.notes["spans"][0]["end"] == pytest.approx(102.0)  # it went on at least until the last reading
 
 
 def test_a_full_disk_stops_the_readings_with_a_word_in_the_log_and_they_begin_again(
@@ -559,13 +559,13 @@ def test_a_full_disk_stops_the_readings_with_a_word_in_the_log_and_they_begin_ag
     machine.clock.now += 1
     recorder.beat(machine.monitor())
     recorder.beat(machine.monitor())
-    assert not (store.root / RING).exists()
+    assert not (store.root / CURRENT).exists()
     assert [record.message for record in caplog.records] == [
         f"readings are not kept for the page Hardware: [Errno {errno.ENOSPC}] the store's disk is nearly full"
     ]
     monkeypatch.undo()
     machine.clock.now += 31
-    assert beats(2).rows()[0] == 2
+    assert beats(2).newest == 2
 
 
 def test_a_write_that_fails_is_tried_again_later_and_what_was_kept_stays(recording, machine, store, monkeypatch):
@@ -576,26 +576,18 @@ def test_a_write_that_fails_is_tried_again_later_and_what_was_kept_stays(recordi
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr("engine.ring.os.pwrite", full)
+        broken.setattr("engine.readings_log.os.write", full)
         beats(5)
-    assert Ring(store.root / RING).rows()[0] == 3
+    assert Reader(store.root).read().newest == 3
     machine.clock.now += 31
-    assert beats(2).rows()[0] == 5
+    assert beats(2).newest == 5
 
 
-def test_a_ring_that_was_deleted_is_made_again(recording, machine, store):
+def test_a_log_that_was_deleted_is_made_again(recording, machine, store):
     _, beats = recording(machine.monitor())
     beats(3)
-    (store.root / RING).unlink()
-    assert beats(3).rows()[0] == 3
-
-
-def test_reasons_too_long_for_the_file_cost_the_runs_not_the_reasons(recording, machine, monkeypatch):
-    monkeypatch.setattr(recorder, "_NOTES_BYTES", 2_000)
-    kept, beats = recording(machine.monitor())
-    kept.spans = tuple(Span(f"{n:016x}", "x" * 100, 1.0, 100.0) for n in range(50))
-    notes = beats(8).notes()[1]
-    assert (notes["spans"], bool(notes["missing"])) == ([], True)
+    (store.root / CURRENT).unlink()
+    assert beats(3).newest == 3
 
 
 @pytest.mark.parametrize("asked", [0.25, 1, "2", 10.0])
@@ -615,30 +607,33 @@ def test_a_settings_file_that_is_not_in_order_is_the_same_as_none(store, content
     assert load_settings(store.root).interval_s == 0.25
 
 
-def test_a_thread_that_finds_a_bug_ends_by_itself_and_says_so(store, caplog):
+def test_a_bug_ends_the_thread_with_a_traceback_and_nothing_else(store, monkeypatch):
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_type))
+
     def broken(_):
         raise ZeroDivisionError("a bug")
 
     recorder = Recorder(store.root, open_monitor=broken)
     recorder.start()
     recorder._thread.join(10)
-    assert "the monitor stopped" in caplog.text
     recorder.stop()
+    assert raised == [ZeroDivisionError]
 
 
 def test_another_interval_counts_from_now_on(store, machine):
     recorder = Recorder(store.root, open_monitor=lambda processes: machine.monitor(wall=time.time))
     recorder.start()
     until = time.monotonic() + 30
-    while not (store.root / RING).exists() and time.monotonic() < until:
+    while not (store.root / CURRENT).exists() and time.monotonic() < until:
         time.sleep(0.02)
     recorder.set_interval(10.0)
     assert load_settings(store.root).interval_s == 10.0
     assert Recorder(store.root).interval_s == 10.0
     time.sleep(0.3)
-    before = Ring(store.root / RING).rows()[0]
+    before = Reader(store.root).read().newest
     time.sleep(0.6)
-    assert Ring(store.root / RING).rows()[0] == before
+    assert Reader(store.root).read().newest == before
     recorder.stop()
     assert not recorder._thread.is_alive()
 
@@ -646,25 +641,26 @@ def test_another_interval_counts_from_now_on(store, machine):
 # --- with a real supervisor -----------------------------------------------------------------------------------------
 
 
-def ring_of(supervised):
-    path = supervised.store.root / RING
-    supervised.wait(lambda: path.exists() and Ring(path).rows()[0] > 2, "readings")
-    return Ring(path)
+def readings_of(supervised):
+    """Reads the log of a supervisor that has begun to write it."""
+    reader = Reader(supervised.store.root)
+    supervised.wait(lambda: (supervised.store.root / CURRENT).exists() and reader.read().newest > 2, "readings")
+    return reader.read
 
 
 def test_a_supervisor_keeps_the_readings_and_knows_its_runs(supervised):
-    ring = ring_of(supervised)
+    read = readings_of(supervised)
     run = supervised.running()
-    supervised.wait(lambda: any(s["run_id"] == run.run_id for s in ring.notes()[1]["spans"]), "its span")
+    supervised.wait(lambda: any(s["run_id"] == run.run_id for s in read().notes["spans"]), "its span")
     supervised.client.cancel(run.run_id)
     supervised.until(run.run_id, "cancelled")
-    supervised.wait(lambda: all(s["end"] for s in ring.notes()[1]["spans"] if s["run_id"] == run.run_id), "its end")
-    columns = ring.shape.columns
-    assert ring.rows()[1][:, 1 + columns.index("own.cpu_percent")].max() > 20
+    supervised.wait(lambda: all(s["end"] for s in read().notes["spans"] if s["run_id"] == run.run_id), "its end")
+    found = read()
+    assert found.rows[:, 1 + found.columns.index("own.cpu_percent")].max() > 20
 
 
 def test_somebody_sets_the_interval_through_the_supervisor(supervised):
-    ring_of(supervised)
+    readings_of(supervised)
     supervised.client.set_monitor_interval(1)
     supervised.wait(lambda: load_settings(supervised.store.root).interval_s == 1.0, "the interval")
     supervised.client.set_monitor_interval(0.25)
@@ -702,7 +698,7 @@ def test_a_gpu_is_told_in_words_in_a_terminal(machine, capsys):
     text = re.sub(" +", " ", capsys.readouterr().out)
     assert " GPU 0: Held back by the power limit\n" in text
     assert " GPU 0: SMs active 42 %\n" in text
-    assert "GPU 1: SMs active, GPU 1: Tensor cores active, GPU 1: Memory bandwidth: This GPU has no" in text
+    assert "GPU 1: SMs active, GPU 1: Tensor cores active, GPU 1: Memory bandwidth: NVML can read no" in text
     assert cli._monitor_line(snapshot).endswith(
         "GPU 0 87 %  250.0 W  1.00 GiB  51 °C  GPU 1 87 %  250.0 W  1.00 GiB  51 °C"
     )

@@ -13,8 +13,7 @@ from starlette.testclient import TestClient
 from dashboard import gate, monitor_api
 from engine import disk, locks, recorder
 from engine.monitor import METRICS, metric_of
-from engine.recorder import RING
-from engine.ring import Shape, Writer
+from engine.readings_log import CURRENT, Writer
 from engine.store import Store
 
 COLUMNS = ("cpu.busy_percent", "core0.busy_percent", "core1.busy_percent", "gpu0.power_w", "gpu0.temperature_c")
@@ -31,8 +30,8 @@ def writer(store):
     return make(store)
 
 
-def make(store, columns=COLUMNS, capacity=3_600):
-    return Writer.take_up(store.root / RING, Shape(tuple(columns), capacity, 4_096, {"gpus": ["NVIDIA H200"]}))
+def make(store, columns=COLUMNS):
+    return Writer(store.root, columns, ["NVIDIA H200"])
 
 
 @pytest.fixture
@@ -132,7 +131,7 @@ def test_a_cursor_that_is_none_of_ours_begins_anew(writer, ask, cursor):
 def test_another_file_in_its_place_begins_anew(store, writer, ask):
     fill(writer, 3)
     cursor = ask()["cursor"]
-    (store.root / RING).unlink()
+    (store.root / CURRENT).unlink()
     fill(make(store, ["cpu.busy_percent", "core0.busy_percent", "core1.busy_percent", "x", "y"]), 2)
     assert ask(cursor)["reset"]
 
@@ -191,7 +190,7 @@ def test_a_full_disk_is_named(store, ask, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 9_000])
 def test_a_damaged_file_is_no_error(store, ask, content):
-    (store.root / RING).write_bytes(content)
+    (store.root / CURRENT).write_bytes(content)
     assert ask()["traces"] == {}
 
 

@@ -8,7 +8,7 @@ import time
 import pynvml
 import pytest
 
-from engine import hardware, sampler
+from engine import energy_counters, hardware, sampler
 from engine.nvml import Watched
 from tests.fake_nvml import FakeGpu, FakeNvml
 
@@ -85,7 +85,7 @@ def test_a_driver_that_comes_back_is_asked_again(stuck):
 def test_a_reading_that_hangs_mid_run_becomes_none_with_its_reason_and_the_run_goes_on(stuck, function):
     nvml, watched = stuck()
     samples = []
-    energy = sampler.EnergyMeter("cuda:0", nvml=watched)
+    energy = energy_counters.EnergyMeter("cuda:0", nvml=watched)
     energy.start()
     with contextlib.ExitStack() as stack:
         readers = sampler.open_readers("cuda:0", time.perf_counter, stack, nvml=watched)

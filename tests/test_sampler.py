@@ -16,9 +16,11 @@ import psutil
 import pynvml
 import pytest
 
-from engine import sampler
+from engine import host, process_usage, sampler
+from engine.energy_counters import EnergyMeter, rapl_counters
+from engine.readers import Unavailable
 from engine.records import HardwareSample
-from engine.sampler import READINGS, EnergyMeter, Sampler
+from engine.sampler import READINGS, Sampler
 from engine.store import HARDWARE
 from tests.fake_nvml import FakeGpu, FakeNvml
 
@@ -196,7 +198,7 @@ def test_the_memory_and_cpu_time_of_all_ranks_are_added_up(opened):
     other.kill()
     other.wait()
     assert twice["process_memory_bytes"] > once["process_memory_bytes"] > 0
-    ended = sampler.CpuOfRanks((own, 2**22 + 1))  # beyond every pid
+    ended = process_usage.CpuOfRanks((own, 2**22 + 1))  # beyond every pid
     assert ended() > 0
 
 
@@ -210,15 +212,16 @@ def test_neighbours_on_a_gpu_are_asked_for_at_every_fourth_beat():
 def test_neighbours_are_unknown_where_the_driver_does_not_name_this_process(opened):
     readings, missing = sampler.read_all(opened("cuda:0", nvml=FakeNvml(FakeGpu(pids=(7,)))))
     assert readings["gpu_other_processes"] is None
-    assert "does not name this process" in missing["gpu_other_processes"]
+    assert "does not list this process" in missing["gpu_other_processes"]
 
 
 def test_cpu_power_is_the_energy_of_a_beat_by_its_length(tmp_path):
     energy, clock = rapl(tmp_path, "intel-rapl:0", "package-0", 0), FakeClock()
     meter = EnergyMeter("cpu", powercap=tmp_path)
     meter.start()
-    read = sampler.CpuPower(meter, clock)
-    with pytest.raises(sampler.Unavailable):
+    with contextlib.ExitStack() as stack:
+        read = sampler.open_readers("cpu", clock, stack, energy=meter)["cpu_power_w"]
+    with pytest.raises(Unavailable):
         read()  # no window yet
     energy.write_text("5000000")
     meter.update()
@@ -236,7 +239,7 @@ def test_the_energy_so_far_is_a_reading_with_the_meters_own_reason(opened, tmp_p
 
 def test_process_cpu_counts_100_for_one_full_core():
     clock, cpu = FakeClock(), FakeClock()
-    read = sampler.ProcessCpu(clock, cpu)
+    read = process_usage.ProcessCpu(clock, cpu)
     clock.pass_(0.25)
     cpu.pass_(0.5)
     assert read() == pytest.approx(200)
@@ -245,18 +248,19 @@ def test_process_cpu_counts_100_for_one_full_core():
 def test_system_cpu_is_the_busy_share_of_the_cores_a_run_may_use():
     first = b"cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0 0 0\nintr 7 0 0\n"
     then = b"cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 9 0 0 0 0 0 0 0 0 0\ncpu1 10 0 5 60 20 0 0 5 9 0\nintr 7 0 0\n"
-    read = sampler.SystemCpu(iter([first, then]).__next__, frozenset({1}))
+    read = host.SystemCpu(iter([first, then]).__next__, frozenset({1}))
     assert read() == 20.0  # user, system and stolen 20 of 100; waiting for a disk is idle, guest time is in user
 
 
 def test_a_kernel_that_counts_no_cpu_time_says_so():
-    read = sampler.SystemCpu(lambda: b"cpu0 0 0 0 0 0 0 0 0 0 0\n", frozenset({0}))
-    with pytest.raises(sampler.Unavailable, match="counted no CPU time"):
+    read = host.SystemCpu(lambda: b"cpu0 0 0 0 0 0 0 0 0 0 0\n", frozenset({0}))
+    with pytest.raises(Unavailable, match="counted no CPU time"):
         read()
 
 
 def test_the_page_cache_is_not_memory_used():
-    assert sampler.memory_used(b"MemTotal:  100 kB\nMemFree:  10 kB\nMemAvailable:  60 kB\n") == 40 * 1024
+    read = host.Memory(lambda: b"MemTotal:  100 kB\nMemFree:  10 kB\nMemAvailable:  60 kB\n")
+    assert read()["memory.used_bytes"] == 40 * 1024
 
 
 @pytest.mark.parametrize("name", ["process_memory_bytes", "system_memory_used_bytes"])
@@ -281,15 +285,15 @@ def test_readers_close_what_they_opened():
 def test_peak_memory_is_the_kernels_high_water_mark(tmp_path):
     status = tmp_path / "status"
     status.write_text("VmPeak:\t 9000 kB\nVmHWM:\t  2048 kB\nVmRSS:\t 1000 kB\n")
-    assert sampler.peak_memory_bytes(status) == (
+    assert process_usage.peak_memory_bytes(status) == (
         2048 * 1024,
         "peak resident memory of the whole process, includes PyTorch itself",
     )
 
 
 def test_peak_memory_without_proc_comes_from_getrusage(tmp_path):
-    peak, _ = sampler.peak_memory_bytes(tmp_path / "missing")
-    assert peak == pytest.approx(sampler.peak_memory_bytes()[0], rel=0.2)
+    peak, _ = process_usage.peak_memory_bytes(tmp_path / "missing")
+    assert peak == pytest.approx(process_usage.peak_memory_bytes()[0], rel=0.2)
 
 
 def rapl(folder: Path, domain: str, name: str, energy_uj: int, wraps_at_uj: int = 1_000_000_000) -> Path:
@@ -313,7 +317,7 @@ def test_cpu_energy_is_the_sum_of_the_packages(tmp_path):
 def test_parts_of_a_package_and_the_platform_are_not_counted_twice(tmp_path):
     for domain, name in {"intel-rapl:0": "package-0", "intel-rapl:0:0": "core", "intel-rapl:1": "psys"}.items():
         rapl(tmp_path, domain, name, 0)
-    assert len(sampler.rapl_counters(tmp_path)) == 1
+    assert len(rapl_counters(tmp_path)) == 1
 
 
 def test_a_wrapped_rapl_counter_goes_on(tmp_path):
@@ -382,7 +386,7 @@ def test_a_meter_that_is_read_no_more_shows_no_power_rather_than_none_drawn(tmp_
     meter.start()
     meter.stop()
     meter.update()
-    with pytest.raises(sampler.Unavailable, match="no longer read"):
+    with pytest.raises(Unavailable, match="no longer read"):
         meter.joules()
     assert meter.source == "rapl"
 

@@ -139,7 +139,7 @@ def test_evaluation_is_shared_among_the_steps_of_the_run():
 def test_profiled_steps_that_differ_from_the_runs_say_so():
     found = split.parts(made(), evaluation_s=2.0, steps=100)  # 50 us, evaluation left out
     assert split.agrees(found, 5.5e-5) == ""
-    assert "those of the run 500 µs" in split.agrees(found, 5e-4)
+    assert "the run's steps 500 µs" in split.agrees(found, 5e-4)
 
 
 def test_without_a_split_nothing_is_said():

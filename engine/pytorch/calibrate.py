@@ -22,14 +22,15 @@ import numpy as np
 import pynvml
 import torch
 
-from engine import hardware, records, sampler, units
+from engine import energy_counters, hardware, records, sampler, units
 from engine.config import RunConfig
 from engine.errors import OutOfMemory
 from engine.hardware import Machine
-from engine.nvml import NVML
+from engine.nvml import NVML, open_nvml
 from engine.pytorch.setup import set_up_arithmetic, synchronize, torch_device
 from engine.pytorch.train import Clock, environment
 from engine.pytorch.training import kernels
+from engine.readers import Unavailable
 from engine.records import AnyEvent, Measurement
 from engine.store import EventLog
 
@@ -230,7 +231,7 @@ class _Bench:
         if not is_there:
             missing["idle_power"] = method
             return []
-        meter = sampler.EnergyMeter(self._config.device, nvml=nvml)
+        meter = energy_counters.EnergyMeter(self._config.device, nvml=nvml)
         synchronize(self._device)
         meter.start()
         begun = self._clock()
@@ -248,7 +249,7 @@ class _Bench:
 
 def _energy_counter(device: str, nvml: Any) -> tuple[bool, str]:
     """Whether there is an energy counter, and why not."""
-    meter = sampler.EnergyMeter(device, nvml=nvml)
+    meter = energy_counters.EnergyMeter(device, nvml=nvml)
     meter.start()
     joules, method = meter.stop()
     return joules is not None, method
@@ -495,13 +496,13 @@ def _others_on(device: str, nvml: Any) -> tuple[int | None, str]:
     index = hardware.gpu_index(device)
     if index is None:
         return None, ""
-    with hardware.open_nvml(nvml) as (handles, reason):
+    with open_nvml(nvml) as (handles, reason):
         if index >= len(handles):
             return None, reason or "NVML does not show this GPU."
         asked = sampler.Neighbours(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handles[index]), (os.getpid(),))
         try:
             return int(asked()), ""
-        except sampler.Unavailable as error:
+        except Unavailable as error:
             return None, str(error)
         except pynvml.NVMLError as error:
             return None, f"NVML does not name the GPU's programs: {str(error).rstrip('.')}."

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine import admission, contention, hardware, limits, planner, records, sampler, serving
+from engine import admission, contention, energy_counters, hardware, limits, planner, records, serving
 from engine.config import Cell, RunConfig, model_in_words
 from engine.downsample import minmax
 from engine.errors import ConfigError, DeviceError, EngineError
@@ -37,6 +37,7 @@ from engine.pytorch.memory import allocator_peak
 from engine.pytorch.runtimes import FORMS, Answering, Form, NotOffered, Weights
 from engine.pytorch.setup import set_up_arithmetic, synchronize, torch_device
 from engine.pytorch.train import Clock, environment, loaded
+from engine.readers import Unavailable
 from engine.records import AnyEvent, Quantiles
 from engine.store import Run
 
@@ -247,7 +248,7 @@ class _Bench:
         self._prepare_s: dict[tuple[str, str], float] = {}
         self._shared: dict[tuple[str, str, int], Answering] = {}
         self._watch = Stopwatch()
-        self._energy = sampler.EnergyMeter(config.device)
+        self._energy = energy_counters.EnergyMeter(config.device)
         self._rng = np.random.default_rng(config.seed)
         self._told, self._done, self._total = -math.inf, 0, 1
         self._slice_s = _SLICE_S
@@ -685,14 +686,14 @@ class _Disturbance:
 class _Joules:
     """What the energy counter moved by in a slice, added to its cell; None once it failed."""
 
-    def __init__(self, meter: sampler.EnergyMeter, one: _Served) -> None:
+    def __init__(self, meter: energy_counters.EnergyMeter, one: _Served) -> None:
         self._meter, self._one = meter, one
 
     def _read(self) -> float | None:
         self._meter.update()
         try:
             return self._meter.joules()
-        except sampler.Unavailable:
+        except Unavailable:
             return None
 
     def __enter__(self) -> None:

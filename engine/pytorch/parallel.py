@@ -29,7 +29,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from engine import hardware, limits, loading, planner, records, sampler, settings
+from engine import hardware, limits, loading, planner, process_usage, records, settings
 from engine.config import RunConfig
 from engine.datasets import Dataset
 from engine.pytorch import models, optim
@@ -451,7 +451,7 @@ class RankStepper:
 def _held_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    return sampler.resident_bytes()
+    return process_usage.resident_bytes()
 
 
 class Account:

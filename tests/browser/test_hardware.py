@@ -204,7 +204,7 @@ def test_a_gpu_that_was_let_alone_is_a_marked_gap_with_its_reason(store, open_mo
     page = open_monitor()  # which is a look
     told.beats(10)
     expect(page.get_by_test_id("value-gpu0-power")).to_have_text("250W")
-    expect(page.get_by_test_id("rest-gpu0")).to_contain_text("nobody looked here and no run used a GPU")
+    expect(page.get_by_test_id("rest-gpu0")).to_contain_text("nobody opened this page and no run used a GPU")
     marks = "() => document.querySelector('[data-testid=plot-gpu0-power]').layout.shapes.map((s) => s.label?.text)"
     wait_for(page, marks, lambda words: "not read" in words)
 
@@ -214,7 +214,7 @@ def test_in_a_container_processes_are_not_called_anothers(store, open_monitor, m
     Told(store, FakeNvml(FakeGpu(processes=((4_000_001, 5 << 30),)))).beats(20)
     holders = open_monitor().get_by_test_id("processes-gpu0")
     expect(holders).to_contain_text("a process · 5.00 GiB")
-    expect(holders).to_contain_text("whose these are is not known")
+    expect(holders).to_contain_text("the owners are not known")
 
 
 def test_the_method_stands_behind_each_title(store, open_monitor):
