@@ -1,0 +1,156 @@
+"""What was run, on what, and the commands that run it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from engine import units
+from engine.config import Cell, RunConfig, Spec
+from engine.report import ENVIRONMENT, ReportRun, reproduce
+from engine.reports.html.parts import Group, Head, PlacedRun, grouped, listed
+
+_SEED = RunConfig.model_fields["seed"].title or "Seed"
+_BASICS = {
+    "model", "data", "optimizer", "name", "lr", "batch_size", "precision", "execution", "device", "threads", "seed",
+    "evaluate_every",
+}  # fmt: skip
+_HYPERPARAMETERS = {  # that have an effect even at their default
+    "momentum": {"momentum", "nesterov", "muon"}, "beta1": {"adam", "adamw"}, "beta2": {"adam", "adamw"},
+    "alpha": {"rmsprop"},
+}  # fmt: skip
+_OF_TRAINING = {"execution", "evaluate_every"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A field with its value in each group of runs."""
+
+    title: str
+    cells: list[str]
+    differs: bool = False
+    is_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    words: str  # the configuration in a sentence; empty where there are several
+    heads: list[Head]  # none where there is one column
+    rows: list[Row]
+
+
+def configuration(runs: Sequence[PlacedRun]) -> Configuration:
+    """The fields of the configurations that say something about one of them; where they differ is marked."""
+    groups = grouped(runs)
+    firsts = [group.first.run for group in groups]
+    seeds = [", ".join(map(str, sorted(group.seeds))) for group in groups]
+    settings = [list(_settings(run.config)) for run in firsts]
+    values = [{setting.title: setting.text for setting in some} for some in settings]
+    rows = []
+    in_order = sorted((setting for some in settings for setting in some), key=lambda setting: setting.place)
+    for title in dict.fromkeys(setting.title for setting in in_order if setting.says_something):
+        cells = seeds if title == _SEED else [known.get(title, units.UNKNOWN) for known in values]
+        rows.append(Row(title, cells, differs=len(set(cells)) > 1))
+    first = " of the first seed" if any(len(group.seeds) > 1 for group in groups) else ""
+    rows.append(Row(f"Fingerprint{first}", [run.fingerprint for run in firsts], is_code=True))
+    if any(run.data_sha256 for run in firsts):
+        rows.append(Row("SHA-256 of the data", [run.data_sha256 or units.UNKNOWN for run in firsts], is_code=True))
+    if len(groups) == 1:
+        return Configuration(firsts[0].config.in_words(), [], rows)
+    return Configuration("", [Head.of(group.first, group.label) for group in groups], rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    place: int  # of its field in a configuration
+    title: str
+    text: str
+    says_something: bool
+
+
+def _settings(config: RunConfig) -> Iterator[_Setting]:
+    """Each field, with the titles the configuration itself gives."""
+    for place, (name, field) in enumerate(RunConfig.model_fields.items()):
+        value = getattr(config, name)
+        if not isinstance(value, Spec):
+            says = name in _BASICS or value != field.default
+            says &= not (config.task == "infer" and name in _OF_TRAINING)
+            yield _Setting(place, field.title or name, _in_words(value), says)
+            continue
+        for inner, part in type(value).model_fields.items():
+            title = part.title or {"family": "Model"}.get(inner, inner.replace("_", " ").capitalize())
+            title = f"Budget: {title.lower()}" if name == "budget" else title
+            says = name == "model" or inner in _BASICS or getattr(value, inner) != part.default
+            says |= name == "optimizer" and config.optimizer.name in _HYPERPARAMETERS.get(inner, ())
+            says &= name != "target" or config.target.value is not None
+            says &= config.task != "infer" or name in {"model", "source", "infer"}
+            yield _Setting(place, title, _in_words(getattr(value, inner)), says)
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, Cell):
+        return f"{value.batch_size} x {value.threads} {value.precision} {value.runtime}"
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(map(_in_words, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What some runs ran on: title and text of each fact. `labels` is empty where all runs have the same."""
+
+    labels: str
+    facts: tuple[tuple[str, str], ...]
+
+
+def machines(runs: Sequence[PlacedRun]) -> list[Machine]:
+    """Each different machine once."""
+    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for run in runs:
+        found.setdefault(_facts(run.run), []).append(run.label)
+    return [Machine(listed(labels, len(runs)) if len(found) > 1 else "", facts) for facts, labels in found.items()]
+
+
+def _facts(run: ReportRun) -> tuple[tuple[str, str], ...]:
+    known = {key: value for key, value in run.environment.items() if value is not None}
+    if known.get("cpu") == known.get("device"):
+        known.pop("cpu", None)  # said once
+    facts = [
+        (
+            title,
+            value if isinstance(value := known[key], str) else write(value),
+        )  # a file from elsewhere may hold a text
+        for key, (title, write) in ENVIRONMENT.items()
+        if key in known
+    ]
+    if run.missing_readings:
+        facts.append(("Not available here", "; ".join(sorted(set(run.missing_readings.values())))))
+    return tuple(facts) or (("Unknown", "the run did not start"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A shell command, and the runs it repeats where the report has others as well."""
+
+    labels: str
+    text: str
+
+
+def commands(runs: Sequence[PlacedRun]) -> list[Command]:
+    """Each different command once; of a group's seeds the first. An imported curve has none."""
+    groups = [g for g in grouped(runs) if g.first.run.imported is None or g.first.run.imported.form != "curve"]
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        found.setdefault(reproduce(group.first.run.config), []).append(f"{group.label}{_other_seeds(group)}")
+    is_named = len(found) > 1 or len(groups) < len(runs)
+    return [Command(", ".join(labels) if is_named else "", text) for text, labels in found.items()]
+
+
+def _other_seeds(group: Group) -> str:
+    seed = group.first.run.config.seed
+    others = ", ".join(str(other) for other in group.seeds if other != seed)
+    return f" (seed {seed}; the others: seed={others})" if len(group.seeds) > 1 else ""
