@@ -112,4 +112,4 @@ class Chart:
     figure: go.Figure
     label: str
     title: str = ""  # the heading over it, where it has one
-    height: str = ""  # "tall", "mid" or "low", as report.css has them
+    height: str = ""  # "tall" or "mid", as report.css has them, or "own": as high as the figure says

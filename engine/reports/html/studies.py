@@ -153,7 +153,7 @@ def _splits(runs: Sequence[PlacedRun]) -> Iterator[Study]:
     figure = split_chart([(label, parts) for label, _, parts in known])
     yield Study(
         "Where a step's time goes",
-        [Chart("split", figure, "Where the time of a step goes", height="low")],
+        [Chart("split", figure, "Where the time of a step goes", height="own")],
         words=[_split_in_words(label if len(runs) > 1 else "", run, parts) for label, run, parts in known],
         how=f"Measured: {methods}; evaluation from the run's own evaluations, by its steps.{seeds}",
     )
@@ -184,7 +184,7 @@ def _inferences(runs: Sequence[PlacedRun]) -> Iterator[Study]:
         ]
         yield Study(
             _title("How fast it answers", run, runs),
-            [Chart(f"{key}-{i}", figure, title, title) for key, title, figure in _inference_figures(found)],
+            [Chart(f"{key}-{i}", figure, title, title, "own") for key, title, figure in _inference_figures(found)],
             heads=heads,
             rows=rows,
             words=[Words(text) for text in _inference_in_words(run.run, found)],
