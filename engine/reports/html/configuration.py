@@ -57,7 +57,7 @@ def configuration(runs: Sequence[PlacedRun]) -> Configuration:
         rows.append(Row("SHA-256 of the data", [run.data_sha256 or units.UNKNOWN for run in firsts], is_code=True))
     if len(groups) == 1:
         return Configuration(firsts[0].config.in_words(), [], rows)
-    return Configuration("", [Head.of(group.first, group.label) for group in groups], rows)
+    return Configuration("", [Head.of(group.label, group.first.place) for group in groups], rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,23 +99,18 @@ def _in_words(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What some runs ran on: title and text of each fact. `labels` is empty where all runs have the same."""
-
-    labels: str
-    facts: tuple[tuple[str, str], ...]
+Facts = tuple[tuple[str, str], ...]  # title and text of each
 
 
-def machines(runs: Sequence[PlacedRun]) -> list[Machine]:
-    """Each different machine once."""
-    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
+def machines(runs: Sequence[PlacedRun]) -> list[tuple[str, Facts]]:
+    """Each different machine once, after the labels of its runs; these are empty where all runs have the same."""
+    found: dict[Facts, list[str]] = {}
     for run in runs:
         found.setdefault(_facts(run.run), []).append(run.label)
-    return [Machine(listed(labels, len(runs)) if len(found) > 1 else "", facts) for facts, labels in found.items()]
+    return [(listed(labels, len(runs)) if len(found) > 1 else "", facts) for facts, labels in found.items()]
 
 
-def _facts(run: ReportRun) -> tuple[tuple[str, str], ...]:
+def _facts(run: ReportRun) -> Facts:
     known = {key: value for key, value in run.environment.items() if value is not None}
     if known.get("cpu") == known.get("device"):
         known.pop("cpu", None)  # said once
@@ -132,22 +127,15 @@ def _facts(run: ReportRun) -> tuple[tuple[str, str], ...]:
     return tuple(facts) or (("Unknown", "the run did not start"),)
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A shell command, and the runs it repeats where the report has others as well."""
-
-    labels: str
-    text: str
-
-
-def commands(runs: Sequence[PlacedRun]) -> list[Command]:
-    """Each different command once; of a group's seeds the first. An imported curve has none."""
+def commands(runs: Sequence[PlacedRun]) -> list[tuple[str, str]]:
+    """Each different shell command once, after the labels of the runs it repeats; these are empty where it repeats all.
+    Of a group's seeds it runs the first. An imported curve has no command."""
     groups = [g for g in grouped(runs) if g.first.run.imported is None or g.first.run.imported.form != "curve"]
     found: dict[str, list[str]] = {}
     for group in groups:
         found.setdefault(reproduce(group.first.run.config), []).append(f"{group.label}{_other_seeds(group)}")
     is_named = len(found) > 1 or len(groups) < len(runs)
-    return [Command(", ".join(labels) if is_named else "", text) for text, labels in found.items()]
+    return [(", ".join(labels) if is_named else "", text) for text, labels in found.items()]
 
 
 def _other_seeds(group: Group) -> str:

@@ -11,7 +11,6 @@ import gzip
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import plotly.offline
@@ -22,7 +21,7 @@ from engine import units
 from engine.records import Origin
 from engine.report import Report, ReportRun
 from engine.reports.html.configuration import commands, configuration, machines
-from engine.reports.html.parts import Chart, PlacedRun, Swatch, listed, placed
+from engine.reports.html.parts import Chart, Head, PlacedRun, listed, placed
 from engine.reports.html.race import verdicts
 from engine.reports.html.results import headlines, results
 from engine.reports.html.studies import run_charts, studies
@@ -89,25 +88,14 @@ def _fitting(report: Report, max_bytes: int) -> tuple[Report, str]:
 # --- what is said first -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """What to know of some runs before their figures; `kind` is "note" or "trouble", the class of its box."""
-
-    kind: str
-    text: str
-    labels: str  # of these runs; empty in a report of one
-
-
-def _troubles(runs: Sequence[PlacedRun]) -> list[Trouble]:
-    """Why runs did not finish, and what of them could not be read; the same of several runs once."""
+def _troubles(runs: Sequence[PlacedRun]) -> list[tuple[str, str, str]]:
+    """Why runs did not finish, and what of them could not be read; the same of several runs once. Each is the class of
+    its box ("note" or "trouble"), the labels of the runs, which are empty in a report of one, and the text."""
     found: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         for kind, text in _troubles_of(run.run):
             found.setdefault((kind, text), []).append(run.label)
-    return [
-        Trouble(kind, text, listed(labels, len(runs)) if len(runs) > 1 else "")
-        for (kind, text), labels in found.items()
-    ]
+    return [(kind, listed(labels, len(runs)) if len(runs) > 1 else "", text) for (kind, text), labels in found.items()]
 
 
 def _troubles_of(run: ReportRun) -> Iterator[tuple[str, str]]:
@@ -144,25 +132,17 @@ def _thinned(runs: Sequence[ReportRun]) -> str:
 # --- charts -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class LegendEntry:
-    """A colour of the charts: whose it is, and how many of these runs are in which state."""
-
-    label: str
-    swatch: Swatch
-    num_runs: int
-    states: Counter[str]
-
-
-def _legend(runs: Sequence[PlacedRun]) -> list[LegendEntry]:
-    """One entry for each colour: a lane's seeds share theirs."""
+def _legend(runs: Sequence[PlacedRun]) -> list[tuple[Head, list[tuple[str, str]]]]:
+    """One entry for each colour, which a lane's seeds share: whose it is, and text and status of each badge."""
     sharing: dict[int, list[PlacedRun]] = {}
     for run in runs:
         sharing.setdefault(run.place, []).append(run)
-    return [
-        LegendEntry(some[0].lane_label, Swatch.of(place), len(some), Counter(run.run.status for run in some))
-        for place, some in sharing.items()
-    ]
+    entries = []
+    for place, some in sharing.items():
+        counted = Counter(run.run.status for run in some)
+        badges = [(f"{number} {status}" if len(some) > 1 else status, status) for status, number in counted.items()]
+        entries.append((Head.of(some[0].lane_label, place), badges))
+    return entries
 
 
 def _packed(charts: Sequence[Chart]) -> str:

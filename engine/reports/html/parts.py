@@ -15,18 +15,6 @@ MOST_NAMED = 6  # runs that a sentence names, or a table shows unfolded
 
 
 @dataclass(frozen=True, slots=True)
-class Swatch:
-    """The short line before a name: colour and CSS border style of the run's curves."""
-
-    colour: str
-    line: str
-
-    @classmethod
-    def of(cls, place: int) -> Swatch:
-        return cls(charts.colour(place), {"solid": "solid", "dash": "dashed", "dot": "dotted"}[charts.dash(place)])
-
-
-@dataclass(frozen=True, slots=True)
 class PlacedRun:
     """A run of the report with the place that decides its colour. The charts read it as they read the run itself."""
 
@@ -86,14 +74,16 @@ def grouped(runs: Sequence[PlacedRun]) -> list[Group]:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The head of a table's column."""
+    """The head of a column or row: a label after a short line with the colour and CSS border style of the curves."""
 
     label: str
-    swatch: Swatch
+    colour: str = ""  # no line where it is empty
+    line: str = ""
 
     @classmethod
-    def of(cls, run: PlacedRun, label: str = "") -> Head:
-        return cls(label or run.label, Swatch.of(run.place))
+    def of(cls, label: str, place: int) -> Head:
+        line = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[charts.dash(place)]
+        return cls(label, charts.colour(place), line)
 
 
 def listed(labels: Sequence[str], num_runs: int) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine import outcome, units
+from engine import charts, outcome, units
+from engine.config import Target
 from engine.outcome import LaneOutcome, Outcome
 from engine.report import Report
-from engine.reports.html.parts import PlacedRun, Swatch
+from engine.reports.html.parts import Head, PlacedRun
 
-_COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+Cost = tuple[str, str, Callable[[float | None], str]]  # axis, title, and how a value is written
+_COSTS: tuple[Cost, ...] = (
     ("seconds", "Training time", units.duration),
     ("steps", "Steps", lambda value: units.count(value and round(value))),
     ("samples", "Examples", lambda value: units.count(value and round(value))),
@@ -21,22 +23,13 @@ _COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class LaneRow:
-    """A row of the table of a race, with a cell for each of its heads."""
-
-    label: str
-    swatch: Swatch | None
-    cells: list[str]
-
-
-@dataclass(frozen=True, slots=True)
 class Verdict:
     """The card of one conclusion."""
 
     sentences: list[str]
     noise: str  # what luck alone does to the accuracy; empty where it is not known
     heads: list[str]
-    rows: list[LaneRow]
+    rows: list[tuple[Head, list[str]]]  # a lane, and a cell for each head
     about: str
 
 
@@ -58,7 +51,14 @@ def _verdict(result: Outcome, runs: Sequence[PlacedRun]) -> Verdict:
             f"{outcome.CLAIM_SEEDS} seeds."
         )
     costs = [cost for cost in _COSTS if any(lane.cost.get(cost[0]) is not None for lane in result.lanes)]
-    to_target = [] if result.target is None else [f"To the target {_target_in_words(result)}", *(c[1] for c in costs)]
+    to_target = (
+        []
+        if result.target is None
+        else [
+            f"To the target {charts.target_in_words(Target.model_construct(metric=result.metric, value=result.target))}",
+            *(c[1] for c in costs),
+        ]
+    )
     return Verdict(
         sentences or ["No verdict yet: no seed ended in two lanes."],
         noise,
@@ -77,17 +77,9 @@ def _busy_lanes(result: Outcome) -> str:
     return f" Something else used the machine during some runs ({', '.join(busy)}): their times and throughput are worse than its own."
 
 
-def _target_in_words(result: Outcome) -> str:
-    assert result.target is not None
-    return f"{100 * result.target:g} %" if result.metric == "test_accuracy" else f"loss {result.target:g}"
-
-
 def _lane_row(
-    lane: LaneOutcome,
-    result: Outcome,
-    costs: Sequence[tuple[str, str, Callable[[float | None], str]]],
-    runs: Sequence[PlacedRun],
-) -> LaneRow:
+    lane: LaneOutcome, result: Outcome, costs: Sequence[Cost], runs: Sequence[PlacedRun]
+) -> tuple[Head, list[str]]:
     place = next((run.place for run in runs if run.run.run_id in lane.run_ids), None)
     cells = []
     if result.target is not None:
@@ -103,7 +95,7 @@ def _lane_row(
         _beside(units.samples_per_s(lane.samples_per_s), lane.share.get("samples_per_s")),
         units.nbytes(lane.memory_bytes),
     ]
-    return LaneRow(lane.label, None if place is None else Swatch.of(place), cells)
+    return Head(lane.label) if place is None else Head.of(lane.label, place), cells
 
 
 def _beside(text: str, share: float | None) -> str:

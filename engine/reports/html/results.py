@@ -18,14 +18,10 @@ class Quantity:
 
     title: str
     text: Callable[[ReportRun], str]
-    how: Callable[[ReportRun], str]
+    how: str | Callable[[ReportRun], str]
     always: bool = True  # False: left out where no run has it
     figure: str = ""  # its name among the run's figures, which say window and uncertainty
     is_pale: Callable[[ReportRun], bool] = lambda run: False  # greyed: mostly uncertainty
-
-
-def _measured(words: str) -> Callable[[ReportRun], str]:
-    return lambda run: words
 
 
 def _held_out(run: ReportRun) -> str:
@@ -63,13 +59,14 @@ def _detail(title: str, figure: str = "") -> Quantity:
     )
 
 
-def _busy(text: str, run: ReportRun) -> str:
-    """A figure of speed, with a mark where something else used the machine."""
-    return f"{text} (machine was busy)" if run.summary.busy else text
-
-
-def _busy_how(how: str) -> Callable[[ReportRun], str]:
-    return lambda run: f"{how}; {run.summary.busy_why}" if run.summary.busy else how
+def _speed(title: str, text: Callable[[ReportRun], str], how: str, figure: str, *, says_why: bool = True) -> Quantity:
+    """A figure of speed, with a mark where something else used the machine; one of them also says what that did."""
+    return Quantity(
+        title,
+        lambda run: f"{text(run)} (machine was busy)" if run.summary.busy else text(run),
+        lambda run: f"{how}; {run.summary.busy_why}" if run.summary.busy and says_why else how,
+        figure=figure,
+    )
 
 
 def _target(run: ReportRun) -> str:
@@ -108,58 +105,54 @@ def _per_step(run: ReportRun) -> float | None:
 
 QUANTITIES = (
     Quantity("Held-out accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _held_out, figure="test_accuracy"),
-    Quantity("Target", _target, _measured("the first of two evaluations in a row that reach it"), always=False),
+    Quantity("Target", _target, "the first of two evaluations in a row that reach it", always=False),
     Quantity("Held-out loss", lambda r: units.loss(r.summary.test_loss), _held_out, figure="test_loss"),
     Quantity(
         "Training loss",
         lambda r: units.loss(r.summary.final_train_loss),
-        _measured("measured: mean over the batches of the last epoch, at most 100"),
+        "measured: mean over the batches of the last epoch, at most 100",
         figure="final_train_loss",
     ),
-    Quantity(
+    _speed(
         "Throughput",
-        lambda r: _busy(units.samples_per_s(r.summary.samples_per_s), r),
-        _busy_how("derived: examples by training time"),
-        figure="samples_per_s",
+        lambda r: units.samples_per_s(r.summary.samples_per_s),
+        "derived: examples by training time",
+        "samples_per_s",
     ),
-    Quantity(
+    _speed(
         "Training time",
-        lambda r: _busy(units.duration(r.summary.train_seconds), r),
-        _measured("measured, the device synchronised; without loading, warm-up and evaluation"),
-        figure="train_seconds",
+        lambda r: units.duration(r.summary.train_seconds),
+        "measured, the device synchronised; without loading, warm-up and evaluation",
+        "train_seconds",
+        says_why=False,
     ),
-    Quantity(
-        "Time per step",
-        lambda r: _busy(units.duration(_per_step(r)), r),
-        _busy_how("derived: training time by steps"),
-        figure="step_seconds",
-    ),
+    _speed("Time per step", lambda r: units.duration(_per_step(r)), "derived: training time by steps", "step_seconds"),
     Quantity(
         "Set-up and warm-up",
         lambda r: units.duration((r.setup_s or 0) + (r.warm_up_s or 0) if r.setup_s is not None else None),
-        _measured("measured, apart from training time"),
+        "measured, apart from training time",
     ),
     Quantity(
         "Compiling",
         lambda r: units.duration(r.compiled_s),
-        _measured("measured, apart from training time: once, before the first step"),
+        "measured, apart from training time: once, before the first step",
         always=False,
     ),
-    Quantity("Steps", lambda r: f"{r.summary.steps:,}", _measured("counted")),
-    Quantity("Examples seen", lambda r: units.count(r.summary.samples), _measured("counted")),
-    Quantity("Epochs", lambda r: f"{r.summary.epochs:.4g}", _measured("derived: examples seen by training examples")),
-    Quantity("Parameters", lambda r: units.count(r.parameters), _measured("counted")),
+    Quantity("Steps", lambda r: f"{r.summary.steps:,}", "counted"),
+    Quantity("Examples seen", lambda r: units.count(r.summary.samples), "counted"),
+    Quantity("Epochs", lambda r: f"{r.summary.epochs:.4g}", "derived: examples seen by training examples"),
+    Quantity("Parameters", lambda r: units.count(r.parameters), "counted"),
     Quantity(
         "Arithmetic",
         lambda r: units.flops(r.summary.flops),
-        _measured("derived: closed form per layer, forward and backward, a multiply-add is 2"),
+        "derived: closed form per layer, forward and backward, a multiply-add is 2",
         figure="flops",
     ),
-    Quantity(
+    _speed(
         "Arithmetic rate",
-        lambda r: _busy(units.flops_per_s(_per_second(r)), r),
-        _busy_how("derived: arithmetic by training time"),
-        figure="flops_per_s",
+        lambda r: units.flops_per_s(_per_second(r)),
+        "derived: arithmetic by training time",
+        "flops_per_s",
     ),
     Quantity(
         "Training memory",
@@ -226,10 +219,14 @@ def results(placed: Sequence[PlacedRun]) -> Results:
         for q in QUANTITIES
         if q.always or any(q.text(run) != units.UNKNOWN for run in runs)
     ]
-    return Results([Head.of(run) for run in placed] if len(placed) > 1 else [], rows, len(placed) > MOST_NAMED)
+    return Results(
+        [Head.of(run.label, run.place) for run in placed] if len(placed) > 1 else [], rows, len(placed) > MOST_NAMED
+    )
 
 
 def _how(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
     known = [run for run in runs if quantity.text(run) != units.UNKNOWN]
-    ways = list(dict.fromkeys(quantity.how(run) for run in known or runs))
+    ways = list(
+        dict.fromkeys(quantity.how if isinstance(quantity.how, str) else quantity.how(run) for run in known or runs)
+    )
     return "; ".join(ways[:3]) + ("; the others alike, in the data" if len(ways) > 3 else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
@@ -28,26 +28,17 @@ _HOW_LATENCY = {
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """A paragraph, after the label of its run where there are several, and before an aside in small print."""
-
-    text: str
-    label: str = ""
-    aside: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Study:
     """A card. It shows what is there of these, in this order."""
 
     title: str
-    charts: list[Chart] = field(default_factory=list)
+    charts: Sequence[Chart] = ()
     about: str = ""
-    facts: list[tuple[str, str, str]] = field(default_factory=list)  # title, value, how it was had
-    heads: list[str] = field(default_factory=list)
-    rows: list[tuple[str, list[str]]] = field(default_factory=list)  # title, and a cell for each head but the first
-    words: list[Words] = field(default_factory=list)
-    notes: list[list[str]] = field(default_factory=list)  # boxes, each with its lines
+    facts: Sequence[tuple[str, str, str]] = ()  # title, value, how it was had
+    heads: Sequence[str] = ()
+    rows: Sequence[tuple[str, list[str]]] = ()  # title, and a cell for each head but the first
+    words: Sequence[tuple[str, str, str]] = ()  # a paragraph: label of its run or nothing, text, aside
+    notes: Sequence[Sequence[str]] = ()  # boxes, each with its lines
     how: str = ""
 
 
@@ -163,10 +154,10 @@ def _parts(run: ReportRun) -> list[split.Part]:
     return split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=run.summary.steps)
 
 
-def _split_in_words(label: str, run: ReportRun, parts: list[split.Part]) -> Words:
+def _split_in_words(label: str, run: ReportRun, parts: list[split.Part]) -> tuple[str, str, str]:
     step_s = run.summary.train_seconds / run.summary.steps if run.summary.steps else None
     aside = f"{split.row_in_words(parts)}. {split.agrees(parts, step_s)}"
-    return Words(split.sentence(parts, run.config), label, aside)
+    return label, split.sentence(parts, run.config), aside
 
 
 def _inferences(runs: Sequence[PlacedRun]) -> Iterator[Study]:
@@ -187,7 +178,7 @@ def _inferences(runs: Sequence[PlacedRun]) -> Iterator[Study]:
             [Chart(f"{key}-{i}", figure, title, title, "own") for key, title, figure in _inference_figures(found)],
             heads=heads,
             rows=rows,
-            words=[Words(text) for text in _inference_in_words(run.run, found)],
+            words=[("", text, "") for text in _inference_in_words(run.run, found)],
             how=_HOW_LATENCY[run.run.config.infer.load],
         )
 
