@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from engine import units
 from engine.config import Cell, RunConfig, Spec
@@ -22,60 +21,40 @@ _HYPERPARAMETERS = {  # that have an effect even at their default
 _OF_TRAINING = {"execution", "evaluate_every"}
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A field with its value in each group of runs."""
-
-    title: str
-    cells: list[str]
-    differs: bool = False
-    is_code: bool = False
+Row = tuple[str, list[str], str]  # title, a cell for each column, and "differs", "code" or nothing
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    words: str  # the configuration in a sentence; empty where there are several
-    heads: list[Head]  # none where there is one column
-    rows: list[Row]
-
-
-def configuration(runs: Sequence[PlacedRun]) -> Configuration:
-    """The fields of the configurations that say something about one of them; where they differ is marked."""
+def configuration(runs: Sequence[PlacedRun]) -> tuple[str, list[Head], list[Row]]:
+    """The configuration in a sentence, or the heads of the columns where there are several; and its fields: those that
+    say something about one of them."""
     groups = grouped(runs)
     firsts = [group.first.run for group in groups]
     seeds = [", ".join(map(str, sorted(group.seeds))) for group in groups]
     settings = [list(_settings(run.config)) for run in firsts]
-    values = [{setting.title: setting.text for setting in some} for some in settings]
-    rows = []
-    in_order = sorted((setting for some in settings for setting in some), key=lambda setting: setting.place)
-    for title in dict.fromkeys(setting.title for setting in in_order if setting.says_something):
+    values = [{title: text for _, title, text, _ in some} for some in settings]
+    rows: list[Row] = []
+    in_order = sorted((setting for some in settings for setting in some), key=lambda setting: setting[0])
+    for title in dict.fromkeys(title for _, title, _, says in in_order if says):
         cells = seeds if title == _SEED else [known.get(title, units.UNKNOWN) for known in values]
-        rows.append(Row(title, cells, differs=len(set(cells)) > 1))
+        rows.append((title, cells, "differs" if len(set(cells)) > 1 else ""))
     first = " of the first seed" if any(len(group.seeds) > 1 for group in groups) else ""
-    rows.append(Row(f"Fingerprint{first}", [run.fingerprint for run in firsts], is_code=True))
+    rows.append((f"Fingerprint{first}", [run.fingerprint for run in firsts], "code"))
     if any(run.data_sha256 for run in firsts):
-        rows.append(Row("SHA-256 of the data", [run.data_sha256 or units.UNKNOWN for run in firsts], is_code=True))
+        rows.append(("SHA-256 of the data", [run.data_sha256 or units.UNKNOWN for run in firsts], "code"))
     if len(groups) == 1:
-        return Configuration(firsts[0].config.in_words(), [], rows)
-    return Configuration("", [Head.of(group.label, group.first.place) for group in groups], rows)
+        return firsts[0].config.in_words(), [], rows
+    return "", [Head.of(group.label, group.first.place) for group in groups], rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    place: int  # of its field in a configuration
-    title: str
-    text: str
-    says_something: bool
-
-
-def _settings(config: RunConfig) -> Iterator[_Setting]:
-    """Each field, with the titles the configuration itself gives."""
+def _settings(config: RunConfig) -> Iterator[tuple[int, str, str, bool]]:
+    """Each field: its place in a configuration, the title the configuration gives it, its value, and whether that says
+    something."""
     for place, (name, field) in enumerate(RunConfig.model_fields.items()):
         value = getattr(config, name)
         if not isinstance(value, Spec):
             says = name in _BASICS or value != field.default
             says &= not (config.task == "infer" and name in _OF_TRAINING)
-            yield _Setting(place, field.title or name, _in_words(value), says)
+            yield place, field.title or name, _in_words(value), says
             continue
         for inner, part in type(value).model_fields.items():
             title = part.title or {"family": "Model"}.get(inner, inner.replace("_", " ").capitalize())
@@ -84,7 +63,7 @@ def _settings(config: RunConfig) -> Iterator[_Setting]:
             says |= name == "optimizer" and config.optimizer.name in _HYPERPARAMETERS.get(inner, ())
             says &= name != "target" or config.target.value is not None
             says &= config.task != "infer" or name in {"model", "source", "infer"}
-            yield _Setting(place, title, _in_words(getattr(value, inner)), says)
+            yield place, title, _in_words(getattr(value, inner)), says
 
 
 def _in_words(value: object) -> str:

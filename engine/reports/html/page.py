@@ -21,7 +21,7 @@ from engine import units
 from engine.records import Origin
 from engine.report import Report, ReportRun
 from engine.reports.html.configuration import commands, configuration, machines
-from engine.reports.html.parts import Chart, Head, PlacedRun, listed, placed
+from engine.reports.html.parts import MOST_NAMED, Chart, Head, PlacedRun, listed, placed
 from engine.reports.html.race import verdicts
 from engine.reports.html.results import headlines, results
 from engine.reports.html.studies import run_charts, studies
@@ -67,7 +67,9 @@ def render(report: Report) -> str:
             legend=[] if is_single else _legend(runs),
             charts=drawn,
             studies=cards,
-            results=results(trained) if trained else None,
+            results=results([run.run for run in trained]) if trained else [],
+            result_heads=[Head.of(run.label, run.place) for run in trained] if len(trained) > 1 else [],
+            most_columns=MOST_NAMED,
             configuration=configuration(runs),
             machines=machines(runs),
             commands=commands(runs),
@@ -139,7 +141,7 @@ def _legend(runs: Sequence[PlacedRun]) -> list[tuple[Head, list[tuple[str, str]]
         sharing.setdefault(run.place, []).append(run)
     entries = []
     for place, some in sharing.items():
-        counted = Counter(run.run.status for run in some)
+        counted: Counter[str] = Counter(run.run.status for run in some)
         badges = [(f"{number} {status}" if len(some) > 1 else status, status) for status, number in counted.items()]
         entries.append((Head.of(some[0].lane_label, place), badges))
     return entries

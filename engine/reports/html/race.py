@@ -30,7 +30,8 @@ class Verdict:
     noise: str  # what luck alone does to the accuracy; empty where it is not known
     heads: list[str]
     rows: list[tuple[Head, list[str]]]  # a lane, and a cell for each head
-    about: str
+    busy: str  # how many runs of which lanes were disturbed
+    result: Outcome
 
 
 def verdicts(report: Report, runs: Sequence[PlacedRun]) -> list[Verdict]:
@@ -64,17 +65,9 @@ def _verdict(result: Outcome, runs: Sequence[PlacedRun]) -> Verdict:
         noise,
         [*to_target, "Accuracy", "Held-out loss", "Throughput", "Training memory"],
         [_lane_row(lane, result, costs, runs) for lane in result.lanes],
-        f"{result.seeds} seed{'' if result.seeds == 1 else 's'}; medians over them. In brackets: of the lane {result.baseline}. "
-        "Cost is measured at the first of two evaluations in a row that reach the target; arithmetic and price are derived."
-        + _busy_lanes(result),
+        ", ".join(f"{lane.busy} of {sum(lane.status.values())} of {lane.label}" for lane in result.lanes if lane.busy),
+        result,
     )
-
-
-def _busy_lanes(result: Outcome) -> str:
-    busy = [f"{lane.busy} of {sum(lane.status.values())} of {lane.label}" for lane in result.lanes if lane.busy]
-    if not busy:
-        return ""
-    return f" Something else used the machine during some runs ({', '.join(busy)}): their times and throughput are worse than its own."
 
 
 def _lane_row(

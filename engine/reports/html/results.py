@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from engine import charts, energy, units
 from engine.report import ReportRun
-from engine.reports.html.parts import MOST_NAMED, Head, PlacedRun
 
 _HEADLINES = {"Held-out accuracy", "Training loss", "Throughput", "Training time"}
 
@@ -175,58 +174,29 @@ QUANTITIES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A figure of one run; `hover` tells its method, window and uncertainty."""
-
-    text: str
-    hover: str
-    is_pale: bool
-
-    @classmethod
-    def of(cls, quantity: Quantity, run: ReportRun) -> Value:
-        figure = run.figures.get(quantity.figure)
-        return cls(quantity.text(run), figure.in_words() if figure else "", quantity.is_pale(run))
+Value = tuple[str, str, bool]  # text; method, window and uncertainty for the pointer; whether it is pale
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A quantity with its value in each run, and how the values were had."""
-
-    title: str
-    values: list[Value]
-    how: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """The table of the figures; folded where it has many columns."""
-
-    heads: list[Head]  # of the columns; none where there is one
-    rows: list[Row]
-    is_folded: bool
-
-
-def headlines(run: ReportRun) -> list[Row]:
+def headlines(run: ReportRun) -> list[tuple[str, Value]]:
     titles = _HEADLINES | {"Training memory" if run.memory else "Process memory"}
-    return [Row(q.title, [Value.of(q, run)]) for q in QUANTITIES if q.title in titles]
+    return [(q.title, _value(q, run)) for q in QUANTITIES if q.title in titles]
 
 
-def results(placed: Sequence[PlacedRun]) -> Results:
-    runs = [run.run for run in placed]
-    rows = [
-        Row(q.title, [Value.of(q, run) for run in runs], _how(q, runs))
+def results(runs: Sequence[ReportRun]) -> list[tuple[str, list[Value], str]]:
+    """Each quantity that is known of some run: its title, its value in each run, and how the values were had."""
+    return [
+        (q.title, [_value(q, run) for run in runs], _how(q, runs))
         for q in QUANTITIES
         if q.always or any(q.text(run) != units.UNKNOWN for run in runs)
     ]
-    return Results(
-        [Head.of(run.label, run.place) for run in placed] if len(placed) > 1 else [], rows, len(placed) > MOST_NAMED
-    )
+
+
+def _value(quantity: Quantity, run: ReportRun) -> Value:
+    figure = run.figures.get(quantity.figure)
+    return quantity.text(run), figure.in_words() if figure else "", quantity.is_pale(run)
 
 
 def _how(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
-    known = [run for run in runs if quantity.text(run) != units.UNKNOWN]
-    ways = list(
-        dict.fromkeys(quantity.how if isinstance(quantity.how, str) else quantity.how(run) for run in known or runs)
-    )
+    known = [run for run in runs if quantity.text(run) != units.UNKNOWN] or runs
+    ways = list(dict.fromkeys(quantity.how if isinstance(quantity.how, str) else quantity.how(run) for run in known))
     return "; ".join(ways[:3]) + ("; the others alike, in the data" if len(ways) > 3 else "")
