@@ -13,6 +13,7 @@ from dashboard import parts, state
 from engine import interop, sharing
 from engine.errors import EngineError
 from engine.report import MAX_RUNS, Conclusion, Report, concluded, steps_csv
+from engine.reports.html import page
 from engine.store import Run
 from engine.text import visible
 
@@ -113,7 +114,7 @@ def _show_what_leaves(report: Report, ending: str, runs: Sequence[Run]) -> None:
 def _content(report: Report, ending: str, runs: Sequence[Run]) -> bytes:
     match ending:
         case ".html":
-            return report.to_html().encode()
+            return page.render(report).encode()
         case ".json":
             return report.to_json().encode()
         case ".csv":

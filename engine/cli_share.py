@@ -141,6 +141,12 @@ def _preview(a: argparse.Namespace, report: Report) -> int:
     return 0
 
 
+def _page(report: Report) -> str:
+    from engine.reports.html import page  # brings Plotly, which other commands do not wait for
+
+    return page.render(report)
+
+
 def _write(path: Path, store: Store, runs: Sequence[Run], a: argparse.Namespace) -> None:
     if path.suffix == ".zip":
         sharing.write_zip(path, report_of(store, runs, a), {run.run_id: run for run in runs})
@@ -152,7 +158,7 @@ def _write(path: Path, store: Store, runs: Sequence[Run], a: argparse.Namespace)
         text = steps_csv(runs[0]) if len(runs) == 1 else interop.steps_of_all(runs)
     else:
         report = report_of(store, runs, a)
-        text = report.to_html() if path.suffix == ".html" else report.to_json()
+        text = _page(report) if path.suffix == ".html" else report.to_json()
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         draft.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Runs frozen into one value to keep and to send: its JSON is the truth, the HTML page is drawn from it (capsule.py).
+"""Runs frozen into one value to keep and to send: its JSON is the truth, the HTML page is drawn from it (reports/html).
 
 A report says what was run, on what, and what came out. It does not say who ran it or where: of the environment only
 the facts named here are kept, and every text goes through redaction.py. It holds all that a run said, so that it comes
@@ -537,11 +537,6 @@ class Report(_Frozen):
             raise _damaged(error) from None
         return report if report.schema_version == SCHEMA_VERSION else report.model_copy(update={"schema_version": 2})
 
-    @classmethod
-    def from_html(cls, text: str) -> Self:
-        """The report inside an exported page: only its JSON is read, nothing of the page is trusted."""
-        return cls.from_json(json_in(text))
-
     @property
     def content_hash(self) -> str:
         """SHA-256 of the JSON: what `sha256sum` says of the exported .json file."""
@@ -549,12 +544,6 @@ class Report(_Frozen):
 
     def thinned(self, max_rows: int) -> Self:
         return self.model_copy(update={"runs": [run.thinned(max_rows) for run in self.runs]})
-
-    def to_html(self) -> str:
-        """One page that needs nothing but itself (engine.capsule)."""
-        from engine import capsule
-
-        return capsule.page(self)
 
 
 class _BareWord(ValueError):

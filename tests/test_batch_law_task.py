@@ -16,6 +16,7 @@ from engine.presets import STUDIES, preset_config
 from engine.pytorch.batch_law import batch_law as task
 from engine.records import Trial
 from engine.report import Report, reproduce
+from engine.reports.html.page import render
 from engine.store import EventLog, StopRequest, ask_to_stop
 
 CONFIG = preset_config("digits-law")
@@ -190,7 +191,7 @@ def test_a_report_holds_the_trials_draws_the_law_and_says_how_to_run_it_again(st
     report = Report.freeze("law", [store.run(run_id)])
     again = Report.from_json(report.to_json())
     assert again.runs[0].trials == report.runs[0].trials != []
-    page = again.to_html()
+    page = render(again)
     assert all(words in page for words in ('id="chart-law-0"', "B_crit", "E_min/S_min; 95% interval", "Batch size 2: "))
     assert reproduce(CONFIG) == "python -m engine run --preset digits-law"
 

@@ -17,12 +17,13 @@ from dashboard import api, compare_api
 from dashboard.compare import as_table
 from engine import hardware, outcome, races, records, worker
 from engine import store as store_module
-from engine.capsule import QUANTITIES
 from engine.config import RunConfig, with_overrides
 from engine.contention import Contention
 from engine.presets import PRESETS
 from engine.records import Busy
 from engine.report import Report, ReportRun
+from engine.reports.html.page import render
+from engine.reports.html.results import QUANTITIES
 from engine.store import EventLog, Index, line_of, row_of
 from tests.fakes import make_run
 
@@ -203,7 +204,7 @@ def test_the_mark_travels_with_an_exported_report(store):
     report = Report.freeze("a", [make_run(store, num_steps=20, last=last(BUSY))])
     again = Report.from_json(report.to_json())
     assert again.runs[0].summary.busy is True
-    assert "machine was busy" in again.to_html()
+    assert "machine was busy" in render(again)
 
 
 def test_a_lane_counts_its_runs_that_were_disturbed(store):

@@ -15,6 +15,7 @@ from engine.config import RunConfig, with_overrides
 from engine.energy import Account, of_run
 from engine.presets import preset_config
 from engine.report import Report
+from engine.reports.html.page import render
 from engine.settings import Energy
 from engine.store import EventLog
 from tests.fakes import make_run
@@ -170,7 +171,7 @@ def test_a_report_keeps_the_account_and_shows_it(store):
     report = Report.freeze("a", [sampled(store, last=counted())], account_of=partial(energy.of_run, prices=PRICES))
     again = Report.from_json(report.to_json())
     assert again.runs[0].energy == report.runs[0].energy
-    page = again.to_html()
+    page = render(again)
     assert "Energy to target" in page and "360 J" in page and "Price of the energy" in page
 
 
@@ -188,7 +189,7 @@ def test_joules_of_too_short_a_window_are_grey_and_say_how_uncertain_they_are(st
     rows = {row.title: row for row in energy.details(account)}
     assert (rows["Energy to target"].text, rows["Energy to target"].is_short) == ("360 J ± 15 %", True)
     assert not rows["Energy per 1,000 samples"].is_short
-    page = Report.freeze("a", [run]).to_html()
+    page = render(Report.freeze("a", [run]))
     assert re.search(r'<td class="pale"[^>]*>360 J ± 15 %', page) and page.count('class="pale"') == 1
     assert (
         'title="Measured: the counter at the evaluation' in page

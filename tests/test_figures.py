@@ -10,6 +10,7 @@ from engine import figures, planner
 from engine.config import RunConfig
 from engine.figures import Figure
 from engine.report import Report
+from engine.reports.html.page import render
 from tests.fakes import make_run
 
 
@@ -56,7 +57,7 @@ def test_a_report_carries_them(store):
 
 
 def test_a_reports_page_tells_window_and_uncertainty_of_who_points_at_a_figure(store):
-    page = Report.freeze("a", [make_run(store)]).to_html()
+    page = render(Report.freeze("a", [make_run(store)]))
     assert 'title="Measured: share of right answers on examples not trained on. Over 1,000 examples at' in page
     assert "Uncertainty ±" in page
 

@@ -15,7 +15,8 @@ from engine.config import infer_config, infer_matrix, with_overrides
 from engine.errors import ConfigError, StoreError
 from engine.presets import preset_config
 from engine.records import Histogram, NotRun, Quality
-from engine.report import Report, reproduce
+from engine.report import Report, json_in, reproduce
+from engine.reports.html.page import render
 from engine.store import line_of, row_of
 from engine.supervisor import Client
 from tests.fakes import make_run
@@ -207,7 +208,7 @@ def test_a_report_holds_every_cell_and_leaks_no_path(store):
     report = Report.from_json(Report.freeze("inference", [inferred(store)]).to_json())
     found = report.runs[0].matrix
     assert [c.quantile_s("p50") for c in found.cells] == [1e-4, 4e-4, 2e-4, None]
-    page = report.to_html()
+    page = render(report)
     assert "How fast it answers" in page and "Training loss" not in page
     assert "/home/somebody" not in page and "x.txt" not in page
     assert "takes 2.00 times as long as plain PyTorch at batch 1" in page
@@ -224,9 +225,9 @@ def test_a_report_of_many_requests_stays_small_and_keeps_its_percentiles(store):
         )
         said.append(event)
     report = Report.freeze("many", [make_run(store, config, num_steps=0, said=said)])
-    page = report.to_html()
+    page = render(report)
     assert len(page) < 3_000_000
-    again = Report.from_html(page).runs[0]
+    again = Report.from_json(json_in(page)).runs[0]
     assert len(again.latencies) == 200 and again.latencies[0].requests == 1_000
     assert 8 <= len(again.latencies[0].start_s) < 2_000
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import capsule, records, redaction
+from engine import records, redaction
 from engine import report as report_module
 from engine.config import RunConfig, with_overrides
 from engine.errors import StoreError
 from engine.presets import PRESETS, preset_config
-from engine.report import Points, Report, reproduce, steps_csv
+from engine.report import Points, Report, json_in, reproduce, steps_csv
+from engine.reports.html.page import render
 from engine.store import Store
 from tests.fakes import make_run
 
@@ -87,7 +88,7 @@ def test_a_report_from_before_gradient_norms_and_targets_opens(report):
             del run[name]
         run["summary"] = {"steps": 140, "peak_memory_bytes": 431_000_000}  # then that of the process
         run["config"] = {"model": run["config"]["model"], "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9}}
-    page = Report.from_json(json.dumps(data)).to_html()
+    page = render(Report.from_json(json.dumps(data)))
     assert re.search(r"Process memory</th><td[^>]*>411 MiB", page)
     assert re.search(r"Training memory</th><td[^>]*>–", page)
 
@@ -104,11 +105,11 @@ def test_a_report_that_unpacks_to_too_much_is_refused(report):
 
 
 def test_the_page_holds_the_report_itself(report):
-    assert Report.from_html(report.to_html()).content_hash == report.content_hash
+    assert Report.from_json(json_in(render(report))).content_hash == report.content_hash
 
 
 def test_a_users_text_is_never_markup_in_the_page(report):
-    page = report.to_html()
+    page = render(report)
     assert "<img" not in page
     assert "<script>alert" not in page
     assert html.escape(HOSTILE) in page
@@ -116,20 +117,20 @@ def test_a_users_text_is_never_markup_in_the_page(report):
 
 
 def test_the_page_asks_for_nothing_from_outside(report):
-    page = report.to_html()
+    page = render(report)
     assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", page)
     assert "default-src 'none'" in html.unescape(page)
 
 
 def test_the_page_is_small_enough_to_send(report):
-    assert len(report.to_html().encode()) < 3_000_000
+    assert len(render(report).encode()) < 3_000_000
 
 
 def test_a_long_run_is_thinned_to_fit_the_page_and_the_page_says_so(store, monkeypatch):
     full = Report.freeze("long", [make_run(store, num_steps=40_000, step_s=1e-4)])
-    monkeypatch.setattr(capsule, "MAX_HTML_BYTES", 2_200_000)
-    page = full.to_html()
-    inside = Report.from_html(page).runs[0]
+    monkeypatch.setattr("engine.reports.html.page.MAX_HTML_BYTES", 2_200_000)
+    page = render(full)
+    inside = Report.from_json(json_in(page)).runs[0]
     assert len(page) < 2_200_000
     assert len(inside.steps) < inside.recorded_steps == 40_000
     assert "of 40,000 steps" in page
@@ -156,11 +157,11 @@ def test_a_report_names_a_users_file_and_not_where_it_lies(store, path):
     config = with_overrides(RunConfig(), ["data=csv", f"source.path={path}"])
     last = records.Failed(at=0.0, cause="ConfigError", message=f"source.path={path}: row 7 has 3 cells.")
     frozen = Report.freeze("t", [make_run(store, config, num_steps=40, last=last)], file_names=True)
-    page = frozen.to_html()
+    page = render(frozen)
     assert not re.search(
         r"secret|alice|[/\\~ ]iris", frozen.to_json() + html.unescape(re.sub(r"<script.*?</script>", "", page))
     )
-    assert Report.from_html(page).runs[0].config.source.path == "iris.csv"
+    assert Report.from_json(json_in(page)).runs[0].config.source.path == "iris.csv"
     assert "source.path=iris.csv" in reproduce(frozen.runs[0].config)
     assert "source.path=iris.csv: row 7 has 3 cells." in frozen.runs[0].why
 
@@ -174,7 +175,7 @@ def test_a_path_without_a_name_of_its_own_still_makes_a_report_that_opens(store,
 
 def test_the_hash_of_a_users_file_is_in_the_report(store):
     config = with_overrides(RunConfig(), ["data=csv", "source.path=/tmp/iris.csv"])
-    page = Report.freeze("t", [make_run(store, config, num_steps=20)]).to_html()
+    page = render(Report.freeze("t", [make_run(store, config, num_steps=20)]))
     assert settings_of(page)["SHA-256 of the data"] == f"<code>{'5a' * 32}</code>"
 
 
@@ -192,7 +193,7 @@ def test_the_command_of_a_preset_is_the_preset():
 
 def test_the_page_marks_the_fields_in_which_runs_differ(store):
     runs = [make_run(store), make_run(store, with_overrides(RunConfig(), ["optimizer.lr=0.1"]))]
-    (row,) = re.findall(r'<tr class="differs"><th scope="row">(.*?)</th>', Report.freeze("t", runs).to_html())
+    (row,) = re.findall(r'<tr class="differs"><th scope="row">(.*?)</th>', render(Report.freeze("t", runs)))
     assert row == "Learning rate"
 
 
@@ -214,7 +215,7 @@ def test_the_page_shows_what_was_set_and_leaves_defaults_out(store):
         "activation_checkpointing=true",
         "target.value=0.9",
     ]
-    rows = settings_of(Report.freeze("t", [make_run(store, with_overrides(RunConfig(), set_))]).to_html())
+    rows = settings_of(render(Report.freeze("t", [make_run(store, with_overrides(RunConfig(), set_))])))
     assert (rows["Schedule"], rows["Milestones"], rows["Gradient clipping"]) == ("step", "0.5, 0.9", "1")
     assert (rows["Activation checkpointing"], rows["Target value"]) == ("yes", "0.9")
     assert not {"Label smoothing", "Shape", "Weight averaging", "Alpha"} & rows.keys()
@@ -222,12 +223,12 @@ def test_the_page_shows_what_was_set_and_leaves_defaults_out(store):
 
 def test_a_setting_only_one_run_has_stands_beside_the_others_default(store):
     runs = [make_run(store), make_run(store, with_overrides(RunConfig(), ["max_grad_norm=1"]))]
-    assert settings_of(Report.freeze("t", runs).to_html())["Gradient clipping"] == "none</td><td>1"
+    assert settings_of(render(Report.freeze("t", runs)))["Gradient clipping"] == "none</td><td>1"
 
 
 def test_settings_stand_in_one_order_whichever_run_has_them(store):
     runs = [make_run(store), make_run(store, with_overrides(RunConfig(), ["model.family=cnn", "warmup_steps=9"]))]
-    rows = list(settings_of(Report.freeze("t", runs).to_html()))
+    rows = list(settings_of(render(Report.freeze("t", runs))))
     begin = rows.index("Model")
     assert rows[begin : begin + 3] == ["Model", "Hidden layers", "Width"]
     assert rows.index("Warm-up steps") < rows.index("Batch size")
@@ -235,7 +236,7 @@ def test_settings_stand_in_one_order_whichever_run_has_them(store):
 
 def test_the_page_keeps_training_memory_and_compiling_apart_from_the_rest(store):
     config = with_overrides(RunConfig(), ["execution=compiled"])
-    page = Report.freeze("t", [make_run(store, config)]).to_html()
+    page = render(Report.freeze("t", [make_run(store, config)]))
     rows = settings_of(page)
     assert (rows["Training memory"], rows["Process memory"], rows["Compiling"]) == ("2.14 MiB", "411 MiB", "12.4 s")
     assert "weights 398 KiB, optimizer state 795 KiB, one step at its peak 996 KiB" in page
@@ -243,18 +244,18 @@ def test_the_page_keeps_training_memory_and_compiling_apart_from_the_rest(store)
 
 def test_the_page_says_when_a_target_was_reached_or_that_it_was_not(store):
     near, far = (with_overrides(RunConfig(), [f"target.value={value}"]) for value in (0.9, 0.99))
-    reached, missed = (settings_of(Report.freeze("t", [make_run(store, c)]).to_html())["Target"] for c in (near, far))
+    reached, missed = (settings_of(render(Report.freeze("t", [make_run(store, c)])))["Target"] for c in (near, far))
     assert reached == "90 % reached at step 480, after 3.84 s"
     assert missed == "99 % not reached"
 
 
 def test_the_page_says_why_a_run_failed(report):
-    assert "The loss became nan at step 140 with lr=3. Lower the learning rate." in report.to_html()
+    assert "The loss became nan at step 140 with lr=3. Lower the learning rate." in render(report)
 
 
 def test_a_run_that_never_started_has_a_page(store):
     run = store.run(store.create(RunConfig(), name="waiting"))
-    assert "nothing to draw yet" in Report.freeze("t", [run]).to_html()
+    assert "nothing to draw yet" in render(Report.freeze("t", [run]))
 
 
 def test_steps_csv_has_a_row_of_numbers_per_step(store):

@@ -21,6 +21,7 @@ from engine.errors import ConfigError, EngineError, StoreError
 from engine.outcome import outcome
 from engine.presets import PRESETS, preset_config
 from engine.report import Report, concluded
+from engine.reports.html.page import render
 from engine.sharing import rebuilding
 from engine.sharing.__main__ import _answer
 from engine.store import EventLog, Run, StopRequest, Store, ask_to_stop
@@ -79,7 +80,7 @@ def written(report: Report, path: Path, runs=()) -> Path:
         case ".json":
             path.write_text(report.to_json(), encoding="utf-8")
         case ".html":
-            path.write_text(report.to_html(), encoding="utf-8")
+            path.write_text(render(report), encoding="utf-8")
         case _:
             sharing.write_zip(path, report, {run.run_id: run for run in runs})
     return path
@@ -331,9 +332,7 @@ def test_nobody_adds_runs_of_this_machine_to_a_race_of_another(store, other, tmp
 
 @pytest.mark.usefixtures("here")
 def test_a_thinned_page_comes_in_as_what_it_holds_and_says_so(store, other, tmp_path, monkeypatch):
-    from engine import capsule
-
-    monkeypatch.setattr(capsule, "MAX_HTML_BYTES", 2_200_000)
+    monkeypatch.setattr("engine.reports.html.page.MAX_HTML_BYTES", 2_200_000)
     run = make_run(store, num_steps=40_000, step_s=1e-4)
     imports = sharing.import_files(other, [written(frozen([run]), tmp_path / "r.html")])
     back = other.run(imports.run_ids[0])
@@ -351,7 +350,7 @@ def test_a_report_of_schema_1_comes_in(other):
     assert runs[1].why().startswith("The loss became infinite at step 33")
     assert runs[0].target_reached and runs[0].summary().test_accuracy == runs[0].evaluations["test_accuracy"][-1]
     assert check(other).problems == []
-    assert Report.freeze("again", runs).to_html()
+    assert render(Report.freeze("again", runs))
 
 
 @pytest.mark.usefixtures("here")

@@ -19,6 +19,7 @@ from engine import sharing
 from engine.checkup import check
 from engine.errors import StoreError
 from engine.report import Points, Report
+from engine.reports.html.page import render
 from engine.sharing import zips
 from engine.store import Store
 from tests.fakes import make_run
@@ -333,7 +334,7 @@ def test_bytes_that_are_no_text_are_refused(refused):
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_a_truncated_report_is_refused(report, refused, share):
-    for text, name in ((report.to_json(), "r.json"), (report.to_html(), "r.html")):
+    for text, name in ((report.to_json(), "r.json"), (render(report), "r.html")):
         begin = text.index('id="report"') if name == "r.html" else 0
         assert "not a report, or not all of one" in refused(text[: begin + int(share * len(report.to_json()))], name)
 
@@ -360,7 +361,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def test_a_wrong_hash_comes_in_with_a_warning_that_names_it(report, tmp_path):
     store, page = Store(tmp_path / "s"), tmp_path / "r.html"
-    page.write_text(report.to_html().replace('"test_accuracy":0.', '"test_accuracy":0.9', 1))
+    page.write_text(render(report).replace('"test_accuracy":0.', '"test_accuracy":0.9', 1))
     found = sharing.import_files(store, [page])
     assert f"names {report.content_hash}" in found.warnings[0] and "changed after it was exported" in found.warnings[0]
     assert store.run(found.run_ids[0]).imported.origin.hash_matches is False
@@ -401,7 +402,7 @@ def test_hostile_texts_become_text_with_nothing_hidden_in_it(report, tmp_path):
     assert back.config.source.path == "passwd"
     assert set(back.started.environment) == {"device"}
     assert check(store).problems == []
-    page = Report.freeze("t", [store.run(run_id) for run_id in found.run_ids]).to_html()
+    page = render(Report.freeze("t", [store.run(run_id) for run_id in found.run_ids]))
     assert "<script>alert" not in page and "\u202e" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
 
 
@@ -423,4 +424,4 @@ def test_a_target_that_was_reached_but_not_named_makes_a_page(report, tmp_path):
     data["runs"][0]["target_reached"] = {
         "metric": "test_accuracy", "value": 0.9, "step": 120, "train_s": 1.0, "elapsed_s": 1.0
     }  # fmt: skip
-    assert "reached at step" not in Report.from_json(json.dumps(data)).to_html()
+    assert "reached at step" not in render(Report.from_json(json.dumps(data)))

@@ -39,10 +39,12 @@ SHA256SUMS    checks all of it: sha256sum -c SHA256SUMS
 
 def write_zip(path: Path, report: Report, runs: Mapping[str, Run]) -> None:
     """All or nothing under `path`; `runs` are those of the report by id. Raises StoreError."""
+    from engine.reports.html import page  # brings Plotly, which an import does not need
+
     members: dict[str, bytes | Path] = {
         "README.txt": _README.format(version=report.isoflop, title=report.title).encode(),
         REPORT: report.to_json().encode(),
-        PAGE: report.to_html().encode(),
+        PAGE: page.render(report).encode(),
     }
     for run in report.runs:
         for name, text in csv_of(run).items():

@@ -16,6 +16,7 @@ import pytest
 
 from engine import records
 from engine.report import Report
+from engine.reports.html.page import render
 from engine.store import Store
 from engine.text import visible
 from tests.browser.conftest import serve_dashboard
@@ -207,7 +208,7 @@ def test_the_list_of_runs_draws_hostile_names_and_offers_no_export_of_its_own(qu
 def test_a_report_of_hostile_runs_is_text_from_its_title_to_its_legends(browser, hostile, tmp_path, width, scheme):
     _, run, long = hostile
     file = tmp_path / "report.html"
-    file.write_text(Report.freeze(NAME, [run, hostile_run(Store(tmp_path)), long]).to_html(), encoding="utf-8")
+    file.write_text(render(Report.freeze(NAME, [run, hostile_run(Store(tmp_path)), long])), encoding="utf-8")
     context = browser.new_context(offline=True, viewport={"width": width, "height": 900}, color_scheme=scheme)
     page, said = context.new_page(), []
     page.on("console", lambda message: said.append(message.text))

@@ -6,6 +6,7 @@ import pytest
 
 from engine import charts
 from engine.report import Report, concluded
+from engine.reports.html.page import render
 from engine.store import Store
 from tests.fakes import make_run
 from tests.test_sharing import race_of
@@ -27,7 +28,7 @@ def test_a_report_opens_offline_with_every_chart_drawn_and_nothing_said_in_the_c
     runs = [make_run(Store(tmp_path), name=NAME, gpu=True), make_run(Store(tmp_path), diverges_at=140)]
     report = Report.freeze(NAME, runs)
     file = tmp_path / "report.html"
-    file.write_text(report.to_html(), encoding="utf-8")
+    file.write_text(render(report), encoding="utf-8")
     said, requests = [], []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -47,7 +48,7 @@ def test_a_report_opens_offline_with_every_chart_drawn_and_nothing_said_in_the_c
 @pytest.mark.browser
 def test_the_data_saved_from_a_report_has_the_hash_it_shows(page, tmp_path):
     report = Report.freeze(NAME, [make_run(Store(tmp_path), num_steps=40)])
-    (tmp_path / "report.html").write_text(report.to_html(), encoding="utf-8")
+    (tmp_path / "report.html").write_text(render(report), encoding="utf-8")
     page.goto((tmp_path / "report.html").as_uri())
     with page.expect_download() as download:
         page.get_by_role("button", name="Save the data").click()
@@ -58,7 +59,7 @@ def test_the_data_saved_from_a_report_has_the_hash_it_shows(page, tmp_path):
 
 @pytest.mark.browser
 def test_a_report_prints_with_its_charts_on_white_paper(page, tmp_path):
-    (tmp_path / "report.html").write_text(Report.freeze("t", [make_run(Store(tmp_path))]).to_html(), encoding="utf-8")
+    (tmp_path / "report.html").write_text(render(Report.freeze("t", [make_run(Store(tmp_path))])), encoding="utf-8")
     page.emulate_media(color_scheme="dark")
     page.goto((tmp_path / "report.html").as_uri())
     page.locator("#chart-cpu .main-svg").first.wait_for()
@@ -75,7 +76,7 @@ def test_a_race_prints_every_chart_and_its_verdict_on_paper(page, tmp_path):
     """The PDF itself: each page is drawn, and the text that a reader looks for is in it."""
     runs = race_of(Store(tmp_path)).runs
     report = Report.freeze("A race", runs, conclusions=concluded(runs, target=0.8))
-    (tmp_path / "race.html").write_text(report.to_html(), encoding="utf-8")
+    (tmp_path / "race.html").write_text(render(report), encoding="utf-8")
     page.goto((tmp_path / "race.html").as_uri())
     drawn = page.locator(".js-plotly-plot > .plot-container .main-svg:first-child")
     sync_api.expect(drawn).to_have_count(page.locator(".chart").count(), timeout=30_000)

@@ -43,16 +43,16 @@
   }
 
   // As report.css has it, on a screen and on paper.
-  const heights = { tall: [720, 560], mid: [460, 360], low: [0, 0] };  // a low one is as high as it has bars
+  const heights = { tall: [720, 560], mid: [460, 360], own: [0, 0] };  // "own": as high as its figure says
   const kindOf = (chart) => Object.keys(heights).find((kind) => chart.classList.contains(kind));
-  const heightOf = (chart) => (kindOf(chart) === "low" ? [chart.clientHeight, chart.clientHeight] : heights[kindOf(chart)] ?? [280, 205]);
+  const heightOf = (chart) => (kindOf(chart) === "own" ? [chart.clientHeight, chart.clientHeight] : heights[kindOf(chart)] ?? [280, 205]);
   const restyle = (extra) => charts.map((chart) => Plotly.relayout(chart, { ...look(), ...extra(chart) }));
 
   try {
     const [figures] = await Promise.all([unzipped("figures").json(), loadPlotly()]);
     for (const chart of charts) {
       const { data, layout } = figures[chart.id.replace("chart-", "")];
-      if (kindOf(chart) === "low") chart.style.height = `${layout.height}px`;
+      if (kindOf(chart) === "own") chart.style.height = `${layout.height ?? 280}px`;
       await Plotly.newPlot(chart, data, { ...layout, autosize: true }, { displayModeBar: false, responsive: true });
     }
     restyle(() => ({}));

@@ -1,0 +1,123 @@
+"""What was run, on what, and the commands that run it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from engine import units
+from engine.config import Cell, RunConfig, Spec
+from engine.report import ENVIRONMENT, ReportRun, reproduce
+from engine.reports.html.parts import Group, Head, PlacedRun, grouped, listed
+
+_SEED = RunConfig.model_fields["seed"].title or "Seed"
+_BASICS = {
+    "model", "data", "optimizer", "name", "lr", "batch_size", "precision", "execution", "device", "threads", "seed",
+    "evaluate_every",
+}  # fmt: skip
+_HYPERPARAMETERS = {  # that have an effect even at their default
+    "momentum": {"momentum", "nesterov", "muon"}, "beta1": {"adam", "adamw"}, "beta2": {"adam", "adamw"},
+    "alpha": {"rmsprop"},
+}  # fmt: skip
+_OF_TRAINING = {"execution", "evaluate_every"}
+
+
+Row = tuple[str, list[str], str]  # title, a cell for each column, and "differs", "code" or nothing
+
+
+def configuration(runs: Sequence[PlacedRun]) -> tuple[str, list[Head], list[Row]]:
+    """The configuration in a sentence, or the heads of the columns where there are several; and its fields: those that
+    say something about one of them."""
+    groups = grouped(runs)
+    firsts = [group.first.run for group in groups]
+    seeds = [", ".join(map(str, sorted(group.seeds))) for group in groups]
+    settings = [list(_settings(run.config)) for run in firsts]
+    values = [{title: text for _, title, text, _ in some} for some in settings]
+    rows: list[Row] = []
+    in_order = sorted((setting for some in settings for setting in some), key=lambda setting: setting[0])
+    for title in dict.fromkeys(title for _, title, _, says in in_order if says):
+        cells = seeds if title == _SEED else [known.get(title, units.UNKNOWN) for known in values]
+        rows.append((title, cells, "differs" if len(set(cells)) > 1 else ""))
+    first = " of the first seed" if any(len(group.seeds) > 1 for group in groups) else ""
+    rows.append((f"Fingerprint{first}", [run.fingerprint for run in firsts], "code"))
+    if any(run.data_sha256 for run in firsts):
+        rows.append(("SHA-256 of the data", [run.data_sha256 or units.UNKNOWN for run in firsts], "code"))
+    if len(groups) == 1:
+        return firsts[0].config.in_words(), [], rows
+    return "", [Head.of(group.label, group.first.place) for group in groups], rows
+
+
+def _settings(config: RunConfig) -> Iterator[tuple[int, str, str, bool]]:
+    """Each field: its place in a configuration, the title the configuration gives it, its value, and whether that says
+    something."""
+    for place, (name, field) in enumerate(RunConfig.model_fields.items()):
+        value = getattr(config, name)
+        if not isinstance(value, Spec):
+            says = name in _BASICS or value != field.default
+            says &= not (config.task == "infer" and name in _OF_TRAINING)
+            yield place, field.title or name, _in_words(value), says
+            continue
+        for inner, part in type(value).model_fields.items():
+            title = part.title or {"family": "Model"}.get(inner, inner.replace("_", " ").capitalize())
+            title = f"Budget: {title.lower()}" if name == "budget" else title
+            says = name == "model" or inner in _BASICS or getattr(value, inner) != part.default
+            says |= name == "optimizer" and config.optimizer.name in _HYPERPARAMETERS.get(inner, ())
+            says &= name != "target" or config.target.value is not None
+            says &= config.task != "infer" or name in {"model", "source", "infer"}
+            yield place, title, _in_words(getattr(value, inner)), says
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, Cell):
+        return f"{value.batch_size} x {value.threads} {value.precision} {value.runtime}"
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(map(_in_words, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+Facts = tuple[tuple[str, str], ...]  # title and text of each
+
+
+def machines(runs: Sequence[PlacedRun]) -> list[tuple[str, Facts]]:
+    """Each different machine once, after the labels of its runs; these are empty where all runs have the same."""
+    found: dict[Facts, list[str]] = {}
+    for run in runs:
+        found.setdefault(_facts(run.run), []).append(run.label)
+    return [(listed(labels, len(runs)) if len(found) > 1 else "", facts) for facts, labels in found.items()]
+
+
+def _facts(run: ReportRun) -> Facts:
+    known = {key: value for key, value in run.environment.items() if value is not None}
+    if known.get("cpu") == known.get("device"):
+        known.pop("cpu", None)  # said once
+    facts = [
+        (
+            title,
+            value if isinstance(value := known[key], str) else write(value),
+        )  # a file from elsewhere may hold a text
+        for key, (title, write) in ENVIRONMENT.items()
+        if key in known
+    ]
+    if run.missing_readings:
+        facts.append(("Not available here", "; ".join(sorted(set(run.missing_readings.values())))))
+    return tuple(facts) or (("Unknown", "the run did not start"),)
+
+
+def commands(runs: Sequence[PlacedRun]) -> list[tuple[str, str]]:
+    """Each different shell command once, after the labels of the runs it repeats; these are empty where it repeats all.
+    Of a group's seeds it runs the first. An imported curve has no command."""
+    groups = [g for g in grouped(runs) if g.first.run.imported is None or g.first.run.imported.form != "curve"]
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        found.setdefault(reproduce(group.first.run.config), []).append(f"{group.label}{_other_seeds(group)}")
+    is_named = len(found) > 1 or len(groups) < len(runs)
+    return [(", ".join(labels) if is_named else "", text) for text, labels in found.items()]
+
+
+def _other_seeds(group: Group) -> str:
+    seed = group.first.run.config.seed
+    others = ", ".join(str(other) for other in group.seeds if other != seed)
+    return f" (seed {seed}; the others: seed={others})" if len(group.seeds) > 1 else ""

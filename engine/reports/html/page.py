@@ -1,0 +1,187 @@
+"""The HTML report: one page that needs nothing but itself. No request, no server, charts, printable.
+
+The data it was drawn from is inside it, with its hash, and comes back as runs where it is imported.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import gzip
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import plotly.offline
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from engine import units
+from engine.records import Origin
+from engine.report import Report, ReportRun
+from engine.reports.html.configuration import commands, configuration, machines
+from engine.reports.html.parts import MOST_NAMED, Chart, Head, PlacedRun, listed, placed
+from engine.reports.html.race import verdicts
+from engine.reports.html.results import headlines, results
+from engine.reports.html.studies import run_charts, studies
+from engine.text import visible
+
+MAX_HTML_BYTES = 3_000_000  # goes through a mail server
+_TEMPLATES = Path(__file__).with_name("templates")
+_STUDIES = {"batch-law", "landscape", "calibrate", "infer"}  # they train no one net: their own cards tell their results
+
+
+def render(report: Report) -> str:
+    """The page. It stays under 3 MB: where the points of all steps would not fit, it holds fewer of them and says so."""
+    runs = placed(report)
+    drawn, cards = run_charts(runs), studies(runs)
+    figures = _packed([*drawn, *(chart for card in cards for chart in card.charts)])
+    held, data = _fitting(report, MAX_HTML_BYTES - len(figures))
+    trained = [run for run in runs if run.run.config.task not in _STUDIES]
+    is_single = len(runs) == 1
+    script = _asset("report.js")
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            # Nothing may be fetched; the one inline script is known by its hash, Plotly comes as a blob that it makes.
+            policy=f"default-src 'none'; script-src 'sha256-{script_hash}' blob:; style-src 'unsafe-inline'; "
+            "img-src data: blob:; base-uri 'none'; form-action 'none'",
+            style=_asset("report.css"),
+            script=script,
+            plotly=_plotly_js(),
+            figures=figures,
+            data=data.replace("<", "\\u003c"),  # no text in it can end its script element
+            content_hash=hashlib.sha256(data.encode()).hexdigest(),
+            report=report,
+            about=report.runs[0].config.in_words() if is_single else f"{len(runs)} runs",
+            created=units.date(report.created),
+            note_lines=report.notes.strip().splitlines(),
+            is_single=is_single,
+            troubles=_troubles(runs),
+            thinned=_thinned(held.runs),
+            verdicts=verdicts(report, runs),
+            headlines=headlines(runs[0].run) if is_single and trained else [],
+            legend=[] if is_single else _legend(runs),
+            charts=drawn,
+            studies=cards,
+            results=results([run.run for run in trained]) if trained else [],
+            result_heads=[Head.of(run.label, run.place) for run in trained] if len(trained) > 1 else [],
+            most_columns=MOST_NAMED,
+            configuration=configuration(runs),
+            machines=machines(runs),
+            commands=commands(runs),
+        )
+    )
+
+
+def _fitting(report: Report, max_bytes: int) -> tuple[Report, str]:
+    """The report with as many points as fit into `max_bytes` beside the chart library and the page, and its JSON."""
+    room = max_bytes - len(_plotly_js()) - 60_000 - 12_000 * len(report.runs)
+    held, data, max_rows = report, report.to_json(), 64_000
+    while len(data) > room and max_rows >= 500:
+        held, max_rows = report.thinned(max_rows), max_rows // 2
+        data = held.to_json()
+    return held, data
+
+
+# --- what is said first -------------------------------------------------------------------------------------------
+
+
+def _troubles(runs: Sequence[PlacedRun]) -> list[tuple[str, str, str]]:
+    """Why runs did not finish, and what of them could not be read; the same of several runs once. Each is the class of
+    its box ("note" or "trouble"), the labels of the runs, which are empty in a report of one, and the text."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        for kind, text in _troubles_of(run.run):
+            found.setdefault((kind, text), []).append(run.label)
+    return [(kind, listed(labels, len(runs)) if len(runs) > 1 else "", text) for (kind, text), labels in found.items()]
+
+
+def _troubles_of(run: ReportRun) -> Iterator[tuple[str, str]]:
+    if run.imported:
+        yield "note", _where_from(run.imported)
+    if run.why:
+        yield "note" if run.status == "cancelled" else "trouble", run.why
+    for problem in run.problems:
+        yield "trouble", f"{problem}."
+
+
+def _where_from(origin: Origin) -> str:
+    what = "a table of numbers" if origin.form == "curve" else f"the report {origin.title!r}"
+    bad = (
+        " Its content hash did not match: it was changed after it was exported." if origin.hash_matches is False else ""
+    )
+    said = "".join(f" {note}" for note in origin.notes) if origin.form == "curve" else ""
+    return f"Imported from {what} on {units.date(origin.at)}, unverified.{bad}{said}"
+
+
+def _thinned(runs: Sequence[ReportRun]) -> str:
+    """That the page holds fewer points than were recorded; empty where it holds all."""
+    thinned = [run for run in runs if run.is_thinned]
+    if not thinned:
+        return ""
+    held, recorded = sum(len(run.steps) for run in thinned), sum(run.recorded_steps for run in thinned)
+    whose = f" of {len(thinned)} runs" if len(runs) > 1 else ""
+    return (
+        f"This file holds {held:,} of {recorded:,} steps{whose}, with every extreme of the loss; the .json and "
+        ".zip exports hold all. The numbers below come from all of them."
+    )
+
+
+# --- charts -------------------------------------------------------------------------------------------------------
+
+
+def _legend(runs: Sequence[PlacedRun]) -> list[tuple[Head, list[tuple[str, str]]]]:
+    """One entry for each colour, which a lane's seeds share: whose it is, and text and status of each badge."""
+    sharing: dict[int, list[PlacedRun]] = {}
+    for run in runs:
+        sharing.setdefault(run.place, []).append(run)
+    entries = []
+    for place, some in sharing.items():
+        counted: Counter[str] = Counter(run.run.status for run in some)
+        badges = [(f"{number} {status}" if len(some) > 1 else status, status) for status, number in counted.items()]
+        entries.append((Head.of(some[0].lane_label, place), badges))
+    return entries
+
+
+def _packed(charts: Sequence[Chart]) -> str:
+    return _zipped("{" + ",".join(f'"{chart.key}":{chart.figure.to_json()}' for chart in charts) + "}")
+
+
+@functools.cache
+def _plotly_js() -> str:
+    """The library that comes with plotly's Python package: what is inside cannot be blocked, changed or missing."""
+    return _zipped(plotly.offline.get_plotlyjs())
+
+
+def _zipped(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+# --- templates ----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Every value a template prints goes through `_shown` and is then escaped; a name it does not know is an error."""
+    return Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _shown(value: object) -> object:
+    """A text with nothing hidden in it. What a macro or `safe` made is HTML already and stays as it is."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

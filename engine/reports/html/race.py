@@ -1,0 +1,96 @@
+"""What a race came to: verdicts in sentences, and what each lane spent to the target and reached in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from engine import charts, outcome, units
+from engine.config import Target
+from engine.outcome import LaneOutcome, Outcome
+from engine.report import Report
+from engine.reports.html.parts import Head, PlacedRun
+
+Cost = tuple[str, str, Callable[[float | None], str]]  # axis, title, and how a value is written
+_COSTS: tuple[Cost, ...] = (
+    ("seconds", "Training time", units.duration),
+    ("steps", "Steps", lambda value: units.count(value and round(value))),
+    ("samples", "Examples", lambda value: units.count(value and round(value))),
+    ("flops", "Arithmetic", units.flops),
+    ("joules", "Energy", units.energy),
+    ("money", "Price", lambda value: units.UNKNOWN if value is None else f"{value:.3g}"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The card of one conclusion."""
+
+    sentences: list[str]
+    noise: str  # what luck alone does to the accuracy; empty where it is not known
+    heads: list[str]
+    rows: list[tuple[Head, list[str]]]  # a lane, and a cell for each head
+    busy: str  # how many runs of which lanes were disturbed
+    result: Outcome
+
+
+def verdicts(report: Report, runs: Sequence[PlacedRun]) -> list[Verdict]:
+    return [_verdict(conclusion.outcome, runs) for conclusion in report.conclusions]
+
+
+def _verdict(result: Outcome, runs: Sequence[PlacedRun]) -> Verdict:
+    sentences = [
+        outcome.verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what)
+        for lane in result.lanes
+        for key, what in (("to_target", "target"), ("test_accuracy", "accuracy"))
+        if key in lane.verdicts
+    ]
+    noise = ""
+    if result.noise_floor is not None:
+        noise = (
+            f"Luck alone moves accuracy by about {100 * result.noise_floor:.2f} points (derived); a verdict takes "
+            f"{outcome.CLAIM_SEEDS} seeds."
+        )
+    costs = [cost for cost in _COSTS if any(lane.cost.get(cost[0]) is not None for lane in result.lanes)]
+    to_target = (
+        []
+        if result.target is None
+        else [
+            f"To the target {charts.target_in_words(Target.model_construct(metric=result.metric, value=result.target))}",
+            *(c[1] for c in costs),
+        ]
+    )
+    return Verdict(
+        sentences or ["No verdict yet: no seed ended in two lanes."],
+        noise,
+        [*to_target, "Accuracy", "Held-out loss", "Throughput", "Training memory"],
+        [_lane_row(lane, result, costs, runs) for lane in result.lanes],
+        ", ".join(f"{lane.busy} of {sum(lane.status.values())} of {lane.label}" for lane in result.lanes if lane.busy),
+        result,
+    )
+
+
+def _lane_row(
+    lane: LaneOutcome, result: Outcome, costs: Sequence[Cost], runs: Sequence[PlacedRun]
+) -> tuple[Head, list[str]]:
+    place = next((run.place for run in runs if run.run.run_id in lane.run_ids), None)
+    cells = []
+    if result.target is not None:
+        reached = lane.cost.get("steps") is not None
+        cells.append(f"{lane.reached} of {lane.judged} runs")
+        for axis, _, write in costs:
+            value = lane.cost.get(axis)
+            is_missing = value is None and not reached
+            cells.append("not reached" if is_missing else _beside(write(value), lane.share.get(axis)))
+    cells += [
+        units.accuracy(lane.test_accuracy),
+        units.loss(lane.test_loss),
+        _beside(units.samples_per_s(lane.samples_per_s), lane.share.get("samples_per_s")),
+        units.nbytes(lane.memory_bytes),
+    ]
+    return Head(lane.label) if place is None else Head.of(lane.label, place), cells
+
+
+def _beside(text: str, share: float | None) -> str:
+    """A figure, and what share of the baseline's it is."""
+    return text if share is None else f"{text} ({units.percent(share)})".replace(" %", "\u00a0%")
