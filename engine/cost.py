@@ -7,7 +7,7 @@ Activations, norms, pooling and what a cache is too small to keep come on top.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, Literal
@@ -425,8 +425,3 @@ def _point_as_json(point: Roofline) -> dict[str, Any]:
         "attained_fraction": point.attained_fraction,
         "method": "step_s measured on the training clock; flops derived; bytes_moved and times_s derived lower bounds",
     }
-
-
-def for_runs(runs: Sequence[Run], found: Mapping[tuple[str, str | None], Found | None]) -> list[Roofline | str]:
-    """Points of several runs, each under its own device's calibration."""
-    return [roofline(run, found.get(calibration.of_run(run))) for run in runs]

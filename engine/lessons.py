@@ -30,11 +30,6 @@ def formula(config: RunConfig) -> str | None:
     return rf"w \leftarrow w - \eta\,\frac{{1}}{{{config.batch_size}}}\sum_{{i \in \text{{batch}}}}\nabla \ell_i(w)"
 
 
-def budget_in_words(config: RunConfig) -> str:
-    """Whom the budget favours."""
-    return " ".join(words for name, words in BUDGETS_IN_WORDS.items() if getattr(config.budget, name) is not None)
-
-
 def recommendation(result: Outcome, *, made_here: bool = True) -> str | None:
     """Which lane to use and how sure that is; None before any has a figure to go by. A race of elsewhere says nothing of this
     machine."""

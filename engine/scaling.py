@@ -116,11 +116,6 @@ def amdahl(serial: float, ranks: ArrayLike) -> Floats:
     return np.asarray(1 / (serial + (1 - serial) / n), dtype=np.float64)
 
 
-def gustafson(serial: float, ranks: ArrayLike) -> Floats:
-    n = np.asarray(ranks, dtype=np.float64)
-    return np.asarray(n - (n - 1) * serial, dtype=np.float64)
-
-
 def _points(ranks: ArrayLike, speedups: ArrayLike) -> tuple[Floats, Floats]:
     n, speedup = _row(ranks), _row(speedups)
     if n.shape != speedup.shape:
