@@ -7,6 +7,7 @@ reaches a target, and a verdict refuses it rather than drop its pair.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -113,8 +114,7 @@ def verdict(
     mean = float(difference.mean())
     effect = math.expm1(mean) if relative else mean
     if n < MIN_PAIRS:
-        method = f"{n} paired seed{'' if n == 1 else 's'}: too few for a verdict, which takes {MIN_PAIRS}"
-        return Verdict(None, "preliminary", n, effect, None, None, relative, 1 - alpha, method)
+        return _preliminary(n, effect, relative, 1 - alpha)
     low, high = _studentised_interval(difference, alpha, seed)
     decided = sign_flip_p(difference, seed=seed) <= alpha and (low > 0 or high < 0)
     if relative:
@@ -149,8 +149,7 @@ def verdict_to_target(
     n, alpha = len(a), (1 - level) / looks
     effect = _ratio_of_medians(a, b)
     if n < MIN_PAIRS:
-        method = f"{n} paired seed{'' if n == 1 else 's'}: too few for a verdict, which takes {MIN_PAIRS}"
-        return Verdict(None, "preliminary", n, effect, None, None, True, 1 - alpha, method)
+        return _preliminary(n, effect, True, 1 - alpha)
     scores = _signed_ranks(a, b)
     decided = sign_flip_p(scores, seed=seed) <= alpha
     winner = _winner(float(scores.sum()), lower_is_better=True) if decided else None
@@ -198,6 +197,11 @@ def _studentised_interval(difference: Floats, alpha: float, seed: int) -> tuple[
     t = np.divide(off, spread, out=far, where=spread > 1e-12 * error)
     low, high = np.sort(t)[[int(alpha / 2 * _RESAMPLES), _RESAMPLES - 1 - int(alpha / 2 * _RESAMPLES)]]
     return mean - float(high) * error, mean - float(low) * error
+
+
+def _preliminary(n: int, effect: float | None, relative: bool, level: float) -> Verdict:
+    method = f"{n} paired seed{'' if n == 1 else 's'}: too few for a verdict, which takes {MIN_PAIRS}"
+    return Verdict(None, "preliminary", n, effect, None, None, relative, level, method)
 
 
 def _winner(effect: float, lower_is_better: bool) -> Literal["a", "b"]:
@@ -322,6 +326,23 @@ def expected_running_time(times: ArrayLike, reached: ArrayLike) -> float | None:
     t, r = _row(times), np.asarray(reached, dtype=bool)
     _same_length(t, r, "times", "marks of reached")
     return float(t.sum() / r.sum()) if r.any() else None
+
+
+# --- the middle of several runs ---------------------------------------------------------------------------------------
+
+
+def median_of_known(values: Iterable[float | None]) -> float | None:
+    """The median of the values that are finite numbers; None where there are none."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return float(np.median(known)) if known else None
+
+
+def median_or_not_reached(values: Sequence[float | None]) -> float | None:
+    """The median where a value that was not reached (None) counts as later than any other; None where it is one of them."""
+    if not values:
+        return None
+    middle = float(np.median([math.inf if value is None else value for value in values]))
+    return middle if math.isfinite(middle) else None
 
 
 def percent_of_baseline(value: float | None, baseline: float | None) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from engine import units
 from engine.config import FULL, RunConfig
-from engine.outcome import CLAIM_SEEDS, LaneOutcome, Outcome
+from engine.outcome import LaneOutcome, Outcome, too_few_in_words
 from engine.races import Race, RacedLane
 from engine.records import TERMINAL
 
@@ -74,7 +74,7 @@ def _sure(result: Outcome, best: LaneOutcome, key: str) -> str:
     verdicts = [lane.verdicts.get(key) for lane in about]
     if any(v is None or v.state == "preliminary" for v in verdicts):
         n = min((v.n if v else 0) for v in verdicts) if verdicts else 0
-        return f"Preliminary: {n} of the {CLAIM_SEEDS} seeds a verdict takes."
+        return too_few_in_words(n)
     wins = "b" if best.label != result.baseline else "a"
     lost = [lane.label for lane, v in zip(about, verdicts, strict=True) if not v or v.winner != wins]
     if lost and best.label != result.baseline:
