@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from engine import cli, records, scaling, scaling_words
+from engine import records, scaling, scaling_words
+from engine.cli import main as cli
 from engine.config import RunConfig, with_overrides
 from engine.errors import ConfigError, EngineError
 from engine.hardware import CpuDevice, GpuDevice, Machine
