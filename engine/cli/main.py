@@ -64,7 +64,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"isoflop {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def add(name: str, function: Any, text: str, *parents: argparse.ArgumentParser) -> _Parser:
+    def add(name: str, function: Any, text: str, *parents: _Parser) -> _Parser:
         command = commands.add_parser(name, help=text, description=text, parents=[common, *parents])
         command.set_defaults(function=function)
         return command

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -131,26 +131,9 @@ def _table(text: str, choices: CurveChoices) -> _Table:
 
 def _cells(text: str) -> pd.DataFrame:
     """Every cell as stripped text, the header first; a row without any text is left out. Raises ConfigError."""
-    import pandas as pd  # here, because the command line must start without it
-
-    delimiter = max(",;\t", key=text.lstrip("\r\n").partition("\n")[0].count)
-    # All cells stay text: what pandas takes for a number, a date or a missing value is not for it to decide.
-    as_text = {"sep": delimiter, "header": None, "dtype": str, "na_filter": False, "low_memory": False}
-    why = "it holds a NUL character" if "\0" in text else ""  # the parser would end a cell there
-    try:
-        if not why:
-            width = pd.read_csv(io.StringIO(text), nrows=1, **as_text).shape[1]
-            # Columns by number: cells beyond the header are left out, instead of the first ones becoming an index.
-            columns = {"names": range(width), "usecols": range(width)}
-            cells = pd.read_csv(io.StringIO(text), **columns, **as_text)
-            if max(cells[column].str.len().max() for column in cells) > MAX_CELL:
-                why = f"a cell has more than {MAX_CELL:,} characters"
-    except pd.errors.EmptyDataError:
-        cells = pd.DataFrame()
-    except (pd.errors.ParserError, ValueError) as error:
-        why = visible(str(error), 200).rstrip(".")
-    if why:
-        raise ConfigError(f"The table cannot be read: {why}.", fix="Save it as CSV in UTF-8.")
+    cells = _parsed(text)
+    if (longest := max((int(column.str.len().max()) for _, column in cells.items()), default=0)) > MAX_CELL:
+        raise _unreadable(f"a cell has {longest:,} characters, more than {MAX_CELL:,}")
     cells = cells.apply(lambda column: column.str.strip())
     cells = cells[(cells != "").any(axis=1)]
     if len(cells) < 2:
@@ -161,6 +144,34 @@ def _cells(text: str) -> pd.DataFrame:
             fix=f"At most {MAX_COLUMNS:,} columns and {MAX_ROWS:,} rows are read.",
         )
     return cells
+
+
+def _parsed(text: str) -> pd.DataFrame:
+    """The cells as they stand in the text; all stay text, because pandas takes more for a number or a date than people do."""
+    import pandas as pd  # here, because the command line must start without it
+
+    if "\0" in text:  # the parser would end a cell there
+        raise _unreadable("it holds a NUL character")
+    delimiter = max(",;\t", key=text.lstrip("\r\n").partition("\n")[0].count)
+
+    def read(**more: Any) -> pd.DataFrame:
+        cells: pd.DataFrame = pd.read_csv(
+            io.StringIO(text), sep=delimiter, header=None, dtype=str, na_filter=False, low_memory=False, **more
+        )
+        return cells
+
+    try:
+        # Columns by number: cells beyond the header are left out, instead of the first column becoming an index.
+        columns = range(read(nrows=1).shape[1])
+        return read(names=columns, usecols=columns)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except (pd.errors.ParserError, ValueError) as error:
+        raise _unreadable(visible(str(error), 200).rstrip(".")) from None
+
+
+def _unreadable(why: str) -> ConfigError:
+    return ConfigError(f"The table cannot be read: {why}.", fix="Save it as CSV in UTF-8.")
 
 
 def _roles(headers: Sequence[str], chosen: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
