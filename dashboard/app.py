@@ -8,13 +8,22 @@ if str(ROOT) not in sys.path:  # Streamlit puts dashboard/, not the root, on sys
     sys.path.insert(0, str(ROOT))
 
 import streamlit as st
+
+from dashboard import streamlit_private
+from engine.errors import ConfigError
+
+try:
+    streamlit_private.check()  # before the imports that need what it checks
+except ConfigError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
+
 from starlette.routing import Route
 
 from dashboard import api, compare_api, gate, inference_api, mishaps, monitor_api, scale_api, signin
 from dashboard.lifespan import lifespan
 from dashboard.security import MIDDLEWARE
 from engine import settings
-from engine.errors import ConfigError
 from engine.store import default_root
 
 try:

@@ -17,6 +17,7 @@ import streamlit as st
 from dashboard import copying, parts, state
 from dashboard.inference_api import places
 from dashboard.live import addresses, nothing, stub
+from dashboard.run_actions import run_actions
 from engine import admission, hardware, serving, units
 from engine.config import RUNTIMES, Cell, Infer, PrecisionName, RunConfig, RuntimeName, infer_config, model_in_words
 from engine.errors import ConfigError
@@ -630,7 +631,7 @@ def show(runs: Sequence[Run]) -> None:
     limit_s, by = _limit()
     _live(runs, limit_s, by, alive=not over)
     if over and len(runs) == 1:
-        parts.run_actions(runs[0])
+        run_actions(runs[0])
 
 
 def _title(runs: Sequence[Run]) -> str:

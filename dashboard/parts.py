@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from urllib.parse import urlencode
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard import copying, state
+from dashboard import state
 from engine import admission, calibration, cost, energy, figures, serving, sharing, split, studies, units
 from engine.charts_split import split_chart
 from engine.energy import Detail
@@ -20,7 +19,7 @@ from engine.planner import Plan
 from engine.records import Status
 from engine.report import ENVIRONMENT
 from engine.store import Run, RunRow
-from engine.text import LONGEST_NAME, visible
+from engine.text import visible
 
 COLORS = {
     "queued": "gray", "starting": "blue", "running": "blue", "stopping": "orange",
@@ -392,86 +391,3 @@ def machine_card(machine: Machine) -> None:
             st.text(f"cuda:{gpu.index}{more}: {visible(gpu.name)}, {units.nbytes(gpu.memory_bytes)}{each}")
         if machine.gpu_reason:
             st.caption(literal(f"{machine.gpu_reason} Runs use the CPU."))
-
-
-def run_actions(run: Run, *, in_library: bool = False) -> None:
-    """What one does with a run that is over: open, run again, export, delete, repeat in a terminal."""
-    with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{run.run_id}"):
-        if in_library:
-            st.page_link(page_of(run), label="Open", icon=":material/open_in_new:", query_params=address_of(run))
-        if has_weights(run):
-            st.page_link(
-                "../pages/inference.py",
-                label="How fast does it answer?",
-                icon=":material/bolt:",
-                query_params={"of": run.run_id},
-            )
-        is_known = run.imported is None or run.imported.origin.form == "report"  # of somebody's curve nobody knows
-        if (
-            is_known
-            and state.client().may("submit")
-            and st.button("Run again", icon=":material/replay:", key=f"again-{run.run_id}")
-        ):
-            _run_again(run)
-        if st.button(
-            "Export", icon=":material/download:", key=f"export-{run.run_id}",
-            help="One HTML file with everything recorded that opens offline, or JSON, zip, CSV, Parquet. Shows what leaves first.",
-        ):  # fmt: skip
-            from dashboard import exporting  # which shows errors as this module does
-
-            exporting.export_dialog([run.run_id])
-        link = f"{page_of(run).rpartition('/')[2].removesuffix('.py')}?{urlencode(address_of(run))}"
-        copying.copy_buttons(state.command_line(run.config) if is_known else "", link=link, key=f"copy-{run.run_id}")
-        if state.client().may("rename", run.run_id):
-            with st.popover("Rename", icon=":material/edit:", type="tertiary"):
-                st.text_input(
-                    "Name",
-                    run.name,
-                    key=f"name-{run.run_id}",
-                    max_chars=LONGEST_NAME,
-                    on_change=_rename,
-                    args=(run.run_id,),
-                )
-        if (
-            not in_library
-            and state.client().may("delete", run.run_id)
-            and st.button("Delete", icon=":material/delete:", key=f"delete-{run.run_id}", type="tertiary")
-        ):
-            _confirm_delete(run.run_id, run.config.in_words())
-    if not is_known:
-        return
-    with st.expander("The same in a terminal"):
-        st.code(state.command_line(run.config), language="shell", wrap_lines=True)
-
-
-def _rename(run_id: str) -> None:
-    try:
-        state.client().rename(run_id, st.session_state[f"name-{run_id}"])
-    except EngineError as error:
-        st.toast(literal(str(error)))
-
-
-def _run_again(run: Run) -> None:
-    try:
-        run_id = state.submit(run.config, name=visible(run.name, LONGEST_NAME))
-    except EngineError as error:
-        error_box(error)
-        return
-    st.switch_page(TRAIN, query_params={"run": run_id})  # which leads on to where a study is shown
-
-
-@st.dialog("Delete this run?")
-def _confirm_delete(run_id: str, words: str) -> None:
-    st.write(literal(words))
-    st.caption("Its configuration, every recorded point and its weights are removed from this machine.")
-    with st.container(horizontal=True):
-        if st.button("Delete", type="primary", icon=":material/delete:", key="delete-for-good"):
-            try:
-                state.client().delete(run_id)
-            except EngineError as error:
-                error_box(error)
-                return
-            state.wait_until_deleted(run_id)
-            st.switch_page("../pages/library.py")
-        if st.button("Keep", key="keep"):
-            st.rerun()

@@ -24,6 +24,7 @@ from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.types import Scope
 
+from dashboard import streamlit_private
 from engine import access, keys
 from engine.access import Actor
 from engine.errors import ConfigError
@@ -192,19 +193,9 @@ def _plain(address: str) -> str:
 
 def _from_provider(scope: Scope, root: Path) -> Actor | None:
     """The e-mail in the cookie that Streamlit's st.login signs."""
-    from streamlit.auth_util import get_cookie_with_chunks
-    from streamlit.web.server.server_util import get_cookie_secret
-    from streamlit.web.server.starlette.starlette_app_utils import decode_signed_value
-    from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_NAME
-
-    secret = get_cookie_secret()
     # Whoever signed in before everyone was signed out is out, though Streamlit's cookie is signed with a key of its own.
     days = min(COOKIE_MAX_AGE_S, int(time.time()) - int(keys.signed_out_at(root)) + 0.5) / 86_400
-
-    def signed(name: str) -> bytes | None:
-        return next(filter(None, (decode_signed_value(secret, name, c, days) for c in _cookies(scope, name))), None)
-
-    found = get_cookie_with_chunks(signed, USER_COOKIE_NAME)
+    found = streamlit_private.user_cookie(lambda name: _cookies(scope, name), days)
     try:
         user: Mapping[str, Any] = json.loads(found or b"{}")
     except ValueError:
@@ -218,17 +209,11 @@ def _from_provider(scope: Scope, root: Path) -> Actor | None:
 
 def providers() -> list[str]:
     """The identity providers of .streamlit/secrets.toml, as st.login names them."""
-    from streamlit.auth_util import get_secrets_auth_section
-
-    section = get_secrets_auth_section()
-    if not section:
-        return []
-    named = [name for name, value in section.to_dict().items() if isinstance(value, Mapping) and "client_id" in value]
+    section = streamlit_private.auth_section()
+    named = [name for name, value in section.items() if isinstance(value, Mapping) and "client_id" in value]
     return (["default"] if "client_id" in section else []) + named
 
 
 def provider_link(provider: str) -> str:
     """Where st.login would send the browser."""
-    from streamlit.auth_util import encode_provider_token
-
-    return f"auth/login?provider={encode_provider_token(provider)}"
+    return f"auth/login?provider={streamlit_private.provider_token(provider)}"

@@ -162,25 +162,6 @@ def token_chart(found: Matrix, which: str) -> go.Figure:
     return figure
 
 
-def arrivals_chart(matrices: Sequence[Matrix]) -> go.Figure:
-    """Latency from arrival to answer against the rate at which requests came; p50, and p99 dotted. A matrix per rate."""
-    figure = _figure("Offered rate (requests/s)", "Latency from arrival (log scale)")
-    lines: dict[str, list[tuple[float, Quantiles]]] = {}
-    for found in sorted(matrices, key=lambda m: m.config.infer.rate):
-        for name, cells in lines_of(found):
-            for c in cells:
-                if m := c.latency:
-                    told = Quantiles(p50_s=m.p50_s, p90_s=m.p90_s, p99_s=m.p99_s, max_s=m.max_s, mean_s=m.mean_s)
-                    lines.setdefault(name, []).append((found.config.infer.rate, told))
-    seen: list[float] = []
-    for place, (name, rows) in enumerate(lines.items()):
-        seen += _quantiles(figure, rows, name, place)
-    figure.update_xaxes(rangemode="tozero")
-    _latency_axis(figure.update_yaxes, seen)
-    figure.update_layout(hovermode="closest")
-    return figure
-
-
 def _quantiles(figure: go.Figure, rows: Sequence[tuple[float, Quantiles]], name: str, place: int) -> list[float]:
     """Two lines; returns what they show."""
     for field, line in (("p50_s", "solid"), ("p99_s", "dot")):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from engine import units
 from engine.config import FULL, RunConfig
-from engine.outcome import CLAIM_SEEDS, LaneOutcome, Outcome
+from engine.outcome import LaneOutcome, Outcome, too_few_in_words
 from engine.races import Race, RacedLane
 from engine.records import TERMINAL
 
@@ -28,11 +28,6 @@ def formula(config: RunConfig) -> str | None:
     if config.batch_size == 1:
         return r"w \leftarrow w - \eta\,\nabla \ell_i(w)"
     return rf"w \leftarrow w - \eta\,\frac{{1}}{{{config.batch_size}}}\sum_{{i \in \text{{batch}}}}\nabla \ell_i(w)"
-
-
-def budget_in_words(config: RunConfig) -> str:
-    """Whom the budget favours."""
-    return " ".join(words for name, words in BUDGETS_IN_WORDS.items() if getattr(config.budget, name) is not None)
 
 
 def recommendation(result: Outcome, *, made_here: bool = True) -> str | None:
@@ -79,7 +74,7 @@ def _sure(result: Outcome, best: LaneOutcome, key: str) -> str:
     verdicts = [lane.verdicts.get(key) for lane in about]
     if any(v is None or v.state == "preliminary" for v in verdicts):
         n = min((v.n if v else 0) for v in verdicts) if verdicts else 0
-        return f"Preliminary: {n} of the {CLAIM_SEEDS} seeds a verdict takes."
+        return too_few_in_words(n)
     wins = "b" if best.label != result.baseline else "a"
     lost = [lane.label for lane, v in zip(about, verdicts, strict=True) if not v or v.winner != wins]
     if lost and best.label != result.baseline:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -209,19 +209,21 @@ def _lane_outcome(lane: RacedLane, reached: Mapping[int, ToTarget]) -> LaneOutco
         over=len(over),
         judged=len(judged),
         reached=sum(r.reached for r in judged),
-        cost={axis: _median_or_not_reached([r.cost[axis] for r in judged]) for axis in AXES},
+        cost={axis: analysis.median_or_not_reached([r.cost[axis] for r in judged]) for axis in AXES},
         expected_s=analysis.expected_running_time([r.spent_s for r in judged], [r.reached for r in judged])
         if judged and all(math.isfinite(r.spent_s) for r in judged)
         else None,
-        test_accuracy=_median([s.test_accuracy for s in summaries]),
-        test_loss=_median([s.test_loss for s in summaries]),
-        samples_per_s=_median([s.samples_per_s for s in summaries]),
-        steps_per_s=_median([s.steps / s.train_seconds if s.train_seconds else None for s in summaries]),
+        test_accuracy=analysis.median_of_known([s.test_accuracy for s in summaries]),
+        test_loss=analysis.median_of_known([s.test_loss for s in summaries]),
+        samples_per_s=analysis.median_of_known([s.samples_per_s for s in summaries]),
+        steps_per_s=analysis.median_of_known(
+            [s.steps / s.train_seconds if s.train_seconds else None for s in summaries]
+        ),
         memory_bytes=next((s.peak_memory_bytes for s in summaries if s.peak_memory_bytes is not None), None),
         busy=sum(bool(s.busy) for s in summaries),
         has_energy=bool(runs) and all(np.isfinite(run.hardware["energy_j"]).any() for run in runs),
         energy_doubt=max((r.energy_doubt for r in judged if r.energy_doubt is not None), default=None),
-        loss_noise=_median([_loss_spread(run) for run in runs]),
+        loss_noise=analysis.median_of_known([_loss_spread(run) for run in runs]),
     )
 
 
@@ -311,20 +313,12 @@ def _noise_floor(race: Race) -> float | None:
     return analysis.noise_floor(error, run.started.test_examples) if run.started.test_examples else None
 
 
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return float(np.median(known)) if known else None
-
-
-def _median_or_not_reached(values: Sequence[float | None]) -> float | None:
-    """The median where those that did not reach count as later than any that did; None where it is one of them."""
-    if not values:
-        return None
-    middle = float(np.median([math.inf if value is None else value for value in values]))
-    return middle if math.isfinite(middle) else None
-
-
 # --- in words -------------------------------------------------------------------------------------------------------
+
+
+def too_few_in_words(n: int, what: str = "seeds") -> str:
+    """The sentence beside a figure from `n` seeds, or repeats, when a verdict takes more."""
+    return f"Preliminary: {n} of the {CLAIM_SEEDS} {what} a verdict takes."
 
 
 def verdict_in_words(lane: str, baseline: str, verdict: Verdict, what: str) -> str:

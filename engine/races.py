@@ -250,13 +250,11 @@ class RacedLane:
     runs: dict[int, Run]
 
 
-@dataclass(frozen=True, slots=True)
-class Race:
-    """All runs of one group, lane by lane."""
+class RunsOfLanes:
+    """Base of a race and of a scaling study: all runs and seeds of its lanes."""
 
-    group: str
+    __slots__ = ()
     lanes: tuple[RacedLane, ...]
-    rounds: int = 1
 
     @property
     def seeds(self) -> list[int]:
@@ -269,6 +267,15 @@ class Race:
     @property
     def is_over(self) -> bool:
         return all(run.is_over for run in self.runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Race(RunsOfLanes):
+    """All runs of one group, lane by lane."""
+
+    group: str
+    lanes: tuple[RacedLane, ...]
+    rounds: int = 1
 
     def as_lanes(self) -> tuple[Lane, ...]:
         """What to ask for to race once more, or with more seeds."""

@@ -20,7 +20,7 @@ from engine.config import BUDGETS, FULL, RunConfig, with_overrides
 from engine.errors import ConfigError, EngineError
 from engine.hardware import Machine, gpu_index
 from engine.planner import Plan
-from engine.races import Race, RacedLane
+from engine.races import Race, RacedLane, RunsOfLanes
 from engine.records import BUSY_FROM, Ranks
 from engine.store import Run, Store, Wanted
 
@@ -114,11 +114,6 @@ def scaled_serial_share(ranks: ArrayLike, speedups: ArrayLike) -> float:
 def amdahl(serial: float, ranks: ArrayLike) -> Floats:
     n = np.asarray(ranks, dtype=np.float64)
     return np.asarray(1 / (serial + (1 - serial) / n), dtype=np.float64)
-
-
-def gustafson(serial: float, ranks: ArrayLike) -> Floats:
-    n = np.asarray(ranks, dtype=np.float64)
-    return np.asarray(n - (n - 1) * serial, dtype=np.float64)
 
 
 def _points(ranks: ArrayLike, speedups: ArrayLike) -> tuple[Floats, Floats]:
@@ -263,18 +258,15 @@ def heats(lanes: Sequence[races.Lane], seeds: Sequence[int], group: str) -> list
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class Lane(RacedLane):
     """One number of ranks in one mode, with its runs by seed."""
 
     mode: Mode
     ranks: int
-    label: str
-    config: RunConfig
-    runs: dict[int, Run]
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class Study(RunsOfLanes):
     """All runs of one study; the lane on 1 rank first, then strong and weak with rising ranks."""
 
     race: Race
@@ -283,18 +275,6 @@ class Study:
     @property
     def base(self) -> Lane:
         return self.lanes[0]
-
-    @property
-    def runs(self) -> list[Run]:
-        return [run for lane in self.lanes for run in lane.runs.values()]
-
-    @property
-    def is_over(self) -> bool:
-        return all(run.is_over for run in self.runs)
-
-    @property
-    def seeds(self) -> list[int]:
-        return sorted({seed for lane in self.lanes for seed in lane.runs})
 
 
 def find(store: Store, group: str, open_run: Callable[[str], Run] | None = None) -> Study | None:
@@ -325,7 +305,7 @@ def _placed(lane: RacedLane, first: RacedLane) -> Lane:
             f"{lane.label!r} differs from {first.label!r} in more than ranks and batch: that is a race, no scaling study.",
             fix="Open it under Compare.",
         )
-    return Lane(mode, ranks, lane.label, lane.config, lane.runs)
+    return Lane(lane.label, lane.config, lane.runs, mode, ranks)
 
 
 # --- what a run measured of its ranks -----------------------------------------------------------------------------------
@@ -487,7 +467,7 @@ def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, price
     rates = [rate for run in counted if (rate := _rate(run)) is not None]
     steps = [run.summary().train_seconds / run.summary().steps for run in counted if run.summary().steps]
     spent = [outcome.to_target(run, *target) for run in finished] if target else []
-    joules_to_target = _middle([s.cost["joules"] for s in spent])
+    joules_to_target = analysis.median_or_not_reached([s.cost["joules"] for s in spent])
     same_for, compared = _same_steps(lane, base) if lane.mode == "strong" and lane.ranks > 1 else (None, 0)
     return At(
         mode=lane.mode, ranks=lane.ranks, label=lane.label, batch_size=lane.config.batch_size,
@@ -497,17 +477,17 @@ def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, price
         status={status: sum(run.status == status for run in runs) for status in sorted({run.status for run in runs})},
         why=sorted({run.why() for run in runs if run.is_over and run.why()}),
         busy=sum(bool(run.summary().busy) for run in runs),
-        step_s=_median(steps), samples_per_s=_median(rates),
+        step_s=analysis.median_of_known(steps), samples_per_s=analysis.median_of_known(rates),
         speedup=_speedup(lane, base), is_provisional=not finished,
-        own_s=_mean_rank(t.own_s for t in times) if lane.ranks > 1 else _median(steps),
+        own_s=_mean_rank(t.own_s for t in times) if lane.ranks > 1 else analysis.median_of_known(steps),
         waited_s=_mean_rank(t.waited_s for t in times) if lane.ranks > 1 else 0.0 if steps else None,
-        for_slowest_s=_median([w for t in times if (w := t.for_slowest_s) is not None]),
+        for_slowest_s=analysis.median_of_known([w for t in times if (w := t.for_slowest_s) is not None]),
         communication_s=_mean_rank(t.communication_s for t in times),
-        cpu_share=_median([share for run in counted if (share := _cpu_share(run)) is not None]),
+        cpu_share=analysis.median_of_known([share for run in counted if (share := _cpu_share(run)) is not None]),
         memory_bytes=_memory(finished),
         same_for=same_for, compared=compared,
-        seconds_to_target=_middle([s.cost["seconds"] for s in spent]),
-        joules=_median([j for run in finished if (j := run.summary().energy_j) is not None]),
+        seconds_to_target=analysis.median_or_not_reached([s.cost["seconds"] for s in spent]),
+        joules=analysis.median_of_known([j for run in finished if (j := run.summary().energy_j) is not None]),
         joules_to_target=joules_to_target,
         money_to_target=joules_to_target / 3.6e6 * prices.price_per_kwh
         if joules_to_target is not None and prices.price_per_kwh is not None else None,
@@ -573,7 +553,7 @@ def _cpu_share(run: Run) -> float | None:
 
 def _mean_rank(values: Iterable[tuple[float, ...] | None]) -> float | None:
     """Median over runs of the mean over ranks."""
-    return _median([float(np.mean(per_rank)) for per_rank in values if per_rank is not None])
+    return analysis.median_of_known([float(np.mean(per_rank)) for per_rank in values if per_rank is not None])
 
 
 def _memory(runs: Sequence[Run]) -> int | None:
@@ -581,18 +561,5 @@ def _memory(runs: Sequence[Run]) -> int | None:
     known = [sum(b for b in run.ranks[-1].memory_bytes if b is not None) for run in runs if run.ranks]
     if not known:
         alone = [b for run in runs if (b := run.summary().process_memory_bytes) is not None]
-        return round(_median([float(b) for b in alone]) or 0) or None
+        return round(analysis.median_of_known([float(b) for b in alone]) or 0) or None
     return max(known) or None
-
-
-def _median(values: Iterable[float]) -> float | None:
-    known = [value for value in values if math.isfinite(value)]
-    return float(np.median(known)) if known else None
-
-
-def _middle(values: Sequence[float | None]) -> float | None:
-    """The median where what was not reached counts as later than anything that was; None where it is one of them."""
-    if not values:
-        return None
-    middle = float(np.median([math.inf if value is None else value for value in values]))
-    return middle if math.isfinite(middle) else None

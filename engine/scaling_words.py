@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from engine import analysis, units
+from engine import units
 from engine.config import FULL, model_in_words
+from engine.outcome import CLAIM_SEEDS, too_few_in_words
 from engine.records import BUSY_FROM, TERMINAL
 from engine.scaling import AGREES, LEVEL, At, Estimate, Outcome, rank_times
 from engine.text import visible
 
-CLAIM_SEEDS = analysis.MIN_PAIRS
 _PAYS = 0.7  # efficiency from which another device is called worth it: it does most of the first one's work
 _HALF = 0.5  # below it the devices added together do less than one of them could
 _SHOWS = 0.1  # of what is lost to the ideal: a smaller part is not named
@@ -79,11 +79,7 @@ def _worth(at: At) -> str:
 def _sure(found: Outcome, at: At) -> str:
     assert at.speedup
     n = at.speedup.n
-    told = (
-        f"Preliminary: {n} of the {CLAIM_SEEDS} repeats a verdict takes."
-        if n < CLAIM_SEEDS
-        else f"From {n} paired repeats."
-    )
+    told = too_few_in_words(n, "repeats") if n < CLAIM_SEEDS else f"From {n} paired repeats."
     if 2 * sum(lane.busy for lane in found.lanes) > len(found.study.runs):
         told += " Other programs wanted the cores meanwhile: measure it again when the machine is quiet."
     return told

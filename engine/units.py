@@ -145,11 +145,6 @@ def energy(joules: float) -> str:
 
 
 @_formatter
-def frequency(hertz: float) -> str:
-    return _si(hertz, "Hz")
-
-
-@_formatter
 def temperature(celsius: float) -> str:
     return f"{celsius:.0f} °C"
 

@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from dashboard import copying, library, live, parts, state
+from dashboard.run_actions import run_actions
 from engine import query
 from engine.records import Status
 from engine.store import RunLine
@@ -61,7 +62,7 @@ def open_one(line: RunLine) -> None:
         parts.why_box(run)
         parts.final_figures(run)
         library.label_editor(line)
-        parts.run_actions(run, in_library=True)
+        run_actions(run, in_library=True)
 
 
 def runs_view() -> None:

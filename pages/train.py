@@ -3,6 +3,7 @@
 import streamlit as st
 
 from dashboard import copying, forms, live, parts, state
+from dashboard.run_actions import run_actions
 from engine import studies
 from engine.errors import ConfigError, EngineError
 from engine.presets import DEFAULT_PRESET, preset_config
@@ -56,7 +57,7 @@ def show(run: Run) -> None:
         parts.final_figures(run)
     if run.config.task in studies.ABOUT:  # a loss surface whose runs are gone
         if over:
-            parts.run_actions(run)
+            run_actions(run)
         else:
             follow(run_id)
         return
@@ -64,7 +65,7 @@ def show(run: Run) -> None:
     if over:
         parts.split_of(run)
         parts.hardware_of(run)
-        parts.run_actions(run)
+        run_actions(run)
 
 
 left, right = st.columns([1, 2.7], gap="medium")

@@ -17,8 +17,8 @@ LAYERS = (
     "schedules families datasets downloads userdata loading hardware sampler contention readers gpus energy_counters process_usage host monitor readings_log recorder energy studies figures alerts split charts_split settings planner limits access store trajectory landscape toy checkup keys calibration charts charts_descent charts_roofline charts_infer charts_scale report capsule tables sharing interop cost sweep analysis batch_law races outcome lessons admission serving scaling scaling_words",
     "pytorch xla_backend",
     "worker",
-    "preload executor ray_executor supervisor cli_share",
-    "cli cli_infer cli_scale",
+    "preload executor ray_executor supervisor",
+    "cli",
     "__main__",
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer.split()} | {"__init__": 0}
@@ -56,7 +56,7 @@ def test_engine_modules_import_only_lower_layers(path):
         module = rest.partition(".")[0]
         if top == "engine" and module in RANK:
             assert RANK[module] <= rank, f"{relative(path)} imports {name} from a higher layer"
-    if rank < RANK["pytorch"] or module_of(path) in {"executor", "supervisor", "cli", "cli_infer"}:
+    if rank < RANK["pytorch"] or module_of(path) in {"executor", "supervisor", "cli"}:
         assert not any(is_or_is_in(name, BRINGS_TORCH) for name in top_level), f"{relative(path)} brings torch"
 
 
@@ -73,7 +73,7 @@ def test_dashboard_and_pages_know_neither_torch_nor_the_pages(path):
 
 def test_the_dashboard_process_never_imports_torch():
     modules = [f"dashboard.{p.stem}" for p in (ROOT / "dashboard").glob("*.py") if p.stem not in {"main", "app"}]
-    modules += ["engine.cli", "engine.supervisor", "engine.report", "engine.charts", "engine.planner"]
+    modules += ["engine.cli.main", "engine.supervisor", "engine.report", "engine.charts", "engine.planner"]
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from engine import batch_law, charts, cli, planner, records, worker
+from engine import batch_law, charts, planner, records, worker
+from engine.cli import main as cli
 from engine.config import RunConfig, with_overrides
 from engine.errors import ConfigError
 from engine.presets import STUDIES, preset_config

@@ -12,8 +12,9 @@ import pynvml
 import pytest
 import torch
 
-from engine import calibration, charts_roofline, cli, cost, families, loading, peaks, planner, records, worker
+from engine import calibration, charts_roofline, cost, families, loading, peaks, planner, records, worker
 from engine.calibration import Found
+from engine.cli import main as cli
 from engine.config import RunConfig, parse_config, with_overrides
 from engine.errors import OutOfMemory
 from engine.presets import PRESETS, preset_config

@@ -9,7 +9,8 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import calibration as views
 from dashboard import parts, state
-from engine import cli, records
+from engine import records
+from engine.cli import cards
 from engine.config import with_overrides
 from engine.presets import preset_config
 from engine.store import EventLog
@@ -149,7 +150,7 @@ def test_what_a_busy_machine_attained_is_marked_on_the_roofline_and_in_its_mfu(o
     busy = records.Finished(at=time.time(), busy=records.Busy(slowdown=2.5))
     run = make_run(own_store, last=busy)
     assert "Machine was busy, so it reached less than it could" in words(shown(roofline_page))
-    assert "the machine was busy" in cli._mfu_in_words(run)
+    assert "the machine was busy" in cards._mfu_in_words(run)
     assert "machine was busy" in parts._mfu(run)[0].text
 
 

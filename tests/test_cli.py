@@ -9,9 +9,12 @@ import signal
 
 import pytest
 
-from engine import cli, records
+from engine import records
+from engine.cli import common
+from engine.cli import main as cli
 from engine.presets import PRESETS
 from engine.store import row_of
+from engine.supervisor import Client
 from tests.fakes import make_run
 
 SUMMARY = {
@@ -53,6 +56,38 @@ def ask(call):
         return json.loads(out.splitlines()[-1])
 
     return run
+
+
+# --- Ctrl-C
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        (("run", *QUICK, "--seeds", "2"), "run_ids"),
+        (("race", "--base", "digits-mlp", "--lane", "a: batch_size=16", "--lane", "b: batch_size=64"), "run_ids"),
+        (("scale", "--ranks", "1,2", "--seeds", "1", "--steps", "10"), "run_ids"),
+        (("infer", "--preset", "lenet"), "run_id"),
+        (("calibrate",), "run_id"),
+    ],
+)
+def test_ctrl_c_cancels_every_run_that_a_command_asked_for(call, store, monkeypatch, command, key):
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    cancelled, before = [], signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(common, "follow", pressed)
+    monkeypatch.setattr(Client, "wake", lambda _: None)
+    monkeypatch.setattr(Client, "cancel", lambda _, run_id, *, reason="": cancelled.append(run_id))
+    try:
+        code, out, err = call(*command, "--json")
+        ignored = signal.getsignal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    told = json.loads(out.splitlines()[-1])
+    assert (code, ignored, told["error"]["type"]) == (common.INTERRUPTED, signal.SIG_IGN, "KeyboardInterrupt")
+    assert "Stopped." in err
+    assert sorted(cancelled) == sorted(store.ids()) == sorted([told[key]] if key == "run_id" else told[key])
 
 
 # --- run, in processes of its own ----------------------------------------------------------------------------------

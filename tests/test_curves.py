@@ -90,12 +90,23 @@ def test_tabs_and_semicolons_and_blank_lines():
         assert run.steps["loss"].tolist() == [2.5, math.inf]
 
 
+def test_a_number_is_read_to_the_last_bit_and_cells_beyond_the_header_are_left_out():
+    run, _ = run_of("step,loss\n1,0.30000000000000004,9,9\n2, 1e-3 \n3\n4,-NaN\n")
+    np.testing.assert_array_equal(run.steps["loss"], [0.1 + 0.2, 1e-3, math.nan])
+    assert run.steps["step"].tolist() == [1, 2, 4]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("a,b\n1,2\n", r"No column is a loss or an accuracy: there are 'a', 'b'\. Name one: --column loss=HEADER"),
         ("step,loss\n", "no rows under its header"),
         ("step,loss\n1,two\n", r"Row 2, column 'loss': 'two' is not a number\."),
+        ("step,loss\n1,2\n\n2,1_10\n", r"Row 3, column 'loss': '1_10' is not a number\."),
+        ("step,loss\n1,0x10\n", r"'0x10' is not a number\."),
+        ("step,loss\n1,\uff11\n", "is not a number"),
+        ("step,loss\n1,1\x002\n", "cannot be read: it holds a NUL character"),
+        ('step,loss\n1,"2\n', "cannot be read"),
         ("step,loss\n1,2\n3,1\n2,1\n", r"Steps fall from 3 to 2\. One file is one curve"),
         ("step,loss\n1.5,2\n", "not a whole number"),
         ("step,loss\n1e30,2\n", "not a whole number"),

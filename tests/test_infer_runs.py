@@ -10,7 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from engine import cli, cli_infer, records, serving
+from engine import records, serving
+from engine.cli import cards, infer
+from engine.cli import main as cli
 from engine.config import infer_config, infer_matrix, with_overrides
 from engine.errors import ConfigError, StoreError
 from engine.presets import preset_config
@@ -103,17 +105,17 @@ def arguments(*words):
     def add(name, function, text, *parents):
         return commands.add_parser(name, parents=list(parents))
 
-    cli_infer.register(add, common)
+    infer.register(add, common)
     return parser.parse_args(["infer", *words])
 
 
 def config_of(store, *words):
-    return cli_infer.wanted(arguments(*words), store, cli._config_as_typed)
+    return infer.wanted(arguments(*words), store)
 
 
 def test_a_matrix_is_every_batch_size_by_every_thread_count(store):
     config = config_of(store, "--preset", "lenet", "--matrix", "--threads", "1,2")
-    assert sorted({c.batch_size for c in config.cells}) == list(cli_infer.BATCH_SIZES)
+    assert sorted({c.batch_size for c in config.cells}) == list(infer.BATCH_SIZES)
     assert len(config.cells) == 22 and config.threads == 2
 
 
@@ -131,12 +133,12 @@ def test_all_runtimes_is_the_whole_ladder(store):
 
 def test_last_is_the_newest_run_with_weights(store):
     with pytest.raises(ConfigError, match="No finished training run"):
-        cli_infer.last_with_weights(store)
+        infer.last_with_weights(store)
     weights = records.Artifact(name="model.safetensors", size_bytes=1, sha256="0" * 64)
     wanted = make_run(store, num_steps=20, said=[weights])
     make_run(store, num_steps=20)
     make_run(store, infer_config(DIGITS), num_steps=0)
-    assert cli_infer.last_with_weights(store) == wanted.run_id
+    assert infer.last_with_weights(store) == wanted.run_id
 
 
 # --- as a run like any other
@@ -248,7 +250,7 @@ def test_the_command_of_a_report_measures_the_same_again(store, preset, run_id):
 
 
 def test_a_card_reads_in_a_terminal(store):
-    text = cli_infer.card(inferred(store), 5e-3)
+    text = cards.inference_card(inferred(store), 5e-3)
     assert "Deploy batch 8 on 1 thread with PyTorch in inference mode: 20.0 k samples/s with a p99 of 800 µs" in text
     assert "PyTorch int8 takes 2.00 times as long as plain PyTorch at batch 1" in text
     assert "- PyTorch int8, fp32: int8 cannot be used" in text

@@ -262,7 +262,7 @@ def test_only_who_may_look_may_ask():
 # --- the charts of a report ---------------------------------------------------------------------------------------
 
 
-def test_a_reports_charts_show_what_was_measured(matrix_run, ladder_run, arrival_runs):
+def test_a_reports_charts_show_what_was_measured(matrix_run, ladder_run):
     found = serving.matrix_of(matrix_run)
     heat = charts_infer.heat_map(found, "p99").data[0]
     assert list(heat.y) == ["1", "16", "64"] and list(heat.x) == ["1 thread"]
@@ -274,8 +274,6 @@ def test_a_reports_charts_show_what_was_measured(matrix_run, ladder_run, arrival
     assert sum(counts) == matrix_run.latencies[Cell(batch_size=1)].requests and len(edges) == len(counts) + 1 <= 11
     bars = charts_infer.ladder_chart(serving.matrix_of(ladder_run)).data
     assert [bar.name for bar in bars] == ["batch 1", "batch 16"] and len(bars[0].x) == 3
-    arrivals = charts_infer.arrivals_chart([serving.matrix_of(run) for run in arrival_runs])
-    assert list(arrivals.data[0].x) == [50.0, 200_000.0]
 
 
 # --- the page -----------------------------------------------------------------------------------------------------

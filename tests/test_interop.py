@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine import cli, interop
+from engine import interop
+from engine.cli import main as cli
 from engine.errors import ConfigError
 from engine.report import Report
 from engine.sharing import write_zip

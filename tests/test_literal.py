@@ -14,13 +14,16 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard import api, state
-from engine import charts, cli, records
+from engine import charts, hardware, records
+from engine.cli import common
+from engine.cli import main as cli
 from engine.config import RunConfig, with_overrides
 from engine.errors import ConfigError
 from engine.hardware import CpuDevice, GpuDevice, Machine
 from engine.report import Report, json_in, reproduce, steps_csv
 from engine.reports.html.page import render
 from engine.store import EventLog, Run, Store, json_text
+from engine.supervisor import Client
 from engine.text import LONGEST_NAME, clean_name, shell_words, visible
 from tests.conftest import ROOT
 from tests.fakes import MEMORY, make_run
@@ -216,7 +219,7 @@ def test_no_command_sends_a_control_character_to_the_terminal(call, store, comma
 
 def test_what_became_of_a_run_is_told_beside_its_json(call, store, monkeypatch):
     run = hostile_run(store)
-    monkeypatch.setattr(cli.Client, "submit", lambda *_, **__: run.run_id)
+    monkeypatch.setattr(Client, "submit", lambda *_, **__: run.run_id)
     code, out, err = call("run", "--json")
     assert code == 1
     assert json.loads(out)["why"] == run.why()
@@ -224,7 +227,7 @@ def test_what_became_of_a_run_is_told_beside_its_json(call, store, monkeypatch):
 
 
 def test_a_strange_machine_and_a_strange_file_are_named_as_they_are(call, store, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli.hardware, "probe", lambda: MACHINE)
+    monkeypatch.setattr(hardware, "probe", lambda: MACHINE)
     assert call("hardware")[1].count(visible(NAME)) == 4
     file = tmp_path / "\x1b[31m\u202e.csv"
     _, out, _ = call("export", make_run(store, num_steps=20).run_id, "-o", file)
@@ -263,8 +266,8 @@ def test_a_refusal_quotes_what_was_typed_without_obeying_it(call, arguments):
 def test_progress_shows_what_is_prepared_on_one_line(store):
     run = Run(store.folder(store.create(RunConfig())))
     run.preparing = records.Preparing(text=f"{NAME}{LONG}", done_bytes=1, total_bytes=None)
-    assert len(cli._bar(run)) < 120
-    assert not re.search(COMMANDS, cli._bar(run))
+    assert len(common.bar(run)) < 120
+    assert not re.search(COMMANDS, common.bar(run))
 
 
 @pytest.mark.parametrize("ending", ["html", "json"])

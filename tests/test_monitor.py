@@ -14,8 +14,9 @@ import numpy as np
 import pynvml
 import pytest
 
-from engine import cli, disk, gpus, recorder, settings
+from engine import disk, gpus, recorder, settings
 from engine.access import AccessError, Actor
+from engine.cli.hardware import monitor_line, print_snapshot
 from engine.config import RunConfig, with_overrides
 from engine.errors import ConfigError
 from engine.monitor import METRICS, Monitor, metric_of
@@ -694,14 +695,12 @@ def test_the_command_tells_one_snapshot(engine):
 
 def test_a_gpu_is_told_in_words_in_a_terminal(machine, capsys):
     snapshot = machine.second(machine.monitor(FakeGpu(gpm=GPM, throttle=0x4), FakeGpu(uuid="GPU-b")))
-    cli._print_snapshot(snapshot)
+    print_snapshot(snapshot)
     text = re.sub(" +", " ", capsys.readouterr().out)
     assert " GPU 0: Held back by the power limit\n" in text
     assert " GPU 0: SMs active 42 %\n" in text
     assert "GPU 1: SMs active, GPU 1: Tensor cores active, GPU 1: Memory bandwidth: NVML can read no" in text
-    assert cli._monitor_line(snapshot).endswith(
-        "GPU 0 87 %  250.0 W  1.00 GiB  51 °C  GPU 1 87 %  250.0 W  1.00 GiB  51 °C"
-    )
+    assert monitor_line(snapshot).endswith("GPU 0 87 %  250.0 W  1.00 GiB  51 °C  GPU 1 87 %  250.0 W  1.00 GiB  51 °C")
 
 
 def test_watching_goes_on_until_ctrl_c(engine):

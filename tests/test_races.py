@@ -9,7 +9,8 @@ import re
 import numpy as np
 import pytest
 
-from engine import cli, lessons, outcome, races, records, worker
+from engine import lessons, outcome, races, records, worker
+from engine.cli import main as cli
 from engine.config import with_overrides
 from engine.errors import ConfigError
 from engine.planner import check

@@ -54,7 +54,6 @@ _LEAST_FREE = 2**28
 _TRANSFER = 2**26  # bytes between host and device
 _RECORD_STEPS = 100  # steps of one record: a run of 1,000 steps/s reads its losses back after so many
 
-_BF16 = {"avx512_bf16", "amx_bf16"}
 _FP16 = {"avx512_fp16", "amx_fp16"}
 _TURING, _AMPERE = (7, 5), (8, 0)  # the first with int8 products in tensor cores; with tf32 and bf16
 

@@ -1,12 +1,12 @@
-"""Somebody else's curve: a CSV with a loss or an accuracy per step, epoch or second, as a run to lay beside others.
+"""A curve from somebody else's CSV: a loss or an accuracy per step, epoch or second, as a run to lay beside others.
 
-What its columns are goes by their names, and what they are measured in by name or size; both are said, and both can be
-chosen. Nothing else is known of it: its configuration is what whoever imports it says.
+The names of the columns decide their roles, and their names or values decide their units; the notes name each guess,
+and whoever imports the table can choose otherwise. Nothing else is known of the run: its configuration is what whoever
+imports it says.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import re
@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -26,14 +27,17 @@ from engine.records import Finished, Summary, is_number
 from engine.report import SCHEMA_VERSION, Points, Report, ReportRun
 from engine.text import clean_name, visible
 
-MAX_COLUMNS, MAX_ROWS = 2_000, 2_000_000
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_COLUMNS, MAX_ROWS, MAX_CELL = 2_000, 2_000_000, 131_072  # MAX_CELL: characters, the csv module's own limit
 ROLES = ("step", "epoch", "seconds", "samples", "loss", "test_loss", "test_accuracy", "lr")
 UNITS = {"s": 1.0, "ms": 1e-3, "min": 60.0, "h": 3_600.0}
 _CLOCK_FROM = 1e9  # seconds: a Unix time, not a duration
 
 
 class CurveChoices(BaseModel):
-    """What whoever imports a table says of it; the rest is guessed, and said."""
+    """What whoever imports a table says of it; the rest is guessed, and the notes name each guess."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,204 +51,213 @@ class CurveChoices(BaseModel):
 _TRAINING = r"(?:train(?:ing)?|batch)"
 _HELD_OUT = r"(?:val(?:id(?:ation)?)?|test|evaluation|eval|dev|held_?out)"
 _ACCURACY = r"(?:acc(?:uracy)?|top_?1(?:_acc(?:uracy)?)?)"
-_PATTERNS: tuple[tuple[str, str], ...] = (
-    ("step", r"(?:global_|trainer_global_|optimizer_)?(?:steps?|iter(?:ation)?s?|updates?)"),
-    ("epoch", r"epochs?"),
-    ("samples", r"(?:examples?|samples?)(?:_seen)?"),
-    (
-        "seconds",
-        r"(?:(?:train(?:ing)?_|wall_?|elapsed_|relative_)?time|elapsed|seconds|secs?|runtime|minutes|hours|wall)",
-    ),
-    ("test_loss", rf"{_HELD_OUT}_loss|loss_{_HELD_OUT}"),
-    ("test_accuracy", rf"{_HELD_OUT}_{_ACCURACY}|{_ACCURACY}_{_HELD_OUT}"),
-    ("train_accuracy", rf"{_TRAINING}_{_ACCURACY}|{_ACCURACY}_{_TRAINING}"),
-    ("loss", rf"(?:{_TRAINING}_)?loss|loss_{_TRAINING}"),
-    ("accuracy", _ACCURACY),
-    ("lr", r"lr|learning_rate"),
-)
+_PATTERNS = {
+    "step": r"(?:global_|trainer_global_|optimizer_)?(?:steps?|iter(?:ation)?s?|updates?)",
+    "epoch": r"epochs?",
+    "samples": r"(?:examples?|samples?)(?:_seen)?",
+    "seconds": r"(?:(?:train(?:ing)?_|wall_?|elapsed_|relative_)?time|elapsed|seconds|secs?|runtime|minutes|hours|wall)",
+    "test_loss": rf"{_HELD_OUT}_loss|loss_{_HELD_OUT}",
+    "test_accuracy": rf"{_HELD_OUT}_{_ACCURACY}|{_ACCURACY}_{_HELD_OUT}",
+    "train_accuracy": rf"{_TRAINING}_{_ACCURACY}|{_ACCURACY}_{_TRAINING}",
+    "loss": rf"(?:{_TRAINING}_)?loss|loss_{_TRAINING}",
+    "accuracy": _ACCURACY,
+    "lr": r"lr|learning_rate",
+}
 _UNIT_IN = re.compile(
     r"[(\[]\s*(ms|milliseconds|s|sec|seconds|min|minutes|h|hours|%|percent)\s*[)\]]|_(ms|s|sec|min|h|pct|percent)$"
 )
-_UNIT_NAMES = {
-    "milliseconds": "ms",
-    "sec": "s",
-    "seconds": "s",
-    "minutes": "min",
-    "hours": "h",
-    "pct": "%",
-    "percent": "%",
-}
+_UNIT_NAMES = {"milliseconds": "ms", "minutes": "min", "hours": "h", "pct": "%", "percent": "%"}
+_UNIT_NAMES |= dict.fromkeys(("sec", "secs", "seconds"), "s")
+# What float() reads, without its "1_10" and its digits of other scripts: a cell is a number only if a person reads it so.
+_NUMBER = (
+    r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[iI][nN][fF](?:[iI][nN][iI][tT][yY])?|[nN][aA][nN])"
+)
 
 
 @dataclass
-class _Read:
-    """The table, and what was found out about it."""
+class _Table:
+    """The columns that have a role, as text, and what was found out about them."""
 
-    rows: list[list[str]]
-    place: dict[str, int]  # role: column
+    cells: pd.DataFrame  # (rows, roles), stripped; "" where a row has no such cell
+    headers: dict[str, str]  # role: header
     unit: dict[str, str]  # role: unit, where the header says one
-    headers: list[str]
     notes: list[str] = field(default_factory=list)
 
     def numbers(self, role: str) -> np.ndarray:
-        """(rows,) float64; NaN where the cell is empty, and `holds` says that. Raises ConfigError naming the row."""
-        column = np.full(len(self.rows), math.nan)
-        place = self.place[role]
-        for number, row in enumerate(self.rows):
-            if cell := row[place].strip() if place < len(row) else "":
-                try:
-                    column[number] = float(cell)
-                except ValueError:
-                    raise ConfigError(
-                        f"Row {number + 2}, column {self._name(role)}: {visible(cell, 30)!r} is not a number.",
-                        fix="Mend the row, or name another column.",
-                    ) from None
-        return column
+        """(rows,) float64; NaN where the cell is empty, and `holds` tells that apart. Raises ConfigError naming the row."""
+        cells = self.cells[role]
+        wrong = cells[(cells != "") & ~cells.str.fullmatch(_NUMBER)]
+        if len(wrong):
+            raise ConfigError(
+                f"Row {wrong.index[0] + 2}, column {visible(self.headers[role], 40)!r}: "
+                f"{visible(wrong.iloc[0], 30)!r} is not a number.",
+                fix="Mend the row, or name another column.",
+            )
+        return cells.where(cells != "", "nan").to_numpy(dtype=object).astype(np.float64)
 
-    def holds(self, role: str) -> np.ndarray:
-        """(rows,) whether the cell says something, NaN included."""
-        place = self.place[role]
-        return np.array([place < len(row) and bool(row[place].strip()) for row in self.rows], dtype=bool)
-
-    def _name(self, role: str) -> str:
-        return repr(visible(self.headers[self.place[role]], 40))
+    def holds(self, roles: Sequence[str]) -> np.ndarray:
+        """(rows,) whether any of the cells says something, NaN included."""
+        return (self.cells[list(roles)] != "").any(axis=1).to_numpy()
 
 
 def read_curve(text: str, file_name: str, choices: CurveChoices, *, now: float) -> tuple[Report, list[str]]:
     """The table as a report of one run, and what was guessed. Raises ConfigError in one sentence."""
     table = _table(text, choices)
-    told = {role for role in ("loss", "test_loss", "test_accuracy") if role in table.place}
-    if not told:
-        found = ", ".join(repr(visible(header, 30)) for header in table.headers[:8])
-        raise ConfigError(
-            f"No column is a loss or an accuracy: there are {found}.",
-            fix="Name one: --column loss=HEADER or test_accuracy=HEADER.",
-        )
-    step, seconds, samples = _axes(table, choices)
+    axes = _axes(table, choices)
     name = clean_name(visible(choices.name or PurePath(file_name).stem, 100))
-    points = {
-        "steps": _series(table, ["loss"], step, seconds, samples, lr="lr" in table.place),
-        "evaluations": _series(table, [r for r in ("test_loss", "test_accuracy") if r in told], step, seconds, None),
-    }
-    if "test_accuracy" in points["evaluations"]:
-        points["evaluations"]["test_accuracy"] *= 0.01 if _is_percent(table, choices) else 1
-    run = _run(points, name, choices.config, now)
+    steps = _series(table, ["loss"], axes, ["lr"])
+    evaluations = _series(table, ["test_loss", "test_accuracy"], {k: v for k, v in axes.items() if k != "samples"})
+    if "test_accuracy" in evaluations and _is_percent(table, choices):
+        evaluations["test_accuracy"] *= 0.01
+    run = _run({"steps": steps, "evaluations": evaluations}, name, choices.config, now)
     report = Report(schema_version=SCHEMA_VERSION, title=name, created=now, isoflop="", runs=[run])
     return report, table.notes
 
 
-def _table(text: str, choices: CurveChoices) -> _Read:
-    first = text.lstrip("\r\n").partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
-    try:
-        rows = [
-            row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(map(str.strip, row))
-        ]
-    except csv.Error as error:
-        raise ConfigError(f"The table cannot be read: {error}.", fix="Save it as CSV in UTF-8.") from None
-    if len(rows) < 2:
-        raise ConfigError("The table has no rows under its header.", fix="The first row names the columns.")
-    headers, rows = rows[0], rows[1:]
-    if len(headers) > MAX_COLUMNS or len(rows) > MAX_ROWS:
+def _table(text: str, choices: CurveChoices) -> _Table:
+    """The columns of the text that have a role. Raises ConfigError for what is no table, or one without a curve."""
+    cells = _cells(text)
+    headers, cells = [str(header).lstrip("\ufeff") for header in cells.iloc[0]], cells.iloc[1:].reset_index(drop=True)
+    place, notes = _roles(headers, choices.columns)
+    if not place.keys() & {"loss", "test_loss", "test_accuracy"}:
         raise ConfigError(
-            f"The table has {len(headers):,} columns and {len(rows):,} rows.",
+            f"No column is a loss or an accuracy: there are {', '.join(repr(visible(h, 30)) for h in headers[:8])}.",
+            fix="Name one: --column loss=HEADER or test_accuracy=HEADER.",
+        )
+    named = {role: headers[number] for role, number in place.items()}
+    unit = {role: unit for role, header in named.items() if (unit := _unit_in(header, role))}
+    return _Table(cells[list(place.values())].set_axis(list(place), axis=1), named, unit, notes)
+
+
+def _cells(text: str) -> pd.DataFrame:
+    """Every cell as stripped text, the header first; a row without any text is left out. Raises ConfigError."""
+    cells = _parsed(text)
+    if (longest := max((int(column.str.len().max()) for _, column in cells.items()), default=0)) > MAX_CELL:
+        raise _unreadable(f"a cell has {longest:,} characters, more than {MAX_CELL:,}")
+    cells = cells.apply(lambda column: column.str.strip())
+    cells = cells[(cells != "").any(axis=1)]
+    if len(cells) < 2:
+        raise ConfigError("The table has no rows under its header.", fix="The first row names the columns.")
+    if cells.shape[1] > MAX_COLUMNS or len(cells) > MAX_ROWS + 1:
+        raise ConfigError(
+            f"The table has {cells.shape[1]:,} columns and {len(cells) - 1:,} rows.",
             fix=f"At most {MAX_COLUMNS:,} columns and {MAX_ROWS:,} rows are read.",
         )
-    place, unit, notes = _roles(headers, choices.columns)
-    return _Read(rows, place, unit, headers, notes)
+    return cells
 
 
-def _roles(headers: Sequence[str], chosen: Mapping[str, str]) -> tuple[dict[str, int], dict[str, str], list[str]]:
-    place, unit, notes = dict[str, int](), dict[str, str](), list[str]()
-    stripped = [header.strip().lstrip("\ufeff") for header in headers]
+def _parsed(text: str) -> pd.DataFrame:
+    """The cells as they stand in the text; all stay text, because pandas takes more for a number or a date than people do."""
+    import pandas as pd  # here, because the command line must start without it
+
+    if "\0" in text:  # the parser would end a cell there
+        raise _unreadable("it holds a NUL character")
+    delimiter = max(",;\t", key=text.lstrip("\r\n").partition("\n")[0].count)
+
+    def read(**more: Any) -> pd.DataFrame:
+        cells: pd.DataFrame = pd.read_csv(
+            io.StringIO(text), sep=delimiter, header=None, dtype=str, na_filter=False, low_memory=False, **more
+        )
+        return cells
+
+    try:
+        # Columns by number: cells beyond the header are left out, instead of the first column becoming an index.
+        columns = range(read(nrows=1).shape[1])
+        return read(names=columns, usecols=columns)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except (pd.errors.ParserError, ValueError) as error:
+        raise _unreadable(visible(str(error), 200).rstrip(".")) from None
+
+
+def _unreadable(why: str) -> ConfigError:
+    return ConfigError(f"The table cannot be read: {why}.", fix="Save it as CSV in UTF-8.")
+
+
+def _roles(headers: Sequence[str], chosen: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
+    """Which column (by number) has which role, the chosen ones first, and what was guessed. Raises ConfigError."""
+    place = dict[str, int]()
     for role, header in chosen.items():
         if role not in ROLES:
             raise ConfigError(f"{role!r} is no column of a curve.", fix=f"Choose from {', '.join(ROLES)}.")
-        if header not in stripped:
+        if header not in headers:
             raise ConfigError(
                 f"There is no column {visible(header, 40)!r}.",
-                fix=f"There are {', '.join(visible(h, 30) for h in stripped[:12])}.",
+                fix=f"There are {', '.join(visible(h, 30) for h in headers[:12])}.",
             )
-        place[role] = stripped.index(header)
-    for number, header in enumerate(stripped):
-        if number in place.values():
-            continue
-        for role, pattern in _PATTERNS:
-            if role not in place and re.fullmatch(pattern, _plain(header)):
-                place[role] = number
-                break
+        place[role] = headers.index(header)
+    for number, header in enumerate(headers):
+        fits = (role for role, names in _PATTERNS.items() if role not in place and re.fullmatch(names, _plain(header)))
+        if number not in place.values() and (role := next(fits, "")):
+            place[role] = number
+    guessed = list[str]()
     if "accuracy" in place:  # Keras calls the one on training examples so, beside val_accuracy
         number = place.pop("accuracy")
+        header = repr(visible(headers[number], 30))
         if "test_accuracy" in place:
-            notes.append(
-                f"{visible(stripped[number], 30)!r} was left out: beside a held-out accuracy it is that of training."
-            )
+            guessed.append(f"{header} was left out: beside a held-out accuracy it is that of training.")
         else:
             place["test_accuracy"] = number
-            notes.append(f"{visible(stripped[number], 30)!r} was taken as accuracy on held-out examples.")
+            guessed.append(f"{header} was taken as accuracy on held-out examples.")
     if "train_accuracy" in place:
-        notes.append(
-            f"{visible(stripped[place.pop('train_accuracy')], 30)!r} was left out: accuracy in training is not recorded here."
-        )
-    for role, number in place.items():
-        if found := _UNIT_IN.search(stripped[number].lower()):
-            said = found[1] or found[2]
-            unit[role] = _UNIT_NAMES.get(said, said)
-        elif role == "seconds" and (word := _plain(stripped[number])) in {"minutes", "hours", "seconds", "sec", "secs"}:
-            unit[role] = {"minutes": "min", "hours": "h"}.get(word, "s")
-    used = {stripped[number]: role for role, number in place.items()}
-    notes.insert(
-        0, "Columns: " + ", ".join(f"{visible(header, 30)!r} as {role}" for header, role in used.items()) + "."
-    )
-    return place, unit, notes
+        header = repr(visible(headers[place.pop("train_accuracy")], 30))
+        guessed.append(f"{header} was left out: accuracy in training is not recorded here.")
+    used = ", ".join(f"{visible(headers[number], 30)!r} as {role}" for role, number in place.items())
+    return place, [f"Columns: {used}.", *guessed]
 
 
 def _plain(header: str) -> str:
-    name = _UNIT_IN.sub("", header.lower())
-    return re.sub(r"[^a-z0-9]+", "_", name).strip("_")
+    return re.sub(r"[^a-z0-9]+", "_", _UNIT_IN.sub("", header.lower())).strip("_")
 
 
-def _axes(table: _Read, choices: CurveChoices) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rows,) step, seconds and samples; what is not known is NaN."""
-    unknown = np.full(len(table.rows), math.nan)
-    seconds = _seconds(table, choices) if "seconds" in table.place else unknown
-    samples = table.numbers("samples") if "samples" in table.place else unknown
-    if "epoch" in table.place and "samples" not in table.place:
-        data = DATASETS.get(choices.config.data)
-        if data:
-            samples = np.rint(table.numbers("epoch") * data.train_examples)
-            table.notes.append(
-                f"An epoch was taken as the {data.train_examples:,} training examples of {choices.config.data}."
-            )
-    if "step" not in table.place:
+def _unit_in(header: str, role: str) -> str:
+    """The unit that a header names; "" where it names none."""
+    if found := _UNIT_IN.search(header.lower()):
+        return _UNIT_NAMES.get(found[1] or found[2], found[1] or found[2])
+    return _UNIT_NAMES.get(_plain(header), "") if role == "seconds" else ""
+
+
+def _axes(table: _Table, choices: CurveChoices) -> dict[str, np.ndarray]:
+    """(rows,) step, seconds, elapsed and samples; what is not known is NaN. Raises ConfigError."""
+    unknown = np.full(len(table.cells), math.nan)
+    seconds = _seconds(table, choices) if "seconds" in table.headers else unknown
+    samples = table.numbers("samples") if "samples" in table.headers else unknown
+    data = DATASETS.get(choices.config.data)
+    if "epoch" in table.headers and "samples" not in table.headers and data:
+        samples = np.rint(table.numbers("epoch") * data.train_examples)
+        examples = f"{data.train_examples:,} training examples of {choices.config.data}"
+        table.notes.append(f"An epoch was taken as the {examples}.")
+    if "step" not in table.headers:
         table.notes.append("There is no column of steps: rows are counted instead.")
-        return np.arange(1.0, len(table.rows) + 1), seconds, samples
-    step = table.numbers("step")
-    known = step[np.isfinite(step)]
-    if (known != np.rint(known)).any() or (known < 0).any() or (known >= 2**53 - 1).any():
-        raise ConfigError("A step is not a whole number from 0.", fix="Name the column of steps: --column step=HEADER.")
-    if len(known) and known.min() == 0:
-        table.notes.append("Steps are counted from 0 there, and from 1 here.")
-        step = step + 1
-    return step, seconds, samples
+        step = np.arange(1.0, len(unknown) + 1)
+    else:
+        step = table.numbers("step")
+        known = step[np.isfinite(step)]
+        if (known != np.rint(known)).any() or (known < 0).any() or (known >= 2**53 - 1).any():
+            raise ConfigError(
+                "A step is not a whole number from 0.", fix="Name the column of steps: --column step=HEADER."
+            )
+        if len(known) and known.min() == 0:
+            table.notes.append("Steps are counted from 0 there, and from 1 here.")
+            step = step + 1
+    return {"step": step, "seconds": seconds, "elapsed": seconds, "samples": samples}
 
 
-def _seconds(table: _Read, choices: CurveChoices) -> np.ndarray:
+def _seconds(table: _Table, choices: CurveChoices) -> np.ndarray:
     unit = choices.seconds_in or table.unit.get("seconds", "")
     if unit and unit not in UNITS:
         raise ConfigError(f"Time in {unit!r} is not understood.", fix=f"Choose from {', '.join(UNITS)}.")
     seconds = table.numbers("seconds")
     known = seconds[np.isfinite(seconds)]
     if not unit and len(known) and known.min() > _CLOCK_FROM:
-        scale = 1e-3 if known.min() > 1e11 else 1.0
         table.notes.append("Time was taken as that of a clock, and counted from the first row.")
-        return (seconds - known.min()) * scale
+        return (seconds - known.min()) * (1e-3 if known.min() > 1e11 else 1.0)
     if not unit:
         table.notes.append("Time was taken as seconds: its column does not say.")
     return seconds * UNITS[unit or "s"]
 
 
-def _is_percent(table: _Read, choices: CurveChoices) -> bool:
+def _is_percent(table: _Table, choices: CurveChoices) -> bool:
     if choices.percent is not None:
         return choices.percent
     values = table.numbers("test_accuracy")
@@ -256,37 +269,31 @@ def _is_percent(table: _Read, choices: CurveChoices) -> bool:
 
 
 def _series(
-    table: _Read,
-    roles: Sequence[str],
-    step: np.ndarray,
-    seconds: np.ndarray,
-    samples: np.ndarray | None,
-    *,
-    lr: bool = False,
+    table: _Table, roles: Sequence[str], axes: Mapping[str, np.ndarray], more: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """The rows that say something of these columns, one per step."""
-    roles = [role for role in roles if role in table.place]
+    """The rows that say something of these roles, the last one of each step, with the columns of `more` beside them."""
+    import pandas as pd
+
+    roles = [role for role in roles if role in table.headers]
     if not roles:
         return {}
-    there = np.any([table.holds(role) for role in roles], axis=0) & np.isfinite(step)
-    columns = {"step": step, "seconds": seconds, "elapsed": seconds} | {role: table.numbers(role) for role in roles}
-    columns |= {"samples": samples} if samples is not None else {}
-    columns |= {"lr": table.numbers("lr")} if lr else {}
-    columns = {name: column[there] for name, column in columns.items()}
-    falls = np.flatnonzero(np.diff(columns["step"]) < 0)
-    if len(falls):
-        a, b = columns["step"][falls[0] : falls[0] + 2]
+    beside = [role for role in more if role in table.headers]
+    rows = pd.DataFrame({**axes, **{role: table.numbers(role) for role in [*roles, *beside]}})
+    rows = rows[table.holds(roles) & np.isfinite(axes["step"])]
+    step = rows["step"].to_numpy()
+    if len(falls := np.flatnonzero(np.diff(step) < 0)):
+        a, b = step[falls[0] : falls[0] + 2]
         raise ConfigError(
             f"Steps fall from {a:.0f} to {b:.0f}.", fix="One file is one curve: give each run a file of its own."
         )
-    last = np.append(np.diff(columns["step"]) > 0, True) if there.any() else np.empty(0, bool)
-    if not last.all():
-        table.notes.append(f"{int((~last).sum()):,} rows have the step of the next one, and were left out.")
-    columns = {name: column[last] for name, column in columns.items()}
-    for name in ("seconds", "elapsed", "samples"):  # unknown throughout, or known throughout
-        if name in columns and not np.isfinite(columns[name]).all():
-            columns[name] = np.full_like(columns[name], math.nan)
-        if name in columns and len(columns[name]) and (np.diff(columns[name]) < 0).any():
+    once = rows.drop_duplicates("step", keep="last")
+    if len(once) < len(rows):
+        table.notes.append(f"{len(rows) - len(once):,} rows have the step of the next one, and were left out.")
+    columns = {str(name): once[name].to_numpy(copy=True) for name in once}
+    for name in (name for name in ("seconds", "elapsed", "samples") if name in columns):
+        if not np.isfinite(columns[name]).all():  # unknown throughout, or known throughout
+            columns[name].fill(math.nan)
+        if (np.diff(columns[name]) < 0).any():
             raise ConfigError(
                 f"{name} falls from row to row.", fix="One file is one curve: give each run a file of its own."
             )
@@ -296,23 +303,23 @@ def _series(
 def _run(points: Mapping[str, dict[str, np.ndarray]], name: str, config: RunConfig, now: float) -> ReportRun:
     steps, evaluations = (Points(points[table]) for table in ("steps", "evaluations"))
 
-    def as_it_is(table: Points, column: str) -> float | None:
+    def last(table: Points, column: str) -> float | None:
         return float(table[column][-1]) if len(table) and column in table.root else None
 
-    def last(table: Points, column: str) -> float | None:
-        value = as_it_is(table, column)
-        return value if is_number(value) else None
+    def known(table: Points, column: str) -> float:
+        value = last(table, column)
+        return value if value is not None and is_number(value) else 0.0
 
     data = DATASETS.get(config.data)
-    step = max(last(steps, "step") or 0, last(evaluations, "step") or 0)
-    samples = int(last(steps, "samples") or 0)
-    seconds = last(steps, "seconds") or last(evaluations, "seconds") or 0.0
+    step = max(known(steps, "step"), known(evaluations, "step"))
+    samples = int(known(steps, "samples"))
+    seconds = known(steps, "seconds") or known(evaluations, "seconds")
     summary = Summary(
         steps=int(step), samples=samples, epochs=samples / data.train_examples if data else 0.0, train_seconds=seconds,
         samples_per_s=samples / seconds if samples and seconds else None,
-        final_train_loss=as_it_is(steps, "loss"),
-        test_loss=as_it_is(evaluations, "test_loss"),
-        test_accuracy=as_it_is(evaluations, "test_accuracy"),
+        final_train_loss=last(steps, "loss"),
+        test_loss=last(evaluations, "test_loss"),
+        test_accuracy=last(evaluations, "test_accuracy"),
     )  # fmt: skip
     return ReportRun(
         run_id=secrets.token_hex(8), name=name, created=now, config=config, fingerprint=config.fingerprint, status="finished",

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from engine import admission, calibration, hardware, planner, serving, units
+from engine.cli import cards, common, results
 from engine.config import RUNTIMES, PrecisionName, RunConfig, RuntimeName, infer_config, infer_matrix, with_overrides
 from engine.errors import ConfigError, EngineError
 from engine.records import TERMINAL
-from engine.serving import CellResult, Matrix, Quantile
-from engine.store import Run, Store, json_text
+from engine.store import Store, json_text
 from engine.supervisor import Client
-from engine.text import LONGEST_NAME, visible
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
 
 
-def register(add: Callable[..., argparse.ArgumentParser], config: argparse.ArgumentParser) -> None:
+def register(add: common.Adder, config: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     command = add(
         "infer", infer_command, "measure how fast a trained net answers, and which batch size to deploy", config
@@ -51,11 +49,9 @@ def register(add: Callable[..., argparse.ArgumentParser], config: argparse.Argum
 
 
 def infer_command(a: argparse.Namespace) -> int:
-    from engine import cli
-
-    store = cli._store(a)
+    store = common.store_of(a)
     client = Client(store)
-    config = wanted(a, store, cli._config)
+    config = wanted(a, store)
     limit_s = _limit_s(a.limit_ms)
     if config.infer.run:
         admission.check_run(config, store.run(config.infer.run, keep_points=1))
@@ -63,37 +59,19 @@ def infer_command(a: argparse.Namespace) -> int:
     if not a.json:
         predicted = predicted_of(store, config, plan)
         print(f"Takes about {units.duration(predicted.total_s)} ({predicted.how}).", file=sys.stderr)
-        for warning in plan.warnings:
-            print(f"  ! {warning}", file=sys.stderr)
-    run_id = ""
-    try:
-        with cli._undisturbed():
-            run_id = client.submit(config, name=a.name)
-        run = cli._follow(store, client, run_id, quiet=a.json)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if run_id:
-            client.cancel(run_id, reason="interrupted in the terminal")
-        print("\nStopped. What is measured stays.", file=sys.stderr)
-        if a.json:
-            stopped = {"type": "KeyboardInterrupt", "message": "Stopped in the terminal."}
-            print(json_text({"error": stopped, "run_id": run_id or None}))
-        return cli.INTERRUPTED
+        common.warn(plan)
+    run = common.run_to_its_end(client, config, name=a.name, kept="What is measured stays.", as_json=a.json)
     if a.json:
-        if run.why():
-            print(f"{run.run_id} {run.status}: {visible(run.why())}", file=sys.stderr)
-        print(
-            json_text(
-                cli._result(run) | {"inference": serving.as_json(serving.matrix_of(run), limit_s, quantile=a.quantile)}
-            )
-        )
+        common.print_why(run)
+        measured = serving.as_json(serving.matrix_of(run), limit_s, quantile=a.quantile)
+        print(json_text(results.of_run(run) | {"inference": measured}))
     else:
-        print(card(run, limit_s, quantile=a.quantile))
-    return cli.OK if run.status == "finished" else cli.FAILED
+        print(cards.inference_card(run, limit_s, quantile=a.quantile))
+    return common.OK if run.status == "finished" else common.FAILED
 
 
-def wanted(a: argparse.Namespace, store: Store, config_of: Callable[[argparse.Namespace], RunConfig]) -> RunConfig:
-    """The run the arguments ask for."""
+def wanted(a: argparse.Namespace, store: Store) -> RunConfig:
+    """The run the arguments ask for. Raises ConfigError when they contradict each other."""
     if a.run and (a.preset or a.config or a.weights):
         raise ConfigError(
             "--run takes model and data from the run: it goes with none of --preset, --config and --weights.",
@@ -103,7 +81,7 @@ def wanted(a: argparse.Namespace, store: Store, config_of: Callable[[argparse.Na
         run_id = last_with_weights(store) if a.run == "last" else store.find(a.run)
         config = with_overrides(infer_config(store.run(run_id, keep_points=1).config, run_id), a.set)
     else:
-        base = config_of(a)
+        base = common.config_of(a)
         config = base if base.task == "infer" else infer_config(base, **_set_by_hand(a.set, base))
         if a.weights:
             path = Path(a.weights).expanduser().absolute()  # a run's process works elsewhere
@@ -124,7 +102,7 @@ def wanted(a: argparse.Namespace, store: Store, config_of: Callable[[argparse.Na
 
 
 def _set_by_hand(assignments: Sequence[str], base: RunConfig) -> dict[str, Any]:
-    """What `--set` said of the request itself: a training run's own batch size is no request's."""
+    """Fields of the request that `--set` names: a training run's own batch size is not inherited."""
     named = {text.partition("=")[0].strip() for text in assignments}
     own = {name: getattr(base, name) for name in ("batch_size", "threads", "precision") if name in named}
     return own | {key[6:]: getattr(base.infer, key[6:]) for key in named if key.startswith("infer.")}
@@ -172,82 +150,6 @@ def predicted_of(store: Store, config: RunConfig, plan: planner.Plan) -> serving
     return serving.predicted_seconds(
         config, plan, calibrated=found.calibration if found else None, known=serving.known_latencies(store, config)
     )
-
-
-# --- the card -----------------------------------------------------------------------------------------------------
-
-
-def card(run: Run, limit_s: float | None = None, *, quantile: Quantile = "p99") -> str:
-    found = serving.matrix_of(run)
-    lines = [
-        f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
-        f"  {run.config.in_words()}",
-        *_table(found),
-        *_forms(found),
-    ]
-    lines += [f"  - {reason}" for reason in dict.fromkeys(_missing(c) for c in found.cells if c.not_run)]
-    if run.last_word and run.last_word.busy and run.last_word.busy.is_busy:
-        lines.append(f"  ! machine was busy: {visible(run.last_word.busy.in_words)}")
-    if limit_s is not None:
-        lines.append(f"  {serving.in_words(found, limit_s, quantile=quantile)}")
-    if why := run.why():
-        lines.append(f"  {visible(why)}")
-    return "\n".join(lines)
-
-
-def _table(found: Matrix) -> list[str]:
-    """A line per cell: percentiles are of single requests, throughput is of examples."""
-    if not found.measured:
-        return ["  nothing is measured yet" if not found.is_over else "  nothing was measured"]
-    text = found.config.data == "text"
-    heads = ["requests", "p50", "p90", "p99", "longest", "examples/s", "first answer"]
-    heads += ["first char.", "each char.", "characters/s"] if text else []
-    width = max(len(_name(found, c)) for c in found.measured)
-    lines = [f"    {'':<{width}}" + "".join(f"{head:>13}" for head in heads)]
-    for result in found.measured:
-        latency = result.latency
-        assert latency
-        cells = [units.count(latency.requests)]
-        cells += [units.duration(s) for s in (latency.p50_s, latency.p90_s, latency.p99_s, latency.max_s)]
-        cells += [units.count(round(latency.samples_per_s)), units.duration(latency.first_request_s)]
-        if text:
-            cells += [units.duration(q.p50_s if q else None) for q in (latency.ttft, latency.tpot)]
-            cells.append(units.count(round(latency.tokens_per_s or 0)))
-        lines.append(f"    {_name(found, result):<{width}}" + "".join(f"{cell:>13}" for cell in cells))
-    if found.config.infer.load == "open":
-        lines += _arrivals(found)
-    return lines
-
-
-def _arrivals(found: Matrix) -> list[str]:
-    lines = []
-    for result in found.measured:
-        latency = result.latency
-        assert latency and latency.queue
-        left = f", {latency.unanswered:,} not answered in time" if latency.unanswered else ""
-        lines.append(
-            f"    {_name(found, result)}: {latency.offered_per_s:.4g} requests/s arrived, {latency.reached_per_s:.4g} answered"
-            f"{left}; waited {units.duration(latency.queue.p50_s)} (p99 {units.duration(latency.queue.p99_s)})"
-        )
-    return lines
-
-
-def _name(found: Matrix, result: CellResult) -> str:
-    return serving.cell_in_words(found, result.cell)
-
-
-def _forms(found: Matrix) -> list[str]:
-    """A line per form of the weights, and where one is slower than plain PyTorch, why."""
-    seen = {(c.cell.precision, c.cell.runtime): c.quality for c in found.cells if c.quality}
-    lines = [f"  {serving.form_in_words(found, quality)}" for quality in seen.values()]
-    if found.cells:
-        batch_size, threads = min((c.cell.batch_size, c.cell.threads) for c in found.cells)
-        lines += [f"  {words}" for words in serving.slower_in_words(found, batch_size=batch_size, threads=threads)]
-    return lines
-
-
-def _missing(result: CellResult) -> str:
-    return f"{serving.RUNTIME_WORDS[result.cell.runtime]}, {result.cell.precision}: {visible(result.not_run)}"
 
 
 def plan_lines(store: Store, config: RunConfig, plan: planner.Plan) -> list[str]:

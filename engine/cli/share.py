@@ -1,15 +1,16 @@
-"""`export`, `import` and `reports` of the command line."""
+"""`python -m engine export`, `import` and `reports`: runs to files and back."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engine import energy, interop, outcome, sharing, units
+from engine.cli import common
 from engine.config import with_overrides
 from engine.errors import ConfigError, StoreError
 from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
@@ -21,12 +22,11 @@ from engine.text import visible
 
 WEIGHTS = ("model.safetensors", "trajectory.safetensors")
 _ENDINGS = (".html", ".json", ".zip", ".csv", ".parquet")
-_StoreOf = Callable[[argparse.Namespace], Store]
 
 
-def add_commands(add: Callable[..., Any], store_of: _StoreOf) -> None:
-    """`add` makes a command as engine.cli does; `store_of` finds the store of its arguments."""
-    export = add("export", partial(export_command, store_of), "write runs to one file, or to TensorBoard and MLflow")
+def register(add: common.Adder) -> None:
+    """The commands and their arguments."""
+    export = add("export", export_command, "write runs to one file, or to TensorBoard and MLflow")
     export.add_argument("runs", nargs="+", metavar="RUN", help="ids, or beginnings of them")
     export.add_argument("-o", "--output", help=f"FILE{'|'.join(_ENDINGS)}")
     export.add_argument("--title", default="")
@@ -41,7 +41,7 @@ def add_commands(add: Callable[..., Any], store_of: _StoreOf) -> None:
     export.add_argument("--tensorboard", metavar="DIR", help="event files for TensorBoard, a folder per run")
     export.add_argument("--mlflow", metavar="DIR", help="a folder that `mlflow ui` reads")
 
-    importing = add("import", partial(import_command, store_of), "take runs in from reports, or a curve from a CSV")
+    importing = add("import", import_command, "take runs in from reports, or a curve from a CSV")
     importing.add_argument("files", nargs="+", metavar="FILE", help=".html, .json, .zip of Isoflop, or .csv")
     importing.add_argument("--name", default="", help="of a curve (default: its file's name)")
     importing.add_argument(
@@ -60,19 +60,15 @@ def add_commands(add: Callable[..., Any], store_of: _StoreOf) -> None:
     importing.add_argument("--preset", default=DEFAULT_PRESET, help="of a CSV: the experiment, as you know it")
     importing.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of a CSV: e.g. data=digits")
 
-    add(
-        "reports",
-        partial(reports_command, store_of),
-        "the reports that were imported, with their notes and conclusions",
-    )
+    add("reports", reports_command, "the reports that were imported, with their notes and conclusions")
 
 
 # --- out ----------------------------------------------------------------------------------------------------------------
 
 
-def export_command(store_of: _StoreOf, a: argparse.Namespace) -> int:
+def export_command(a: argparse.Namespace) -> int:
     """Write runs to a file; what kind is said by its ending."""
-    store = store_of(a)
+    store = common.store_of(a)
     runs = [store.run(store.find(r)) for r in dict.fromkeys(a.runs)]
     if not (a.output or a.tensorboard or a.mlflow or a.preview):
         raise ConfigError(
@@ -102,7 +98,7 @@ def export_command(store_of: _StoreOf, a: argparse.Namespace) -> int:
     else:
         for file in written:
             print(f"{visible(str(file))} ({units.nbytes(file.stat().st_size)})")
-    return 0
+    return common.OK
 
 
 def report_of(store: Store, runs: Sequence[Run], a: argparse.Namespace) -> Report:
@@ -134,11 +130,11 @@ def _preview(a: argparse.Namespace, report: Report) -> int:
     rows = sharing.preview(report)
     if a.json:
         print(json_text({"leaves": [{"run_id": r.run or None, "what": r.what, "text": r.text} for r in rows]}))
-        return 0
+        return common.OK
     for row in rows:
         print(f"{row.run or 'report':16}  {row.what:28} {visible(row.text, 200)}")
     print("Nothing was written.")
-    return 0
+    return common.OK
 
 
 def _page(report: Report) -> str:
@@ -171,9 +167,9 @@ def _write(path: Path, store: Store, runs: Sequence[Run], a: argparse.Namespace)
 # --- in -----------------------------------------------------------------------------------------------------------------
 
 
-def import_command(store_of: _StoreOf, a: argparse.Namespace) -> int:
+def import_command(a: argparse.Namespace) -> int:
     """All files come in, or none does."""
-    client = Client(store_of(a))
+    client = Client(common.store_of(a))
     found = client.import_files([Path(file) for file in a.files], curve=_curve(a))
     if a.json:
         print(
@@ -186,7 +182,7 @@ def import_command(store_of: _StoreOf, a: argparse.Namespace) -> int:
                 }
             )
         )
-        return 0
+        return common.OK
     for run_id in found.run_ids:
         run = client.store.run(run_id, keep_points=1)
         print(f"{run_id}  {run.status:<11}  {visible(run.name, 60)}  {run.config.in_words()}")
@@ -195,7 +191,7 @@ def import_command(store_of: _StoreOf, a: argparse.Namespace) -> int:
     for warning in found.warnings:
         print(f"  ! {visible(warning)}")
     print("Imported, unverified: what stands in a file is what its author says.")
-    return 0
+    return common.OK
 
 
 def _curve(a: argparse.Namespace) -> CurveChoices:
@@ -216,12 +212,12 @@ def _curve(a: argparse.Namespace) -> CurveChoices:
     )
 
 
-def reports_command(store_of: _StoreOf, a: argparse.Namespace) -> int:
+def reports_command(a: argparse.Namespace) -> int:
     """What was imported as a report, newest first."""
-    found = sharing.saved_reports(store_of(a))
+    found = sharing.saved_reports(common.store_of(a))
     if a.json:
         print(json_text({"reports": [report.model_dump(exclude={"conclusions"}) for report in found]}))
-        return 0
+        return common.OK
     if not found:
         print("No reports yet. Take one in: python -m engine import FILE")
     for report in found:
@@ -232,24 +228,4 @@ def reports_command(store_of: _StoreOf, a: argparse.Namespace) -> int:
             print(f"  {visible(report.notes, 200)}")
         for conclusion in report.conclusions:
             print("  " + "\n  ".join(outcome.table(conclusion.outcome)))
-    return 0
-
-
-def origin_lines(run: Run) -> list[str]:
-    """For a card in a terminal."""
-    return [f"  ! {visible(line)}" for line in sharing.origin_in_words(run)]
-
-
-def curve_card(run: Run) -> str:
-    """Of somebody's table: its own numbers, of which nobody here knows how they were had."""
-    s = run.summary()
-    return "\n".join(
-        [
-            f"{run.run_id}  {run.status}  {visible(run.name, 60)}",
-            *origin_lines(run),
-            f"  accuracy          {units.accuracy(s.test_accuracy)} (from the table)",
-            f"  held-out loss     {units.loss(s.test_loss)} (from the table)",
-            f"  training loss     {units.loss(s.final_train_loss)} (from the table, its last row)",
-            f"  steps             {s.steps:,}, {units.duration(s.train_seconds or None)}",
-        ]
-    )
+    return common.OK

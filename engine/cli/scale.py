@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import secrets
-import signal
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from engine import hardware, outcome, planner, scaling, scaling_words, settings, units
+from engine.cli import common
 from engine.config import FULL
 from engine.errors import ConfigError
 from engine.store import json_text
@@ -18,7 +18,7 @@ from engine.supervisor import Client
 _DEFAULT_PRESET = "lenet"
 
 
-def register(add: Callable[..., argparse.ArgumentParser], config: argparse.ArgumentParser) -> None:
+def register(add: common.Adder, config: argparse.ArgumentParser) -> None:
     """The command and its arguments, beside those that name a configuration."""
     command = add(
         "scale", scale_command, "run a training on 1, 2, 4 ... ranks, and say whether more are worth it", config
@@ -40,45 +40,35 @@ def register(add: Callable[..., argparse.ArgumentParser], config: argparse.Argum
 
 def scale_command(a: argparse.Namespace) -> int:
     """Run a study and say what it came to; Ctrl-C cancels what is left of it."""
-    from engine import cli  # which registers this command
-
-    store = cli._store(a)
+    store = common.store_of(a)
     client = Client(store)
     lanes, seeds, target = _asked(a)
     group = secrets.token_hex(8)
-    run_ids: list[str] = []
-    try:
-        with cli._undisturbed():
+    with common.cancelled_by_ctrl_c(
+        client,
+        functools.partial(common.run_ids_of, store, group),
+        kept="What is finished stays.",
+        json_key="run_ids" if a.json else "",
+    ):
+        with common.undisturbed():
             run_ids = client.submit_heats(scaling.heats(lanes, seeds, group), group=group)
-        for number, run_id in enumerate(run_ids):
-            if not a.json and sys.stderr.isatty():
-                name = store.run(run_id).name
-                print(f"\rrun {number + 1} of {len(run_ids)}: {name}" + " " * 70, file=sys.stderr)
-            cli._follow(store, client, run_id, quiet=a.json)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C leaves none of them running
-        for row in store.rows(group=group):
-            client.cancel(row.run_id, reason="interrupted in the terminal")
-        print("\nStopped. What is finished stays.", file=sys.stderr)
-        return cli.INTERRUPTED
+        common.follow_all(store, client, run_ids, quiet=a.json)
     study = scaling.find(store, group)
     assert study, "its runs were submitted a moment ago"
     found = scaling.outcome_of(study, target=target, prices=settings.load(store.root).energy)
     print(json_text(scaling_words.as_json(found)) if a.json else "\n".join(scaling_words.table(found)))
-    return cli.OK if all(run.status == "finished" for run in study.runs) else cli.FAILED
+    return common.OK if all(run.status == "finished" for run in study.runs) else common.FAILED
 
 
 def _asked(a: argparse.Namespace) -> tuple[list[Any], range, tuple[Any, float] | None]:
     """Lanes, seeds and target of the arguments, checked before anything is asked for."""
-    from engine import cli
-
     if not 1 <= a.seeds <= scaling.MOST_SEEDS:
         raise ConfigError(
             f"seeds={a.seeds} is not allowed.", fix=f"seeds may be a whole number from 1 to {scaling.MOST_SEEDS}."
         )
     if not a.preset and not a.config:
         a.preset = _DEFAULT_PRESET
-    config, machine = cli._config(a), hardware.probe()
+    config, machine = common.config_of(a), hardware.probe()
     if config.is_parallel:
         raise ConfigError(
             "parallel.num_ranks and parallel.devices are what a study varies.", fix="Name them by --ranks."

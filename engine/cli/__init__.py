@@ -1,0 +1,1 @@
+"""`python -m engine`: the commands, one file for each group of them; main.py reads the arguments."""

@@ -1,0 +1,222 @@
+"""Runs as people read them in a terminal: one card for each kind of task."""
+
+from __future__ import annotations
+
+import time
+
+from engine import alerts, batch_law, calibration, cost, energy, serving, sharing, split, units
+from engine.cli import results
+from engine.serving import CellResult, Matrix, Quantile
+from engine.store import Run, Store
+from engine.text import LONGEST_NAME, visible
+
+
+def card(run: Run) -> str:
+    """A run that people read in a terminal: what it was, what came out, and how each figure was found."""
+    if run.imported and run.imported.origin.form == "curve":
+        return _curve_card(run)
+    if run.config.task == "calibrate":
+        return _calibration_card(run)
+    if run.config.task == "landscape":
+        return _surface_card(run)
+    if run.config.task == "infer":
+        return inference_card(run)
+    return _law_card(run) if run.config.task == "batch-law" else _training_card(run)
+
+
+def _surface_card(run: Run) -> str:
+    lines = [f"{run.run_id}  {run.status}", f"  {run.config.in_words()}"]
+    if s := run.surface:
+        lines += [
+            f"  loss              {units.loss(s.loss_min)} to {units.loss(s.loss_max)} (measured on {s.examples:,} {s.split} examples)",
+            f"  the plane shows   {units.percent(sum(s.explained))} of how the weights moved (derived)",
+            f"  off the plane     {units.loss(s.plane_gap)} of loss between a checkpoint and its shadow, median (derived)",
+            f"  checkpoints       {s.checkpoints:,} (counted)",
+            f"  took              {units.duration(s.seconds)} (measured)",
+        ]
+    if why := run.why():
+        lines.append(f"  {visible(why)}")
+    return "\n".join(lines)
+
+
+def _law_card(run: Run) -> str:
+    found = batch_law.outcome(run.trials)
+    lines = [
+        f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
+        *_origin_lines(run),
+        f"  {run.config.in_words()}",
+        f"  trials            {len(run.trials):,}, {sum(t.tuning for t in run.trials):,} of them to choose learning rates",
+        f"    {'batch size':>10} {'learning rate':>14} {'steps':>9} {'seeds there':>12} {'one step':>10}",
+    ]
+    for at in found.sizes:
+        steps, reached = units.count(at.steps and round(at.steps)), f"{at.reached} of {at.measured}"
+        rate = units.lr(at.lr and float(f"{at.lr:.3g}"))
+        lines.append(f"    {at.batch_size:>10} {rate:>14} {steps:>9} {reached:>12} {units.duration(at.step_s):>10}")
+    lines += [f"  {title:<17} {text} ({how})" for title, text, how in batch_law.facts(found)]
+    lines += [f"  ! {note}" for note in found.notes]
+    if run.summary().busy:
+        lines.append(f"  ! machine was busy: {visible(run.summary().busy_why)}")
+    if why := run.why():
+        lines.append(f"  {visible(why)}")
+    return "\n".join(lines)
+
+
+def _calibration_card(run: Run) -> str:
+    lines = [f"{run.run_id}  {run.status}", *_origin_lines(run), f"  {run.config.in_words()}"]
+    if made := run.calibration:
+        versions = ", ".join(f"{name} {version}" for name, version in made.versions.items() if version)
+        lines.append(f"  {visible(made.device_name)}; {versions}; {units.duration(made.seconds)}")
+        lines += [f"  {title:<32} {text:>16}   {how}" for title, text, how in calibration.facts(made)]
+        lines += [f"  - {reason}" for reason in calibration.missing_in_words(made)]
+        lines += [f"  ! {doubt}" for doubt in calibration.doubts(made, now=time.time())]
+    if why := run.why():
+        lines.append(f"  {visible(why)}")
+    return "\n".join(lines)
+
+
+def _training_card(run: Run) -> str:
+    s = run.summary()
+    busy = ", the machine was busy" if s.busy else ""
+    lines = [
+        f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
+        *_origin_lines(run),
+        f"  {run.config.in_words()}",
+        f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the held-out split)",
+        f"  train loss        {units.loss(s.final_train_loss)} (measured: mean over the last epoch's batches, at most 100)",
+        f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs (counted), {units.duration(s.train_seconds)} (measured{busy})",
+        f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived: examples by training time{busy})",
+        f"  arithmetic        {units.flops(s.flops)} (derived: closed form per layer)",
+        f"  MFU               {_mfu_in_words(run)}",
+        f"  training memory   {units.nbytes(s.peak_memory_bytes)} (measured: weights, optimizer and one step's peak)",
+        f"  process memory    {units.nbytes(s.process_memory_bytes)} (measured, PyTorch itself included)",
+    ]
+    if run.is_over:
+        account = energy.in_store(Store(run.folder.parent.parent), run)
+        short = ", too short a window to be compared" if account.is_short else ""
+        how = f"measured, {account.source}{short}" if account.is_measured else visible(energy.how_in_words(account))
+        lines.append(f"  energy            {energy.in_words(account)} ({how.rstrip('.')})")
+    if found := split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=s.steps):
+        lines.append(f"  a step            {split.row_in_words(found)} (measured)")
+        lines.append(f"                    {split.sentence(found, run.config)}")
+    lines += [f"  ! {visible(alert.in_words)}" for alert in alerts.of_run(run, time.time())]
+    if s.busy:
+        lines.append(f"  ! machine was busy: {visible(s.busy_why)}")
+    if run.compiled:
+        lines.append(
+            f"  compiling         {units.duration(run.compiled.seconds)} (measured, before the clock of training)"
+        )
+    if run.config.target.value is not None:
+        lines.append(f"  target            {_target(run)}")
+    if why := run.why():
+        lines.append(f"  {visible(why)}")
+    return "\n".join(lines)
+
+
+def _mfu_in_words(run: Run) -> str:
+    found = cost.mfu(run.config, cost.flops_per_s(run), results.calibration_of(run))
+    if found.value is None:
+        return f"{units.UNKNOWN} ({visible(found.reason)})"
+    busy = ", the machine was busy" if run.summary().busy else ""
+    peak = units.flops_per_s(found.peak_flops_per_s)
+    return f"{units.percent(found.value, digits=1)} of {peak} (derived; peak measured{busy})"
+
+
+def _target(run: Run) -> str:
+    target, reached = run.config.target, run.target_reached
+    words = f"{target.metric} {target.value:g}"
+    if reached is None:
+        return f"{words}: not reached"
+    return f"{words}: reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
+
+
+def inference_card(run: Run, limit_s: float | None = None, *, quantile: Quantile = "p99") -> str:
+    found = serving.matrix_of(run)
+    lines = [
+        f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
+        f"  {run.config.in_words()}",
+        *_table(found),
+        *_forms(found),
+    ]
+    lines += [f"  - {reason}" for reason in dict.fromkeys(_missing(c) for c in found.cells if c.not_run)]
+    if run.last_word and run.last_word.busy and run.last_word.busy.is_busy:
+        lines.append(f"  ! machine was busy: {visible(run.last_word.busy.in_words)}")
+    if limit_s is not None:
+        lines.append(f"  {serving.in_words(found, limit_s, quantile=quantile)}")
+    if why := run.why():
+        lines.append(f"  {visible(why)}")
+    return "\n".join(lines)
+
+
+def _table(found: Matrix) -> list[str]:
+    """A line per cell: percentiles are of single requests, throughput is of examples."""
+    if not found.measured:
+        return ["  nothing is measured yet" if not found.is_over else "  nothing was measured"]
+    text = found.config.data == "text"
+    heads = ["requests", "p50", "p90", "p99", "longest", "examples/s", "first answer"]
+    heads += ["first char.", "each char.", "characters/s"] if text else []
+    width = max(len(_name(found, c)) for c in found.measured)
+    lines = [f"    {'':<{width}}" + "".join(f"{head:>13}" for head in heads)]
+    for result in found.measured:
+        latency = result.latency
+        assert latency
+        cells = [units.count(latency.requests)]
+        cells += [units.duration(s) for s in (latency.p50_s, latency.p90_s, latency.p99_s, latency.max_s)]
+        cells += [units.count(round(latency.samples_per_s)), units.duration(latency.first_request_s)]
+        if text:
+            cells += [units.duration(q.p50_s if q else None) for q in (latency.ttft, latency.tpot)]
+            cells.append(units.count(round(latency.tokens_per_s or 0)))
+        lines.append(f"    {_name(found, result):<{width}}" + "".join(f"{cell:>13}" for cell in cells))
+    if found.config.infer.load == "open":
+        lines += _arrivals(found)
+    return lines
+
+
+def _arrivals(found: Matrix) -> list[str]:
+    lines = []
+    for result in found.measured:
+        latency = result.latency
+        assert latency and latency.queue
+        left = f", {latency.unanswered:,} not answered in time" if latency.unanswered else ""
+        lines.append(
+            f"    {_name(found, result)}: {latency.offered_per_s:.4g} requests/s arrived, {latency.reached_per_s:.4g} answered"
+            f"{left}; waited {units.duration(latency.queue.p50_s)} (p99 {units.duration(latency.queue.p99_s)})"
+        )
+    return lines
+
+
+def _name(found: Matrix, result: CellResult) -> str:
+    return serving.cell_in_words(found, result.cell)
+
+
+def _forms(found: Matrix) -> list[str]:
+    """A line per form of the weights, and where one is slower than plain PyTorch, why."""
+    seen = {(c.cell.precision, c.cell.runtime): c.quality for c in found.cells if c.quality}
+    lines = [f"  {serving.form_in_words(found, quality)}" for quality in seen.values()]
+    if found.cells:
+        batch_size, threads = min((c.cell.batch_size, c.cell.threads) for c in found.cells)
+        lines += [f"  {words}" for words in serving.slower_in_words(found, batch_size=batch_size, threads=threads)]
+    return lines
+
+
+def _missing(result: CellResult) -> str:
+    return f"{serving.RUNTIME_WORDS[result.cell.runtime]}, {result.cell.precision}: {visible(result.not_run)}"
+
+
+def _curve_card(run: Run) -> str:
+    """A curve imported from a CSV: its own numbers; how they were measured is unknown."""
+    s = run.summary()
+    return "\n".join(
+        [
+            f"{run.run_id}  {run.status}  {visible(run.name, 60)}",
+            *_origin_lines(run),
+            f"  accuracy          {units.accuracy(s.test_accuracy)} (from the table)",
+            f"  held-out loss     {units.loss(s.test_loss)} (from the table)",
+            f"  training loss     {units.loss(s.final_train_loss)} (from the table, its last row)",
+            f"  steps             {s.steps:,}, {units.duration(s.train_seconds or None)}",
+        ]
+    )
+
+
+def _origin_lines(run: Run) -> list[str]:
+    """Where an imported run is from; nothing for a run of this store."""
+    return [f"  ! {visible(line)}" for line in sharing.origin_in_words(run)]

@@ -1,0 +1,194 @@
+"""What several commands share: exit codes, the arguments every command has, following runs, stopping them by Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from engine import planner, records, units
+from engine.config import RunConfig, parse_config_json, with_overrides
+from engine.errors import ConfigError
+from engine.presets import DEFAULT_PRESET, preset_config
+from engine.store import Run, Store, json_text
+from engine.supervisor import Client
+from engine.text import visible
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+POLL_S = 0.1
+_WAKE_EVERY_S = 2.0
+_BAR = 28
+
+Adder = Callable[..., argparse.ArgumentParser]  # (name, function, help text, *parents): adds a command
+
+
+# --- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def store_of(a: argparse.Namespace) -> Store:
+    return Store(Path(a.store) if a.store else None)
+
+
+def config_of(a: argparse.Namespace) -> RunConfig:
+    """The experiment of the arguments. A run's process works elsewhere, so a file's path is made absolute.
+
+    Raises ConfigError when the arguments contradict each other, or name something that is not there.
+    """
+    config = _config_as_typed(a)
+    if not config.source.path:
+        return config
+    try:
+        path = Path(config.source.path).expanduser().absolute()
+    except RuntimeError:  # ~nobody
+        raise ConfigError(
+            f"source.path={config.source.path!r} names the home of a user who is not known.",
+            fix="Write the path in full.",
+        ) from None
+    return with_overrides(config, [f"source.path={path}"])
+
+
+def _config_as_typed(a: argparse.Namespace) -> RunConfig:
+    if a.config and a.preset:
+        raise ConfigError("--preset and --config exclude each other.", fix="Give one of them.")
+    if not a.config:
+        return with_overrides(preset_config(a.preset or DEFAULT_PRESET), a.set)
+    try:
+        text = Path(a.config).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"--config {a.config}: {reason}.", fix="Name a JSON file that is there.") from None
+    return with_overrides(parse_config_json(text, name=a.config), a.set)
+
+
+# --- stderr ------------------------------------------------------------------------------------------------------------
+
+
+def warn(plan: planner.Plan) -> None:
+    for warning in plan.warnings:
+        print(f"  ! {warning}", file=sys.stderr)
+
+
+def print_why(run: Run) -> None:
+    """Why a run ended, for a person who reads stderr beside the JSON on stdout; nothing where there is no reason."""
+    if run.why():
+        print(f"{run.run_id} {run.status}: {visible(run.why())}", file=sys.stderr)
+
+
+# --- Ctrl-C ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block, which must be short.
+
+    Between making a run and knowing its id, Ctrl-C would leave the run behind. Raises KeyboardInterrupt at the end of
+    the block if Ctrl-C was pressed in it.
+    """
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def cancelled_by_ctrl_c(
+    client: Client, run_ids: Callable[[], Sequence[str]], *, kept: str = "", json_key: str = ""
+) -> Iterator[None]:
+    """Ctrl-C in the block cancels the runs, says so, and goes on as KeyboardInterrupt, which `main` turns into 130.
+
+    `run_ids` is asked when Ctrl-C comes: the runs known by then. `kept` says what is not lost. With `json_key` a JSON
+    document goes to stdout, with the ids under that key: a list, or for "run_id" the only id or null.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C leaves none of them running
+        ids = list(run_ids())
+        for run_id in ids:
+            client.cancel(run_id, reason="interrupted in the terminal")
+        print(f"\nStopped. {kept}".rstrip(), file=sys.stderr)
+        if json_key:
+            error = {"type": "KeyboardInterrupt", "message": "Stopped in the terminal."}
+            print(json_text({"error": error, json_key: ids if json_key == "run_ids" else next(iter(ids), None)}))
+        raise
+
+
+# --- following a run ---------------------------------------------------------------------------------------------------
+
+
+def run_to_its_end(client: Client, config: RunConfig, *, name: str, kept: str = "", as_json: bool) -> Run:
+    """Submit one run and follow it; Ctrl-C cancels it."""
+    run_ids: list[str] = []
+    with cancelled_by_ctrl_c(client, lambda: run_ids, kept=kept, json_key="run_id" if as_json else ""):
+        with undisturbed():
+            run_ids.append(client.submit(config, name=name))
+        return follow(client.store, client, run_ids[0], quiet=as_json)
+
+
+def follow(store: Store, client: Client, run_id: str, *, quiet: bool) -> Run:
+    """The run once it is over, with a progress bar meanwhile unless `quiet`. Raises StoreError when it was deleted."""
+    run = store.run(run_id)
+    woken = time.monotonic()
+    draw = not quiet and sys.stderr.isatty()
+    while not run.is_over:
+        time.sleep(POLL_S)
+        run.refresh()
+        if draw:
+            print(f"\r{bar(run)}", end="", file=sys.stderr, flush=True)
+        if not run.is_over and time.monotonic() - woken > _WAKE_EVERY_S:
+            store.folder(run.run_id)  # raises when it was deleted: it will never end
+            client.wake()  # should the supervisor have died, another takes its place
+            woken = time.monotonic()
+    if draw:
+        print("\r" + " " * 100 + "\r", end="", file=sys.stderr)
+    return run
+
+
+def run_ids_of(store: Store, group: str) -> list[str]:
+    """The runs of a group, in the order in which they were asked for."""
+    return [row.run_id for row in reversed(store.rows(group=group))]
+
+
+def follow_all(store: Store, client: Client, run_ids: Sequence[str], *, quiet: bool) -> None:
+    """Follow runs one after another to their ends, with a line for each in a terminal unless `quiet`."""
+    for number, run_id in enumerate(run_ids):
+        if not quiet and sys.stderr.isatty():
+            name = visible(store.run(run_id, keep_points=1).name, 60)
+            print(f"\rrun {number + 1} of {len(run_ids)}: {name}" + " " * 70, file=sys.stderr)
+        follow(store, client, run_id, quiet=quiet)
+
+
+def wait(store: Store, run_id: str, *, seconds: float) -> Run:
+    """The run once it is over, or after `seconds`."""
+    run = store.run(run_id)
+    until = time.monotonic() + seconds
+    while not run.is_over and time.monotonic() < until:
+        time.sleep(POLL_S)
+        run.refresh()
+    return run
+
+
+def bar(run: Run) -> str:
+    """Status and progress of a run in one line of a terminal."""
+    share = run.progress()
+    if share is None:
+        return f"{run.status:<10}" + (_download_in_words(run.preparing) if run.preparing else "")
+    filled = round(share * _BAR)
+    drawn = f"{run.status:<9} {'█' * filled}{'░' * (_BAR - filled)} {share:4.0%}  "
+    if run.config.task in {"batch-law", "calibrate", "infer"}:
+        return drawn + f"{visible(run.done_so_far.text if run.done_so_far else '', 50):<50}"
+    loss, accuracy = run.steps.last("loss"), run.evaluations.last("test_accuracy")
+    return drawn + f"step {len(run.steps):,}  loss {units.loss(loss)}  accuracy {units.accuracy(accuracy)}   "
+
+
+def _download_in_words(p: records.Preparing) -> str:
+    total = f" of {units.nbytes(p.total_bytes)}" if p.total_bytes else ""
+    return f"{visible(p.text, 60)}  {units.nbytes(p.done_bytes)}{total}    "

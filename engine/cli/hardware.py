@@ -1,0 +1,137 @@
+"""`python -m engine hardware` and `calibrate`: what this machine offers, what it does now, and what it reaches."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from engine import calibration, gpus, hardware, units
+from engine.cli import cards, common, results
+from engine.config import with_overrides
+from engine.monitor import METRICS, Monitor, Snapshot, metric_of
+from engine.presets import preset_config
+from engine.recorder import parse_interval
+from engine.sampler import beats
+from engine.store import json_text
+from engine.supervisor import Client
+from engine.text import visible
+
+_FIRST_READING_S = 0.5
+
+
+def register(add: common.Adder) -> None:
+    """The commands and their arguments."""
+    calibrating = add("calibrate", calibrate_command, "measure what this machine reaches: peaks, bandwidth, overheads")
+    calibrating.add_argument("--device", default="cpu", help="cpu (default), or cuda:i")
+    machine = add("hardware", hardware_command, "what this machine offers, and what it does now")
+    machine.add_argument("--watch", action="store_true", help="go on, a line for each reading, until Ctrl-C")
+    machine.add_argument("--interval", default="1", metavar="SECONDS", help="0.25 to 10 (default %(default)s)")
+
+
+def hardware_command(a: argparse.Namespace) -> int:
+    interval_s = parse_interval(a.interval)
+    machine = hardware.probe()
+    with contextlib.closing(Monitor(dict)) as monitor:
+        snapshot = _readings_after(monitor, min(interval_s, _FIRST_READING_S))
+        if a.json:
+            print(json_text(hardware.as_json(machine) | _as_json(snapshot)), flush=True)
+        else:
+            _print_machine(machine)
+            print_snapshot(snapshot)
+        for _ in beats(time.monotonic, _sleep, interval_s) if a.watch else ():
+            snapshot = monitor.read()
+            print(json_text(_as_json(snapshot)) if a.json else monitor_line(snapshot), flush=True)
+    return common.OK
+
+
+def _readings_after(monitor: Monitor, seconds: float) -> Snapshot:
+    monitor.read()  # busy times and rates count from here
+    time.sleep(seconds)
+    return monitor.read()
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def _as_json(snapshot: Snapshot) -> dict[str, Any]:
+    processes = [asdict(process) for process in snapshot.processes]
+    return {"at": snapshot.at, "readings": snapshot.readings, "missing": snapshot.missing, "gpu_processes": processes}
+
+
+def _print_machine(machine: hardware.Machine) -> None:
+    print(f"{visible(machine.cpu.name)}: {machine.cpu.usable_cores} usable cores")
+    print(f"{units.nbytes(machine.memory_bytes)} memory, {units.nbytes(machine.memory_available_bytes)} available")
+    for gpu in machine.gpus:
+        print(
+            f"cuda:{gpu.index}  {visible(gpu.name)}  {units.nbytes(gpu.memory_bytes)}  driver {visible(gpu.driver or 'unknown')}"
+        )
+    if machine.gpu_reason:
+        print(f"No GPU: {visible(machine.gpu_reason)}")
+
+
+def print_snapshot(snapshot: Snapshot) -> None:
+    """What was read, a line each; then what could not be, with each reason once."""
+    print("\nNow:")
+    for name, value in snapshot.readings.items():
+        if value is not None:
+            print(f"  {_title(name):36} {reading_in_words(name, value)}")
+    reasons: dict[str, list[str]] = {}
+    for name, reason in snapshot.missing.items():
+        if metric_of(name) in METRICS:
+            reasons.setdefault(reason, []).append(_title(name))
+    if reasons:
+        print("\nNot available here:")
+    for reason, titles in reasons.items():
+        print(f"  {', '.join(titles)}: {reason}")
+
+
+def reading_in_words(column: str, value: float) -> str:
+    if metric_of(column) == "gpu.throttle_bits":
+        return gpus.throttle_words(int(value)) or "nothing"
+    return units.reading(value, METRICS[metric_of(column)].unit)
+
+
+def _title(column: str) -> str:
+    title, device = METRICS[metric_of(column)].title, column.partition(".")[0]
+    if device.startswith("core"):
+        return f"{title} {device[4:]}"
+    return f"GPU {device[3:]}: {title}" if device.startswith("gpu") else title
+
+
+def monitor_line(snapshot: Snapshot) -> str:
+    """The machine in one line of a terminal."""
+    said = snapshot.readings
+
+    def part(title: str, name: str) -> str:
+        value = said.get(name)
+        return f"{title} {units.UNKNOWN if value is None else units.reading(value, METRICS[metric_of(name)].unit)}"
+
+    parts = [part("CPU", "cpu.busy_percent"), part("memory", "memory.used_bytes"), part("load", "cpu.load_1min")]
+    for gpu in sorted({name.partition(".")[0] for name in said if name.startswith("gpu")}, key=lambda g: int(g[3:])):
+        parts += [part(f"GPU {gpu[3:]}", f"{gpu}.utilization_percent"), part("", f"{gpu}.power_w").strip()]
+        parts += [part("", f"{gpu}.memory_used_bytes").strip(), part("", f"{gpu}.temperature_c").strip()]
+    return f"{time.strftime('%H:%M:%S', time.localtime(snapshot.at))}  {'  '.join(parts)}"
+
+
+def calibrate_command(a: argparse.Namespace) -> int:
+    """Measure what a device reaches, as a run of its own, with every thread count up to the usable cores."""
+    store, machine = common.store_of(a), hardware.probe()
+    hardware.check_device(a.device, machine)
+    threads = machine.cpu.usable_cores if a.device == "cpu" else 1
+    config = with_overrides(preset_config("calibrate"), [f"device={a.device}", f"threads={threads}"])
+    if not a.json:
+        about = units.duration(calibration.predicted_seconds(threads))
+        print(f"Takes about {about} (estimated); it waits until no other run is at work.", file=sys.stderr)
+    run = common.run_to_its_end(Client(store), config, name="Calibration", as_json=a.json)
+    if a.json:
+        common.print_why(run)
+        print(json_text(results.of_run(run)))
+    else:
+        print(cards.card(run))
+    return common.OK if run.status == "finished" else common.FAILED

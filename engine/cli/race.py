@@ -1,0 +1,120 @@
+"""`python -m engine race` and `compare`: configurations beside each other, who is better, and how sure that is."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import secrets
+
+from engine import outcome, races
+from engine.cli import common
+from engine.config import with_overrides
+from engine.errors import ConfigError
+from engine.presets import DEFAULT_PRESET, preset_config
+from engine.store import json_text
+from engine.supervisor import Client
+
+_SEEDS_A_ROUND = 2
+
+
+def register(add: common.Adder) -> None:
+    """The commands and their arguments."""
+    race = add("race", race_command, "race configurations under equal conditions, and say who won and how sure it is")
+    race.add_argument("--preset", help=f"one of {', '.join(races.RACES)} (default {races.DEFAULT_RACE})")
+    race.add_argument(
+        "--lane", action="append", default=[], metavar="'LABEL: KEY=VALUE ...'", help="a configuration; 2 to 6 of them"
+    )
+    race.add_argument("--base", default=DEFAULT_PRESET, help="preset that --lane changes (default %(default)s)")
+    race.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of every lane")
+    race.add_argument(
+        "--seeds", type=int, default=1, help=f"heats, one per seed; a verdict takes {outcome.CLAIM_SEEDS}"
+    )
+    race.add_argument(
+        "--until-decided", type=int, metavar="SEEDS", help="add seeds until it is decided, at most so many"
+    )
+    race.add_argument(
+        "--budget", help="one for all lanes: seconds=6, samples=50000, steps=1000, epochs=2 or flops=1e11"
+    )
+    race.add_argument("--target", help="test_accuracy=0.95, test_loss=0.3 or none")
+    race.add_argument("--baseline", default="", metavar="LABEL", help="the lane the others are measured by (the first)")
+    comparing = add("compare", compare_command, "lay runs that are there beside each other")
+    comparing.add_argument("runs", nargs="+", metavar="RUN", help="two or more: ids, or beginnings of them")
+    comparing.add_argument("--target", help="test_accuracy=0.95, test_loss=0.3 or none")
+    comparing.add_argument("--baseline", default="", metavar="LABEL")
+
+
+def race_command(a: argparse.Namespace) -> int:
+    """Race configurations under equal conditions, one heat per seed, and say who won and how sure it is."""
+    store = common.store_of(a)
+    client = Client(store)
+    lanes, metric, target = _lanes(a)
+    if not 1 <= a.seeds <= races.MOST_SEEDS:
+        raise ConfigError(
+            f"seeds={a.seeds} is not allowed.", fix=f"seeds may be a whole number from 1 to {races.MOST_SEEDS}."
+        )
+    if a.until_decided is not None and not a.seeds <= a.until_decided <= races.MOST_SEEDS:
+        raise ConfigError(
+            f"--until-decided {a.until_decided} is not allowed.",
+            fix=f"It is the most seeds: from {a.seeds}, those to begin with, to {races.MOST_SEEDS}.",
+        )
+    outcome.check_target(metric, target)
+    group, seeds, number = secrets.token_hex(8), list(range(a.seeds)), 1
+    asked_for = functools.partial(common.run_ids_of, store, group)
+    with common.cancelled_by_ctrl_c(
+        client, asked_for, kept="What is finished stays.", json_key="run_ids" if a.json else ""
+    ):
+        while True:
+            with common.undisturbed():
+                client.submit_heats(races.heats(lanes, seeds, group), group=group, round=number)
+            common.follow_all(store, client, asked_for(), quiet=a.json)
+            race = races.find(store, group)
+            assert race, "its runs were submitted a moment ago"
+            result = outcome.outcome(race, metric=metric, target=target, baseline=a.baseline)
+            stopped = any(run.status in {"cancelled", "interrupted"} for run in race.runs)
+            if a.until_decided is None or result.is_decided or stopped or len(race.seeds) >= a.until_decided:
+                break
+            begun = len(race.seeds)
+            seeds, number = list(range(begun, min(begun + _SEEDS_A_ROUND, a.until_decided))), number + 1
+    if a.json:
+        print(json_text(outcome.as_json(race, result)))
+    else:
+        print("\n".join(outcome.table(result)))
+    return common.OK if all(run.status == "finished" for run in race.runs) else common.FAILED
+
+
+def _lanes(a: argparse.Namespace) -> tuple[list[races.Lane], races.Metric, float | None]:
+    """The lanes of the arguments, checked, and the target they are to reach."""
+    if a.preset and a.lane:
+        raise ConfigError(
+            "--preset and --lane exclude each other.", fix="Give one of them; --base names a preset for lanes."
+        )
+    if a.lane:
+        base = preset_config(a.base)
+        lanes = [races.parse_lane(text, base) for text in a.lane]
+        metric: races.Metric = "test_accuracy"
+        target: float | None = None
+    else:
+        preset = races.race_preset(a.preset or races.DEFAULT_RACE)
+        lanes, metric, target = list(preset.lanes), preset.metric, preset.target
+    lanes = [lane.model_copy(update={"config": with_overrides(lane.config, a.set)}) for lane in lanes]
+    lanes = list(races.with_budget(lanes, a.budget)) if a.budget else lanes
+    if a.target:
+        metric, target = outcome.parse_target(a.target)
+    races.check_lanes(lanes)
+    if a.baseline and a.baseline not in (labels := [lane.label for lane in lanes]):
+        raise ConfigError(f"baseline={a.baseline!r} is not a lane.", fix=f"Choose from {', '.join(labels)}.")
+    return lanes, metric, target
+
+
+def compare_command(a: argparse.Namespace) -> int:
+    """Lay runs that are there beside each other; those that differ in nothing but the seed are one lane."""
+    store = common.store_of(a)
+    race = races.of_runs([store.run(store.find(run_id)) for run_id in a.runs])
+    assert race, "argparse asks for a run at least"
+    races.check_comparable([(lane.label, lane.config) for lane in race.lanes])
+    if len(race.lanes) < 2:
+        raise ConfigError("These runs are one configuration with several seeds.", fix="Name a run of another one.")
+    metric, target = outcome.parse_target(a.target) if a.target else ("test_accuracy", None)
+    result = outcome.outcome(race, metric=metric, target=target, baseline=a.baseline)
+    print(json_text(outcome.as_json(race, result)) if a.json else "\n".join(outcome.table(result)))
+    return common.OK

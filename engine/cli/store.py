@@ -1,0 +1,192 @@
+"""The commands on runs that are in the store, and on the store itself: list, show, check, link, supervise and others."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import sys
+import time
+from dataclasses import asdict
+
+from engine import keys, records, settings, units
+from engine.checkup import check
+from engine.cli import cards, common, results
+from engine.errors import ConfigError
+from engine.store import SORTABLE, json_text, words_of
+from engine.supervisor import GRACE_S, IDLE_S, Client, rebuild_index, serve
+from engine.text import LONGEST_NAME, clean_name, visible
+
+
+def register(add: common.Adder) -> None:
+    """The commands on runs and their arguments."""
+    listing = add("list", list_command, "the runs of the store, newest first")
+    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--sort", choices=SORTABLE, default="created")
+    for name, function, text in (
+        ("show", show_command, "everything recorded of a run"),
+        ("watch", watch_command, "follow a run until it ends"),
+        ("cancel", cancel_command, "stop a run"),
+        ("delete", delete_command, "delete a run that is over"),
+    ):
+        add(name, function, text).add_argument("run", metavar="RUN", help="id, the beginning of one, or last")
+    rename = add("rename", rename_command, "give a run another name")
+    rename.add_argument("run", metavar="RUN", help="id, the beginning of one, or last")
+    rename.add_argument("name")
+    checking = add("check", check_command, "read every run and say what is missing or rotten")
+    checking.add_argument("--rebuild", action="store_true", help="make the index anew from the run folders")
+    link = add("link", link_command, "print a link that lets one more browser into the dashboard")
+    link.add_argument("--url", default="", help="where the dashboard is (default: where it was started last)")
+    link.add_argument("--sign-everyone-out", action="store_true", help="end every sign-in there is, first")
+    supervise = add(
+        "supervise", supervise_command, "be this store's supervisor, so that runs go on without a dashboard"
+    )
+    supervise.add_argument("--idle-seconds", type=float, help="leave after so long without a run (default: stay)")
+    supervise.add_argument("--on-demand", action="store_true", help=argparse.SUPPRESS)  # started by who needs it
+    supervise.add_argument("--grace-seconds", type=float, default=GRACE_S, help=argparse.SUPPRESS)
+
+
+def list_command(a: argparse.Namespace) -> int:
+    if a.limit < 1:
+        raise ConfigError(f"limit={a.limit} is not allowed.", fix="limit may be a whole number from 1.")
+    store = common.store_of(a)
+    rows = store.rows(limit=a.limit, order=a.sort)
+    if any(row.status not in records.TERMINAL for row in rows):
+        Client(store).wake()  # should its supervisor be gone, a run that says it is alive is looked after again
+    if a.json:
+        print(
+            json_text(
+                {
+                    "runs": [
+                        r.model_dump(mode="python", include={"run_id", "status", "name", "created", "summary", "group"})
+                        for r in rows
+                    ]
+                }
+            )
+        )
+        return common.OK
+    if not rows:
+        print("No runs yet. Start one: python -m engine run --preset lenet")
+    for r in rows:
+        s = r.summary
+        print(
+            f"{r.run_id}  {r.status:<11} {units.age(time.time() - r.created):>12}  {units.accuracy(s.test_accuracy):>7}  "
+            f"{units.loss(s.final_train_loss):>9}  {units.samples_per_s(s.samples_per_s):>16} {'busy' if s.busy else '':<4}  {words_of(r)}{'  ' + visible(r.name, LONGEST_NAME) if r.name else ''}"
+        )
+    return common.OK
+
+
+def show_command(a: argparse.Namespace) -> int:
+    store = common.store_of(a)
+    run = store.run(store.find(a.run))
+    if a.json:
+        print(json_text(results.everything(store, run)))
+    else:
+        print(cards.card(run))
+        for problem in run.problems:
+            print(f"  ! {visible(problem)}")
+    return common.OK
+
+
+def watch_command(a: argparse.Namespace) -> int:
+    """Follow a run without owning it: Ctrl-C leaves it running."""
+    store = common.store_of(a)
+    run = common.follow(store, Client(store), store.find(a.run), quiet=a.json)
+    print(json_text(results.of_run(run)) if a.json else cards.card(run))
+    return common.OK if run.status == "finished" else common.FAILED
+
+
+def cancel_command(a: argparse.Namespace) -> int:
+    store = common.store_of(a)
+    client = Client(store)
+    run_id = store.find(a.run)
+    client.cancel(run_id)
+    run = common.wait(store, run_id, seconds=15)
+    print(json_text({"run_id": run_id, "status": run.status}) if a.json else f"{run_id} is {run.status}.")
+    return common.OK if run.is_over else common.FAILED
+
+
+def rename_command(a: argparse.Namespace) -> int:
+    store = common.store_of(a)
+    run_id = store.find(a.run)
+    wanted = clean_name(a.name)
+    Client(store).rename(run_id, wanted)
+    until = time.monotonic() + 15
+    while (name := store.run(run_id, keep_points=1).name) != wanted and time.monotonic() < until:
+        time.sleep(common.POLL_S)
+    print(json_text({"run_id": run_id, "name": name}) if a.json else f"{run_id} is called {visible(name)!r}.")
+    return common.OK if name == wanted else common.FAILED
+
+
+def delete_command(a: argparse.Namespace) -> int:
+    store = common.store_of(a)
+    run_id = store.find(a.run)
+    Client(store).delete(run_id)
+    until = time.monotonic() + 15
+    while (store.runs / run_id).exists() and time.monotonic() < until:
+        time.sleep(common.POLL_S)
+    gone = not (store.runs / run_id).exists()
+    print(
+        json_text({"run_id": run_id, "deleted": gone})
+        if a.json
+        else f"{run_id} {'is deleted' if gone else 'is still there'}."
+    )
+    return common.OK if gone else common.FAILED
+
+
+def check_command(a: argparse.Namespace) -> int:
+    """Read every run and say what is missing or rotten."""
+    store = common.store_of(a)
+    rebuilt = rebuild_index(store) if a.rebuild else ""
+    found = check(store)
+    ok = not found.problems
+    if a.json:
+        print(json_text({"ok": ok, **asdict(found), **({"rebuilt": rebuilt} if a.rebuild else {})}))
+        return common.OK if ok else common.FAILED
+    if rebuilt:
+        print(f"The index was made anew {rebuilt}, from {found.runs} run folders.")
+    print(
+        "\n".join(map(visible, found.problems))
+        or f"{found.runs} runs, all as they were written ({found.indexed} in the index)."
+    )
+    for note in found.notes:
+        print(f"  - {note}")
+    print("  - " + ", ".join(f"{name} {version}" for name, version in found.versions.items()))
+    return common.OK if ok else common.FAILED
+
+
+def link_command(a: argparse.Namespace) -> int:
+    """The one-time link of the dashboard, for a browser that is not signed in yet."""
+    store = common.store_of(a)
+    method = settings.load(store.root).sign_in.method
+    if a.sign_everyone_out:
+        keys.sign_everyone_out(store.root)
+        if method != "link":
+            print(json_text({"link": None}) if a.json else "Everyone is signed out.")
+            return common.OK
+    if method != "link":
+        raise ConfigError(
+            f"sign_in.method={method!r}: people do not sign in with links here.",
+            fix="Open the dashboard and sign in there.",
+        )
+    link = keys.sign_in_link(store.root, a.url)
+    print(json_text({"link": link}) if a.json else link)
+    return common.OK
+
+
+def supervise_command(a: argparse.Namespace) -> int:
+    """By hand: stay, and let runs go on with nobody there. On demand: leave some time after the last who needs it."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    store = common.store_of(a)
+    if a.on_demand:
+        served = serve(store, idle_s=a.idle_seconds or IDLE_S, grace_s=a.grace_seconds)
+    else:
+        served = serve(store, idle_s=a.idle_seconds or math.inf, standby=True)
+    if not served:
+        print("This store already has a supervisor.", file=sys.stderr)
+        return common.OK
+    # Its runs may still be at work, for the next supervisor to adopt: leave without multiprocessing's wait for them.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(common.OK)
