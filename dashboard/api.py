@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import json
 import math
-import re
 import threading
 import time
 from collections import OrderedDict
@@ -27,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from dashboard import ranks
+from dashboard import cursor, ranks
 from dashboard.thinning import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
 from engine import alerts, figures
 from engine.config import RunConfig
@@ -111,7 +110,7 @@ def _readers(root: Path) -> Readers:
     return Readers(Store(root))
 
 
-# --- cursor -------------------------------------------------------------------------------------------------------
+# --- points -------------------------------------------------------------------------------------------------------
 
 
 def _counts(run: Run) -> tuple[int, ...]:
@@ -120,24 +119,13 @@ def _counts(run: Run) -> tuple[int, ...]:
     return (*map(len, tables), len(run.missing_readings), len(run.problems), len(run.ranks))
 
 
-def _parse_cursor(text: str, counts: tuple[int, ...]) -> tuple[int, ...] | None:
-    """What the browser holds; None when it should start anew (no cursor, or one that cannot be of this run)."""
-    if not re.fullmatch(r"\d{1,12}(-\d{1,12}){7}", text):
-        return None
-    held = tuple(map(int, text.split("-")))
-    return held if all(h <= c for h, c in zip(held, counts, strict=True)) else None
-
-
-# --- points -------------------------------------------------------------------------------------------------------
-
-
-def points(run: Run, cursor: str = "", *, now: float | None = None) -> dict[str, Any]:
-    """The answer to a poll, all of it from one moment: state, current values and the points after `cursor`."""
+def points(run: Run, after: str = "", *, now: float | None = None) -> dict[str, Any]:
+    """The answer to a poll, all of it from one moment: state, current values and the points after the cursor `after`."""
     with run.lock:
         counts = _counts(run)
-        held = _parse_cursor(cursor, counts)
+        held = cursor.held(after, counts)
         steps, evaluations, hardware, throughput, grad_norms, missing, problems, windows = held or (0,) * len(counts)
-        answer = {"cursor": "-".join(map(str, counts)), "reset": held is None} | _state(run, now or time.time())
+        answer = {"cursor": cursor.write(counts), "reset": held is None} | _state(run, now or time.time())
         if held is None:
             answer["about"] = about(run.config) | {"how": figures.CHARTS}
         traces = _noisy(run.steps, "loss", steps, full=held is None)

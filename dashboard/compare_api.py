@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from dashboard import cursor
 from dashboard.api import NO_STORE, about, preparing, shared_run
 from dashboard.thinning import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
 from engine.downsample import minmax
@@ -37,14 +38,14 @@ def points_each(num_runs: int) -> int:
 # --- one run ------------------------------------------------------------------------------------------------------
 
 
-def points(run: Run, cursor: str = "", *, most: int = FULL_POINTS) -> dict[str, Any]:
-    """State, current values and the points after `cursor` of one run, all from one moment."""
+def points(run: Run, after: str = "", *, most: int = FULL_POINTS) -> dict[str, Any]:
+    """State, current values and the points of one run after the cursor `after`, all from one moment."""
     with run.lock:
         counts = (len(run.steps), len(run.evaluations), len(run.grad_norms), int(run.started is not None))
-        held = _parse_cursor(cursor, counts)
+        held = cursor.held(after, counts)
         steps, evaluations, grad_norms, started = held or (0, 0, 0, 0)
         full = held is None
-        answer = {"cursor": "-".join(map(str, counts)), "reset": full} | _state(run)
+        answer = {"cursor": cursor.write(counts), "reset": full} | _state(run)
         if full or counts[3] > started:
             answer["about"] = _about(run)
         traces = _noisy(run, run.steps, "loss", steps, most, full=full)
@@ -53,14 +54,6 @@ def points(run: Run, cursor: str = "", *, most: int = FULL_POINTS) -> dict[str, 
         traces["accuracy"] = _trace(run, run.evaluations, "test_accuracy", evaluations, most, full=full)
         answer["traces"] = {name: trace for name, trace in traces.items() if trace}
         return answer
-
-
-def _parse_cursor(text: str, counts: tuple[int, ...]) -> tuple[int, ...] | None:
-    """What the browser holds; None when it should start anew (no cursor, or one that cannot be of this run)."""
-    if not re.fullmatch(r"\d{1,12}(-\d{1,12}){3}", text):
-        return None
-    held = tuple(map(int, text.split("-")))
-    return held if all(h <= c for h, c in zip(held, counts, strict=True)) else None
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -164,8 +157,8 @@ def get_compare(request: Request) -> Response:
     cursors = request.query_params.get("after", "").split(";")[: len(ids)]
     most = points_each(max(len(ids), _count(request.query_params.get("of", ""))))
     answers = {
-        visible(run_id, _LONGEST_TEXT): _answer(run_id, cursor, most)
-        for run_id, cursor in zip_longest(ids, cursors, fillvalue="")
+        visible(run_id, _LONGEST_TEXT): _answer(run_id, after, most)
+        for run_id, after in zip_longest(ids, cursors, fillvalue="")
     }
     body = json.dumps({"most": most, "runs": answers}, separators=(",", ":"), allow_nan=False)
     return Response(body, media_type="application/json", headers=NO_STORE)
@@ -175,9 +168,9 @@ def _count(text: str) -> int:
     return min(MOST_RUNS, int(text)) if re.fullmatch(r"\d{1,4}", text, re.ASCII) else 0
 
 
-def _answer(run_id: str, cursor: str, most: int) -> dict[str, Any]:
+def _answer(run_id: str, after: str, most: int) -> dict[str, Any]:
     try:
-        return points(shared_run(run_id), cursor, most=most)
+        return points(shared_run(run_id), after, most=most)
     except StoreError as error:
         return {"error": visible(error.message, _LONGEST_TEXT)}
 

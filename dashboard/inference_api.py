@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from dashboard import cursor
 from dashboard.api import NO_STORE, preparing, seconds_left, shared_run
 from dashboard.thinning import numbers, short
 from engine import charts_infer, serving, units
@@ -354,16 +355,16 @@ def is_trained(config: RunConfig) -> bool:
 
 
 def figures(
-    runs: Sequence[Run], cursor: str = "", *, limit_s: float | None = None, quantile: Quantile = "p99",
+    runs: Sequence[Run], after: str = "", *, limit_s: float | None = None, quantile: Quantile = "p99",
     cell: str = "", held: str = "", now: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The answer to a poll: where the runs are, the cells that moved after `cursor`, the verdict, and the open cell."""
+    """The answer to a poll: where the runs are, the cells that moved after the cursor `after`, the verdict, and the open cell."""
     now = now or time.time()
     all_of_them = places(runs)
     axes = Axes.of(all_of_them)
     rounds = [place.round for place in all_of_them]
-    had = _parse_cursor(cursor, rounds)
-    answer: dict[str, Any] = {"cursor": ".".join(map(str, rounds)), "reset": had is None} | _state(runs, now)
+    had = cursor.held(after, rounds)
+    answer: dict[str, Any] = {"cursor": cursor.write(rounds), "reset": had is None} | _state(runs, now)
     if had is None:
         text = runs[0].config.data == "text"
         answer["about"] = axes.about() | {"unit": "answers/s" if text else "samples/s"}
@@ -377,14 +378,6 @@ def figures(
     if open_cell and _version(open_cell) != held and (whole := _detail(open_cell)):
         answer["detail"] = whole
     return answer
-
-
-def _parse_cursor(text: str, rounds: Sequence[int]) -> list[int] | None:
-    """What the browser holds; None when it should start anew (no cursor, or one that cannot be of these runs)."""
-    if not re.fullmatch(r"\d{1,4}(\.\d{1,4})*", text, re.ASCII):
-        return None
-    had = [int(part) for part in text.split(".")]
-    return had if len(had) == len(rounds) and all(h <= r for h, r in zip(had, rounds, strict=True)) else None
 
 
 def _state(runs: Sequence[Run], now: float) -> dict[str, Any]:

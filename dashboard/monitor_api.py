@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import re
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from dashboard import cursor
 from dashboard.api import NO_STORE
 from dashboard.thinning import FULL_POINTS, numbers
 from engine import disk, gpus, locks
@@ -68,21 +68,21 @@ _OPEN = _Open()
 # --- the answer ---------------------------------------------------------------------------------------------------
 
 
-def readings(root: Path, cursor: str = "", *, now: float | None = None) -> dict[str, Any]:
-    """The answer to a poll: what is new after `cursor`, or everything, and why nothing is new where that is so."""
+def readings(root: Path, after: str = "", *, now: float | None = None) -> dict[str, Any]:
+    """The answer to a poll: what is new after the cursor `after`, or everything, and why nothing is new where that is so."""
     now = now or time.time()
     interval_s = load_settings(root).interval_s
     answer: dict[str, Any] = {"now": round(now, 3), "interval_s": interval_s}
     try:
         ring = _OPEN.ring(root)
-        held = _parse_cursor(cursor, ring.id)
+        held = _held(after, ring.id)
         newest, rows = ring.rows(held[0] if held else 0)
         noted, notes = ring.notes()
     except (OSError, NotARing):
         return answer | {"cursor": "", "reset": True, "why": _why_stopped(root), "traces": {}}
     if held and (newest < held[0] or len(rows) > _MOST_NEW_ROWS):
         held, (newest, rows) = None, ring.rows()
-    answer |= {"cursor": f"{ring.id}-{newest}-{noted}", "reset": held is None}
+    answer |= {"cursor": f"{ring.id}-{cursor.write((newest, noted))}", "reset": held is None}
     columns = ring.shape.columns
     if held is None:
         rows = _in_order(rows, now)
@@ -100,10 +100,11 @@ def readings(root: Path, cursor: str = "", *, now: float | None = None) -> dict[
     return answer
 
 
-def _parse_cursor(text: str, ring_id: str) -> tuple[int, int] | None:
-    """Numbers of the record and of the notes a browser has; None when it should start anew."""
-    found = re.fullmatch(r"([0-9a-f]{16})-(\d{1,15})-(\d{1,15})", text, re.ASCII)
-    return (int(found[2]), int(found[3])) if found and found[1] == ring_id and int(found[2]) else None
+def _held(text: str, ring_id: str) -> tuple[int, ...] | None:
+    """Numbers of the newest reading and of the notes that a browser holds of this ring; None where it must start again."""
+    of, _, counts = text.partition("-")
+    held = cursor.numbers(counts, 2)
+    return held if held and of == ring_id and held[0] else None
 
 
 def _why_stopped(root: Path) -> str:

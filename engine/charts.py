@@ -22,6 +22,7 @@ from engine.analysis import Survival
 from engine.config import RunConfig, Target
 from engine.downsample import minmax
 from engine.records import TargetReached, Trial
+from engine.tables import Columns, Tables
 from engine.text import visible
 
 Axis = Literal["step", "seconds", "samples"]
@@ -37,12 +38,7 @@ MAX_MARKS = 20
 _LONGEST_LABEL = 40
 
 
-class Columns(Protocol):
-    def __len__(self) -> int: ...
-    def __getitem__(self, name: str, /) -> np.ndarray: ...
-
-
-class Curves(Protocol):
+class Curves(Tables, Protocol):
     """What a chart needs of a run: `store.Run` has it, and so has a run in a report."""
 
     @property
@@ -51,16 +47,6 @@ class Curves(Protocol):
     def name(self) -> str: ...
     @property
     def config(self) -> RunConfig: ...
-    @property
-    def steps(self) -> Columns: ...
-    @property
-    def evaluations(self) -> Columns: ...
-    @property
-    def hardware(self) -> Columns: ...
-    @property
-    def throughput(self) -> Columns: ...
-    @property
-    def grad_norms(self) -> Columns: ...
     @property
     def target_reached(self) -> TargetReached | None: ...
 

@@ -13,12 +13,14 @@ _WHOLE = {"step", "samples"}
 
 
 class Columns(Protocol):
+    """A table of numbers: its columns by name, each an array of shape (rows,)."""
+
     def __len__(self) -> int: ...
     def __getitem__(self, name: str, /) -> np.ndarray: ...
 
 
 class Tables(Protocol):
-    """What has the tables of a run: `store.Run`, and a run in a report."""
+    """What holds the tables of a run: `store.Run`, and a run in a report."""
 
     @property
     def steps(self) -> Columns: ...
