@@ -1,7 +1,7 @@
 """The read-only route of a comparison: the new points of many runs in one answer.
 
-Every point comes with all that can stand on the x axis (step, samples, seconds of training; epochs, FLOPs and money
-follow from them), so that the browser changes the axis without asking. The more runs, the fewer points of each.
+Every point comes with each possible horizontal axis (step, samples, seconds of training; epochs, FLOPs and money follow from
+them), so that the browser changes the axis without a request. The more runs there are, the fewer points each one gets.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from starlette.routing import Route
 from dashboard import cursor
 from dashboard.api import NO_STORE, about, preparing, shared_run
 from dashboard.thinning import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
+from engine import chart_facts
 from engine.downsample import minmax
 from engine.errors import StoreError
 from engine.store import Run, Table
@@ -31,7 +32,7 @@ _LONGEST_TEXT = 300
 
 
 def points_each(num_runs: int) -> int:
-    """Points of a trace of one run among so many."""
+    """Most points of one run's trace among so many runs."""
     return min(FULL_POINTS, max(_FEWEST, _ALL_POINTS // max(1, num_runs)))
 
 
@@ -48,10 +49,14 @@ def points(run: Run, after: str = "", *, most: int = FULL_POINTS) -> dict[str, A
         answer = {"cursor": cursor.write(counts), "reset": full} | _state(run)
         if full or counts[3] > started:
             answer["about"] = _about(run)
-        traces = _noisy(run, run.steps, "loss", steps, most, full=full)
-        traces |= _noisy(run, run.grad_norms, "grad_norm", grad_norms, most, full=full)
-        traces["test_loss"] = _trace(run, run.evaluations, "test_loss", evaluations, most, full=full)
-        traces["accuracy"] = _trace(run, run.evaluations, "test_accuracy", evaluations, most, full=full)
+        starts = {"steps": steps, "evaluations": evaluations, "grad_norms": grad_norms}
+        traces: dict[str, dict[str, Any] | None] = {}
+        for line in (line for chart in chart_facts.RACE_CHARTS for line in chart.lines):
+            table, start = getattr(run, line.table), starts[line.table]
+            if line.is_noisy:
+                traces |= _noisy(run, table, line.column, start, most, full=full)
+            else:
+                traces[line.key] = _trace(run, table, line.column, start, most, full=full)
         answer["traces"] = {name: trace for name, trace in traces.items() if trace}
         return answer
 
@@ -102,7 +107,7 @@ def _state(run: Run) -> dict[str, Any]:
 
 
 def _trace(run: Run, table: Table, column: str, start: int, most: int, *, full: bool) -> dict[str, Any] | None:
-    """The rows of a column after `start`, thinned with extremes kept, each with all that can be its x."""
+    """The rows of a column after `start`, thinned with extremes kept, each with every possible x."""
     if start >= len(table) or not table.knows(column):
         return None
     y = table[column][start:]
@@ -116,7 +121,7 @@ def _trace(run: Run, table: Table, column: str, start: int, most: int, *, full: 
 
 
 def _noisy(run: Run, table: Table, column: str, start: int, most: int, *, full: bool) -> dict[str, Any]:
-    """A quantity of single steps and, unless every row is sent, means of groups of them with their numbers of rows."""
+    """A quantity of single steps and, unless every row is sent, means of groups of them with the number of rows of each."""
     raw = _trace(run, table, column, start, most, full=full)
     y = table[column][start:]
     grouped = means(y, limit(len(table), len(y), min(most, FULL_MEANS), full=full)) if raw else None
@@ -127,7 +132,7 @@ def _noisy(run: Run, table: Table, column: str, start: int, most: int, *, full: 
 
 
 def _along(run: Run, table: Table, rows: np.ndarray) -> dict[str, list[Any]]:
-    """What can be the x of some rows: how many steps, samples and seconds of training came before."""
+    """Every possible x of some rows: steps, samples and seconds of training until there."""
     step = table["step"][rows]
     return {
         "step": step.astype(int).tolist(),

@@ -18,7 +18,7 @@ _LIBRARIES = ("torch", "numpy", "streamlit", "plotly", "nvidia-ml-py")
 
 
 def monitor_view() -> None:
-    """What this machine is, and what it does now."""
+    """The machine's card and its live charts."""
     device_card(state.machine())
     asked = _live()
     if asked is not None:
@@ -29,7 +29,7 @@ def monitor_view() -> None:
 
 
 def _live() -> float | None:
-    """The live charts; how often somebody just asked to read the machine."""
+    """The live charts. Returns the interval in seconds that a user has just chosen for the readings, or None."""
     mount = st.components.v2.component("isoflop_monitor", js=stub("monitor.js"), isolate_styles=False)
     result = mount(
         key="monitor",
@@ -41,7 +41,7 @@ def _live() -> float | None:
 
 
 def device_card(machine: Machine) -> None:
-    """Model, cores, memory, driver and versions; nothing that identifies the machine."""
+    """A card with model, cores, memory, driver and versions; nothing that identifies the machine."""
     with st.container(border=True, key="machine", gap="xxsmall"):
         cores = f"{machine.cpu.usable_cores} usable of {machine.cpu.logical_cores or '?'} cores"
         st.markdown(f"**{parts.literal(machine.cpu.name)}**")
@@ -62,7 +62,7 @@ def device_card(machine: Machine) -> None:
 
 @st.cache_data
 def _versions() -> list[str]:
-    """From the packages themselves: importing torch would take seconds."""
+    """Versions from the packages' metadata, because importing torch would take seconds."""
     found = []
     for name in _LIBRARIES:
         try:

@@ -1,7 +1,7 @@
-"""The read-only route of the page Hardware: what the supervisor's ring file holds, and then what is new in it.
+"""The read-only route of the page Hardware: the readings in the supervisor's ring file.
 
-A browser polls with the cursor of its last answer. It gets the whole quarter of an hour, each trace thinned with its
-extremes kept, when it has nothing or has fallen behind; else the new rows, with one time for all of them.
+A browser polls with the cursor of its last answer and gets the new rows. Where it has nothing or has fallen behind, it gets
+the last quarter of an hour, each trace thinned with its extremes kept.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LATE_S = 5.0  # beyond three beats: then readings have stopped
 
 
 class _Open:
-    """The ring as it lies there now; opened again when its place was taken by another."""
+    """The ring file, opened again where another one has replaced it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,7 +51,7 @@ class _Open:
         with self._lock:
             held = self._rings.get(root)
             if held is None or not disk.same_file(root / RING, held.fd):
-                # One that is replaced is closed when nobody reads it any more.
+                # The replaced ring is closed when nobody reads it any more.
                 self._rings[root] = held = _Closing(root / RING)
             return held
 
@@ -109,10 +109,10 @@ def _held(text: str, ring_id: str) -> tuple[int, ...] | None:
 
 def _why_stopped(root: Path) -> str:
     if disk.is_short(root):
-        return "The store's disk is nearly full: readings are not kept."
+        return "The store's disk is nearly full, so readings are not kept."
     try:
         return (
-            "" if _has_supervisor(root) else "No supervisor runs, which takes the readings. The dashboard starts one."
+            "" if _has_supervisor(root) else "No supervisor is running, so nothing is read. The dashboard starts one."
         )
     except OSError:
         return "The store cannot be read."
@@ -127,7 +127,7 @@ def _has_supervisor(root: Path) -> bool:
 
 
 def _in_order(rows: np.ndarray, now: float) -> np.ndarray:
-    """Those of the last quarter of an hour, without what a clock that was set back put into the future."""
+    """The rows of the last quarter of an hour, without rows in the future, which a clock that was set back leaves behind."""
     at = rows[:, 0]
     later = np.minimum.accumulate(at[::-1])[::-1]
     return rows[(at >= now - KEPT_S) & (at <= later)]
@@ -140,7 +140,7 @@ def _shown(columns: Sequence[str]) -> list[int]:
 
 
 def _about(ring: Ring) -> dict[str, Any]:
-    """What stays: sent once. The words of the reasons a clock is held back are the engine's."""
+    """What does not change, sent once: columns, devices, metrics, and the reasons why a clock is limited."""
     columns = ring.shape.columns
     return {
         "columns": [columns[n] for n in _shown(columns)],
@@ -185,7 +185,7 @@ def _rows(rows: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _latest(row: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
-    """What is shown as it is now and not as a line: the busy share of each core."""
+    """What is shown only as it is now: the busy share of each core."""
     return {"cores": numbers(np.round(row[1 + n]) for n, name in enumerate(columns) if name.startswith("core"))}
 
 

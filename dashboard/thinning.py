@@ -1,4 +1,4 @@
-"""What a browser gets of a table's rows after its cursor: how many, their means and marks, and numbers as JSON has them."""
+"""Thins the rows of a table for a browser: how many points to send, means of groups, marks of NaN, and numbers for JSON."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ _MARKS = 40
 
 
 def limit(total: int, new: int, most: int, *, full: bool) -> int:
-    """Points to send of `new` rows out of `total`: an update is as dense as the whole run would be drawn, so that a fast
-    run does not fill the browser, and the half a run that one update brings is not drawn coarser than the rest."""
+    """Points to send of `new` rows out of `total`.
+
+    An update is as dense as the whole run would be: a fast run then does not fill the browser, and an update that brings
+    half a run is not drawn coarser than the rest.
+    """
     return most if full else int(max(_FEWEST_NEW_POINTS, most * new / total))
 
 
 def means(y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Means of groups of consecutive rows of `y` (n,): last row, mean and number of finite rows of each group.
 
-    The extremes that are kept of a noisy loss say nothing of its mean, so a smooth line must not be drawn through
-    them: it is drawn through the means. None where `most` rows can all be sent: they are their own means.
+    A noisy loss is thinned to its extremes, which say nothing of its mean: the smooth line is drawn through these means
+    instead. None where all rows fit into `most`, because each row is then its own mean.
     """
     group = -(-len(y) // most)
     if group <= 1:
@@ -37,7 +40,7 @@ def means(y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def marks(y: np.ndarray, before: float) -> list[tuple[int, str]]:
-    """Where a value stops being a number: row and "NaN", "+inf" or "-inf" of the first of each such stretch."""
+    """Where a value becomes NaN or infinite: the first row of each stretch, and "NaN", "+inf" or "-inf"."""
     odd = np.flatnonzero(~np.isfinite(y))
     found = []
     for i in odd[:10_000].tolist():
@@ -58,7 +61,7 @@ def numbers(values: Iterable[float]) -> list[float | None]:
 
 
 def short(value: float | None) -> float | None:
-    """Six significant digits are more than a chart can show; None for what JSON has no word for."""
+    """Six significant digits, more than a chart can show; None for NaN and infinity, which JSON does not have."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.6g}")

@@ -14,8 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from engine import energy, studies, units
 from engine.planner import Plan
 from engine.records import Imported, Said
-from engine.sampler import READINGS
-from engine.store import THROUGHPUT_WINDOW_S, Run
+from engine.store import Run
 
 How = Literal["measured", "derived", "estimated", "table"]
 BADGES: dict[How, str] = {
@@ -52,46 +51,6 @@ class Figure(BaseModel):
         if self.note:
             words.append(self.note)
         return ". ".join(words) + "."
-
-
-_READ_BACK = "read from the device ten times a second or less"
-_LUCK = "Uncertain by luck alone: one standard error is sqrt(p (1 - p) / n) for a share p of n held-out examples."
-# How the points of a live chart were had, by its name in dashboard/assets/live.js and race.js.
-CHARTS: dict[str, tuple[str, ...]] = {
-    "loss": (
-        f"Each step, measured: mean cross-entropy of its batch before the step, {_READ_BACK}.",
-        "Smoothed, derived: a moving average.",
-        "Test, measured: mean cross-entropy on held-out examples at each evaluation.",
-        "The figure, measured: mean over the batches of the last epoch, at most 100.",
-    ),
-    "test_loss": ("Measured: mean cross-entropy on held-out examples at each evaluation.",),
-    "accuracy": ("Measured: right answers on held-out examples at each evaluation.", _LUCK),
-    "throughput": (
-        f"Derived: examples by training time, over windows of {THROUGHPUT_WINDOW_S:g} s of it, the device synchronised at both ends.",
-        "Loading, warm-up, compiling and evaluation are left out.",
-    ),
-    "grad_norm": (
-        "Measured: L2 norm of all gradients together before clipping; of every step where gradients are clipped, otherwise of "
-        "the last step before each reading back.",
-    ),
-    "lr": ("Derived: what the schedule gives for each step.",),
-    **{
-        chart: tuple(f"{READINGS[name].title}, measured: {READINGS[name].how}." for name in names)
-        for chart, names in {
-            "memory": ("process_memory_bytes", "gpu_memory_used_bytes"),
-            "cpu": ("process_cpu_percent", "system_cpu_percent"),
-            "gpu": ("gpu_utilization_percent",),
-            "power": ("gpu_power_w", "cpu_power_w"),
-        }.items()
-    },
-}  # fmt: skip
-RACE_COLUMNS: dict[str, str] = {  # of the rows above a race's charts; several seeds: their mean
-    "Loss": "Measured: mean over the batches of the last epoch, at most 100.",
-    "Accuracy": f"Measured on held-out examples at the last evaluation. {_LUCK}",
-    "Steps": "Counted.",
-    "Samples/s": "Derived: examples by training time; while a run goes on over its newest window, then over all of it.",
-    "Target": "Measured: the first of two evaluations in a row that reach it, in proportion between it and the one before.",
-}
 
 
 def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]:

@@ -10,6 +10,7 @@ import numpy as np
 from engine.store import COLUMNS
 
 _WHOLE = {"step", "samples"}
+NAN_IS_MEASURED = frozenset({"loss", "test_loss", "grad_norm"})  # in other columns NaN means: not known
 
 
 class Columns(Protocol):
@@ -54,5 +55,5 @@ def _csv(columns: list[str], table: Columns) -> str:
 
 def csv_cell(name: str, value: float) -> str:
     if math.isnan(value):
-        return "nan" if name in {"loss", "test_loss", "grad_norm"} else ""  # there it is what was measured
+        return "nan" if name in NAN_IS_MEASURED else ""
     return f"{value:.0f}" if name in _WHOLE and math.isfinite(value) else f"{value:.17g}"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dashboard import api, compare_api
-from engine import figures, records
+from engine import chart_facts, records
 from engine.analysis import to_target
 from engine.charts import PALETTE
 from engine.config import RunConfig, with_overrides
@@ -65,7 +65,8 @@ class Race:
         self.tab, self.url = tab, url
         self.data = {
             "key": "race", "lanes": [], "target": None, "axis": "steps", "alive": True, "price": 3.6,
-            "palette": list(PALETTE), "version": "", "plotly_version": "1", "how": figures.CHARTS | figures.RACE_COLUMNS,
+            "palette": list(PALETTE), "version": "", "plotly_version": "1", "charts": chart_facts.as_json(chart_facts.RACE_CHARTS),
+            "how": chart_facts.RACE_COLUMNS,
         }  # fmt: skip
 
     def lane(self, label: str, *run_ids: str, color: int | None = None, baseline: bool = False) -> Race:
