@@ -5,24 +5,21 @@
 // 10,000 points, so what counts is how many charts are drawn how often.
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
-const { decades, element, setText, toggleButton, withText } =
+const { decades, element, refill, setText, textButton, toggleButton, withText } =
   await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
 
 export class Card {
   // `chart` has a `title`, and may have a `note` and `how` its points were obtained. A subclass has `update(Plotly, range)`.
   constructor(view, chart, { id, prefix = "" }) {
     Object.assign(this, { view, chart, mounted: false, shown: "", hidden: new Set(), entries: new Map() });
-    this.node = element("section", "iso-card", `${prefix}chart-${id}`);
-    this.node.setAttribute("aria-label", chart.title);
+    this.node = element("section", "iso-card", `${prefix}chart-${id}`, { "aria-label": chart.title });
     this.top = element("div", "iso-top");
     this.sub = element("div", "iso-sub");
     this.note = withText("div", "iso-note", chart.note ?? "");
     this.legend = element("div", "iso-legend");
     this.sub.append(this.note, this.legend);
-    this.plot = element("div", "iso-plot", `${prefix}plot-${id}`);
-    this.plot.dataset.empty = "";
-    this.words = element("div", "iso-words", `words-${id}`);
-    this.words.hidden = true;
+    this.plot = element("div", "iso-plot", `${prefix}plot-${id}`, { "data-empty": "" });
+    this.words = element("div", "iso-words", `words-${id}`, { hidden: "" });
     this.node.append(this.top, this.sub, this.plot, this.words);
     this.title = chart.how ? this.askingTitle(id) : withText("div", "iso-title", chart.title);
     this.top.append(this.title);
@@ -33,16 +30,12 @@ export class Card {
 
   // A title that says how the points were obtained: to a pointer on it, and below it after a click.
   askingTitle(id) {
-    const how = (this.how = element("div", "iso-words iso-how", `how-${id}`));
-    how.hidden = true;
+    const how = (this.how = element("div", "iso-words iso-how", `how-${id}`, { hidden: "" }));
     this.sub.after(how);
-    const title = withText("button", "iso-title iso-asks", this.chart.title, `title-${id}`);
-    title.type = "button";
-    title.setAttribute("aria-expanded", "false");
-    title.onclick = () => {
+    const title = textButton("iso-title iso-asks", this.chart.title, `title-${id}`, () => {
       how.hidden = !how.hidden;
       title.setAttribute("aria-expanded", String(!how.hidden));
-    };
+    }, { "aria-expanded": "false" });
     return title;
   }
 
@@ -54,8 +47,7 @@ export class Card {
   // The value at the right of the title.
   addValue(id) {
     this.now = element("div", "iso-now", `value-${id}`);
-    this.number = document.createElement("span");
-    this.unit = document.createElement("small");
+    [this.number, this.unit] = [element("span"), element("small")];
     this.now.append(this.number, this.unit);
     this.top.append(this.now);
   }
@@ -76,14 +68,7 @@ export class Card {
 
   // A legend that only names: [{name, swatch}].
   showLegend(entries) {
-    const state = JSON.stringify(entries);
-    if (state === this.legendState) return;
-    this.legendState = state;
-    this.legend.replaceChildren(...entries.map(({ name, swatch }) => {
-      const entry = withText("span", "iso-entry", name);
-      entry.style.setProperty("--swatch", swatch);
-      return entry;
-    }));
+    refill(this.legend, entries, () => entries.map(({ name, swatch }) => withText("span", "iso-entry", name, "", { style: `--swatch: ${swatch}` })));
   }
 
   // A sentence instead of the picture; "" shows the picture.
@@ -138,15 +123,15 @@ export class Card {
     const { plot, view } = this;
     plot.on("plotly_relayout", (change) => {
       const [from, to] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
-      if (from !== undefined && to !== undefined) view.zoomTo([this.number(from), this.number(to)]);
+      if (from !== undefined && to !== undefined) view.zoomTo([this.onAxis(from), this.onAxis(to)]);
     });
     plot.on("plotly_doubleclick", () => view.zoomTo(null));
-    plot.on("plotly_hover", (event) => this.point((this.hoverX = event.xvals && this.number(event.xvals[0]))));
+    plot.on("plotly_hover", (event) => this.point((this.hoverX = event.xvals && this.onAxis(event.xvals[0]))));
     plot.on("plotly_unhover", () => this.point((this.hoverX = undefined)));
   }
 
   // A place on the horizontal axis in the view's own numbers, from what Plotly says of it.
-  number(value) {
+  onAxis(value) {
     return Number(value);
   }
 

@@ -81,10 +81,11 @@ export function remainingText({ preparing, over, elapsed_s: elapsed, left_s: lef
 
 // --- parts -------------------------------------------------------------------------------------------------------
 
-export function element(tag, className, testid) {
+export function element(tag, className = "", testid = "", attributes = {}) {
   const node = document.createElement(tag);
-  node.className = className;
+  if (className) node.className = className;
   if (testid) node.dataset.testid = testid;
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   return node;
 }
 
@@ -93,15 +94,14 @@ export function setText(node, text) {
 }
 
 // An element with a text in it.
-export function withText(tag, className, text, testid) {
-  const node = element(tag, className, testid);
+export function withText(tag, className, text, testid, attributes) {
+  const node = element(tag, className, testid, attributes);
   node.textContent = text;
   return node;
 }
 
-export function textButton(className, text, testid, act) {
-  const button = withText("button", className, text, testid);
-  button.type = "button";
+export function textButton(className, text, testid, act, attributes) {
+  const button = withText("button", className, text, testid, { type: "button", ...attributes });
   button.onclick = act;
   return button;
 }
@@ -113,17 +113,12 @@ export function toggleButton(className, testid, hidden, key, act) {
     if (!shown) hidden.add(key);
     button.setAttribute("aria-pressed", String(shown));
     act();
-  });
-  button.title = "Show or hide";
-  button.setAttribute("aria-pressed", "true");
+  }, { title: "Show or hide", "aria-pressed": "true" });
   return button;
 }
 
 export function progressBar(label, testid) {
-  const node = element("div", "iso-progress", testid);
-  for (const [name, value] of Object.entries({ role: "progressbar", "aria-label": label, "aria-valuemin": "0", "aria-valuemax": "100" })) {
-    node.setAttribute(name, value);
-  }
+  const node = element("div", "iso-progress", testid, { role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100 });
   node.append(document.createElement("div"));
   return node;
 }
@@ -133,7 +128,17 @@ export function showProgress(node, share) {
   node.setAttribute("aria-valuenow", String(Math.round(100 * share)));
 }
 
-// A table of texts: the head, and rows of texts.
+const filled = new WeakMap();
+
+// Makes the children of a node again where `state`, what they show, has changed.
+export function refill(node, state, make) {
+  const text = JSON.stringify(state);
+  if (filled.get(node) === text) return;
+  filled.set(node, text);
+  node.replaceChildren(...make());
+}
+
+// A row of a table, with a cell for each text.
 export function tableRow(tag, texts) {
   const row = document.createElement("tr");
   row.append(...texts.map((text) => withText(tag, "", text)));
@@ -182,9 +187,7 @@ export class PollingView {
     this.node = element("div", `iso-live ${className}`, id);
     this.node.style.visibility = "hidden"; // until the stylesheets are there
     this.node.isoflop = this.debug;
-    this.notice = element("p", "iso-notice", `${prefix}notice`);
-    this.notice.setAttribute("role", "alert");
-    this.notice.hidden = true;
+    this.notice = element("p", "iso-notice", `${prefix}notice`, { role: "alert", hidden: "" });
     this.facts = element("span", "iso-facts", `${prefix}facts`);
     parent.append(this.node);
   }
@@ -193,12 +196,10 @@ export class PollingView {
 
   // The line with the state: a badge, a progress bar, words on the time left, and the facts.
   stateLine(label) {
-    this.badge = element("span", "iso-badge", `${this.prefix}status`);
-    this.badge.setAttribute("role", "status");
+    this.badge = element("span", "iso-badge", `${this.prefix}status`, { role: "status" });
     this.progress = progressBar(label, `${this.prefix}progress`);
     this.progress.hidden = true;
-    this.left = element("span", "iso-left", `${this.prefix}left`);
-    this.left.hidden = true;
+    this.left = element("span", "iso-left", `${this.prefix}left`, { hidden: "" });
     const head = element("div", "iso-head");
     head.append(this.badge, this.progress, this.left, this.facts);
     return head;
@@ -216,8 +217,7 @@ export class PollingView {
   }
 
   resetZoom(text) {
-    this.resetButton = textButton("iso-reset", text, `${this.prefix}reset-zoom`, () => this.zoomTo(null));
-    this.resetButton.hidden = true;
+    this.resetButton = textButton("iso-reset", text, `${this.prefix}reset-zoom`, () => this.zoomTo(null), { hidden: "" });
     return this.resetButton;
   }
 
@@ -463,7 +463,7 @@ export function roundUp(seconds) {
 
 // --- theme -------------------------------------------------------------------------------------------------------
 
-export function readLook(node) {
+function readLook(node) {
   const style = getComputedStyle(node);
   const get = (name, otherwise) => style.getPropertyValue(`--st-${name}`).trim() || otherwise;
   const text = get("text-color", "#1b1f2a");

@@ -7,7 +7,7 @@
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
 const load = (name) => import(new URL(`${name}?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
 const {
-  PollingView, capital, count, element, fade, keep, literal, loadStylesheet, remainingText, setText, textButton, threeDigits, whole, withText,
+  PollingView, capital, count, element, fade, keep, literal, loadStylesheet, refill, remainingText, setText, textButton, threeDigits, whole, withText,
 } = await load("common.js");
 const { Card } = await load("card.js");
 
@@ -79,15 +79,10 @@ class Picker {
   build({ rows, columns, corner, disabled }) {
     this.node.style.setProperty("--columns", columns.length);
     this.cells = new Map();
-    const grid = element("div", "inf-pick");
-    grid.setAttribute("role", "group");
-    grid.setAttribute("aria-label", "Cells to measure");
-    const head = (label, keys, testid) => {
-      const button = textButton("inf-head", label, testid, () => this.toggle(keys));
-      button.title = "Select all or none of them";
-      button.disabled = disabled;
-      return button;
-    };
+    const grid = element("div", "inf-pick", "", { role: "group", "aria-label": "Cells to measure" });
+    const button = (className, label, keys, testid, attributes) =>
+      textButton(className, label, testid, () => this.toggle(keys), { ...attributes, ...(disabled && { disabled: "" }) });
+    const head = (label, keys, testid) => button("inf-head", label, keys, testid, { title: "Select all or none of them" });
     const all = rows.flatMap((row) => columns.map((column) => `${row.id}x${column.id}`));
     grid.append(head(corner, all, "pick-all"));
     for (const column of columns) grid.append(head(column.label, rows.map((row) => `${row.id}x${column.id}`), `pick-column-${column.id}`));
@@ -97,12 +92,9 @@ class Picker {
       grid.append(side);
       for (const column of columns) {
         const key = `${row.id}x${column.id}`;
-        const button = textButton("inf-box", "", `pick-${key}`, () => this.toggle([key]));
-        button.disabled = disabled;
-        button.setAttribute("role", "checkbox");
-        button.setAttribute("aria-label", `batch ${row.label}, ${column.name}`);
-        this.cells.set(key, button);
-        grid.append(button);
+        const box = button("inf-box", "", [key], `pick-${key}`, { role: "checkbox", "aria-label": `batch ${row.label}, ${column.name}` });
+        this.cells.set(key, box);
+        grid.append(box);
       }
     }
     this.node.replaceChildren(grid);
@@ -125,19 +117,13 @@ class Picker {
 
 // One quantity over rows and columns. The shade shows where a value lies between the smallest and the largest, on a
 // logarithmic scale.
-class HeatMap {
+class HeatMap extends Card {
   constructor(view, { id, title, note, value, text, tone }) {
-    Object.assign(this, { view, id, value, text, tone, shape: "", boxes: new Map() });
-    this.node = element("section", "iso-card inf-card", `map-${id}`);
-    this.node.setAttribute("aria-label", title);
-    const top = element("div", "iso-top");
-    this.title = withText("div", "iso-title", title);
-    top.append(this.title);
-    const sub = element("div", "iso-sub");
-    this.note = withText("div", "iso-note", note);
-    sub.append(this.note);
-    this.grid = element("div", "inf-map");
-    this.node.append(top, sub, this.grid);
+    super(view, { title, note }, { id });
+    Object.assign(this, { id, value, text, tone, shape: "", boxes: new Map(), grid: element("div", "inf-map") });
+    this.node.dataset.testid = `map-${id}`;
+    this.node.classList.add("inf-card");
+    this.node.replaceChildren(this.top, this.sub, this.grid);
   }
 
   build({ rows, columns }) {
@@ -506,9 +492,7 @@ class View extends PollingView {
     this.sentence = element("p", "inf-sentence", "sentence");
     this.besides = element("ul", "inf-besides", "besides");
     this.words.append(this.sentence, this.besides);
-    this.slices = element("div", "inf-slices", "slices");
-    this.slices.setAttribute("role", "group");
-    this.slices.setAttribute("aria-label", "Software and precision shown");
+    this.slices = element("div", "inf-slices", "slices", { role: "group", "aria-label": "Software and precision shown" });
     this.table = element("section", "iso-card inf-ladder", "ladder");
     this.maps = [
       new HeatMap(this, { id: "throughput", title: "Throughput", note: "measured; a click opens a cell", value: (cell) => cell.samples_per_s, text: rate, tone: "var(--st-primary-color)" }),
@@ -672,10 +656,7 @@ class View extends PollingView {
     this.words.hidden = !sentence;
     this.words.toggleAttribute("data-waits", Boolean(waits));
     setText(this.sentence, sentence ?? "");
-    const said = besides.join("\n");
-    if (said === this.saidBesides) return;
-    this.saidBesides = said;
-    this.besides.replaceChildren(...besides.map((text) => withText("li", "", text)));
+    refill(this.besides, besides, () => besides.map((text) => withText("li", "", text)));
   }
 
   // What the run measured comes first: arrival rates as a curve, a ladder as bars.
@@ -698,19 +679,11 @@ class View extends PollingView {
   showSlices() {
     const { slices } = this.about;
     this.slices.hidden = slices.length < 2;
-    const state = JSON.stringify([slices, this.slice]);
-    if (this.slices.hidden || state === this.saidSlices) return;
-    this.saidSlices = state;
-    this.slices.replaceChildren(
-      ...slices.map(({ label }, n) => {
-        const button = textButton("inf-slice", label, `slice-${n}`, () => {
-          this.slice = n;
-          this.paint();
-        });
-        button.setAttribute("aria-pressed", String(n === this.slice));
-        return button;
-      }),
-    );
+    const button = (label, n) => textButton("inf-slice", label, `slice-${n}`, () => {
+      this.slice = n;
+      this.paint();
+    }, { "aria-pressed": String(n === this.slice) });
+    refill(this.slices, [slices, this.slice], () => (slices.length < 2 ? [] : slices.map(({ label }, n) => button(label, n))));
   }
 
   // One row for each runtime; below one that did not run, the reason.
@@ -719,30 +692,32 @@ class View extends PollingView {
     this.table.hidden = !ladder;
     const wanted = this.about.kind === "ladder" ? this.slices : this.box; // in a run of a ladder, the ladder comes first
     if (ladder && this.table.previousElementSibling !== wanted) wanted.after(this.table);
-    const state = JSON.stringify(ladder);
-    if (!ladder || state === this.saidLadder) return;
-    this.saidLadder = state;
+    if (ladder) refill(this.table, ladder, () => this.ladderParts());
+  }
+
+  ladderParts() {
+    const { ladder } = this;
     const table = document.createElement("table");
     const head = table.createTHead().insertRow();
-    for (const title of ladder.columns) head.append(Object.assign(document.createElement("th"), { textContent: title, scope: "col" }));
+    for (const title of ladder.columns) head.append(withText("th", "", title, "", { scope: "col" }));
     const body = table.createTBody();
     for (const { name, values, why } of ladder.rows) {
       const row = body.insertRow();
-      row.append(Object.assign(document.createElement("th"), { textContent: name, scope: "row" }));
+      row.append(withText("th", "", name, "", { scope: "row" }));
       for (const value of values) row.insertCell().textContent = value;
       if (why) {
         const line = body.insertRow();
         line.className = "inf-why";
         const cell = line.insertCell();
         cell.colSpan = ladder.columns.length;
-        cell.append(Object.assign(document.createElement("div"), { textContent: why }));
+        cell.append(withText("div", "", why));
       }
     }
     const title = withText("div", "iso-title", "Software ladder: the same weights, run in other ways");
     const scroll = element("div", "inf-scroll");
     scroll.append(table);
     const note = withText("div", "iso-words", ladder.note);
-    this.table.replaceChildren(title, scroll, note);
+    return [title, scroll, note];
   }
 
   showDetail() {
@@ -750,20 +725,10 @@ class View extends PollingView {
     this.box.hidden = !detail;
     if (!detail) return;
     setText(this.detailTitle, detail.title);
-    const state = JSON.stringify(detail.facts);
-    if (state === this.saidFacts) return;
-    this.saidFacts = state;
-    this.detailFacts.replaceChildren(
-      ...detail.facts.map(([title, value, how]) => {
-        const fact = document.createElement("div");
-        fact.title = how;
-        fact.append(
-          withText("dt", "", title),
-          withText("dd", "", value),
-          withText("dd", "inf-how", how),
-        );
-        return fact;
-      }),
-    );
+    refill(this.detailFacts, detail.facts, () => detail.facts.map(([title, value, how]) => {
+      const fact = element("div", "", "", { title: how });
+      fact.append(withText("dt", "", title), withText("dd", "", value), withText("dd", "inf-how", how));
+      return fact;
+    }));
   }
 }

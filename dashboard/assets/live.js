@@ -5,7 +5,7 @@ const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
 const load = (name) => import(new URL(`${name}?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
 const {
   PollingView, capital, count, displayUnit, duration, element, extremes, include, keep, loadPlotly, loadStylesheet, lossText,
-  remainingText, roundUp, setText, smooth, tableRow, textButton, threeDigits, timeTicks, whole, withText, yRange,
+  refill, remainingText, roundUp, setText, smooth, tableRow, textButton, threeDigits, timeTicks, whole, withText, yRange,
 } = await load("common.js");
 const { Card } = await load("card.js");
 const ALIVE_MS = 500;
@@ -90,10 +90,7 @@ class RunCard extends Card {
     this.scale = textButton("iso-scale", "log", `scale-${this.chart.key}`, () => {
       this.log = this.scale.getAttribute("aria-pressed") !== "true";
       this.view.paint();
-    });
-    this.scale.title = "Logarithmic scale";
-    this.scale.hidden = true;
-    this.scale.setAttribute("aria-pressed", "false");
+    }, { title: "Logarithmic scale", hidden: "", "aria-pressed": "false" });
     return this.scale;
   }
 
@@ -263,8 +260,7 @@ const RANK_COLUMNS = ["Rank", "Device", "Step", "Own work", "Waits in all-reduce
 // Each rank in the last measured window, and the rank that the others wait for.
 class RankTable {
   constructor() {
-    this.node = element("div", "iso-ranks", "live-ranks");
-    this.node.hidden = true;
+    this.node = element("div", "iso-ranks", "live-ranks", { hidden: "" });
   }
 
   show({ rows, straggler, steps, method }) {
@@ -278,9 +274,8 @@ class RankTable {
       row.toggleAttribute("data-slow", rank === straggler);
       table.append(row);
     });
-    const words = withText("div", "iso-note", `Means of steps ${whole(steps[0])} to ${whole(steps[1])}, measured`);
-    words.title = method;
-    this.node.replaceChildren(table, words);
+    const text = `Means of steps ${whole(steps[0])} to ${whole(steps[1])}, measured`;
+    this.node.replaceChildren(table, withText("div", "iso-note", text, "", { title: method }));
     this.node.hidden = false;
   }
 }
@@ -308,9 +303,7 @@ class View extends PollingView {
     const head = this.stateLine("Progress");
     this.left.title = "The time left is estimated from the share of the budget that is used.";
     head.append(this.resetZoom("Show all"));
-    this.alerts = element("ul", "iso-alerts", "live-alerts");
-    this.alerts.setAttribute("role", "status");
-    this.alerts.hidden = true;
+    this.alerts = element("ul", "iso-alerts", "live-alerts", { role: "status", hidden: "" });
     this.cards = this.rows.filter((row) => !isOfRanks(row)).map((row) => new RunCard(this, row));
     this.area = element("div", "iso-grid", "live-grid");
     this.area.append(...this.cards.map((card) => card.node)); // all cells must stand before a chart measures its own
@@ -397,11 +390,8 @@ class View extends PollingView {
 
   // One line each: what is wrong and what to do.
   showAlerts(alerts) {
-    const state = alerts.join("\n");
-    if (state === this.alertsState) return;
-    this.alertsState = state;
     this.alerts.hidden = !alerts.length;
-    this.alerts.replaceChildren(...alerts.map((text) => withText("li", "", text)));
+    refill(this.alerts, alerts, () => alerts.map((text) => withText("li", "", text)));
   }
 
   showFacts() {

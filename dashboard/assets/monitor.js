@@ -6,7 +6,7 @@
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
 const load = (name) => import(new URL(`${name}?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
 const {
-  PollingView, ROOT, capital, displayUnit, duration, element, extremes, fade, include, keep, readLook, setText, textButton, threeDigits,
+  PollingView, ROOT, capital, displayUnit, duration, element, extremes, fade, include, keep, refill, setText, textButton, threeDigits,
   whole, withText, yRange,
 } = await load("common.js");
 const { Card } = await load("card.js");
@@ -78,8 +78,7 @@ class MetricCard extends Card {
     this.title.append(" ", this.unitName);
     this.addValue(id);
     this.note.remove();
-    this.line = element("div", "mon-cursor");
-    this.line.hidden = true;
+    this.line = element("div", "mon-cursor", "", { hidden: "" });
     this.frameNode = element("div", "mon-frame");
     this.plot.before(this.frameNode);
     this.frameNode.append(this.plot, this.line);
@@ -167,7 +166,7 @@ class MetricCard extends Card {
     });
   }
 
-  number(value) {
+  onAxis(value) {
     return toMs(value);
   }
 
@@ -288,20 +287,17 @@ class Group {
   constructor(view, title, charts, prefix, open) {
     Object.assign(this, { view, prefix, open });
     this.node = element("section", "mon-group", `group-${prefix ? prefix.slice(0, -1) : "system"}`);
-    this.heading = element(prefix ? "button" : "div", "mon-heading");
-    if (prefix) {
-      this.heading.type = "button";
-      this.heading.onclick = () => this.toggle();
-      this.summary = element("span", "mon-summary", `summary-${prefix.slice(0, -1)}`);
-      this.summary.title = "Measured: the newest readings. The titles of the charts say how.";
-    }
+    const id = prefix ? prefix.slice(0, -1) : "system";
+    this.heading = prefix ? textButton("mon-heading", "", "", () => this.toggle()) : element("div", "mon-heading");
+    const how = "Measured: the newest readings. The titles of the charts say how.";
+    if (prefix) this.summary = element("span", "mon-summary", `summary-${id}`, { title: how });
     this.heading.append(withText("span", "mon-name", title), ...(this.summary ? [this.summary] : []));
     this.grid = element("div", "iso-grid");
     this.cards = charts.map((chart) => new MetricCard(view, chart, prefix));
-    this.absent = element("section", "iso-card mon-absent", `missing-${prefix ? prefix.slice(0, -1) : "system"}`);
+    this.absent = element("section", "iso-card mon-absent", `missing-${id}`);
     this.grid.append(...this.cards.map((card) => card.node), this.absent);
-    if (prefix) this.grid.append((this.holders = element("section", "iso-card", `processes-${prefix.slice(0, -1)}`)));
-    this.rest = element("div", "iso-words mon-rest", `rest-${prefix ? prefix.slice(0, -1) : "system"}`);
+    if (prefix) this.grid.append((this.holders = element("section", "iso-card", `processes-${id}`)));
+    this.rest = element("div", "iso-words mon-rest", `rest-${id}`);
     this.node.append(this.heading, this.rest, this.grid);
     this.show(open);
   }
@@ -326,10 +322,7 @@ class Group {
       this.cards.filter((card) => !card.present).flatMap((card) => card.reasons().map(([, reason]) => [card.chart.title, reason])),
     );
     this.absent.hidden = !lines.length;
-    if (lines.join() !== this.absentText) {
-      this.absentText = lines.join();
-      this.absent.replaceChildren(titled("Not available here"), ...lines.map((line) => words(line)));
-    }
+    refill(this.absent, lines, () => [titled("Not available here"), ...lines.map(words)]);
     this.showHolders();
   }
 
@@ -373,10 +366,7 @@ class Group {
     });
     const why = missing[`${this.prefix}processes`];
     if (why || !lines.length) lines.push(words(why ? capital(why) : "No process holds memory."));
-    const text = lines.map((line) => line.textContent).join("\n");
-    if (text === this.holdersText) return;
-    this.holdersText = text;
-    this.holders.replaceChildren(titled("Processes"), ...lines);
+    refill(this.holders, lines.map((line) => line.textContent), () => [titled("Processes"), ...lines]);
   }
 }
 
@@ -384,10 +374,7 @@ const titled = (text) => withText("div", "iso-title", text);
 const words = (text) => withText("div", "iso-words", text);
 
 function runLink(id, text) {
-  const link = withText("a", "mon-link", text);
-  link.href = new URL(`train?run=${encodeURIComponent(id)}`, ROOT).href;
-  link.title = text;
-  return link;
+  return withText("a", "mon-link", text, "", { href: new URL(`train?run=${encodeURIComponent(id)}`, ROOT).href, title: text });
 }
 
 // --- the view ---------------------------------------------------------------------------------------------------
@@ -403,9 +390,7 @@ class View extends PollingView {
   build() {
     const head = element("div", "iso-head");
     this.pauseButton = textButton("mon-button", "Pause", "pause", () => this.pause());
-    this.windows = element("div", "mon-choice");
-    this.windows.setAttribute("role", "group");
-    this.windows.setAttribute("aria-label", "Time shown");
+    this.windows = element("div", "mon-choice", "", { role: "group", "aria-label": "Time shown" });
     for (const [seconds, name] of WINDOWS) {
       this.windows.append(textButton("mon-button", name, `window-${seconds}`, () => {
         this.windowS = seconds;
@@ -418,8 +403,7 @@ class View extends PollingView {
     this.interval.onchange = () => this.onInterval(Number(this.interval.value));
     label.append("Read every ", this.interval);
     head.append(this.windows, this.pauseButton, label, this.facts, this.resetZoom("Back to live"));
-    this.lane = element("section", "iso-card mon-runs", "runs");
-    this.lane.hidden = true;
+    this.lane = element("section", "iso-card mon-runs", "runs", { hidden: "" });
     this.area = element("div", "mon-body");
     this.node.append(head, this.notice, this.lane, this.area);
     this.showWindows();
@@ -536,8 +520,7 @@ class View extends PollingView {
     this.groups = [new Group(this, "CPU, memory, disk and network", SYSTEM, "", true)];
     const gpus = about.gpus.map((name, n) => new Group(this, `GPU ${n} · ${name}`, GPU, `gpu${n}.`, n < OPEN_GPUS));
     this.groups.unshift(...gpus);
-    this.noGpu = element("section", "iso-card mon-none", "gpu-reason");
-    this.noGpu.hidden = true;
+    this.noGpu = element("section", "iso-card mon-none", "gpu-reason", { hidden: "" });
     this.area.replaceChildren(...this.groups.map(({ node }) => node), this.noGpu);
     for (const card of this.charts()) {
       card.describe();
@@ -601,10 +584,7 @@ class View extends PollingView {
   showNoGpu() {
     const why = this.about.gpus.length ? "" : (this.missing.gpu ?? "");
     this.noGpu.hidden = !why;
-    if (why && this.noGpu.dataset.why !== why) {
-      this.noGpu.dataset.why = why;
-      this.noGpu.replaceChildren(titled("GPU"), words(capital(why)));
-    }
+    if (why) refill(this.noGpu, why, () => [titled("GPU"), words(capital(why))]);
   }
 
   // The runs of the time shown: each a bar on that time, after its name.
@@ -626,15 +606,12 @@ class View extends PollingView {
       row.append(runLink(run.run_id, run.words), track);
       return row;
     });
-    const state = JSON.stringify([rows.map((row) => row.textContent), inside.slice(0, MOST_RUNS), range.map((x) => Math.round(x / 250))]);
-    if (state === this.laneState) return;
-    this.laneState = state;
     if (inside.length > MOST_RUNS) rows.push(words(`and ${inside.length - MOST_RUNS} earlier in this time`));
     const ends = element("div", "mon-run mon-ends");
     const times = element("div");
-    for (const x of range) times.append(Object.assign(document.createElement("span"), { textContent: clock(x) }));
+    for (const x of range) times.append(withText("span", "", clock(x)));
     ends.append(document.createElement("span"), times);
-    this.lane.replaceChildren(titled("Runs"), ...rows, ends);
+    refill(this.lane, [inside, range.map((x) => Math.round(x / 250))], () => [titled("Runs"), ...rows, ends]);
   }
 
   spanShapes([from, to]) {
@@ -729,7 +706,5 @@ class View extends PollingView {
 }
 
 function intervalOption(seconds) {
-  const option = withText("option", "", `${seconds} s`);
-  option.value = String(seconds);
-  return option;
+  return withText("option", "", `${seconds} s`, "", { value: seconds });
 }

@@ -40,30 +40,24 @@ const COLUMNS = ["Loss", "Accuracy", "Steps", "Samples/s", "Target"];
 class Row {
   constructor(view, place) {
     this.view = view;
-    this.node = element("div", "race-row", `lane-${place}`);
-    this.node.setAttribute("role", "row");
-    const first = element("div", "race-lane");
-    first.setAttribute("role", "rowheader");
-    this.name = textButton("race-name", "", `lane-name-${place}`, () => view.toggleLane(place));
-    this.name.title = "Show or hide";
+    this.node = element("div", "race-row", `lane-${place}`, { role: "row" });
+    const first = element("div", "race-lane", "", { role: "rowheader" });
+    this.name = textButton("race-name", "", `lane-name-${place}`, () => view.toggleLane(place), { title: "Show or hide" });
     this.label = element("span", "race-label");
     this.name.append(element("span", "race-swatch", `swatch-${place}`), this.label);
     this.baseline = withText("span", "race-tag", "baseline");
     first.append(this.name, this.baseline);
     this.badge = element("span", "iso-badge", `lane-status-${place}`);
     this.progress = progressBar("Progress");
-    const state = element("div", "race-state");
-    state.setAttribute("role", "cell");
+    const state = element("div", "race-state", "", { role: "cell" });
     state.append(this.badge, this.progress);
     this.values = COLUMNS.map((column) => {
-      const cell = element("div", "race-value", `lane-${column.toLowerCase().replace("/", "-per-")}-${place}`);
-      cell.setAttribute("role", "cell");
-      cell.dataset.label = column;
-      cell.append(document.createElement("span"));
+      const testid = `lane-${column.toLowerCase().replace("/", "-per-")}-${place}`;
+      const cell = element("div", "race-value", testid, { role: "cell", "data-label": column });
+      cell.append(element("span"));
       return cell;
     });
-    this.busy = element("span", "iso-flaw", `lane-busy-${place}`);
-    this.busy.hidden = true;
+    this.busy = element("span", "iso-flaw", `lane-busy-${place}`, { hidden: "" });
     this.values[COLUMNS.indexOf("Samples/s")].prepend(this.busy); // the numbers stay below each other
     this.why = element("div", "race-why", `lane-why-${place}`);
     this.node.append(first, state, ...this.values, this.why);
@@ -153,8 +147,7 @@ class RaceCard extends Card {
     this.metric = chart.target;
     this.isPercent = chart.unit === "%";
     this.legend.remove();
-    this.floor = element("div", "race-floor", `floor-${chart.key}`);
-    this.floor.hidden = true;
+    this.floor = element("div", "race-floor", `floor-${chart.key}`, { hidden: "" });
     this.sub.append(this.floor);
     const frame = element("div", "race-frame");
     this.plot.replaceWith(frame);
@@ -170,13 +163,11 @@ class RaceCard extends Card {
 
   field() {
     const label = element("label", "race-target");
-    this.input = element("input", "race-number", `target-${this.metric}`);
-    this.input.type = "number";
-    this.input.step = "any";
-    this.input.min = String(this.chart.most ? 0.01 : 1e-6);
-    if (this.chart.most) this.input.max = String(this.chart.most);
-    this.input.placeholder = "none";
-    this.input.setAttribute("aria-label", `Target of ${this.chart.title.toLowerCase()}${this.isPercent ? ", %" : ""}`);
+    const { most, title } = this.chart;
+    this.input = element("input", "race-number", `target-${this.metric}`, {
+      type: "number", step: "any", min: most ? 0.01 : 1e-6, ...(most && { max: most }), placeholder: "none",
+      "aria-label": `Target of ${title.toLowerCase()}${this.isPercent ? ", %" : ""}`,
+    });
     this.input.oninput = () => (this.typing = true);
     this.input.onblur = () => (this.typing = false);
     this.input.onchange = () => {
@@ -192,15 +183,12 @@ class RaceCard extends Card {
   }
 
   goal() {
-    this.line = element("div", "race-goal", `goal-${this.metric}`);
-    this.grip = element("div", "race-grip", `grip-${this.metric}`);
-    this.grip.tabIndex = 0;
-    this.grip.setAttribute("role", "slider");
-    this.grip.setAttribute("aria-orientation", "vertical");
-    this.grip.setAttribute("aria-label", `Target of ${this.chart.title.toLowerCase()}`);
-    this.grip.title = "Drag to set the target";
+    this.line = element("div", "race-goal", `goal-${this.metric}`, { hidden: "" });
+    this.grip = element("div", "race-grip", `grip-${this.metric}`, {
+      role: "slider", tabindex: 0, "aria-orientation": "vertical", "aria-label": `Target of ${this.chart.title.toLowerCase()}`,
+      title: "Drag to set the target",
+    });
     this.line.append(element("div", "race-dash"), this.grip);
-    this.line.hidden = true;
     this.line.onpointerdown = (event) => this.grab(event);
     this.grip.onkeydown = (event) => this.press(event);
     return this.line;
@@ -459,7 +447,7 @@ class RaceCard extends Card {
     return frame;
   }
 
-  number(x) {
+  onAxis(x) {
     return this.view.logX ? 10 ** x : Number(x);
   }
 
@@ -489,16 +477,9 @@ class View extends PollingView {
   }
 
   build(charts) {
-    this.table = element("div", "race-rows", "race-rows");
-    this.table.setAttribute("role", "table");
-    this.table.setAttribute("aria-label", "Lanes");
-    const head = element("div", "race-row race-heads");
-    head.setAttribute("role", "row");
-    this.heads = ["Lane", "State", ...COLUMNS].map((text) => {
-      const cell = withText("div", "race-head", text);
-      cell.setAttribute("role", "columnheader");
-      return cell;
-    });
+    this.table = element("div", "race-rows", "race-rows", { role: "table", "aria-label": "Lanes" });
+    const head = element("div", "race-row race-heads", "", { role: "row" });
+    this.heads = ["Lane", "State", ...COLUMNS].map((text) => withText("div", "race-head", text, "", { role: "columnheader" }));
     head.append(...this.heads);
     this.table.append(head);
     this.cards = charts.map((chart) => new RaceCard(this, chart));
@@ -514,8 +495,7 @@ class View extends PollingView {
     const name = `race-axis-${Math.random().toString(36).slice(2)}`;
     this.choices = AXES.map((axis) => {
       const label = element("label", "race-choice", `axis-${axis.id}`);
-      const input = document.createElement("input");
-      Object.assign(input, { type: "radio", name, value: axis.id });
+      const input = element("input", "", "", { type: "radio", name, value: axis.id });
       input.onchange = () => this.choose(axis);
       label.append(input, axis.label);
       this.axes.append(label);
@@ -528,9 +508,8 @@ class View extends PollingView {
       extra: this.button("gradient norm", "race-extra", "Show the chart of the gradient norm", () => (this.extra = !this.extra)),
     };
     const smoothing = element("label", "race-smoothing");
-    this.slider = element("input", "race-slider", "race-smoothing");
-    Object.assign(this.slider, { type: "range", min: "0", max: "100", step: "5", value: "35" });
-    this.slider.setAttribute("aria-label", "Smoothing");
+    const look = { type: "range", min: 0, max: 100, step: 5, value: 35, "aria-label": "Smoothing" };
+    this.slider = element("input", "race-slider", "race-smoothing", look);
     const smooth = () => (this.share = 0.1 * (Number(this.slider.value) / 100) ** 2); // half-life as a share of the run
     this.slider.oninput = () => (smooth(), this.paint());
     smooth();
@@ -541,12 +520,10 @@ class View extends PollingView {
   }
 
   button(text, testid, title, act) {
-    const button = textButton("race-toggle", text, testid, () => {
+    return textButton("race-toggle", text, testid, () => {
       act();
       this.zoomTo(this.zoom);
-    });
-    button.title = title;
-    return button;
+    }, { title });
   }
 
   start() {
