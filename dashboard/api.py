@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from dashboard import cursor, ranks
+from dashboard import thinning as wire
 from dashboard.thinning import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
 from engine import alerts, chart_facts
 from engine.config import RunConfig
@@ -265,14 +266,12 @@ def get_points(request: Request) -> Response:
     try:
         run = shared_run(request.path_params["run_id"])
     except StoreError as error:
-        return JSONResponse({"error": error.message}, status_code=404, headers=NO_STORE)
-    body = json.dumps(points(run, request.query_params.get("after", "")), separators=(",", ":"), allow_nan=False)
-    return Response(body, media_type="application/json", headers=NO_STORE)
+        return wire.answer({"error": error.message}, 404)
+    return wire.answer(points(run, request.query_params.get("after", "")))
 
 
 # --- files --------------------------------------------------------------------------------------------------------
 
-NO_STORE = {"Cache-Control": "no-store"}
 _FOLDER = Path(__file__).parent / "assets"
 _ASSETS = {
     "card.js": "text/javascript",
@@ -336,8 +335,5 @@ def _caching(request: Request) -> dict[str, str]:
     return {"Cache-Control": "public, max-age=31536000, immutable" if forever else "public, max-age=3600"}
 
 
-ROUTES = [
-    Route("/api/runs/{run_id}/points", get_points),
-    Route("/assets/plotly.min.js", get_plotly),
-    Route("/assets/{name}", get_asset),
-]
+ASSET_ROUTES = [Route("/assets/plotly.min.js", get_plotly), Route("/assets/{name}", get_asset)]
+ROUTES = [Route("/api/runs/{run_id}/points", get_points), *ASSET_ROUTES]

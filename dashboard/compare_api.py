@@ -6,18 +6,18 @@ them), so that the browser changes the axis without a request. The more runs the
 
 from __future__ import annotations
 
-import json
 import re
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from dashboard import cursor
-from dashboard.api import NO_STORE, about, preparing, shared_run
+from dashboard import thinning as wire
+from dashboard.api import about, preparing, shared_run
 from dashboard.thinning import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
 from engine import chart_facts
 from engine.downsample import minmax
@@ -156,17 +156,14 @@ def get_compare(request: Request) -> Response:
     """`runs=ID,ID&after=CURSOR;CURSOR`. `of` is how many runs the view has in all, where it asks for some of them."""
     ids = [run_id for run_id in request.query_params.get("runs", "").split(",") if run_id]
     if not 0 < len(ids) <= MOST_RUNS:
-        return JSONResponse(
-            {"error": f"Ask for 1 to {MOST_RUNS} runs, not {len(ids)}."}, status_code=400, headers=NO_STORE
-        )
+        return wire.answer({"error": f"Ask for 1 to {MOST_RUNS} runs, not {len(ids)}."}, 400)
     cursors = request.query_params.get("after", "").split(";")[: len(ids)]
     most = points_each(max(len(ids), _count(request.query_params.get("of", ""))))
     answers = {
         visible(run_id, _LONGEST_TEXT): _answer(run_id, after, most)
         for run_id, after in zip_longest(ids, cursors, fillvalue="")
     }
-    body = json.dumps({"most": most, "runs": answers}, separators=(",", ":"), allow_nan=False)
-    return Response(body, media_type="application/json", headers=NO_STORE)
+    return wire.answer({"most": most, "runs": answers})
 
 
 def _count(text: str) -> int:

@@ -7,7 +7,6 @@ measurement: the same weights at several offered rates.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -17,11 +16,12 @@ from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from dashboard import cursor
-from dashboard.api import NO_STORE, preparing, seconds_left, shared_run
+from dashboard import thinning as wire
+from dashboard.api import preparing, seconds_left, shared_run
 from dashboard.thinning import numbers, short
 from engine import charts_infer, serving, units
 from engine.config import Cell, RunConfig, RuntimeName
@@ -626,8 +626,7 @@ def get_inference(request: Request) -> Response:
         runs, asked.get("after", ""), limit_s=_seconds(asked.get("limit_s", "")), cell=asked.get("cell", ""),
         quantile=cast(Quantile, quantile) if quantile in get_args(Quantile) else "p99", held=asked.get("held", ""),
     )  # fmt: skip
-    body = json.dumps(answer, separators=(",", ":"), allow_nan=False)
-    return Response(body, media_type="application/json", headers=NO_STORE)
+    return wire.answer(answer)
 
 
 def _seconds(text: str) -> float | None:
@@ -639,7 +638,7 @@ def _seconds(text: str) -> float | None:
 
 
 def _refused(why: str, status: int) -> Response:
-    return JSONResponse({"error": visible(why, _LONGEST_TEXT)}, status_code=status, headers=NO_STORE)
+    return wire.answer({"error": visible(why, _LONGEST_TEXT)}, status)
 
 
 ROUTES = [Route("/api/inference", get_inference)]

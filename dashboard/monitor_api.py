@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import threading
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dashboard import cursor
-from dashboard.api import NO_STORE
+from dashboard import thinning as wire
 from dashboard.thinning import FULL_POINTS, numbers
 from engine import disk, gpus, locks
 from engine.downsample import minmax
@@ -201,9 +200,7 @@ def _notes(notes: dict[str, Any]) -> dict[str, Any]:
 
 def get_hardware(request: Request) -> Response:
     look(default_root())
-    answer = readings(default_root(), request.query_params.get("after", ""))
-    body = json.dumps(answer, separators=(",", ":"), allow_nan=False)
-    return Response(body, media_type="application/json", headers=NO_STORE)
+    return wire.answer(readings(default_root(), request.query_params.get("after", "")))
 
 
 ROUTES = [Route("/api/hardware", get_hardware)]

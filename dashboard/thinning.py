@@ -1,16 +1,25 @@
-"""Thins the rows of a table for a browser: how many points to send, means of groups, marks of NaN, and numbers for JSON."""
+"""Thins the rows of a table for a browser: how many points to send, means of groups, marks of NaN, and numbers and answers as JSON."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
+from starlette.responses import Response
 
 FULL_POINTS = 1_500  # per trace, when a browser has nothing yet: about what a chart's pixels can show
 FULL_MEANS = 500
 _FEWEST_NEW_POINTS = 24  # per trace and update
 _MARKS = 40
+
+
+def answer(body: Mapping[str, Any], status: int = 200) -> Response:
+    """The response to a poll: JSON that no cache keeps. Raises ValueError for NaN and infinity, which JSON does not have."""
+    text = json.dumps(body, separators=(",", ":"), allow_nan=False)
+    return Response(text, status_code=status, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 def limit(total: int, new: int, most: int, *, full: bool) -> int:

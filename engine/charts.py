@@ -1,7 +1,7 @@
 """The figures of runs, for reports: made from the same rows as the page's charts (`chart_facts`).
 
-A figure has no title, legend box or background of its own: the card around it names the quantity, and it stands on
-light and dark alike. Colour goes by a run's place in the sequence, so pass the same runs in the same order to each.
+A figure has no title, legend box or background of its own: the card around it names the quantity, and it suits light and dark
+pages. A run's colour depends on its place in the sequence, so pass the same runs in the same order to each chart.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LONGEST_LABEL = 40
 
 
 class Curves(Tables, Protocol):
-    """What a chart needs of a run: `store.Run` has it, and so has a run in a report."""
+    """What a chart needs of a run; `store.Run` and a run in a report both provide it."""
 
     @property
     def run_id(self) -> str: ...
@@ -156,9 +156,11 @@ def shown(runs: Runs) -> list[Chart]:
 def batch_law_chart(
     trials: Sequence[Trial], law: batch_law.BatchLaw | None, step_time: batch_law.StepTime | None
 ) -> go.Figure:
-    """Steps, examples and training time to the target against the batch size, all logarithmic: dots are the seeds that
-    measured, lines the law. A red cross at the top marks a batch size where some seed did not reach the target;
-    the dotted lines stand at B_crit and at the fastest batch."""
+    """Steps, examples and training time to the target against the batch size, all logarithmic.
+
+    Dots are measured, one per seed; lines are the law. A red cross at the top marks a batch size where some seed did not reach
+    the target; the dotted lines are at B_crit and at the fastest batch.
+    """
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     figure.update_layout(template=TEMPLATE, height=720, hovermode="closest", showlegend=False)
     figure.update_xaxes(type="log", showgrid=False)
@@ -211,8 +213,8 @@ def _time(law: batch_law.BatchLaw | None, step_time: batch_law.StepTime | None) 
 
 
 def _standing(figure: go.Figure, x: float, text: str, *, row: int, middle: float) -> None:
-    """A dotted line with its name towards the middle, where a narrow screen has room. Of a logarithmic axis lines know
-    the value, and annotations the logarithm."""
+    """A dotted line with its name on the side of the middle, where a narrow screen has room. On a logarithmic axis Plotly's lines
+    take the value and its annotations the logarithm."""
     side, shift = ("left", 4) if x < middle else ("right", -4)
     figure.add_vline(x=x, row=row, col=1, line={"color": _GREY, "width": 1, "dash": "dot"})
     figure.add_annotation(
@@ -222,8 +224,8 @@ def _standing(figure: go.Figure, x: float, text: str, *, row: int, middle: float
 
 
 def survival_chart(lanes: Sequence[tuple[str, Survival, float]]) -> go.Figure:
-    """Share of runs that have not reached the target, over seconds of training; lanes in their own order of colours."""
-    figure = _figure("Training time (s)", "Runs still on their way (%)")
+    """Share of runs that have not reached the target, over seconds of training; lanes in the order of their colours."""
+    figure = _figure("Training time (s)", "Runs that have not reached the target (%)")
     for number, (label, survival, end) in enumerate(lanes):
         x = [0.0, *survival.times, max(end, *survival.times)] if len(survival.times) else [0.0, end]
         y = [1.0, *survival.share, survival.share[-1]] if len(survival.share) else [1.0, 1.0]
@@ -248,7 +250,7 @@ def dash(place: int) -> str:
 
 
 def labels(runs: Runs) -> list[str]:
-    """A short name for each run, all different: its own, or its configuration in words; an id where two are equal."""
+    """A short, unique name for each run: its own or its configuration as text, with an id where two are equal."""
     names = [run.name or run.config.in_words() for run in runs]
     names = [visible(name, _LONGEST_LABEL) for name in names]
     twice = {name for name, times in Counter(names).items() if times > 1}
@@ -312,7 +314,7 @@ def _figure(x_title: str, y_title: str) -> go.Figure:
 
 
 def _styled(runs: Runs) -> list[tuple[Curves, str, Style]]:
-    """Each run with the words before a trace's name (none where there is one run only) and its look."""
+    """Each run with its style and the text before a trace's name, which is empty where there is only one run."""
     words = [f"{_literal(label)} · " for label in labels(runs)] if len(runs) > 1 else [""] * len(runs)
     places = [getattr(run, "place", i) for i, run in enumerate(runs)]  # seeds of a lane share its place
     return [
@@ -336,7 +338,7 @@ def _raw_and_smooth(
     number: str,
     unit: str = "",
 ) -> None:
-    span = min(200.0, len(y) / 60)  # longer ones lag visibly behind the steep start
+    span = min(200.0, len(y) / 60)  # a longer average lags visibly behind the steep start
     if span < 2:
         return _line(figure, x, y, name, style, max_points, number, unit)
     kept = minmax(y, max_points)
@@ -365,9 +367,9 @@ def _line(
 
 
 def _marks(figure: go.Figure, x: np.ndarray, y: np.ndarray, step: np.ndarray, name: str, reach: float) -> None:
-    """A red cross where a value became NaN or infinite, at the height of the last finite one before it.
+    """A red cross where a value became NaN or infinite, at the height of the last finite value before it.
 
-    Its words stand on the side with more room, on an axis that ends at `reach`.
+    Its text is on the side with more room, on an axis that ends at `reach`.
     """
     odd = ~np.isfinite(y)
     begins = np.flatnonzero(odd & ~np.concatenate([[False], odd[:-1]]))[:MAX_MARKS]
@@ -412,13 +414,13 @@ def _targets(figure: go.Figure, runs: Runs, metric: str, axis: Axis, *, scale: f
 
 
 def target_in_words(target: Target) -> str:
-    """95 %, or loss 0.3: what a run aims at."""
+    """A target as text: `95 %` or `loss 0.3`."""
     assert target.value is not None
     return f"{100 * target.value:g} %" if target.metric == "test_accuracy" else f"loss {target.value:g}"
 
 
 def _where(run: Curves, reached: TargetReached, axis: Axis) -> np.ndarray:
-    """The x at which a target was reached, of the evaluation that did."""
+    """The x of the evaluation that reached a target."""
     rows = run.evaluations["step"] == reached.step
     return _along(run.evaluations, run, axis)[rows][:1]
 
@@ -458,7 +460,7 @@ def _knows(table: Columns, column: str) -> bool:
 
 
 def _along(table: Columns, run: Curves, axis: Axis) -> np.ndarray:
-    """The x of a table's rows; an evaluation stands where its step stands."""
+    """The x of a table's rows; an evaluation has the x of its step."""
     if axis != "samples":
         return table[axis]
     if not len(run.steps):
@@ -483,7 +485,7 @@ def _axis_title(axis: Axis) -> str:
 
 
 def _compact(values: np.ndarray) -> np.ndarray:
-    """Half the bytes on their way to the browser: whole numbers as int32, others as float32."""
+    """Half the bytes to send to the browser: whole numbers as int32, others as float32."""
     if len(values) and np.isfinite(values).all() and (values == np.rint(values)).all() and np.abs(values).max() < 2**31:
         return values.astype(np.int32)
     return values.astype(np.float32)
