@@ -1,4 +1,4 @@
-"""The charts of a run's page, of a race and of a report: one row each, read by the page (as JSON), the poll and the report.
+"""The charts of a run's page, of a race and of a report: one row each, read by the page as JSON, the polls and the report.
 
 To add a chart of a column that a run's tables have, add a row to `RUN_CHARTS`: the poll then sends its lines, the page
 makes a card and the report a figure. A column of a new event also needs its reader in `store.Run`.
@@ -44,7 +44,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart: what it is called, what it draws, in which unit and on which axis, and how its points were obtained."""
+    """One chart: its name, what it draws, its unit and axis, and how its points were obtained."""
 
     key: str
     title: str
@@ -87,8 +87,16 @@ def _readings(*names: str) -> tuple[str, ...]:
 
 
 def _hardware(
-    key: str, title: str, column: str, unit: str, *, more: tuple[Line, ...] = (), name: str = "", line_key: str = "", **facts: Any
-) -> Chart:  # fmt: skip
+    key: str,
+    title: str,
+    column: str,
+    unit: str,
+    *,
+    more: tuple[Line, ...] = (),
+    name: str = "",
+    line_key: str = "",
+    **facts: Any,
+) -> Chart:
     """The row of a hardware reading; `more` are further readings that the page draws beside it."""
     lines = (Line(line_key or key, name or title, "hardware", column), *more)
     how = _readings(*(line.column for line in lines))
@@ -140,8 +148,8 @@ THROUGHPUT = Chart(
     "Throughput",
     (Line("throughput", "throughput", "throughput", "samples_per_s"),),
     (
-        f"Derived: examples divided by training time, over windows of {THROUGHPUT_WINDOW_S:g} s of training time, the device "
-        "synchronised at both ends.",
+        f"Derived: examples divided by training time, over windows of {THROUGHPUT_WINDOW_S:g} s of training time, with the "
+        "device synchronised at both ends.",
         "Loading, warm-up, compiling and evaluation are left out.",
     ),
     unit="samples/s",
@@ -158,8 +166,8 @@ GRAD_NORM = Chart(
     "Gradient norm",
     (Line("grad_norm", "measured", "grad_norms", "grad_norm", is_noisy=True),),
     (
-        "Measured: L2 norm of all gradients together before clipping. It is known for every step where gradients are clipped, "
-        "otherwise for the last step before each time the losses are read from the device.",
+        "Measured: L2 norm of all gradients together before clipping. It is known for every step where gradients are "
+        "clipped, otherwise for the last step before each time the losses are read from the device.",
     ),
     log_from=100,
     from_zero=True,
@@ -185,88 +193,169 @@ RUN_CHARTS = (
     GRAD_NORM,
     LR,
     _hardware(
-        "memory", "Process memory", "process_memory_bytes", "bytes", line_key="process_memory", format="bytes",
+        "memory",
+        "Process memory",
+        "process_memory_bytes",
+        "bytes",
+        line_key="process_memory",
+        format="bytes",
         note="whole process, includes PyTorch",
     ),
     _hardware(
-        "cpu", "Process CPU", "process_cpu_percent", "%", line_key="process_cpu", name="this run, of one core", of="of one core",
+        "cpu",
+        "Process CPU",
+        "process_cpu_percent",
+        "%",
+        line_key="process_cpu",
+        name="this run, of one core",
+        of="of one core",
         more=(Line("system_cpu", "whole machine", "hardware", "system_cpu_percent", color=1, in_report=False),),
-        digits=".0f", format="whole", least=100,
+        digits=".0f",
+        format="whole",
+        least=100,
     ),
     _hardware(
-        "gpu", "GPU busy", "gpu_utilization_percent", "%", line_key="gpu_utilization", of="of time", digits=".0f", format="whole",
-        note="share of time in which a kernel ran", least=100,
+        "gpu",
+        "GPU busy",
+        "gpu_utilization_percent",
+        "%",
+        line_key="gpu_utilization",
+        of="of time",
+        digits=".0f",
+        format="whole",
+        note="share of time in which a kernel ran",
+        least=100,
     ),
     _hardware(
-        "gpu_memory", "GPU memory", "gpu_memory_used_bytes", "bytes", format="bytes", note="all programs on the device",
+        "gpu_memory",
+        "GPU memory",
+        "gpu_memory_used_bytes",
+        "bytes",
+        format="bytes",
+        note="all programs on the device",
         shown="recorded",
     ),
     _hardware(
-        "power", "GPU power", "gpu_power_w", "W", line_key="gpu_power", digits=".3~r", format="three_digits",
-        note="all programs on the device", shown="on_gpu",
+        "power",
+        "GPU power",
+        "gpu_power_w",
+        "W",
+        line_key="gpu_power",
+        digits=".3~r",
+        format="three_digits",
+        note="all programs on the device",
+        shown="on_gpu",
     ),
     _hardware(
-        "cpu_power", "CPU power", "cpu_power_w", "W", digits=".3~r", format="three_digits", note="all programs on the machine",
+        "cpu_power",
+        "CPU power",
+        "cpu_power_w",
+        "W",
+        digits=".3~r",
+        format="three_digits",
+        note="all programs on the machine",
         shown="on_cpu",
     ),
     _hardware(
-        "clock", "GPU clock", "gpu_sm_clock_hz", "MHz", line_key="gpu_clock", factor=1e-6, digits=",.0f", format="whole",
+        "clock",
+        "GPU clock",
+        "gpu_sm_clock_hz",
+        "MHz",
+        line_key="gpu_clock",
+        factor=1e-6,
+        digits=",.0f",
+        format="whole",
         shown="recorded",
     ),
     _hardware(
-        "temperature", "GPU temperature", "gpu_temperature_c", "°C", line_key="gpu_temperature", digits=".0f", format="whole",
+        "temperature",
+        "GPU temperature",
+        "gpu_temperature_c",
+        "°C",
+        line_key="gpu_temperature",
+        digits=".0f",
+        format="whole",
         shown="recorded",
     ),
-)  # fmt: skip
+)
 
 
 def _ranks(key: str, title: str, what: str, how: str, unit: str, **facts: Any) -> Chart:
     line = Line(what, facts.pop("name", ""), "ranks", what, per_rank=True, is_sparse=True)
     return Chart(
-        key, title, (*facts.pop("first", ()), line), (how,), unit=unit, from_zero=True, shown="recorded",
+        key,
+        title,
+        (*facts.pop("first", ()), line),
+        (how,),
+        unit=unit,
+        from_zero=True,
+        shown="recorded",
         **{"format": "three_digits"} | facts,
-    )  # fmt: skip
+    )
 
 
-# A slow rank does not show in the time of a step, because all ranks end a step together: it shows in the time of its own
-# work, and in that it waits least.
+# A slow rank does not show in the time of a step, because all ranks end a step together. It shows in the time of its
+# own work, and in that it waits least.
 RANK_CHARTS = (
     _ranks(
-        "rank_own", "A step of each rank", "own",
-        "Measured by each rank: the time of a whole step, and of it the part that is the rank's own work, not waiting.", "ms",
-        factor=1e3, digits=".3~g", name="works",
+        "rank_own",
+        "A step of each rank",
+        "own",
+        "Measured by each rank: the time of a whole step, and of it the part that is the rank's own work, not waiting.",
+        "ms",
+        factor=1e3,
+        digits=".3~g",
+        name="works",
         first=(Line("rank0_step", "whole step", "ranks", "step", color=7, is_sparse=True),),
     ),
     _ranks(
-        "rank_waits", "Ranks wait in all-reduce", "waits",
-        "Derived: the time a rank waits for the others, divided by the time of a step.", "% of a step",
-        factor=100, digits=".0f", least=10,
+        "rank_waits",
+        "Ranks wait in all-reduce",
+        "waits",
+        "Derived: the time a rank waits for the others, divided by the time of a step.",
+        "% of a step",
+        factor=100,
+        digits=".0f",
+        least=10,
     ),
     _ranks(
-        "rank_cpu", "CPU of each rank", "cpu", "Measured: CPU time of the rank's process divided by wall time.", "%",
-        of="of one core", factor=100, digits=".0f", least=100,
+        "rank_cpu",
+        "CPU of each rank",
+        "cpu",
+        "Measured: CPU time of the rank's process divided by wall time.",
+        "%",
+        of="of one core",
+        factor=100,
+        digits=".0f",
+        least=100,
     ),
     _ranks(
-        "rank_memory", "Memory of each rank", "memory", "Measured: resident memory of the rank's process.", "bytes",
+        "rank_memory",
+        "Memory of each rank",
+        "memory",
+        "Measured: resident memory of the rank's process.",
+        "bytes",
         format="bytes",
     ),
-)  # fmt: skip
+)
 
-# Lanes that end at 0.1 and 0.01 differ as much as those that end at 1 and 0.1, hence an axis that is logarithmic sooner.
+# Lanes that end at 0.1 and 0.01 differ as much as those that end at 1 and 0.1, so these axes become logarithmic sooner.
 RACE_CHARTS = (
-    replace(LOSS, lines=LOSS.lines[:1], how=LOSS.how[:2], note="cross-entropy of each batch, nats", log_from=100, target=""),
+    replace(
+        LOSS, lines=LOSS.lines[:1], how=LOSS.how[:2], note="cross-entropy of each batch, nats", log_from=100, target=""
+    ),
     replace(TEST_LOSS, note="cross-entropy, nats", log_from=100),
     replace(ACCURACY, note="of the test examples, %"),
     replace(GRAD_NORM, note="before clipping", shown="chosen"),
-)  # fmt: skip
+)
 RACE_COLUMNS: dict[str, str] = {  # of the rows above a race's charts; where a lane has several seeds, their mean
     "Loss": "Training loss, measured: mean over the batches of the last epoch, at most 100.",
     "Accuracy": f"Test accuracy, measured on the test examples at the last evaluation. {BINOMIAL}",
     "Steps": "Counted.",
-    "Samples/s": "Throughput, derived: examples divided by training time; over the newest window while a run goes on, over all "
-    "of its training time when it is over.",
+    "Samples/s": "Throughput, derived: examples divided by training time; over the newest window while a run goes on, over "
+    "all of its training time when it is over.",
     "Target": "Measured: the first of two evaluations in a row that reach it, interpolated from the one before.",
-}  # fmt: skip
+}
 
 
 def as_json(charts: Iterable[Chart]) -> list[dict[str, Any]]:
