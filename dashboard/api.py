@@ -1,8 +1,8 @@
 """The read-only routes of the live charts: a run's new points since a cursor, and the files the browser needs.
 
-A browser polls; all browsers share one incremental reader per run, so an update costs what is new, not what there is.
-The cursor says how much of the run the browser holds. Without one it gets the whole run, thinned to what a chart can
-show; a loss or gradient norm that is no number cannot travel in JSON and comes as a mark beside a gap.
+A browser polls; all browsers share one incremental reader per run, so the cost of an update is that of the new records. The
+cursor says how much of the run the browser holds. Without one it gets the whole run, thinned to what a chart can show. A
+loss or gradient norm that is NaN or infinite has no JSON: it is sent as a gap with a mark.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import gzip
 import hashlib
 import json
 import math
-import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -24,25 +23,26 @@ from typing import Any
 
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from dashboard import ranks
+from dashboard import cursor, ranks
+from dashboard import thinning as wire
 from dashboard.thinning import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
-from engine import alerts, figures
+from engine import alerts, chart_facts
 from engine.config import RunConfig
 from engine.downsample import minmax
 from engine.errors import StoreError
 from engine.store import Run, Store, Table, default_root
 from engine.text import visible
 
-_LR_POINTS = 500
 _REFRESH_S = 0.1
 _IDLE_S = 120.0
 _MOST_READERS = 12
 _IN_USE_S = 5.0
 _MOST_IN_USE = 160  # two comparisons of the largest size
 _PROBLEMS = 20
+_TABLES = ("steps", "evaluations", "hardware", "throughput", "grad_norms")
 _LONGEST_TEXT = 300
 
 # --- one reader per run -------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ class _Reader:
 
 
 class Readers:
-    """One incremental reader per run for everybody who watches it; idle ones and those of deleted runs are dropped."""
+    """One incremental reader per run for everybody who watches it; idle readers and those of deleted runs are dropped."""
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -69,7 +69,7 @@ class Readers:
         return len(self._readers)
 
     def run(self, run_id: str) -> Run:
-        """The run as of at most 0.1 s ago; raises StoreError when it is not there or cannot be read."""
+        """The run as it was at most 0.1 s ago. Raises StoreError where it does not exist or cannot be read."""
         reader = self._reader(run_id)
         try:
             folder = self._store.folder(run_id)
@@ -96,13 +96,13 @@ class Readers:
             return reader
 
     def _may_let_go(self, oldest: _Reader, now: float) -> bool:
-        """Those of a page that is open stay, however many runs it compares: reading one anew costs all of its log."""
+        """True where the oldest reader can be dropped. Readers of an open page stay, because a new one reads the whole log."""
         held, idle_s = len(self._readers), now - oldest.used
         return idle_s > _IDLE_S or held > _MOST_IN_USE or (held > _MOST_READERS and idle_s > _IN_USE_S)
 
 
 def shared_run(run_id: str) -> Run:
-    """The run from the reader everybody shares; raises StoreError when it is not there."""
+    """The run from the reader that everybody shares. Raises StoreError where it does not exist."""
     return _readers(default_root()).run(run_id)
 
 
@@ -111,47 +111,25 @@ def _readers(root: Path) -> Readers:
     return Readers(Store(root))
 
 
-# --- cursor -------------------------------------------------------------------------------------------------------
-
-
-def _counts(run: Run) -> tuple[int, ...]:
-    """How much there is of everything an answer may carry."""
-    tables = (run.steps, run.evaluations, run.hardware, run.throughput, run.grad_norms)
-    return (*map(len, tables), len(run.missing_readings), len(run.problems), len(run.ranks))
-
-
-def _parse_cursor(text: str, counts: tuple[int, ...]) -> tuple[int, ...] | None:
-    """What the browser holds; None when it should start anew (no cursor, or one that cannot be of this run)."""
-    if not re.fullmatch(r"\d{1,12}(-\d{1,12}){7}", text):
-        return None
-    held = tuple(map(int, text.split("-")))
-    return held if all(h <= c for h, c in zip(held, counts, strict=True)) else None
-
-
 # --- points -------------------------------------------------------------------------------------------------------
 
 
-def points(run: Run, cursor: str = "", *, now: float | None = None) -> dict[str, Any]:
-    """The answer to a poll, all of it from one moment: state, current values and the points after `cursor`."""
+def _counts(run: Run) -> tuple[int, ...]:
+    """How many rows, readings, problems and windows of ranks there are."""
+    tables = (len(getattr(run, name)) for name in _TABLES)
+    return (*tables, len(run.missing_readings), len(run.problems), len(run.ranks))
+
+
+def points(run: Run, after: str = "", *, now: float | None = None) -> dict[str, Any]:
+    """The answer to a poll, all from one moment: state, current values and the points after the cursor `after`."""
     with run.lock:
         counts = _counts(run)
-        held = _parse_cursor(cursor, counts)
-        steps, evaluations, hardware, throughput, grad_norms, missing, problems, windows = held or (0,) * len(counts)
-        answer = {"cursor": "-".join(map(str, counts)), "reset": held is None} | _state(run, now or time.time())
+        held = cursor.held(after, counts)
+        *rows, missing, problems, windows = held or (0,) * len(counts)
+        answer = {"cursor": cursor.write(counts), "reset": held is None} | _state(run, now or time.time())
         if held is None:
-            answer["about"] = about(run.config) | {"how": figures.CHARTS}
-        traces = _noisy(run.steps, "loss", steps, full=held is None)
-        traces |= _noisy(run.grad_norms, "grad_norm", grad_norms, full=held is None)
-        traces |= {
-            "test_loss": _trace(run.evaluations, "test_loss", evaluations, full=held is None),
-            "accuracy": _trace(run.evaluations, "test_accuracy", evaluations, full=held is None),
-            "throughput": _trace(run.throughput, "samples_per_s", throughput, full=held is None),
-        }
-        if _lr_moves(run.config):
-            traces["lr"] = _trace(run.steps, "lr", steps, full=held is None, most=_LR_POINTS)
-        for name, column in _HARDWARE.items():
-            if np.isfinite(run.hardware[column]).any():
-                traces[name] = _trace(run.hardware, column, hardware, full=held is None)
+            answer["about"] = about(run.config)
+        traces = _traces(run, dict(zip(_TABLES, rows, strict=True)), full=held is None)
         if len(run.ranks) > windows:
             traces |= ranks.traces(run, windows, full=held is None)
             answer["ranks"] = ranks.now(run)
@@ -163,19 +141,25 @@ def points(run: Run, cursor: str = "", *, now: float | None = None) -> dict[str,
         return answer
 
 
-_HARDWARE = {
-    "process_memory": "process_memory_bytes",
-    "process_cpu": "process_cpu_percent",
-    "system_cpu": "system_cpu_percent",
-    "gpu_utilization": "gpu_utilization_percent",
-    "gpu_memory": "gpu_memory_used_bytes",
-    "gpu_power": "gpu_power_w",
-    "cpu_power": "cpu_power_w",
-}
+def _traces(run: Run, starts: Mapping[str, int], *, full: bool) -> dict[str, dict[str, Any] | None]:
+    """The new points of every line in `chart_facts.RUN_CHARTS`; `starts` has the rows of each table the browser holds."""
+    found: dict[str, dict[str, Any] | None] = {}
+    for chart in chart_facts.RUN_CHARTS:
+        if chart.shown == "lr_moves" and not _lr_moves(run.config):
+            continue
+        for line in chart.lines:
+            table, start = getattr(run, line.table), starts[line.table]
+            if line.table == "hardware" and not np.isfinite(table[line.column]).any():
+                continue
+            if line.is_noisy:
+                found |= _noisy(table, line.column, start, full=full)
+            else:
+                found[line.key] = _trace(table, line.column, start, full=full, most=line.most_points or FULL_POINTS)
+    return found
 
 
 def about(config: RunConfig) -> dict[str, Any]:
-    """What of the configuration the charts need; it stays, so it is sent once."""
+    """What the charts need of the configuration; it does not change, so it is sent once."""
     target = config.target
     return {
         "text": config.data == "text",
@@ -186,12 +170,12 @@ def about(config: RunConfig) -> dict[str, Any]:
 
 
 def _lr_moves(config: RunConfig) -> bool:
-    """Whether the learning rate is to change: a constant one is no chart, and costs an update nothing."""
+    """Whether the learning rate changes; a constant one gets no chart."""
     return config.schedule != "constant" or config.warmup_steps > 1
 
 
 def preparing(run: Run) -> dict[str, Any] | None:
-    """What a run does before its first step that can take long: its words, and bytes done of a total where known."""
+    """The long task that a run does before its first step: its text, and bytes done of a total where known."""
     if run.is_over or len(run.steps):
         return None
     if run.started is None:
@@ -203,7 +187,7 @@ def preparing(run: Run) -> dict[str, Any] | None:
 
 
 def _state(run: Run, now: float) -> dict[str, Any]:
-    """Where the run is; `age_s` is how old its newest point is."""
+    """The state of the run; `age_s` is the age of its newest point."""
     seen = [t.last("elapsed") or 0.0 for t in (run.steps, run.evaluations, run.hardware)]
     newest = max(seen)
     elapsed = None
@@ -239,7 +223,7 @@ def _state(run: Run, now: float) -> dict[str, Any]:
 
 
 def seconds_left(elapsed: float | None, progress: float | None) -> float | None:
-    """By rule of three; None while too little is done to tell."""
+    """Seconds left, in proportion to the progress so far; None while too little is done for an estimate."""
     if not elapsed or not progress or progress < 0.01 or elapsed < 0.5:
         return None
     return elapsed * (1 - progress) / progress
@@ -261,10 +245,8 @@ def _trace(table: Table, column: str, start: int, *, full: bool, most: int = FUL
 
 
 def _noisy(table: Table, column: str, start: int, *, full: bool) -> dict[str, Any]:
-    """A quantity of single steps, and beside it the means of groups of them, each with the number of rows it stands for.
-
-    Where every row is sent there are none.
-    """
+    """A quantity of single steps and the means of groups of them, each with its number of rows; no means where every row
+    is sent."""
     raw = _trace(table, column, start, full=full)
     if raw is None:
         return {}
@@ -284,16 +266,15 @@ def get_points(request: Request) -> Response:
     try:
         run = shared_run(request.path_params["run_id"])
     except StoreError as error:
-        return JSONResponse({"error": error.message}, status_code=404, headers=NO_STORE)
-    body = json.dumps(points(run, request.query_params.get("after", "")), separators=(",", ":"), allow_nan=False)
-    return Response(body, media_type="application/json", headers=NO_STORE)
+        return wire.answer({"error": error.message}, 404)
+    return wire.answer(points(run, request.query_params.get("after", "")))
 
 
 # --- files --------------------------------------------------------------------------------------------------------
 
-NO_STORE = {"Cache-Control": "no-store"}
 _FOLDER = Path(__file__).parent / "assets"
 _ASSETS = {
+    "card.js": "text/javascript",
     "common.js": "text/javascript",
     "copy.js": "text/javascript",
     "inference.js": "text/javascript",
@@ -320,7 +301,7 @@ def _asset(name: str) -> bytes:
 
 @functools.cache
 def assets_version() -> str:
-    """Changes when the components' files do: it stands in their addresses, so no browser keeps an old one."""
+    """A hash of the components' files. It is part of their addresses, so no browser keeps an old file."""
     ours = b"".join(_asset(name) for name in _ASSETS if name.endswith((".js", ".css")))
     return hashlib.sha256(ours).hexdigest()[:12]
 
@@ -334,7 +315,7 @@ def get_asset(request: Request) -> Response:
 
 @functools.cache
 def _plotly(*, compressed: bool) -> bytes:
-    """The plotly package's own plotly.min.js: always the version the figures are made for, and no network needed."""
+    """The plotly package's own plotly.min.js: the version that the figures are made for, without a network."""
     if compressed:
         return gzip.compress(_plotly(compressed=False), compresslevel=6, mtime=0)
     return files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
@@ -349,13 +330,10 @@ def get_plotly(request: Request) -> Response:
 
 
 def _caching(request: Request) -> dict[str, str]:
-    """An address that names a version is good for ever; any other is asked for again after an hour."""
+    """A file under an address with a version never changes; any other is fetched again after an hour."""
     forever = bool(request.query_params.get("v"))
     return {"Cache-Control": "public, max-age=31536000, immutable" if forever else "public, max-age=3600"}
 
 
-ROUTES = [
-    Route("/api/runs/{run_id}/points", get_points),
-    Route("/assets/plotly.min.js", get_plotly),
-    Route("/assets/{name}", get_asset),
-]
+ASSET_ROUTES = [Route("/assets/plotly.min.js", get_plotly), Route("/assets/{name}", get_asset)]
+ROUTES = [Route("/api/runs/{run_id}/points", get_points), *ASSET_ROUTES]

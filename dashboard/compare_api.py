@@ -1,23 +1,25 @@
 """The read-only route of a comparison: the new points of many runs in one answer.
 
-Every point comes with all that can stand on the x axis (step, samples, seconds of training; epochs, FLOPs and money
-follow from them), so that the browser changes the axis without asking. The more runs, the fewer points of each.
+Every point comes with each possible horizontal axis (step, samples, seconds of training; epochs, FLOPs and money follow from
+them), so that the browser changes the axis without a request. The more runs there are, the fewer points each one gets.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from dashboard.api import NO_STORE, about, preparing, shared_run
+from dashboard import cursor
+from dashboard import thinning as wire
+from dashboard.api import about, preparing, shared_run
 from dashboard.thinning import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
+from engine import chart_facts
 from engine.downsample import minmax
 from engine.errors import StoreError
 from engine.store import Run, Table
@@ -30,37 +32,33 @@ _LONGEST_TEXT = 300
 
 
 def points_each(num_runs: int) -> int:
-    """Points of a trace of one run among so many."""
+    """Most points of one run's trace among so many runs."""
     return min(FULL_POINTS, max(_FEWEST, _ALL_POINTS // max(1, num_runs)))
 
 
 # --- one run ------------------------------------------------------------------------------------------------------
 
 
-def points(run: Run, cursor: str = "", *, most: int = FULL_POINTS) -> dict[str, Any]:
-    """State, current values and the points after `cursor` of one run, all from one moment."""
+def points(run: Run, after: str = "", *, most: int = FULL_POINTS) -> dict[str, Any]:
+    """State, current values and the points of one run after the cursor `after`, all from one moment."""
     with run.lock:
         counts = (len(run.steps), len(run.evaluations), len(run.grad_norms), int(run.started is not None))
-        held = _parse_cursor(cursor, counts)
+        held = cursor.held(after, counts)
         steps, evaluations, grad_norms, started = held or (0, 0, 0, 0)
         full = held is None
-        answer = {"cursor": "-".join(map(str, counts)), "reset": full} | _state(run)
+        answer = {"cursor": cursor.write(counts), "reset": full} | _state(run)
         if full or counts[3] > started:
             answer["about"] = _about(run)
-        traces = _noisy(run, run.steps, "loss", steps, most, full=full)
-        traces |= _noisy(run, run.grad_norms, "grad_norm", grad_norms, most, full=full)
-        traces["test_loss"] = _trace(run, run.evaluations, "test_loss", evaluations, most, full=full)
-        traces["accuracy"] = _trace(run, run.evaluations, "test_accuracy", evaluations, most, full=full)
+        starts = {"steps": steps, "evaluations": evaluations, "grad_norms": grad_norms}
+        traces: dict[str, dict[str, Any] | None] = {}
+        for line in (line for chart in chart_facts.RACE_CHARTS for line in chart.lines):
+            table, start = getattr(run, line.table), starts[line.table]
+            if line.is_noisy:
+                traces |= _noisy(run, table, line.column, start, most, full=full)
+            else:
+                traces[line.key] = _trace(run, table, line.column, start, most, full=full)
         answer["traces"] = {name: trace for name, trace in traces.items() if trace}
         return answer
-
-
-def _parse_cursor(text: str, counts: tuple[int, ...]) -> tuple[int, ...] | None:
-    """What the browser holds; None when it should start anew (no cursor, or one that cannot be of this run)."""
-    if not re.fullmatch(r"\d{1,12}(-\d{1,12}){3}", text):
-        return None
-    held = tuple(map(int, text.split("-")))
-    return held if all(h <= c for h, c in zip(held, counts, strict=True)) else None
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -109,7 +107,7 @@ def _state(run: Run) -> dict[str, Any]:
 
 
 def _trace(run: Run, table: Table, column: str, start: int, most: int, *, full: bool) -> dict[str, Any] | None:
-    """The rows of a column after `start`, thinned with extremes kept, each with all that can be its x."""
+    """The rows of a column after `start`, thinned with extremes kept, each with every possible x."""
     if start >= len(table) or not table.knows(column):
         return None
     y = table[column][start:]
@@ -123,7 +121,7 @@ def _trace(run: Run, table: Table, column: str, start: int, most: int, *, full: 
 
 
 def _noisy(run: Run, table: Table, column: str, start: int, most: int, *, full: bool) -> dict[str, Any]:
-    """A quantity of single steps and, unless every row is sent, means of groups of them with their numbers of rows."""
+    """A quantity of single steps and, unless every row is sent, means of groups of them with the number of rows of each."""
     raw = _trace(run, table, column, start, most, full=full)
     y = table[column][start:]
     grouped = means(y, limit(len(table), len(y), min(most, FULL_MEANS), full=full)) if raw else None
@@ -134,7 +132,7 @@ def _noisy(run: Run, table: Table, column: str, start: int, most: int, *, full: 
 
 
 def _along(run: Run, table: Table, rows: np.ndarray) -> dict[str, list[Any]]:
-    """What can be the x of some rows: how many steps, samples and seconds of training came before."""
+    """Every possible x of some rows: steps, samples and seconds of training until there."""
     step = table["step"][rows]
     return {
         "step": step.astype(int).tolist(),
@@ -158,26 +156,23 @@ def get_compare(request: Request) -> Response:
     """`runs=ID,ID&after=CURSOR;CURSOR`. `of` is how many runs the view has in all, where it asks for some of them."""
     ids = [run_id for run_id in request.query_params.get("runs", "").split(",") if run_id]
     if not 0 < len(ids) <= MOST_RUNS:
-        return JSONResponse(
-            {"error": f"Ask for 1 to {MOST_RUNS} runs, not {len(ids)}."}, status_code=400, headers=NO_STORE
-        )
+        return wire.answer({"error": f"Ask for 1 to {MOST_RUNS} runs, not {len(ids)}."}, 400)
     cursors = request.query_params.get("after", "").split(";")[: len(ids)]
     most = points_each(max(len(ids), _count(request.query_params.get("of", ""))))
     answers = {
-        visible(run_id, _LONGEST_TEXT): _answer(run_id, cursor, most)
-        for run_id, cursor in zip_longest(ids, cursors, fillvalue="")
+        visible(run_id, _LONGEST_TEXT): _answer(run_id, after, most)
+        for run_id, after in zip_longest(ids, cursors, fillvalue="")
     }
-    body = json.dumps({"most": most, "runs": answers}, separators=(",", ":"), allow_nan=False)
-    return Response(body, media_type="application/json", headers=NO_STORE)
+    return wire.answer({"most": most, "runs": answers})
 
 
 def _count(text: str) -> int:
     return min(MOST_RUNS, int(text)) if re.fullmatch(r"\d{1,4}", text, re.ASCII) else 0
 
 
-def _answer(run_id: str, cursor: str, most: int) -> dict[str, Any]:
+def _answer(run_id: str, after: str, most: int) -> dict[str, Any]:
     try:
-        return points(shared_run(run_id), cursor, most=most)
+        return points(shared_run(run_id), after, most=most)
     except StoreError as error:
         return {"error": visible(error.message, _LONGEST_TEXT)}
 

@@ -7,7 +7,6 @@ measurement: the same weights at several offered rates.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -17,10 +16,12 @@ from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from dashboard.api import NO_STORE, preparing, seconds_left, shared_run
+from dashboard import cursor
+from dashboard import thinning as wire
+from dashboard.api import preparing, seconds_left, shared_run
 from dashboard.thinning import numbers, short
 from engine import charts_infer, serving, units
 from engine.config import Cell, RunConfig, RuntimeName
@@ -354,16 +355,16 @@ def is_trained(config: RunConfig) -> bool:
 
 
 def figures(
-    runs: Sequence[Run], cursor: str = "", *, limit_s: float | None = None, quantile: Quantile = "p99",
+    runs: Sequence[Run], after: str = "", *, limit_s: float | None = None, quantile: Quantile = "p99",
     cell: str = "", held: str = "", now: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The answer to a poll: where the runs are, the cells that moved after `cursor`, the verdict, and the open cell."""
+    """The answer to a poll: where the runs are, the cells that moved after the cursor `after`, the verdict, and the open cell."""
     now = now or time.time()
     all_of_them = places(runs)
     axes = Axes.of(all_of_them)
     rounds = [place.round for place in all_of_them]
-    had = _parse_cursor(cursor, rounds)
-    answer: dict[str, Any] = {"cursor": ".".join(map(str, rounds)), "reset": had is None} | _state(runs, now)
+    had = cursor.held(after, rounds)
+    answer: dict[str, Any] = {"cursor": cursor.write(rounds), "reset": had is None} | _state(runs, now)
     if had is None:
         text = runs[0].config.data == "text"
         answer["about"] = axes.about() | {"unit": "answers/s" if text else "samples/s"}
@@ -377,14 +378,6 @@ def figures(
     if open_cell and _version(open_cell) != held and (whole := _detail(open_cell)):
         answer["detail"] = whole
     return answer
-
-
-def _parse_cursor(text: str, rounds: Sequence[int]) -> list[int] | None:
-    """What the browser holds; None when it should start anew (no cursor, or one that cannot be of these runs)."""
-    if not re.fullmatch(r"\d{1,4}(\.\d{1,4})*", text, re.ASCII):
-        return None
-    had = [int(part) for part in text.split(".")]
-    return had if len(had) == len(rounds) and all(h <= r for h, r in zip(had, rounds, strict=True)) else None
 
 
 def _state(runs: Sequence[Run], now: float) -> dict[str, Any]:
@@ -633,8 +626,7 @@ def get_inference(request: Request) -> Response:
         runs, asked.get("after", ""), limit_s=_seconds(asked.get("limit_s", "")), cell=asked.get("cell", ""),
         quantile=cast(Quantile, quantile) if quantile in get_args(Quantile) else "p99", held=asked.get("held", ""),
     )  # fmt: skip
-    body = json.dumps(answer, separators=(",", ":"), allow_nan=False)
-    return Response(body, media_type="application/json", headers=NO_STORE)
+    return wire.answer(answer)
 
 
 def _seconds(text: str) -> float | None:
@@ -646,7 +638,7 @@ def _seconds(text: str) -> float | None:
 
 
 def _refused(why: str, status: int) -> Response:
-    return JSONResponse({"error": visible(why, _LONGEST_TEXT)}, status_code=status, headers=NO_STORE)
+    return wire.answer({"error": visible(why, _LONGEST_TEXT)}, status)
 
 
 ROUTES = [Route("/api/inference", get_inference)]

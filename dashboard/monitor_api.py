@@ -7,8 +7,6 @@ minutes, each trace thinned with its extremes kept. Otherwise it gets the new ro
 from __future__ import annotations
 
 import fcntl
-import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dashboard.api import NO_STORE
+from dashboard import cursor
+from dashboard import thinning as wire
 from dashboard.thinning import FULL_POINTS, numbers
 from engine import code_version, disk, gpus, locks
 from engine.downsample import minmax
@@ -42,8 +41,8 @@ _readers: dict[Path, Reader] = {}  # by store
 # --- the answer ---------------------------------------------------------------------------------------------------
 
 
-def readings(root: Path, cursor: str = "", *, now: float | None = None) -> dict[str, Any]:
-    """The answer to a poll: what is new after `cursor`, or everything; and the reason where readings have stopped.
+def readings(root: Path, after: str = "", *, now: float | None = None) -> dict[str, Any]:
+    """The answer to a poll: what is new after the cursor `after`, or everything; and the reason where readings have stopped.
 
     `now` is Unix time, s.
     """
@@ -52,7 +51,7 @@ def readings(root: Path, cursor: str = "", *, now: float | None = None) -> dict[
     answer: dict[str, Any] = {"now": round(now, 3), "interval_s": interval_s}
     try:
         reader = _readers.setdefault(root, Reader(root))
-        held = _parse_cursor(cursor)
+        held = _held(after)
         found = reader.read(held[1] if held else 0)
         if held and (found.id != held[0] or found.newest < held[1] or len(found.rows) > _MOST_NEW_ROWS):
             held, found = None, reader.read()
@@ -61,7 +60,7 @@ def readings(root: Path, cursor: str = "", *, now: float | None = None) -> dict[
     if found is None or not found.id:
         return answer | {"cursor": "", "reset": True, "why": _why_stopped(root), "traces": {}}
     rows, columns = found.rows, found.columns
-    answer |= {"cursor": f"{found.id}-{found.newest}-{found.notes_number}", "reset": held is None}
+    answer |= {"cursor": f"{found.id}-{cursor.write((found.newest, found.notes_number))}", "reset": held is None}
     if held is None:
         rows = _in_order(rows, now)
         answer |= {"about": _about(found), "traces": _traces(rows, columns)}
@@ -78,16 +77,17 @@ def readings(root: Path, cursor: str = "", *, now: float | None = None) -> dict[
     return answer
 
 
-def _parse_cursor(text: str) -> tuple[str, int, int] | None:
-    """The id of the columns and the numbers of the reading and the notes a browser has; None for one that has nothing."""
-    found = re.fullmatch(r"([0-9a-f]{16})-(\d{1,15})-(\d{1,15})", text, re.ASCII)
-    return (found[1], int(found[2]), int(found[3])) if found and int(found[2]) else None
+def _held(text: str) -> tuple[str, int, int] | None:
+    """What a browser holds: the id of the columns, and the numbers of its newest reading and notes; None if nothing."""
+    columns, _, counts = text.partition("-")
+    held = cursor.numbers(counts, 2)
+    return (columns, *held) if held and held[0] else None
 
 
 def _why_stopped(root: Path) -> str:
     """Why there are no new readings, in a sentence; empty where no reason is known."""
     if disk.is_short(root):
-        return "The store's disk is nearly full: readings are not kept."
+        return "The store's disk is nearly full, so readings are not kept."
     try:
         if not _has_supervisor(root):
             return "No supervisor runs, and it takes the readings. The dashboard starts one."
@@ -182,9 +182,7 @@ def _notes(notes: Mapping[str, Any]) -> dict[str, Any]:
 def get_hardware(request: Request) -> Response:
     """GET /api/hardware?after=CURSOR: the readings as JSON. A poll also tells the recorder that somebody looks."""
     look(default_root())
-    answer = readings(default_root(), request.query_params.get("after", ""))
-    body = json.dumps(answer, separators=(",", ":"), allow_nan=False)
-    return Response(body, media_type="application/json", headers=NO_STORE)
+    return wire.answer(readings(default_root(), request.query_params.get("after", "")))
 
 
 ROUTES = [Route("/api/hardware", get_hardware)]

@@ -1,7 +1,7 @@
 """The live view of a race: lanes (configurations) with their seeds (runs) in shared charts, fed by one poll for all.
 
-As with a single run the page is not rerun for new points. What the reader sets in the view and the page must know, the
-target, comes back as state of the component.
+As with a single run the page is not rerun for new points. The target is set in the view and comes back as state of the
+component, because the page needs it too.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import streamlit as st
 
 from dashboard.compare_api import MOST_RUNS
 from dashboard.live import addresses, nothing, stub
-from engine import figures
+from engine import chart_facts
 from engine.charts import PALETTE
 from engine.text import LONGEST_NAME, visible
 
 AXES = ("steps", "samples", "epochs", "seconds", "flops", "money", "joules")
 METRICS = ("test_accuracy", "test_loss")
+_CHARTS = chart_facts.as_json(chart_facts.RACE_CHARTS)
 
 
 @dataclass(frozen=True, slots=True)
 class RaceState:
-    """What the view told the page. A changed `target` and an `ended` each come with a rerun of the page."""
+    """What the view told the page. A changed `target` and an `ended` each cause a rerun of the page."""
 
     target: dict[str, Any] | None  # {"metric": "test_accuracy" | "test_loss", "value": ratio or nats}; None: no target
     ended: dict[str, int] | None  # in the one rerun after the last run ended: how many finished, failed, ...
@@ -46,8 +47,8 @@ def race_view(
 
     `lanes`: `{"label": str, "color": place in the palette, "runs": [{"id": str, "seed": int}], "baseline": bool}`. Seeds
     and lanes may be added with the same `key`: the view keeps what it has. `target` and `axis` are where the view begins;
-    later they count only when they change, so the state that came back may be passed in again. `alive` is what the page
-    knew when it was drawn: then the end of the last run reruns it once.
+    later they count only when they change, so the state that came back may be passed in again. `alive`: whether a run was
+    going on when the page was drawn; then the page reruns once at the end of the last run.
     """
     assert axis in AXES, axis
     shown = [_lane(lane) for lane in lanes]
@@ -58,7 +59,7 @@ def race_view(
         key=key,
         data={
             "key": key, "lanes": shown, "target": begin, "axis": axis, "alive": alive, "price": price_per_hour,
-            "palette": list(PALETTE), "how": figures.CHARTS | figures.RACE_COLUMNS,
+            "palette": list(PALETTE), "charts": _CHARTS, "how": chart_facts.RACE_COLUMNS,
         } | addresses(),
         default={"target": begin},
         on_target_change=on_target or nothing,
@@ -77,7 +78,7 @@ def _lane(lane: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def target_of(said: object) -> dict[str, Any] | None:
-    """A target as it may be; None for anything else, as it comes from a browser."""
+    """The target that a browser sent, or None where it is not a valid one."""
     if not isinstance(said, Mapping):
         return None
     metric, value = said.get("metric"), said.get("value")

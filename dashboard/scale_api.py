@@ -17,10 +17,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from dashboard.api import NO_STORE, shared_run
+from dashboard import thinning as wire
+from dashboard.api import shared_run
 from dashboard.thinning import short
 from engine import charts_scale, scaling
 from engine.errors import EngineError
@@ -125,9 +126,8 @@ def get_scale(request: Request) -> Response:
     try:
         said = answer(request.query_params.get("study", ""), request.query_params.get("after", ""))
     except EngineError as error:
-        return JSONResponse({"error": visible(error.message, _LONGEST_TEXT)}, status_code=404, headers=NO_STORE)
-    body = json.dumps(said, separators=(",", ":"), allow_nan=False)
-    return Response(body, media_type="application/json", headers=NO_STORE)
+        return wire.answer({"error": visible(error.message, _LONGEST_TEXT)}, 404)
+    return wire.answer(said)
 
 
 ROUTES = [Route("/api/scale", get_scale)]

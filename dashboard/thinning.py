@@ -1,11 +1,14 @@
-"""What a browser gets of a table's rows after its cursor: how many, their means and marks, and numbers as JSON has them."""
+"""Thins the rows of a table for a browser: how many points to send, means of groups, marks of NaN, and numbers and answers as JSON."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
+from starlette.responses import Response
 
 FULL_POINTS = 1_500  # per trace, when a browser has nothing yet: about what a chart's pixels can show
 FULL_MEANS = 500
@@ -13,17 +16,26 @@ _FEWEST_NEW_POINTS = 24  # per trace and update
 _MARKS = 40
 
 
+def answer(body: Mapping[str, Any], status: int = 200) -> Response:
+    """The response to a poll: JSON that no cache keeps. Raises ValueError for NaN and infinity, which JSON does not have."""
+    text = json.dumps(body, separators=(",", ":"), allow_nan=False)
+    return Response(text, status_code=status, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
 def limit(total: int, new: int, most: int, *, full: bool) -> int:
-    """Points to send of `new` rows out of `total`: an update is as dense as the whole run would be drawn, so that a fast
-    run does not fill the browser, and the half a run that one update brings is not drawn coarser than the rest."""
+    """Points to send of `new` rows out of `total`.
+
+    An update is as dense as the whole run would be: a fast run then does not fill the browser, and an update that brings
+    half a run is not drawn coarser than the rest.
+    """
     return most if full else int(max(_FEWEST_NEW_POINTS, most * new / total))
 
 
 def means(y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Means of groups of consecutive rows of `y` (n,): last row, mean and number of finite rows of each group.
 
-    The extremes that are kept of a noisy loss say nothing of its mean, so a smooth line must not be drawn through
-    them: it is drawn through the means. None where `most` rows can all be sent: they are their own means.
+    A noisy loss is thinned to its extremes, which say nothing of its mean: the smooth line is drawn through these means
+    instead. None where all rows fit into `most`, because each row is then its own mean.
     """
     group = -(-len(y) // most)
     if group <= 1:
@@ -37,7 +49,7 @@ def means(y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def marks(y: np.ndarray, before: float) -> list[tuple[int, str]]:
-    """Where a value stops being a number: row and "NaN", "+inf" or "-inf" of the first of each such stretch."""
+    """Where a value becomes NaN or infinite: the first row of each stretch, and "NaN", "+inf" or "-inf"."""
     odd = np.flatnonzero(~np.isfinite(y))
     found = []
     for i in odd[:10_000].tolist():
@@ -58,7 +70,7 @@ def numbers(values: Iterable[float]) -> list[float | None]:
 
 
 def short(value: float | None) -> float | None:
-    """Six significant digits are more than a chart can show; None for what JSON has no word for."""
+    """Six significant digits, more than a chart can show; None for NaN and infinity, which JSON does not have."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.6g}")

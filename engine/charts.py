@@ -1,7 +1,7 @@
-"""Runs in, plotly figures out: the same functions draw the page and the report.
+"""The figures of runs, for reports: made from the same rows as the page's charts (`chart_facts`).
 
-A figure has no title, legend box or background of its own: the card around it names the quantity, and it stands on
-light and dark alike. Colour goes by a run's place in the sequence, so pass the same runs in the same order to each.
+A figure has no title, legend box or background of its own: the card around it names the quantity, and it suits light and dark
+pages. A run's colour depends on its place in the sequence, so pass the same runs in the same order to each chart.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from engine import batch_law, units
+from engine import batch_law, chart_facts, units
 from engine.analysis import Survival
 from engine.config import RunConfig, Target
 from engine.downsample import minmax
 from engine.records import TargetReached, Trial
+from engine.tables import NAN_IS_MEASURED, Columns, Tables
 from engine.text import visible
 
 Axis = Literal["step", "seconds", "samples"]
@@ -37,13 +38,8 @@ MAX_MARKS = 20
 _LONGEST_LABEL = 40
 
 
-class Columns(Protocol):
-    def __len__(self) -> int: ...
-    def __getitem__(self, name: str, /) -> np.ndarray: ...
-
-
-class Curves(Protocol):
-    """What a chart needs of a run: `store.Run` has it, and so has a run in a report."""
+class Curves(Tables, Protocol):
+    """What a chart needs of a run; `store.Run` and a run in a report both provide it."""
 
     @property
     def run_id(self) -> str: ...
@@ -52,138 +48,119 @@ class Curves(Protocol):
     @property
     def config(self) -> RunConfig: ...
     @property
-    def steps(self) -> Columns: ...
-    @property
-    def evaluations(self) -> Columns: ...
-    @property
-    def hardware(self) -> Columns: ...
-    @property
-    def throughput(self) -> Columns: ...
-    @property
-    def grad_norms(self) -> Columns: ...
-    @property
     def target_reached(self) -> TargetReached | None: ...
 
 
 Runs = Sequence[Curves]
-Reader = Callable[[Curves], tuple[np.ndarray, np.ndarray]]
 
 
 # --- the charts ---------------------------------------------------------------------------------------------------
 
 
-def loss_curve(runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS) -> go.Figure:
-    """Training loss (faint: each batch, strong: smoothed) and held-out loss (dashed); NaN and infinity as red marks."""
-    figure = _figure(_axis_title(axis), "Loss (log scale)" if _climbs(runs) else "Loss")
-    reach = _reach(runs, axis)
-    for run, label, style in _styled(runs):
-        x = _along(run.steps, run, axis)
-        _raw_and_smooth(figure, x, run.steps["loss"], f"{label}train", style, max_points, ".4f")
-        _marks(figure, x, run.steps["loss"], run.steps["step"], f"{label}train", reach)
-        if not _knows(run.evaluations, "test_loss"):  # somebody's table: NaN there is not what was measured
-            continue
-        held_out = run.evaluations["test_loss"]
-        at = _along(run.evaluations, run, axis)
-        dotted = style | {"dash": "dash" if style["dash"] == "solid" else "dashdot"}
-        _line(figure, at, held_out, f"{label}held-out", dotted, max_points, ".4f", dots=True)
-        _marks(figure, at, held_out, run.evaluations["step"], f"{label}held-out", reach)
-    if _climbs(runs):
-        figure.update_yaxes(type="log", dtick=1)
-    _targets(figure, runs, "test_loss", axis, log=_climbs(runs))
-    return figure
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A row of `chart_facts.RUN_CHARTS` as a figure of some runs."""
+
+    facts: chart_facts.Chart
+
+    @property
+    def key(self) -> str:
+        return self.facts.key
+
+    @property
+    def title(self) -> str:
+        return self.facts.title
+
+    def has_data(self, run: Curves) -> bool:
+        """False until there is something to see: an empty axis says less than no chart."""
+        line = self.facts.lines[0]
+        table = getattr(run, line.table)
+        if not len(table):
+            return False
+        values = table[line.column]
+        if self.facts.shown == "lr_moves":
+            return bool(values.min() < values.max())
+        return line.table != "hardware" or not bool(np.isnan(values).all())
+
+    def title_of(self, runs: Runs) -> str:
+        """The title; another one where all runs read text and that changes what is counted."""
+        is_text = bool(runs) and all(run.config.data == "text" for run in runs)
+        return self.facts.text_title if is_text and self.facts.text_title else self.title
+
+    def draw(self, runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS) -> go.Figure:
+        """One line for each run and each line of the row; NaN and infinity as red marks, targets as dashed lines.
+
+        `axis` counts for charts of steps and evaluations; readings and throughput stand over the time since the start.
+        """
+        facts = self.facts
+        lines = [line for line in facts.lines if line.in_report]
+        columns = [(run, getattr(run, line.table), line.column) for run in runs for line in lines]
+        known = [table[column] for _, table, column in columns if len(table) and _knows(table, column)]
+        seconds, x_title = (
+            _clock([t["elapsed"] for _, t, _ in columns]) if facts.is_over_time else (1.0, _axis_title(axis))
+        )
+        factor, unit = _display_unit(facts, known)
+        log = facts.log_from is not None and _spans_decades(known, facts.log_from)
+        figure = _figure(
+            x_title, _y_title(facts.axis_title or self.title_of(runs), f"{unit} {facts.of}".strip(), log=log)
+        )
+        reach = _reach(runs, axis)
+        for run, label, style in _styled(runs):
+            for line in lines:
+                table = getattr(run, line.table)
+                if not (len(table) and _knows(table, line.column)):  # an imported table: NaN in it was not measured
+                    continue
+                x = table["elapsed"] / seconds if facts.is_over_time else _along(table, run, axis)
+                y = table[line.column] * factor
+                is_first = line is lines[0]
+                name = label + (self.title_of(runs) if is_first else line.name.capitalize())
+                look = style if is_first else style | {"dash": "dash" if style["dash"] == "solid" else "dashdot"}
+                if facts.is_over_time and np.isnan(y).all():
+                    continue
+                if line.is_noisy or facts.is_over_time:
+                    _raw_and_smooth(figure, x, y, name, look, max_points, facts.digits, f" {unit}" if unit else "")
+                else:
+                    _line(
+                        figure,
+                        x,
+                        y,
+                        name,
+                        look,
+                        max_points,
+                        facts.digits,
+                        f" {unit}" if unit else "",
+                        dots=line.is_sparse,
+                    )
+                if line.column in NAN_IS_MEASURED:
+                    _marks(figure, x, y, table["step"], name, reach)
+        if log:
+            figure.update_yaxes(type="log", dtick=1)
+        else:
+            figure.update_yaxes(tickformat=facts.tick or None, rangemode="tozero" if facts.from_zero else None)
+        if len(lines) == 1:
+            figure.update_layout(showlegend=len(runs) > 1)
+        if facts.target:
+            _targets(figure, runs, facts.target, axis, scale=facts.factor, log=log)
+        return figure
 
 
-def accuracy_curve(runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS) -> go.Figure:
-    """Share of held-out examples (of a text: characters) answered right."""
-    figure = _figure(_axis_title(axis), f"{_accuracy_title(runs)} (%)")
-    for run, label, style in _styled(runs):
-        accuracy = 100 * run.evaluations["test_accuracy"]
-        x = _along(run.evaluations, run, axis)
-        _line(figure, x, accuracy, f"{label}accuracy", style, max_points, ".2f", " %", dots=True)
-    _targets(figure, runs, "test_accuracy", axis, scale=100)
-    return figure
+CHARTS = tuple(map(Chart, chart_facts.RUN_CHARTS))
+BY_KEY = {chart.key: chart for chart in CHARTS}
 
 
-def throughput_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
-    """Examples trained per second of training time, over windows of 0.2 s and more."""
-
-    def read(run: Curves) -> tuple[np.ndarray, np.ndarray]:
-        return run.throughput["elapsed"], run.throughput["samples_per_s"]
-
-    return _over_time(runs, read, "Throughput (samples/s)", "throughput", max_points, ",.0f", " samples/s")
-
-
-def grad_norm_curve(runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS) -> go.Figure:
-    """Length of the whole gradient before clipping, as often as it was measured; NaN and infinity as red marks."""
-    log = _spans_decades(run.grad_norms["grad_norm"] for run in runs)
-    figure = _figure(_axis_title(axis), "Gradient norm (log scale)" if log else "Gradient norm")
-    reach = _reach(runs, axis)
-    for run, label, style in _styled(runs):
-        x, norm = _along(run.grad_norms, run, axis), run.grad_norms["grad_norm"]
-        _raw_and_smooth(figure, x, norm, f"{label}gradient norm", style, max_points, ".4g")
-        _marks(figure, x, norm, run.grad_norms["step"], f"{label}gradient norm", reach)
-    figure.update_yaxes(**({"type": "log", "dtick": 1} if log else {"rangemode": "tozero"}))
-    figure.update_layout(showlegend=len(runs) > 1)
-    return figure
-
-
-def lr_curve(runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS) -> go.Figure:
-    """Learning rate of each step, where a schedule moved it."""
-    figure = _figure(_axis_title(axis), "Learning rate")
-    for run, label, style in _styled(runs):
-        x = _along(run.steps, run, axis)
-        _line(figure, x, run.steps["lr"], f"{label}learning rate", style, max_points, ".3~g")
-    figure.update_yaxes(rangemode="tozero", tickformat="~g")
-    return figure
-
-
-def memory_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
-    """Resident memory of the run's process."""
-    return _bytes_curve(runs, "process_memory_bytes", "Process memory", max_points)
-
-
-def cpu_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
-    """Processor time of the run's process; 100 % is one core."""
-    read = _hardware("process_cpu_percent")
-    return _over_time(runs, read, "Process CPU (% of one core)", "CPU", max_points, ".0f", " %")
-
-
-def gpu_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
-    """Share of time in which some kernel ran on the device: busy, not necessarily full."""
-    read = _hardware("gpu_utilization_percent")
-    return _over_time(runs, read, "GPU busy (% of time)", "GPU", max_points, ".0f", " %")
-
-
-def gpu_memory_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
-    return _bytes_curve(runs, "gpu_memory_used_bytes", "GPU memory", max_points)
-
-
-def power_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
-    return _over_time(runs, _hardware("gpu_power_w"), "GPU power (W)", "power", max_points, ".0f", " W")
-
-
-def cpu_power_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
-    return _over_time(runs, _hardware("cpu_power_w"), "CPU power (W)", "power", max_points, ".0f", " W")
-
-
-def clock_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
-    def read(run: Curves) -> tuple[np.ndarray, np.ndarray]:
-        return run.hardware["elapsed"], run.hardware["gpu_sm_clock_hz"] / 1e6
-
-    return _over_time(runs, read, "GPU clock (MHz)", "clock", max_points, ".0f", " MHz")
-
-
-def temperature_curve(runs: Runs, *, max_points: int = MAX_POINTS) -> go.Figure:
-    read = _hardware("gpu_temperature_c")
-    return _over_time(runs, read, "GPU temperature (°C)", "temperature", max_points, ".0f", " °C")
+def shown(runs: Runs) -> list[Chart]:
+    """The charts that have something to show for at least one of the runs."""
+    return [chart for chart in CHARTS if any(chart.has_data(run) for run in runs)]
 
 
 def batch_law_chart(
     trials: Sequence[Trial], law: batch_law.BatchLaw | None, step_time: batch_law.StepTime | None
 ) -> go.Figure:
-    """Steps, examples and training time to the target against the batch size, all logarithmic: dots are the seeds that
-    measured, lines the law. A red cross at the top marks a batch size where some seed did not reach the target;
-    the dotted lines stand at B_crit and at the fastest batch."""
+    """Steps, examples and training time to the target against the batch size, all logarithmic.
+
+    Dots are measured, one per seed; lines are the law. A red cross at the top marks a batch size where some seed did not reach
+    the target; the dotted lines are at B_crit and at the fastest batch.
+    """
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     figure.update_layout(template=TEMPLATE, height=720, hovermode="closest", showlegend=False)
     figure.update_xaxes(type="log", showgrid=False)
@@ -236,8 +213,8 @@ def _time(law: batch_law.BatchLaw | None, step_time: batch_law.StepTime | None) 
 
 
 def _standing(figure: go.Figure, x: float, text: str, *, row: int, middle: float) -> None:
-    """A dotted line with its name towards the middle, where a narrow screen has room. Of a logarithmic axis lines know
-    the value, and annotations the logarithm."""
+    """A dotted line with its name on the side of the middle, where a narrow screen has room. On a logarithmic axis Plotly's lines
+    take the value and its annotations the logarithm."""
     side, shift = ("left", 4) if x < middle else ("right", -4)
     figure.add_vline(x=x, row=row, col=1, line={"color": _GREY, "width": 1, "dash": "dot"})
     figure.add_annotation(
@@ -246,63 +223,9 @@ def _standing(figure: go.Figure, x: float, text: str, *, row: int, middle: float
     )  # fmt: skip
 
 
-def _there(values: np.ndarray) -> bool:
-    return True
-
-
-def _known(values: np.ndarray) -> bool:
-    return not bool(np.isnan(values).all())
-
-
-def _moves(values: np.ndarray) -> bool:
-    return bool(values.min() < values.max())
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """A chart as a card shows it: key and title, what it draws from, how, and whether its column is worth it."""
-
-    key: str
-    title: str
-    draw: Callable[..., go.Figure]
-    table: str
-    column: str
-    worth: Callable[[np.ndarray], bool] = _there
-
-    def has_data(self, run: Curves) -> bool:
-        """False until there is something to see: an empty axis says less than no chart."""
-        table = getattr(run, self.table)
-        return len(table) > 0 and self.worth(table[self.column])
-
-    def title_of(self, runs: Runs) -> str:
-        return _accuracy_title(runs) if self.key == "accuracy" else self.title
-
-
-CHARTS = (
-    Chart("loss", "Loss", loss_curve, "steps", "loss"),
-    Chart("accuracy", "Held-out accuracy", accuracy_curve, "evaluations", "test_accuracy"),
-    Chart("throughput", "Throughput", throughput_curve, "throughput", "samples_per_s"),
-    Chart("grad_norm", "Gradient norm", grad_norm_curve, "grad_norms", "grad_norm"),
-    Chart("lr", "Learning rate", lr_curve, "steps", "lr", _moves),
-    Chart("memory", "Process memory", memory_curve, "hardware", "process_memory_bytes", _known),
-    Chart("cpu", "Process CPU", cpu_curve, "hardware", "process_cpu_percent", _known),
-    Chart("gpu", "GPU busy", gpu_curve, "hardware", "gpu_utilization_percent", _known),
-    Chart("gpu_memory", "GPU memory", gpu_memory_curve, "hardware", "gpu_memory_used_bytes", _known),
-    Chart("power", "GPU power", power_curve, "hardware", "gpu_power_w", _known),
-    Chart("cpu_power", "CPU power", cpu_power_curve, "hardware", "cpu_power_w", _known),
-    Chart("clock", "GPU clock", clock_curve, "hardware", "gpu_sm_clock_hz", _known),
-    Chart("temperature", "GPU temperature", temperature_curve, "hardware", "gpu_temperature_c", _known),
-)
-
-
-def shown(runs: Runs) -> list[Chart]:
-    """The charts that have something to show for at least one of the runs."""
-    return [chart for chart in CHARTS if any(chart.has_data(run) for run in runs)]
-
-
 def survival_chart(lanes: Sequence[tuple[str, Survival, float]]) -> go.Figure:
-    """Share of runs that have not reached the target, over seconds of training; lanes in their own order of colours."""
-    figure = _figure("Training time (s)", "Runs still on their way (%)")
+    """Share of runs that have not reached the target, over seconds of training; lanes in the order of their colours."""
+    figure = _figure("Training time (s)", "Runs that have not reached the target (%)")
     for number, (label, survival, end) in enumerate(lanes):
         x = [0.0, *survival.times, max(end, *survival.times)] if len(survival.times) else [0.0, end]
         y = [1.0, *survival.share, survival.share[-1]] if len(survival.share) else [1.0, 1.0]
@@ -327,7 +250,7 @@ def dash(place: int) -> str:
 
 
 def labels(runs: Runs) -> list[str]:
-    """A short name for each run, all different: its own, or its configuration in words; an id where two are equal."""
+    """A short, unique name for each run: its own or its configuration as text, with an id where two are equal."""
     names = [run.name or run.config.in_words() for run in runs]
     names = [visible(name, _LONGEST_LABEL) for name in names]
     twice = {name for name, times in Counter(names).items() if times > 1}
@@ -391,7 +314,7 @@ def _figure(x_title: str, y_title: str) -> go.Figure:
 
 
 def _styled(runs: Runs) -> list[tuple[Curves, str, Style]]:
-    """Each run with the words before a trace's name (none where there is one run only) and its look."""
+    """Each run with its style and the text before a trace's name, which is empty where there is only one run."""
     words = [f"{_literal(label)} · " for label in labels(runs)] if len(runs) > 1 else [""] * len(runs)
     places = [getattr(run, "place", i) for i, run in enumerate(runs)]  # seeds of a lane share its place
     return [
@@ -415,7 +338,7 @@ def _raw_and_smooth(
     number: str,
     unit: str = "",
 ) -> None:
-    span = min(200.0, len(y) / 60)  # longer ones lag visibly behind the steep start
+    span = min(200.0, len(y) / 60)  # a longer average lags visibly behind the steep start
     if span < 2:
         return _line(figure, x, y, name, style, max_points, number, unit)
     kept = minmax(y, max_points)
@@ -444,9 +367,9 @@ def _line(
 
 
 def _marks(figure: go.Figure, x: np.ndarray, y: np.ndarray, step: np.ndarray, name: str, reach: float) -> None:
-    """A red cross where a value became NaN or infinite, at the height of the last finite one before it.
+    """A red cross where a value became NaN or infinite, at the height of the last finite value before it.
 
-    Its words stand on the side with more room, on an axis that ends at `reach`.
+    Its text is on the side with more room, on an axis that ends at `reach`.
     """
     odd = ~np.isfinite(y)
     begins = np.flatnonzero(odd & ~np.concatenate([[False], odd[:-1]]))[:MAX_MARKS]
@@ -491,13 +414,13 @@ def _targets(figure: go.Figure, runs: Runs, metric: str, axis: Axis, *, scale: f
 
 
 def target_in_words(target: Target) -> str:
-    """95 %, or loss 0.3: what a run aims at."""
+    """A target as text: `95 %` or `loss 0.3`."""
     assert target.value is not None
     return f"{100 * target.value:g} %" if target.metric == "test_accuracy" else f"loss {target.value:g}"
 
 
 def _where(run: Curves, reached: TargetReached, axis: Axis) -> np.ndarray:
-    """The x at which a target was reached, of the evaluation that did."""
+    """The x of the evaluation that reached a target."""
     rows = run.evaluations["step"] == reached.step
     return _along(run.evaluations, run, axis)[rows][:1]
 
@@ -511,21 +434,24 @@ def _last_finite(y: np.ndarray) -> float:
     return float(y[rows[-1]]) if len(rows) else 1.0
 
 
-def _over_time(
-    runs: Runs, read: Reader, y_title: str, name: str, max_points: int, number: str, unit: str = "", *, scale: float = 1
-) -> go.Figure:
-    """One line per run over the wall time since it started. Zero is on the axis: a wiggle should look like one."""
-    series = [read(run) for run in runs]
-    longest = max((float(x[-1]) for x, _ in series if len(x)), default=0.0)
-    per_unit, word = (1, "s") if longest < 300 else (60, "min") if longest < 18_000 else (3_600, "h")
-    figure = _figure(f"Elapsed time ({word})", y_title)
-    for (run_x, run_y), (_, label, style) in zip(series, _styled(runs), strict=True):
-        if len(run_y) and not np.isnan(run_y).all():
-            _raw_and_smooth(figure, run_x / per_unit, run_y / scale, f"{label}{name}", style, max_points, number, unit)
-    figure.update_yaxes(rangemode="tozero")
-    if len(runs) == 1:
-        figure.update_layout(showlegend=False)
-    return figure
+def _clock(elapsed: Iterable[np.ndarray]) -> tuple[float, str]:
+    """Seconds in the unit of a time axis that holds the longest of some runs, and the axis's title."""
+    longest = max((float(x[-1]) for x in elapsed if len(x)), default=0.0)
+    seconds, word = (1, "s") if longest < 300 else (60, "min") if longest < 18_000 else (3_600, "h")
+    return seconds, f"Elapsed time ({word})"
+
+
+def _display_unit(facts: chart_facts.Chart, columns: Sequence[np.ndarray]) -> tuple[float, str]:
+    """The factor from a column's unit to the one shown, and that unit; bytes by the largest value."""
+    if facts.unit != "bytes":
+        return facts.factor, facts.unit
+    largest = max((float(np.nanmax(y)) for y in columns if not np.isnan(y).all()), default=0.0)
+    return (2**-30, "GiB") if largest >= 2**30 else (2**-20, "MiB")
+
+
+def _y_title(title: str, unit: str, *, log: bool) -> str:
+    words = ", ".join(filter(None, (unit, "log scale" if log else "")))
+    return f"{title} ({words})" if words else title
 
 
 def _knows(table: Columns, column: str) -> bool:
@@ -533,20 +459,8 @@ def _knows(table: Columns, column: str) -> bool:
     return knows is None or knows(column)
 
 
-def _hardware(column: str) -> Reader:
-    return lambda run: (run.hardware["elapsed"], run.hardware[column])
-
-
-def _bytes_curve(runs: Runs, column: str, title: str, max_points: int) -> go.Figure:
-    read = _hardware(column)
-    peaks = [float(np.nanmax(y)) for _, y in map(read, runs) if len(y) and not np.isnan(y).all()]
-    scale, unit = (1024**3, "GiB") if max(peaks, default=0.0) >= 1024**3 else (1024**2, "MiB")
-    number = ".2f" if unit == "GiB" else ".0f"
-    return _over_time(runs, read, f"{title} ({unit})", title.lower(), max_points, number, f" {unit}", scale=scale)
-
-
 def _along(table: Columns, run: Curves, axis: Axis) -> np.ndarray:
-    """The x of a table's rows; an evaluation stands where its step stands."""
+    """The x of a table's rows; an evaluation has the x of its step."""
     if axis != "samples":
         return table[axis]
     if not len(run.steps):
@@ -559,11 +473,8 @@ def _reach(runs: Runs, axis: Axis) -> float:
     return max((float(_along(run.steps, run, axis)[-1]) for run in runs if len(run.steps)), default=0.0)
 
 
-def _accuracy_title(runs: Runs) -> str:
-    return "Next-character accuracy" if runs and all(r.config.data == "text" for r in runs) else "Held-out accuracy"
-
-
-def _spans_decades(columns: Iterable[np.ndarray], ratio: float = 100.0) -> bool:
+def _spans_decades(columns: Iterable[np.ndarray], ratio: float) -> bool:
+    """Whether the largest positive value is more than `ratio` times the smallest."""
     values = np.concatenate([np.empty(0), *columns])
     values = values[np.isfinite(values) & (values > 0)]
     return len(values) > 0 and bool(values.max() > ratio * values.min())
@@ -573,17 +484,8 @@ def _axis_title(axis: Axis) -> str:
     return {"step": "Step", "seconds": "Training time (s)", "samples": "Examples seen"}[axis]
 
 
-def _climbs(runs: Runs) -> bool:
-    """True where a loss leaves the scale it began on: on a linear axis everything before would be a flat line."""
-    for run in runs:
-        finite = run.steps["loss"][np.isfinite(run.steps["loss"])]
-        if len(finite) and finite.max() > 50 * np.median(finite[:10]) and finite.min() > 0:
-            return True
-    return False
-
-
 def _compact(values: np.ndarray) -> np.ndarray:
-    """Half the bytes on their way to the browser: whole numbers as int32, others as float32."""
+    """Half the bytes to send to the browser: whole numbers as int32, others as float32."""
     if len(values) and np.isfinite(values).all() and (values == np.rint(values)).all() and np.abs(values).max() < 2**31:
         return values.astype(np.int32)
     return values.astype(np.float32)

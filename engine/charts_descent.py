@@ -1,4 +1,4 @@
-"""The loss surface as a chart: height in greys, that suit light and dark, and the paths over it in their runs' colours."""
+"""Figure of the loss surface: the loss in greys that suit light and dark pages, and the runs' paths in their colours."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def _add_height(figure: go.Figure, surface: SurfaceData) -> None:
 
 
 def _log10(loss: np.ndarray) -> np.ndarray:
-    """NaN where the loss is no finite number: there the plane stays blank."""
+    """The logarithms, with NaN where the loss is not finite: the plane stays blank there."""
     finite = np.where(np.isfinite(loss), loss, math.nan)
     return np.log10(np.maximum(finite, 1e-12))
 
 
 def _colorbar(low: float, high: float) -> dict[str, object]:
-    """Ticks at losses one can read, on the axis of their logarithms."""
+    """Ticks at round losses, on the axis of their logarithms."""
     decades = range(math.floor(low), math.ceil(high) + 1)
     ticks = [m * 10.0**d for d in decades for m in (1, 2, 5) if low <= math.log10(m * 10.0**d) <= high]
     if len(ticks) > 8:

@@ -1,7 +1,7 @@
-"""Inference as charts: throughput and latency of all cells, one against the other, a ladder of software, one cell's requests.
+"""Figures of inference: throughput and latency of all cells, one against the other, the software ladder, one cell's requests.
 
-As in charts.py a figure stands on light and dark alike and has no title; the page draws the same from its own route while a
-run goes on.
+As in charts.py a figure suits light and dark pages and has no title. While a run goes on, the page draws the same charts from
+its own route.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.records import Latency, Quantiles
 from engine.serving import CellResult, Matrix, Quantile
 
 _GREY = "#737a87"
-_SHADES = [[0.0, "rgba(79,107,237,0.06)"], [1.0, "rgba(79,107,237,0.75)"]]  # the accent, as far as it is there
+_SHADES = [[0.0, "rgba(79,107,237,0.06)"], [1.0, "rgba(79,107,237,0.75)"]]  # the accent colour, from faint to strong
 _DECADES = range(-6, 4)  # of seconds: 1 µs to 1,000 s
 _MOST_BARS = 70
 
@@ -28,7 +28,7 @@ _MOST_BARS = 70
 
 
 def heat_map(found: Matrix, quantile: Quantile | None = None) -> go.Figure:
-    """Throughput of every cell, or its latency at a quantile: batch size down, what else differs across."""
+    """Throughput of every cell, or its latency at a quantile: a row per batch size, a column per other choice."""
     columns, sizes = lines_of(found), found.batch_sizes
     figure = _figure("", "Batch size")
     values = np.full((len(sizes), len(columns)), np.nan)
@@ -54,7 +54,7 @@ def heat_map(found: Matrix, quantile: Quantile | None = None) -> go.Figure:
 
 
 def curve_chart(found: Matrix, limit_s: float | None = None, *, quantile: Quantile = "p99") -> go.Figure:
-    """Throughput against latency, both logarithmic: a line per thread count, precision or runtime, along the batch sizes.
+    """Throughput against latency, both logarithmic: a line through the batch sizes per thread count, precision or runtime.
 
     With a limit the cell to deploy has a ring, and the limit a dashed line.
     """
@@ -85,7 +85,7 @@ def curve_chart(found: Matrix, limit_s: float | None = None, *, quantile: Quanti
 
 
 def lines_of(found: Matrix) -> list[tuple[str, list[CellResult]]]:
-    """The cells by what else than batch size tells them apart, each with its name."""
+    """The cells in groups that differ in something else than the batch size, each with the group's name."""
     groups: dict[Cell, list[CellResult]] = {}
     for c in found.cells:
         groups.setdefault(c.cell.model_copy(update={"batch_size": 1}), []).append(c)
@@ -120,7 +120,7 @@ def _rounded(value: float) -> float:
 
 
 def ladder_chart(found: Matrix) -> go.Figure:
-    """Times as fast as plain PyTorch, by p50: a bar for each way to run the same weights, at every batch size."""
+    """How many times as fast as plain PyTorch by p50: a bar for each way to run the same weights, at every batch size."""
     figure = _figure("p50 of plain PyTorch by its own", "")
     threads = found.threads[-1]
     rows = 1
@@ -149,7 +149,7 @@ def _form(cell: Cell) -> str:
 
 
 def token_chart(found: Matrix, which: str) -> go.Figure:
-    """Of a text model the time to the first character (`ttft`) or of each one after it (`tpot`): p50, and p99 dotted."""
+    """A text model's time to the first character (`ttft`) or per later character (`tpot`): p50, and p99 dotted."""
     title = {"ttft": "Time to first token", "tpot": "Time per output token"}[which]
     figure = _figure("Batch size (log scale)", f"{title} (log scale)")
     seen: list[float] = []
@@ -163,7 +163,7 @@ def token_chart(found: Matrix, which: str) -> go.Figure:
 
 
 def _quantiles(figure: go.Figure, rows: Sequence[tuple[float, Quantiles]], name: str, place: int) -> list[float]:
-    """Two lines; returns what they show."""
+    """Draws two lines and returns their values."""
     for field, line in (("p50_s", "solid"), ("p99_s", "dot")):
         y = [getattr(times, field) for _, times in rows]
         figure.add_scatter(
@@ -178,7 +178,7 @@ def _quantiles(figure: go.Figure, rows: Sequence[tuple[float, Quantiles]], name:
 
 
 def bars(latency: Latency, most: int = _MOST_BARS) -> tuple[np.ndarray, np.ndarray]:
-    """Edges (n + 1,) and counts (n,) of a cell's distribution in at most `most` steps, each of whole bins: all counts are exact."""
+    """Edges (n + 1,) and counts (n,) of a cell's distribution in at most `most` steps of whole bins, so that all counts are exact."""
     counts, edges = np.asarray(latency.histogram.counts), latency.histogram.edges_s
     if not len(counts):
         return edges, counts
@@ -187,13 +187,13 @@ def bars(latency: Latency, most: int = _MOST_BARS) -> tuple[np.ndarray, np.ndarr
 
 
 def histogram_chart(latency: Latency, limit_s: float | None = None) -> go.Figure:
-    """How many requests took how long, all of them; percentiles as dotted lines."""
+    """The number of requests by latency, over all requests; percentiles as dotted lines."""
     figure = _figure("Latency (log scale)", "Requests")
     edges, counts = bars(latency)
     words = [
         f"{units.duration(a)} to {units.duration(b)}: {n:,}" for a, b, n in zip(edges, edges[1:], counts, strict=False)
     ]
-    figure.add_scatter(  # in steps: on a logarithmic axis a bar has no width of its own
+    figure.add_scatter(  # a line in steps, because bars have no width of their own on a logarithmic axis
         x=[edges[0], *edges], y=[0, *counts, 0], mode="lines", line={"color": ACCENT, "width": 1, "shape": "hv"},
         fill="tozeroy", text=["", *words, ""], hovertemplate="%{text}<extra></extra>", showlegend=False,
     )  # fmt: skip
@@ -209,7 +209,7 @@ def histogram_chart(latency: Latency, limit_s: float | None = None) -> go.Figure
 
 
 def timeline_chart(latency: Latency) -> go.Figure:
-    """When requests began, and how long each took: those that were kept, the longest among them."""
+    """Start and latency of the requests that were kept, the longest ones among them."""
     figure = _figure("Seconds of the run", "Latency (log scale)")
     figure.add_scatter(
         x=latency.start_s, y=latency.latency_s, mode="markers", marker={"size": 3.5, "color": ACCENT, "opacity": 0.55},
@@ -232,7 +232,7 @@ def _figure(x_title: str, y_title: str) -> go.Figure:
 
 
 def _latency_axis(update: Callable[..., object], seen: Sequence[float]) -> None:
-    """A logarithmic axis with ticks as one says them: 500 µs, 1 ms."""
+    """A logarithmic axis with ticks in the units people use: 500 µs, 1 ms."""
     positive = [value for value in seen if value > 0]
     update(type="log")
     if not positive:

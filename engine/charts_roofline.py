@@ -1,4 +1,4 @@
-"""The roofline as a chart: FLOP/s against FLOPs per byte, both logarithmic, under what the device was measured to reach.
+"""Figure of the roofline: FLOP/s against FLOPs per byte, both logarithmic, under the measured ceilings of the device.
 
 Full lines are measured, dashed ones a data sheet's. A full dot is a run; an open one a kind of layer of that run, at what
 it could attain there: nobody timed it apart.
@@ -31,7 +31,7 @@ _DTYPES = ("fp32", "tf32", "bf16", "fp16")
 def roofline_chart(
     made: Calibration, threads: int, points: Sequence[tuple[str, Roofline]], *, sheet: VendorPeak | None = None
 ) -> go.Figure:
-    """Ceilings at one thread count and the runs under them; `points` are names and places, in their order of colours."""
+    """Ceilings at one thread count and the runs below them; `points` are names and places, in the order of their colours."""
     figure = go.Figure(layout={"template": TEMPLATE, "height": 440, "hovermode": "closest"})
     memory = calibration.bandwidth(made, threads)
     peaks = {dtype: best.p05 for dtype in _DTYPES if (best := calibration.peak(made, dtype, threads))}
@@ -71,7 +71,7 @@ def roofline_chart(
 def _reach(
     peaks: Mapping[str, float], slow: float, fast: float, points: Sequence[tuple[str, Roofline]]
 ) -> tuple[float, float]:
-    """From where to where the axis of intensities goes: the ridges and all points, with room."""
+    """The range of the axis of intensities: the ridges and all points, with room on both sides."""
     at = [rate / bandwidth for rate in peaks.values() for bandwidth in (slow, fast)]
     at += [part.intensity for _, p in points for part in p.parts if part.flops]
     at += [p.intensity for _, p in points]
@@ -88,7 +88,7 @@ def _line(
 
 
 def _name(figure: go.Figure, x: float, y: float, text: str, side: str, *, above: bool = True) -> None:
-    """A line's name beside a point of it. Annotations know the logarithm."""
+    """A line's name beside one of its points. Plotly's annotations take the logarithm on a logarithmic axis."""
     figure.add_annotation(
         x=math.log10(x), y=math.log10(y), text=text, showarrow=False, xanchor=side, yanchor="bottom" if above else "top",
         font={"size": 11}, yshift=6 if above else -2,

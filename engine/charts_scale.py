@@ -1,7 +1,7 @@
-"""A scaling study as charts: speed-up against the ideal, efficiency, and where a step's time goes on each number of ranks.
+"""Figures of a scaling study: speed-up against the ideal, efficiency, and where a step's time goes for each number of ranks.
 
-Dots are measured, with their intervals; dashed lines are ideals; a dotted line is fitted. A hollow dot is of a run that
-goes on.
+Dots are measured, with their intervals; dashed lines are ideals; the dotted line is fitted. A hollow dot belongs to a run that
+is not over.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from engine.scaling import At, Estimate, Mode, Outcome, amdahl
 _GREY = "#737a87"
 _COLORS: dict[Mode, str] = {"strong": PALETTE[0], "weak": PALETTE[1]}
 _NAMES: dict[Mode, str] = {"strong": "strong: one batch shared out", "weak": "weak: a batch for each rank"}
-_APART = 0.035  # of a doubling: dots of the two modes stand beside each other
+_APART = 0.035  # as a share of a doubling: moves the dots of the two modes apart
 _CURVE_POINTS = 60
-_FAR = 2.5  # an interval of two repeats may be wider than any axis: it is drawn as far as this
+_FAR = 2.5  # an interval of two repeats may be wider than any axis: longer ones are cut at this multiple
 _MS = 1e3
 
 
 def speedup_chart(found: Outcome) -> go.Figure:
-    """Examples per second by those of one rank, against the number of ranks; both axes double."""
+    """Examples per second divided by those of one rank, against the number of ranks; both axes are logarithmic."""
     figure, ranks = _figure("Speed-up"), _ranks(found)
     _line(figure, ranks, [float(n) for n in ranks], "ideal", "dash")
     if found.serial and len(ranks) > 1 and 0 < found.serial.value < 1:
@@ -44,7 +44,7 @@ def speedup_chart(found: Outcome) -> go.Figure:
 
 
 def efficiency_chart(found: Outcome) -> go.Figure:
-    """Speed-up by the number of ranks: the share of its device that each rank turns into training."""
+    """Speed-up divided by the number of ranks: the share of one rank's throughput that each rank still reaches."""
     figure, ranks = _figure("Efficiency (%)"), _ranks(found)
     _line(figure, ranks, [100.0] * len(ranks), "ideal", "dash")
     shown = [100.0]
@@ -55,7 +55,7 @@ def efficiency_chart(found: Outcome) -> go.Figure:
 
 
 def step_chart(found: Outcome) -> go.Figure:
-    """One step of each lane: what a rank works by itself, and what it stands still for the exchange and for slower ranks."""
+    """One step of each lane: a rank's own work, and its waiting for the exchange and for slower ranks."""
     figure = _figure("Time per step (ms)")
     lanes = [at for at in found.lanes if at.step_s]
     labels = [short_label(at) for at in lanes]
@@ -113,7 +113,7 @@ def _line(figure: go.Figure, x: Sequence[float], y: Sequence[float], name: str, 
         x=x, y=y, mode="lines", name=name, line={"color": _GREY, "width": 1.4, "dash": dash}, hoverinfo="skip"
     )
     ticks = sorted({int(n) for n in x if float(n).is_integer()})
-    if dash == "dash":  # the ideal: all numbers of ranks there are
+    if dash == "dash":  # the ideal, at every number of ranks of the study
         room = 0.06 * max(1.0, float(np.log2(ticks[-1])))
         figure.update_xaxes(
             type="log", range=[-room * float(np.log10(2)), float(np.log10(ticks[-1])) + room * float(np.log10(2))],
@@ -124,7 +124,7 @@ def _line(figure: go.Figure, x: Sequence[float], y: Sequence[float], name: str, 
 def _dots(
     figure: go.Figure, found: Outcome, mode: Mode, read: Callable[[At], Estimate | None], hover: str
 ) -> list[float]:
-    """The lanes of a mode, with their intervals; returns the numbers that are to be in sight."""
+    """Draws the lanes of a mode with their intervals; returns the values that the axis must contain."""
     known = [(at, e) for at in found.of(mode) if (e := read(at)) is not None]
     lanes, values = [at for at, _ in known], [e for _, e in known]
     if not any(at.ranks > 1 for at in lanes):

@@ -1,4 +1,4 @@
-"""Where a step's time goes as a chart: one stacked bar per run, its parts in the order a step has them."""
+"""Figure of where a step's time goes: one stacked bar per run, its parts in the order of a step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from engine.split import TITLES, Part
 from engine.text import visible
 
 _LONGEST_LABEL = 24
-_BAR, _AROUND = 40, 176  # px: of a run, and of the axis and the legend
+_BAR, _AROUND = 40, 176  # px: a run's bar, and axis with legend
 
 
 def split_chart(rows: Sequence[tuple[str, Sequence[Part]]]) -> go.Figure:
-    """A bar for each (label, parts); of a single run the legend says seconds and shares, of several it names the parts."""
+    """A bar for each (label, parts). The legend names the parts; for a single run it also has their seconds and shares."""
     longest = max((sum(part.seconds for part in parts) for _, parts in rows), default=0.0)
     factor, unit = (1e6, "µs") if longest < 1e-3 else (1e3, "ms") if longest < 1 else (1.0, "s")
     figure = go.Figure(layout={"template": TEMPLATE, "barmode": "stack", "hovermode": "closest"})

@@ -14,8 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from engine import energy, studies, units
 from engine.planner import Plan
 from engine.records import Imported, Said
-from engine.sampler import READINGS
-from engine.store import THROUGHPUT_WINDOW_S, Run
+from engine.store import Run
 
 How = Literal["measured", "derived", "estimated", "table"]
 BADGES: dict[How, str] = {
@@ -53,46 +52,6 @@ class Figure(BaseModel):
         if self.note:
             words.append(self.note)
         return ". ".join(words) + "."
-
-
-_READ_BACK = "read from the device ten times a second or less"
-_LUCK = "Sampling error alone: one standard error is sqrt(p (1 - p) / n) for a share p of n held-out examples."
-# How the points of each live chart are obtained; the keys are the names in dashboard/assets/live.js and race.js.
-CHARTS: dict[str, tuple[str, ...]] = {
-    "loss": (
-        f"Each step, measured: mean cross-entropy of its batch before the step, {_READ_BACK}.",
-        "Smoothed, derived: a moving average.",
-        "Test, measured: mean cross-entropy on held-out examples at each evaluation.",
-        "The figure, measured: mean over the batches of the last epoch, at most 100.",
-    ),
-    "test_loss": ("Measured: mean cross-entropy on held-out examples at each evaluation.",),
-    "accuracy": ("Measured: share of right answers on held-out examples at each evaluation.", _LUCK),
-    "throughput": (
-        f"Derived: examples / training time, over windows of {THROUGHPUT_WINDOW_S:g} s of training, the device synchronised at both ends.",
-        "Loading, warm-up, compiling and evaluation are left out.",
-    ),
-    "grad_norm": (
-        "Measured: L2 norm of all gradients together before clipping. With clipping it is known for every step, else for the "
-        "last step before each read-back.",
-    ),
-    "lr": ("Derived: the schedule's value for each step.",),
-    **{
-        chart: tuple(f"{READINGS[name].title}, measured: {READINGS[name].how}." for name in names)
-        for chart, names in {
-            "memory": ("process_memory_bytes", "gpu_memory_used_bytes"),
-            "cpu": ("process_cpu_percent", "system_cpu_percent"),
-            "gpu": ("gpu_utilization_percent",),
-            "power": ("gpu_power_w", "cpu_power_w"),
-        }.items()
-    },
-}  # fmt: skip
-RACE_COLUMNS: dict[str, str] = {  # of the table above a race's charts; with several seeds, their mean
-    "Loss": "Measured: mean over the batches of the last epoch, at most 100.",
-    "Accuracy": f"Measured: share of right answers on held-out examples at the last evaluation. {_LUCK}",
-    "Steps": "Counted.",
-    "Samples/s": "Derived: examples / training time; over the newest window while a run goes on, then over all of it.",
-    "Target": "Measured: the first of two evaluations in a row that reach it, interpolated from the evaluation before.",
-}
 
 
 def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]:

@@ -10,15 +10,18 @@ import numpy as np
 from engine.store import COLUMNS
 
 _WHOLE = {"step", "samples"}
+NAN_IS_MEASURED = frozenset({"loss", "test_loss", "grad_norm"})  # in other columns NaN means: not known
 
 
 class Columns(Protocol):
+    """A table of numbers: its columns by name, each an array of shape (rows,)."""
+
     def __len__(self) -> int: ...
     def __getitem__(self, name: str, /) -> np.ndarray: ...
 
 
 class Tables(Protocol):
-    """What has the tables of a run: `store.Run`, and a run in a report."""
+    """What holds the tables of a run: `store.Run`, and a run in a report."""
 
     @property
     def steps(self) -> Columns: ...
@@ -52,5 +55,5 @@ def _csv(columns: list[str], table: Columns) -> str:
 
 def csv_cell(name: str, value: float) -> str:
     if math.isnan(value):
-        return "nan" if name in {"loss", "test_loss", "grad_norm"} else ""  # there it is what was measured
+        return "nan" if name in NAN_IS_MEASURED else ""
     return f"{value:.0f}" if name in _WHOLE and math.isfinite(value) else f"{value:.17g}"

@@ -65,7 +65,7 @@ def test_every_chart_draws_several_runs_and_titles_its_axes(store, chart):
 
 @pytest.mark.parametrize("axis", ["step", "seconds", "samples"])
 def test_training_and_held_out_loss_share_one_axis(store, axis):
-    figure = charts.loss_curve([make_run(store, num_steps=600)], axis=axis)
+    figure = charts.BY_KEY["loss"].draw([make_run(store, num_steps=600)], axis=axis)
     training, held_out = (max(figure.data[i].x) for i in (1, 2))
     assert held_out == pytest.approx(training)
 
@@ -77,7 +77,7 @@ def test_a_run_that_has_not_started_draws_nothing(store):
 
 
 def test_a_loss_that_became_nan_is_a_mark_with_its_step(store):
-    figure = charts.loss_curve([make_run(store, diverges_at=140)])
+    figure = charts.BY_KEY["loss"].draw([make_run(store, diverges_at=140)])
     (mark,) = [trace for trace in figure.data if trace.mode == "markers+text"]
     assert [text.strip() for text in mark.text] == ["NaN at step 140"]
     assert np.isfinite(mark.y).all()
@@ -94,12 +94,12 @@ def test_a_learning_rate_that_stayed_is_no_chart(store):
 
 def test_the_learning_rate_is_drawn_as_the_schedule_had_it(store):
     run = make_run(store, CLIPPED, num_steps=400)
-    (line,) = charts.lr_curve([run]).data
+    (line,) = charts.BY_KEY["lr"].draw([run]).data
     np.testing.assert_allclose(line.y, 1e-3 * (1 + np.cos(np.pi * np.arange(400) / 400)) / 2, atol=1e-9)
 
 
 def test_a_gradient_norm_stands_at_the_step_it_was_measured_at(store):
-    (line,) = charts.grad_norm_curve([make_run(store, num_steps=100)]).data
+    (line,) = charts.BY_KEY["grad_norm"].draw([make_run(store, num_steps=100)]).data
     assert list(line.x) == [20, 40, 60, 80, 100]
 
 
@@ -110,50 +110,50 @@ def test_gradient_norms_over_two_decades_have_a_log_axis(store, norms, axis):
     run = make_run(store, num_steps=20)
     run.grad_norms.extend(np.arange(21, 21 + len(norms)), 0.2, 0.3, norms)
     run.grad_norms["grad_norm"][0] = norms[-1]
-    assert (charts.grad_norm_curve([run]).layout.yaxis.type or "linear") == axis
+    assert (charts.BY_KEY["grad_norm"].draw([run]).layout.yaxis.type or "linear") == axis
 
 
 def test_a_gradient_norm_that_became_infinite_is_a_mark(store):
     run = make_run(store, num_steps=60)
     run.grad_norms["grad_norm"][1] = math.inf
-    (mark,) = [trace for trace in charts.grad_norm_curve([run]).data if trace.mode == "markers+text"]
+    (mark,) = [trace for trace in charts.BY_KEY["grad_norm"].draw([run]).data if trace.mode == "markers+text"]
     assert mark.text[0].strip() == "+∞ at step 40"
 
 
 def test_a_target_is_a_line_and_its_first_evaluation_a_mark(store):
     run = make_run(store, AIMED)
-    figure = charts.accuracy_curve([run])
+    figure = charts.BY_KEY["accuracy"].draw([run])
     assert [shape.y0 for shape in figure.layout.shapes] == [90]
     assert (figure.data[-1].x[0], figure.data[-1].y[0]) == (run.target_reached.step, 100 * run.target_reached.value)
 
 
 def test_runs_with_one_target_share_its_line_and_each_has_its_mark(store):
-    figure = charts.accuracy_curve([make_run(store, AIMED), make_run(store, AIMED, seed=1), make_run(store)])
+    figure = charts.BY_KEY["accuracy"].draw([make_run(store, AIMED), make_run(store, AIMED, seed=1), make_run(store)])
     assert len(figure.layout.shapes) == 1
     assert [trace.mode for trace in figure.data].count("markers") == 2
 
 
 def test_a_target_for_the_loss_is_on_the_loss_alone(store):
     run = make_run(store, with_overrides(RunConfig(), ["target.metric=test_loss", "target.value=0.5"]))
-    assert len(charts.loss_curve([run]).layout.shapes) == 1
-    assert not charts.accuracy_curve([run]).layout.shapes
+    assert len(charts.BY_KEY["loss"].draw([run]).layout.shapes) == 1
+    assert not charts.BY_KEY["accuracy"].draw([run]).layout.shapes
 
 
 def test_the_accuracy_of_a_text_is_that_of_the_next_character(store):
     text = make_run(store, with_overrides(RunConfig(), ["model.family=rnn", "data=text"]), num_steps=200)
-    accuracy = charts.CHARTS[1]
+    accuracy = charts.BY_KEY["accuracy"]
     assert accuracy.title_of([text]) == "Next-character accuracy"
-    assert accuracy.title_of([text, make_run(store, num_steps=20)]) == "Held-out accuracy"
+    assert accuracy.title_of([text, make_run(store, num_steps=20)]) == "Test accuracy"
 
 
 def test_a_trace_never_has_more_points_than_asked_for(store):
-    figure = charts.loss_curve([make_run(store, num_steps=9_000, step_s=1e-4)], max_points=400)
+    figure = charts.BY_KEY["loss"].draw([make_run(store, num_steps=9_000, step_s=1e-4)], max_points=400)
     assert max(len(trace.x) for trace in figure.data) <= 400
 
 
 def test_a_name_with_markup_stays_text(store):
     runs = [make_run(store, name='<a href="javascript:x">'), make_run(store)]
-    assert all("<a" not in trace.name for trace in charts.loss_curve(runs).data)
+    assert all("<a" not in trace.name for trace in charts.BY_KEY["loss"].draw(runs).data)
 
 
 def test_runs_of_one_name_have_different_labels(store):

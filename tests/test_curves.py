@@ -169,10 +169,10 @@ def test_what_a_table_does_not_tell_is_no_loss_that_became_nan(store, tmp_path):
     (tmp_path / "t.csv").write_text("step,val_acc,loss\n10,0.5,2\n20,0.9,1\n")
     theirs = store.run(sharing.import_files(store, [tmp_path / "t.csv"]).run_ids[0])
     assert not theirs.evaluations.knows("test_loss") and theirs.evaluations.knows("test_accuracy")
-    assert "NaN" not in charts.loss_curve([theirs]).to_json()
+    assert "NaN" not in charts.BY_KEY["loss"].draw([theirs]).to_json()
     assert "marks" not in str(points(theirs, ""))
     frozen = Report.from_json(Report.freeze("t", [theirs]).to_json()).runs[0]
-    assert not frozen.evaluations.knows("test_loss") and "NaN" not in charts.loss_curve([frozen]).to_json()
+    assert not frozen.evaluations.knows("test_loss") and "NaN" not in charts.BY_KEY["loss"].draw([frozen]).to_json()
 
 
 def test_a_table_of_a_spreadsheet_cannot_name_a_path(store, tmp_path):

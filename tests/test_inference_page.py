@@ -108,20 +108,20 @@ def test_whoever_has_nothing_gets_every_cell_and_then_only_those_that_moved(stor
     run, rest = half(store, matrix_run)
     first = figures(run)
     assert first["reset"] and len(first["cells"]) == len(SIZES)
-    assert "cells" not in figures(run, cursor=first["cursor"])
+    assert "cells" not in figures(run, after=first["cursor"])
     with (run.folder / "events.jsonl").open("ab") as log:
         log.writelines(rest)
     before = {cell: m.round for cell, m in run.latencies.items()}
     run.refresh()
     moved = [c for c in run.config.cells if run.latencies[c].round > before.get(c, 0)]
-    answer = figures(run, cursor=first["cursor"])
+    answer = figures(run, after=first["cursor"])
     assert not answer["reset"]
     assert [c["batch_size"] for c in answer["cells"]] == [c.batch_size for c in moved] != []
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "9.9.9", "0.0", "-1", "0.0.0.0.0"])
+@pytest.mark.parametrize("cursor", ["", "x", "9-9-9", "0-0", "-1", "0-0-0-0-0", "0.0.0"])
 def test_a_cursor_that_cannot_be_of_these_runs_starts_anew(matrix_run, cursor):
-    assert figures(matrix_run, cursor=cursor)["reset"]
+    assert figures(matrix_run, after=cursor)["reset"]
 
 
 def test_a_cell_is_told_as_it_was_measured(matrix_run):

@@ -168,7 +168,7 @@ def test_reasons_runs_and_processes_come_when_they_change(writer, ask):
 
 
 def test_without_readings_it_says_why(store, ask):
-    assert "No supervisor runs" in ask()["why"]
+    assert "No supervisor is running" in ask()["why"]
     with (store.root / "supervisor.lock").open("w") as held:
         assert locks.lock(held.fileno())
         assert ask()["why"] == ""
@@ -177,8 +177,8 @@ def test_without_readings_it_says_why(store, ask):
 def test_readings_that_stopped_say_why_to_those_who_look_on(writer, ask):
     fill(writer, 3, until=time.time() - 60)
     answer = ask()
-    assert "No supervisor runs" in answer["why"]
-    assert "No supervisor runs" in ask(answer["cursor"])["why"]
+    assert "No supervisor is running" in answer["why"]
+    assert "No supervisor is running" in ask(answer["cursor"])["why"]
     fill(writer, 1)
     assert "why" not in ask(answer["cursor"])
 

@@ -1,4 +1,5 @@
-// What the live views share: loading, numbers in words, ranges and ticks, and the look of the page's theme.
+// What the live views share: loading files, numbers as text, a view that polls, ranges and ticks, the theme's colours. The
+// card that holds a chart is in card.js.
 
 export const ROOT = new URL("..", import.meta.url); // this file is <root>/assets/common.js, whatever page is shown
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
@@ -34,7 +35,7 @@ export function loadStylesheet(name) {
   return stylesheets.get(name);
 }
 
-// --- numbers in words (as in engine/units.py) -------------------------------------------------------------------
+// --- numbers as text (as in engine/units.py) -------------------------------------------------------------------
 
 export const whole = (value) => Math.round(value).toLocaleString("en-US");
 export const threeDigits = (value) => value.toFixed(Math.abs(value) >= 99.95 || value === 0 ? 0 : Math.abs(value) >= 9.995 ? 1 : 2);
@@ -58,19 +59,33 @@ export function duration(seconds) {
   return `${Math.floor(all / 3600)} h ${String(Math.floor((all % 3600) / 60)).padStart(2, "0")} min`;
 }
 
-// "Downloading mnist… 12 of 47 MB", or how long it takes already.
+export const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
+
+// Plotly reads names and hover texts as a kind of HTML: a user's text must stay text.
+export const literal = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
+// "Downloading mnist… 12 of 47 MB", or how long the run has been preparing.
 export function preparingText({ text, done, total }, elapsed) {
   if (done === null) return `${text}… ${duration(elapsed)}`;
   const megabytes = (bytes) => (bytes / 1e6).toFixed((total ?? bytes) < 10e6 ? 1 : 0);
   return `${text}… ${megabytes(done)}${total === null ? "" : ` of ${megabytes(total)}`} MB`;
 }
 
+// How far a run is: what it prepares, how long it took, or about how long it still takes.
+export function remainingText({ preparing, over, elapsed_s: elapsed, left_s: left, doing }) {
+  if (preparing) return preparingText(preparing, elapsed);
+  if (over) return elapsed ? `after ${duration(elapsed)}` : "";
+  if (left === null) return doing ?? "";
+  return `about ${left < 59.5 ? `${Math.max(1, Math.round(left))} s` : duration(left)} left`;
+}
+
 // --- parts -------------------------------------------------------------------------------------------------------
 
-export function element(tag, className, testid) {
+export function element(tag, className = "", testid = "", attributes = {}) {
   const node = document.createElement(tag);
-  node.className = className;
+  if (className) node.className = className;
   if (testid) node.dataset.testid = testid;
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   return node;
 }
 
@@ -78,24 +93,56 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-// A title that says how its figures were had: to who points at it, and below to who clicks.
-export function explain(title, how, words) {
-  setText(how, words.join(" "));
-  title.title = words.join("\n");
+// An element with a text in it.
+export function withText(tag, className, text, testid, attributes) {
+  const node = element(tag, className, testid, attributes);
+  node.textContent = text;
+  return node;
 }
 
-export function explained(text, id) {
-  const how = element("div", "iso-words iso-how", `how-${id}`);
-  how.hidden = true;
-  const title = element("button", "iso-title iso-asks", `title-${id}`);
-  title.type = "button";
-  title.textContent = text;
-  title.setAttribute("aria-expanded", "false");
-  title.onclick = () => {
-    how.hidden = !how.hidden;
-    title.setAttribute("aria-expanded", String(!how.hidden));
-  };
-  return [title, how];
+export function textButton(className, text, testid, act, attributes) {
+  const button = withText("button", className, text, testid, { type: "button", ...attributes });
+  button.onclick = act;
+  return button;
+}
+
+// A button that shows and hides one of several lines; `hidden` holds the keys of the hidden ones.
+export function toggleButton(className, testid, hidden, key, act) {
+  const button = textButton(className, "", testid, () => {
+    const shown = hidden.delete(key);
+    if (!shown) hidden.add(key);
+    button.setAttribute("aria-pressed", String(shown));
+    act();
+  }, { title: "Show or hide", "aria-pressed": "true" });
+  return button;
+}
+
+export function progressBar(label, testid) {
+  const node = element("div", "iso-progress", testid, { role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100 });
+  node.append(document.createElement("div"));
+  return node;
+}
+
+export function showProgress(node, share) {
+  node.firstChild.style.width = `${100 * share}%`;
+  node.setAttribute("aria-valuenow", String(Math.round(100 * share)));
+}
+
+const filled = new WeakMap();
+
+// Makes the children of a node again where `state`, what they show, has changed.
+export function refill(node, state, make) {
+  const text = JSON.stringify(state);
+  if (filled.get(node) === text) return;
+  filled.set(node, text);
+  node.replaceChildren(...make());
+}
+
+// A row of a table, with a cell for each text.
+export function tableRow(tag, texts) {
+  const row = document.createElement("tr");
+  row.append(...texts.map((text) => withText(tag, "", text)));
+  return row;
 }
 
 // --- a view that polls -------------------------------------------------------------------------------------------
@@ -103,8 +150,9 @@ export function explained(text, id) {
 const TIMEOUT_MS = 15_000;
 const VIEWS = new WeakMap();
 
-// What Streamlit calls again on each rerun of the page and each change of theme, with the same element: the view that is
-// there goes on where it `fits`. The clean-up of a call that has been followed by another must not end it, hence the owner.
+// Streamlit calls a component's function again on each rerun of the page and each change of theme, with the same element.
+// The view that is there stays where it `fits`. The clean-up of a call that another call followed must not end the view:
+// that is what the owner is for.
 export function keep(parent, fits, make, use) {
   let view = VIEWS.get(parent);
   if (view && !fits(view)) {
@@ -125,16 +173,69 @@ export function keep(parent, fits, make, use) {
   };
 }
 
-// A view has a `node`, a `notice`, an `area` that holds its charts, `charts()`, `paint()`, `resize()` and `showFacts()`;
-// `asks()` says whether it wants news, `news()` fetches them, `settled()` follows, and `rest()` is how long it then waits.
+// The base of a live view. A subclass builds an `area` that holds its `charts()`, and says:
+// - `asks()`: whether it wants another answer; `news()` fetches one; `settled()` runs after a poll that worked; `rest()` is
+//   the time in ms until the next poll;
+// - `isReady()`: whether there is anything to show; `showWords()` shows what needs no Plotly and returns whether there are
+//   charts to draw; `redraw()` draws them; `drawn()` runs after that;
+// - `showFacts()`: the line of facts, also between polls.
 export class PollingView {
-  constructor() {
+  constructor(parent, data, { id, className, prefix = `${id}-` }) {
+    Object.assign(this, { parent, prefix, plotlyVersion: data.plotly_version, sawAlive: data.alive, answer: null, receivedAt: 0, cursor: "" });
     Object.assign(this, { failures: 0, zoom: null, dragging: false, ended: false });
     this.debug = { polls: 0, updates: 0, mounts: 0, loads: 0, bytes: 0, view: this };
+    this.node = element("div", `iso-live ${className}`, id);
+    this.node.style.visibility = "hidden"; // until the stylesheets are there
+    this.node.isoflop = this.debug;
+    this.notice = element("p", "iso-notice", `${prefix}notice`, { role: "alert", hidden: "" });
+    this.facts = element("span", "iso-facts", `${prefix}facts`);
+    parent.append(this.node);
   }
+
+  // --- parts
+
+  // The line with the state: a badge, a progress bar, words on the time left, and the facts.
+  stateLine(label) {
+    this.badge = element("span", "iso-badge", `${this.prefix}status`, { role: "status" });
+    this.progress = progressBar(label, `${this.prefix}progress`);
+    this.progress.hidden = true;
+    this.left = element("span", "iso-left", `${this.prefix}left`, { hidden: "" });
+    const head = element("div", "iso-head");
+    head.append(this.badge, this.progress, this.left, this.facts);
+    return head;
+  }
+
+  // `share` is null where the progress is not known.
+  showState(status, share, words) {
+    this.badge.dataset.status = status;
+    setText(this.badge, capital(status));
+    this.progress.hidden = share === null;
+    showProgress(this.progress, share ?? 0);
+    setText(this.left, words);
+    this.left.hidden = !words;
+    this.showFacts();
+  }
+
+  resetZoom(text) {
+    this.resetButton = textButton("iso-reset", text, `${this.prefix}reset-zoom`, () => this.zoomTo(null), { hidden: "" });
+    return this.resetButton;
+  }
+
+  // How long ago the newest data came; `age` is how old it was when the answer arrived.
+  lastUpdate(age = 0) {
+    return `last update ${duration(age + (performance.now() - this.receivedAt) / 1000)} ago`;
+  }
+
+  say(text) {
+    setText(this.notice, text);
+    this.notice.hidden = false;
+  }
+
+  // --- life
 
   begin(stylesheets, factsMs) {
     Promise.all(stylesheets.map(loadStylesheet)).then(() => (this.node.style.visibility = ""));
+    this.look = readLook(this.node);
     this.resizer = new ResizeObserver(() => {
       cancelAnimationFrame(this.resizing);
       this.resizing = requestAnimationFrame(() => this.resize());
@@ -144,7 +245,7 @@ export class PollingView {
     const { signal } = this.abort;
     document.addEventListener("visibilitychange", () => document.hidden || this.poll(), { signal });
     window.addEventListener("beforeprint", () => this.resize(), { signal });
-    // A redraw in the middle of a drag would tear the zoom box away.
+    // A redraw in the middle of a drag would remove the zoom box.
     this.area.addEventListener("pointerdown", () => (this.dragging = true), { signal });
     for (const type of ["pointerup", "pointercancel"]) {
       window.addEventListener(type, () => this.dragging && setTimeout(() => ((this.dragging = false), this.paint()), 0), { signal });
@@ -152,7 +253,7 @@ export class PollingView {
     this.ticker = setInterval(() => this.showFacts(), factsMs);
   }
 
-  // Takes everything down: Streamlit has left the page.
+  // Removes everything: Streamlit has left the page.
   end() {
     this.ended = true;
     clearTimeout(this.timer);
@@ -164,7 +265,76 @@ export class PollingView {
     this.node.remove();
   }
 
-  // One poll at a time; the next is set when this one is painted, so a slow browser asks less often.
+  // The page was drawn again: its theme may be another.
+  restyle() {
+    this.look = readLook(this.node);
+    for (const card of this.charts()) card.restyle();
+    this.paint().catch(() => {}); // Plotly may not be loaded yet; the poll says so
+  }
+
+  charts() {
+    return this.cards;
+  }
+
+  resize() {
+    for (const { mounted, plot } of this.charts()) if (mounted && plot.offsetParent) window.Plotly.Plots.resize(plot);
+  }
+
+  zoomTo(range) {
+    this.zoom = range;
+    this.resetButton.hidden = !range;
+    this.paint();
+  }
+
+  // --- picture
+
+  isReady() {
+    return Boolean(this.answer && this.look);
+  }
+
+  async paint() {
+    if (this.ended || !this.isReady()) return;
+    if (!this.showWords()) return;
+    const Plotly = await loadPlotly(this.plotlyVersion);
+    if (this.ended || this.dragging) return;
+    await this.redraw(Plotly);
+    if (this.ended) return;
+    this.drawn();
+    this.debug.updates += 1;
+    if (!document.hidden) await new Promise(requestAnimationFrame);
+    if (!this.ended) this.tellEnd();
+  }
+
+  async redraw(Plotly) {
+    const range = this.range();
+    for (const card of this.charts()) {
+      await card.update(Plotly, range);
+      if (this.ended) return;
+    }
+  }
+
+  // The horizontal axis that the charts share.
+  range() {
+    return null;
+  }
+
+  drawn() {}
+
+  // Tells the page once that what it saw alive is over.
+  tellEnd() {
+    if (!this.over || !this.sawAlive) return;
+    this.sawAlive = false;
+    this.onEnd(this.answer.status);
+  }
+
+  // --- data
+
+  settled() {
+    this.notice.hidden = !this.gone;
+    if (this.gone) this.say(this.gone);
+  }
+
+  // One poll at a time; the next is set when this one is drawn, so that a slow browser asks less often.
   async poll() {
     clearTimeout(this.timer);
     if (this.polling || this.ended || document.hidden || !this.asks()) return;
@@ -189,7 +359,7 @@ export class PollingView {
     if (!this.ended && this.asks()) this.timer = setTimeout(() => this.poll(), delay);
   }
 
-  // Status and body of an answer; raises when there is none in time, or the view has ended.
+  // The body of an answer and whether it was found; throws where none came in time, or the view has ended.
   async fetch(path, parameters) {
     const url = new URL(path, ROOT);
     for (const [name, value] of Object.entries(parameters)) if (value) url.searchParams.set(name, value);
@@ -201,39 +371,6 @@ export class PollingView {
     if (!response.ok && response.status !== 404) throw new Error(`The server answered ${response.status}`);
     return { found: response.ok, answer: JSON.parse(text) };
   }
-
-  say(text) {
-    setText(this.notice, text);
-    this.notice.hidden = false;
-  }
-}
-
-// Draws a card's figure: mounted once, then only redrawn, so that nothing of what the reader did to it is lost. `number`
-// turns what Plotly tells of the horizontal axis into the view's own numbers, `point` hears where the pointer is.
-export async function draw(Plotly, card, [traces, layout], { number = Number, point = () => {}, hover = true } = {}) {
-  if (card.mounted) await Plotly.react(card.plot, traces, layout);
-  else await mountPlot(Plotly, card, [traces, layout], number, point);
-  if (hover && card.hoverX !== undefined) Plotly.Fx.hover(card.plot, { xval: card.hoverX }, "xy"); // a redraw takes it away
-}
-
-async function mountPlot(Plotly, card, figure, number, point) {
-  const { plot, view } = card;
-  card.mounted = true;
-  view.debug.mounts += 1;
-  delete plot.dataset.empty;
-  await Plotly.newPlot(plot, ...figure, {
-    displayModeBar: false,
-    doubleClick: false, // resets ours, below
-    scrollZoom: false,
-    showTips: false,
-  });
-  plot.on("plotly_relayout", (change) => {
-    const [from, to] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
-    if (from !== undefined && to !== undefined) view.zoomTo([number(from), number(to)]);
-  });
-  plot.on("plotly_doubleclick", () => view.zoomTo(null));
-  plot.on("plotly_hover", (event) => point((card.hoverX = event.xvals && number(event.xvals[0]))));
-  plot.on("plotly_unhover", () => point((card.hoverX = undefined)));
 }
 
 // --- lines -------------------------------------------------------------------------------------------------------
@@ -277,17 +414,28 @@ export function include(seen, y) {
   if (y > 0) seen.positive = Math.min(seen.positive, y);
 }
 
-export function yRange(chart, { low, high, positive }, log) {
+// `fromZero`, `least` and `most` as in a row of engine/chart_facts.py.
+export function yRange({ from_zero: fromZero, least, most }, { low, high, positive }, log) {
   if (low > high) return log ? [-1, 0] : [0, 1];
   if (log) {
     const [a, b] = [Math.log10(positive), Math.log10(Math.max(high, positive))];
     const room = Math.max(0.05, 0.06 * (b - a));
     return [a - room, b + room];
   }
-  if (chart.fromZero || low === high || (low >= 0 && low < 0.25 * high)) return [0, Math.max(chart.least ?? 0, high, 1e-9) * 1.06];
+  if (fromZero || low === high || (low >= 0 && low < 0.25 * high)) return [0, Math.max(least ?? 0, high, 1e-9) * 1.06];
   const room = Math.max(0.06 * (high - low), 1e-3 * Math.abs(high), 1e-9);
   const top = high + room;
-  return [low - room, chart.most ? Math.min(top, chart.most + room / 2) : top];
+  return [low - room, most ? Math.min(top, most + room / 2) : top];
+}
+
+// Ticks of a logarithmic axis over a range of exponents.
+export const decades = ([from, to]) => (to - from > 1.5 ? Math.ceil((to - from) / 5) : "D2");
+
+// What is shown instead of the unit the engine keeps, by the largest value in sight: [factor, unit].
+export function displayUnit(unit, largest) {
+  const steps = { bytes: [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]], "bytes/s": [[2 ** 30, "GiB/s"], [2 ** 20, "MiB/s"], [2 ** 10, "KiB/s"]], Hz: [[1e9, "GHz"], [1e6, "MHz"]], J: [[1e6, "MJ"], [1e3, "kJ"]] }[unit];
+  const found = steps?.find(([size]) => largest >= size) ?? steps?.at(-1);
+  return found ? [1 / found[0], found[1]] : [1, unit];
 }
 
 const TIME_STEPS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800];
@@ -306,8 +454,8 @@ export function timeTicks([from, to]) {
   return { tickvals, ticktext: tickvals.map(label) };
 }
 
-// The right end of the shared time axis moves in steps of about a twelfth: an axis that crawls with every update is
-// restless, and a chart without new points would have to be drawn again for nothing.
+// The right end of the shared time axis moves in steps of about a twelfth: with every update it would draw the eye, and a
+// chart without new points would have to be drawn again.
 export function roundUp(seconds) {
   const step = TIME_STEPS.find((s) => seconds / s <= 12) ?? 28_800;
   return Math.max(1, Math.ceil(seconds / step + 1e-9) * step);
@@ -315,7 +463,7 @@ export function roundUp(seconds) {
 
 // --- theme -------------------------------------------------------------------------------------------------------
 
-export function readLook(node) {
+function readLook(node) {
   const style = getComputedStyle(node);
   const get = (name, otherwise) => style.getPropertyValue(`--st-${name}`).trim() || otherwise;
   const text = get("text-color", "#1b1f2a");

@@ -1,20 +1,20 @@
-// How fast a model answers, live: maps of throughput and latency over batch size and threads that fill and sharpen, one
-// against the other as a curve, and of one cell the distribution of its latencies and their time beside the hardware's.
+// The live view of an inference run: maps of throughput and latency over batch size and threads, curves of one against the
+// other, and for one cell the distribution of its latencies and the hardware's readings at the same time.
 //
-// As in live.js a chart is mounted once and then only redrawn. The maps are buttons in a grid: they change in place. What
-// is measured shares this machine with whoever looks on, so the view asks once a second and draws only what moved.
+// The maps are buttons in a grid and change in place. The measurement shares this machine with the people who watch it, so
+// the view polls once a second and draws only what changed.
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
-const { PollingView, count, duration, element, fade, keep, loadPlotly, loadStylesheet, preparingText, readLook, setText, threeDigits, whole } =
-  await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
+const load = (name) => import(new URL(`${name}?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
+const {
+  PollingView, capital, count, element, fade, keep, literal, loadStylesheet, refill, remainingText, setText, textButton, threeDigits, whole, withText,
+} = await load("common.js");
+const { Card } = await load("card.js");
 
 const ALIVE_MS = 1000;
 const EAGER_MS = 300; // until the first figures: someone has just pressed Run
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 
-// Plotly reads names and hover texts as a kind of HTML: what somebody wrote must stay text.
-const literal = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
 const rate = (value) => count(value < 100 ? value : Math.round(value));
 
 // 812 µs, 3.10 ms, 1.20 s (as in engine/units.py).
@@ -29,7 +29,7 @@ export function mount({ data, parentElement, setStateValue, setTriggerValue }) {
   return kept(View, { data, parentElement, setStateValue, setTriggerValue });
 }
 
-// Cells to choose, before a run: batch sizes down, threads or precisions across.
+// The cells to measure, chosen before a run: batch sizes as rows, threads or precisions as columns.
 export function pick({ data, parentElement, setStateValue, setTriggerValue }) {
   return kept(Picker, { data, parentElement, setStateValue, setTriggerValue });
 }
@@ -79,18 +79,10 @@ class Picker {
   build({ rows, columns, corner, disabled }) {
     this.node.style.setProperty("--columns", columns.length);
     this.cells = new Map();
-    const grid = element("div", "inf-pick");
-    grid.setAttribute("role", "group");
-    grid.setAttribute("aria-label", "Cells to measure");
-    const head = (label, keys, testid) => {
-      const button = element("button", "inf-head", testid);
-      button.type = "button";
-      button.textContent = label;
-      button.title = "All or none of them";
-      button.disabled = disabled;
-      button.onclick = () => this.toggle(keys);
-      return button;
-    };
+    const grid = element("div", "inf-pick", "", { role: "group", "aria-label": "Cells to measure" });
+    const button = (className, label, keys, testid, attributes) =>
+      textButton(className, label, testid, () => this.toggle(keys), { ...attributes, ...(disabled && { disabled: "" }) });
+    const head = (label, keys, testid) => button("inf-head", label, keys, testid, { title: "Select all or none of them" });
     const all = rows.flatMap((row) => columns.map((column) => `${row.id}x${column.id}`));
     grid.append(head(corner, all, "pick-all"));
     for (const column of columns) grid.append(head(column.label, rows.map((row) => `${row.id}x${column.id}`), `pick-column-${column.id}`));
@@ -100,14 +92,9 @@ class Picker {
       grid.append(side);
       for (const column of columns) {
         const key = `${row.id}x${column.id}`;
-        const button = element("button", "inf-box", `pick-${key}`);
-        button.type = "button";
-        button.disabled = disabled;
-        button.setAttribute("role", "checkbox");
-        button.setAttribute("aria-label", `batch ${row.label}, ${column.name}`);
-        button.onclick = () => this.toggle([key]);
-        this.cells.set(key, button);
-        grid.append(button);
+        const box = button("inf-box", "", [key], `pick-${key}`, { role: "checkbox", "aria-label": `batch ${row.label}, ${column.name}` });
+        this.cells.set(key, box);
+        grid.append(box);
       }
     }
     this.node.replaceChildren(grid);
@@ -128,43 +115,30 @@ class Picker {
 
 // --- a map --------------------------------------------------------------------------------------------------------
 
-// One quantity over rows and columns. The shade is the place between the smallest and the largest on a logarithmic scale.
-class HeatMap {
+// One quantity over rows and columns. The shade shows where a value lies between the smallest and the largest, on a
+// logarithmic scale.
+class HeatMap extends Card {
   constructor(view, { id, title, note, value, text, tone }) {
-    Object.assign(this, { view, id, value, text, tone, shape: "", boxes: new Map() });
-    this.node = element("section", "iso-card inf-card", `map-${id}`);
-    this.node.setAttribute("aria-label", title);
-    const top = element("div", "iso-top");
-    this.title = element("div", "iso-title");
-    this.title.textContent = title;
-    top.append(this.title);
-    const sub = element("div", "iso-sub");
-    this.note = element("div", "iso-note");
-    setText(this.note, note);
-    sub.append(this.note);
-    this.grid = element("div", "inf-map");
-    this.node.append(top, sub, this.grid);
+    super(view, { title, note }, { id });
+    Object.assign(this, { id, value, text, tone, shape: "", boxes: new Map(), grid: element("div", "inf-map") });
+    this.node.dataset.testid = `map-${id}`;
+    this.node.classList.add("inf-card");
+    this.node.replaceChildren(this.top, this.sub, this.grid);
   }
 
   build({ rows, columns }) {
     this.boxes.clear();
     this.grid.style.setProperty("--columns", columns.length);
     this.grid.style.setProperty("--rows", rows.length);
-    const label = (text, className) => {
-      const node = element("div", className);
-      node.textContent = text;
-      return node;
-    };
+    const label = (text, className) => withText("div", className, text);
     const parts = [label("", "inf-corner"), ...columns.map(({ label: text }) => label(text, "inf-top"))];
     rows.forEach((row, r) => {
       parts.push(label(row.label, "inf-side"));
       columns.forEach((column, c) => {
-        const box = element("button", "inf-cell", `${this.id}-${row.id}x${column.id}`);
-        box.type = "button";
+        const box = textButton("inf-cell", "", `${this.id}-${row.id}x${column.id}`, () => this.view.open(this.view.cellAt(r, c)?.key));
         const text = document.createElement("span");
         const done = element("i", "inf-done");
         box.append(text, done);
-        box.onclick = () => this.view.open(this.view.cellAt(r, c)?.key);
         this.boxes.set(`${r},${c}`, { box, text, done });
         parts.push(box);
       });
@@ -191,7 +165,7 @@ class HeatMap {
     const value = cell && this.value(cell);
     const known = value !== undefined && value !== null && value > 0;
     const share = !known ? 0 : high > low ? (Math.log(value) - low) / (high - low) : 0.5;
-    setText(text, known ? this.text(value) : cell?.why ? "not run" : cell ? "" : "");
+    setText(text, known ? this.text(value) : cell?.why ? "not run" : "");
     box.style.setProperty("--share", (0.1 + 0.9 * share).toFixed(3));
     box.style.setProperty("--tone", this.tone);
     box.toggleAttribute("data-known", known);
@@ -214,82 +188,44 @@ class HeatMap {
 
 // --- charts -------------------------------------------------------------------------------------------------------
 
-class Chart {
-  // `draw` returns {lines, layout, state, value, note} or null where there is nothing to draw.
-  constructor(view, { id, title, note = "", wide = false, tall = false, draw }) {
-    Object.assign(this, { view, id, draw, drawn: "", mounted: false });
-    this.node = element("section", "iso-card inf-card", `chart-${id}`);
-    this.node.setAttribute("aria-label", title);
+class Chart extends Card {
+  // `figure(view)` returns {lines, layout, state, note, title, legend, click}, or null where there is nothing to draw.
+  constructor(view, { id, title, note = "", wide = false, tall = false, figure }) {
+    super(view, { title, note }, { id });
+    this.figure = figure;
+    this.node.classList.add("inf-card");
     this.node.toggleAttribute("data-wide", wide);
-    const top = element("div", "iso-top");
-    this.title = element("div", "iso-title");
-    this.title.textContent = title;
-    top.append(this.title);
-    const sub = element("div", "iso-sub");
-    this.note = element("div", "iso-note inf-note");
-    setText(this.note, note);
-    this.legend = element("div", "iso-legend");
-    sub.append(this.note, this.legend);
-    this.plot = element("div", "iso-plot", `plot-${id}`);
+    this.note.classList.add("inf-note");
     this.plot.toggleAttribute("data-tall", tall);
-    this.plot.dataset.empty = "";
-    this.node.append(top, sub, this.plot);
+    this.words.remove();
     this.node.hidden = true;
   }
 
   async update(Plotly) {
-    const found = this.draw(this.view);
-    const first = this.node.hidden && found;
+    const found = this.figure(this.view);
+    if (this.node.hidden) this.shown = ""; // drawn again: it had no size while it was hidden
     this.node.hidden = !found;
     if (!found) return;
     if (found.note !== undefined) setText(this.note, found.note);
     if (found.title !== undefined) setText(this.title, found.title);
-    this.showLegend(found.legend ?? []);
-    const state = `${found.state}|${this.view.look.signature}`;
-    if (state === this.drawn && !first) return;
-    this.drawn = state;
-    const figure = [found.lines, { ...this.frame(), ...found.layout }];
-    if (this.mounted) await Plotly.react(this.plot, ...figure);
-    else await this.mountPlot(Plotly, figure, found.click);
-  }
-
-  async mountPlot(Plotly, figure, click) {
-    this.mounted = true;
-    this.view.debug.mounts += 1;
-    delete this.plot.dataset.empty;
-    await Plotly.newPlot(this.plot, ...figure, { displayModeBar: false, showTips: false, scrollZoom: false });
-    if (click) this.plot.on("plotly_click", (event) => click(event.points[0]));
-  }
-
-  showLegend(entries) {
-    const said = JSON.stringify(entries);
-    if (said === this.said) return;
-    this.said = said;
-    this.legend.replaceChildren(
-      ...entries.map(({ name, color }) => {
-        const entry = element("span", "iso-entry inf-entry");
-        entry.textContent = name;
-        entry.style.setProperty("--swatch", color);
-        return entry;
-      }),
-    );
-    this.legend.hidden = !entries.length;
-  }
-
-  frame() {
-    const { look } = this.view;
-    return {
-      autosize: true,
+    const legend = found.legend ?? [];
+    this.legend.hidden = !legend.length;
+    this.showLegend(legend.map(({ name, color }) => ({ name, swatch: color })));
+    this.click = found.click;
+    await this.draw(Plotly, found.state, () => [found.lines, { ...this.frame({
       margin: { l: 52, r: 14, t: 14, b: 44 },
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: look.background,
-      font: { family: look.font, size: 11, color: look.faint },
-      showlegend: false,
-      dragmode: look.touch ? false : "zoom", // a finger scrolls the page
       hovermode: "closest",
-      uirevision: `${this.id} ${this.view.openKey} ${this.view.slice}`, // a zoom stays until another cell is looked at
-      hoverlabel: { bgcolor: look.background, bordercolor: look.border, font: { family: look.font, size: 11.5, color: look.text } },
-    };
+      uirevision: `${this.chart.title} ${this.view.openKey} ${this.view.slice}`, // a zoom stays until another cell is opened
+    }), ...found.layout }]);
+  }
+
+  // These axes are not shared: Plotly itself zooms them.
+  doubleClick() {
+    return "reset+autosize";
+  }
+
+  listen() {
+    this.plot.on("plotly_click", (event) => this.click?.(event.points[0]));
   }
 }
 
@@ -301,11 +237,14 @@ function axis(look, title, more = {}) {
 }
 
 const SECONDS = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100, 1000];
-// Ticks of a logarithmic axis of seconds in the units people say: 100 µs, 1 ms; ones, twos and fives where it is short.
-function latencyTicks(low, high) {
+// Ticks of a logarithmic axis of seconds in the units people use: 100 µs, 1 ms.
+const latencyTicks = (low, high) => logTicks(SECONDS, shortLatency, low, high);
+
+// Ones, threes or fives too, where the axis is short.
+function logTicks(powers, text, low, high) {
   const every = high / low > 300 ? [1] : high / low > 20 ? [1, 3] : [1, 2, 5];
-  const tickvals = SECONDS.flatMap((power) => every.map((k) => k * power)).filter((v) => v >= low / 3 && v <= high * 3);
-  return { tickmode: "array", tickvals, ticktext: tickvals.map(shortLatency) };
+  const tickvals = powers.flatMap((power) => every.map((k) => k * power)).filter((v) => v >= low / 3 && v <= high * 3);
+  return { tickmode: "array", tickvals, ticktext: tickvals.map(text) };
 }
 
 function shortLatency(seconds) {
@@ -314,18 +253,14 @@ function shortLatency(seconds) {
 }
 
 const COUNTS = [1e-2, 0.1, 1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
-function countTicks(low, high) {
-  const every = high / low > 300 ? [1] : high / low > 20 ? [1, 3] : [1, 2, 5];
-  const tickvals = COUNTS.flatMap((power) => every.map((k) => k * power)).filter((v) => v >= low / 3 && v <= high * 3);
-  return { tickmode: "array", tickvals, ticktext: tickvals.map((v) => (v < 1 ? String(+v.toPrecision(2)) : shortCount(v))) };
-}
+const countTicks = (low, high) => logTicks(COUNTS, (v) => (v < 1 ? String(+v.toPrecision(2)) : shortCount(v)), low, high);
 
 function shortCount(value) {
   const power = Math.min(3, Math.floor(Math.log10(value * 1.0005) / 3));
   return `${+(value / 1000 ** power).toPrecision(3)}${["", "k", "M", "G"][power]}`;
 }
 
-// A standing line with its words at the top.
+// A vertical line with its words at the top.
 function standing(look, x, words, { color = look.faint, dash = "dash", log = true, side = "left", yref = "paper", y = 1 } = {}) {
   return {
     shape: { type: "line", x0: x, x1: x, yref, y0: 0, y1: y, line: { color, width: 1.2, dash }, layer: "below" },
@@ -336,7 +271,7 @@ function standing(look, x, words, { color = look.faint, dash = "dash", log = tru
   };
 }
 
-// The lines of a curve that have cells, each with its place among the colours.
+// The lines of a curve that have cells, each with its colour and dash.
 function linesOf(view, cells) {
   const { about, look } = view;
   return about.lines
@@ -434,7 +369,12 @@ function histogram(view) {
   };
 }
 
-// The cell's requests and the hardware, one below the other on the same seconds of the run.
+// The latency limit across a chart.
+function limitLine({ limitS, look }) {
+  return { type: "line", xref: "paper", x0: 0, x1: 1, y0: limitS, y1: limitS, line: { color: look.bad, width: 1, dash: "dash" }, layer: "below" };
+}
+
+// The cell's requests and the hardware's readings, one below the other on the same seconds of the run.
 function timeline(view) {
   const { detail, look } = view;
   if (!detail?.timeline?.x.length) return null;
@@ -455,7 +395,7 @@ function timeline(view) {
   if (watts) {
     lines.push({ type: "scatter", mode: "lines", x: hardware.x, y: hardware[watts], yaxis: "y3", line: { color: look.series[4], width: 1.5 }, hovertemplate: "%{y:.0f} W at %{x:.1f} s<extra></extra>" });
   }
-  const limit = view.limitS && view.limitS < high * 3 ? [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: view.limitS, y1: view.limitS, line: { color: look.bad, width: 1, dash: "dash" }, layer: "below" }] : [];
+  const limit = view.limitS && view.limitS < high * 3 ? [limitLine(view)] : [];
   const lanes = shown.length ? (watts ? 3 : 2) : watts ? 3 : 1;
   const domains = lanes === 3 ? [[0.52, 1], [0.26, 0.44], [0, 0.18]] : lanes === 2 ? [[0.42, 1], [0, 0.32]] : [[0, 1]];
   return {
@@ -474,8 +414,8 @@ function timeline(view) {
   };
 }
 
-// For each column a line of medians along the rows, with the 99th percentile dashed above it: of a text's first token, of
-// each that follows, of arrivals.
+// For each column a line of medians along the rows, with the 99th percentile dotted above it: for a text's first token, for
+// each later one, for arrivals.
 function along(view, { read, x, xTitle, yTitle, xlog = true, state }) {
   const { look } = view;
   const cells = view.shownCells().filter((cell) => read(cell));
@@ -505,14 +445,14 @@ function along(view, { read, x, xTitle, yTitle, xlog = true, state }) {
 const firstToken = (view) => along(view, { read: (cell) => cell.ttft, x: (cell) => cell.batch_size, xTitle: "Batch size (log scale)", yTitle: "Time to first token (log scale)" });
 const eachToken = (view) => along(view, { read: (cell) => cell.tpot, x: (cell) => cell.batch_size, xTitle: "Batch size (log scale)", yTitle: "Time per output token (log scale)" });
 
-// Latency from arrival to answer against how many arrive; beyond what the model can serve it grows without end.
+// Latency from arrival to answer against the rate of arrivals; beyond the rate that the model can serve it grows without end.
 function arrivals(view) {
   const found = along(view, { read: (cell) => cell.offered && [cell.p50, cell.p99], x: (cell) => cell.offered, xTitle: "Offered rate (requests/s)", yTitle: "Latency from arrival (log scale)", xlog: false, state: view.limitS });
-  if (found && view.limitS) found.layout.shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: view.limitS, y1: view.limitS, line: { color: view.look.bad, width: 1, dash: "dash" }, layer: "below" }];
+  if (found && view.limitS) found.layout.shapes = [limitLine(view)];
   return found;
 }
 
-// Times as fast as eager, a group of bars for each runtime.
+// How many times as fast as eager: a group of bars for each runtime.
 function speedups(view) {
   const { ladder, look } = view;
   if (!ladder?.bars.length) return null;
@@ -526,7 +466,7 @@ function speedups(view) {
     lines,
     layout: {
       barmode: "group", bargap: 0.3, margin: { l: 96, r: 14, t: 8, b: 40 }, height: 64 + groups * (12 + 17 * lines.length),
-      xaxis: axis(look, "p50 of eager by its own", { range: [0, 1.25 * Math.max(1, ...lines.flatMap(({ x }) => x))], showgrid: true, fixedrange: true, nticks: 5 }),
+      xaxis: axis(look, "p50 of eager / its own p50", { range: [0, 1.25 * Math.max(1, ...lines.flatMap(({ x }) => x))], showgrid: true, fixedrange: true, nticks: 5 }),
       yaxis: axis(look, "", { autorange: "reversed", showgrid: false, fixedrange: true }),
       shapes: [{ type: "line", x0: 1, x1: 1, yref: "paper", y0: 0, y1: 1, line: { color: look.text, width: 1, dash: "dot" } }],
     },
@@ -539,82 +479,57 @@ function speedups(view) {
 
 class View extends PollingView {
   constructor(parent, data) {
-    super();
-    Object.assign(this, { parent, key: data.key, runs: data.runs, plotlyVersion: data.plotly_version, sawAlive: data.alive });
-    Object.assign(this, { cells: new Map(), about: null, answer: null, verdict: {}, ladder: null, detail: null });
-    Object.assign(this, { cursorText: "", version: 0, slice: 0, receivedAt: 0, over: false });
-    Object.assign(this, { openKey: data.cell ?? null, limitS: data.limit_s, quantile: data.quantile });
+    super(parent, data, { id: "inference", className: "iso-inference" });
+    Object.assign(this, { key: data.key, runs: data.runs, cells: new Map(), about: null, verdict: {}, ladder: null, detail: null });
+    Object.assign(this, { version: 0, slice: 0, over: false, openKey: data.cell ?? null, limitS: data.limit_s, quantile: data.quantile });
     this.build();
   }
 
   build() {
-    this.node = this.area = element("div", "iso-live iso-inference", "inference");
-    this.node.style.visibility = "hidden"; // until the stylesheet is there
-    this.node.isoflop = this.debug;
-    const head = element("div", "iso-head");
-    this.badge = element("span", "iso-badge", "inference-status");
-    this.badge.setAttribute("role", "status");
-    this.progress = element("div", "iso-progress", "inference-progress");
-    this.progress.setAttribute("role", "progressbar");
-    this.progress.setAttribute("aria-label", "Progress");
-    this.bar = document.createElement("div");
-    this.progress.append(this.bar);
-    this.left = element("span", "iso-left");
-    this.facts = element("span", "iso-facts", "inference-facts");
-    head.append(this.badge, this.progress, this.left, this.facts);
-    this.notice = element("p", "iso-notice", "inference-notice");
-    this.notice.setAttribute("role", "alert");
+    this.area = this.node;
+    const head = this.stateLine("Progress");
     this.words = element("section", "iso-card inf-verdict", "verdict");
     this.sentence = element("p", "inf-sentence", "sentence");
     this.besides = element("ul", "inf-besides", "besides");
     this.words.append(this.sentence, this.besides);
-    this.slices = element("div", "inf-slices", "slices");
-    this.slices.setAttribute("role", "group");
-    this.slices.setAttribute("aria-label", "Software and precision shown");
+    this.slices = element("div", "inf-slices", "slices", { role: "group", "aria-label": "Software and precision shown" });
     this.table = element("section", "iso-card inf-ladder", "ladder");
     this.maps = [
       new HeatMap(this, { id: "throughput", title: "Throughput", note: "measured; a click opens a cell", value: (cell) => cell.samples_per_s, text: rate, tone: "var(--st-primary-color)" }),
       new HeatMap(this, { id: "latency", title: "Latency", note: "", value: (cell) => cell.judged, text: latency, tone: "var(--st-orange-color)" }),
     ];
     const chart = (options) => new Chart(this, options);
-    this.curve = chart({ id: "curve", title: "Throughput against latency", note: "up and to the left is better", tall: true, draw: curve });
-    this.ttft = chart({ id: "ttft", title: "Time to first token", note: "prefill: line p50, dotted p99; measured", tall: true, draw: firstToken });
-    this.tpot = chart({ id: "tpot", title: "Time per output token", note: "decode with a KV cache: line p50, dotted p99; measured", tall: true, draw: eachToken });
-    this.arrivals = chart({ id: "arrivals", title: "Latency against offered rate", note: "from arrival to answer, waiting included: line p50, dotted p99; measured", tall: true, wide: true, draw: arrivals });
-    this.speedups = chart({ id: "speedups", title: "Speed-up over eager", note: "same weights, same requests; derived", draw: speedups });
+    this.curve = chart({ id: "curve", title: "Throughput against latency", note: "up and to the left is better", tall: true, figure: curve });
+    this.ttft = chart({ id: "ttft", title: "Time to first token", note: "prefill: line p50, dotted p99; measured", tall: true, figure: firstToken });
+    this.tpot = chart({ id: "tpot", title: "Time per output token", note: "decode with a KV cache: line p50, dotted p99; measured", tall: true, figure: eachToken });
+    this.arrivals = chart({ id: "arrivals", title: "Latency against offered rate", note: "from arrival to answer, waiting included: line p50, dotted p99; measured", tall: true, wide: true, figure: arrivals });
+    this.speedups = chart({ id: "speedups", title: "Speed-up over eager", note: "same weights, same requests; derived", figure: speedups });
     this.speedups.plot.toggleAttribute("data-free", true);
-    this.histogram = chart({ id: "histogram", title: "How long requests took", tall: true, draw: histogram });
-    this.timeline = chart({ id: "timeline", title: "When they took it", wide: true, tall: true, draw: timeline });
-    this.plots = [this.curve, this.ttft, this.tpot, this.arrivals, this.speedups, this.histogram, this.timeline];
+    this.histogram = chart({ id: "histogram", title: "How long requests took", tall: true, figure: histogram });
+    this.timeline = chart({ id: "timeline", title: "When they took it", wide: true, tall: true, figure: timeline });
+    this.cards = [this.curve, this.ttft, this.tpot, this.arrivals, this.speedups, this.histogram, this.timeline];
     this.grid = element("div", "iso-grid inf-grid");
     this.grid.append(...this.maps.map((map) => map.node), this.curve.node, this.ttft.node, this.tpot.node, this.arrivals.node, this.speedups.node);
     this.box = element("section", "inf-detail", "detail");
     const line = element("div", "inf-detail-top");
     this.detailTitle = element("h3", "inf-detail-title", "detail-title");
-    this.closeButton = element("button", "iso-reset", "detail-close");
-    this.closeButton.type = "button";
-    this.closeButton.textContent = "Close";
-    this.closeButton.onclick = () => this.open(null);
+    this.closeButton = textButton("iso-reset", "Close", "detail-close", () => this.open(null));
     line.append(this.detailTitle, this.closeButton);
     this.detailFacts = element("dl", "inf-facts", "detail-facts");
     const detailGrid = element("div", "iso-grid inf-grid");
     detailGrid.append(this.histogram.node, this.timeline.node);
     this.box.append(line, this.detailFacts, detailGrid);
     this.node.append(head, this.notice, this.words, this.slices, this.grid, this.box, this.table);
-    for (const part of [this.progress, this.left, this.notice, this.words, this.slices, this.table, this.box, this.grid]) part.hidden = true;
-    this.parent.append(this.node);
+    for (const part of [this.words, this.slices, this.table, this.box, this.grid]) part.hidden = true;
   }
 
   start() {
     this.begin(["live.css", "inference.css"], 500);
   }
 
-  charts() {
-    return this.plots;
-  }
-
-  // Called with each rerun of the page: what the page knows and this view does not decide itself.
+  // The page was drawn again: what it knows and this view does not decide.
   update(data) {
+    this.restyle();
     const before = JSON.stringify([this.limitS, this.quantile, this.openKey]);
     this.limitS = data.limit_s;
     this.quantile = data.quantile;
@@ -622,16 +537,13 @@ class View extends PollingView {
       this.toldCell = data.cell; // another link; what was clicked here comes back as what it already is
       this.openKey = data.cell ?? null;
     }
-    this.look = readLook(this.node);
     this.node.style.setProperty("--inf-most", isDark(this.look.background) ? "52%" : "70%"); // numbers stay readable on it
-    const asked = JSON.stringify([this.limitS, this.quantile, this.openKey]) !== before || !this.answer;
-    if (asked) this.ask();
-    else this.paint().catch(() => {}); // without Plotly yet; the poll says so
+    if (JSON.stringify([this.limitS, this.quantile, this.openKey]) !== before || !this.answer) this.ask();
   }
 
   // --- data
 
-  // Something else is wanted than at the last poll, of a run that may be over.
+  // Another answer is wanted than that of the last poll, perhaps of a run that is over.
   ask() {
     this.wanted = true;
     this.poll();
@@ -650,19 +562,14 @@ class View extends PollingView {
     this.wanted = false;
     const { found, answer } = await this.fetch("api/inference", {
       runs: this.runs.join(","),
-      after: this.cursorText,
+      after: this.cursor,
       limit_s: this.limitS && String(this.limitS),
       quantile: this.quantile,
       cell: this.openKey,
       held: this.openKey && this.detail?.key === this.openKey && String(this.detail.version),
     });
-    if (found) return this.take(answer);
-    this.gone = true;
-    this.say(answer.error);
-  }
-
-  settled() {
-    this.notice.hidden = !this.gone;
+    if (found) this.take(answer);
+    else this.gone = answer.error;
   }
 
   take(answer) {
@@ -680,7 +587,7 @@ class View extends PollingView {
     this.verdict = answer.verdict ?? {};
     this.answer = answer;
     this.receivedAt = performance.now();
-    this.cursorText = answer.cursor;
+    this.cursor = answer.cursor;
     this.over = answer.over;
     this.sawAlive ||= !answer.over;
     if (this.about && this.slice >= this.about.slices.length) this.slice = 0;
@@ -713,55 +620,26 @@ class View extends PollingView {
 
   // --- picture
 
-  async paint() {
-    if (!this.answer || this.ended || !this.look) return;
-    this.showHead();
+  showWords() {
+    const { status, over, progress } = this.answer;
+    this.showState(status, over ? null : progress, remainingText(this.answer));
     this.showVerdict();
-    const any = this.about && this.cells.size > 0;
+    const any = Boolean(this.about) && this.cells.size > 0;
     this.grid.hidden = !any;
-    if (any) {
-      this.showSlices();
-      this.arrange();
-      setText(this.maps[1].title, `Latency, ${this.quantile}`);
-      const limit = this.limitS ? `grey: over ${shortLatency(this.limitS)}` : "no limit";
-      setText(this.maps[1].note, `measured; ${limit}`);
-      for (const map of this.maps) map.update();
-      this.showLadder();
-      this.showDetail();
-    }
-    const Plotly = await loadPlotly(this.plotlyVersion);
-    if (this.ended || this.dragging) return;
-    if (any) {
-      for (const chart of this.plots) {
-        await chart.update(Plotly);
-        if (this.ended) return;
-      }
-    }
-    this.debug.updates += 1;
-    if (!document.hidden) await new Promise(requestAnimationFrame);
-    if (this.over && this.sawAlive && !this.ended) {
-      this.sawAlive = false; // said once
-      this.onEnd(this.answer.status);
-    }
+    if (!any) return over;
+    this.showSlices();
+    this.arrange();
+    setText(this.maps[1].title, `Latency, ${this.quantile}`);
+    const limit = this.limitS ? `grey: over ${shortLatency(this.limitS)}` : "no limit";
+    setText(this.maps[1].note, `measured; ${limit}`);
+    for (const map of this.maps) map.update();
+    this.showLadder();
+    this.showDetail();
+    return true;
   }
 
-  resize() {
-    for (const { mounted, plot, node } of this.plots) if (mounted && !node.hidden) window.Plotly.Plots.resize(plot);
-  }
-
-  showHead() {
-    const { status, over, preparing, progress, elapsed_s: elapsed, left_s: left, doing } = this.answer;
-    this.badge.dataset.status = status;
-    setText(this.badge, capital(status));
-    this.progress.hidden = progress === null || over;
-    this.bar.style.width = `${100 * (progress ?? 0)}%`;
-    this.progress.setAttribute("aria-valuenow", String(Math.round(100 * (progress ?? 0))));
-    const words = preparing
-      ? preparingText(preparing, elapsed)
-      : over ? (elapsed ? `after ${duration(elapsed)}` : "") : left === null ? (doing ?? "") : `about ${left < 59.5 ? `${Math.max(1, Math.round(left))} s` : duration(left)} left`;
-    setText(this.left, words);
-    this.left.hidden = !words;
-    this.showFacts();
+  async redraw(Plotly) {
+    if (!this.grid.hidden) await super.redraw(Plotly);
   }
 
   showFacts() {
@@ -769,7 +647,7 @@ class View extends PollingView {
     const { over, age_s: age, doing } = this.answer;
     const facts = [];
     if (!over && doing) facts.push(doing);
-    if (!over && age !== null) facts.push(`last update ${duration(age + (performance.now() - this.receivedAt) / 1000)} ago`);
+    if (!over && age !== null) facts.push(this.lastUpdate(age));
     setText(this.facts, facts.join(" · "));
   }
 
@@ -778,13 +656,10 @@ class View extends PollingView {
     this.words.hidden = !sentence;
     this.words.toggleAttribute("data-waits", Boolean(waits));
     setText(this.sentence, sentence ?? "");
-    const said = besides.join("\n");
-    if (said === this.saidBesides) return;
-    this.saidBesides = said;
-    this.besides.replaceChildren(...besides.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+    refill(this.besides, besides, () => besides.map((text) => withText("li", "", text)));
   }
 
-  // What was measured comes first: rates as a curve, a ladder as bars.
+  // What the run measured comes first: arrival rates as a curve, a ladder as bars.
   arrange() {
     const { kind } = this.about;
     if (kind === this.arranged) return;
@@ -797,63 +672,52 @@ class View extends PollingView {
     }[kind];
     const rest = [this.ttft, this.tpot, this.speedups, this.arrivals, this.curve].map((chart) => chart.node);
     this.grid.dataset.kind = kind;
-    throughput.hidden = kind === "arrivals"; // as many as arrive
+    throughput.hidden = kind === "arrivals"; // it would only repeat the rate of arrivals
     this.grid.append(...order, ...rest.filter((node) => !order.includes(node)));
   }
 
   showSlices() {
     const { slices } = this.about;
     this.slices.hidden = slices.length < 2;
-    const state = JSON.stringify([slices, this.slice]);
-    if (this.slices.hidden || state === this.saidSlices) return;
-    this.saidSlices = state;
-    this.slices.replaceChildren(
-      ...slices.map(({ label }, n) => {
-        const button = element("button", "inf-slice", `slice-${n}`);
-        button.type = "button";
-        button.textContent = label;
-        button.setAttribute("aria-pressed", String(n === this.slice));
-        button.onclick = () => {
-          this.slice = n;
-          this.paint();
-        };
-        return button;
-      }),
-    );
+    const button = (label, n) => textButton("inf-slice", label, `slice-${n}`, () => {
+      this.slice = n;
+      this.paint();
+    }, { "aria-pressed": String(n === this.slice) });
+    refill(this.slices, [slices, this.slice], () => (slices.length < 2 ? [] : slices.map(({ label }, n) => button(label, n))));
   }
 
-  // One row a runtime; what did not run says why in its place.
+  // One row for each runtime; below one that did not run, the reason.
   showLadder() {
     const { ladder } = this;
     this.table.hidden = !ladder;
-    const wanted = this.about.kind === "ladder" ? this.slices : this.box; // what a ladder was measured for comes first
+    const wanted = this.about.kind === "ladder" ? this.slices : this.box; // in a run of a ladder, the ladder comes first
     if (ladder && this.table.previousElementSibling !== wanted) wanted.after(this.table);
-    const state = JSON.stringify(ladder);
-    if (!ladder || state === this.saidLadder) return;
-    this.saidLadder = state;
+    if (ladder) refill(this.table, ladder, () => this.ladderParts());
+  }
+
+  ladderParts() {
+    const { ladder } = this;
     const table = document.createElement("table");
     const head = table.createTHead().insertRow();
-    for (const title of ladder.columns) head.append(Object.assign(document.createElement("th"), { textContent: title, scope: "col" }));
+    for (const title of ladder.columns) head.append(withText("th", "", title, "", { scope: "col" }));
     const body = table.createTBody();
     for (const { name, values, why } of ladder.rows) {
       const row = body.insertRow();
-      row.append(Object.assign(document.createElement("th"), { textContent: name, scope: "row" }));
+      row.append(withText("th", "", name, "", { scope: "row" }));
       for (const value of values) row.insertCell().textContent = value;
       if (why) {
         const line = body.insertRow();
         line.className = "inf-why";
         const cell = line.insertCell();
         cell.colSpan = ladder.columns.length;
-        cell.append(Object.assign(document.createElement("div"), { textContent: why }));
+        cell.append(withText("div", "", why));
       }
     }
-    const title = element("div", "iso-title");
-    title.textContent = "Software ladder: the same weights, another way to run them";
+    const title = withText("div", "iso-title", "Software ladder: the same weights, run in other ways");
     const scroll = element("div", "inf-scroll");
     scroll.append(table);
-    const note = element("div", "iso-words");
-    note.textContent = ladder.note;
-    this.table.replaceChildren(title, scroll, note);
+    const note = withText("div", "iso-words", ladder.note);
+    return [title, scroll, note];
   }
 
   showDetail() {
@@ -861,20 +725,10 @@ class View extends PollingView {
     this.box.hidden = !detail;
     if (!detail) return;
     setText(this.detailTitle, detail.title);
-    const state = JSON.stringify(detail.facts);
-    if (state === this.saidFacts) return;
-    this.saidFacts = state;
-    this.detailFacts.replaceChildren(
-      ...detail.facts.map(([title, value, how]) => {
-        const fact = document.createElement("div");
-        fact.title = how;
-        fact.append(
-          Object.assign(document.createElement("dt"), { textContent: title }),
-          Object.assign(document.createElement("dd"), { textContent: value }),
-          Object.assign(element("dd", "inf-how"), { textContent: how }),
-        );
-        return fact;
-      }),
-    );
+    refill(this.detailFacts, detail.facts, () => detail.facts.map(([title, value, how]) => {
+      const fact = element("div", "", "", { title: how });
+      fact.append(withText("dt", "", title), withText("dd", "", value), withText("dd", "inf-how", how));
+      return fact;
+    }));
   }
 }

@@ -1,13 +1,13 @@
-// The numbers of a race, without a picture: what is known of each run, and the lines, bands and crossings made of it.
+// The numbers of a race, without the page: the points of each run, and the lines, bands and target crossings made of them.
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
-const { smooth } = await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // as the other files have it
+const { smooth } = await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // the same copy as in the other files
 
 const NOISY = ["loss", "grad_norm"];
 const MOST_ON_GRID = 600;
 
-// What can stand on the x axis: a column of the points, times what a run's `about` and the view say of one of it. null
-// while that is not known, undefined where it will never be.
+// The possible horizontal axes: a column of the points, and what it is multiplied with, from the run's `about` and the view.
+// `scale` gives null while that is not known yet, undefined where it never will be.
 export const AXES = [
   { id: "steps", label: "Steps", title: "Steps", column: "step", scale: () => 1, hover: ",.0f", before: "step " },
   { id: "samples", label: "Samples", title: "Examples seen", column: "samples", scale: () => 1, hover: ",.0f", after: " examples" },
@@ -18,11 +18,11 @@ export const AXES = [
   { id: "joules", label: "Joules", title: "Energy (J)", column: "joules", scale: () => 1, hover: ".4~s", after: "J" },
 ];
 
-// One run as the polls told it.
+// One run, as far as the polls have sent it.
 export class Run {
   constructor(id, seed) {
     Object.assign(this, { id, seed, about: {}, answer: null, traces: {}, cursor: "", over: false, error: "", version: 0 });
-    this.lines = new Map(); // made of the traces, until they change
+    this.lines = new Map(); // computed from the traces; cleared when they change
   }
 
   take(answer, most) {
@@ -36,7 +36,7 @@ export class Run {
     if (answer.reset) this.traces = {};
     if (answer.about) this.about = answer.about;
     for (const name of NOISY) {
-      const every = answer.traces[name]; // where no means came, every row did
+      const every = answer.traces[name]; // without means every row was sent
       if (every) answer.traces[`${name}_mean`] ??= { ...every, marks: [], n: every.y.map(() => 1) };
     }
     for (const [name, added] of Object.entries(answer.traces)) {
@@ -46,7 +46,7 @@ export class Run {
     this.answer = answer;
     this.over = answer.over;
     const full = Object.values(this.traces).some(({ y }) => y.length > 1.4 * most + 60);
-    this.cursor = full && !answer.over ? "" : answer.cursor; // then the whole run comes anew, thinned
+    this.cursor = full && !answer.over ? "" : answer.cursor; // then the whole run is sent again, thinned
   }
 
   get status() {
@@ -57,7 +57,7 @@ export class Run {
     return this.over ? 1 : (this.answer?.progress ?? 0);
   }
 
-  // x of a trace's points on an axis; null where the axis has no such column, or not yet what it is scaled with.
+  // x of a trace's points on an axis; null where the trace has no such column, or its scale is not known yet.
   x(trace, axis, view) {
     const scale = axis.scale(this.about, view);
     const column = trace[axis.column];
@@ -65,7 +65,7 @@ export class Run {
     return scale === 1 ? column : column.map((v) => v * scale);
   }
 
-  // The points of a trace as they came: {x, y, step}, or null.
+  // The points of a trace as they were sent: {x, y, step}, or null.
   raw(key, axis, view, factor = 1) {
     return this.kept(`raw ${key} ${axis.id} ${view.price} ${factor}`, () => {
       const trace = this.traces[key];
@@ -74,7 +74,7 @@ export class Run {
     });
   }
 
-  // The line of a noisy trace: as it came without smoothing, else an average over about `share` of the run's steps.
+  // The line of a noisy trace: as it was sent, or smoothed over about `share` of the run's steps.
   line(key, axis, view, share, factor = 1) {
     if (!NOISY.includes(key) || share === 0) return this.raw(key, axis, view, factor);
     return this.kept(`line ${key} ${axis.id} ${view.price} ${share}`, () => {
@@ -84,7 +84,8 @@ export class Run {
     });
   }
 
-  // In steps: of all the run will do where that is known, else of a power of two, so that the line does not creep.
+  // In steps: a share of all steps of the run where their number is known, else of the next power of two, so that the line does
+  // not change its shape with every update.
   halfLife({ step }, share) {
     const done = step.at(-1) ?? 1;
     const measured = done / Math.max(1, this.traces.loss?.step.at(-1) ?? done);
@@ -100,8 +101,8 @@ export class Run {
     return found.map((mark) => ({ x: mark[columns[axis.column]] * scale, step: mark[0], word: mark[3] }));
   }
 
-  // Where a target is crossed: the first of two evaluations in a row at or beyond it (one alone may be luck), on the
-  // straight line from the one before, as in engine/analysis.py.
+  // Where a target is reached: at the first of two evaluations in a row at or beyond it (one alone may be chance), interpolated
+  // from the evaluation before, as in engine/analysis.py.
   crossing({ metric, value }, axis, view) {
     const upwards = metric === "test_accuracy";
     const trace = this.traces[upwards ? "accuracy" : "test_loss"];
@@ -122,8 +123,8 @@ export class Run {
   }
 }
 
-// Mean, smallest and largest of several lines at the x of all of them, from where each has begun to where the first of
-// them ends: beyond, it would be the mean of fewer.
+// Mean, smallest and largest value of several lines at every x of any of them, from where the last one begins to where the
+// first one ends: beyond that it would be the mean of fewer lines.
 export function meanOf(lines) {
   const from = Math.max(...lines.map(({ x }) => x[0]));
   const to = Math.min(...lines.map(({ x }) => x.at(-1)));
@@ -142,7 +143,7 @@ export function meanOf(lines) {
   return { x, y, low, high };
 }
 
-// A line's height at ascending places within it; null beside a gap.
+// A line's value at ascending places within it; null beside a gap.
 function interpolate({ x, y }, places) {
   let i = 0;
   return places.map((place) => {
@@ -170,24 +171,24 @@ export function outline({ x, low, high }) {
   return outlined;
 }
 
-// Several lines as one, with gaps between them: cheaper to draw than a trace each.
+// Several lines as one with gaps between them: one trace is cheaper to draw than several.
 export function joined(lines) {
   return { x: lines.flatMap((l) => [...l.x, null]), y: lines.flatMap((l) => [...l.y, null]) };
 }
 
-// What follows of a line after `x`, from the last point before it on.
+// The part of a line after `x`, from the last point before it on.
 export function tail({ x, y }, after) {
   const first = x.findIndex((v) => v > after);
   return first < 0 ? null : { x: x.slice(Math.max(0, first - 1)), y: y.slice(Math.max(0, first - 1)) };
 }
 
-// An accuracy's noise floor: how far one configuration moves from seed to seed for reasons of chance alone, about
-// sqrt(err / 2n) on n test examples (a calibrated classifier is right with probability p: E[p(1-p)] is half its error).
+// An accuracy's noise floor: how far one configuration moves from seed to seed by chance alone, about sqrt(err / 2n) on n test
+// examples (a calibrated classifier is right with probability p: E[p(1-p)] is half its error).
 export function noiseFloor(accuracy, testExamples) {
   return Math.sqrt(Math.max(0, 1 - accuracy) / (2 * testExamples));
 }
 
-// The right end of an axis moves in steps: one that crawls with every update is restless.
+// The right end of an axis moves in steps: if it moved with every update, it would draw the eye.
 export function niceEnd(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value / 10));
@@ -206,7 +207,7 @@ export const mean = (values) => (values.length ? values.reduce((sum, v) => sum +
 const UNDER_WAY = ["stopping", "running", "starting"];
 const BAD = ["failed", "gone", "interrupted", "cancelled"];
 
-// Where a lane is: the state of the seed that is furthest from done well, and how many seeds are over.
+// The state of a lane: the one of a seed that is still going on, else the worst one, and how many seeds are over.
 export function laneState(runs) {
   const statuses = runs.map((run) => run.status);
   const over = runs.filter((run) => run.over).length;

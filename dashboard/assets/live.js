@@ -1,17 +1,16 @@
-// The live view of one run: a header line and a grid of charts, fed by polling the server for the points it lacks.
-//
-// Measured: a redraw of one Plotly chart costs 20-28 ms whatever it holds below 10,000 points, so the lever is how many
-// charts are drawn how often. A chart is mounted once and then only redrawn, with ranges that are ours: zoom, hidden
-// traces and scale are state of this view and survive every update.
+// The live view of one run: a line with its state and a grid of charts, fed by polling the server for the points it lacks.
+// Which charts there are, their names, units and axes come from the page (engine/chart_facts.py).
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
+const load = (name) => import(new URL(`${name}?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
 const {
-  PollingView, count, draw, duration, element, explain, explained, extremes, include, keep, loadPlotly, loadStylesheet, lossText,
-  preparingText, readLook, roundUp, setText, smooth, threeDigits, timeTicks, whole, yRange,
-} = await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
+  PollingView, capital, count, displayUnit, duration, element, extremes, include, keep, loadPlotly, loadStylesheet, lossText,
+  refill, remainingText, roundUp, setText, smooth, tableRow, textButton, threeDigits, timeTicks, whole, withText, yRange,
+} = await load("common.js");
+const { Card } = await load("card.js");
 const ALIVE_MS = 500;
 const EAGER_MS = 150; // until the first point: someone has just pressed Run
-const MOST_POINTS = 2000; // per trace; then the whole run is fetched anew, thinned
+const MOST_POINTS = 2000; // per trace; beyond, the whole run is fetched again, thinned
 const MOST_RANK_LINES = 8; // as in dashboard/ranks.py
 
 // --- what Streamlit calls ---------------------------------------------------------------------------------------
@@ -24,8 +23,8 @@ export function mount({ data, parentElement, setTriggerValue }) {
   });
 }
 
-// For a page from which a run may be started: fetch what its charts need, and draw one out of sight, so that the first
-// points after a click do not wait for 5 MB of script to load and to be compiled.
+// For a page from which a run may be started: fetches what its charts need and draws one out of sight, so that the first
+// points after a click do not wait until 5 MB of script are loaded and compiled.
 export async function preload({ data }) {
   await Promise.all([loadStylesheet("live.css"), loadPlotly(data.plotly_version)]);
   await new Promise((resolve) => (window.requestIdleCallback ?? setTimeout)(resolve));
@@ -37,385 +36,192 @@ export async function preload({ data }) {
 
 // --- the charts -------------------------------------------------------------------------------------------------
 
-// A card's `traces` are drawn in order. `color` counts in the theme's categorical colours, `smooth` names the means a
-// smooth line goes through, `target` what a run's target must be about to be drawn here. Above `logFrom` between the
-// largest and the smallest value an axis is logarithmic by itself.
-const CHARTS = [
-  {
-    id: "loss",
-    title: "Training loss",
-    logFrom: 1e4,
-    target: "test_loss",
-    traces: [
-      { key: "loss", name: "each step", color: 0, raw: true },
-      { key: "loss_smooth", smooth: "loss_mean", name: "smoothed", color: 0 },
-      { key: "test_loss", name: "test", color: 1, sparse: true },
-    ],
-    hover: ".4g",
-    value: ({ current, steps }) => (current.loss === null ? (steps ? ["NaN", ""] : null) : [lossText(current.loss), ""]),
-  },
-  {
-    id: "accuracy",
-    title: "Test accuracy",
-    textTitle: "Next-character accuracy",
-    note: "on held-out examples",
-    target: "test_accuracy",
-    traces: [{ key: "accuracy", name: "accuracy", color: 0, sparse: true, factor: 100 }],
-    hover: ".2f",
-    unit: " %",
-    most: 100,
-    value: ({ current }) => {
-      const ratio = current.test_accuracy; // never rounded up to 100: one mistake is a mistake
-      return ratio === null ? null : [(100 * (ratio < 1 ? Math.min(ratio, 0.9999) : ratio)).toFixed(2), "%"];
-    },
-  },
-  {
-    id: "throughput",
-    title: "Throughput",
-    note: "training time only",
-    traces: [{ key: "throughput", name: "throughput", color: 0 }],
-    hover: ".4s",
-    unit: " samples/s",
-    tick: "~s",
-    fromZero: true,
-    flaw: ({ busy }) => busy && ["machine was busy", busy],
-    value: ({ current }) => (current.samples_per_s === null ? null : [count(current.samples_per_s), "samples/s"]),
-  },
-  {
-    id: "grad_norm",
-    title: "Gradient norm",
-    logFrom: 100,
-    shown: ({ answer }, all) => all.length > 0 || !answer?.over,
-    traces: [
-      { key: "grad_norm", name: "measured", color: 0, raw: true },
-      { key: "grad_norm_smooth", smooth: "grad_norm_mean", name: "smoothed", color: 0 },
-    ],
-    hover: ".4g",
-    fromZero: true,
-    value: (_, last) => (last.grad_norm_smooth === undefined ? null : [lossText(last.grad_norm_smooth), ""]),
-  },
-  {
-    id: "lr",
-    title: "Learning rate",
-    shown: ({ about }) => about.lr_moves,
-    traces: [{ key: "lr", name: "learning rate", color: 0 }],
-    hover: ".3~g",
-    tick: "~g",
-    wide: true,
-    fromZero: true,
-    value: (_, last) => (last.lr === undefined ? null : [String(+last.lr.toPrecision(3)), ""]),
-  },
-  {
-    id: "memory",
-    title: "Memory",
-    note: "whole process, includes PyTorch",
-    reading: "process_memory_bytes",
-    bytes: true,
-    traces: [
-      { key: "process_memory", name: "whole process, includes PyTorch", color: 0 },
-      { key: "gpu_memory", name: "GPU", color: 1, optional: true },
-    ],
-    hover: ".4g",
-    fromZero: true,
-  },
-  {
-    id: "cpu",
-    title: "CPU",
-    reading: "process_cpu_percent",
-    traces: [
-      { key: "process_cpu", name: "this run, of one core", color: 0 },
-      { key: "system_cpu", name: "whole machine", color: 1 },
-    ],
-    hover: ".0f",
-    unit: " %",
-    fromZero: true,
-    least: 100,
-    value: (_, last) => (last.process_cpu === undefined ? null : [Math.round(last.process_cpu), "%"]),
-  },
-  {
-    id: "gpu",
-    title: "GPU",
-    note: "share of time busy",
-    reading: "gpu_utilization_percent",
-    traces: [{ key: "gpu_utilization", name: "busy", color: 0 }],
-    hover: ".0f",
-    unit: " %",
-    fromZero: true,
-    least: 100,
-    value: (_, last) => (last.gpu_utilization === undefined ? null : [Math.round(last.gpu_utilization), "%"]),
-  },
-  {
-    id: "power",
-    title: "Power",
-    note: "all programs on the device",
-    reading: ({ gpu }) => (gpu ? "gpu_power_w" : "cpu_power_w"),
-    traces: [
-      { key: "gpu_power", name: "GPU board", color: 0, optional: true },
-      { key: "cpu_power", name: "CPU packages", color: 0, optional: true },
-    ],
-    hover: ".3~f",
-    unit: " W",
-    fromZero: true,
-    value: (_, last) => {
-      const watts = last.gpu_power ?? last.cpu_power;
-      return watts === undefined ? null : [threeDigits(watts), "W"];
-    },
-  },
-];
+// The value in a card's header.
+const FORMATS = {
+  loss: lossText,
+  accuracy: (v) => (v < 100 ? Math.min(v, 99.99) : v).toFixed(2), // never rounded up to 100: one mistake is a mistake
+  count,
+  whole,
+  three_digits: threeDigits,
+  precise: (v) => String(+v.toPrecision(3)),
+  bytes: threeDigits,
+};
 
-// Of a run on several ranks. A slow rank does not show in the time of a step, for all of them end it together: it shows in
-// its own work, and in that it waits least.
-function rankCharts(ranks) {
-  const lines = (what, more) =>
-    Array.from({ length: Math.min(ranks, MOST_RANK_LINES) }, (_, i) => ({ key: `rank${i}_${what}`, name: `rank ${i}`, color: i, sparse: true, ...more }));
-  const highest = (unit) => (_, last) => {
-    const values = Object.values(last).filter((v) => v !== undefined);
-    return values.length ? [threeDigits(Math.max(...values)), unit] : null;
-  };
-  const known = { shown: (_, all) => all.length > 0 };
-  return [
-    {
-      id: "rank_own", title: "A step of each rank", ...known, hover: ".3~g", unit: " ms", fromZero: true, value: highest("ms"),
-      traces: [{ key: "rank0_step", name: "whole step", color: 7, factor: 1000 }, ...lines("own", { factor: 1000 }).map((line) => ({ ...line, name: `${line.name} works` }))],
-    },
-    { id: "rank_waits", title: "Ranks wait in all-reduce", ...known, traces: lines("waits", { factor: 100 }), hover: ".0f", unit: " %", fromZero: true, least: 10, value: highest("% of a step") },
-    { id: "rank_cpu", title: "CPU of each rank", ...known, traces: lines("cpu", { factor: 100 }), hover: ".0f", unit: " %", fromZero: true, least: 100, value: highest("%") },
-    { id: "rank_memory", title: "Memory of each rank", ...known, traces: lines("memory"), bytes: true, hover: ".4g", fromZero: true },
-  ];
+// When a card is there at all; `all` are its lines that have points.
+const SHOWN = {
+  always: () => true,
+  running: ({ answer }, all) => all.length > 0 || !answer?.over,
+  recorded: (_, all) => all.length > 0,
+  on_gpu: ({ about }, all) => Boolean(about.gpu) || all.length > 0,
+  on_cpu: ({ about }, all) => about.gpu === false || all.length > 0,
+  lr_moves: ({ about }) => Boolean(about.lr_moves),
+};
+
+// The lines of a chart as they are drawn: one for each rank, and a noisy one twice, faint and smoothed.
+function linesOf({ lines }, ranks) {
+  const ofRank = (line, i) => ({ ...line, key: `rank${i}_${line.key}`, name: `rank ${i} ${line.name ?? ""}`.trim(), color: i });
+  const all = lines.flatMap((line) =>
+    line.per_rank ? Array.from({ length: Math.min(ranks, MOST_RANK_LINES) }, (_, i) => ofRank(line, i)) : [line]);
+  return all.flatMap((line) =>
+    line.is_noisy ? [line, { ...line, key: `${line.key}_smooth`, name: "smoothed", smooth: `${line.key}_mean`, is_noisy: false }] : [line]);
 }
 
-// About a hundredth of the run; in powers of two, so that the line does not creep with every update.
+// About a hundredth of the run; in powers of two, so that the line does not change its shape with every update.
 function halfLife({ n }) {
   const total = n.reduce((sum, k) => sum + k, 0);
   return Math.max(1, 2 ** Math.floor(Math.log2(Math.max(1, total / 100))));
 }
 
-class Card {
-  constructor(chart, view) {
-    this.chart = chart;
-    this.view = view;
-    this.log = null; // null: not chosen by hand
-    this.hidden = new Set();
-    this.drawn = ""; // what the chart shows, to leave out redraws that would change nothing
-    this.mounted = false;
-    this.build();
-  }
-
-  build() {
-    const { chart } = this;
-    this.node = element("section", "iso-card", `chart-${chart.id}`);
-    this.node.hidden = Boolean(chart.shown) && !chart.shown(this.view, []);
-    const top = element("div", "iso-top");
-    [this.title, this.how] = explained(chart.title, chart.id);
-    this.now = element("div", "iso-now", `value-${chart.id}`);
-    this.number = document.createElement("span");
-    this.unit = document.createElement("small");
-    this.now.append(this.number, this.unit);
-    top.append(this.title, this.now);
-    const sub = element("div", "iso-sub");
-    this.note = element("div", "iso-note");
-    this.legend = element("div", "iso-legend");
-    this.entries = chart.traces.length > 1 ? chart.traces.map((trace) => this.entry(trace)) : [];
-    this.legend.append(...this.entries);
-    this.flaw = element("span", "iso-flaw", `flaw-${chart.id}`);
-    sub.append(this.note, this.flaw, this.legend);
-    if (chart.logFrom) sub.append(this.scaleButton());
-    this.sub = sub;
-    this.plot = element("div", "iso-plot", `plot-${chart.id}`);
-    this.plot.dataset.empty = "";
-    this.words = element("div", "iso-words", `words-${chart.id}`);
-    for (const part of [this.words, this.legend, this.note, this.flaw]) part.hidden = true;
-    this.node.append(top, sub, this.how, this.plot, this.words);
-  }
-
-  entry(trace) {
-    const button = element("button", "iso-entry", `legend-${trace.key}`);
-    button.type = "button";
-    button.title = "Show or hide";
-    button.textContent = trace.name;
-    button.setAttribute("aria-pressed", "true");
-    button.onclick = () => {
-      const shown = this.hidden.delete(trace.key);
-      if (!shown) this.hidden.add(trace.key);
-      button.setAttribute("aria-pressed", String(shown));
-      this.view.paint();
-    };
-    return button;
+class RunCard extends Card {
+  constructor(view, chart, ranks = 0) {
+    super(view, chart, { id: chart.key });
+    this.log = null; // null: not chosen by the reader
+    this.lines = linesOf(chart, ranks);
+    this.addValue(chart.key);
+    if (this.lines.length > 1) for (const { key, name } of this.lines) this.addEntry(key, name);
+    this.flaw = element("span", "iso-flaw", `flaw-${chart.key}`);
+    this.note.after(this.flaw);
+    if (chart.log_from) this.sub.append(this.scaleButton());
+    for (const part of [this.legend, this.note, this.flaw]) part.hidden = true;
+    this.node.hidden = !SHOWN[chart.shown](view, []);
   }
 
   scaleButton() {
-    this.scale = element("button", "iso-scale", `scale-${this.chart.id}`);
-    this.scale.type = "button";
-    this.scale.textContent = "log";
-    this.scale.title = "Logarithmic scale";
-    this.scale.hidden = true;
-    this.scale.setAttribute("aria-pressed", "false");
-    this.scale.onclick = () => {
+    this.scale = textButton("iso-scale", "log", `scale-${this.chart.key}`, () => {
       this.log = this.scale.getAttribute("aria-pressed") !== "true";
       this.view.paint();
-    };
+    }, { title: "Logarithmic scale", hidden: "", "aria-pressed": "false" });
     return this.scale;
   }
 
-  // The series of this card that have points, scaled to the unit shown.
+  // The lines of this card that have points, scaled to the unit shown.
   series() {
     const { traces } = this.view;
     const found = [];
-    for (const trace of this.chart.traces) {
-      const source = trace.smooth ? traces[trace.smooth] && smooth(traces[trace.smooth], halfLife(traces[trace.smooth])) : traces[trace.key];
-      if (source?.x.length) found.push({ trace, x: source.x, y: source.y, step: source.step, factor: trace.factor ?? 1 });
+    for (const line of this.lines) {
+      const source = line.smooth ? traces[line.smooth] && smooth(traces[line.smooth], halfLife(traces[line.smooth])) : traces[line.key];
+      if (source?.x.length) found.push({ line, x: source.x, y: source.y, step: source.step });
     }
-    if (this.chart.bytes) {
-      const most = extremes(found, [-Infinity, Infinity]).high;
-      const [factor, unit] = most >= 2 ** 30 ? [2 ** -30, "GiB"] : [2 ** -20, "MiB"];
-      this.byteUnit = unit;
-      for (const s of found) s.factor = factor;
-    }
-    for (const s of found) {
-      if (s.factor !== 1) s.y = s.y.map((v) => (v === null ? null : v * s.factor));
-    }
+    const { unit = "", factor } = this.chart;
+    const [times, shownUnit] = unit === "bytes" ? displayUnit(unit, extremes(found, [-Infinity, Infinity]).high) : [factor, unit];
+    this.shownUnit = shownUnit;
+    if (times !== 1) for (const one of found) one.y = one.y.map((v) => (v === null ? null : v * times));
     return found;
   }
 
-  // Draws what is new; `range` is the shared time axis.
+  // Draws what is new; `range` is the time axis that all cards share.
   async update(Plotly, range) {
     const all = this.series();
     this.describe(all);
-    const marks = this.chart.traces.flatMap(({ key }) => this.view.traces[key]?.marks ?? []);
     if (!all.length) return;
-    const shown = all.filter((s) => !this.hidden.has(s.trace.key));
+    const marks = this.lines.flatMap(({ key }) => this.view.traces[key]?.marks ?? []);
+    const shown = all.filter(({ line }) => !this.hidden.has(line.key));
     const seen = extremes(shown, range);
-    const { logFrom } = this.chart;
-    const log = Boolean(logFrom && (this.log ?? (seen.positive < Infinity && seen.high / seen.positive > logFrom)));
+    const log = this.isLog(seen, this.log);
     const aim = this.aim();
     if (aim) include(seen, aim.y);
     this.scale?.setAttribute("aria-pressed", String(log));
-    const last = all.map((s) => `${s.trace.key}:${s.x.length}:${s.x.at(-1)}`).join();
-    const state = [this.view.epoch, last, range, log, [...this.hidden], marks.length, aim?.words, this.view.look.signature].join("|");
-    if (state === this.drawn && this.mounted) return;
-    this.drawn = state;
-    const lines = shown.map((s) => this.line(s));
-    if (aim?.reached) lines.push(this.point(aim));
-    await draw(Plotly, this, [lines, this.layout(range, yRange(this.chart, seen, log), log, marks, aim)]);
+    const last = all.map(({ line, x }) => `${line.key}:${x.length}:${x.at(-1)}`).join();
+    const state = [this.view.epoch, last, range, log, [...this.hidden], marks.length, aim?.words].join("|");
+    await this.draw(Plotly, state, () => {
+      const traces = shown.map((one) => this.trace(one));
+      if (aim?.reached) traces.push(this.reachedPoint(aim));
+      return [traces, this.layout(range, yRange(this.chart, seen, log), log, marks, aim)];
+    });
   }
 
-  // What the run aims at on this card, in the card's unit, with where it was reached.
+  // The run's target where it belongs on this card, in the card's unit, and where it was reached.
   aim() {
     const { about, answer } = this.view;
     if (!about.target || about.target.metric !== this.chart.target) return null;
     const { value } = about.target;
     const { reached } = answer;
+    const { factor } = this.chart;
     const upwards = about.target.metric === "test_accuracy";
-    const factor = upwards ? 100 : 1;
-    const name = upwards ? `${+(100 * value).toPrecision(6)} %` : `loss ${value}`;
+    const name = upwards ? `${+(factor * value).toPrecision(6)} %` : `loss ${value}`;
     const words = reached ? `${name} reached at step ${whole(reached.step)}, ${duration(reached.train_s)}` : `target ${name}`;
     return { y: factor * value, reached: reached && { x: reached.elapsed_s, y: factor * reached.value }, upwards, words };
   }
 
-  point({ reached, upwards }) {
-    const { look } = this.view;
-    const color = look.series[(upwards ? 0 : 1) % look.series.length];
-    const marker = { color, size: 9, line: { color: look.background, width: 2 } };
+  reachedPoint({ reached, upwards }) {
+    const color = this.color(upwards ? 0 : 1);
+    const marker = { color, size: 9, line: { color: this.view.look.background, width: 2 } };
     return { type: "scatter", x: [reached.x], y: [reached.y], mode: "markers", marker, hoverinfo: "skip", cliponaxis: false };
   }
 
-  line({ trace, x, y, step }) {
-    const { look } = this.view;
-    const color = look.series[trace.color % look.series.length];
-    const unit = this.chart.bytes ? ` ${this.byteUnit}` : (this.chart.unit ?? "");
+  trace({ line, x, y, step }) {
+    const color = this.color(line.color);
     return {
       type: "scatter",
       x,
       y,
       customdata: step,
-      name: trace.name,
-      mode: x.length === 1 || (trace.sparse && x.length <= 80) ? "lines+markers" : "lines", // one point alone draws no line
-      line: { color, width: trace.raw ? 1 : 1.8 },
+      name: line.name,
+      mode: x.length === 1 || (line.is_sparse && x.length <= 80) ? "lines+markers" : "lines", // a single point draws no line
+      line: { color, width: line.is_noisy ? 1 : 1.8 },
       marker: { color, size: 4 },
-      opacity: trace.raw ? 0.38 : 1,
+      opacity: line.is_noisy ? 0.38 : 1,
       connectgaps: false,
-      hovertemplate: `${trace.name} %{y:${this.chart.hover}}${unit}${step ? " · step %{customdata:,}" : ""}<extra></extra>`,
+      hovertemplate: `${line.name} %{y:${this.chart.digits}} ${this.shownUnit}${step ? " · step %{customdata:,}" : ""}<extra></extra>`,
     };
   }
 
   layout(range, rangeY, log, marks, aim) {
     const { look } = this.view;
-    const axis = { showline: false, ticks: "", color: look.faint };
     const extras = [divergence(marks, range, look), ...(aim ? [goal(aim, log, look)] : [])];
-    return {
-      autosize: true,
-      margin: { l: 44, r: 12, t: 8, b: 28 },
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: look.background, // the line under the pointer has an edge in its contrast: on none at all, white in the dark
-      font: { family: look.font, size: 11, color: look.faint },
-      showlegend: false,
-      dragmode: look.touch ? false : "zoom", // a finger scrolls the page
-      hovermode: "x unified",
-      hoverlabel: { bgcolor: look.background, bordercolor: look.border, font: { family: look.font, size: 11.5, color: look.text } },
-      xaxis: { ...axis, range, showgrid: false, zeroline: false, ticklabelstandoff: 5, tickmode: "array", ...timeTicks(range), spikethickness: 1, spikecolor: look.faint, spikedash: "solid", hoverformat: ".2f", unifiedhovertitle: { text: "%{x:.2f} s" } },
-      yaxis: {
-        ...axis,
-        type: log ? "log" : "linear",
-        range: rangeY,
-        fixedrange: true,
-        automargin: log || Boolean(this.chart.wide), // 0.00002 needs more room than 44 px
-        gridcolor: look.grid,
-        zerolinecolor: look.grid,
-        zerolinewidth: 1,
-        ticklabelstandoff: 3,
-        nticks: 5,
-        tickformat: log ? "~g" : this.chart.tick,
-        ...(log && { dtick: rangeY[1] - rangeY[0] > 1.5 ? Math.ceil((rangeY[1] - rangeY[0]) / 5) : "D2" }),
-      },
+    return this.frame({
+      xaxis: this.xAxis(range, { tickmode: "array", ...timeTicks(range), hoverformat: ".2f", unifiedhovertitle: { text: "%{x:.2f} s" } }),
+      yaxis: this.yAxis(rangeY, log, { automargin: log || Boolean(this.chart.wide) }), // 0.00002 needs more room than 44 px
       shapes: extras.flatMap((extra) => extra.shapes),
       annotations: extras.flatMap((extra) => extra.annotations),
-    };
+    });
   }
 
-  // The words of the card: current value, note or legend, and why there is nothing to draw.
+  // The texts of the card: title, value, note or legend, and why there is nothing to draw.
   describe(all) {
     const { about, answer, missing } = this.view;
-    const { title, textTitle, shown } = this.chart;
+    const { title, text_title: textTitle, note, reading, flaw, shown } = this.chart;
     setText(this.title, (about.text && textTitle) || title);
-    explain(this.title, this.how, about.how?.[this.chart.id] ?? []);
-    const flaw = this.chart.flaw?.(answer);
-    this.flaw.hidden = !flaw;
-    if (flaw) [this.flaw.textContent, this.flaw.title] = flaw;
     this.node.setAttribute("aria-label", this.title.textContent);
-    this.node.hidden = Boolean(shown) && !shown(this.view, all);
-    const last = Object.fromEntries(all.map((s) => [s.trace.key, s.y.findLast((v) => v !== null)]));
-    const value = this.chart.bytes
-      ? last[this.chart.traces[0].key] === undefined ? null : [threeDigits(last[this.chart.traces[0].key]), this.byteUnit]
-      : this.chart.value(answer, last);
-    setText(this.number, value ? String(value[0]) : "");
-    setText(this.unit, value ? value[1] : "");
-    this.now.toggleAttribute("data-bad", value?.[0] === "NaN");
-    const present = new Set(all.map((s) => s.trace.key));
-    const several = this.entries.length > 0 && all.length > 1;
+    this.node.hidden = !SHOWN[shown](this.view, all);
+    this.flaw.hidden = !(flaw && answer.busy);
+    if (!this.flaw.hidden) [this.flaw.textContent, this.flaw.title] = ["machine was busy", answer.busy];
+    const value = this.value(all);
+    this.showValue(value ?? "", value === null || value === "NaN" ? "" : this.shownUnit);
+    this.now.toggleAttribute("data-bad", value === "NaN");
+    const present = new Set(all.map(({ line }) => line.key));
+    const several = this.entries.size > 0 && all.length > 1;
     this.legend.hidden = !several;
-    this.entries.forEach((entry, i) => (entry.hidden = !present.has(this.chart.traces[i].key)));
+    for (const [key, button] of this.entries) button.hidden = !present.has(key);
     this.note.hidden = several;
-    setText(this.note, all.length ? (this.chart.note ?? "") : "");
-    const { reading } = this.chart;
-    const why = missing[typeof reading === "function" ? reading(about) : reading];
-    const words = all.length ? "" : (why ?? (answer.over ? "Nothing was recorded." : ""));
-    setText(this.words, words && words[0].toUpperCase() + words.slice(1));
-    this.words.hidden = !words;
-    this.plot.hidden = Boolean(words);
+    setText(this.note, all.length ? (note ?? "") : "");
+    this.showWords(all.length ? "" : capital(missing[reading] ?? (answer.over ? "Nothing was recorded." : "")));
     if (this.scale) this.scale.hidden = !all.length;
   }
 
-  restyle() {
-    this.entries.forEach((entry, i) => {
-      const { color, raw } = this.chart.traces[i];
-      const { series } = this.view.look;
-      const swatch = series[color % series.length];
-      entry.style.setProperty("--swatch", raw ? `color-mix(in srgb, ${swatch} 40%, transparent)` : swatch);
-    });
+  // The value in the header as text; null where there is none. Of several ranks it is the highest.
+  value(all) {
+    const { current, format, factor, lines } = this.chart;
+    if (current) {
+      const { current: values, steps } = this.view.answer;
+      if (values[current] !== null) return FORMATS[format](factor * values[current]);
+      return format === "loss" && steps ? "NaN" : null;
+    }
+    const last = all.map(({ y }) => y.findLast((v) => v !== null)).filter((v) => v !== undefined);
+    if (!last.length) return null;
+    if (lines.some((line) => line.per_rank)) return FORMATS[format](Math.max(...last));
+    const main = all.find(({ line }) => line.smooth) ?? all.find(({ line }) => line.key === lines[0].key);
+    return main ? FORMATS[format](main.y.findLast((v) => v !== null) ?? 0) : null;
+  }
+
+  swatch(key) {
+    const line = this.lines.find((one) => one.key === key);
+    const color = this.color(line.color);
+    return line.is_noisy ? `color-mix(in srgb, ${color} 40%, transparent)` : color;
   }
 }
 
-// A loss that is no number any more has no height: a red line marks its moment, with words at the top.
+// NaN has no height: a red line marks when a loss became NaN or infinite, with words at the top.
 function divergence(marks, range, look) {
   const inside = marks.filter(([x]) => x >= range[0] && x <= range[1]);
   const middle = (range[0] + range[1]) / 2;
@@ -431,8 +237,8 @@ function divergence(marks, range, look) {
   };
 }
 
-// The target as a dashed line with its words at the left, where no curve is yet; once reached, in the corner that stays
-// empty: accuracy rises away from the lower right one, loss falls away from the upper one.
+// The target as a dashed line with its words at the left, where no curve is yet. Once it is reached, the words stand in the
+// corner that stays empty: the lower right one of an accuracy that rises, the upper right one of a loss that falls.
 function goal({ y, reached, upwards, words }, log, look) {
   const corner = { x: 1, xanchor: "right", yref: "paper", y: upwards ? 0 : 1, yanchor: upwards ? "bottom" : "top" };
   const beside = { x: 0, xanchor: "left", y: log ? Math.log10(y) : y, yanchor: upwards ? "bottom" : "top" };
@@ -451,107 +257,63 @@ function goal({ y, reached, upwards, words }, log, look) {
 
 const RANK_COLUMNS = ["Rank", "Device", "Step", "Own work", "Waits in all-reduce", "CPU", "Memory", ""];
 
-// Every rank as it was in the last second or so, and whom the others wait for.
+// Each rank in the last measured window, and the rank that the others wait for.
 class RankTable {
   constructor() {
-    this.node = element("div", "iso-ranks", "live-ranks");
-    this.node.hidden = true;
+    this.node = element("div", "iso-ranks", "live-ranks", { hidden: "" });
   }
 
   show({ rows, straggler, steps, method }) {
-    const line = (texts, tag) => {
-      const row = document.createElement("tr");
-      row.append(...texts.map((text) => {
-        const cell = document.createElement(tag);
-        cell.textContent = text;
-        return cell;
-      }));
-      return row;
-    };
     const table = document.createElement("table");
-    table.append(line(RANK_COLUMNS, "th"));
+    table.append(tableRow("th", RANK_COLUMNS));
     rows.forEach(({ device, step_s, own_s, waits, cpu, memory }, rank) => {
-      const row = line([
-        String(rank), device, milliseconds(step_s), milliseconds(own_s), percent(waits), percent(cpu),
-        memory === null ? "–" : memory >= 2 ** 30 ? `${threeDigits(memory / 2 ** 30)} GiB` : `${threeDigits(memory / 2 ** 20)} MiB`,
-        rank === straggler ? "the others wait for it" : "",
-      ], "td");
+      const row = tableRow("td", [
+        String(rank), device, milliseconds(step_s), milliseconds(own_s), percent(waits), percent(cpu), size(memory),
+        rank === straggler ? "the other ranks wait for it" : "",
+      ]);
       row.toggleAttribute("data-slow", rank === straggler);
       table.append(row);
     });
-    const words = element("div", "iso-note");
-    words.textContent = `Means of steps ${whole(steps[0])} to ${whole(steps[1])}, measured`;
-    words.title = method;
-    this.node.replaceChildren(table, words);
+    const text = `Means of steps ${whole(steps[0])} to ${whole(steps[1])}, measured`;
+    this.node.replaceChildren(table, withText("div", "iso-note", text, "", { title: method }));
     this.node.hidden = false;
   }
 }
 
 const milliseconds = (seconds) => (seconds === null ? "–" : `${threeDigits(1000 * seconds)} ms`);
 const percent = (share) => (share === null ? "–" : `${Math.round(100 * share)} %`);
+function size(bytes) {
+  if (bytes === null) return "–";
+  const [factor, unit] = displayUnit("bytes", bytes);
+  return `${threeDigits(bytes * factor)} ${unit}`;
+}
 
 // --- the view ---------------------------------------------------------------------------------------------------
 
 class View extends PollingView {
   constructor(parent, data) {
-    super();
-    this.runId = data.run_id;
-    this.plotlyVersion = data.plotly_version;
-    this.parent = parent;
-    this.traces = {};
-    this.missing = {};
-    this.about = {};
-    this.cursor = "";
-    this.answer = null;
-    this.receivedAt = 0;
-    this.sawAlive = data.alive; // the page may have been drawn just before a short run ended
+    super(parent, data, { id: "live-run", prefix: "live-", className: "" });
+    Object.assign(this, { runId: data.run_id, traces: {}, missing: {}, about: {} });
     this.epoch = 0; // counts full loads: the same number of points may then be other points
+    this.rows = data.charts;
     this.build();
   }
 
   build() {
-    this.node = element("div", "iso-live", "live-run");
-    this.node.style.visibility = "hidden"; // until the stylesheet is there
-    this.node.isoflop = this.debug;
-    const head = element("div", "iso-head");
-    this.badge = element("span", "iso-badge", "live-status");
-    this.badge.setAttribute("role", "status");
-    this.progress = element("div", "iso-progress", "live-progress");
-    this.progress.setAttribute("role", "progressbar");
-    this.progress.setAttribute("aria-label", "Progress");
-    this.progress.setAttribute("aria-valuemin", "0");
-    this.progress.setAttribute("aria-valuemax", "100");
-    this.bar = document.createElement("div");
-    this.progress.append(this.bar);
-    this.left = element("span", "iso-left", "live-left");
-    this.left.title = "What is left is estimated: by rule of three, from the share of the budget that is used.";
-    this.facts = element("span", "iso-facts", "live-facts");
-    this.resetButton = element("button", "iso-reset", "live-reset-zoom");
-    this.resetButton.type = "button";
-    this.resetButton.textContent = "Show all";
-    this.resetButton.onclick = () => this.zoomTo(null);
-    head.append(this.badge, this.progress, this.left, this.facts, this.resetButton);
-    this.notice = element("p", "iso-notice", "live-notice");
-    this.notice.setAttribute("role", "alert");
-    this.alerts = element("ul", "iso-alerts", "live-alerts");
-    this.alerts.setAttribute("role", "status");
-    this.cards = CHARTS.map((chart) => new Card(chart, this));
+    const head = this.stateLine("Progress");
+    this.left.title = "The time left is estimated from the share of the budget that is used.";
+    head.append(this.resetZoom("Show all"));
+    this.alerts = element("ul", "iso-alerts", "live-alerts", { role: "status", hidden: "" });
+    this.cards = this.rows.filter((row) => !isOfRanks(row)).map((row) => new RunCard(this, row));
     this.area = element("div", "iso-grid", "live-grid");
-    this.area.append(...this.cards.map((card) => card.node)); // all cells stand before a chart measures its own
+    this.area.append(...this.cards.map((card) => card.node)); // all cells must stand before a chart measures its own
     this.ranks = new RankTable();
     this.node.append(head, this.notice, this.alerts, this.ranks.node, this.area);
-    for (const part of [this.progress, this.left, this.resetButton, this.notice, this.alerts]) part.hidden = true;
-    this.parent.append(this.node);
   }
 
   start() {
-    this.look = readLook(this.node);
     this.begin(["live.css"], 250);
     this.poll();
-  }
-
-  charts() {
-    return this.cards;
   }
 
   // --- data
@@ -564,11 +326,6 @@ class View extends PollingView {
     const { found, answer } = await this.fetch(`api/runs/${encodeURIComponent(this.runId)}/points`, { after: this.cursor });
     if (found) this.take(answer);
     else this.gone = this.over = answer.error;
-  }
-
-  settled() {
-    this.notice.hidden = !this.gone;
-    if (this.gone) this.say(this.gone);
   }
 
   rest() {
@@ -584,9 +341,9 @@ class View extends PollingView {
     }
     if (answer.about) this.about = answer.about;
     if (answer.ranks) this.addRanks(answer.ranks);
-    for (const name of ["loss", "grad_norm"]) {
-      const every = answer.traces[name]; // where no means came, every row did
-      if (every) answer.traces[`${name}_mean`] ??= { x: every.x, y: every.y, n: every.x.map(() => 1) };
+    for (const { key } of this.rows.flatMap((row) => row.lines).filter((line) => line.is_noisy)) {
+      const every = answer.traces[key]; // without means every row was sent
+      if (every) answer.traces[`${key}_mean`] ??= { x: every.x, y: every.y, n: every.x.map(() => 1) };
     }
     for (const [name, added] of Object.entries(answer.traces)) {
       const held = (this.traces[name] ??= { x: [], y: [] });
@@ -597,14 +354,15 @@ class View extends PollingView {
     this.receivedAt = performance.now();
     this.cursor = Object.values(this.traces).some((t) => t.x.length > MOST_POINTS) ? "" : answer.cursor;
     this.over = answer.over;
-    this.sawAlive ||= !answer.over;
+    this.sawAlive ||= !answer.over; // the page may have been drawn just before a short run ended
   }
 
-  // The first word of several ranks: their charts follow those of the run.
+  // The first answer about several ranks adds their charts after those of the run.
   addRanks(ranks) {
     this.ranks.show(ranks);
-    if (this.cards.some((card) => card.chart.id === "rank_own")) return;
-    const cards = rankCharts(ranks.rows.length).map((chart) => new Card(chart, this));
+    if (this.hasRanks) return;
+    this.hasRanks = true;
+    const cards = this.rows.filter(isOfRanks).map((row) => new RunCard(this, row, ranks.rows.length));
     this.cards.push(...cards);
     this.area.append(...cards.map((card) => card.node));
     for (const card of cards) card.restyle();
@@ -612,66 +370,28 @@ class View extends PollingView {
 
   // --- picture
 
-  async paint() {
-    if (!this.answer || this.ended) return;
-    this.showHead();
-    const Plotly = await loadPlotly(this.plotlyVersion);
-    if (this.ended || this.dragging) return;
-    const last = this.lastTime();
-    const range = this.zoom ?? [0, this.over && last > 0 ? last * 1.01 : roundUp(last)];
-    for (const card of this.cards) {
-      await card.update(Plotly, range);
-      if (this.ended) return;
-    }
-    this.debug.updates += 1;
-    if (!document.hidden) await new Promise(requestAnimationFrame);
-    if (this.over && this.sawAlive && !this.ended) {
-      this.sawAlive = false; // said once
-      this.onEnd(this.answer.status);
-    }
+  showWords() {
+    const { status, over, preparing } = this.answer;
+    const share = preparing ? (preparing.total ? preparing.done / preparing.total : null) : this.answer.progress;
+    this.showState(status, over && status === "finished" ? null : share, remainingText({ ...this.answer, doing: "" }));
+    this.progress.toggleAttribute("data-over", over);
+    this.showAlerts(this.answer.alerts ?? []);
+    return true;
   }
 
-  lastTime() {
-    return Math.max(0, ...Object.values(this.traces).map((t) => t.x.at(-1) ?? 0));
+  range() {
+    const last = Math.max(0, ...Object.values(this.traces).map((t) => t.x.at(-1) ?? 0));
+    return this.zoom ?? [0, this.over && last > 0 ? last * 1.01 : roundUp(last)];
   }
 
   zoomTo(range) {
-    this.zoom = range && [Math.max(0, range[0]), range[1]];
-    this.resetButton.hidden = !range;
-    this.paint();
-  }
-
-  resize() {
-    for (const { mounted, plot } of this.cards) if (mounted && !plot.hidden) window.Plotly.Plots.resize(plot);
-  }
-
-  showHead() {
-    const { status, over, preparing, elapsed_s: elapsed, left_s: left } = this.answer;
-    const progress = preparing ? (preparing.total ? preparing.done / preparing.total : null) : this.answer.progress;
-    this.badge.dataset.status = status;
-    setText(this.badge, status[0].toUpperCase() + status.slice(1));
-    this.progress.hidden = progress === null || (over && status === "finished");
-    this.progress.toggleAttribute("data-over", over);
-    this.bar.style.width = `${100 * (progress ?? 0)}%`;
-    this.progress.setAttribute("aria-valuenow", String(Math.round(100 * (progress ?? 0))));
-    const words = preparing ? preparingText(preparing, elapsed) : over ? (elapsed ? `after ${duration(elapsed)}` : "") : left === null ? "" : `about ${left < 59.5 ? `${Math.max(1, Math.round(left))} s` : duration(left)} left`;
-    setText(this.left, words);
-    this.left.hidden = !words;
-    this.showAlerts(this.answer.alerts ?? []);
-    this.showFacts();
+    super.zoomTo(range && [Math.max(0, range[0]), range[1]]);
   }
 
   // One line each: what is wrong and what to do.
   showAlerts(alerts) {
-    const said = alerts.join("\n");
-    if (said === this.said) return;
-    this.said = said;
     this.alerts.hidden = !alerts.length;
-    this.alerts.replaceChildren(...alerts.map((text) => {
-      const line = document.createElement("li");
-      line.textContent = text;
-      return line;
-    }));
+    refill(this.alerts, alerts, () => alerts.map((text) => withText("li", "", text)));
   }
 
   showFacts() {
@@ -681,15 +401,9 @@ class View extends PollingView {
     if (steps) facts.push(`step ${whole(steps)}`, `epoch ${epochs < 100 ? epochs.toFixed(1) : whole(epochs)}`);
     if (over && steps) facts.push(`${duration(seconds)} of training`);
     if (compiled !== undefined) facts.push(`compiled in ${duration(compiled)}`);
-    if (!over && age !== null) facts.push(`last update ${duration(age + (performance.now() - this.receivedAt) / 1000)} ago`);
+    if (!over && age !== null) facts.push(this.lastUpdate(age));
     setText(this.facts, facts.join(" · "));
   }
-
-  // --- theme
-
-  restyle() {
-    this.look = readLook(this.node);
-    for (const card of this.cards) card.restyle();
-    this.paint().catch(() => {}); // without Plotly yet; the poll says so
-  }
 }
+
+const isOfRanks = ({ lines }) => lines.some((line) => line.per_rank);

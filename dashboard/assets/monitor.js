@@ -1,25 +1,28 @@
-// What the machine does, live: charts of CPU, memory and GPUs on one time axis, with the runs that were at work.
+// The live view of the machine: charts of CPU, memory and GPUs on one time axis, with the runs of that time.
 //
-// As in live.js a chart is mounted once and then only redrawn, with ranges that are ours. The axis is the clock of the wall;
-// Plotly writes dates in UTC, so times are shifted by the reader's own offset before it sees them.
+// The axis shows the reader's clock. Plotly writes dates in UTC, so times are shifted by the reader's own offset before it
+// sees them.
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
-const { PollingView, ROOT, draw, duration, element, explain, explained, extremes, fade, include, keep, loadPlotly, readLook, setText, threeDigits, whole, yRange } =
-  await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
+const load = (name) => import(new URL(`${name}?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
+const {
+  PollingView, ROOT, capital, displayUnit, duration, element, extremes, fade, include, keep, refill, setText, textButton, threeDigits,
+  whole, withText, yRange,
+} = await load("common.js");
+const { Card } = await load("card.js");
 
 const POLL_MS = 1000;
 const KEPT_MS = 900_000;
-const MOST_POINTS = 5000; // of a trace; then everything is fetched anew, thinned
-const NEAR_MS = 15_000; // a value this far from the pointer is still that of its time
+const MOST_POINTS = 5000; // of a trace; beyond, everything is fetched again, thinned
+const NEAR_MS = 15_000; // a value this far from the pointer still counts as the value of that time
 const GAP_MS = 2_000; // at least; beyond it and three intervals the line is broken
-const OPEN_GPUS = 2; // of more than that the others wait for a click
+const OPEN_GPUS = 2; // with more GPUs, the others open on a click
 const MOST_RUNS = 6;
 const WINDOWS = [[60, "1 min"], [300, "5 min"], [900, "15 min"]];
 const OFFSET_MS = -60_000 * new Date().getTimezoneOffset();
 const toX = (unix_s) => Math.round(unix_s * 1000) + OFFSET_MS;
 const two = (value) => String(value).padStart(2, "0");
 const clock = (x) => { const at = new Date(x); return [at.getUTCHours(), at.getUTCMinutes(), at.getUTCSeconds()].map(two).join(":"); };
-const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
 
 // --- what Streamlit calls ---------------------------------------------------------------------------------------
 
@@ -32,12 +35,12 @@ export function mount({ data, parentElement, setTriggerValue }) {
 
 // --- the charts -------------------------------------------------------------------------------------------------
 
-// `keys` are columns, for a GPU without its "gpuN."; the first is the value in the header.
+// `keys` are columns, those of a GPU without "gpuN."; the first one is the value in the header.
 const SYSTEM = [
   { id: "cpu", title: "CPU", keys: [["cpu.busy_percent", "all cores"], ["cpu.busiest_percent", "busiest core"]], cores: true, least: 100, most: 100 },
   { id: "own", title: "Isoflop's CPU", keys: [["own.cpu_percent", "supervisor and runs"]], note: "100 % is one core", least: 100 },
   { id: "memory", title: "Memory", keys: [["memory.used_bytes", "used"], ["own.memory_bytes", "Isoflop"], ["memory.swap_used_bytes", "swap"]], total: ["memory.used_bytes", "memory.available_bytes"] },
-  { id: "pressure", title: "Programs that wait", keys: [["pressure.cpu_percent", "for a core"], ["pressure.memory_percent", "memory"], ["pressure.io_percent", "disk"]], least: 10, most: 100 },
+  { id: "pressure", title: "Programs that wait", keys: [["pressure.cpu_percent", "for a core"], ["pressure.memory_percent", "for memory"], ["pressure.io_percent", "for the disk"]], least: 10, most: 100 },
   { id: "load", title: "Load", keys: [["cpu.load_1min", "1 min average"]], least: 1 },
   { id: "disk", title: "Disk", keys: [["disk.read_bytes_per_s", "read"], ["disk.write_bytes_per_s", "written"]] },
   { id: "network", title: "Network", keys: [["network.received_bytes_per_s", "received"], ["network.sent_bytes_per_s", "sent"]] },
@@ -58,53 +61,28 @@ const GPU = [
   { id: "nvlink", title: "NVLink", keys: [["nvlink_sent_bytes_per_s", "sent"], ["nvlink_received_bytes_per_s", "received"]] },
 ];
 
-// Plotly tells a place on an axis of dates as a number or as a text in UTC.
+// Plotly gives a place on an axis of dates as a number or as a text in UTC.
 const toMs = (value) => (typeof value === "number" ? value : Date.parse(`${String(value).replace(" ", "T")}Z`));
-
-// What is shown instead of the unit the engine keeps, by the largest value in sight.
-function scale(unit, largest) {
-  const steps = { bytes: [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]], "bytes/s": [[2 ** 30, "GiB/s"], [2 ** 20, "MiB/s"], [2 ** 10, "KiB/s"]], Hz: [[1e9, "GHz"], [1e6, "MHz"]], J: [[1e6, "MJ"], [1e3, "kJ"]] }[unit];
-  const found = steps?.find(([size]) => largest >= size) ?? steps?.at(-1);
-  return found ? [1 / found[0], found[1]] : [1, unit];
-}
 
 function figure(value, unit) {
   if (unit === "%") return String(Math.round(value));
   return unit === "MHz" || unit === "°C" ? whole(value) : threeDigits(value);
 }
 
-class Card {
-  constructor(chart, view, prefix = "") {
-    Object.assign(this, { chart, view, prefix, mounted: false, drawn: "", seen: true, hidden: new Set() });
-    this.keys = chart.keys.map(([key, name, dash]) => ({ key: prefix + key, name, dash }));
-    this.build();
-  }
-
-  build() {
-    const id = `${this.prefix.replace(".", "-")}${this.chart.id}`;
-    this.node = element("section", "iso-card", `chart-${id}`);
-    this.node.setAttribute("aria-label", this.chart.title);
-    const top = element("div", "iso-top");
-    [this.title, this.how] = explained("", id);
+class MetricCard extends Card {
+  constructor(view, chart, prefix = "") {
+    const id = `${prefix.replace(".", "-")}${chart.id}`;
+    super(view, { ...chart, how: [] }, { id });
+    Object.assign(this, { prefix, seen: true, keys: chart.keys.map(([key, name, dash]) => ({ key: prefix + key, name, dash })) });
     this.unitName = document.createElement("small");
-    this.title.append(this.chart.title, " ", this.unitName);
-    this.now = element("div", "iso-now", `value-${id}`);
-    this.number = document.createElement("span");
-    this.unit = document.createElement("small");
-    this.now.append(this.number, this.unit);
-    top.append(this.title, this.now);
-    this.sub = element("div", "iso-sub");
-    this.legend = element("div", "iso-legend");
-    this.sub.append(this.legend);
-    this.frame = element("div", "mon-frame");
-    this.plot = element("div", "iso-plot", `plot-${id}`);
-    this.line = element("div", "mon-cursor");
-    this.line.hidden = true;
-    this.frame.append(this.plot, this.line);
-    this.words = element("div", "iso-words", `words-${id}`);
-    this.node.append(top, this.sub, this.how, this.frame);
-    if (this.chart.cores) this.node.append((this.bars = element("div", "mon-cores", "cores")));
-    this.node.append(this.words);
+    this.title.append(" ", this.unitName);
+    this.addValue(id);
+    this.note.remove();
+    this.line = element("div", "mon-cursor", "", { hidden: "" });
+    this.frameNode = element("div", "mon-frame");
+    this.plot.before(this.frameNode);
+    this.frameNode.append(this.plot, this.line);
+    if (chart.cores) this.frameNode.after((this.bars = element("div", "mon-cores", "cores")));
   }
 
   // What the columns are, once it is known.
@@ -114,44 +92,23 @@ class Card {
     this.metric = metric(this.keys[0].key);
     const lines = this.keys.filter(({ key }) => metric(key)).map(({ key }) => `${metric(key).title}, measured: ${metric(key).how}.`);
     if (this.chart.energy && metric(this.prefix + this.chart.energy)) lines.push(`Energy, measured: ${metric(this.prefix + this.chart.energy).how}.`);
-    explain(this.title, this.how, lines);
+    this.explain(lines);
     this.traces = [...this.keys];
     if (this.chart.cores && about.columns.some((name) => name.startsWith("core"))) {
       const cores = about.columns.filter((name) => name.startsWith("core"));
       this.traces.unshift(...cores.map((key) => ({ key, name: key.split(".")[0].replace("core", "core "), faint: true })));
     }
-    this.entries = new Map();
-    this.legend.replaceChildren(...(this.keys.length > 1 ? this.keys.map((trace, n) => this.entry(trace, n)) : []));
+    this.entries.clear();
+    this.legend.replaceChildren();
     if (this.keys.length === 1) this.legend.append(this.chart.note ?? this.keys[0].name);
-  }
-
-  entry({ key, name }, n) {
-    const button = element("button", "iso-entry", `legend-${key}`);
-    button.type = "button";
-    button.title = "Show or hide";
-    button.setAttribute("aria-pressed", "true");
-    button.onclick = () => {
-      const shown = this.hidden.delete(key);
-      if (!shown) this.hidden.add(key);
-      button.setAttribute("aria-pressed", String(shown));
-      this.view.paint();
-    };
-    const value = element("span", "mon-at");
-    button.append(name, value);
-    this.entries.set(key, { button, value, color: n });
-    return button;
-  }
-
-  color(n) {
-    const { series } = this.view.look;
-    return series[n % series.length];
+    else for (const { key, name } of this.keys) this.addEntry(key, name).append(element("span", "mon-at"));
   }
 
   has(key) {
     return Boolean(this.view.traces[key]?.y.some((v) => v !== null));
   }
 
-  // Whether anything of this chart can be read; what cannot is said in words, here or together with others.
+  // Whether any column of this chart can be read. Why the others cannot is a sentence here or in the group's card.
   get present() {
     return this.keys.some(({ key }) => this.has(key));
   }
@@ -168,7 +125,7 @@ class Card {
     const { high } = extremes(found, range);
     const totals = (this.chart.total ?? []).map((key) => lastOf(this.view.traces[this.prefix + key])).filter((v) => v !== null);
     this.total = totals.length && totals.length === this.chart.total.length ? totals.reduce((sum, v) => sum + v, 0) : null;
-    [this.factor, this.shownUnit] = scale(this.metric?.unit ?? "", Math.max(high, this.total ?? 0));
+    [this.factor, this.shownUnit] = displayUnit(this.metric?.unit ?? "", Math.max(high, this.total ?? 0));
     for (const one of found) if (this.factor !== 1) one.y = one.y.map((v) => (v === null ? null : v * this.factor));
     return found;
   }
@@ -182,14 +139,12 @@ class Card {
     const shown = all.filter((one) => !this.hidden.has(one.trace.key));
     const seen = extremes(shown, range);
     if (this.total !== null) include(seen, this.total * this.factor);
-    const state = [this.view.stamp, range, this.shownUnit, [...this.hidden], this.view.look.signature].join("|");
-    if (state !== this.drawn || !this.mounted) {
-      this.drawn = state;
-      const rangeY = yRange({ fromZero: true, least: this.chart.least, most: this.chart.most }, seen, false);
+    const state = [this.view.stamp, range, this.shownUnit, [...this.hidden]].join("|");
+    await this.draw(Plotly, state, () => {
+      const rangeY = yRange({ from_zero: true, least: this.chart.least, most: this.chart.most }, seen, false);
       if (this.chart.most) rangeY[1] = Math.min(rangeY[1], this.chart.most * 1.04);
-      const figures = [shown.map((one) => this.lineOf(one)), this.layout(range, rangeY)];
-      await draw(Plotly, this, figures, { number: toMs, point: (x) => this.view.pointAt(x ?? null) });
-    }
+      return [shown.map((one) => this.lineOf(one)), this.layout(range, rangeY)];
+    });
     this.showCursor();
   }
 
@@ -204,25 +159,22 @@ class Card {
   }
 
   layout(range, rangeY) {
-    const { look } = this.view;
-    const axis = { showline: false, ticks: "", color: look.faint };
-    return {
-      autosize: true,
-      margin: { l: 44, r: 12, t: 8, b: 28 },
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: look.background,
-      font: { family: look.font, size: 11, color: look.faint },
-      showlegend: false,
-      dragmode: look.touch ? false : "zoom", // a finger scrolls the page
-      hovermode: "x unified",
-      hoverlabel: { bgcolor: look.background, bordercolor: look.border, font: { family: look.font, size: 11.5, color: look.text } },
-      xaxis: { ...axis, type: "date", range, showgrid: false, zeroline: false, nticks: 5, tickformat: "%H:%M:%S", hoverformat: "%H:%M:%S", ticklabelstandoff: 5, spikethickness: 1, spikecolor: look.faint, spikedash: "solid" },
-      yaxis: { ...axis, range: rangeY, fixedrange: true, gridcolor: look.grid, zerolinecolor: look.grid, zerolinewidth: 1, ticklabelstandoff: 3, nticks: 5, tickformat: "~f" },
+    return this.frame({
+      xaxis: this.xAxis(range, { type: "date", nticks: 5, tickformat: "%H:%M:%S", hoverformat: "%H:%M:%S" }),
+      yaxis: this.yAxis(rangeY, false, { tickformat: "~f" }),
       shapes: [...this.view.spanShapes(range), ...(this.prefix ? this.view.restShapes(range) : []), ...this.throttleShapes(range)],
-    };
+    });
   }
 
-  // Stretches in which something held the clocks back.
+  onAxis(value) {
+    return toMs(value);
+  }
+
+  point(x) {
+    this.view.pointAt(x ?? null);
+  }
+
+  // The times in which something limited the clocks.
   throttleShapes(range) {
     const trace = this.chart.throttle && this.view.traces[this.prefix + this.chart.throttle];
     const shapes = [];
@@ -232,7 +184,7 @@ class Card {
       while (i + 1 < trace.x.length && this.view.isThrottled(trace.y[i + 1])) i += 1;
       const to = trace.x[i + 1] ?? trace.x[i];
       if (to < range[0] || from > range[1] || shapes.length > 60) continue;
-      shapes.push({ type: "rect", x0: from, x1: to, yref: "paper", y0: 0, y1: 0.04, fillcolor: this.view.look.warn, line: { width: 0 } });
+      shapes.push({ type: "rect", x0: from, x1: to, yref: "paper", y0: 0, y1: 0.04, fillcolor: this.view.warnColor, line: { width: 0 } });
     }
     return shapes;
   }
@@ -240,18 +192,17 @@ class Card {
   // The newest value, or that under the pointer, and the words below.
   say(all, range) {
     setText(this.unitName, this.shownUnit);
-    const at = this.view.cursor;
+    const at = this.view.pointer;
     for (const { trace, x, y } of all) {
       const value = at === null ? (this.view.zoom ? lastOf({ y }) : nowOf({ x, y }, this.view.freshFrom)) : valueAt({ x, y }, at);
       const text = value === null || value === undefined ? "–" : figure(value, this.shownUnit);
       if (trace.key === this.keys[0].key) {
-        setText(this.number, text);
-        setText(this.unit, this.total === null ? this.shownUnit : `of ${figure(this.total * this.factor, this.shownUnit)} ${this.shownUnit}`);
+        this.showValue(text, this.total === null ? this.shownUnit : `of ${figure(this.total * this.factor, this.shownUnit)} ${this.shownUnit}`);
       }
       const entry = this.entries.get(trace.key);
-      if (entry) setText(entry.value, text);
+      if (entry) setText(entry.lastChild, text);
     }
-    for (const [key, { button }] of this.entries) button.hidden = !this.has(key);
+    for (const [key, button] of this.entries) button.hidden = !this.has(key);
     const words = reasonLines(this.reasons());
     if (this.chart.warning) words.unshift(this.chart.warning);
     if (this.chart.throttle) words.push(...this.view.throttleWords(this.prefix + this.chart.throttle, range));
@@ -274,15 +225,20 @@ class Card {
   }
 
   showCursor() {
-    const at = this.view.cursor;
+    const at = this.view.pointer;
     const axis = this.mounted && this.plot._fullLayout?.xaxis;
     const left = at !== null && axis ? axis._offset + axis.d2p(at) : null;
     this.line.hidden = left === null || this.hoverX !== undefined || left < axis._offset || left > axis._offset + axis._length;
     if (!this.line.hidden) this.line.style.left = `${left}px`;
   }
 
+  swatch(key) {
+    const n = this.keys.findIndex((one) => one.key === key);
+    return this.keys[n].dash ? this.view.look.faint : this.color(n);
+  }
+
   restyle() {
-    for (const { button, color } of this.entries?.values() ?? []) button.style.setProperty("--swatch", this.keys[color].dash ? this.view.look.faint : this.color(color));
+    super.restyle();
     this.bars?.style.setProperty("--swatch", this.color(0));
   }
 }
@@ -310,7 +266,7 @@ function valueAt({ x, y }, at) {
   return nearest < x.length && Math.abs(x[nearest] - at) < NEAR_MS ? y[nearest] : null;
 }
 
-// Each reason once, after all that cannot be read for it.
+// Each reason once, after the titles of everything that it keeps from being read.
 function reasonLines(reasons) {
   const titles = new Map();
   for (const [title, reason] of reasons) titles.set(reason, (titles.get(reason) ?? new Set()).add(title));
@@ -319,34 +275,29 @@ function reasonLines(reasons) {
 
 const lastOf = (trace) => trace?.y.findLast((v) => v !== null) ?? null;
 
-// What the newest reading is, where there is one: a GPU that was lost a minute ago does not draw 500 W now.
+// The newest reading, where it is recent: a GPU that was lost a minute ago does not draw 500 W now.
 function nowOf(trace, since) {
   const n = trace ? trace.y.findLastIndex((v) => v !== null) : -1;
   return n >= 0 && trace.x[n] >= since ? trace.y[n] : null;
 }
 
-// --- a GPU, or all that is none ----------------------------------------------------------------------------------
+// --- a GPU, or everything else of the machine ----------------------------------------------------------------------------------
 
 class Group {
   constructor(view, title, charts, prefix, open) {
     Object.assign(this, { view, prefix, open });
     this.node = element("section", "mon-group", `group-${prefix ? prefix.slice(0, -1) : "system"}`);
-    this.heading = element(prefix ? "button" : "div", "mon-heading");
-    if (prefix) {
-      this.heading.type = "button";
-      this.heading.onclick = () => this.toggle();
-      this.summary = element("span", "mon-summary", `summary-${prefix.slice(0, -1)}`);
-      this.summary.title = "Measured: the newest readings. The titles of the charts say how.";
-    }
-    const name = element("span", "mon-name");
-    name.textContent = title;
-    this.heading.append(name, ...(this.summary ? [this.summary] : []));
+    const id = prefix ? prefix.slice(0, -1) : "system";
+    this.heading = prefix ? textButton("mon-heading", "", "", () => this.toggle()) : element("div", "mon-heading");
+    const how = "Measured: the newest readings. The titles of the charts say how.";
+    if (prefix) this.summary = element("span", "mon-summary", `summary-${id}`, { title: how });
+    this.heading.append(withText("span", "mon-name", title), ...(this.summary ? [this.summary] : []));
     this.grid = element("div", "iso-grid");
-    this.cards = charts.map((chart) => new Card(chart, view, prefix));
-    this.absent = element("section", "iso-card mon-absent", `missing-${prefix ? prefix.slice(0, -1) : "system"}`);
+    this.cards = charts.map((chart) => new MetricCard(view, chart, prefix));
+    this.absent = element("section", "iso-card mon-absent", `missing-${id}`);
     this.grid.append(...this.cards.map((card) => card.node), this.absent);
-    if (prefix) this.grid.append((this.holders = element("section", "iso-card", `processes-${prefix.slice(0, -1)}`)));
-    this.rest = element("div", "iso-words mon-rest", `rest-${prefix ? prefix.slice(0, -1) : "system"}`);
+    if (prefix) this.grid.append((this.holders = element("section", "iso-card", `processes-${id}`)));
+    this.rest = element("div", "iso-words mon-rest", `rest-${id}`);
     this.node.append(this.heading, this.rest, this.grid);
     this.show(open);
   }
@@ -371,14 +322,11 @@ class Group {
       this.cards.filter((card) => !card.present).flatMap((card) => card.reasons().map(([, reason]) => [card.chart.title, reason])),
     );
     this.absent.hidden = !lines.length;
-    if (lines.join() !== this.absentText) {
-      this.absentText = lines.join();
-      this.absent.replaceChildren(titled("Not available here"), ...lines.map((line) => words(line)));
-    }
+    refill(this.absent, lines, () => [titled("Not available here"), ...lines.map(words)]);
     this.showHolders();
   }
 
-  // Why a GPU was not read for a while, or is not read at all: said once, and not by each of its charts.
+  // Why a GPU was not read for a while, or cannot be read at all: once for the GPU, not on each of its charts.
   showRest(range) {
     if (!this.prefix) return;
     const { about, missing } = this.view;
@@ -404,7 +352,7 @@ class Group {
     setText(this.summary, known.join(" · "));
   }
 
-  // Who holds the GPU's memory: our runs by name, of others the memory only.
+  // The processes that hold the GPU's memory: our runs by name, others only with their memory.
   showHolders() {
     if (!this.holders) return;
     const index = Number(this.prefix.slice(3, -1));
@@ -418,114 +366,66 @@ class Group {
     });
     const why = missing[`${this.prefix}processes`];
     if (why || !lines.length) lines.push(words(why ? capital(why) : "No process holds memory."));
-    const text = lines.map((line) => line.textContent).join("\n");
-    if (text === this.holdersText) return;
-    this.holdersText = text;
-    this.holders.replaceChildren(titled("Processes"), ...lines);
+    refill(this.holders, lines.map((line) => line.textContent), () => [titled("Processes"), ...lines]);
   }
 }
 
-function titled(text) {
-  const title = element("div", "iso-title");
-  title.textContent = text;
-  return title;
-}
-
-function words(text) {
-  const line = element("div", "iso-words");
-  line.textContent = text;
-  return line;
-}
+const titled = (text) => withText("div", "iso-title", text);
+const words = (text) => withText("div", "iso-words", text);
 
 function runLink(id, text) {
-  const link = element("a", "mon-link");
-  link.href = new URL(`train?run=${encodeURIComponent(id)}`, ROOT).href;
-  link.textContent = text;
-  link.title = text;
-  return link;
+  return withText("a", "mon-link", text, "", { href: new URL(`train?run=${encodeURIComponent(id)}`, ROOT).href, title: text });
 }
 
 // --- the view ---------------------------------------------------------------------------------------------------
 
 class View extends PollingView {
   constructor(parent, data) {
-    super();
-    Object.assign(this, { parent, plotlyVersion: data.plotly_version, traces: {}, missing: {}, processes: [], runs: [], rests: [], cores: [], groups: [] });
-    Object.assign(this, { about: null, cursorText: "", answer: null, receivedAt: 0, epoch: 0, stamp: "", cursor: null, paused: false, windowS: 300 });
+    super(parent, data, { id: "monitor", prefix: "", className: "iso-monitor" });
+    Object.assign(this, { traces: {}, missing: {}, processes: [], runs: [], rests: [], cores: [], groups: [] });
+    Object.assign(this, { about: null, epoch: 0, stamp: "", pointer: null, paused: false, windowS: 300 });
     this.build();
   }
 
   build() {
-    this.node = element("div", "iso-live iso-monitor", "monitor");
-    this.node.style.visibility = "hidden"; // until the stylesheet is there
-    this.node.isoflop = this.debug;
     const head = element("div", "iso-head");
-    this.pauseButton = element("button", "mon-button", "pause");
-    this.pauseButton.type = "button";
-    this.pauseButton.onclick = () => this.pause();
-    setText(this.pauseButton, "Pause");
-    this.windows = element("div", "mon-choice");
-    this.windows.setAttribute("role", "group");
-    this.windows.setAttribute("aria-label", "Time shown");
+    this.pauseButton = textButton("mon-button", "Pause", "pause", () => this.pause());
+    this.windows = element("div", "mon-choice", "", { role: "group", "aria-label": "Time shown" });
     for (const [seconds, name] of WINDOWS) {
-      const button = element("button", "mon-button", `window-${seconds}`);
-      button.type = "button";
-      button.textContent = name;
-      button.onclick = () => {
+      this.windows.append(textButton("mon-button", name, `window-${seconds}`, () => {
         this.windowS = seconds;
         this.showWindows();
         this.zoomTo(null);
-      };
-      this.windows.append(button);
+      }));
     }
     const label = element("label", "iso-facts");
-    label.append("Read every ");
     this.interval = element("select", "mon-select", "interval");
     this.interval.onchange = () => this.onInterval(Number(this.interval.value));
-    label.append(this.interval);
-    this.facts = element("span", "iso-facts", "facts");
-    this.resetButton = element("button", "iso-reset", "reset-zoom");
-    this.resetButton.type = "button";
-    this.resetButton.textContent = "Back to live";
-    this.resetButton.hidden = true;
-    this.resetButton.onclick = () => this.zoomTo(null);
-    head.append(this.windows, this.pauseButton, label, this.facts, this.resetButton);
-    this.notice = element("p", "iso-notice", "notice");
-    this.notice.setAttribute("role", "alert");
-    this.notice.hidden = true;
-    this.lane = element("section", "iso-card mon-runs", "runs");
-    this.lane.hidden = true;
+    label.append("Read every ", this.interval);
+    head.append(this.windows, this.pauseButton, label, this.facts, this.resetZoom("Back to live"));
+    this.lane = element("section", "iso-card mon-runs", "runs", { hidden: "" });
     this.area = element("div", "mon-body");
     this.node.append(head, this.notice, this.lane, this.area);
-    this.parent.append(this.node);
     this.showWindows();
   }
 
   update(data) {
-    this.interval.replaceChildren(
-      ...data.intervals_s.map((seconds) => {
-        const option = document.createElement("option");
-        option.value = String(seconds);
-        option.textContent = `${seconds} s`;
-        return option;
-      }),
-    );
+    this.interval.replaceChildren(...data.intervals_s.map(intervalOption));
     this.interval.disabled = !data.may_set_interval;
-    this.interval.title = data.may_set_interval ? "For everybody who looks at this machine" : "For an admin to choose";
+    this.interval.title = data.may_set_interval ? "Holds for everybody who watches this machine" : "Only an admin can change this";
     this.showInterval();
-    this.look = { ...readLook(this.node), warn: getComputedStyle(this.node).getPropertyValue("--st-orange-color").trim() || "#b9660a" };
-    for (const card of this.charts()) card.restyle();
-    this.paint().catch(() => {}); // without Plotly yet; the poll says so
+    this.restyle();
+  }
+
+  restyle() {
+    this.warnColor = getComputedStyle(this.node).getPropertyValue("--st-orange-color").trim() || "#b9660a";
+    super.restyle();
   }
 
   showInterval() {
     if (!this.answer || document.activeElement === this.interval) return;
     const value = String(this.answer.interval_s);
-    if (![...this.interval.options].some((option) => option.value === value)) {
-      const option = document.createElement("option");
-      [option.value, option.textContent] = [value, `${value} s`];
-      this.interval.append(option);
-    }
+    if (![...this.interval.options].some((option) => option.value === value)) this.interval.append(intervalOption(value));
     this.interval.value = value;
   }
 
@@ -561,8 +461,8 @@ class View extends PollingView {
   }
 
   async news() {
-    const { found, answer } = await this.fetch("api/hardware", { after: this.cursorText });
-    if (!found) throw new Error("The server knows no readings");
+    const { found, answer } = await this.fetch("api/hardware", { after: this.cursor });
+    if (!found) throw new Error("The server has no readings");
     this.take(answer);
   }
 
@@ -589,7 +489,7 @@ class View extends PollingView {
     this.answer = answer;
     this.receivedAt = performance.now();
     const tooMany = Object.values(this.traces).some(({ x }) => x.length > MOST_POINTS);
-    this.cursorText = tooMany ? "" : answer.cursor;
+    this.cursor = tooMany ? "" : answer.cursor;
     this.stamp = `${this.epoch}:${this.newest}`;
     this.showInterval();
   }
@@ -610,7 +510,7 @@ class View extends PollingView {
     }
   }
 
-  // The cards of the columns there are; made anew when another GPU came.
+  // The cards of the columns there are; made again when another GPU came.
   describe(about) {
     const known = this.about && JSON.stringify([this.about.gpus, this.about.columns]) === JSON.stringify([about.gpus, about.columns]);
     this.about = about;
@@ -620,8 +520,7 @@ class View extends PollingView {
     this.groups = [new Group(this, "CPU, memory, disk and network", SYSTEM, "", true)];
     const gpus = about.gpus.map((name, n) => new Group(this, `GPU ${n} · ${name}`, GPU, `gpu${n}.`, n < OPEN_GPUS));
     this.groups.unshift(...gpus);
-    this.noGpu = element("section", "iso-card mon-none", "gpu-reason");
-    this.noGpu.hidden = true;
+    this.noGpu = element("section", "iso-card mon-none", "gpu-reason", { hidden: "" });
     this.area.replaceChildren(...this.groups.map(({ node }) => node), this.noGpu);
     for (const card of this.charts()) {
       card.describe();
@@ -641,45 +540,54 @@ class View extends PollingView {
     return this.answer.now + (this.paused ? 0 : (performance.now() - this.receivedAt) / 1000);
   }
 
+  isReady() {
+    return Boolean(this.about);
+  }
+
+  // A zoom may come in the middle of a redraw: then it is drawn once more.
   async paint() {
-    if (!this.answer?.traces && !this.about) return;
-    if (this.ended) return;
-    if (this.painting) {
-      this.again = true; // a zoom in the middle of a redraw
-      return;
-    }
+    this.again = true;
+    if (this.painting) return;
     this.painting = true;
-    this.again = false;
     try {
-      const Plotly = await loadPlotly(this.plotlyVersion);
-      if (this.ended || this.dragging) return;
-      const end = toX(this.answer.now);
-      const range = this.zoom ?? [end - 1000 * this.windowS, end];
-      this.showRuns(range);
-      this.showNoGpu();
-      for (const group of this.groups) {
-        await group.update(Plotly, range);
-        if (this.ended) return;
+      while (this.again && !this.ended) {
+        this.again = false;
+        await super.paint();
       }
-      this.showFacts();
-      this.debug.updates += 1;
-      if (!document.hidden) await new Promise(requestAnimationFrame);
     } finally {
       this.painting = false;
     }
-    if (this.again) await this.paint();
+  }
+
+  showWords() {
+    this.showRuns(this.range());
+    this.showNoGpu();
+    return true;
+  }
+
+  range() {
+    const end = toX(this.answer.now);
+    return this.zoom ?? [end - 1000 * this.windowS, end];
+  }
+
+  async redraw(Plotly) {
+    for (const group of this.groups) {
+      await group.update(Plotly, this.range());
+      if (this.ended) return;
+    }
+  }
+
+  drawn() {
+    this.showFacts();
   }
 
   showNoGpu() {
     const why = this.about.gpus.length ? "" : (this.missing.gpu ?? "");
     this.noGpu.hidden = !why;
-    if (why && this.noGpu.dataset.why !== why) {
-      this.noGpu.dataset.why = why;
-      this.noGpu.replaceChildren(titled("GPU"), words(capital(why)));
-    }
+    if (why) refill(this.noGpu, why, () => [titled("GPU"), words(capital(why))]);
   }
 
-  // The runs of the time shown, each a bar on that time with its name before it.
+  // The runs of the time shown: each a bar on that time, after its name.
   showRuns(range) {
     const [from, to] = range;
     const inside = this.runs.filter((run) => toX(run.begin) < to && (run.end === null || toX(run.end) > from));
@@ -698,15 +606,12 @@ class View extends PollingView {
       row.append(runLink(run.run_id, run.words), track);
       return row;
     });
-    const state = JSON.stringify([rows.map((row) => row.textContent), inside.slice(0, MOST_RUNS), range.map((x) => Math.round(x / 250))]);
-    if (state === this.laneState) return;
-    this.laneState = state;
     if (inside.length > MOST_RUNS) rows.push(words(`and ${inside.length - MOST_RUNS} earlier in this time`));
     const ends = element("div", "mon-run mon-ends");
     const times = element("div");
-    for (const x of range) times.append(Object.assign(document.createElement("span"), { textContent: clock(x) }));
+    for (const x of range) times.append(withText("span", "", clock(x)));
     ends.append(document.createElement("span"), times);
-    this.lane.replaceChildren(titled("Runs"), ...rows, ends);
+    refill(this.lane, [inside, range.map((x) => Math.round(x / 250))], () => [titled("Runs"), ...rows, ends]);
   }
 
   spanShapes([from, to]) {
@@ -718,7 +623,7 @@ class View extends PollingView {
       .map(([x0, x1]) => ({ type: "rect", x0, x1, yref: "paper", y0: 0, y1: 1, layer: "below", fillcolor: fade(look.series[0], 0.08), line: { color: fade(look.series[0], 0.25), width: 1 } }));
   }
 
-  // Stretches in which GPUs were left alone: no line leads through them.
+  // The times in which GPUs were not read: no line is drawn through them.
   restsIn([from, to]) {
     const rests = this.rests.map(([begin, end]) => [toX(begin), end === null ? to : toX(end)]);
     return rests.filter(([begin, end]) => begin < to && end > from);
@@ -745,26 +650,20 @@ class View extends PollingView {
     return words;
   }
 
-  // From the counter's first and last reading in sight: not where it was reset in between.
+  // From the counter's first and last reading in sight; nothing where it was reset in between.
   energyWords(key, [from, to]) {
     const trace = this.traces[key];
     if (!trace) return [];
     const rows = trace.x.map((x, n) => [x, trace.y[n]]).filter(([x, y]) => y !== null && x >= from && x <= to);
     if (rows.length < 2 || rows.some(([, y], n) => n && y < rows[n - 1][1])) return [];
     const joules = rows.at(-1)[1] - rows[0][1];
-    const [factor, unit] = joules >= 1e3 ? scale("J", joules) : [1, "J"];
+    const [factor, unit] = joules >= 1e3 ? displayUnit("J", joules) : [1, "J"];
     return [`${threeDigits(joules * factor)} ${unit} in ${duration((rows.at(-1)[0] - rows[0][0]) / 1000)} by the energy counter (measured).`];
-  }
-
-  zoomTo(range) {
-    this.zoom = range;
-    this.resetButton.hidden = !range;
-    this.paint();
   }
 
   pause() {
     this.paused = !this.paused;
-    setText(this.pauseButton, this.paused ? "Go on" : "Pause");
+    setText(this.pauseButton, this.paused ? "Resume" : "Pause");
     this.pauseButton.setAttribute("aria-pressed", String(this.paused));
     this.showFacts();
     if (!this.paused) this.poll();
@@ -772,12 +671,11 @@ class View extends PollingView {
 
   // The pointer is at this time in one chart: the others show theirs.
   pointAt(x) {
-    if (this.cursor === x) return;
-    this.cursor = x;
+    if (this.pointer === x) return;
+    this.pointer = x;
     cancelAnimationFrame(this.pointing);
     this.pointing = requestAnimationFrame(() => {
-      const end = toX(this.answer.now);
-      const range = this.zoom ?? [end - 1000 * this.windowS, end];
+      const range = this.range();
       for (const { open, cards } of this.groups) {
         for (const card of open ? cards : []) {
           if (!card.present) continue;
@@ -789,15 +687,11 @@ class View extends PollingView {
     });
   }
 
-  resize() {
-    for (const card of this.charts()) if (card.mounted && card.plot.offsetParent) window.Plotly.Plots.resize(card.plot);
-  }
-
   showFacts() {
     if (!this.answer) return;
     const age = this.newest === undefined ? null : Math.max(0, this.now - this.newest);
     const facts = [];
-    if (this.cursor !== null) facts.push(`at ${clock(this.cursor)}`);
+    if (this.pointer !== null) facts.push(`at ${clock(this.pointer)}`);
     else if (this.paused) facts.push(`paused at ${clock(toX(this.answer.now))}`);
     else if (age !== null) facts.push(`last reading ${duration(age)} ago`);
     setText(this.facts, facts.join(" · "));
@@ -806,7 +700,11 @@ class View extends PollingView {
   showTrouble() {
     const why = this.answer.why ?? "";
     if (why) this.say(this.newest === undefined ? why : `No new readings for ${duration(Math.max(0, this.now - this.newest))}. ${why}`);
-    else if (!Object.keys(this.traces).length) this.say("The first readings are on their way.");
+    else if (!Object.keys(this.traces).length) this.say("Waiting for the first readings.");
     else this.notice.hidden = true;
   }
+}
+
+function intervalOption(seconds) {
+  return withText("option", "", `${seconds} s`, "", { value: seconds });
 }

@@ -1,32 +1,25 @@
 // The live view of a race: a row for each lane and a few charts that all lanes share, fed by one poll for all runs.
 //
-// As in live.js a chart is mounted once and then only redrawn, with ranges that are ours: axis, scale, zoom, smoothing and
-// the target are state of this view and survive every update, and so do the points when seeds or lanes are added.
+// Axis, scale, zoom, smoothing and the target are state of this view and survive every update, and so do the points when seeds
+// or lanes are added. Which charts there are, their names and units come from the page (engine/chart_facts.py).
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
 const load = (name) => import(new URL(`${name}?v=${VERSION}`, import.meta.url).href);
 const {
-  PollingView, count, draw, duration, element, explain, explained, extremes, fade, include, keep, loadPlotly, lossText,
-  preparingText, readLook, setText, timeTicks, whole, yRange,
+  PollingView, capital, count, decades, duration, element, extremes, fade, include, keep, literal, lossText, preparingText, progressBar,
+  setText, showProgress, textButton, timeTicks, whole, withText, yRange,
 } = await load("common.js");
+const { Card } = await load("card.js");
 const { AXES, Run, joined, laneState, mean, meanOf, median, niceEnd, noiseFloor, outline, tail } = await load("lanes.js");
 
 const ALIVE_MS = 500;
 const EAGER_MS = 150; // until the first point: someone has just pressed Run
 const LONGEST_NAME = 40;
-const MARGIN = { l: 52, r: 16, t: 10, b: 44 }; // fixed: the target line is laid over the chart by our own arithmetic
+const MARGIN = { l: 52, r: 16, t: 10, b: 44 }; // fixed, because the target line lies over the chart at a place computed here
 
-const CHARTS = [
-  { id: "loss", title: "Training loss", note: "cross-entropy of each batch, nats", key: "loss", noisy: true, logFrom: 100, log: true, hover: ".4~g", text: lossText },
-  { id: "test_loss", title: "Test loss", note: "cross-entropy, nats", key: "test_loss", metric: "test_loss", logFrom: 100, log: true, hover: ".4~g", text: lossText, unit: "" },
-  { id: "accuracy", title: "Test accuracy", textTitle: "Next-character accuracy", note: "of held-out examples, %", key: "accuracy", metric: "test_accuracy", factor: 100, most: 100, hover: ".2f", unit: " %", text: (v) => `${+v.toFixed(2)} %` },
-  { id: "grad_norm", title: "Gradient norm", note: "before clipping", key: "grad_norm", noisy: true, logFrom: 100, log: true, fromZero: true, hover: ".4~g", text: lossText, optional: true },
-];
+const TEXTS = { loss: lossText, accuracy: (v) => `${+v.toFixed(2)} %` }; // of a target, by the chart's format
 
-// Plotly reads names and hover texts as a kind of HTML: what somebody wrote must stay text.
-const literal = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const cut = (text) => (text.length > LONGEST_NAME ? `${text.slice(0, LONGEST_NAME - 1)}…` : text);
-const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
 
 // --- what Streamlit calls ---------------------------------------------------------------------------------------
 
@@ -43,40 +36,28 @@ export function mount({ data, parentElement, setStateValue, setTriggerValue }) {
 
 const COLUMNS = ["Loss", "Accuracy", "Steps", "Samples/s", "Target"];
 
-// One lane: who it is, where it is, and its current values; the mean of its seeds where they are several.
+// One lane: its name, its state and its current values; where it has several seeds, their mean.
 class Row {
   constructor(view, place) {
     this.view = view;
-    this.node = element("div", "race-row", `lane-${place}`);
-    this.node.setAttribute("role", "row");
-    const first = element("div", "race-lane");
-    first.setAttribute("role", "rowheader");
-    this.name = element("button", "race-name", `lane-name-${place}`);
-    this.name.type = "button";
-    this.name.title = "Show or hide";
+    this.node = element("div", "race-row", `lane-${place}`, { role: "row" });
+    const first = element("div", "race-lane", "", { role: "rowheader" });
+    this.name = textButton("race-name", "", `lane-name-${place}`, () => view.toggleLane(place), { title: "Show or hide" });
     this.label = element("span", "race-label");
     this.name.append(element("span", "race-swatch", `swatch-${place}`), this.label);
-    this.name.onclick = () => view.toggleLane(place);
-    this.baseline = element("span", "race-tag");
-    this.baseline.textContent = "baseline";
+    this.baseline = withText("span", "race-tag", "baseline");
     first.append(this.name, this.baseline);
     this.badge = element("span", "iso-badge", `lane-status-${place}`);
-    this.progress = element("div", "iso-progress");
-    this.progress.setAttribute("role", "progressbar");
-    this.bar = document.createElement("div");
-    this.progress.append(this.bar);
-    const state = element("div", "race-state");
-    state.setAttribute("role", "cell");
+    this.progress = progressBar("Progress");
+    const state = element("div", "race-state", "", { role: "cell" });
     state.append(this.badge, this.progress);
     this.values = COLUMNS.map((column) => {
-      const cell = element("div", "race-value", `lane-${column.toLowerCase().replace("/", "-per-")}-${place}`);
-      cell.setAttribute("role", "cell");
-      cell.dataset.label = column;
-      cell.append(document.createElement("span"));
+      const testid = `lane-${column.toLowerCase().replace("/", "-per-")}-${place}`;
+      const cell = element("div", "race-value", testid, { role: "cell", "data-label": column });
+      cell.append(element("span"));
       return cell;
     });
-    this.busy = element("span", "iso-flaw", `lane-busy-${place}`);
-    this.busy.hidden = true;
+    this.busy = element("span", "iso-flaw", `lane-busy-${place}`, { hidden: "" });
     this.values[COLUMNS.indexOf("Samples/s")].prepend(this.busy); // the numbers stay below each other
     this.why = element("div", "race-why", `lane-why-${place}`);
     this.node.append(first, state, ...this.values, this.why);
@@ -94,9 +75,7 @@ class Row {
     const state = laneState(runs);
     this.badge.dataset.status = state.status;
     setText(this.badge, capital(state.text));
-    const progress = mean(runs.map((run) => run.progress)) ?? 0;
-    this.bar.style.width = `${100 * progress}%`;
-    this.progress.setAttribute("aria-valuenow", String(Math.round(100 * progress)));
+    showProgress(this.progress, mean(runs.map((run) => run.progress)) ?? 0);
     this.progress.setAttribute("aria-label", `Progress of ${lane.label}`);
     this.progress.hidden = runs.every((run) => run.over);
     this.texts(lane).forEach((text, i) => {
@@ -107,7 +86,7 @@ class Row {
     this.explain(runs);
   }
 
-  // Something else used the machine: the lane's speed is not its own.
+  // Another program used the machine: the lane's throughput is lower than it would be alone.
   mark(runs) {
     const found = runs.filter((run) => run.answer?.busy);
     this.busy.hidden = !found.length;
@@ -133,7 +112,7 @@ class Row {
     ];
   }
 
-  // Where the lane crossed the target, on the axis that is shown; the median where most of its seeds did.
+  // Where the lane reached the target, on the axis that is shown: the median, where more than half of its seeds reached it.
   target(runs) {
     const { view } = this;
     if (!view.target) return "–";
@@ -146,7 +125,7 @@ class Row {
     return `${text}${text && " · "}${found.length} of ${runs.length} seeds`;
   }
 
-  // Why seeds ended before their budget, or what they are busy with before their first step.
+  // Why seeds ended before their budget, or what they prepare before their first step.
   explain(runs) {
     const seeds = new Map(); // of each reason
     for (const run of runs) {
@@ -162,73 +141,54 @@ class Row {
 
 // --- the charts -----------------------------------------------------------------------------------------------------
 
-class Card {
-  constructor(chart, view) {
-    this.chart = chart;
-    this.view = view;
-    this.drawn = "";
-    this.mounted = false;
-    this.node = element("section", "iso-card", `race-chart-${chart.id}`);
-    this.node.setAttribute("aria-label", chart.title);
-    const top = element("div", "iso-top");
-    [this.title, this.how] = explained(chart.title, chart.id);
-    top.append(this.title);
-    if (chart.metric) top.append(this.field());
-    const sub = element("div", "iso-sub");
-    this.note = element("div", "iso-note");
-    this.note.textContent = chart.note;
-    this.floor = element("div", "race-floor", `floor-${chart.id}`);
-    this.floor.hidden = true;
-    sub.append(this.note, this.floor);
-    this.frame = element("div", "race-frame");
-    this.plot = element("div", "iso-plot", `race-plot-${chart.id}`);
-    this.plot.dataset.empty = "";
-    this.frame.append(this.plot);
-    if (chart.metric) this.frame.append(this.goal());
-    this.node.append(top, sub, this.how, this.frame);
+class RaceCard extends Card {
+  constructor(view, chart) {
+    super(view, chart, { id: chart.key, prefix: "race-" });
+    this.metric = chart.target;
+    this.isPercent = chart.unit === "%";
+    this.legend.remove();
+    this.floor = element("div", "race-floor", `floor-${chart.key}`, { hidden: "" });
+    this.sub.append(this.floor);
+    const frame = element("div", "race-frame");
+    this.plot.replaceWith(frame);
+    frame.append(this.plot);
+    if (this.metric) {
+      this.top.append(this.field());
+      frame.append(this.goal());
+    }
+    this.node.hidden = chart.shown === "chosen";
   }
 
-  get factor() {
-    return this.chart.factor ?? 1;
-  }
-
-  // --- target: a number field, and a line one can drag or move by keys
+  // --- target: a number field, and a line that moves with the pointer and the keys
 
   field() {
     const label = element("label", "race-target");
-    const words = document.createElement("span");
-    words.textContent = "Target";
-    this.input = element("input", "race-number", `target-${this.chart.metric}`);
-    this.input.type = "number";
-    this.input.step = "any";
-    this.input.min = String(this.chart.most ? 0.01 : 1e-6);
-    if (this.chart.most) this.input.max = String(this.chart.most);
-    this.input.placeholder = "none";
-    this.input.setAttribute("aria-label", `Target of ${this.chart.title.toLowerCase()}${this.chart.unit ? ", %" : ""}`);
+    const { most, title } = this.chart;
+    this.input = element("input", "race-number", `target-${this.metric}`, {
+      type: "number", step: "any", min: most ? 0.01 : 1e-6, ...(most && { max: most }), placeholder: "none",
+      "aria-label": `Target of ${title.toLowerCase()}${this.isPercent ? ", %" : ""}`,
+    });
     this.input.oninput = () => (this.typing = true);
     this.input.onblur = () => (this.typing = false);
     this.input.onchange = () => {
-      if (!this.input.reportValidity()) return; // what was typed stays until it is mended or left
+      if (!this.input.reportValidity()) return; // what was typed stays until it is corrected or the field is left
       this.typing = false;
-      const { view, chart } = this;
-      if (this.input.value !== "") view.aim({ metric: chart.metric, value: Number(this.input.value) / this.factor });
-      else if (view.target?.metric === chart.metric) view.aim(null);
+      const { view } = this;
+      if (this.input.value !== "") view.aim({ metric: this.metric, value: Number(this.input.value) / this.chart.factor });
+      else if (view.target?.metric === this.metric) view.aim(null);
     };
-    label.append(words, this.input);
-    if (this.chart.unit) label.append(this.chart.unit.trim());
+    label.append(withText("span", "", "Target"), this.input);
+    if (this.isPercent) label.append(this.chart.unit);
     return label;
   }
 
   goal() {
-    this.line = element("div", "race-goal", `goal-${this.chart.metric}`);
-    this.grip = element("div", "race-grip", `grip-${this.chart.metric}`);
-    this.grip.tabIndex = 0;
-    this.grip.setAttribute("role", "slider");
-    this.grip.setAttribute("aria-orientation", "vertical");
-    this.grip.setAttribute("aria-label", `Target of ${this.chart.title.toLowerCase()}`);
-    this.grip.title = "Drag to set the target";
+    this.line = element("div", "race-goal", `goal-${this.metric}`, { hidden: "" });
+    this.grip = element("div", "race-grip", `grip-${this.metric}`, {
+      role: "slider", tabindex: 0, "aria-orientation": "vertical", "aria-label": `Target of ${this.chart.title.toLowerCase()}`,
+      title: "Drag to set the target",
+    });
     this.line.append(element("div", "race-dash"), this.grip);
-    this.line.hidden = true;
     this.line.onpointerdown = (event) => this.grab(event);
     this.grip.onkeydown = (event) => this.press(event);
     return this.line;
@@ -253,7 +213,7 @@ class Card {
       this.line.onpointermove = this.line.onpointerup = this.line.onpointercancel = null;
       delete this.line.dataset.dragged;
       view.dragging = false;
-      if (kept && value !== null) view.aim({ metric: this.chart.metric, value: value / this.factor });
+      if (kept && value !== null) view.aim({ metric: this.metric, value: value / this.chart.factor });
       else view.paint();
     };
     this.line.onpointerup = () => done(true);
@@ -266,13 +226,13 @@ class Card {
     event.preventDefault();
     const { view, chart } = this;
     const value = Math.max(this.grain(), Math.min(chart.most ?? Infinity, this.shownTarget() + by * this.grain()));
-    view.aim({ metric: chart.metric, value: +(value / this.factor).toPrecision(8) }, 400); // told when the keys rest
+    view.aim({ metric: this.metric, value: +(value / this.chart.factor).toPrecision(8) }, 400); // the page hears of it when no key follows
   }
 
-  // The target in this chart's unit; where it is of the other chart, the middle of this one, where its grip waits.
+  // The target in this chart's unit. Where the target is one of the other chart, the middle of this one: its grip stands there.
   shownTarget() {
     const { target } = this.view;
-    if (target?.metric === this.chart.metric) return target.value * this.factor;
+    if (target?.metric === this.metric) return target.value * this.chart.factor;
     const [low, high] = this.rangeY;
     return this.unlog((low + high) / 2);
   }
@@ -281,7 +241,7 @@ class Card {
     return this.log ? 10 ** v : v;
   }
 
-  // A step that a hand can feel: about a two-hundredth of the axis, in round numbers.
+  // The step of one key press: about a two-hundredth of the axis, a round number.
   grain() {
     const [low, high] = this.rangeY.map((v) => this.unlog(v));
     return 10 ** Math.floor(Math.log10((high - low) / 100));
@@ -303,14 +263,14 @@ class Card {
     const v = this.unlog(low + ((high - low) * Math.max(0, Math.min(this.inner, height))) / this.inner);
     const grain = this.log ? 10 ** (Math.floor(Math.log10(v)) - 2) : this.grain();
     const round = +(Math.round(v / grain) * grain).toPrecision(8);
-    return Math.max(grain, Math.min(this.chart.most ?? Infinity, round)); // a target of 0 is none
+    return Math.max(grain, Math.min(this.chart.most ?? Infinity, round)); // a target of 0 means no target
   }
 
   place(value) {
-    const mine = this.line.dataset.dragged !== undefined || this.view.target?.metric === this.chart.metric;
+    const mine = this.line.dataset.dragged !== undefined || this.view.target?.metric === this.metric;
     this.line.toggleAttribute("data-idle", !mine);
     this.line.style.bottom = `${MARGIN.b + Math.max(0, Math.min(this.inner, this.heightOf(value)))}px`;
-    const text = this.chart.text(value);
+    const text = TEXTS[this.chart.format](value);
     setText(this.grip, mine ? text : "⇕");
     this.grip.setAttribute("aria-valuenow", String(+value.toPrecision(6)));
     this.grip.setAttribute("aria-valuetext", mine ? text : "none");
@@ -319,14 +279,14 @@ class Card {
 
   // --- picture
 
-  // What each visible lane draws here: the line of each of its seeds, and their mean where there are several.
+  // What each visible lane draws here: a line for each of its seeds, and their mean where there are several.
   lanes() {
     const { view, chart } = this;
     const shown = [];
     view.lanes.forEach((lane, place) => {
       if (view.hidden.has(place)) return;
       const seeds = lane.runs.flatMap((run) => {
-        const line = run.line(chart.key, view.axis, view, view.share, this.factor);
+        const line = run.line(chart.key, view.axis, view, view.share, this.chart.factor);
         return line ? [{ run, ...line }] : [];
       });
       if (!seeds.length) return;
@@ -343,43 +303,35 @@ class Card {
     return lane.means[this.chart.key].made;
   }
 
-  async update(Plotly) {
+  async update(Plotly, range) {
     const { view, chart } = this;
-    this.node.hidden = Boolean(chart.optional) && !view.extra;
+    this.node.hidden = chart.shown === "chosen" && !view.extra;
     const lanes = this.lanes();
-    setText(this.title, (view.isText() && chart.textTitle) || chart.title);
-    explain(this.title, this.how, view.how[chart.id] ?? []);
+    setText(this.title, (view.isText() && chart.text_title) || chart.title);
     if (!lanes.length || this.node.hidden) {
       if (this.mounted && !lanes.length) this.plot.style.visibility = "hidden";
       if (this.line) this.line.hidden = true;
       return;
     }
     this.plot.style.visibility = "";
-    const range = view.range();
     const main = lanes.flatMap((l) => (l.mean ? [{ x: l.mean.x, y: l.mean.low }, { x: l.mean.x, y: l.mean.high }, ...this.tails(l)] : l.seeds));
     const seen = extremes(main, range);
-    const log = Boolean(chart.log && (view.logY ?? (seen.positive < Infinity && seen.high / seen.positive > chart.logFrom)));
+    const log = this.isLog(seen, view.logY);
     if (chart.most === undefined) seen.high = Math.min(seen.high, this.ceiling(lanes, seen.low));
-    const aimed = view.target?.metric === chart.metric && chart.metric ? view.target.value * this.factor : null;
+    const aimed = this.metric && view.target?.metric === this.metric ? view.target.value * this.chart.factor : null;
     if (aimed !== null) include(seen, aimed);
     this.log = log && seen.positive < Infinity;
     this.rangeY = yRange(chart, seen, this.log);
     const versions = view.lanes.flatMap((lane) => lane.runs.map((run) => `${run.id}:${run.version}`));
-    const state = [view.settings(), range, this.rangeY, this.log, versions, view.look.signature].join("|");
-    if (state !== this.drawn || !this.mounted) {
-      this.drawn = state;
-      await draw(Plotly, this, [this.traces(lanes, aimed), this.layout(range)], {
-        number: (x) => (view.logX ? 10 ** x : Number(x)),
-        hover: !view.allSeeds,
-      });
-    }
+    const state = [view.settings(), range, this.rangeY, this.log, versions].join("|");
+    await this.draw(Plotly, state, () => [this.traces(lanes, aimed), this.layout(range)]);
     if (this.line && !view.dragging) {
       this.line.hidden = false;
       this.place(this.shownTarget());
     }
   }
 
-  // A lane that diverges leaves the picture at the top: its 1e34 would press all others to a line at the foot.
+  // A lane that diverges leaves the picture at the top: with its 1e34 on the axis all others would be one flat line.
   ceiling(lanes, low) {
     const begun = lanes.flatMap(({ seeds }) => seeds.map(({ y }) => y.find((v) => v !== null) ?? 0));
     return Math.max(10 * Math.max(...begun), 2 * low);
@@ -389,7 +341,7 @@ class Card {
     const { view, chart } = this;
     const several = (lane) => lane.runs.length > 1;
     const bands = lanes.filter((l) => l.mean).map((l) => band(outline(l.mean), fade(view.color(l.lane), 0.14)));
-    const raw = !chart.noisy || view.share === 0 ? [] : lanes.filter((l) => l.seeds.length === 1).flatMap((l) => this.raw(l));
+    const raw = !chart.lines[0].is_noisy || view.share === 0 ? [] : lanes.filter((l) => l.seeds.length === 1).flatMap((l) => this.raw(l));
     const tails = lanes.filter((l) => l.mean && !view.allSeeds).flatMap((l) => {
       const rest = this.tails(l);
       return rest.length ? [faint(joined(rest), view.color(l.lane), 0.5, 1.2)] : [];
@@ -404,11 +356,11 @@ class Card {
   }
 
   raw({ lane, seeds }) {
-    const line = seeds[0].run.raw(this.chart.key, this.view.axis, this.view, this.factor);
+    const line = seeds[0].run.raw(this.chart.key, this.view.axis, this.view, this.chart.factor);
     return line ? [faint(line, this.view.color(lane), 0.22, 1)] : [];
   }
 
-  // The lines of the seeds that go on where the mean of all must end.
+  // The lines of the seeds that go on after the end of the mean of all.
   tails({ mean: middle, seeds }) {
     return seeds.map((seed) => tail(seed, middle.x.at(-1))).filter(Boolean);
   }
@@ -416,12 +368,12 @@ class Card {
   stroke(lane, { x, y, step }, name, thin = false) {
     const { view, chart } = this;
     const color = view.color(lane);
-    const few = chart.metric && x.length <= 60;
+    const few = this.metric && x.length <= 60;
     return {
       type: "scatter", x, y, customdata: step, name: literal(name),
       mode: x.length === 1 || few ? "lines+markers" : "lines",
       line: { color, width: thin ? 1.1 : 2 }, marker: { color, size: 4 }, opacity: thin ? 0.75 : 1, connectgaps: false,
-      hovertemplate: `%{y:${chart.hover}}${chart.unit ?? ""}`,
+      hovertemplate: `%{y:${chart.digits}}${this.isPercent ? " %" : ""}`,
       meta: { lane: view.lanes.indexOf(lane), main: true },
     };
   }
@@ -454,12 +406,12 @@ class Card {
     }];
   }
 
-  // How far chance alone moves an accuracy: a band around the lane that is ahead.
+  // How far chance alone moves an accuracy: a band around the leading lane.
   noise(lanes) {
-    const { chart, view } = this;
+    const { view } = this;
     const last = (line) => line.y.findLast((v) => v !== null) ?? -Infinity;
     const known = lanes.filter(({ seeds }) => seeds[0].run.about.test_examples && !seeds[0].run.about.accuracy_is_of_text);
-    const best = chart.metric === "test_accuracy" && known.map((l) => ({ ...l, line: l.mean ?? l.seeds[0] })).reduce((a, b) => (a && last(a.line) >= last(b.line) ? a : b), null);
+    const best = this.metric === "test_accuracy" && known.map((l) => ({ ...l, line: l.mean ?? l.seeds[0] })).reduce((a, b) => (a && last(a.line) >= last(b.line) ? a : b), null);
     const end = best && last(best.line);
     this.floor.hidden = !best || end === -Infinity;
     if (this.floor.hidden) return [];
@@ -468,7 +420,7 @@ class Card {
     setText(this.floor, `noise floor ±${half.toFixed(2)} points`);
     this.floor.title =
       `By chance alone, one configuration with this accuracy moves by about √(error / (2 · ${whole(n)})) = ${half.toFixed(2)} points from seed to seed ` +
-      `(one standard deviation, ${whole(n)} test examples). The grey band lies around the lane that is ahead: a lane inside it is not worse.`;
+      `(one standard deviation, ${whole(n)} test examples). The grey band lies around the leading lane. A lane inside it is not shown to be worse.`;
     const { x, y } = best.line;
     const edge = (sign) => y.map((v) => (v === null ? null : v + sign * 100 * noiseFloor(v / 100, n)));
     return [{ ...band(outline({ x, low: edge(-1), high: edge(1) }), fade(view.look.text, 0.1)), meta: { floor: true } }];
@@ -476,30 +428,31 @@ class Card {
 
   layout(range) {
     const { view, log, rangeY } = this;
-    const { look, axis, logX } = view;
-    const line = { showline: false, ticks: "", color: look.faint };
+    const { axis, logX } = view;
     const rangeX = logX ? range.map(Math.log10) : range;
     const clock = axis.id === "seconds" && !logX ? { tickmode: "array", ...timeTicks(range) } : { tickmode: "auto", nticks: 6, tickformat: "~s" };
-    const decades = (r) => (r[1] - r[0] > 1.5 ? Math.ceil((r[1] - r[0]) / 5) : "D2");
-    return {
-      autosize: true, margin: MARGIN, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: look.background, showlegend: false,
-      font: { family: look.font, size: 11, color: look.faint },
-      dragmode: look.touch ? false : "zoom", // a finger scrolls the page
+    const frame = this.frame({
+      margin: MARGIN,
       hoverdistance: 40,
       hovermode: view.allSeeds ? "closest" : "x unified",
-      hoverlabel: { bgcolor: look.background, bordercolor: look.border, namelength: -1, font: { family: look.font, size: 11.5, color: look.text } },
-      xaxis: {
-        ...line, type: logX ? "log" : "linear", range: rangeX, showgrid: false, zeroline: false, ticklabelstandoff: 4, automargin: false,
+      xaxis: this.xAxis(rangeX, {
+        type: logX ? "log" : "linear", ticklabelstandoff: 4, automargin: false,
         title: { text: view.axisTitle(), standoff: 6, font: { size: 11 } }, ...clock, ...(logX && { dtick: decades(rangeX) }),
-        showspikes: !view.allSeeds, spikemode: "across", spikethickness: 1, spikecolor: look.faint, spikedash: "solid", spikesnap: "hovered data",
+        showspikes: !view.allSeeds, spikemode: "across", spikesnap: "hovered data",
         hoverformat: axis.hover, unifiedhovertitle: { text: `${axis.before ?? ""}%{x:${axis.hover}}${axis.after ?? ""}` },
-      },
-      yaxis: {
-        ...line, type: log ? "log" : "linear", range: rangeY, fixedrange: true, automargin: false, gridcolor: look.grid, zerolinecolor: look.grid,
-        zerolinewidth: 1, ticklabelstandoff: 3, nticks: 5, tickformat: log ? "~g" : "", ticksuffix: this.chart.unit ?? "",
-        ...(log && { dtick: decades(rangeY) }),
-      },
-    };
+      }),
+      yaxis: this.yAxis(rangeY, log, { automargin: false, ticksuffix: this.isPercent ? " %" : "" }),
+    });
+    frame.hoverlabel.namelength = -1;
+    return frame;
+  }
+
+  onAxis(x) {
+    return this.view.logX ? 10 ** x : Number(x);
+  }
+
+  keepsHover() {
+    return !this.view.allSeeds;
   }
 }
 
@@ -515,55 +468,34 @@ function faint({ x, y }, color, opacity, width) {
 
 class View extends PollingView {
   constructor(parent, data) {
-    super();
+    super(parent, data, { id: "race", className: "iso-race" });
     Object.assign(this, {
-      parent, key: data.key, plotlyVersion: data.plotly_version, palette: data.palette, price: data.price,
-      lanes: [], runs: new Map(), rows: [], hidden: new Set(),
-      axis: AXES[0], logX: false, logY: null, share: 0, allSeeds: false, extra: false, target: null,
-      told: {}, sawAlive: data.alive,
+      key: data.key, rows: [], palette: data.palette, price: data.price, lanes: [], runs: new Map(), hidden: new Set(),
+      axis: AXES[0], logX: false, logY: null, share: 0, allSeeds: false, extra: false, target: null, told: {},
     });
-    this.build();
+    this.build(data.charts);
   }
 
-  build() {
-    this.node = element("div", "iso-live iso-race", "race");
-    this.node.style.visibility = "hidden"; // until the stylesheets are there
-    this.node.isoflop = this.debug;
-    this.table = element("div", "race-rows", "race-rows");
-    this.table.setAttribute("role", "table");
-    this.table.setAttribute("aria-label", "Lanes");
-    const head = element("div", "race-row race-heads");
-    head.setAttribute("role", "row");
-    this.heads = ["Lane", "State", ...COLUMNS].map((text) => {
-      const cell = element("div", "race-head");
-      cell.setAttribute("role", "columnheader");
-      cell.textContent = text;
-      return cell;
-    });
+  build(charts) {
+    this.table = element("div", "race-rows", "race-rows", { role: "table", "aria-label": "Lanes" });
+    const head = element("div", "race-row race-heads", "", { role: "row" });
+    this.heads = ["Lane", "State", ...COLUMNS].map((text) => withText("div", "race-head", text, "", { role: "columnheader" }));
     head.append(...this.heads);
     this.table.append(head);
-    this.notice = element("p", "iso-notice", "race-notice");
-    this.notice.setAttribute("role", "alert");
-    this.cards = CHARTS.map((chart) => new Card(chart, this));
+    this.cards = charts.map((chart) => new RaceCard(this, chart));
     this.area = element("div", "iso-grid race-grid", "race-grid");
-    this.area.append(...this.cards.map((card) => card.node)); // all cells stand before a chart measures its own
-    for (const card of this.cards) card.node.hidden = Boolean(card.chart.optional);
+    this.area.append(...this.cards.map((card) => card.node)); // all cells must stand before a chart measures its own
     this.node.append(this.table, this.controls(), this.notice, this.area);
-    this.notice.hidden = true;
-    this.parent.append(this.node);
   }
 
   controls() {
     const bar = element("div", "race-controls", "race-controls");
     this.axes = element("fieldset", "race-axes", "race-axis");
-    const legend = document.createElement("legend");
-    legend.textContent = "Horizontal axis";
-    this.axes.append(legend);
+    this.axes.append(withText("legend", "", "Horizontal axis"));
     const name = `race-axis-${Math.random().toString(36).slice(2)}`;
     this.choices = AXES.map((axis) => {
       const label = element("label", "race-choice", `axis-${axis.id}`);
-      const input = document.createElement("input");
-      Object.assign(input, { type: "radio", name, value: axis.id });
+      const input = element("input", "", "", { type: "radio", name, value: axis.id });
       input.onchange = () => this.choose(axis);
       label.append(input, axis.label);
       this.axes.append(label);
@@ -576,36 +508,25 @@ class View extends PollingView {
       extra: this.button("gradient norm", "race-extra", "Show the chart of the gradient norm", () => (this.extra = !this.extra)),
     };
     const smoothing = element("label", "race-smoothing");
-    this.slider = element("input", "race-slider", "race-smoothing");
-    Object.assign(this.slider, { type: "range", min: "0", max: "100", step: "5", value: "35" });
-    this.slider.setAttribute("aria-label", "Smoothing");
+    const look = { type: "range", min: 0, max: 100, step: 5, value: 35, "aria-label": "Smoothing" };
+    this.slider = element("input", "race-slider", "race-smoothing", look);
     const smooth = () => (this.share = 0.1 * (Number(this.slider.value) / 100) ** 2); // half-life as a share of the run
     this.slider.oninput = () => (smooth(), this.paint());
     smooth();
     smoothing.append("Smoothing", this.slider);
-    this.facts = element("span", "iso-facts", "race-facts");
     this.facts.setAttribute("role", "status");
-    this.resetButton = element("button", "iso-reset", "race-reset-zoom");
-    this.resetButton.type = "button";
-    this.resetButton.textContent = "Show all";
-    this.resetButton.onclick = () => this.zoomTo(null);
-    this.resetButton.hidden = true;
-    bar.append(this.axes, ...Object.values(this.buttons), smoothing, this.facts, this.resetButton);
+    bar.append(this.axes, ...Object.values(this.buttons), smoothing, this.facts, this.resetZoom("Show all"));
     return bar;
   }
 
   button(text, testid, title, act) {
-    const button = element("button", "race-toggle", testid);
-    Object.assign(button, { type: "button", textContent: text, title });
-    button.onclick = () => {
+    return textButton("race-toggle", text, testid, () => {
       act();
       this.zoomTo(this.zoom);
-    };
-    return button;
+    }, { title });
   }
 
   start() {
-    this.look = readLook(this.node);
     this.begin(["live.css", "race.css"], 500);
   }
 
@@ -614,11 +535,7 @@ class View extends PollingView {
     super.end();
   }
 
-  charts() {
-    return this.cards;
-  }
-
-  // --- what the page says: lanes and seeds may be added, a target be set; what it has not changed stays as it is here
+  // --- what the page says: it may add lanes and seeds and set a target; what it has not changed stays as it is here
 
   update(data) {
     this.palette = data.palette;
@@ -630,9 +547,8 @@ class View extends PollingView {
     if (JSON.stringify(data.target) !== this.told.target) this.target = data.target;
     if (data.axis !== this.told.axis) this.axis = AXES.find(({ id }) => id === data.axis) ?? AXES[0];
     this.told = { target: JSON.stringify(data.target), axis: data.axis };
-    this.look = readLook(this.node);
     this.showControls();
-    this.paint().catch(() => {}); // without Plotly yet; the poll says so
+    this.restyle();
     this.poll();
   }
 
@@ -672,7 +588,7 @@ class View extends PollingView {
     this.paint();
   }
 
-  // A new target; the page is told, at once or when no other has come for a while.
+  // A new target; the page hears of it at once, or when no other has come for `wait` ms.
   aim(target, wait = 0) {
     this.target = target;
     this.paint();
@@ -692,7 +608,7 @@ class View extends PollingView {
     return JSON.stringify([axis.id, price, logX, logY, share, allSeeds, extra, target, [...hidden], looks]);
   }
 
-  // An axis is offered where every run's points have what it needs, or may still come to have it.
+  // An axis is offered where every run's points have what it needs, or may get it.
   offers(axis) {
     if (axis.scale({}, this) === undefined) return false;
     if (axis.id !== "joules") return true;
@@ -751,7 +667,7 @@ class View extends PollingView {
       after: live.map((run) => run.cursor).join(";"),
       of: String(this.runs.size),
     });
-    if (!found) throw new Error("The server knows no comparisons");
+    if (!found) throw new Error("The server has no such route");
     for (const run of live) if (answer.runs[run.id]) run.take(answer.runs[run.id], answer.most);
     this.receivedAt = performance.now();
   }
@@ -766,27 +682,24 @@ class View extends PollingView {
 
   // --- picture
 
-  async paint() {
-    if (this.ended) return;
+  isReady() {
+    return Boolean(this.look);
+  }
+
+  showWords() {
     this.rows.forEach((row, place) => row.show(this.lanes[place], this.hidden.has(place)));
     this.showFacts();
-    if (![...this.runs.values()].some((run) => run.answer || run.error)) return;
-    const Plotly = await loadPlotly(this.plotlyVersion);
-    if (this.ended || this.dragging) return;
-    for (const card of this.cards) {
-      await card.update(Plotly);
-      if (this.ended) return;
-    }
+    return [...this.runs.values()].some((run) => run.answer || run.error);
+  }
+
+  drawn() {
     this.showControls();
-    this.debug.updates += 1;
-    if (!document.hidden) await new Promise(requestAnimationFrame);
-    this.tellEnd();
   }
 
   tellEnd() {
     const runs = [...this.runs.values()];
     if (!this.sawAlive || this.ended || !runs.length || runs.some((run) => !run.over)) return;
-    this.sawAlive = false; // said once, and again only after runs were added
+    this.sawAlive = false; // told once, and again only after runs were added
     const ended = {};
     for (const { status } of runs) ended[status] = (ended[status] ?? 0) + 1;
     this.onEnd(ended);
@@ -804,8 +717,9 @@ class View extends PollingView {
     return [from > 0 ? from : (Number.isFinite(first) ? first : end / 1000) * 0.9, to];
   }
 
+  // The target lines stand at pixels of the plots.
   resize() {
-    for (const { mounted, plot, node } of this.cards) if (mounted && !node.hidden) window.Plotly.Plots.resize(plot);
+    super.resize();
     if (this.look) this.paint().catch(() => {});
   }
 
@@ -813,7 +727,7 @@ class View extends PollingView {
     const runs = [...this.runs.values()];
     const over = runs.filter((run) => run.over).length;
     const facts = [`${over} of ${runs.length} ${runs.length === 1 ? "run" : "runs"} done`];
-    if (over < runs.length && this.receivedAt) facts.push(`last update ${duration((performance.now() - this.receivedAt) / 1000)} ago`);
+    if (over < runs.length && this.receivedAt) facts.push(this.lastUpdate());
     setText(this.facts, facts.join(" · "));
   }
 }

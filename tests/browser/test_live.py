@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from dashboard import api
-from engine import records
+from engine import chart_facts, records
 from engine.config import RunConfig, with_overrides
 from engine.store import EventLog, Store
 from tests.fakes import make_run
@@ -27,9 +28,9 @@ pytestmark = pytest.mark.browser
 expect = sync_api.expect
 MOUNT = """<!doctype html><body><script type="module">
 import { mount } from "./assets/live.js";
-const data = { run_id: location.search.slice(1), alive: true, plotly_version: "1" };
+const data = { run_id: location.search.slice(1), alive: true, plotly_version: "1", charts: CHARTS };
 mount({ data, parentElement: document.body, setTriggerValue() {} });
-</script>"""
+</script>""".replace("CHARTS", json.dumps(chart_facts.as_json([*chart_facts.RUN_CHARTS, *chart_facts.RANK_CHARTS])))
 STARTED = records.Started(
     at=0.0,
     parameters=1,

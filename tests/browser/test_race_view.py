@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dashboard import api, compare_api
-from engine import figures, records
+from engine import chart_facts, records
 from engine.analysis import to_target
 from engine.charts import PALETTE
 from engine.config import RunConfig, with_overrides
@@ -65,7 +65,8 @@ class Race:
         self.tab, self.url = tab, url
         self.data = {
             "key": "race", "lanes": [], "target": None, "axis": "steps", "alive": True, "price": 3.6,
-            "palette": list(PALETTE), "version": "", "plotly_version": "1", "how": figures.CHARTS | figures.RACE_COLUMNS,
+            "palette": list(PALETTE), "version": "", "plotly_version": "1", "charts": chart_facts.as_json(chart_facts.RACE_CHARTS),
+            "how": chart_facts.RACE_COLUMNS,
         }  # fmt: skip
 
     def lane(self, label: str, *run_ids: str, color: int | None = None, baseline: bool = False) -> Race:
@@ -643,5 +644,5 @@ def test_a_lane_whose_runs_were_disturbed_says_so_beside_its_speed(store, race):
     expect(race.tab.get_by_test_id("lane-busy-0")).to_have_text("busy 1 of 2")
     assert "2.50 times" in race.tab.get_by_test_id("lane-busy-0").get_attribute("title")
     expect(race.tab.get_by_test_id("lane-busy-1")).to_be_hidden()
-    assert "luck alone" in race.tab.get_by_test_id("lane-accuracy-0").get_attribute("title")
+    assert "chance alone" in race.tab.get_by_test_id("lane-accuracy-0").get_attribute("title")
     assert "measured" in race.tab.get_by_test_id("title-loss").get_attribute("title")
