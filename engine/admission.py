@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from math import prod
 from pathlib import Path
 
-from engine import families
-from engine.config import CNN, MLP, RunConfig, Transformer, model_in_words, overrides_from
+from engine import models
+from engine.config import RunConfig, model_in_words, overrides_from
 from engine.datasets import Dataset
 from engine.errors import ConfigError
 from engine.records import Artifact
@@ -27,7 +25,7 @@ def check_request(config: RunConfig, data: Dataset) -> None:
     infer, model = config.infer, config.model
     if data.kind == "text":
         room = data.shape[0]
-        if isinstance(model, Transformer) and infer.prompt_len + infer.new_tokens > room:
+        if models.family_of(model).limits_context and infer.prompt_len + infer.new_tokens > room:
             raise ConfigError(
                 f"infer.prompt_len={infer.prompt_len} and infer.new_tokens={infer.new_tokens} are more than the {room} "
                 "characters this model looks back.",
@@ -38,7 +36,7 @@ def check_request(config: RunConfig, data: Dataset) -> None:
 
 
 def _check_shape(config: RunConfig, data: Dataset) -> None:
-    given, reads = config.infer.shape, families.input_shape(config.model, data)
+    given, reads = config.infer.shape, models.input_shape(config.model, data)
     if given in {data.shape, reads, (1, *data.shape), (1, *reads)}:
         return
     if given[1:] in {data.shape, reads}:
@@ -54,24 +52,9 @@ def _check_shape(config: RunConfig, data: Dataset) -> None:
 
 
 def _why_not(config: RunConfig, data: Dataset, given: tuple[int, ...]) -> str:
-    shape, model = given[1:] if len(given) > len(data.shape) and given[0] == 1 else given, config.model
-    takes = f"it takes {shape_in_words(data.shape)}"
-    if isinstance(model, MLP):
-        return f"its first layer has weights for {prod(data.shape):,} values, and {shape_in_words(shape)} are {prod(shape):,}"
-    if isinstance(model, CNN) and data.kind == "image" and len(shape) == 3:
-        if shape[0] != data.shape[0]:
-            return f"{takes}, so its first convolution reads {data.shape[0]} channel{'' if data.shape[0] == 1 else 's'}, not {shape[0]}"
-        try:
-            other = families.feature_size(model, dataclasses.replace(data, shape=shape))
-        except ConfigError:
-            return takes
-        here = families.feature_size(model, data)
-        if other != here:
-            return (
-                f"{takes}, and its first fully connected layer has weights for {here:,} values, where {shape_in_words(shape)} "
-                f"would come to {other:,}"
-            )
-    return takes
+    shape = given[1:] if len(given) > len(data.shape) and given[0] == 1 else given
+    reason = models.family_of(config.model).why_not_shape(config.model, data, shape)
+    return f"it takes {shape_in_words(data.shape)}{', and ' if reason else ''}{reason}"
 
 
 def shape_in_words(shape: Iterable[int]) -> str:

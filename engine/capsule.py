@@ -37,7 +37,7 @@ from engine import (
     units,
 )
 from engine.charts_split import split_chart
-from engine.config import Cell, RunConfig, Spec
+from engine.config import Cell, RunConfig, Spec, describe
 from engine.errors import StoreError
 from engine.landscape import SURFACE_FILE, SurfaceData
 from engine.outcome import LaneOutcome, Outcome
@@ -282,7 +282,7 @@ def _page(report: Report) -> str:
 
 def _header(report: Report) -> str:
     many = len(report.runs) > 1
-    about = f"{len(report.runs)} runs" if many else e(report.runs[0].config.in_words())
+    about = f"{len(report.runs)} runs" if many else e(describe(report.runs[0].config))
     badge = "" if many else _badge(report.runs[0])
     return (
         f'<header><p class="brand">Isoflop report</p><h1>{e(report.title)} {badge}</h1>'
@@ -814,7 +814,7 @@ def _configuration(runs: Sequence[ReportRun]) -> str:
     rows.append(_codes(f"Fingerprint{first}", [run.fingerprint for run in runs]))
     if any(run.data_sha256 for run in runs):
         rows.append(_codes("SHA-256 of the data", [run.data_sha256 or units.UNKNOWN for run in runs]))
-    words = "" if len(runs) > 1 else f'<p class="words">{e(runs[0].config.in_words())}</p>'
+    words = "" if len(runs) > 1 else f'<p class="words">{e(describe(runs[0].config))}</p>'
     hint = "Every other field is at its default."
     hint = f"Rows in which the runs differ are marked. {hint}" if len(runs) > 1 else hint
     table = f"<table>{heads}<tbody>{''.join(rows)}</tbody></table>"
@@ -831,12 +831,6 @@ _BASICS = {
     "model", "data", "optimizer", "name", "lr", "batch_size", "precision", "execution", "device", "threads", "seed",
     "evaluate_every",
 }  # fmt: skip
-_HYPERPARAMETERS = {  # that have an effect even at their default
-    "momentum": {"momentum", "nesterov", "muon"}, "beta1": {"adam", "adamw"}, "beta2": {"adam", "adamw"},
-    "alpha": {"rmsprop"},
-}  # fmt: skip
-
-
 _OF_TRAINING = {"execution", "evaluate_every"}
 
 
@@ -861,7 +855,7 @@ def _settings(config: RunConfig) -> Iterator[_Setting]:
             title = part.title or {"family": "Model"}.get(inner, inner.replace("_", " ").capitalize())
             title = f"Budget: {title.lower()}" if name == "budget" else title
             says = name == "model" or inner in _BASICS or getattr(value, inner) != part.default
-            says |= name == "optimizer" and config.optimizer.name in _HYPERPARAMETERS.get(inner, ())
+            says |= name == "optimizer" and inner in config.optimizer.facts.knobs
             says &= name != "target" or config.target.value is not None
             says &= config.task != "infer" or name in {"model", "source", "infer"}
             yield _Setting(place, title, _in_words(getattr(value, inner)), says)

@@ -19,7 +19,7 @@ from plotly.subplots import make_subplots
 
 from engine import batch_law, units
 from engine.analysis import Survival
-from engine.config import RunConfig, Target
+from engine.config import RunConfig, Target, describe
 from engine.downsample import minmax
 from engine.records import TargetReached, Trial
 from engine.text import visible
@@ -328,7 +328,7 @@ def dash(place: int) -> str:
 
 def labels(runs: Runs) -> list[str]:
     """A short name for each run, all different: its own, or its configuration in words; an id where two are equal."""
-    names = [run.name or run.config.in_words() for run in runs]
+    names = [run.name or describe(run.config) for run in runs]
     names = [visible(name, _LONGEST_LABEL) for name in names]
     twice = {name for name, times in Counter(names).items() if times > 1}
     return [f"{name} · {run.run_id[:6]}" if name in twice else name for name, run in zip(names, runs, strict=True)]
@@ -560,7 +560,7 @@ def _reach(runs: Runs, axis: Axis) -> float:
 
 
 def _accuracy_title(runs: Runs) -> str:
-    return "Next-character accuracy" if runs and all(r.config.data == "text" for r in runs) else "Held-out accuracy"
+    return "Next-character accuracy" if runs and all(r.config.is_text for r in runs) else "Held-out accuracy"
 
 
 def _spans_decades(columns: Iterable[np.ndarray], ratio: float = 100.0) -> bool:

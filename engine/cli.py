@@ -47,7 +47,7 @@ from engine import (
     units,
 )
 from engine.checkup import check
-from engine.config import RunConfig, parse_config_json, with_overrides
+from engine.config import RunConfig, describe, parse_config_json, with_overrides
 from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
 from engine.monitor import METRICS, Monitor, Snapshot, metric_of
 from engine.presets import DEFAULT_PRESET, PRESETS, STUDIES, preset_config
@@ -250,7 +250,7 @@ def plan_command(a: argparse.Namespace) -> int:
             law = {"estimated_seconds": cli_infer.predicted_of(_store(a), config, plan).total_s}
         print(json_text(asdict(plan) | law | {"total_bytes": plan.total_bytes, "fingerprint": config.fingerprint}))
         return OK
-    print(config.in_words())
+    print(describe(config))
     print(f"  parameters        {plan.parameters:,}")
     print(f"  forward           {units.flops(plan.forward_flops_per_example)} per example (derived)")
     if config.task == "infer":
@@ -297,7 +297,7 @@ def _plan_of_a_study(config: RunConfig, *, as_json: bool) -> int:
         said = {"task": config.task, "about": studies.ABOUT[config.task], "estimated_seconds": takes}
         print(json_text(unknown | said | {"fingerprint": config.fingerprint}))
         return OK
-    print(config.in_words())
+    print(describe(config))
     print(textwrap.fill(studies.ABOUT[config.task], 100, initial_indent="  ", subsequent_indent="  "))
     if takes is not None:
         print(f"  takes about       {units.duration(takes)} (estimated), once other runs are over")
@@ -716,7 +716,7 @@ def _card(run: Run) -> str:
 
 
 def _surface_card(run: Run) -> str:
-    lines = [f"{run.run_id}  {run.status}", f"  {run.config.in_words()}"]
+    lines = [f"{run.run_id}  {run.status}", f"  {describe(run.config)}"]
     if s := run.surface:
         lines += [
             f"  loss              {units.loss(s.loss_min)} to {units.loss(s.loss_max)} (measured on {s.examples:,} {s.split} examples)",
@@ -735,7 +735,7 @@ def _law_card(run: Run) -> str:
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         *cli_share.origin_lines(run),
-        f"  {run.config.in_words()}",
+        f"  {describe(run.config)}",
         f"  trials            {len(run.trials):,}, {sum(t.tuning for t in run.trials):,} of them to choose learning rates",
         f"    {'batch size':>10} {'learning rate':>14} {'steps':>9} {'seeds there':>12} {'one step':>10}",
     ]
@@ -753,7 +753,7 @@ def _law_card(run: Run) -> str:
 
 
 def _calibration_card(run: Run) -> str:
-    lines = [f"{run.run_id}  {run.status}", *cli_share.origin_lines(run), f"  {run.config.in_words()}"]
+    lines = [f"{run.run_id}  {run.status}", *cli_share.origin_lines(run), f"  {describe(run.config)}"]
     if made := run.calibration:
         versions = ", ".join(f"{name} {version}" for name, version in made.versions.items() if version)
         lines.append(f"  {visible(made.device_name)}; {versions}; {units.duration(made.seconds)}")
@@ -771,7 +771,7 @@ def _training_card(run: Run) -> str:
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         *cli_share.origin_lines(run),
-        f"  {run.config.in_words()}",
+        f"  {describe(run.config)}",
         f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the held-out split)",
         f"  train loss        {units.loss(s.final_train_loss)} (measured: mean over the last epoch's batches, at most 100)",
         f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs (counted), {units.duration(s.train_seconds)} (measured{busy})",

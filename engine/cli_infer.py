@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from engine import admission, calibration, hardware, planner, serving, units
-from engine.config import RUNTIMES, PrecisionName, RunConfig, RuntimeName, infer_config, infer_matrix, with_overrides
+from engine.config import (
+    RUNTIMES,
+    PrecisionName,
+    RunConfig,
+    RuntimeName,
+    describe,
+    infer_config,
+    infer_matrix,
+    with_overrides,
+)
 from engine.errors import ConfigError, EngineError
 from engine.records import TERMINAL
 from engine.serving import CellResult, Matrix, Quantile
@@ -181,7 +190,7 @@ def card(run: Run, limit_s: float | None = None, *, quantile: Quantile = "p99") 
     found = serving.matrix_of(run)
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
-        f"  {run.config.in_words()}",
+        f"  {describe(run.config)}",
         *_table(found),
         *_forms(found),
     ]
@@ -199,7 +208,7 @@ def _table(found: Matrix) -> list[str]:
     """A line per cell: percentiles are of single requests, throughput is of examples."""
     if not found.measured:
         return ["  nothing is measured yet" if not found.is_over else "  nothing was measured"]
-    text = found.config.data == "text"
+    text = found.config.is_text
     heads = ["requests", "p50", "p90", "p99", "longest", "examples/s", "first answer"]
     heads += ["first char.", "each char.", "characters/s"] if text else []
     width = max(len(_name(found, c)) for c in found.measured)

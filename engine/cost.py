@@ -1,6 +1,6 @@
 """What a run costs and what bounds it: FLOP/s attained, MFU, bytes moved, arithmetic intensity, the roofline.
 
-FLOPs are those of `families` and seconds those of the training clock, so every figure here can be had again from
+FLOPs are those of `models` and seconds those of the training clock, so every figure here can be had again from
 `show --json`. Bytes are a lower bound: what each matrix product must read and write once, and what the optimizer touches.
 Activations, norms, pooling and what a cache is too small to keep come on top.
 """
@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine import calibration, families, loading, planner, split, units
+from engine import calibration, loading, models, planner, split, units
 from engine.calibration import Found
-from engine.config import FULL, RNN, USER_DATA, RunConfig
+from engine.config import FULL, USER_DATA, RunConfig
 from engine.datasets import Dataset
 from engine.errors import EngineError
-from engine.families import FLOAT_BYTES, KERNEL, SIGNAL_KERNELS, Product
+from engine.models import FLOAT_BYTES, Product, family_of
+from engine.models.cnn import KERNEL, SIGNAL_KERNELS
 from engine.peaks import VendorPeak, vendor_peak
 from engine.records import Calibration
 from engine.store import Run
@@ -136,7 +137,7 @@ def parts_of_step(config: RunConfig, data: Dataset, *, batch_size: int, micro_ba
     size = 2 if config.precision in _HALF else FLOAT_BYTES
     passes = -(-batch_size // micro_batch)
     found: dict[str, list[int]] = {}
-    for place, product in enumerate(families.products(config.model, data)):
+    for place, product in enumerate(models.products(config.model, data)):
         weights, values = _values(product, config, data, place)
         entry = found.setdefault(product.kind, [0, 0, 0])
         entry[0] += batch_size * product.train_flops
@@ -162,7 +163,7 @@ def _values(product: Product, config: RunConfig, data: Dataset, place: int) -> t
 
 
 def _positions(config: RunConfig, data: Dataset) -> int:
-    return families.input_shape(config.model, data)[0]
+    return models.input_shape(config.model, data)[0]
 
 
 def _pixels_per_output(product: Product, data: Dataset, place: int) -> int:
@@ -176,14 +177,14 @@ def _operations(product: Product, config: RunConfig) -> int:
     """Kernels of a product forward and back; a recurrent one waits for its own last result, step by step."""
     each = (2 if product.input_gradient_rows == 0 else 3) + (1 if product.bias and product.weights else 0)
     own = product.kind == "recurrent" and product.input_gradient_rows == product.rows - 1
-    step_by_step = own and isinstance(config.model, RNN) and config.model.cell != "lstm"
+    step_by_step = own and not family_of(config.model).is_fused_recurrence(config.model)
     return each * (product.rows if step_by_step else 1)
 
 
 def _optimizer_part(config: RunConfig, data: Dataset, passes: int) -> Part:
     """With what every pass has around its products: examples and labels taken, the loss there, back, and kept."""
-    count = families.parameters(config.model, data)
-    state = families.optimizer_bytes(config.optimizer, config.model, data)
+    count = models.parameters(config.model, data)
+    state = models.optimizer_bytes(config.optimizer, config.model, data)
     touched = 3 * FLOAT_BYTES * count + 2 * state  # weights and gradients read, weights written; state both
     if config.ema_decay:
         touched += 3 * FLOAT_BYTES * count
@@ -194,10 +195,10 @@ def _optimizer_part(config: RunConfig, data: Dataset, passes: int) -> Part:
 
 def working_set_bytes(config: RunConfig, data: Dataset, micro_batch: int) -> int:
     """What a step goes through: weights, gradients, optimizer state, activations and its own examples."""
-    weights = FLOAT_BYTES * families.parameters(config.model, data)
-    kept = families.activation_bytes(config.model, data, micro_batch)
-    state = families.optimizer_bytes(config.optimizer, config.model, data)
-    return 2 * weights + state + kept + FLOAT_BYTES * micro_batch * prod(families.input_shape(config.model, data))
+    weights = FLOAT_BYTES * models.parameters(config.model, data)
+    kept = models.activation_bytes(config.model, data, micro_batch)
+    state = models.optimizer_bytes(config.optimizer, config.model, data)
+    return 2 * weights + state + kept + FLOAT_BYTES * micro_batch * prod(models.input_shape(config.model, data))
 
 
 # --- the roofline -------------------------------------------------------------------------------------------------
@@ -360,7 +361,7 @@ def _try_next(bound: Bound, config: RunConfig, made: Calibration) -> str:
     advice = []
     if config.batch_size != FULL:
         advice.append(_LARGER_BATCH[bound])
-    if bound == "memory" and config.optimizer.name not in {"gd", "sgd"}:
+    if bound == "memory" and config.optimizer.facts.keeps_state:
         advice.append("sgd and momentum keep less state than adam")
     if bound != "memory" and config.device != "cpu" and config.execution != "cuda-graph":
         advice.append("execution=cuda-graph starts a whole step at once")

@@ -8,8 +8,8 @@ import sys
 from dataclasses import dataclass, replace
 from math import ceil, prod
 
-from engine import admission, families, hardware, loading, trajectory, units
-from engine.config import FULL, MIN_BATCH_SIZES, RNN, RunConfig, model_in_words
+from engine import admission, hardware, loading, models, trajectory, units
+from engine.config import FULL, MIN_BATCH_SIZES, RunConfig, model_in_words
 from engine.datasets import Dataset
 from engine.errors import ConfigError, DeviceError, OutOfMemory
 from engine.hardware import Machine
@@ -91,22 +91,22 @@ def plan(
     ranks, together = config.num_processes, config.num_processes if config.device == "cpu" else 1
     holders = ranks if config.parallel.strategy == "fsdp" else 1  # ranks that share out weights and what goes with them
     micro = ceil(micro / ranks)
-    count, checkpointing = families.parameters(model, data), config.activation_checkpointing
-    weights, checkpoint_bytes = families.FLOAT_BYTES * count, trajectory.check_size(config.checkpoints, count)
+    count, checkpointing = models.parameters(model, data), config.activation_checkpointing
+    weights, checkpoint_bytes = models.FLOAT_BYTES * count, trajectory.check_size(config.checkpoints, count)
     own = ceil(weights / holders)
-    steps_per_epoch, per_example = ceil(data.train_examples / batch), families.train_flops_per_example(model, data)
+    steps_per_epoch, per_example = ceil(data.train_examples / batch), models.train_flops_per_example(model, data)
     sizes = {
         "weight_bytes": own * (2 if config.ema_decay else 1),
         "gradient_bytes": own,
-        "optimizer_bytes": ceil(families.optimizer_bytes(config.optimizer, model, data) / holders),
-        "activation_bytes": families.activation_bytes(model, data, micro, checkpointing=checkpointing),
+        "optimizer_bytes": ceil(models.optimizer_bytes(config.optimizer, model, data) / holders),
+        "activation_bytes": models.activation_bytes(model, data, micro, checkpointing=checkpointing),
         "data_bytes": _data_bytes(config, data, batch),
         "checkpoint_bytes": checkpoint_bytes if config.device == "cpu" else 0,
     }
-    evaluation = max(1, min(1_000, _EVALUATION_BYTES // (4 * families.largest_output(model, data))))
+    evaluation = max(1, min(1_000, _EVALUATION_BYTES // (4 * models.largest_output(model, data))))
     sizes["workspace_bytes"] = max(
         _step_workspace(config, data, weights, sizes["activation_bytes"], micro),
-        families.workspace_bytes(model, data, evaluation) - sizes["activation_bytes"],  # which an evaluation has not
+        models.workspace_bytes(model, data, evaluation) - sizes["activation_bytes"],  # which an evaluation has not
     )
     if config.is_gang:
         sizes["workspace_bytes"] += weights  # an estimate of what is under way between ranks
@@ -114,7 +114,7 @@ def plan(
     free = free_bytes if free_bytes is not None else _free_bytes(config)
     return Plan(
         parameters=count,
-        forward_flops_per_example=families.forward_flops_per_example(model, data),
+        forward_flops_per_example=models.forward_flops_per_example(model, data),
         train_flops_per_example=per_example,
         **sizes,
         micro_batch=micro,
@@ -138,25 +138,25 @@ def _plan_of_inference(config: RunConfig, data: Dataset, free_bytes: int | None,
     model, cells = config.model, config.cells
     batch = max(cell.batch_size for cell in cells)
     recorded = max((cell.batch_size for cell in cells if cell.runtime == "eager"), default=0)
-    count, forms = families.parameters(model, data), len({(cell.precision, cell.runtime) for cell in cells})
-    example = families.FLOAT_BYTES * prod(families.input_shape(model, data))
+    count, forms = models.parameters(model, data), len({(cell.precision, cell.runtime) for cell in cells})
+    example = models.FLOAT_BYTES * prod(models.input_shape(model, data))
     sizes = {
-        "weight_bytes": families.FLOAT_BYTES * count * forms,
+        "weight_bytes": models.FLOAT_BYTES * count * forms,
         "gradient_bytes": 0,
         "optimizer_bytes": 0,
-        "activation_bytes": families.activation_bytes(model, data, recorded) if recorded else 0,
-        "workspace_bytes": families.workspace_bytes(model, data, batch),
+        "activation_bytes": models.activation_bytes(model, data, recorded) if recorded else 0,
+        "workspace_bytes": models.workspace_bytes(model, data, batch),
         "data_bytes": example * (data.test_examples + 2 * batch),
         "checkpoint_bytes": 0,
     }
     free = free_bytes if free_bytes is not None else hardware.free_memory_bytes(config.device)
     return Plan(
         parameters=count,
-        forward_flops_per_example=families.forward_flops_per_example(model, data),
-        train_flops_per_example=families.train_flops_per_example(model, data),
+        forward_flops_per_example=models.forward_flops_per_example(model, data),
+        train_flops_per_example=models.train_flops_per_example(model, data),
         **sizes,
         micro_batch=batch,
-        evaluation_batch=max(1, min(1_000, _EVALUATION_BYTES // (4 * families.largest_output(model, data)))),
+        evaluation_batch=max(1, min(1_000, _EVALUATION_BYTES // (4 * models.largest_output(model, data)))),
         batch_size=batch,
         train_examples=data.train_examples,
         test_examples=data.test_examples,
@@ -258,7 +258,7 @@ def check_abilities(config: RunConfig, machine: Machine) -> None:
         capability = _capability(config, machine)
         if capability is not None and capability < _AMPERE:
             reason = f"the GPU has compute capability {capability:g}, and {precision} needs {_AMPERE:g}"
-    if on_cpu and precision == "bf16" and _is_lstm(config) and not _BF16_FLAGS & set(machine.cpu.isa):
+    if on_cpu and precision == "bf16" and _is_fused_recurrence(config) and not _BF16_FLAGS & set(machine.cpu.isa):
         reason = "this CPU has an LSTM in float32 only (avx512_bf16, amx_bf16)"
     if reason:
         fix = "Choose precision=fp32." if on_cpu else "Choose precision=fp32 or fp16."
@@ -276,8 +276,8 @@ def _capability(config: RunConfig, machine: Machine) -> float | None:
     return float(found[0]) if found and found[0] else None
 
 
-def _is_lstm(config: RunConfig) -> bool:
-    return isinstance(config.model, RNN) and config.model.cell == "lstm"
+def _is_fused_recurrence(config: RunConfig) -> bool:
+    return models.family_of(config.model).is_fused_recurrence(config.model)
 
 
 def _compiler() -> str | None:
@@ -298,7 +298,7 @@ def _warnings(config: RunConfig, data: Dataset, machine: Machine) -> list[str]:
             "Compiling takes 10 to 80 s on a CPU and gave at most 1.1 times the speed of eager; convolutions became "
             "slower. Its time is shown apart."
         )
-    if config.execution == "compiled" and isinstance(config.model, RNN):
+    if config.execution == "compiled" and models.family_of(config.model).is_recurrent:
         found.append("torch.compile leaves recurrent layers as they are: there is little to gain.")
     found += _of_ranks(config, machine)
     found += _never_arrives(config, data)
@@ -327,7 +327,7 @@ def _of_ranks(config: RunConfig, machine: Machine) -> list[str]:
 def _never_arrives(config: RunConfig, data: Dataset) -> list[str]:
     """What needs more steps than the run has."""
     batch, _ = _batch_sizes(config, data)
-    steps = total_steps(config, data.train_examples, batch, families.train_flops_per_example(config.model, data))
+    steps = total_steps(config, data.train_examples, batch, models.train_flops_per_example(config.model, data))
     if steps is None:
         return []
     found = []
@@ -396,20 +396,18 @@ def _law_sizes(config: RunConfig, data: Dataset) -> list[int]:
     return sizes
 
 
-# What an update holds for a moment, in weights: kernels that are not fused keep a copy of each intermediate.
-_SCRATCH = {"rmsprop": 1, "muon": 4}
-_REFERENCE_SCRATCH = 2  # torch.optim's defaults
+_REFERENCE_SCRATCH = 2  # copies of the weights that torch.optim's defaults hold during a step
 
 
 def _step_workspace(config: RunConfig, data: Dataset, weights: int, activations: int, micro_batch: int) -> int:
     """An estimate: gradients of activations, the optimizer's scratch, and what is kept beyond the closed forms."""
-    copies = _SCRATCH.get(config.optimizer.name, 0) + (config.grad_accumulation > 1)  # a second gradient, to be added
+    copies = config.optimizer.facts.scratch + (config.grad_accumulation > 1)  # a second gradient, to be added
     if config.execution == "dataloader":
         copies = max(copies, _REFERENCE_SCRATCH)
-    size = families.workspace_bytes(config.model, data, micro_batch) + copies * weights
+    size = models.workspace_bytes(config.model, data, micro_batch) + copies * weights
     if config.precision in {"bf16", "fp16"}:
         size += weights // 2  # autocast's copies of the weights
-    if _is_lstm(config):
+    if _is_fused_recurrence(config):
         size += activations  # oneDNN and cuDNN keep about as much again
     return size
 
@@ -418,7 +416,7 @@ def _data_bytes(config: RunConfig, data: Dataset, batch_size: int) -> int:
     """On the run's device: both splits, and an epoch's gathered copy of the training split where there is one."""
     if data.kind == "text":
         return 4 * prod(data.shape) * (data.train_examples + data.test_examples)
-    value_bytes = families.FLOAT_BYTES * prod(families.input_shape(config.model, data))
+    value_bytes = models.FLOAT_BYTES * prod(models.input_shape(config.model, data))
     training, held_out = (value_bytes * count for count in (data.train_examples, data.test_examples))
     if config.execution == "dataloader":
         return training + held_out if config.device == "cpu" else held_out

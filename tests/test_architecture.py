@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "config presets records query errors units peaks nvml text redaction downsample processes sandbox locks disk ring",
-    "schedules families datasets downloads userdata loading hardware sampler contention readers gpus monitor recorder energy studies figures alerts split charts_split settings planner limits access store trajectory landscape toy checkup keys calibration charts charts_descent charts_roofline charts_infer charts_scale report capsule tables sharing interop cost sweep analysis batch_law races outcome lessons admission serving scaling scaling_words",
+    "schedules models datasets downloads userdata loading hardware sampler contention readers gpus monitor recorder energy studies figures alerts split charts_split settings planner limits access store trajectory landscape toy checkup keys calibration charts charts_descent charts_roofline charts_infer charts_scale report capsule tables sharing interop cost sweep analysis batch_law races outcome lessons admission serving scaling scaling_words",
     "pytorch xla_backend",
     "worker",
     "preload executor ray_executor supervisor cli_share",

@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from dashboard import api, gate, inference, inference_api, parts, state
 from engine import charts_infer, records, serving
 from engine.access import Actor
-from engine.config import Cell, RunConfig, infer_config, infer_matrix
+from engine.config import Cell, RunConfig, describe, infer_config, infer_matrix
 from engine.errors import ConfigError
 from engine.presets import preset_config
 from engine.store import EventLog, Run, Store
@@ -343,7 +343,7 @@ def test_a_trained_run_is_led_here_with_its_weights_chosen(app, folder, trained)
     opened(app, of=trained.run_id)
     box = app.selectbox(key="infer.of")
     assert box.value == trained.run_id
-    assert trained.config.in_words() in said(app)
+    assert describe(trained.config) in said(app)
     assert len([option for option in box.options if "Fresh" not in option and "safetensors" not in option]) == 1
     assert address(app) == {"view": "Matrix", "of": trained.run_id}
 
