@@ -1,4 +1,4 @@
-"""Which requests a model is given and which weights may answer them: refused with a sentence before anything starts."""
+"""Checks of an inference request and of the weights that answer it, before anything starts."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from engine.store import Run
 WEIGHTS_FILE = "model.safetensors"
 
 
-# --- what a request may bring -------------------------------------------------------------------------------------
+# --- requests -----------------------------------------------------------------------------------------------------
 
 
 def check_request(config: RunConfig, data: Dataset) -> None:
-    """Raises ConfigError where the model cannot take `infer.shape`, or so many characters."""
+    """Raises ConfigError if the model cannot read `infer.shape`, or not that many characters."""
     infer, model = config.infer, config.model
     if data.kind == "text":
         room = data.shape[0]
         if models.family_of(model).limits_context and infer.prompt_len + infer.new_tokens > room:
             raise ConfigError(
                 f"infer.prompt_len={infer.prompt_len} and infer.new_tokens={infer.new_tokens} are more than the {room} "
-                "characters this model looks back.",
-                fix=f"Choose together at most {room}, or a model with a longer context (source.seq_len).",
+                "characters of this model's context.",
+                fix=f"Choose a sum of at most {room}, or a model with a longer context (source.seq_len).",
             )
     if infer.shape:
         _check_shape(config, data)
@@ -61,16 +61,16 @@ def shape_in_words(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
-# --- which weights may answer -------------------------------------------------------------------------------------
+# --- weights ------------------------------------------------------------------------------------------------------
 
 
 def weights_of(run: Run) -> Artifact | None:
-    """The weights a run left."""
+    """The weights that a run saved; None if it saved none."""
     return next((artifact for artifact in run.artifacts if artifact.name == WEIGHTS_FILE), None)
 
 
 def check_run(config: RunConfig, run: Run) -> Artifact:
-    """The weights of a run that may answer for `config`; raises the sentence that says why they may not."""
+    """The weights of a run, if they may answer for `config`; otherwise raises ConfigError with the reason."""
     if run.config.task != "train":
         raise ConfigError(
             f"infer.run={run.run_id} did not train a model (task='{run.config.task}'): it has no weights.",
@@ -92,12 +92,12 @@ def check_run(config: RunConfig, run: Run) -> Artifact:
 
 
 def own_weights(config: RunConfig) -> Path:
-    """The user's own file of weights."""
+    """Path of the user's own weights file. Raises ConfigError for a home folder that does not exist."""
     try:
         return Path(config.infer.weights).expanduser()
     except RuntimeError:  # ~nobody
         raise ConfigError(
-            "infer.weights names the home of a user who is not known.", fix="Write the path in full."
+            "infer.weights names the home folder of an unknown user.", fix="Write the path in full."
         ) from None
 
 
@@ -110,10 +110,10 @@ _HOW_TO_SAVE = (
 
 
 def tensors_in(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in a .safetensors file, from its header alone.
+    """Names and shapes of the tensors in a .safetensors file, read from its header only.
 
-    Raises ConfigError for a pickle, which is never opened: reading one runs whatever code is inside; and for what is no
-    .safetensors file.
+    Raises ConfigError for a file that is not in this format. A pickle is never opened, because reading one runs the code
+    inside it.
     """
     try:
         with path.open("rb") as file:
@@ -121,7 +121,7 @@ def tensors_in(path: Path) -> dict[str, tuple[int, ...]]:
             size = struct.unpack("<Q", begin)[0] if len(begin) == 8 else 0
             header = file.read(size) if 2 <= size <= _MOST_HEADER_BYTES else b""
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "its name is none"
+        reason = getattr(error, "strerror", None) or "its name is not allowed"
         raise ConfigError(f"The weights file {path.name} cannot be read: {reason}.", fix="Check its name.") from None
     if (
         path.suffix.lower() in _PICKLES
@@ -129,7 +129,7 @@ def tensors_in(path: Path) -> dict[str, tuple[int, ...]]:
         or (begin[:1] == b"\x80" and begin[1:2] <= b"\x05")
     ):
         raise ConfigError(
-            f"The weights file {path.name} is a pickle, and reading a pickle runs whatever code is inside: it is not opened.",
+            f"The weights file {path.name} is a pickle. It is not opened, because reading a pickle runs the code inside it.",
             fix=_HOW_TO_SAVE,
         )
     try:
@@ -147,7 +147,7 @@ def tensors_in(path: Path) -> dict[str, tuple[int, ...]]:
 def check_tensors(
     found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]], *, whose: str, model: str
 ) -> None:
-    """Raises ConfigError naming the first tensor that is missing, too many, or of another shape."""
+    """Raises ConfigError if tensors are missing, unknown or of another shape; the message names the first ones."""
     missing = [name for name in wanted if name not in found]
     more = [name for name in found if name not in wanted]
     differing = [name for name in wanted if name in found and tuple(found[name]) != tuple(wanted[name])]

@@ -74,7 +74,7 @@ def _measured(words: str) -> Callable[[ReportRun], str]:
 
 
 def _held_out(run: ReportRun) -> str:
-    what = "every next character of {} passages" if run.config.data == "text" else "{} examples"
+    what = "every next character of {} passages" if run.config.is_text else "{} examples"
     return f"measured on {what.format(units.count(run.test_examples))} not trained on, at the last evaluation"
 
 
@@ -618,7 +618,7 @@ def _inferences(runs: Sequence[ReportRun]) -> str:
         if run.config.task != "infer":
             continue
         found = run.matrix
-        text = run.config.data == "text"
+        text = run.config.is_text
         heads = ["", "Requests", "p50", "p90", "p99", "Longest", "Examples/s", "First answer"]
         heads += ["First character", "Each character"] if text else []
         rows = "".join(
@@ -665,7 +665,7 @@ def _inference_figures(found: serving.Matrix) -> list[tuple[str, str, go.Figure]
         figures.append(("curve", "Throughput against latency", charts_infer.curve_chart(found)))
     if len({(c.cell.runtime, c.cell.precision) for c in found.measured}) > 1:
         figures.append(("ladder", "Speed-up over plain PyTorch (derived)", charts_infer.ladder_chart(found)))
-    if found.config.data == "text" and len(found.batch_sizes) > 1:
+    if found.config.is_text and len(found.batch_sizes) > 1:
         figures += [
             ("ttft", "Time to first token", charts_infer.token_chart(found, "ttft")),
             ("tpot", "Time per output token", charts_infer.token_chart(found, "tpot")),

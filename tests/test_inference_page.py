@@ -394,7 +394,7 @@ def test_a_pickle_is_refused_in_words(app, tmp_path):
     app.selectbox(key="infer.of").select("file").run()
     assert "No weights file is named yet" in wrong(app)
     app.text_input(key="infer.file.path").set_value(str(file)).run()
-    assert "reading a pickle runs whatever code is inside" in wrong(app)
+    assert "reading a pickle runs the code inside it" in wrong(app)
 
 
 def test_a_measurement_is_found_again_by_its_link_with_limit_and_quantile(app, folder, trained, matrix_run, seen):

@@ -70,7 +70,7 @@ class CNNFamily(Family[CNN]):
             return ""
         here = cnn_features(model, data)
         return (
-            f"its first fully connected layer has weights for {here:,} values, and {join(shape)} would give {there:,}"
+            f"its first fully connected layer has weights for {here:,} values, where {join(shape)} would give {there:,}"
             if there != here
             else ""
         )
