@@ -1,8 +1,9 @@
 """The form of an experiment: widgets whose titles, bounds and choices come from the fields of the configuration.
 
-A field is named by its path, `optimizer.lr` as on the command line. A field of a model is named by its family, `rnn.cell`,
-so that each family keeps its own values. The form holds the configuration it was opened with and the fields it shows. A
-field that is hidden, because no choice uses it, keeps the value of that configuration or returns to its default.
+A field is named by its path, `optimizer.lr` as on the command line. A field of a model is named by its family,
+`rnn.cell`, so that each family keeps its own values. The form holds the configuration it was opened with and the fields
+it shows. A field that is hidden, because no choice uses it, keeps the value of that configuration or returns to its
+default.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ class Unfinished(ConfigError):
 def experiment_form(preset: str, config: RunConfig) -> tuple[str, RunConfig]:
     """Draw the form, at first with the values of `config`; return the preset and configuration it shows now.
 
-    Raises ConfigError, with the same sentence as on the command line, for a configuration that cannot run, and Unfinished
-    while the user still has to choose a file.
+    Raises ConfigError, with the same sentence as on the command line, for a configuration that cannot run, and
+    Unfinished while the user still has to choose a file.
     """
     if not is_shown():
         _fill(preset, config)
@@ -170,8 +171,8 @@ def form_or_default(preset: str, config: RunConfig) -> tuple[str, RunConfig, Con
 def current() -> tuple[str, RunConfig]:
     """The preset and configuration in the form now, with a change that was just made.
 
-    The callback of a button runs before the page is drawn again, so it must read the widgets and not what was drawn last.
-    Raises ConfigError or Unfinished, as `experiment_form`.
+    The callback of a button runs before the page is drawn again, so it must read the widgets and not what was drawn
+    last. Raises ConfigError or Unfinished, as `experiment_form`.
     """
     data = DATA[_value("data")]
     if data.is_yours and not _value("source.path").strip():
@@ -194,8 +195,8 @@ def show_in_form(preset: str, config: RunConfig) -> None:
 
 
 def _fill(preset: str, config: RunConfig) -> None:
-    """Set the widgets to the values of the configuration. The form is for training, also if the configuration is that of a run
-    with another task."""
+    """Set the widgets to the values of the configuration. The form is for training, also if the configuration is that
+    of a run with another task."""
     config = config.model_copy(update={"task": "train", "landscape": Landscape(), "infer": Infer()})
     family = config.model.family
     unit = next(name for name in BUDGETS if getattr(config.budget, name) is not None)
@@ -281,7 +282,8 @@ def _set(path: str, value: Any) -> None:
 
 
 def _keep_what_is_not_drawn() -> None:
-    """Set every value again, because Streamlit forgets those of widgets that are not drawn (hidden layers beside LeNet)."""
+    """Set every value again, because Streamlit forgets those of widgets that are not drawn (hidden layers beside
+    LeNet)."""
     for key in [k for k in st.session_state if str(k).startswith(_KEY)]:
         st.session_state[key] = st.session_state[key]
 
@@ -630,7 +632,8 @@ def _draw_rest() -> None:
 def _group(title: str, paths: list[str]) -> Any:
     """An expander, closed at first; its label counts the fields in it that are not at their defaults."""
     set_here = [path for path in paths if _typed(path) != _as_typed(path, _as_widget(path, _field(path).default))]
-    return st.expander(f"{title} · {len(set_here)} set" if set_here else title, key=f"group-{title.split()[0].lower()}")
+    label = f"{title} · {len(set_here)} set" if set_here else title
+    return st.expander(label, key=f"group-{title.split()[0].lower()}")
 
 
 def _draw_stopping() -> None:

@@ -112,8 +112,8 @@ _HOW_TO_SAVE = (
 def tensors_in(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a .safetensors file, read from its header only.
 
-    Raises ConfigError for a file that is not in this format. A pickle is never opened, because reading one runs the code
-    inside it.
+    Raises ConfigError for a file that is not in this format. A pickle is never opened, because reading one runs the
+    code inside it.
     """
     try:
         with path.open("rb") as file:
@@ -129,7 +129,8 @@ def tensors_in(path: Path) -> dict[str, tuple[int, ...]]:
         or (begin[:1] == b"\x80" and begin[1:2] <= b"\x05")
     ):
         raise ConfigError(
-            f"The weights file {path.name} is a pickle. It is not opened, because reading a pickle runs the code inside it.",
+            f"The weights file {path.name} is a pickle. It is not opened, because reading a pickle runs the code "
+            "inside it.",
             fix=_HOW_TO_SAVE,
         )
     try:

@@ -1,8 +1,8 @@
 """The configuration of a run: one frozen value with JSON and a fingerprint. Named configurations are in `presets.py`.
 
-Each fact about a field (title, bounds, choices, help) stands here once, and so does each fact about a choice (optimizer,
-data set, model family). The form, the command line, error messages and reports read them from here. Checks that need the
-size of a data set or a device are in `planner.py`.
+Each fact about a field (title, bounds, choices, help) stands here once, and so does each fact about a choice
+(optimizer, data set, model family). The form, the command line, error messages and reports read them from here. Checks
+that need the size of a data set or a device are in `planner.py`.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ class Model(Spec):
             return ""
         readers = " or ".join(sorted((name for name, model in MODELS.items() if model.reads_text), reverse=True))
         return (
-            f"model.family='{_family_name(type(self))}' does not go with data='text': it has no order of characters; set "
+            f"model.family='{_family_name(type(self))}' does not go with data='text': it has no order of characters; "
+            "set "
             f"model.family={readers}"
         )
 
@@ -261,7 +262,8 @@ class RNN(Model):
 
     def why_not_text(self) -> str:
         return (
-            "model.bidirectional=true does not go with data='text': reading from the end shows the character that is to be "
+            "model.bidirectional=true does not go with data='text': reading from the end shows the character that is "
+            "to be "
             "predicted; set it to false"
             if self.bidirectional
             else ""
@@ -344,8 +346,9 @@ class OptimizerFacts:
         return self.states_per_matrix_entry is not None
 
 
-# The usual learning rates of gd and momentum are those of the presets. Nesterov's is momentum's, and sgd without momentum
-# takes a little more. Those of Adagrad, Adam, AdamW and Muon are torch.optim's defaults, RMSprop's is that of Keras.
+# The usual learning rates of gd and momentum are those of the presets. Nesterov's is momentum's, and sgd without
+# momentum takes a little more. Those of Adagrad, Adam, AdamW and Muon are torch.optim's defaults, RMSprop's is that of
+# Keras.
 OPTIMIZERS: Mapping[OptimizerName, OptimizerFacts] = {
     "gd": OptimizerFacts("Gradient descent", 0.5, full_batch=True, is_plain=True),
     "sgd": OptimizerFacts("SGD", 0.05, is_plain=True),
@@ -401,7 +404,8 @@ class Optimizer(Spec):
         0.0,
         "Weight decay",
         description="Pulls every weight towards zero. It is added to the gradient; with "
-        f"{_listed([name for name, facts in OPTIMIZERS.items() if facts.decoupled])} it is subtracted as a share of lr x "
+        f"{_listed([name for name, facts in OPTIMIZERS.items() if facts.decoupled])} it is subtracted as a share of "
+        "lr x "
         "weight.",
         ge=0,
         le=1e3,
@@ -452,7 +456,7 @@ class Target(Spec):
         return self
 
 
-# --- tasks that are no single training ----------------------------------------------------------------------------------
+# --- tasks that are no single training --------------------------------------------------------------------------------
 
 MIN_BATCH_SIZES = 3  # the law has two parameters; a third value shows whether they fit
 
@@ -483,7 +487,8 @@ class Law(Spec):
     def _enough_batch_sizes(self) -> Self:
         if len(set(self.batch_sizes)) + self.full_batch < MIN_BATCH_SIZES:
             raise ValueError(
-                f"batch_sizes={as_text(self.batch_sizes)}: a law takes at least {MIN_BATCH_SIZES} different ones; add some"
+                f"batch_sizes={as_text(self.batch_sizes)}: a law takes at least {MIN_BATCH_SIZES} different ones; "
+                "add some"
             )
         return self
 
@@ -586,7 +591,7 @@ class Infer(Spec):
         return self
 
 
-# --- several devices ----------------------------------------------------------------------------------------------------
+# --- several devices --------------------------------------------------------------------------------------------------
 
 StrategyName = Literal["ddp", "fsdp", "data-parallel"]
 
@@ -622,7 +627,7 @@ class Parallel(Spec):
         return self
 
 
-# --- the whole run ------------------------------------------------------------------------------------------------------
+# --- the whole run ----------------------------------------------------------------------------------------------------
 
 ExecutionName = Literal["eager", "dataloader", "compiled", "cuda-graph"]
 
@@ -697,7 +702,8 @@ class RunConfig(Spec):
     def _gd_takes_the_whole_set(self) -> Self:
         if self.optimizer.facts.full_batch and self.batch_size != FULL:
             raise ValueError(
-                f"batch_size={self.batch_size} does not go with optimizer.name='{self.optimizer.name}': gradient descent uses the whole "
+                f"batch_size={self.batch_size} does not go with optimizer.name='{self.optimizer.name}': gradient "
+                "descent uses the whole "
                 "training set; set batch_size=full, or optimizer.name=sgd for mini-batches"
             )
         return self
@@ -714,16 +720,19 @@ class RunConfig(Spec):
             return self
         if self.batch_size == FULL:
             raise ValueError(
-                "batch_size=full does not go with task='infer': a request brings a number of examples; set batch_size=1, or more"
+                "batch_size=full does not go with task='infer': a request brings a number of examples; set "
+                "batch_size=1, or more"
             )
         assert isinstance(self.batch_size, int)
         if not self.infer.cells and self.batch_size > MOST_IN_A_REQUEST:
             raise ValueError(
-                f"batch_size={self.batch_size} is more than the {MOST_IN_A_REQUEST} examples a request may bring; set fewer"
+                f"batch_size={self.batch_size} is more than the {MOST_IN_A_REQUEST} examples a request may bring; "
+                "set fewer"
             )
         if (most := max((cell.threads for cell in self.infer.cells), default=1)) > self.threads:
             raise ValueError(
-                f"threads={self.threads} is less than the {most} of a cell: it is what the run may take; set threads={most}"
+                f"threads={self.threads} is less than the {most} of a cell: it is what the run may take; set "
+                f"threads={most}"
             )
         return self
 
@@ -789,7 +798,8 @@ class RunConfig(Spec):
         parallel, strategy = self.parallel, self.parallel.strategy
         if parallel.devices and parallel.devices[0] != self.device:
             raise ValueError(
-                f"parallel.devices begins with {parallel.devices[0]} and device is {self.device}; set device={parallel.devices[0]}"
+                f"parallel.devices begins with {parallel.devices[0]} and device is {self.device}; set "
+                f"device={parallel.devices[0]}"
             )
         if not self.is_parallel:
             return self
@@ -827,7 +837,8 @@ class RunConfig(Spec):
 
     @property
     def is_parallel(self) -> bool:
-        """Whether a data-parallel wrapper is used. True also for one rank whose device is named, to measure its cost."""
+        """Whether a data-parallel wrapper is used. True also for one rank whose device is named, to measure its
+        cost."""
         return self.parallel.num_ranks > 1 or bool(self.parallel.devices)
 
     @property
@@ -872,7 +883,7 @@ class RunConfig(Spec):
         return (own,)
 
 
-# --- a configuration in words -------------------------------------------------------------------------------------------
+# --- a configuration in words -----------------------------------------------------------------------------------------
 
 
 def describe(config: RunConfig) -> str:
@@ -945,8 +956,8 @@ def _ends(numbers: list[int]) -> str:
 def infer_config(base: RunConfig, run_id: str = "", **choices: Any) -> RunConfig:
     """The configuration of a run that measures inference.
 
-    The weights are those of the finished run `run_id` with the configuration `base`, or without an id fresh weights of the
-    model of `base`. `choices` are fields of `Infer`, and batch_size, threads and precision. Raises ConfigError.
+    The weights are those of the finished run `run_id` with the configuration `base`, or without an id fresh weights of
+    the model of `base`. `choices` are fields of `Infer`, and batch_size, threads and precision. Raises ConfigError.
     """
     own = {"batch_size": 1, "threads": 1, "precision": "fp32"}
     own |= {name: choices.pop(name) for name in list(choices) if name in own}
@@ -1002,7 +1013,7 @@ def budget_in_words(budget: Budget) -> str:
     return " or ".join(f"{as_text(v)} {unit}{'' if v == 1 else 's'}" for v, unit in limits if v is not None)
 
 
-# --- from text to a configuration, and the sentence that says why it is refused ------------------------------------------
+# --- from text to a configuration, and the sentence that says why it is refused ---------------------------------------
 
 
 def parse_config(data: Any) -> RunConfig:
@@ -1030,9 +1041,9 @@ def parse_config_json(text: str, *, name: str = "configuration") -> RunConfig:
 def with_overrides(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
     """`base` changed by `key.sub=value` assignments, as on the command line and in links.
 
-    A new `model.family` starts from its defaults, and `model.size` sets all of its dimensions. An optimizer that reads the
-    whole training set (gd) sets the full batch unless a batch size is assigned as well; leaving it returns to mini-batches.
-    Raises ConfigError for an unknown key or a value that is not allowed.
+    A new `model.family` starts from its defaults, and `model.size` sets all of its dimensions. An optimizer that reads
+    the whole training set (gd) sets the full batch unless a batch size is assigned as well; leaving it returns to
+    mini-batches. Raises ConfigError for an unknown key or a value that is not allowed.
     """
     changes = [_split(text) for text in assignments]
     keys = {key for key, _ in changes}
@@ -1046,7 +1057,7 @@ def with_overrides(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
     for key, value in changes:
         _assign(data, key, value)
     if "optimizer.name" in keys and "batch_size" not in keys and isinstance(data["optimizer"], dict):
-        chosen = OPTIMIZERS.get(data["optimizer"].get("name"))
+        chosen = OPTIMIZERS.get(cast(OptimizerName, str(data["optimizer"].get("name"))))
         if chosen and chosen.full_batch:
             data["batch_size"] = FULL
         elif base.optimizer.facts.full_batch:
@@ -1112,7 +1123,8 @@ def explain(error: ValidationError) -> ConfigError:
 
 
 def _is_branch(part: object) -> bool:
-    """Whether a part of an error's location is a union member that pydantic tried, and not a key that the user wrote."""
+    """Whether a part of an error's location is a union member that pydantic tried, and not a key that the user
+    wrote."""
     return isinstance(part, str) and (part.startswith(("literal[", "function-", "constrained-")))
 
 

@@ -19,7 +19,8 @@ from engine.calibration import Found
 from engine.config import FULL, USER_DATA, RunConfig
 from engine.datasets import Dataset
 from engine.errors import EngineError
-from engine.models import FLOAT_BYTES, Product, family_of
+from engine.models import family_of
+from engine.models.arithmetic import FLOAT_BYTES, Product
 from engine.models.cnn import KERNEL, SIGNAL_KERNELS
 from engine.peaks import VendorPeak, vendor_peak
 from engine.records import Calibration

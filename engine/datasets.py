@@ -1,7 +1,7 @@
 """Data sets: what is known of each before anything is read, and the arrays it has in memory.
 
-To add a released data set: its name and facts in the configuration (`DatasetName`, `DATA`), its entry in `KNOWN` here, and
-a reader in `loading.py` if its files have a new format. The user's own files are read by `userdata/`.
+To add a released data set: its name and facts in the configuration (`DatasetName`, `DATA`), its entry in `KNOWN` here,
+and a reader in `loading.py` if its files have a new format. The user's own files are read by `userdata/`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ def check_before(config: RunConfig, plan: Plan, limits: Limits) -> None:
     """Raises LimitReached for a run whose budget is larger than a limit."""
     if limits.wall_time_s and (config.budget.seconds or 0) > limits.wall_time_s:
         raise LimitReached(
-            f"budget.seconds={config.budget.seconds:g} is more than the {units.duration(limits.wall_time_s)} a run may last here.",
+            f"budget.seconds={config.budget.seconds:g} is more than the {units.duration(limits.wall_time_s)} a run "
+            "may last here.",
             fix=f"Choose at most {limits.wall_time_s:g}, or raise limits.wall_time_s in settings.toml.",
         )
     if limits.points and (plan.total_steps or 0) > limits.points:
@@ -69,10 +70,10 @@ def folder_bytes(folder: Path) -> int:
 def limit_memory(device: str, limits: Limits, available_bytes: int, num_ranks: int = 1) -> int | None:
     """Limit the memory that this process may still allocate; return the limit in bytes, or None if none was set.
 
-    Each of `num_ranks` ranks gets an equal share. An allocation beyond the limit raises an error in this process; without a
-    limit the kernel would kill some process without a message. Only a run on the CPU is limited, because CUDA maps address
-    space that it never fills. The limit is RLIMIT_DATA, which on Linux counts private writable memory (setrlimit(2));
-    RLIMIT_AS would also count mapped files and reserved arenas.
+    Each of `num_ranks` ranks gets an equal share. An allocation beyond the limit raises an error in this process;
+    without a limit the kernel would kill some process without a message. Only a run on the CPU is limited, because CUDA
+    maps address space that it never fills. The limit is RLIMIT_DATA, which on Linux counts private writable memory
+    (setrlimit(2)); RLIMIT_AS would also count mapped files and reserved arenas.
     """
     held = _data_bytes()
     if device != "cpu" or held is None:

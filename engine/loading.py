@@ -1,4 +1,5 @@
-"""Any data set as numpy arrays with its split and standardisation: bundled, generated, downloaded, or the user's own."""
+"""Any data set as numpy arrays with its split and standardisation: bundled, generated, downloaded, or the user's
+own."""
 
 from __future__ import annotations
 
@@ -245,7 +246,8 @@ def _released(known: Known, release: Release, progress: Callable[[Progress], Non
 
 
 def _from_npz(known: Dataset, release: Release) -> Parts | None:
-    """The data set as Keras ships it (x_train, y_train, x_test, y_test), if such a file is in the cache folder, else None.
+    """The data set as Keras ships it (x_train, y_train, x_test, y_test), if such a file is in the cache folder, else
+    None.
 
     Raises ConfigError when the file is not this data set.
     """

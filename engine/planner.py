@@ -13,6 +13,7 @@ from engine.config import FULL, MIN_BATCH_SIZES, RunConfig, model_in_words
 from engine.datasets import Dataset
 from engine.errors import ConfigError, DeviceError, OutOfMemory
 from engine.hardware import Machine
+from engine.models.arithmetic import FLOAT_BYTES
 
 _EVALUATION_BYTES = 2**26  # of the output of the largest layer; about the size of a CPU cache
 GATHER_LIMIT_BYTES = 2**30  # an epoch larger than this is gathered batch by batch
@@ -96,7 +97,7 @@ def plan(
     )  # ranks over which weights, gradients and state are sharded
     micro = ceil(micro / ranks)
     count, checkpointing = models.parameters(model, data), config.activation_checkpointing
-    weights, checkpoint_bytes = models.FLOAT_BYTES * count, trajectory.check_size(config.checkpoints, count)
+    weights, checkpoint_bytes = FLOAT_BYTES * count, trajectory.check_size(config.checkpoints, count)
     own = ceil(weights / holders)
     steps_per_epoch, per_example = ceil(data.train_examples / batch), models.train_flops_per_example(model, data)
     sizes = {
@@ -140,16 +141,16 @@ def plan(
 def _plan_of_inference(config: RunConfig, data: Dataset, free_bytes: int | None, machine: Machine | None) -> Plan:
     """The plan of a run with task infer.
 
-    All copies of the weights (one for each precision and runtime) are in memory at once, because the cells take turns. The
-    largest request adds its examples, the outputs of layers, and the tensors that autograd keeps if it is on.
+    All copies of the weights (one for each precision and runtime) are in memory at once, because the cells take turns.
+    The largest request adds its examples, the outputs of layers, and the tensors that autograd keeps if it is on.
     """
     model, cells = config.model, config.cells
     batch = max(cell.batch_size for cell in cells)
     recorded = max((cell.batch_size for cell in cells if cell.runtime == "eager"), default=0)
     count, copies = models.parameters(model, data), len({(cell.precision, cell.runtime) for cell in cells})
-    example = models.FLOAT_BYTES * prod(models.input_shape(model, data))
+    example = FLOAT_BYTES * prod(models.input_shape(model, data))
     sizes = {
-        "weight_bytes": models.FLOAT_BYTES * count * copies,
+        "weight_bytes": FLOAT_BYTES * count * copies,
         "gradient_bytes": 0,
         "optimizer_bytes": 0,
         "activation_bytes": models.activation_bytes(model, data, recorded) if recorded else 0,
@@ -244,8 +245,8 @@ def _check_ranks(config: RunConfig, machine: Machine) -> None:
         raise DeviceError(
             f"parallel.num_ranks={ranks} with threads={config.threads} asks for {asked} cores, and this "
             f"machine has {cores} usable cores.",
-            fix=f"parallel.num_ranks may be a whole number from 1 to {max(1, cores // config.threads)}; to have ranks share "
-            f"cores all the same, name the CPU for each: parallel.devices={','.join(['cpu'] * ranks)}.",
+            fix=f"parallel.num_ranks may be a whole number from 1 to {max(1, cores // config.threads)}; to have ranks "
+            f"share cores all the same, name the CPU for each: parallel.devices={','.join(['cpu'] * ranks)}.",
         )
 
 
@@ -346,11 +347,13 @@ def _warnings_of_length(config: RunConfig, data: Dataset) -> list[str]:
     found = []
     if config.warmup_steps >= steps:
         found.append(
-            f"warmup_steps={config.warmup_steps} is as long as the run of {steps} steps, so the run never reaches its learning rate."
+            f"warmup_steps={config.warmup_steps} is as long as the run of {steps} steps, so the run never reaches "
+            "its learning rate."
         )
     if config.ema_decay and (first := config.ema_decay**steps) > _TOO_OLD:
         found.append(
-            f"With ema_decay={config.ema_decay:g} and {steps} steps, {first:.0%} of the averaged weights are still the first weights."
+            f"With ema_decay={config.ema_decay:g} and {steps} steps, {first:.0%} of the averaged weights are still "
+            "the first weights."
         )
     return found
 
@@ -402,7 +405,8 @@ def _law_sizes(config: RunConfig, data: Dataset) -> list[int]:
     sizes = config.law.sizes(data.train_examples)
     if len(sizes) < MIN_BATCH_SIZES:
         raise ConfigError(
-            f"law.batch_sizes: {len(sizes)} of them fit in the {data.train_examples} training examples of {config.data}, "
+            f"law.batch_sizes: {len(sizes)} of them fit in the {data.train_examples} training examples of "
+            f"{config.data}, "
             f"and a law takes {MIN_BATCH_SIZES}.",
             fix="Add smaller batch sizes.",
         )
@@ -413,8 +417,8 @@ _REFERENCE_SCRATCH = 2  # copies of the weights that torch.optim's defaults hold
 
 
 def _step_workspace(config: RunConfig, data: Dataset, weights: int, activations: int, micro_batch: int) -> int:
-    """An estimate of temporary memory in a step: gradients of activations, the scratch of the optimizer, and what some kernels
-    keep beyond the closed forms."""
+    """An estimate of temporary memory in a step: gradients of activations, the scratch of the optimizer, and what some
+    kernels keep beyond the closed forms."""
     copies = config.optimizer.facts.scratch + (
         config.grad_accumulation > 1
     )  # a second gradient, which is added to the first
@@ -429,10 +433,11 @@ def _step_workspace(config: RunConfig, data: Dataset, weights: int, activations:
 
 
 def _data_bytes(config: RunConfig, data: Dataset, batch_size: int) -> int:
-    """Bytes of data on the device of the run: both splits, and the shuffled copy of the training split, if there is one."""
+    """Bytes of data on the device of the run: both splits, and the shuffled copy of the training split, if there is
+    one."""
     if data.kind == "text":
         return 4 * prod(data.shape) * (data.train_examples + data.test_examples)
-    value_bytes = models.FLOAT_BYTES * prod(models.input_shape(config.model, data))
+    value_bytes = FLOAT_BYTES * prod(models.input_shape(config.model, data))
     training, held_out = (value_bytes * count for count in (data.train_examples, data.test_examples))
     if config.execution == "dataloader":
         return training + held_out if config.device == "cpu" else held_out

@@ -67,7 +67,8 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "lr-too-high": _preset(
         "A learning rate too high",
-        "The same LeNet with a learning rate five times as high: the loss jumps instead of falling. Once it stays at 2.30, "
+        "The same LeNet with a learning rate five times as high: the loss jumps instead of falling. Once it stays at "
+        "2.30, "
         "the model only guesses among ten digits.",
         model={"family": "cnn"},
         optimizer=_MOMENTUM | {"lr": 0.1},
@@ -160,7 +161,8 @@ PRESETS: Mapping[str, Preset] = {
 STUDIES: Mapping[str, Preset] = {  # runs that are not a single training
     "digits-law": _preset(
         "Batch-size law on 8x8 digits",
-        "Batch sizes from one example to all of them: beyond some dozens the number of steps stops falling, while the number of "
+        "Batch sizes from one example to all of them: beyond some dozens the number of steps stops falling, while "
+        "the number of "
         "examples keeps rising.",
         task="batch-law",
         model={"family": "mlp", "hidden": [64]},
@@ -169,7 +171,8 @@ STUDIES: Mapping[str, Preset] = {  # runs that are not a single training
     ),
     "calibrate": _preset(
         "What this machine reaches",
-        "Measures matrix products, memory bandwidth, overheads and thread counts, with which the speed of runs is compared.",
+        "Measures matrix products, memory bandwidth, overheads and thread counts, with which the speed of runs is "
+        "compared.",
         task="calibrate",
     ),
 }

@@ -1,7 +1,7 @@
 """Learning-rate schedules as pure functions of the progress of a run.
 
-A schedule gives a factor of `optimizer.lr`. It depends on the share of the run that is done, not on a number of steps, so
-that it also works for a run that only has a time limit.
+A schedule gives a factor of `optimizer.lr`. It depends on the share of the run that is done, not on a number of steps,
+so that it also works for a run that only has a time limit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ ONE_CYCLE_END = 1 / 25 / 1e4
 
 
 def lr_factor(config: RunConfig, step: int, share: float) -> float:
-    """Factor of the learning rate at step `step` (counted from 0); `share` (0..1) of the run is done before this step."""
+    """Factor of the learning rate at step `step` (counted from 0); `share` (0..1) of the run is done before this
+    step."""
     if config.warmup_steps:
         if step < config.warmup_steps:
             return (step + 1) / config.warmup_steps

@@ -1,8 +1,8 @@
 """Descent on a quadratic with two weights: what the rule of an optimizer does without data and without a model.
 
 The loss is (x^2 + kappa y^2) / 2. Its curvature is 1 along x and kappa along y, so kappa is the condition number of its
-Hessian. The rules are those of engine/pytorch/optim.py and of torch.optim (tests/test_toy.py compares), so the walks are
-exact and nothing is measured.
+Hessian. The rules are those of engine/pytorch/optim.py and of torch.optim (tests/test_toy.py compares), so the walks
+are exact and nothing is measured.
 
 Muon is left out. Its rule is for weight matrices, whose singular values it makes equal; a pair of single weights is no
 matrix, and Muon leaves such weights to AdamW. Its walk would be that of AdamW.
@@ -91,9 +91,9 @@ def walk(
 def stability_bound(name: OptimizerName, bowl: Bowl, hyper: Hyper) -> float | None:
     """The learning rate from which a walk without noise grows along the steepest direction.
 
-    None for the adaptive rules, whose steps have no such bound. With curvature L, gd multiplies that weight by 1 - lr L in
-    each step, so lr < 2 / L. With momentum m the roots of z^2 - (1 + m - lr L) z + m give 2 (1 + m) / L, and for Nesterov
-    those of z^2 - (1 - lr L) ((1 + m) z - m) give 2 (1 + m) / ((1 + 2 m) L).
+    None for the adaptive rules, whose steps have no such bound. With curvature L, gd multiplies that weight by 1 - lr L
+    in each step, so lr < 2 / L. With momentum m the roots of z^2 - (1 + m - lr L) z + m give 2 (1 + m) / L, and for
+    Nesterov those of z^2 - (1 - lr L) ((1 + m) z - m) give 2 (1 + m) / ((1 + 2 m) L).
     """
     bound = RULES[name].bound
     return None if bound is None else bound(max(1.0, bowl.condition), hyper.momentum)

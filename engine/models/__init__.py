@@ -32,8 +32,8 @@ def family_of(model: ModelSpec) -> AnyFamily:
 def input_shape(model: ModelSpec, data: Dataset) -> tuple[int, ...]:
     """Shape of one example as the model reads it; of text (seq_len,) characters.
 
-    MLP (values,); CNN (channels, height, width) or (1, length); RNN (steps, features); Transformer (patches, values of a
-    patch).
+    MLP (values,); CNN (channels, height, width) or (1, length); RNN (steps, features); Transformer (patches, values of
+    a patch).
     """
     return data.shape if data.kind == "text" else family_of(model).input_shape(model, data)
 
@@ -60,7 +60,8 @@ def parameters(model: ModelSpec, data: Dataset) -> int:
 
 
 def matrix_parameters(model: ModelSpec, data: Dataset) -> int:
-    """Number of entries of weight matrices, which muon updates by its own rule; kernels of convolutions do not count."""
+    """Number of entries of weight matrices, which muon updates by its own rule; kernels of convolutions do not
+    count."""
     return sum(p.fan_in * p.fan_out for p in products(model, data) if p.weights and p.kind != "conv")
 
 

@@ -1,9 +1,10 @@
-"""What the arithmetic of all model families shares: matrix products, checkpointing stages and the interface of a family.
+"""What the arithmetic of all model families shares: matrix products, checkpointing stages and the interface of a
+family.
 
-FLOPs follow `torch.utils.flop_counter`: a multiply-add counts 2, and only matrix products and convolutions count. Training
-counts the forward pass, the gradient of every weight, and the gradient of every input that needs one. Pixels and first
-states need none, so "backward costs twice forward" would overcount. 6ND is another count and never used: it is 1.5 times
-too much for a small MLP and a sixth of the true cost of LeNet.
+FLOPs follow `torch.utils.flop_counter`: a multiply-add counts 2, and only matrix products and convolutions count.
+Training counts the forward pass, the gradient of every weight, and the gradient of every input that needs one. Pixels
+and first states need none, so "backward costs twice forward" would overcount. 6ND is another count and never used: it
+is 1.5 times too much for a small MLP and a sixth of the true cost of LeNet.
 """
 
 from __future__ import annotations

@@ -45,8 +45,9 @@ class TransformerFamily(Family[Transformer]):
 
     def stages(self, model: Transformer, data: Dataset, batch_size: int) -> list[Stage]:
         positions, d, text = self.input_shape(model, data)[0], model.d_model, data.kind == "text"
-        # Per position of a block: two residual streams, two norms, queries, keys and values, the output of attention, and
-        # twice four model widths around GELU; the log-sums of attention per head; means and deviations of the norms.
+        # Per position of a block: two residual streams, two norms, queries, keys and values, the output of attention,
+        # and twice four model widths around GELU; the log-sums of attention per head; means and deviations of the
+        # norms.
         block = Stage(positions * ((8 + 2 * FEED_FORWARD) * d + model.num_heads + 4), positions * d)
         answers = positions * data.num_classes if text else data.num_classes
         head = positions * (d + 2) + (positions * d if text else d) + answers

@@ -279,7 +279,7 @@ def _sgd(*, momentum: bool = False, nesterov: bool = False) -> Implementation:
     )
 
 
-def _adam(theirs: type[torch.optim.Optimizer], *, decoupled: bool) -> Implementation:
+def _adam(theirs: Callable[..., torch.optim.Optimizer], *, decoupled: bool) -> Implementation:
     def betas(spec: config.Optimizer) -> tuple[float, float]:
         return spec.beta1, spec.beta2
 
