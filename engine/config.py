@@ -186,8 +186,7 @@ class Model(Spec):
             return ""
         readers = " or ".join(sorted((name for name, model in MODELS.items() if model.reads_text), reverse=True))
         return (
-            f"model.family='{_family_name(type(self))}' does not go with data='text': it has no order of characters; "
-            "set "
+            f"model.family='{_family_name(type(self))}' does not go with data='text': it does not read in order; set "
             f"model.family={readers}"
         )
 
@@ -263,8 +262,7 @@ class RNN(Model):
     def why_not_text(self) -> str:
         return (
             "model.bidirectional=true does not go with data='text': reading from the end shows the character that is "
-            "to be "
-            "predicted; set it to false"
+            "to be predicted; set it to false"
             if self.bidirectional
             else ""
         )
@@ -405,8 +403,7 @@ class Optimizer(Spec):
         "Weight decay",
         description="Pulls every weight towards zero. It is added to the gradient; with "
         f"{_listed([name for name, facts in OPTIMIZERS.items() if facts.decoupled])} it is subtracted as a share of "
-        "lr x "
-        "weight.",
+        "lr x weight.",
         ge=0,
         le=1e3,
     )
@@ -703,8 +700,7 @@ class RunConfig(Spec):
         if self.optimizer.facts.full_batch and self.batch_size != FULL:
             raise ValueError(
                 f"batch_size={self.batch_size} does not go with optimizer.name='{self.optimizer.name}': gradient "
-                "descent uses the whole "
-                "training set; set batch_size=full, or optimizer.name=sgd for mini-batches"
+                "descent uses the whole training set; set batch_size=full, or optimizer.name=sgd for mini-batches"
             )
         return self
 
@@ -730,10 +726,7 @@ class RunConfig(Spec):
                 "set fewer"
             )
         if (most := max((cell.threads for cell in self.infer.cells), default=1)) > self.threads:
-            raise ValueError(
-                f"threads={self.threads} is less than the {most} of a cell: it is what the run may take; set "
-                f"threads={most}"
-            )
+            raise ValueError(f"threads={self.threads} is less than the {most} threads of a cell; set threads={most}")
         return self
 
     @model_validator(mode="after")
