@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import measure
 from benchmarks.measure import Spread
 from engine import hardware, scaling
-from engine.config import RunConfig
+from engine.config import RunConfig, describe
 from engine.executor import LocalExecutor
 from engine.presets import preset_config
 from engine.races import Lane
@@ -68,7 +68,7 @@ def run_once(executor: LocalExecutor, store: Store, config: RunConfig) -> Measur
     run = store.run(run_id)
     summary = run.summary()
     if run.status != "finished" or summary.samples_per_s is None:
-        raise RuntimeError(f"{config.in_words()}: {run.status} after {len(run.steps)} steps. {run.why()}")
+        raise RuntimeError(f"{describe(config)}: {run.status} after {len(run.steps)} steps. {run.why()}")
     times = rank_times(run.ranks)
     if times is None:
         busy = run.last_word.busy if run.last_word else None

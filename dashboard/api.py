@@ -162,7 +162,7 @@ def about(config: RunConfig) -> dict[str, Any]:
     """What the charts need of the configuration; it does not change, so it is sent once."""
     target = config.target
     return {
-        "text": config.data == "text",
+        "text": config.is_text,
         "gpu": config.device != "cpu",
         "lr_moves": _lr_moves(config),
         "target": None if target.value is None else {"metric": target.metric, "value": target.value},

@@ -15,7 +15,7 @@ import streamlit as st
 from dashboard import parts, state
 from engine import calibration, charts, charts_roofline, cost, hardware, studies, units
 from engine.calibration import Found
-from engine.config import RunConfig, with_overrides
+from engine.config import RunConfig, describe, with_overrides
 from engine.cost import Roofline
 from engine.errors import EngineError
 from engine.peaks import vendor_peak
@@ -323,7 +323,7 @@ def _chosen(device: str) -> list[Run]:
     ]
     if not rows:
         return []
-    names = {row.run_id: f"{visible(row.name or row.config.in_words(), 60)} · {_age(row.created)}" for row in rows}
+    names = {row.run_id: f"{visible(row.name or describe(row.config), 60)} · {_age(row.created)}" for row in rows}
     chosen = st.multiselect(
         "Runs", list(names), default=list(names)[:_NEWEST], key=f"roofline.runs.{device}", max_selections=_NEWEST,
         format_func=names.__getitem__,
@@ -350,7 +350,7 @@ def _threads(made: Calibration, runs: list[Run]) -> int:
 
 def _said(run: Run, point: Roofline | str, found: Found) -> None:
     with st.container(border=True, key=f"roofline-run-{run.run_id}"):
-        st.markdown(f"**{parts.literal(run.name or run.config.in_words())}**")
+        st.markdown(f"**{parts.literal(run.name or describe(run.config))}**")
         if isinstance(point, str):
             st.caption(parts.literal(f"Not on the chart: {point}"))
             return

@@ -10,7 +10,7 @@ import streamlit as st
 from dashboard import api, parts, state
 from dashboard.race import race_view, target_of
 from engine import charts, energy, lessons, outcome, planner, races, units
-from engine.config import BUDGETS, Budget, as_text, overrides_from, with_overrides
+from engine.config import BUDGETS, Budget, as_text, describe, overrides_from, with_overrides
 from engine.errors import ConfigError, EngineError, StoreError
 from engine.outcome import Outcome
 from engine.presets import PRESETS, preset_config
@@ -254,7 +254,7 @@ def preview(lanes: Sequence[Lane], seeds: int) -> None:
             st.markdown(f"**{parts.literal(lane.label)}**")
             if rule := lessons.formula(lane.config):
                 st.latex(rule)
-            st.caption(parts.literal(lane.config.in_words()))
+            st.caption(parts.literal(describe(lane.config)))
 
 
 # --- the race as it goes --------------------------------------------------------------------------------------------
@@ -574,7 +574,7 @@ def library_choice() -> list[str]:
 
 def _called(row: RunRow) -> str:
     theirs = " · imported, unverified" if row.summary.imported else ""
-    return f"{visible(row.name, 40) or row.config.in_words()} · seed {row.config.seed} · {row.run_id[:6]}{theirs}"
+    return f"{visible(row.name, 40) or describe(row.config)} · seed {row.config.seed} · {row.run_id[:6]}{theirs}"
 
 
 def _row(run_id: str) -> RunRow | None:

@@ -68,7 +68,7 @@ def _about(run: Run) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "seed": config.seed,
         "target": about(config)["target"],
-        "accuracy_is_of_text": config.data == "text",
+        "accuracy_is_of_text": config.is_text,
         "train_examples": started.train_examples if started else None,
         "test_examples": started.test_examples if started else None,
         "flops_per_example": started.train_flops_per_example if started else None,

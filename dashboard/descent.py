@@ -15,7 +15,7 @@ import streamlit as st
 
 from dashboard import parts, state
 from engine import charts, charts_descent, landscape, toy, trajectory, units
-from engine.config import RunConfig
+from engine.config import OPTIMIZERS, OptimizerName, RunConfig
 from engine.errors import EngineError
 from engine.landscape import SurfaceData
 from engine.records import TERMINAL
@@ -25,10 +25,6 @@ _ASSETS = Path(__file__).parent / "assets"
 
 # --- the toy ------------------------------------------------------------------------------------------------------
 
-_LABELS: dict[toy.Name, str] = {
-    "gd": "Gradient descent", "momentum": "Momentum", "adam": "Adam", "rmsprop": "RMSprop", "adagrad": "Adagrad",
-    "nesterov": "Nesterov", "sgd": "SGD, noisy",
-}  # fmt: skip
 _STEPS = 200
 _CONDITIONS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
 _RATES = tuple(m * 10.0**e for e in range(-4, 1) for m in (1, 1.5, 2, 3, 5, 7))
@@ -52,7 +48,7 @@ def toy_view() -> None:
         st.caption("  \n".join(_bounds_in_words(bowl, hyper, noise, names)))
 
 
-def _knobs() -> tuple[toy.Bowl, toy.Hyper, float, list[toy.Name]]:
+def _knobs() -> tuple[toy.Bowl, toy.Hyper, float, list[OptimizerName]]:
     condition = st.select_slider(
         "Condition number κ", _CONDITIONS, 10, key="toy.condition",
         help="How many times steeper the bowl is along y than along x. The steep direction limits the learning rate, the "
@@ -73,12 +69,18 @@ def _knobs() -> tuple[toy.Bowl, toy.Hyper, float, list[toy.Name]]:
         "for all but gradient descent, which stays exact.",
     )  # fmt: skip
     chosen = st.pills(
-        "Optimizers", toy.NAMES, selection_mode="multi", default=["gd", "momentum", "adam"], key="toy.names",
-        format_func=_LABELS.__getitem__, wrap=True,
-        help="Each starts at the same point. SGD is gradient descent with the noise above: without noise both are one.",
+        "Optimizers", list(toy.RULES), selection_mode="multi", default=["gd", "momentum", "adam"], key="toy.names",
+        format_func=_label, wrap=True,
+        help="All start at the same point. SGD is gradient descent with the noise above; without noise both are the same. AdamW "
+        "is Adam with a weight decay of 0.01. Muon is not here: its rule is for weight matrices, and for single weights it "
+        "uses AdamW.",
     )  # fmt: skip
-    names = [name for name in toy.NAMES if name in chosen]
+    names = [name for name in toy.RULES if name in chosen]
     return toy.Bowl(float(condition)), toy.Hyper(lr=lr, momentum=momentum), noise, names
+
+
+def _label(name: OptimizerName) -> str:
+    return OPTIMIZERS[name].label
 
 
 def _mount_walks(bowl: toy.Bowl, walks: Sequence[toy.Walk]) -> None:
@@ -89,9 +91,9 @@ def _mount_walks(bowl: toy.Bowl, walks: Sequence[toy.Walk]) -> None:
 
 
 def _as_data(walked: toy.Walk) -> dict[str, Any]:
-    place = toy.NAMES.index(walked.name)
+    place = list(toy.RULES).index(walked.name)
     return {
-        "label": _LABELS[walked.name], "color": charts.colour(place), "dashed": charts.dash(place) != "solid",
+        "label": _label(walked.name), "color": charts.colour(place), "dashed": charts.dash(place) != "solid",
         "x": _short(walked.xy[:, 0]), "y": _short(walked.xy[:, 1]), "loss": _short(walked.loss),
         "diverged_at": walked.diverged_at,
     }  # fmt: skip
@@ -102,23 +104,23 @@ def _short(values: np.ndarray) -> list[float]:
     return [float(f"{value:.4g}") for value in values]
 
 
-def _bounds_in_words(bowl: toy.Bowl, hyper: toy.Hyper, noise: float, names: Sequence[toy.Name]) -> list[str]:
+def _bounds_in_words(bowl: toy.Bowl, hyper: toy.Hyper, noise: float, names: Sequence[OptimizerName]) -> list[str]:
     """For each rule that has a bound, on which side of it this learning rate is."""
     sentences, adaptive = [], []
     for name in names:
         bound = toy.stability_bound(name, bowl, hyper)
         if bound is None:
-            adaptive.append(_LABELS[name])
+            adaptive.append(_label(name))
             continue
-        formula = " (2/κ)" if name in {"gd", "sgd"} else ""
+        formula = " (2/κ)" if OPTIMIZERS[name].is_plain else ""
         if hyper.lr >= bound:
             end = "along y it does not come closer" if hyper.lr == bound else "it grows along y and diverges"
-        elif noise and name != "gd":
+        elif noise and not OPTIMIZERS[name].full_batch:
             end = "it ends up wandering around the minimum, as far as the noise carries it"
         else:
             end = "it converges"
         sentences.append(
-            f"{_LABELS[name]} is stable below a learning rate of {bound:.3g}{formula}: at {hyper.lr:g} {end}."
+            f"{_label(name)} is stable below a learning rate of {bound:.3g}{formula}: at {hyper.lr:g} {end}."
         )
     if adaptive:
         sentences.append(

@@ -11,6 +11,7 @@ import streamlit as st
 
 from dashboard import parts, state
 from engine import interop, sharing
+from engine.config import describe
 from engine.errors import EngineError
 from engine.report import MAX_RUNS, Conclusion, Report, concluded, steps_csv
 from engine.reports.html import page
@@ -36,7 +37,7 @@ def export_dialog(run_ids: Sequence[str]) -> None:
         st.warning(f"Choose 1 to {MAX_RUNS} runs.", icon=":material/warning:")
         return
     more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
-    named = visible(runs[0].name or runs[0].config.in_words(), 150) + more
+    named = visible(runs[0].name or describe(runs[0].config), 150) + more
     title = st.text_input("Title", named, max_chars=200, key="export.title") or named
     notes = st.text_area(
         "Notes",
@@ -92,7 +93,7 @@ def _show_what_leaves(report: Report, ending: str, runs: Sequence[Run]) -> None:
     rows = sharing.preview(report)
     if ending in _POINTS_ALONE:
         rows = [row for row in rows if row.run and row.what in {"Name", "Points"}]
-    labels = {run.run_id: visible(run.name or run.config.in_words(), 60) for run in runs}
+    labels = {run.run_id: visible(run.name or describe(run.config), 60) for run in runs}
     table = pd.DataFrame(
         {
             "Of": [labels.get(row.run, "the report") for row in rows[:_MOST_ROWS]],

@@ -1,13 +1,15 @@
-"""The form of an experiment: widgets whose titles, bounds and choices come from the configuration's own fields.
+"""The form of an experiment: widgets whose titles, bounds and choices come from the fields of the configuration.
 
-A field is named by its path, `optimizer.lr` as on the command line; a model's by its family, `rnn.cell`, so that each
-family keeps what was typed. The form holds the configuration it was opened with and the fields it shows; a field that
-is hidden because nothing uses it keeps what that configuration said, or goes back to its default.
+A field is named by its path, `optimizer.lr` as on the command line. A field of a model is named by its family,
+`rnn.cell`, so that each family keeps its own values. The form holds the configuration it was opened with and the fields
+it shows. A field that is hidden, because no choice uses it, keeps the value of that configuration or returns to its
+default.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 import streamlit as st
@@ -18,8 +20,10 @@ from engine import downloads, hardware, loading, units
 from engine.config import (
     BUDGETS,
     CUSTOM,
+    DATA,
     FULL,
     MODELS,
+    OPTIMIZERS,
     USER_DATA,
     Budget,
     DatasetName,
@@ -35,15 +39,20 @@ from engine.config import (
     as_text,
     with_overrides,
 )
-from engine.datasets import RELEASES, TITLES, Dataset
+from engine.datasets import KNOWN, Dataset, Release
 from engine.errors import ConfigError
 from engine.presets import PRESETS
 
 _KEY = "experiment."
 _OWNERS: dict[str, type[Spec]] = {
-    "": RunConfig, "source": Source, "optimizer": Optimizer, "budget": Budget, "target": Target, "parallel": Parallel,
+    "": RunConfig,
+    "source": Source,
+    "optimizer": Optimizer,
+    "budget": Budget,
+    "target": Target,
+    "parallel": Parallel,
     **MODELS,
-}  # fmt: skip
+}
 _NOT_DRAWN = {
     "task",
     "model",
@@ -64,57 +73,38 @@ _PATHS = [
     if name not in _NOT_DRAWN
 ]
 
-# What a choice is called where its own word says too little.
-WORDS: dict[str, dict[str, str]] = {
-    "family": {"mlp": "MLP", "cnn": "CNN", "rnn": "RNN", "transformer": "Transformer"},
+# Labels of the choices of a field, where the value itself says too little.
+WORDS: dict[str, Mapping[str, str]] = {
+    "family": {name: model.label for name, model in MODELS.items()},
     "rnn.cell": {"tanh": "Plain (tanh)", "gru": "GRU", "lstm": "LSTM"},
     "rnn.readout": {"last": "Last step", "all": "All steps"},
-    "data": {str(name): title for name, title in TITLES.items()},
-    "optimizer.name": {
-        "gd": "Gradient descent", "sgd": "SGD", "momentum": "SGD, momentum", "nesterov": "SGD, Nesterov",
-        "adagrad": "Adagrad", "rmsprop": "RMSprop", "adam": "Adam", "adamw": "AdamW", "muon": "Muon",
-    },
+    "data": {str(name): facts.title for name, facts in DATA.items()},
+    "optimizer.name": {str(name): facts.label for name, facts in OPTIMIZERS.items()},
     "schedule": {
-        "constant": "Constant", "cosine": "Cosine", "step": "Steps down", "one-cycle": "One cycle", "warm-up": "Warm-up",
+        "constant": "Constant",
+        "cosine": "Cosine",
+        "step": "Steps down",
+        "one-cycle": "One cycle",
+        "warm-up": "Warm-up",
     },
     "target.metric": {"test_accuracy": "Test accuracy", "test_loss": "Test loss"},
     "precision": {"fp32": "FP32", "tf32": "TF32", "bf16": "BF16", "fp16": "FP16"},
     "execution": {
-        "eager": "Fast loop (eager)", "dataloader": "Tutorial loop (DataLoader)", "compiled": "Compiled",
+        "eager": "Fast loop (eager)",
+        "dataloader": "Tutorial loop (DataLoader)",
+        "compiled": "Compiled",
         "cuda-graph": "CUDA graph",
     },
     "parallel.strategy": {
-        "ddp": "DDP", "fsdp": "FSDP (fully_shard)", "data-parallel": "nn.DataParallel (historical)",
+        "ddp": "DDP",
+        "fsdp": "FSDP (fully_shard)",
+        "data-parallel": "nn.DataParallel (historical)",
     },
-}  # fmt: skip
+}
 
-# A usual value to start from, where another optimizer's would be far off. gd and momentum as in the presets, nesterov like
-# momentum, sgd without it a little higher; Adagrad, Adam, AdamW and Muon are torch.optim's defaults, RMSprop is Keras's.
-USUAL_LR = {
-    "gd": 0.5, "sgd": 0.05, "momentum": 0.02, "nesterov": 0.02, "adagrad": 0.01, "rmsprop": 1e-3, "adam": 1e-3,
-    "adamw": 1e-3, "muon": 1e-3,
-}  # fmt: skip
 _USUAL_BUDGET = {"steps": "1000", "epochs": "10", "samples": "50000", "seconds": "10", "flops": "1e11"}
 
-# Which fields are used by a choice.
-_OF_DATA = {
-    "text": ["source.path", "source.seq_len"],
-    "synthetic": ["source.shape", "source.num_classes", "source.num_examples"],
-    "csv": ["source.path", "source.label"],
-    "numpy": ["source.path"],
-    "images": ["source.path"],
-}
-_READS_TEXT = ("rnn", "transformer")
-_NOT_OF_TEXT = {"rnn.bidirectional", "rnn.readout", "transformer.patch_size"}
-_BETAS = ["optimizer.beta1", "optimizer.beta2"]
-_OF_OPTIMIZER = {
-    "momentum": ["optimizer.momentum"],
-    "nesterov": ["optimizer.momentum"],
-    "rmsprop": ["optimizer.alpha"],
-    "adam": _BETAS,
-    "adamw": _BETAS,
-    "muon": ["optimizer.momentum", *_BETAS],
-}
+# The fields that a schedule uses.
 _OF_SCHEDULE = {
     "constant": ["warmup_steps"],
     "cosine": ["warmup_steps", "lr_end"],
@@ -127,31 +117,35 @@ _EXECUTION = ["precision", "execution", "device", "threads"]
 _RANKS = ["parallel.num_ranks", "parallel.strategy", "parallel.devices", "parallel.timeout_s"]
 _MORE = ["seed", "evaluate_every", "checkpoints"]
 
-# What the arrows of a number add, where one is too little.
+# Step of the arrows of a number, where 1 is too small.
 _STEPS = {
-    "rnn.hidden_size": 32, "transformer.d_model": 32, "source.seq_len": 16, "source.num_examples": 1_024,
+    "rnn.hidden_size": 32,
+    "transformer.d_model": 32,
+    "source.seq_len": 16,
+    "source.num_examples": 1_024,
     "warmup_steps": 50,
-}  # fmt: skip
+}
 
+# What an empty field means; it is shown in the field.
 _EMPTY = {
     "mlp.hidden": "none: softmax regression",
     "source.label": "the last column",
-    "parallel.devices": "one of its own for each",
-}  # what an empty field means
+    "parallel.devices": "one per rank",
+}
 
 
 class Unfinished(ConfigError):
-    """Nothing is wrong yet: the form waits for an answer."""
+    """The form is not complete yet: the user still has to choose something."""
 
 
 # --- the form and its configuration -------------------------------------------------------------------------------
 
 
 def experiment_form(preset: str, config: RunConfig) -> tuple[str, RunConfig]:
-    """Draw the form, at first as `config` says; returns the preset and configuration it now shows.
+    """Draw the form, at first with the values of `config`; return the preset and configuration it shows now.
 
-    Raises ConfigError, in the same sentence as on the command line, for what cannot be run, and Unfinished while a
-    file is still to be chosen.
+    Raises ConfigError, with the same sentence as on the command line, for a configuration that cannot run, and
+    Unfinished while the user still has to choose a file.
     """
     if not is_shown():
         _fill(preset, config)
@@ -167,7 +161,7 @@ def experiment_form(preset: str, config: RunConfig) -> tuple[str, RunConfig]:
 
 
 def form_or_default(preset: str, config: RunConfig) -> tuple[str, RunConfig, ConfigError | None]:
-    """The form's experiment, or the given one with the sentence that says what is wrong in the form."""
+    """The experiment in the form, or the given one with the error of the form."""
     try:
         return *experiment_form(preset, config), None
     except ConfigError as error:
@@ -175,31 +169,34 @@ def form_or_default(preset: str, config: RunConfig) -> tuple[str, RunConfig, Con
 
 
 def current() -> tuple[str, RunConfig]:
-    """The preset and configuration the form holds at this moment, a change that was just made included.
+    """The preset and configuration in the form now, with a change that was just made.
 
-    A button's callback runs before the page is drawn anew: it must read the widgets, not what was drawn last.
+    The callback of a button runs before the page is drawn again, so it must read the widgets and not what was drawn
+    last. Raises ConfigError or Unfinished, as `experiment_form`.
     """
-    if _value("data") in USER_DATA and not _value("source.path").strip():
-        what = "Type the folder's path" if _value("data") == "images" else "Upload a file or type its path"
-        raise Unfinished(f"{TITLES[_value('data')]}: nothing is chosen yet.", fix=f"{what}, under Data.")
+    data = DATA[_value("data")]
+    if data.is_yours and not _value("source.path").strip():
+        what = "Type the path of the folder" if data.is_folder else "Upload a file or type its path"
+        raise Unfinished(f"{data.title}: nothing is chosen yet.", fix=f"{what}, under Data.")
     family = f"model.family={_value('family')}"
     return _value("preset"), with_overrides(_what_is_hidden(), [family, *_assignments(_shown())])
 
 
 def is_shown() -> bool:
-    """Whether the form holds an experiment; Streamlit forgets a page's widgets when another page is shown."""
+    """Whether the form holds an experiment; Streamlit forgets the widgets of a page when it shows another page."""
     return f"{_KEY}preset" in st.session_state
 
 
 def show_in_form(preset: str, config: RunConfig) -> None:
-    """Make the form show another experiment from the next time it is drawn."""
+    """Make the form show another experiment when it is drawn next."""
     for key in [k for k in st.session_state if str(k).startswith(_KEY)]:
         del st.session_state[key]
     _fill(preset, config)
 
 
 def _fill(preset: str, config: RunConfig) -> None:
-    """The configuration as the widgets' own values. The form is one of training, whatever the run did whose link it shows."""
+    """Set the widgets to the values of the configuration. The form is for training, also if the configuration is that
+    of a run with another task."""
     config = config.model_copy(update={"task": "train", "landscape": Landscape(), "infer": Infer()})
     family = config.model.family
     unit = next(name for name in BUDGETS if getattr(config.budget, name) is not None)
@@ -214,7 +211,7 @@ def _fill(preset: str, config: RunConfig) -> None:
 
 
 def _what_is_hidden() -> RunConfig:
-    """What the form was opened with, as far as the choices that were made since still use it."""
+    """The configuration the form was opened with, without the parts that belong to choices made since."""
     opened: RunConfig = _value("opened")
     changes: dict[str, Any] = {}
     if _value("data") != opened.data:
@@ -222,32 +219,49 @@ def _what_is_hidden() -> RunConfig:
     if _value("optimizer.name") != opened.optimizer.name:
         changes["optimizer"] = Optimizer()
     if _value("schedule") != opened.schedule:
-        changes |= {
-            name: RunConfig.model_fields[name].default for name in _OF_SCHEDULE["cosine"] + _OF_SCHEDULE["step"]
-        }
+        fields = {name for names in _OF_SCHEDULE.values() for name in names}
+        changes |= {name: RunConfig.model_fields[name].default for name in fields}
     return opened.model_copy(update=changes)
 
 
 def _shown() -> list[str]:
-    """The fields the form shows for what is chosen in it."""
-    name = _value("optimizer.name")
+    """The fields that the form shows for the choices made in it."""
     return [
-        *_model_fields(), "data", *_OF_DATA.get(_value("data"), []),
-        "optimizer.name", "optimizer.lr", "optimizer.weight_decay", *_OF_OPTIMIZER.get(name, []),
-        "schedule", *_OF_SCHEDULE[_value("schedule")], "batch_size",
-        *(f"budget.{unit}" for unit in BUDGETS), "target.metric", "target.value",
-        *_TRICKS, *_EXECUTION, *_RANKS, *_MORE,
-    ]  # fmt: skip
+        *_model_fields(),
+        "data",
+        *_source_fields(_value("data")),
+        *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", *_knobs()),
+        *("schedule", *_OF_SCHEDULE[_value("schedule")], "batch_size"),
+        *(f"budget.{unit}" for unit in BUDGETS),
+        *("target.metric", "target.value"),
+        *_TRICKS,
+        *_EXECUTION,
+        *_RANKS,
+        *_MORE,
+    ]
 
 
 def _model_fields() -> list[str]:
     family = _value("family")
-    paths = [f"{family}.{name}" for name in MODELS[family].model_fields if name != "family"]
-    return [path for path in paths if _value("data") != "text" or path not in _NOT_OF_TEXT]
+    hidden = ("family", *(MODELS[family].not_for_text if _is_text() else ()))
+    return [f"{family}.{name}" for name in MODELS[family].model_fields if name not in hidden]
+
+
+def _source_fields(data: DatasetName) -> list[str]:
+    return [f"source.{name}" for name in DATA[data].fields]
+
+
+def _knobs() -> list[str]:
+    """The fields of the chosen optimizer beside learning rate and weight decay."""
+    return [f"optimizer.{name}" for name in OPTIMIZERS[_value("optimizer.name")].knobs]
+
+
+def _is_text() -> bool:
+    return DATA[_value("data")].kind == "text"
 
 
 def _assignments(paths: list[str]) -> list[str]:
-    """The widgets' values in the words of the command line."""
+    """The values of the widgets as assignments of the command line."""
     return [f"{_assigned(path)}={_typed(path)}" for path in paths]
 
 
@@ -268,7 +282,8 @@ def _set(path: str, value: Any) -> None:
 
 
 def _keep_what_is_not_drawn() -> None:
-    """Streamlit forgets the value of a widget that is not drawn: hidden layers while the form shows LeNet."""
+    """Set every value again, because Streamlit forgets those of widgets that are not drawn (hidden layers beside
+    LeNet)."""
     for key in [k for k in st.session_state if str(k).startswith(_KEY)]:
         st.session_state[key] = st.session_state[key]
 
@@ -287,14 +302,14 @@ def _is_optional(path: str) -> bool:
 
 
 def _as_widget(path: str, value: Any) -> Any:
-    """A field's value as its widget holds it: numbers with a point, lists and what may be none or a word are typed."""
+    """The value of a field as its widget holds it. Floats, lists, and fields that may be none or a word are text."""
     if path == "batch_size" or _is_choice(path) or _field(path).annotation in (bool, int, str):
         return value
     return ", ".join(map(as_text, value)) if isinstance(value, tuple) else "" if value is None else as_text(value)
 
 
 def _typed(path: str) -> str:
-    """A widget's value as one types it on the command line."""
+    """The value of a widget as a user types it on the command line."""
     return _as_typed(path, _value(path))
 
 
@@ -311,7 +326,7 @@ def _as_typed(path: str, value: Any) -> str:
 
 
 def _draw(path: str, label: str = "", **more: Any) -> None:
-    """A field as the widget its type asks for."""
+    """Draw a field with the widget of its type."""
     info = _field(path)
     words: dict[str, Any] = {"label": label or info.title, "help": info.description, "key": _KEY + path} | more
     if _is_choice(path):
@@ -328,7 +343,7 @@ def _draw(path: str, label: str = "", **more: Any) -> None:
 
 
 def _draw_rows(paths: list[str]) -> None:
-    """Two fields beside each other; one that is left over, and switches below, by themselves."""
+    """Draw two fields per row, and switches below them, one per row."""
     switches = [path for path in paths if _field(path).annotation is bool]
     others = [path for path in paths if path not in switches]
     for i in range(0, len(others), 2):
@@ -344,7 +359,7 @@ def _draw_rows(paths: list[str]) -> None:
 
 
 def _draw_preset() -> None:
-    data = list(TITLES)
+    data = list(DATA)
     ordered = sorted(PRESETS, key=lambda name: data.index(PRESETS[name].config.data))
     st.selectbox(
         "Start from", ordered, format_func=lambda n: PRESETS[n].title, key=f"{_KEY}preset", on_change=_take_preset
@@ -358,13 +373,17 @@ def _take_preset() -> None:
 
 
 def _draw_model() -> None:
-    text = _value("data") == "text"
-    names = WORDS["family"]
+    text = _is_text()
     st.segmented_control(
-        "Model", [f for f in MODELS if not text or f in _READS_TEXT], format_func=names.__getitem__,
-        key=f"{_KEY}family", required=True, width="stretch", wrap=False,
-        help="Text is read in order: by a Transformer or an RNN." if text else None,
-    )  # fmt: skip
+        "Model",
+        [name for name, model in MODELS.items() if model.reads_text or not text],
+        format_func=WORDS["family"].__getitem__,
+        key=f"{_KEY}family",
+        required=True,
+        width="stretch",
+        wrap=False,
+        help="Text needs a model that reads in order: a Transformer or an RNN." if text else None,
+    )
     _draw_size()
     paths = _model_fields()
     if len(paths) == 1:
@@ -374,14 +393,20 @@ def _draw_model() -> None:
 
 
 def _draw_size() -> None:
-    """The dial stands where the dimensions below put it; custom is where no size has them."""
+    """Draw the size, which follows from the dimensions below it: custom if no size has these dimensions."""
     size = _size()
     _set("size", size)
     st.segmented_control(
-        "Size", [*_sizes(), *([CUSTOM] if size == CUSTOM else [])], format_func=str.capitalize, key=f"{_KEY}size",
-        required=True, width="stretch", wrap=False, on_change=_take_size,
-        help="Sets every dimension below at once. Dimensions of your own make it custom.",
-    )  # fmt: skip
+        "Size",
+        [*_sizes(), *([CUSTOM] if size == CUSTOM else [])],
+        format_func=str.capitalize,
+        key=f"{_KEY}size",
+        required=True,
+        width="stretch",
+        wrap=False,
+        on_change=_take_size,
+        help="Sets every dimension below at once. Other dimensions make it custom.",
+    )
 
 
 def _sizes() -> dict[str, Any]:
@@ -392,7 +417,7 @@ def _size() -> str:
     try:
         family = f"model.family={_value('family')}"
         model: Model = with_overrides(RunConfig(), [family, *_assignments(_model_fields())]).model
-    except ConfigError:  # said beside the form
+    except ConfigError:  # shown beside the form
         return CUSTOM
     return model.size
 
@@ -407,32 +432,39 @@ def _take_size() -> None:
 
 
 def _draw_data() -> Dataset | None:
-    """The data set and the fields it needs; returns what is known of it, or None while that is nothing."""
+    """Draw the data set and its fields; return its facts, or None while they are unknown."""
     data: DatasetName = _value("data")
     facts = _facts(data)
     _draw("data", on_change=_take_data, help=facts.source if facts and facts.source else _field("data").description)
     if facts:
         st.caption(_in_words(data, facts))
-    paths = _OF_DATA.get(data, [])
+    paths = _source_fields(data)
     if "source.path" in paths:
-        with _group("Your own text", ["source.path"]) if data == "text" else st.container():
+        with st.container() if DATA[data].is_yours else _group("Your own text", ["source.path"]):
             _draw_file(data)
     _draw_rows([path for path in paths if path != "source.path"])
     return facts
 
 
 def _draw_file(data: DatasetName) -> None:
-    if data in uploads.TYPES and state.client().may("submit"):
+    facts = DATA[data]
+    if facts.suffixes and state.client().may("submit"):
         st.file_uploader(
-            "Your file", type=list(uploads.TYPES[data]), key=f"upload.{data}",
-            on_change=_take_upload, args=(data,), help="Kept on this machine, under the hash of its content.",
-        )  # fmt: skip
-    placeholder = {"text": "Python's documentation", "images": "/home/me/pictures"}.get(data, "/home/me/data")
-    label = "Folder, one subfolder per class" if data == "images" else "or its path on this machine"
-    _draw("source.path", label, placeholder=placeholder, on_change=_set, args=("new_data", True))
+            "Your file",
+            type=list(facts.suffixes),
+            key=f"upload.{data}",
+            on_change=_take_upload,
+            args=(data,),
+            help="Kept on this machine, named by the hash of its content.",
+        )
+    example = (
+        "/home/me/pictures" if facts.is_folder else "/home/me/data" if facts.is_yours else "Python's documentation"
+    )
+    label = "Folder, one subfolder per class" if facts.is_folder else "or its path on this machine"
+    _draw("source.path", label, placeholder=example, on_change=_set, args=("new_data", True))
 
 
-def _take_upload(data: str) -> None:
+def _take_upload(data: DatasetName) -> None:
     if file := st.session_state[f"upload.{data}"]:
         try:
             _set("source.path", str(uploads.keep(data, file.getvalue())))
@@ -442,33 +474,36 @@ def _take_upload(data: str) -> None:
 
 
 def _take_data() -> None:
-    """Each data set has its own file; a model that cannot read the new one makes way."""
+    """Show the file of the new data set, and replace a model that cannot read it."""
     data, before, files = _value("data"), _value("data_was"), _value("files")
     files[before] = _value("source.path"), _value("source.label")
     for path, value in zip(("source.path", "source.label"), files.get(data, ("", "")), strict=True):
         _set(path, value)
     _set("data_was", data)
     _set("new_data", True)
-    if data == "text" and _value("family") not in _READS_TEXT:
-        st.toast(f"Text is read in order: the model changed from {WORDS['family'][_value('family')]} to Transformer.")
-        _set("family", "transformer")
+    chosen = MODELS[_value("family")]
+    if _is_text() and not chosen.reads_text:
+        reader = [name for name, model in MODELS.items() if model.reads_text][-1]
+        label = MODELS[reader].label
+        st.toast(f"Text needs a model that reads in order: the model changed from {chosen.label} to {label}.")
+        _set("family", reader)
 
 
 def _facts(data: DatasetName) -> Dataset | None:
     try:
-        source = with_overrides(RunConfig(), _assignments(_OF_DATA.get(data, []))).source
+        source = with_overrides(RunConfig(), _assignments(_source_fields(data))).source
         if not source.path:
             return None if data in USER_DATA else loading.facts(data, source)
         if not state.may_read(source.path):
             return None
         with st.spinner("Reading your file …", show_time=True):
             return loading.facts(data, source)
-    except ConfigError:  # said beside the form
+    except ConfigError:  # shown beside the form
         return None
 
 
 def _in_words(data: DatasetName, facts: Dataset) -> str:
-    """What a data set is, in a line."""
+    """A line about a data set: size, shape, licence, download."""
     examples = f"{facts.train_examples:,} to train on, {facts.test_examples:,} held out"
     if facts.kind == "text":
         what = f"{examples}: stretches of {facts.shape[0]} characters, {facts.num_classes} different"
@@ -483,9 +518,9 @@ def _in_words(data: DatasetName, facts: Dataset) -> str:
 
 
 def _download(data: DatasetName) -> str:
-    """What the first run will fetch; empty when it is all here."""
-    release, folder = RELEASES.get(data), downloads.cache_folder()
-    if release is None or (folder / f"{release.name}.npz").exists():
+    """What the first run downloads; "" if nothing is missing."""
+    release, folder = KNOWN[data].origin if data in KNOWN else None, downloads.cache_folder()
+    if not isinstance(release, Release) or (folder / f"{release.name}.npz").exists():
         return ""
     places = [(folder / archive.name, folder / release.name / archive.name) for archive in release.archives]
     here = all(any(path.exists() for path in paths) for paths in places)
@@ -505,15 +540,15 @@ def _draw_optimizer() -> None:
 
 
 def _in_sight() -> list[str]:
-    """The optimizer's own field that is no fine-tuning."""
-    return [path for path in _OF_OPTIMIZER.get(_value("optimizer.name"), []) if path == "optimizer.momentum"]
+    """The knob that is shown beside the optimizer; the others are in a group below."""
+    return [path for path in _knobs() if path == "optimizer.momentum"]
 
 
 def _take_optimizer() -> None:
-    """Another optimizer starts from a learning rate that is usual for it; gd takes the whole set, the others batches."""
-    name = _value("optimizer.name")
-    _set("optimizer.lr", as_text(USUAL_LR[name]))
-    if name == "gd":
+    """Set the usual learning rate of the new optimizer, and the full batch or mini-batches, as it needs."""
+    facts = OPTIMIZERS[_value("optimizer.name")]
+    _set("optimizer.lr", as_text(facts.usual_lr))
+    if facts.full_batch:
         _set("batch_size", FULL)
     elif _value("batch_size") == FULL:
         _set("batch_size", RunConfig.model_fields["batch_size"].default)
@@ -521,28 +556,37 @@ def _take_optimizer() -> None:
 
 def _draw_batch_size(facts: Dataset | None) -> None:
     largest = facts.train_examples if facts else 4_096
-    if facts and _value("new_data"):  # a few examples should not be refused for a batch nobody chose for them
+    if facts and _value(
+        "new_data"
+    ):  # a small data set must not be refused for a batch size that was chosen for another one
         _set("new_data", False)
         if _value("batch_size") != FULL and _value("batch_size") > largest:
             _set("batch_size", 2 ** (largest.bit_length() - 1))
     numbers = {2**i for i in range(largest.bit_length())} | {v for v in [_value("batch_size")] if v != FULL}
     info = _field("batch_size")
     st.select_slider(
-        info.title or "", options=[*sorted(numbers), FULL], key=f"{_KEY}batch_size", help=info.description,
-        disabled=_value("optimizer.name") == "gd",
+        info.title or "",
+        options=[*sorted(numbers), FULL],
+        key=f"{_KEY}batch_size",
+        help=info.description,
+        disabled=OPTIMIZERS[_value("optimizer.name")].full_batch,
         format_func=lambda b: f"{b:,}" if b != FULL else f"full ({largest:,})" if facts else FULL,
-    )  # fmt: skip
+    )
 
 
 def _draw_budget() -> None:
     unit = _value("unit")
     left, right = st.columns([2, 3], vertical_alignment="bottom", wrap=False)
     right.selectbox(
-        "Unit of the budget", BUDGETS, key=f"{_KEY}unit", label_visibility="collapsed", on_change=_take_unit,
+        "Unit of the budget",
+        BUDGETS,
+        key=f"{_KEY}unit",
+        label_visibility="collapsed",
+        on_change=_take_unit,
         format_func=lambda name: _title(f"budget.{name}"),
-    )  # fmt: skip
+    )
     with left:
-        _draw(f"budget.{unit}", "Train for", help="The run ends here. Evaluation comes on top.")
+        _draw(f"budget.{unit}", "Train for", help="The run ends after this much training. Evaluation takes extra time.")
     if others := [f"{_value(f'budget.{u}')} {_title(f'budget.{u}')}" for u in _other_units() if _value(f"budget.{u}")]:
         st.caption(f"or {' or '.join(others)}, whichever comes first")
 
@@ -557,23 +601,22 @@ def _other_units() -> list[str]:
 
 
 def _take_unit() -> None:
-    """Another unit replaces the limit; one that was set beside it becomes the first."""
+    """Move the limit to the new unit; a limit that this unit already has is kept."""
     unit = _value("unit")
     _set(f"budget.{_value('unit_was')}", "")
     _set(f"budget.{unit}", _value(f"budget.{unit}") or _USUAL_BUDGET[unit])
     _set("unit_was", unit)
 
 
-# --- what a first look can do without -----------------------------------------------------------------------------
+# --- groups that are closed at first ------------------------------------------------------------------------------
 
 
 def _draw_rest() -> None:
-    fine = [path for path in _OF_OPTIMIZER.get(_value("optimizer.name"), []) if path not in _in_sight()]
-    with _group(
-        "Schedule and optimizer", ["schedule", *_OF_SCHEDULE[_value("schedule")], "optimizer.weight_decay", *fine]
-    ):
+    fine = [path for path in _knobs() if path not in _in_sight()]
+    paths = [*_OF_SCHEDULE[_value("schedule")], "optimizer.weight_decay", *fine]
+    with _group("Schedule and optimizer", ["schedule", *paths]):
         _draw("schedule")
-        _draw_rows([*_OF_SCHEDULE[_value("schedule")], "optimizer.weight_decay", *fine])
+        _draw_rows(paths)
     with _group("Tricks", _TRICKS):
         _draw_rows(_TRICKS)
     with _group("Stop early", ["target.value"]):
@@ -587,9 +630,10 @@ def _draw_rest() -> None:
 
 
 def _group(title: str, paths: list[str]) -> Any:
-    """Closed until it is opened; its label says what in it is not as usual."""
+    """An expander, closed at first; its label counts the fields in it that are not at their defaults."""
     set_here = [path for path in paths if _typed(path) != _as_typed(path, _as_widget(path, _field(path).default))]
-    return st.expander(f"{title} · {len(set_here)} set" if set_here else title, key=f"group-{title.split()[0].lower()}")
+    label = f"{title} · {len(set_here)} set" if set_here else title
+    return st.expander(label, key=f"group-{title.split()[0].lower()}")
 
 
 def _draw_stopping() -> None:
@@ -599,14 +643,18 @@ def _draw_stopping() -> None:
         _draw("target.metric")
     with right:
         loss = _value("target.metric") == "test_loss"
-        _draw("target.value", "At most" if loss else "At least", placeholder="0.1" if loss else "97 %",
-              help="A loss." if loss else "97 % or 0.97. Empty: the run goes on to the end of its budget.")  # fmt: skip
+        _draw(
+            "target.value",
+            "At most" if loss else "At least",
+            placeholder="0.1" if loss else "97 %",
+            help="A loss." if loss else "97 % or 0.97. Empty: the run goes on to the end of its budget.",
+        )
     st.caption("Further limits: the run ends at the first it reaches.")
     _draw_rows([f"budget.{unit}" for unit in _other_units()])
 
 
 def _draw_ranks() -> None:
-    """Several processes that share each batch, and what of it each of them gets."""
+    """Draw the fields of data-parallel training, and the share of the batch that each rank gets."""
     st.caption("Several processes share each batch, on several GPUs or cores.")
     left, right = st.columns([2, 3], vertical_alignment="bottom", wrap=False)
     with left:
@@ -632,9 +680,11 @@ def _draw_execution() -> None:
     devices, chosen = hardware.device_choices(machine), _value("device")
     words = _field("device")
     st.selectbox(
-        words.title or "", [*devices, *([] if chosen in devices else [chosen])], key=f"{_KEY}device",
+        words.title or "",
+        [*devices, *([] if chosen in devices else [chosen])],
+        key=f"{_KEY}device",
         help=words.description,
-    )  # fmt: skip
+    )
     if (cores := max(machine.cpu.usable_cores, _value("threads"))) > 1:
         threads = _field("threads")
         st.slider(threads.title or "", 1, cores, key=f"{_KEY}threads", help=threads.description)

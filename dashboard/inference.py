@@ -19,7 +19,17 @@ from dashboard.inference_api import places
 from dashboard.live import addresses, nothing, stub
 from dashboard.run_actions import run_actions
 from engine import admission, hardware, serving, units
-from engine.config import RUNTIMES, Cell, Infer, PrecisionName, RunConfig, RuntimeName, infer_config, model_in_words
+from engine.config import (
+    RUNTIMES,
+    Cell,
+    Infer,
+    PrecisionName,
+    RunConfig,
+    RuntimeName,
+    describe,
+    infer_config,
+    model_in_words,
+)
 from engine.errors import ConfigError
 from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
 from engine.records import TERMINAL
@@ -155,7 +165,7 @@ def choose_weights() -> Weights:
         "and guess.",
     )  # fmt: skip
     if chosen in by_id:
-        st.caption(parts.literal(by_id[chosen].config.in_words()))
+        st.caption(parts.literal(describe(by_id[chosen].config)))
         return Weights(by_id[chosen].config, run_id=chosen)
     if chosen == _FILE:
         return _file()
@@ -281,7 +291,7 @@ def form(view: View) -> Asked:
     weights = choose_weights()
     device = _device(weights.config)
     base = weights.config.model_copy(update={"device": device})
-    if base.data == "text":
+    if base.is_text:
         st.caption("A decoder reads a prompt and answers character by character: both are timed apart.")
     with st.container(key="infer-cells"):
         cells = {"Matrix": _matrix_cells, "Software": _software_cells, "Arrivals": _arrival_cells}[view](base)
@@ -313,7 +323,7 @@ def _usable() -> int:
 
 def _matrix_cells(base: RunConfig) -> list[Cell]:
     """Batch sizes down, threads across; on a GPU precisions."""
-    on_gpu, text = base.device != "cpu", base.data == "text"
+    on_gpu, text = base.device != "cpu", base.is_text
     sizes = _TEXT_SIZES if text else _SIZES
     columns: list[Any] = ["fp32", "tf32", "bf16", "fp16"] if on_gpu else list(thread_counts(_usable()))
     every = sizes if len(columns) <= 4 else sizes[::2]  # of many threads in powers of four
@@ -362,7 +372,7 @@ def pick(
 
 
 def _software_cells(base: RunConfig) -> list[Cell]:
-    sizes = _TEXT_SIZES if base.data == "text" else _SIZES
+    sizes = _TEXT_SIZES if base.is_text else _SIZES
     st.session_state.setdefault("infer.knob.runtimes", _offered_here(base))
     runtimes = st.pills(
         "Software", list(RUNTIMES), selection_mode="multi", key="infer.knob.runtimes", format_func=_runtime_in_words,
@@ -472,7 +482,7 @@ def _more(view: View, base: RunConfig) -> dict[str, Any]:
         )
         for name in ("rounds", "warm_up"):
             choices[name] = _whole(name)
-        if base.data == "text":
+        if base.is_text:
             for name in ("prompt_len", "new_tokens"):
                 choices[name] = _whole(name)
             info = Infer.model_fields["cache"]
@@ -637,9 +647,9 @@ def show(runs: Sequence[Run]) -> None:
 def _title(runs: Sequence[Run]) -> str:
     config = runs[0].config
     if len(runs) == 1:
-        return runs[0].name or config.in_words()
+        return runs[0].name or describe(config)
     rates = [run.config.infer.rate for run in runs]
-    return f"{config.in_words().partition(' · open')[0]} · {len(runs)} rates, {rates[0]:g} to {rates[-1]:g} requests/s"
+    return f"{describe(config).partition(' · open')[0]} · {len(runs)} rates, {rates[0]:g} to {rates[-1]:g} requests/s"
 
 
 def _limit() -> tuple[float, Quantile]:

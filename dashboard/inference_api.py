@@ -366,7 +366,7 @@ def figures(
     had = cursor.held(after, rounds)
     answer: dict[str, Any] = {"cursor": cursor.write(rounds), "reset": had is None} | _state(runs, now)
     if had is None:
-        text = runs[0].config.data == "text"
+        text = runs[0].config.is_text
         answer["about"] = axes.about() | {"unit": "answers/s" if text else "samples/s"}
     moved = [p for p, n, before in zip(all_of_them, rounds, had or [-1] * len(rounds), strict=True) if n > before]
     if moved:

@@ -16,7 +16,7 @@ import streamlit as st
 from dashboard import parts, state
 from engine import batch_law, charts, loading, units
 from engine.batch_law import AtBatch, Outcome
-from engine.config import MIN_BATCH_SIZES, RunConfig, with_overrides
+from engine.config import MIN_BATCH_SIZES, RunConfig, describe, with_overrides
 from engine.errors import ConfigError, EngineError
 from engine.planner import Plan
 from engine.presets import preset_config
@@ -36,7 +36,7 @@ def law_view(preset: str = DEFAULT_LAW) -> None:
     base, linked = _base(preset)
     with st.container(border=True, key="law"):
         title = st.empty()
-        title.markdown(f"**{parts.literal(base.in_words())}**")
+        title.markdown(f"**{parts.literal(describe(base))}**")
         st.caption(
             "Many short trainings, each until its loss is down to the target, at every batch size with a learning rate tuned "
             "for it: what does a larger batch save in steps, and what does it cost in examples?"
@@ -48,7 +48,7 @@ def law_view(preset: str = DEFAULT_LAW) -> None:
         except EngineError as error:
             parts.error_box(error)
             return
-        title.markdown(f"**{parts.literal(config.in_words())}**")
+        title.markdown(f"**{parts.literal(describe(config))}**")
         run = _run_of(config, linked)
         _offer(config, plan, run)
     if run is None:

@@ -11,6 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 from dashboard import state
 from engine import admission, calibration, cost, energy, figures, serving, sharing, split, studies, units
 from engine.charts_split import split_chart
+from engine.config import describe
 from engine.energy import Detail
 from engine.errors import EngineError
 from engine.figures import Figure
@@ -124,7 +125,7 @@ def final_figures(run: Run) -> None:
     with st.container(key=f"final-{run.run_id}"):
         columns = st.columns([1.35, 1, 1.15, 1, 1.1])
     badged(
-        columns[0], "Next-character accuracy" if run.config.data == "text" else "Test accuracy",
+        columns[0], "Next-character accuracy" if run.config.is_text else "Test accuracy",
         units.accuracy(s.test_accuracy), known["test_accuracy"],
     )  # fmt: skip
     badged(columns[1], "Training loss", units.loss(s.final_train_loss), known["final_train_loss"])
@@ -362,7 +363,7 @@ def run_line(row: RunRow, now: float) -> None:
         status_badge(row.status)
         st.page_link(
             page_of(row),
-            label=literal(row.config.in_words()),
+            label=literal(describe(row.config)),
             query_params=address_of(row),
             width="content",
         )

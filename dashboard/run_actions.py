@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 import streamlit as st
 
 from dashboard import copying, exporting, parts, state
+from engine.config import describe
 from engine.errors import EngineError
 from engine.store import Run
 from engine.text import LONGEST_NAME, visible
@@ -55,7 +56,7 @@ def run_actions(run: Run, *, in_library: bool = False) -> None:
             and state.client().may("delete", run.run_id)
             and st.button("Delete", icon=":material/delete:", key=f"delete-{run.run_id}", type="tertiary")
         ):
-            _confirm_delete(run.run_id, run.config.in_words())
+            _confirm_delete(run.run_id, describe(run.config))
     if not is_known:
         return
     with st.expander("The same in a terminal"):

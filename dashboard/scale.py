@@ -11,7 +11,7 @@ from dashboard import api, forms, parts, state
 from dashboard.live import addresses, stub
 from dashboard.race import race_view
 from engine import hardware, scaling, scaling_words, settings, units
-from engine.config import FULL, Parallel, RunConfig, overrides_from, with_overrides
+from engine.config import DATA, FULL, Parallel, RunConfig, describe, overrides_from, with_overrides
 from engine.errors import ConfigError, EngineError, StoreError
 from engine.outcome import CLAIM_SEEDS, check_target
 from engine.presets import PRESETS, preset_config
@@ -124,7 +124,7 @@ def _draw_training(preset: str) -> RunConfig:
         help="The training that is run on 1, 2, 4 ... ranks. Anything else can be set up under Train.",
     )  # fmt: skip
     config = state.config_from_link(st.session_state["train.link"])[1] if name == OF_TRAIN else preset_config(name)
-    st.caption(parts.literal(config.in_words() if name == OF_TRAIN else PRESETS[name].teaches))
+    st.caption(parts.literal(describe(config) if name == OF_TRAIN else PRESETS[name].teaches))
     return with_overrides(config, ["parallel.num_ranks=1", "parallel.devices=[]"])
 
 
@@ -202,7 +202,7 @@ def _draw_amount(config: RunConfig) -> tuple[int, int]:
 
 
 def _draw_target(config: RunConfig) -> tuple[Metric, float] | None:
-    st.session_state.setdefault("scale.target", "" if config.data in {"text", "synthetic"} else "90")
+    st.session_state.setdefault("scale.target", "" if config.is_text or DATA[config.data].measures_speed_only else "90")
     text = st.text_input(
         "Target accuracy (%)", key="scale.target", placeholder="none", max_chars=10,
         help="Time, energy and money until two evaluations in a row have reached it stand in the table. It ends no run.",
@@ -303,7 +303,7 @@ def show_study(study: Study, target: tuple[Metric, float] | None) -> None:
 
 def _title(study: Study) -> str:
     numbers = sorted({lane.ranks for lane in study.lanes})
-    return f"{study.base.config.in_words()} · on {', '.join(map(str, numbers))} ranks"
+    return f"{describe(study.base.config)} · on {', '.join(map(str, numbers))} ranks"
 
 
 def _curves(study: Study) -> list[dict[str, object]]:

@@ -9,12 +9,11 @@ import secrets
 from pathlib import Path
 
 from engine import disk, downloads, units
+from engine.config import DATA, DatasetName
 from engine.errors import ConfigError
 
-TYPES = {"csv": ("csv", "tsv", "txt"), "numpy": ("npz", "npy"), "text": ("txt", "md", "csv", "json", "py")}
 
-
-def keep(data: str, content: bytes) -> Path:
+def keep(data: DatasetName, content: bytes) -> Path:
     """The file of these bytes in the data cache folder, readable by its owner only; the user's file name plays no part.
 
     Raises ConfigError when it cannot be written.
@@ -33,9 +32,9 @@ def keep(data: str, content: bytes) -> Path:
     return path
 
 
-def _suffix(data: str, content: bytes) -> str:
+def _suffix(data: DatasetName, content: bytes) -> str:
     """By what is in it where two formats are read."""
-    return "npy" if content.startswith(b"\x93NUMPY") else TYPES[data][0]
+    return "npy" if content.startswith(b"\x93NUMPY") else DATA[data].suffixes[0]
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,16 +1,14 @@
-"""Which requests a model is given and which weights may answer them: refused with a sentence before anything starts."""
+"""Checks of an inference request and of the weights that answer it, before anything starts."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from math import prod
 from pathlib import Path
 
-from engine import families
-from engine.config import CNN, MLP, RunConfig, Transformer, model_in_words, overrides_from
+from engine import models
+from engine.config import RunConfig, model_in_words, overrides_from
 from engine.datasets import Dataset
 from engine.errors import ConfigError
 from engine.records import Artifact
@@ -19,26 +17,26 @@ from engine.store import Run
 WEIGHTS_FILE = "model.safetensors"
 
 
-# --- what a request may bring -------------------------------------------------------------------------------------
+# --- requests -----------------------------------------------------------------------------------------------------
 
 
 def check_request(config: RunConfig, data: Dataset) -> None:
-    """Raises ConfigError where the model cannot take `infer.shape`, or so many characters."""
+    """Raises ConfigError if the model cannot read `infer.shape`, or not that many characters."""
     infer, model = config.infer, config.model
     if data.kind == "text":
         room = data.shape[0]
-        if isinstance(model, Transformer) and infer.prompt_len + infer.new_tokens > room:
+        if models.family_of(model).limits_context and infer.prompt_len + infer.new_tokens > room:
             raise ConfigError(
                 f"infer.prompt_len={infer.prompt_len} and infer.new_tokens={infer.new_tokens} are more than the {room} "
-                "characters this model looks back.",
-                fix=f"Choose together at most {room}, or a model with a longer context (source.seq_len).",
+                "characters of this model's context.",
+                fix=f"Choose a sum of at most {room}, or a model with a longer context (source.seq_len).",
             )
     if infer.shape:
         _check_shape(config, data)
 
 
 def _check_shape(config: RunConfig, data: Dataset) -> None:
-    given, reads = config.infer.shape, families.input_shape(config.model, data)
+    given, reads = config.infer.shape, models.input_shape(config.model, data)
     if given in {data.shape, reads, (1, *data.shape), (1, *reads)}:
         return
     if given[1:] in {data.shape, reads}:
@@ -54,40 +52,25 @@ def _check_shape(config: RunConfig, data: Dataset) -> None:
 
 
 def _why_not(config: RunConfig, data: Dataset, given: tuple[int, ...]) -> str:
-    shape, model = given[1:] if len(given) > len(data.shape) and given[0] == 1 else given, config.model
-    takes = f"it takes {shape_in_words(data.shape)}"
-    if isinstance(model, MLP):
-        return f"its first layer has weights for {prod(data.shape):,} values, and {shape_in_words(shape)} are {prod(shape):,}"
-    if isinstance(model, CNN) and data.kind == "image" and len(shape) == 3:
-        if shape[0] != data.shape[0]:
-            return f"{takes}, so its first convolution reads {data.shape[0]} channel{'' if data.shape[0] == 1 else 's'}, not {shape[0]}"
-        try:
-            other = families.feature_size(model, dataclasses.replace(data, shape=shape))
-        except ConfigError:
-            return takes
-        here = families.feature_size(model, data)
-        if other != here:
-            return (
-                f"{takes}, and its first fully connected layer has weights for {here:,} values, where {shape_in_words(shape)} "
-                f"would come to {other:,}"
-            )
-    return takes
+    shape = given[1:] if len(given) > len(data.shape) and given[0] == 1 else given
+    reason = models.family_of(config.model).why_not_shape(config.model, data, shape)
+    return f"it takes {shape_in_words(data.shape)}{', and ' if reason else ''}{reason}"
 
 
 def shape_in_words(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
-# --- which weights may answer -------------------------------------------------------------------------------------
+# --- weights ------------------------------------------------------------------------------------------------------
 
 
 def weights_of(run: Run) -> Artifact | None:
-    """The weights a run left."""
+    """The weights that a run saved; None if it saved none."""
     return next((artifact for artifact in run.artifacts if artifact.name == WEIGHTS_FILE), None)
 
 
 def check_run(config: RunConfig, run: Run) -> Artifact:
-    """The weights of a run that may answer for `config`; raises the sentence that says why they may not."""
+    """The weights of a run, if they may answer for `config`; otherwise raises ConfigError with the reason."""
     if run.config.task != "train":
         raise ConfigError(
             f"infer.run={run.run_id} did not train a model (task='{run.config.task}'): it has no weights.",
@@ -109,12 +92,12 @@ def check_run(config: RunConfig, run: Run) -> Artifact:
 
 
 def own_weights(config: RunConfig) -> Path:
-    """The user's own file of weights."""
+    """Path of the user's own weights file. Raises ConfigError for a home folder that does not exist."""
     try:
         return Path(config.infer.weights).expanduser()
     except RuntimeError:  # ~nobody
         raise ConfigError(
-            "infer.weights names the home of a user who is not known.", fix="Write the path in full."
+            "infer.weights names the home folder of an unknown user.", fix="Write the path in full."
         ) from None
 
 
@@ -127,10 +110,10 @@ _HOW_TO_SAVE = (
 
 
 def tensors_in(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in a .safetensors file, from its header alone.
+    """Names and shapes of the tensors in a .safetensors file, read from its header only.
 
-    Raises ConfigError for a pickle, which is never opened: reading one runs whatever code is inside; and for what is no
-    .safetensors file.
+    Raises ConfigError for a file that is not in this format. A pickle is never opened, because reading one runs the
+    code inside it.
     """
     try:
         with path.open("rb") as file:
@@ -138,7 +121,7 @@ def tensors_in(path: Path) -> dict[str, tuple[int, ...]]:
             size = struct.unpack("<Q", begin)[0] if len(begin) == 8 else 0
             header = file.read(size) if 2 <= size <= _MOST_HEADER_BYTES else b""
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "its name is none"
+        reason = getattr(error, "strerror", None) or "its name is not allowed"
         raise ConfigError(f"The weights file {path.name} cannot be read: {reason}.", fix="Check its name.") from None
     if (
         path.suffix.lower() in _PICKLES
@@ -146,7 +129,8 @@ def tensors_in(path: Path) -> dict[str, tuple[int, ...]]:
         or (begin[:1] == b"\x80" and begin[1:2] <= b"\x05")
     ):
         raise ConfigError(
-            f"The weights file {path.name} is a pickle, and reading a pickle runs whatever code is inside: it is not opened.",
+            f"The weights file {path.name} is a pickle. It is not opened, because reading a pickle runs the code "
+            "inside it.",
             fix=_HOW_TO_SAVE,
         )
     try:
@@ -164,7 +148,7 @@ def tensors_in(path: Path) -> dict[str, tuple[int, ...]]:
 def check_tensors(
     found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]], *, whose: str, model: str
 ) -> None:
-    """Raises ConfigError naming the first tensor that is missing, too many, or of another shape."""
+    """Raises ConfigError if tensors are missing, unknown or of another shape; the message names the first ones."""
     missing = [name for name in wanted if name not in found]
     more = [name for name in found if name not in wanted]
     differing = [name for name in wanted if name in found and tuple(found[name]) != tuple(wanted[name])]

@@ -19,7 +19,7 @@ from plotly.subplots import make_subplots
 
 from engine import batch_law, chart_facts, units
 from engine.analysis import Survival
-from engine.config import RunConfig, Target
+from engine.config import RunConfig, Target, describe
 from engine.downsample import minmax
 from engine.records import TargetReached, Trial
 from engine.tables import NAN_IS_MEASURED, Columns, Tables
@@ -84,7 +84,7 @@ class Chart:
 
     def title_of(self, runs: Runs) -> str:
         """The title; another one where all runs read text and that changes what is counted."""
-        is_text = bool(runs) and all(run.config.data == "text" for run in runs)
+        is_text = bool(runs) and all(run.config.is_text for run in runs)
         return self.facts.text_title if is_text and self.facts.text_title else self.title
 
     def draw(self, runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS) -> go.Figure:
@@ -251,7 +251,7 @@ def dash(place: int) -> str:
 
 def labels(runs: Runs) -> list[str]:
     """A short, unique name for each run: its own or its configuration as text, with an id where two are equal."""
-    names = [run.name or run.config.in_words() for run in runs]
+    names = [run.name or describe(run.config) for run in runs]
     names = [visible(name, _LONGEST_LABEL) for name in names]
     twice = {name for name, times in Counter(names).items() if times > 1}
     return [f"{name} · {run.run_id[:6]}" if name in twice else name for name, run in zip(names, runs, strict=True)]

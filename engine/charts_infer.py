@@ -109,7 +109,7 @@ def _in_words(found: Matrix, c: CellResult, quantile: Quantile) -> str:
 
 
 def _unit(found: Matrix) -> str:
-    return "answers/s" if found.config.data == "text" else "samples/s"
+    return "answers/s" if found.config.is_text else "samples/s"
 
 
 def _rounded(value: float) -> float:

@@ -1,6 +1,6 @@
 """What a run costs and what bounds it: FLOP/s attained, MFU, bytes moved, arithmetic intensity, the roofline.
 
-FLOPs come from `families` and seconds from the training clock, so every figure here can be recomputed from `show --json`.
+FLOPs come from `models` and seconds from the training clock, so every figure here can be recomputed from `show --json`.
 Bytes are a lower bound: what each matrix product must read and write once, and what the optimizer touches. Activations,
 norms, pooling and cache misses move more.
 """
@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine import calibration, families, loading, planner, split, units
+from engine import calibration, loading, models, planner, split, units
 from engine.calibration import Found
-from engine.config import FULL, RNN, USER_DATA, RunConfig
+from engine.config import FULL, USER_DATA, RunConfig
 from engine.datasets import Dataset
 from engine.errors import EngineError
-from engine.families import FLOAT_BYTES, KERNEL, SIGNAL_KERNELS, Product
+from engine.models import family_of
+from engine.models.arithmetic import FLOAT_BYTES, Product
+from engine.models.cnn import KERNEL, SIGNAL_KERNELS
 from engine.peaks import VendorPeak, vendor_peak
 from engine.records import Calibration
 from engine.store import Run
@@ -142,7 +144,7 @@ def parts_of_step(config: RunConfig, data: Dataset, *, batch_size: int, micro_ba
     size = 2 if config.precision in _HALF else FLOAT_BYTES
     passes = -(-batch_size // micro_batch)
     found: dict[str, list[int]] = {}
-    for place, product in enumerate(families.products(config.model, data)):
+    for place, product in enumerate(models.products(config.model, data)):
         weights, values = _values(product, config, data, place)
         entry = found.setdefault(product.kind, [0, 0, 0])
         entry[0] += batch_size * product.train_flops
@@ -170,7 +172,7 @@ def _values(product: Product, config: RunConfig, data: Dataset, place: int) -> t
 
 
 def _positions(config: RunConfig, data: Dataset) -> int:
-    return families.input_shape(config.model, data)[0]
+    return models.input_shape(config.model, data)[0]
 
 
 def _pixels_per_output(product: Product, data: Dataset, place: int) -> int:
@@ -184,15 +186,15 @@ def _operations(product: Product, config: RunConfig) -> int:
     """Kernel calls of a product, forward and backward. A recurrent one needs its last result, so it has one per position."""
     each = (2 if product.input_gradient_rows == 0 else 3) + (1 if product.bias and product.weights else 0)
     own = product.kind == "recurrent" and product.input_gradient_rows == product.rows - 1
-    step_by_step = own and isinstance(config.model, RNN) and config.model.cell != "lstm"
+    step_by_step = own and not family_of(config.model).is_fused_recurrence(config.model)
     return each * (product.rows if step_by_step else 1)
 
 
 def _optimizer_part(config: RunConfig, data: Dataset, passes: int) -> Part:
     """The optimizer, and the five operations of each pass around its products: taking examples and labels, the loss forward
     and backward, and keeping the loss."""
-    count = families.parameters(config.model, data)
-    state = families.optimizer_bytes(config.optimizer, config.model, data)
+    count = models.parameters(config.model, data)
+    state = models.optimizer_bytes(config.optimizer, config.model, data)
     touched = 3 * FLOAT_BYTES * count + 2 * state  # reads weights and gradients, writes weights; reads and writes state
     if config.ema_decay:
         touched += 3 * FLOAT_BYTES * count
@@ -203,10 +205,10 @@ def _optimizer_part(config: RunConfig, data: Dataset, passes: int) -> Part:
 
 def working_set_bytes(config: RunConfig, data: Dataset, micro_batch: int) -> int:
     """Bytes that a step uses: weights, gradients, optimizer state, activations and its examples."""
-    weights = FLOAT_BYTES * families.parameters(config.model, data)
-    kept = families.activation_bytes(config.model, data, micro_batch)
-    state = families.optimizer_bytes(config.optimizer, config.model, data)
-    return 2 * weights + state + kept + FLOAT_BYTES * micro_batch * prod(families.input_shape(config.model, data))
+    weights = FLOAT_BYTES * models.parameters(config.model, data)
+    kept = models.activation_bytes(config.model, data, micro_batch)
+    state = models.optimizer_bytes(config.optimizer, config.model, data)
+    return 2 * weights + state + kept + FLOAT_BYTES * micro_batch * prod(models.input_shape(config.model, data))
 
 
 # --- the roofline -------------------------------------------------------------------------------------------------
@@ -375,7 +377,7 @@ def _try_next(bound: Bound, config: RunConfig, made: Calibration) -> str:
     advice = []
     if config.batch_size != FULL:
         advice.append(_LARGER_BATCH[bound])
-    if bound == "memory" and config.optimizer.name not in {"gd", "sgd"}:
+    if bound == "memory" and config.optimizer.facts.keeps_state:
         advice.append("sgd and momentum keep less state than adam")
     if bound != "memory" and config.device != "cpu" and config.execution != "cuda-graph":
         advice.append("execution=cuda-graph starts a whole step at once")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import families, loading, trajectory, units
+from engine import loading, models, trajectory, units
 from engine.config import Budget, Landscape, RunConfig, overrides_from
 from engine.errors import ConfigError, LimitReached, StoreError
 from engine.records import Surface
@@ -57,7 +57,7 @@ def config_for(runs: Sequence[Run], **choices: Any) -> RunConfig:
 def _affordable(config: RunConfig) -> dict[str, int]:
     """The finest grid and the most examples that keep the arithmetic within `_USUAL_FLOPS`."""
     data = loading.facts(config.data, config.source)
-    per_example = families.forward_flops_per_example(config.model, data)
+    per_example = models.forward_flops_per_example(config.model, data)
     defaults = Landscape()
     for resolution, examples in ((defaults.resolution, defaults.examples), (41, 512), (31, 512), (31, 256), (21, 256)):
         if resolution**2 * examples * per_example <= _USUAL_FLOPS:

@@ -21,7 +21,7 @@ BUDGETS_IN_WORDS: Mapping[str, str] = {
 
 def formula(config: RunConfig) -> str | None:
     """The update rule of plain descent for a lane's batch size, as LaTeX; None for other optimizers."""
-    if config.optimizer.name not in {"gd", "sgd"}:
+    if not config.optimizer.facts.is_plain:
         return None
     if config.batch_size == FULL:
         return r"w \leftarrow w - \eta\,\frac{1}{N}\sum_{i=1}^{N}\nabla \ell_i(w)"

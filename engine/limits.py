@@ -1,4 +1,4 @@
-"""What one run may use: told before it starts where that can be known, kept to while it runs."""
+"""Limits of a single run: checked before it starts where that is possible, and while it runs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _LOOK_EVERY_S = 1.0
 
 
 def check_before(config: RunConfig, plan: Plan, limits: Limits) -> None:
-    """Raises LimitReached for a run that could only end at a limit."""
+    """Raises LimitReached for a run whose budget is larger than a limit."""
     if limits.wall_time_s and (config.budget.seconds or 0) > limits.wall_time_s:
         raise LimitReached(
-            f"budget.seconds={config.budget.seconds:g} is more than the {units.duration(limits.wall_time_s)} a run may last here.",
+            f"budget.seconds={config.budget.seconds:g} is more than the {units.duration(limits.wall_time_s)} a run "
+            "may last here.",
             fix=f"Choose at most {limits.wall_time_s:g}, or raise limits.wall_time_s in settings.toml.",
         )
     if limits.points and (plan.total_steps or 0) > limits.points:
@@ -33,14 +34,14 @@ def check_before(config: RunConfig, plan: Plan, limits: Limits) -> None:
 
 
 class Guard:
-    """Looks, between a run's events, whether it is within its limits."""
+    """Checks between the events of a run whether it is within its limits."""
 
     def __init__(self, limits: Limits, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits, self._folder, self._clock = limits, folder, clock
         self._began = self._looked = clock()
 
     def check(self, steps: int) -> None:
-        """Raises LimitReached, naming the limit; `steps` are those recorded so far."""
+        """Raises LimitReached with the name of the limit; `steps` is the number of steps recorded so far."""
         limits, now = self._limits, self._clock()
         if limits.points and steps > limits.points:
             raise _reached("points", f"{limits.points:,} recorded steps")
@@ -55,23 +56,24 @@ class Guard:
 def _reached(name: str, what: str) -> LimitReached:
     return LimitReached(
         f"The run reached the limit of {what}.",
-        fix=f"Its points are kept. Ask for less, or raise limits.{name} in settings.toml.",
+        fix=f"Its points are kept. Choose a smaller run, or raise limits.{name} in settings.toml.",
     )
 
 
 def folder_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder, without its subfolders; 0 if it cannot be read."""
     with contextlib.suppress(OSError):
         return sum(entry.stat().st_size for entry in os.scandir(folder))
     return 0
 
 
 def limit_memory(device: str, limits: Limits, available_bytes: int, num_ranks: int = 1) -> int | None:
-    """Cap what this process may still take of the machine's memory, and say how much that is; None where it cannot be.
-    Each rank of a run may take its part.
+    """Limit the memory that this process may still allocate; return the limit in bytes, or None if none was set.
 
-    An allocation beyond it fails with words in this process, where otherwise the kernel would kill some process without
-    any. Only a CPU run is capped: CUDA maps address space that it never fills. The cap is on RLIMIT_DATA, which on
-    Linux counts private writable memory (setrlimit(2)); RLIMIT_AS would count mapped files and reserved arenas too.
+    Each of `num_ranks` ranks gets an equal share. An allocation beyond the limit raises an error in this process;
+    without a limit the kernel would kill some process without a message. Only a run on the CPU is limited, because CUDA
+    maps address space that it never fills. The limit is RLIMIT_DATA, which on Linux counts private writable memory
+    (setrlimit(2)); RLIMIT_AS would also count mapped files and reserved arenas.
     """
     held = _data_bytes()
     if device != "cpu" or held is None:
@@ -86,7 +88,7 @@ def limit_memory(device: str, limits: Limits, available_bytes: int, num_ranks: i
 
 
 def _data_bytes(status: Path = Path("/proc/self/status")) -> int | None:
-    """Private writable memory of this process, as the kernel counts it against RLIMIT_DATA."""
+    """Private writable memory of this process as the kernel counts it against RLIMIT_DATA; None if it is unknown."""
     with contextlib.suppress(OSError):
         if found := re.search(r"^VmData:\s+(\d+) kB", status.read_text(), re.MULTILINE):
             return int(found[1]) * 1024
@@ -94,7 +96,7 @@ def _data_bytes(status: Path = Path("/proc/self/status")) -> int | None:
 
 
 def in_words(error: BaseException) -> str:
-    """How much an allocation that failed had asked for, where the error says it."""
+    """A sentence for an error of a failed allocation, with its size if the error contains it."""
     if found := re.search(r"(?i)tried to allocate ([\d.]+) ?(bytes|MiB|GiB|KiB)", str(error)):
         size = float(found[1]) * {"bytes": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}[found[2].lower()]
         return f"The run ran out of memory when it asked for {units.nbytes(int(size))} more."

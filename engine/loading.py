@@ -1,4 +1,5 @@
-"""Any data set as numpy arrays: bundled, generated, downloaded, or the user's own; split, and how to standardise it."""
+"""Any data set as numpy arrays with its split and standardisation: bundled, generated, downloaded, or the user's
+own."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import platform
 import random
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,8 +23,8 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from engine import downloads, userdata
-from engine.config import DatasetName, Source
-from engine.datasets import BUNDLED, CLASSES, DATASETS, RELEASES, TITLES, Arrays, Bundled, Dataset, Release, held_out
+from engine.config import DATA, DatasetName, Source
+from engine.datasets import BUNDLED, DATASETS, KNOWN, Arrays, Bundled, Dataset, Known, Release, held_out
 from engine.downloads import Progress
 from engine.errors import ConfigError
 
@@ -34,40 +35,34 @@ _SYNTHETIC_SEED = 20_260_102
 
 
 def facts(data: DatasetName, source: Source) -> Dataset:
-    """What a run needs to know of its data; never downloads, and reads a user's file once, in a process of its own.
+    """What a run must know of its data. Never downloads; reads a user's file once, in a process of its own.
 
-    Raises ConfigError when the user's file is not there or cannot be used, with what to do.
+    Raises ConfigError when the user's file does not exist or cannot be used, with what to do.
     """
     if data in DATASETS:
         return DATASETS[data]
-    if data == "synthetic":
-        return _synthetic_facts(source)
-    if data == "text" and not source.path:
-        return _documentation_facts(source.seq_len)
+    if data in GENERATED and not source.path:
+        return GENERATED[data].facts(source)
     return userdata.inspect(data, source)
 
 
 def load(data: DatasetName, source: Source, *, progress: Callable[[Progress], None] = lambda _: None) -> Arrays:
-    """A data set with its fixed train / held-out split; `progress` hears of a download.
+    """A data set with its fixed train / held-out split; `progress` is called during a download.
 
-    Raises ConfigError when a file cannot be had, is not the one released, or cannot be used.
+    Raises ConfigError when a file cannot be downloaded, is not the released one, or cannot be used.
     """
-    if data in BUNDLED:
-        return _bundled(data)
-    if data in RELEASES:
-        return _released(data, progress)
-    if data == "mnist1d":
-        return _mnist1d()
-    if data == "synthetic":
-        return _synthetic(source)
-    if data == "text" and not source.path:
-        arrays = userdata.text_arrays(TITLES["text"], _documentation(), seq_len=source.seq_len)
-        return replace(arrays, facts=_documentation_facts(source.seq_len))
+    origin = KNOWN[data].origin if data in KNOWN else None
+    if isinstance(origin, Bundled):
+        return _bundled(KNOWN[data], origin)
+    if isinstance(origin, Release):
+        return _released(KNOWN[data], origin, progress)
+    if data in GENERATED and not source.path:
+        return GENERATED[data].load(source)
     return userdata.read(data, source)
 
 
 def preload() -> None:
-    """Read every bundled data set into this process; one that cannot be read is left for the run that needs it."""
+    """Read every bundled data set into this process. One that cannot be read is left to the run that needs it."""
     for data, bundled in BUNDLED.items():
         with contextlib.suppress(ConfigError):
             _read(bundled, DATASETS[data].title)
@@ -76,15 +71,14 @@ def preload() -> None:
 # --- inside an installed package ------------------------------------------------------------------------------------
 
 
-def _bundled(data: DatasetName) -> Arrays:
-    known, bundled = DATASETS[data], BUNDLED[data]
-    pixels, y = _read(bundled, known.title)
-    x, test = pixels.reshape(-1, *known.shape), held_out(y)
+def _bundled(known: Known, bundled: Bundled) -> Arrays:
+    pixels, y = _read(bundled, known.facts.title)
+    x, test = pixels.reshape(-1, *known.facts.shape), held_out(y)
     mean, std = _per_channel([bundled.mean]), _per_channel([bundled.std])
-    return Arrays(known, x[~test], y[~test], x[test], y[test], mean, std, CLASSES[data])
+    return Arrays(known.facts, x[~test], y[~test], x[test], y[test], mean, std, known.classes)
 
 
-@lru_cache(maxsize=4)  # the fork server reads once, before it forks: a worker finds the pixels in memory
+@lru_cache(maxsize=4)  # the fork server reads once before it forks, so a worker finds the pixels in memory
 def _read(bundled: Bundled, title: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (n, h*w) uint8 and labels (n,) int64 from a gzipped CSV whose last column is the label."""
     try:
@@ -103,7 +97,7 @@ def _read(bundled: Bundled, title: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _file(bundled: Bundled, title: str) -> Path:
-    """Found without importing the package: that alone would cost seconds."""
+    """The path of the file, found without importing the package, because an import costs seconds."""
     spec = importlib.util.find_spec(bundled.package)
     if spec is None or spec.origin is None:
         raise ConfigError(f"{title}: the package {bundled.package} is not installed.", fix="Install requirements.txt.")
@@ -118,41 +112,49 @@ def _documentation() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def _documentation_facts(seq_len: int) -> Dataset:
+def _documentation_facts(source: Source) -> Dataset:
     text = _documentation()
-    facts = userdata.text_facts(TITLES["text"], len(text), len(set(text)), seq_len=seq_len)
+    facts = userdata.text_facts(DATA["text"].title, len(text), len(set(text)), seq_len=source.seq_len)
     return replace(facts, licence="PSF-2.0", source=f"the reference in Python {platform.python_version()}'s pydoc_data")
+
+
+def _documentation_arrays(source: Source) -> Arrays:
+    arrays = userdata.text_arrays(DATA["text"].title, _documentation(), seq_len=source.seq_len)
+    return replace(arrays, facts=_documentation_facts(source))
 
 
 # --- generated ------------------------------------------------------------------------------------------------------
 
 
-def _mnist1d() -> Arrays:
-    known = DATASETS["mnist1d"]
-    x, y, test_x, test_y = _mnist1d_parts()
-    nothing, one = np.zeros(known.shape, np.float32), np.ones(known.shape, np.float32)  # its authors do not standardise
-    return Arrays(known, x, y, test_x, test_y, nothing, one, CLASSES["mnist1d"])
+def _mnist1d(_: Source) -> Arrays:
+    known = KNOWN["mnist1d"]
+    zero, one = (np.full(known.facts.shape, value, np.float32) for value in (0, 1))  # its authors do not standardise
+    return Arrays(known.facts, *_mnist1d_parts(), zero, one, known.classes)
 
 
-_MNIST1D_PARTS = {"x_train": ((4_000, 40), "<f4"), "y_train": ((4_000,), "<i8"),
-                  "x_test": ((1_000, 40), "<f4"), "y_test": ((1_000,), "<i8")}  # fmt: skip
+_MNIST1D_PARTS = {
+    "x_train": ((4_000, 40), "<f4"),
+    "y_train": ((4_000,), "<i8"),
+    "x_test": ((1_000, 40), "<f4"),
+    "y_test": ((1_000,), "<i8"),
+}
 
 
 def _mnist1d_parts() -> Parts:
-    """x, y, test x, test y; from the cache, or generated (seconds) and put there."""
+    """x, y, test x, test y; from the cache, or generated (this takes seconds) and stored there."""
     try:
         version = importlib.metadata.version("mnist1d")
     except importlib.metadata.PackageNotFoundError:
         raise ConfigError("MNIST-1D: the package mnist1d is not installed.", fix="Install requirements.txt.") from None
     cached = downloads.cache_folder() / f"mnist1d-{version}.npz"
-    with contextlib.suppress(OSError, ConfigError, KeyError):  # not there, or broken: made again
+    with contextlib.suppress(OSError, ConfigError, KeyError):  # missing or damaged: generated again
         arrays = userdata.read_npz(cached)
         if all((arrays[name].shape, arrays[name].dtype.str) == known for name, known in _MNIST1D_PARTS.items()):
             return _parts(arrays)
     made = _generate_mnist1d()
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **made)
-    with contextlib.suppress(OSError):  # without a cache it is made each time
+    with contextlib.suppress(OSError):  # without a cache it is generated each time
         downloads.keep(cached, buffer.getvalue())
     return _parts(made)
 
@@ -162,7 +164,7 @@ def _parts(arrays: Mapping[str, np.ndarray]) -> Parts:
 
 
 def _generate_mnist1d() -> dict[str, np.ndarray]:
-    """The set of the paper: the package's own arguments, seed 42."""
+    """The data set of the paper: the package's own arguments, with seed 42."""
     from mnist1d.data import get_dataset_args, make_dataset
 
     with _random_state_kept():
@@ -173,7 +175,7 @@ def _generate_mnist1d() -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """mnist1d seeds the global generators of numpy and Python."""
+    """Restore the global generators of numpy and Python, because mnist1d seeds them."""
     of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
         yield
@@ -185,14 +187,14 @@ def _random_state_kept() -> Iterator[None]:
 def _synthetic_facts(source: Source) -> Dataset:
     shape = (1, *source.shape) if len(source.shape) == 2 else source.shape
     return Dataset(
-        title=TITLES["synthetic"],
+        title=DATA["synthetic"].title,
         kind="vector" if len(shape) == 1 else "image",
         shape=shape,
         num_classes=source.num_classes,
         train_examples=source.num_examples,
         test_examples=max(1, source.num_examples // 5),
         source="random numbers, the same in every run",
-        measures_speed_only=True,
+        measures_speed_only=DATA["synthetic"].measures_speed_only,
     )
 
 
@@ -211,29 +213,43 @@ def _synthetic(source: Source) -> Arrays:
     if known.kind == "vector":
         mean, std = np.zeros(known.shape, np.float32), np.ones(known.shape, np.float32)
     else:
-        channels = known.shape[0]  # of numbers 0..255, all as likely
+        channels = known.shape[0]  # pixels are 0..255 with equal probability
         mean, std = _per_channel([127.5] * channels), _per_channel([math.sqrt((256**2 - 1) / 12)] * channels)
     classes = tuple(map(str, range(known.num_classes)))
     return Arrays(known, train_x, train_y, test_x, test_y, mean, std, classes)
 
 
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """How a data set that is made on this machine is described and made."""
+
+    facts: Callable[[Source], Dataset]
+    load: Callable[[Source], Arrays]
+
+
+GENERATED: Mapping[DatasetName, Generated] = {
+    "mnist1d": Generated(lambda _: DATASETS["mnist1d"], _mnist1d),
+    "text": Generated(_documentation_facts, _documentation_arrays),  # without a file of the user
+    "synthetic": Generated(_synthetic_facts, _synthetic),
+}
+
+
 # --- released on the web --------------------------------------------------------------------------------------------
 
 
-def _released(data: DatasetName, progress: Callable[[Progress], None]) -> Arrays:
-    known, release = DATASETS[data], RELEASES[data]
-    parts = _from_npz(known, release)
+def _released(known: Known, release: Release, progress: Callable[[Progress], None]) -> Arrays:
+    parts = _from_npz(known.facts, release)
     if parts is None:
-        paths = downloads.fetch(release, progress)
-        parts = _cifar10(paths) if data == "cifar10" else _idx_files(paths)
+        parts = _READERS[release.format](downloads.fetch(release, progress))
     mean, std = (_per_channel([255 * value for value in values]) for values in (release.mean, release.std))
-    return Arrays(known, *parts, mean, std, CLASSES[data])
+    return Arrays(known.facts, *parts, mean, std, known.classes)
 
 
 def _from_npz(known: Dataset, release: Release) -> Parts | None:
-    """The set as Keras ships it, x_train, y_train, x_test, y_test, when such a file was put into the cache folder.
+    """The data set as Keras ships it (x_train, y_train, x_test, y_test), if such a file is in the cache folder, else
+    None.
 
-    Raises ConfigError when it is not this data set.
+    Raises ConfigError when the file is not this data set.
     """
     path = downloads.cache_folder() / f"{release.name}.npz"
     try:
@@ -289,6 +305,9 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
     assert file is not None  # a regular file of an archive whose hash was checked
     return file.read()
+
+
+_READERS = {"idx": _idx_files, "cifar": _cifar10}  # by the format of a release
 
 
 def _per_channel(values: list[float]) -> np.ndarray:

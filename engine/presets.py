@@ -1,4 +1,4 @@
-"""Configurations with a name: what there is to see in each, and where one starts."""
+"""Named configurations: what each one shows, and the default one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.errors import ConfigError
 
 
 class Preset(Spec):
-    """A named configuration and what there is to see in it."""
+    """A named configuration and what it shows."""
 
     title: str
     teaches: str
@@ -34,7 +34,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mnist-mlp-large": _preset(
         "MLP 784-512-256-10 on MNIST",
-        "Five times the parameters: does it pay?",
+        "Five times as many parameters as 784-128-10: is it worth the time?",
         model={"family": "mlp", "hidden": [512, 256]},
         optimizer={"name": "adam", "lr": 1e-3},
         batch_size=64,
@@ -42,7 +42,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "lenet": _preset(
         "LeNet on MNIST",
-        "Convolutions see shapes: fewer parameters than the small MLP, better answers.",
+        "Convolutions see shapes: higher accuracy than the small MLP, with fewer parameters.",
         model={"family": "cnn"},
         optimizer=_MOMENTUM,
         batch_size=64,
@@ -50,7 +50,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "lenet-source": _preset(
         "LeNet, learning rate 0.001",
-        "The same net with a learning rate twenty times smaller: it has not arrived when the budget ends.",
+        "The same model with a learning rate twenty times smaller: it is still learning when the budget ends.",
         model={"family": "cnn"},
         optimizer=_MOMENTUM | {"lr": 1e-3},
         batch_size=64,
@@ -67,8 +67,9 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "lr-too-high": _preset(
         "A learning rate too high",
-        "The same LeNet with steps five times as long: the loss jumps about instead of settling, and once it sits at "
-        "2.30 the net only guesses among ten digits.",
+        "The same LeNet with a learning rate five times as high: the loss jumps instead of falling. Once it stays at "
+        "2.30, "
+        "the model only guesses among ten digits.",
         model={"family": "cnn"},
         optimizer=_MOMENTUM | {"lr": 0.1},
         batch_size=64,
@@ -92,7 +93,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mnist-gru": _preset(
         "GRU reads MNIST row by row",
-        "A recurrent net sees 28 rows one after another, and remembers.",
+        "A recurrent net reads 28 rows one after another and keeps a state.",
         model={"family": "rnn", "cell": "gru", "hidden_size": 128},
         optimizer={"name": "adam", "lr": 1e-3},
         batch_size=64,
@@ -100,7 +101,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mnist-vit": _preset(
         "Vision Transformer on MNIST",
-        "Attention over 16 patches: on so little data it learns slower than LeNet, for four times the arithmetic.",
+        "Attention over 16 patches: on so little data it learns more slowly than LeNet, with four times the FLOPs.",
         model={"family": "transformer", "size": "tiny", "patch_size": 7},
         optimizer={"name": "adamw", "lr": 2e-3, "weight_decay": 0.05},
         schedule="cosine",
@@ -124,7 +125,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "char-lstm": _preset(
         "LSTM writes documentation",
-        "The same text through a recurrent net: compare its loss with the decoder's at equal arithmetic.",
+        "The same text with a recurrent net: compare its loss with that of the Transformer at equal FLOPs.",
         model={"family": "rnn", "cell": "lstm", "hidden_size": 128},
         data="text",
         optimizer={"name": "adam", "lr": 2e-3},
@@ -140,13 +141,13 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mnist1d-mlp": _preset(
         "MNIST-1D: MLP 40-100-100-10",
-        "15,210 parameters that must learn every position by itself. Its authors report 65.1 %.",
+        "15,210 parameters; each position of the signal is learned separately. Its authors report 65.1 %.",
         model={"family": "mlp", "hidden": [100, 100]},
         **_MNIST1D,
     ),
     "mnist1d-cnn": _preset(
         "MNIST-1D: convolutions",
-        "5,210 parameters that know a shift when they see one. Its authors report 92.3 %.",
+        "5,210 parameters; convolutions find a pattern wherever it is shifted. Its authors report 92.3 %.",
         model={"family": "cnn"},
         **_MNIST1D,
     ),
@@ -157,10 +158,12 @@ PRESETS: Mapping[str, Preset] = {
         **_MNIST1D,
     ),
 }
-STUDIES: Mapping[str, Preset] = {  # runs that are no single training
+STUDIES: Mapping[str, Preset] = {  # runs that are not a single training
     "digits-law": _preset(
         "Batch-size law on 8x8 digits",
-        "From one example per step to all of them: steps stop falling at a batch of some dozens, examples do not stop rising.",
+        "Batch sizes from one example to all of them: beyond some dozens the number of steps stops falling, while "
+        "the number of "
+        "examples keeps rising.",
         task="batch-law",
         model={"family": "mlp", "hidden": [64]},
         data="digits",
@@ -168,7 +171,8 @@ STUDIES: Mapping[str, Preset] = {  # runs that are no single training
     ),
     "calibrate": _preset(
         "What this machine reaches",
-        "Matrix products, memory, overheads and thread counts, measured: what a run's speed is compared with.",
+        "Measures matrix products, memory bandwidth, overheads and thread counts, with which the speed of runs is "
+        "compared.",
         task="calibrate",
     ),
 }
@@ -176,7 +180,7 @@ DEFAULT_PRESET = "mnist-mlp"
 
 
 def preset_config(name: str) -> RunConfig:
-    """The configuration of a preset; a ConfigError names the ones there are."""
+    """The configuration of a preset. Raises ConfigError with the known names for an unknown one."""
     known = {**PRESETS, **STUDIES}
     if name not in known:
         raise ConfigError(

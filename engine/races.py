@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from engine.config import BUDGETS, RunConfig, Spec, nearest, with_overrides
+from engine.config import BUDGETS, RunConfig, Spec, describe, nearest, with_overrides
 from engine.errors import ConfigError, StoreError
 from engine.presets import preset_config
 from engine.store import Run, Store, Wanted
@@ -303,7 +303,7 @@ def of_runs(runs: Sequence[Run], *, group: str = "") -> Race | None:
     lanes: dict[tuple[str, str], list[RacedLane]] = {}
     for run in runs:
         alike = run.config.model_copy(update={"seed": 0, "checkpoints": 0})
-        label = (run.queued.name if run.queued and group else "") or run.name or run.config.in_words()
+        label = (run.queued.name if run.queued and group else "") or run.name or describe(run.config)
         same = lanes.setdefault((label, alike.fingerprint), [])
         if all(run.config.seed in lane.runs for lane in same):
             same.append(RacedLane(label, alike, {}))

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import disk, hardware
+from engine.config import describe
 from engine.errors import ConfigError
 from engine.monitor import Monitor, Snapshot
 from engine.readings_log import Readings, Writer
@@ -168,7 +169,7 @@ class Recorder:
         for run in runs:
             began = run.started or run.starting
             if began and run.run_id not in self._at_work:
-                words = visible(run.name or run.config.in_words(), _LONGEST_WORDS)
+                words = visible(run.name or describe(run.config), _LONGEST_WORDS)
                 self._at_work[run.run_id] = run, Span(run.run_id, words, began.at, None)
         alive = [span for _, span in self._at_work.values()]
         if over or len(alive) != sum(span.end is None for span in self.spans):

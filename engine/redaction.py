@@ -19,11 +19,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from engine.config import RunConfig
+from engine.config import DATA, RunConfig
 from engine.processes import holds_secret
 
 LONGEST_TEXT = 2_000
-_OWN_NAMES = {"csv": "table.csv", "numpy": "arrays.npz", "images": "images", "text": "text.txt"}
 _WEIGHTS = "weights.safetensors"
 
 _IN_PATH = r"~'\"<>:,;()/\\"
@@ -34,7 +33,7 @@ _PATH = re.compile(
 _ENDINGS = r"\.(?:csv|tsv|npz|npy|txt|png|jpe?g|bmp|gif|webp|tiff?|parquet|json|zip|safetensors)\b"
 _FILE = re.compile(rf"(?<=['\"‘“])[^'\"’”\n]*?{_ENDINGS}(?=['\"’”])|[^\s'\"/\\<>:|?*(),;=]+{_ENDINGS}", re.IGNORECASE)
 _OUR_FILES = {
-    *_OWN_NAMES.values(), _WEIGHTS, "config.json", "labels.json",
+    *(facts.file_name for facts in DATA.values() if facts.file_name), _WEIGHTS, "config.json", "labels.json",
     "landscape.safetensors", "model.safetensors", "trajectory.safetensors",
 }  # fmt: skip
 _IN_HEX = r"[0-9A-Fa-f]"
@@ -128,7 +127,7 @@ class Redaction:
     def _own_name(self, path: str) -> str:
         if path == self.config.infer.weights:
             return _WEIGHTS
-        return _OWN_NAMES.get(self.config.data, "data")
+        return DATA[self.config.data].file_name or "data"
 
     def _without_source(self, text: str) -> str:
         """A message that names the user's file: its path may be relative, hold blanks, or be cut at the front."""

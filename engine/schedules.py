@@ -1,7 +1,7 @@
-"""Learning-rate schedules as pure functions of how far a run is.
+"""Learning-rate schedules as pure functions of the progress of a run.
 
-A schedule is a factor of `optimizer.lr`. It depends on the share of the run that is done, not on a number of steps, so
-that a run with a time limit alone has one too.
+A schedule gives a factor of `optimizer.lr`. It depends on the share of the run that is done, not on a number of steps,
+so that it also works for a run that only has a time limit.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import math
 
 from engine.config import RunConfig
 
-WARM_UP_SHARE = 0.1  # of the run, where the warm-up schedule is not told how many steps
-_FIRST_SHARE = 1e-3  # the first step moves as well
-ONE_CYCLE_RISE = 0.3  # share of the run in which one-cycle climbs: torch.optim.lr_scheduler.OneCycleLR's defaults
+WARM_UP_SHARE = 0.1  # of the run, if warmup_steps is 0
+_FIRST_SHARE = 1e-3  # so that the first step has a learning rate above 0
+ONE_CYCLE_RISE = 0.3  # share of the run in which one-cycle rises; defaults of torch.optim.lr_scheduler.OneCycleLR
 ONE_CYCLE_START = 1 / 25
 ONE_CYCLE_END = 1 / 25 / 1e4
 
 
 def lr_factor(config: RunConfig, step: int, share: float) -> float:
-    """Factor of the learning rate for step `step` (counting from 0), with `share` (0..1) of the run done before it."""
+    """Factor of the learning rate at step `step` (counted from 0); `share` (0..1) of the run is done before this
+    step."""
     if config.warmup_steps:
         if step < config.warmup_steps:
             return (step + 1) / config.warmup_steps
@@ -38,7 +39,7 @@ def lr_factor(config: RunConfig, step: int, share: float) -> float:
 
 
 def _share_after_warm_up(config: RunConfig, step: int, share: float) -> float:
-    """Done of what comes after the warm-up, which took its steps' share of the run: the curve begins where that ends."""
+    """Share (0..1) of the part after the warm-up that is done, because the curve begins where the warm-up ends."""
     if not config.warmup_steps:
         return share
     warm_up = config.warmup_steps / step * share
@@ -46,5 +47,5 @@ def _share_after_warm_up(config: RunConfig, step: int, share: float) -> float:
 
 
 def _half_cosine(x: float) -> float:
-    """1 at 0 down to 0 at 1, without a corner at either end."""
+    """Falls from 1 at x=0 to 0 at x=1, with a slope of 0 at both ends."""
     return (1 + math.cos(math.pi * min(x, 1.0))) / 2

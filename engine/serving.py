@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engine import batch_law, calibration, families, units
+from engine import batch_law, calibration, models, units
 from engine.config import (
-    CNN,
+    DATA,
     RUNTIMES,
     Cell,
     PrecisionName,
@@ -361,7 +361,7 @@ def _known(found: Matrix, cell: Cell) -> list[str]:
         ]
         if isa and "vnni" not in isa and "amx_int8" not in isa:
             words.append("This CPU has no int8 dot product (VNNI), so the product itself gains little.")
-        if isinstance(found.config.model, CNN) and cell.runtime == "int8":
+        if models.family_of(found.config.model).has_convolutions and cell.runtime == "int8":
             words.append("Convolutions stay in fp32.")
         return words
     if cell.precision == "bf16" and found.config.device == "cpu" and isa and "bf16" not in isa:
@@ -376,10 +376,10 @@ def _known(found: Matrix, cell: Cell) -> list[str]:
 
 def offered(config: RunConfig, cell: Cell) -> str:
     """Why a cell cannot be measured whatever the machine; empty where nothing speaks against it."""
-    text, on_gpu, model = config.data == "text", config.device != "cpu", config.model
+    text, on_gpu, family = config.is_text, config.device != "cpu", models.family_of(config.model)
     if text and cell.runtime not in {"eager", "inference_mode", "int8"}:
         return "A text model answers character by character, with shapes that grow: it is measured in PyTorch alone."
-    if cell.runtime == "channels_last" and not (isinstance(model, CNN) and config.data != "mnist1d"):
+    if cell.runtime == "channels_last" and not (family.has_convolutions and DATA[config.data].kind != "vector"):
         return "Channels last is a layout of images in convolutions: this model has none."
     if cell.runtime in {"int8", "onnxruntime", "onnxruntime-int8"} and on_gpu:
         return f"{RUNTIME_WORDS[cell.runtime]} is measured on a CPU alone."
@@ -461,7 +461,7 @@ def _request_s(
         op_s = op.p05 if op else op_s
     layers = 4 + len(_products(config))
     passes, flops = 1, float(plan.forward_flops_per_example) * cell.batch_size
-    if config.data == "text":  # the arithmetic of one pass is shared by prompt and new characters
+    if config.is_text:  # the arithmetic of one pass is shared by prompt and new characters
         passes = config.infer.new_tokens
         flops *= (config.infer.prompt_len + config.infer.new_tokens) / max(1, config.source.seq_len)
     return (passes * layers * _OPS * op_s if overhead else 0.0) + flops / flops_per_s
@@ -470,7 +470,7 @@ def _request_s(
 def _products(config: RunConfig) -> list[Any]:
     from engine import loading
 
-    return families.products(config.model, loading.facts(config.data, config.source))
+    return models.products(config.model, loading.facts(config.data, config.source))
 
 
 _MOST_READ = 20
@@ -497,7 +497,7 @@ def known_latencies(store: Store, config: RunConfig) -> dict[Cell, float]:
 
 def _characters(config: RunConfig) -> tuple[int, int, bool] | None:
     infer = config.infer
-    return (infer.prompt_len, infer.new_tokens, infer.cache) if config.data == "text" else None
+    return (infer.prompt_len, infer.new_tokens, infer.cache) if config.is_text else None
 
 
 # --- as JSON ------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from engine import __version__, disk, query, records
 from engine.code_version import is_newer
-from engine.config import Cell, RunConfig, parse_config_json
+from engine.config import Cell, RunConfig, describe, parse_config_json
 from engine.errors import ConfigError, StoreError, StoreGone
 from engine.locks import is_claimed, lock
 from engine.processes import is_same_process, own_identity
@@ -1408,11 +1408,11 @@ def words_of(row: RunRow) -> str:
         case "report" if row.config.task == "calibrate":
             return f"calibration of another machine · {row.config.device} · {IMPORTED}"
         case "report":
-            return f"{row.config.in_words()} · {IMPORTED}"
+            return f"{describe(row.config)} · {IMPORTED}"
         case "curve":  # its configuration is not known
             return f"a curve on {row.config.data} · {IMPORTED}"
         case _:
-            return row.config.in_words()
+            return describe(row.config)
 
 
 def _finite(value: float | None) -> float | None:

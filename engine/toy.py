@@ -1,119 +1,112 @@
-"""Descent on a bowl with two weights: what an optimizer's rule does by itself, without data or a net. Exact, not measured.
+"""Descent on a quadratic with two weights: what the rule of an optimizer does without data and without a model.
 
 The loss is (x^2 + kappa y^2) / 2. Its curvature is 1 along x and kappa along y, so kappa is the condition number of its
-Hessian. The rules are those of engine/pytorch/optim.py, which are torch.optim's (tests/test_toy.py compares).
+Hessian. The rules are those of engine/pytorch/optim.py and of torch.optim (tests/test_toy.py compares), so the walks
+are exact and nothing is measured.
+
+Muon is left out. Its rule is for weight matrices, whose singular values it makes equal; a pair of single weights is no
+matrix, and Muon leaves such weights to AdamW. Its walk would be that of AdamW.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-Name = Literal["gd", "momentum", "adam", "rmsprop", "adagrad", "nesterov", "sgd"]
-NAMES: tuple[Name, ...] = ("gd", "momentum", "adam", "rmsprop", "adagrad", "nesterov", "sgd")
+from engine.config import OPTIMIZERS, OptimizerName
+
 START = (-4.0, 1.5)
 _EPS, _ADAGRAD_EPS = 1e-8, 1e-10  # torch.optim's defaults
-_LOST = 1e3  # a loss this many times the first: the walk has left for good, and is cut
+_DIVERGED = 1e3  # a walk whose loss is this many times the first does not come back, and is cut
 
-Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]  # weights, gradient -> the next weights
+Step = Callable[[np.ndarray, np.ndarray], np.ndarray]  # weights, gradient -> the next weights
 
 
 @dataclass(frozen=True, slots=True)
 class Bowl:
-    """f(x, y) = (x^2 + condition y^2) / 2."""
+    """The quadratic f(x, y) = (x^2 + condition y^2) / 2."""
 
     condition: float
 
     def loss(self, w: np.ndarray) -> np.ndarray:
-        """Of points (..., 2)."""
+        """The loss (...) of points (..., 2)."""
         return 0.5 * (w[..., 0] ** 2 + self.condition * w[..., 1] ** 2)
 
     def gradient(self, w: np.ndarray) -> np.ndarray:
+        """The gradient (..., 2) at points (..., 2)."""
         return w * np.array([1.0, self.condition])
 
 
 @dataclass(frozen=True, slots=True)
 class Hyper:
-    """What the rules share; torch.optim's defaults but for the learning rate."""
+    """Hyperparameters of all rules. Defaults are torch.optim's; AdamW decays weights as its default there does."""
 
     lr: float
     momentum: float = 0.9
     beta1: float = 0.9
     beta2: float = 0.999
     alpha: float = 0.99
+    weight_decay: float = 0.01  # only of the decoupled rules
 
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """Where an optimizer went, from the start; cut where it is lost."""
+    """The path of an optimizer from the start; cut at the step where it diverged."""
 
-    name: Name
+    name: OptimizerName
     xy: np.ndarray  # (n + 1, 2)
     loss: np.ndarray  # (n + 1,)
-    diverged_at: int | None  # the step whose loss was more than a thousand times the first
+    diverged_at: int | None  # the step whose loss was more than a thousand times the first one
 
 
 def walk(
-    name: Name, bowl: Bowl, hyper: Hyper, *, steps: int = 200, noise: float = 0.0, seed: int = 0,
+    name: OptimizerName,
+    bowl: Bowl,
+    hyper: Hyper,
+    *,
+    steps: int = 200,
+    noise: float = 0.0,
+    seed: int = 0,
     start: tuple[float, float] = START,
-) -> Walk:  # fmt: skip
-    """`steps` steps. The gradient of all but gd is off by normal noise of this standard deviation in each component,
-    the same for every optimizer of a seed."""
-    rule, w = _rule(name, hyper), np.array(start)
-    off = np.random.default_rng(seed).standard_normal((steps, 2)) * (0.0 if name == "gd" else noise)
-    xy, lost = [w], None
-    most = _LOST * bowl.loss(w)
+) -> Walk:
+    """The path of `steps` steps. Gradients have normal noise of standard deviation `noise` in each component, the same
+    for every optimizer of a seed; gradient descent (full batch) has none. Raises KeyError for a name not in `RULES`."""
+    step_of, w = RULES[name].start(hyper), np.array(start)
+    scale = 0.0 if OPTIMIZERS[name].full_batch else noise
+    noises = np.random.default_rng(seed).standard_normal((steps, 2)) * scale
+    xy, diverged_at = [w], None
+    most = _DIVERGED * bowl.loss(w)
     for step in range(steps):
-        w = rule(w, bowl.gradient(w) + off[step])
+        w = step_of(w, bowl.gradient(w) + noises[step])
         xy.append(w)
         if not bowl.loss(w) <= most:
-            lost = step + 1
+            diverged_at = step + 1
             break
     points = np.array(xy)
-    return Walk(name, points, bowl.loss(points), lost)
+    return Walk(name, points, bowl.loss(points), diverged_at)
 
 
-def stability_bound(name: Name, bowl: Bowl, hyper: Hyper) -> float | None:
-    """The learning rate from which a walk without noise grows along the steepest direction; None for the adaptive
-    rules, whose steps have no such bound of their own.
+def stability_bound(name: OptimizerName, bowl: Bowl, hyper: Hyper) -> float | None:
+    """The learning rate from which a walk without noise grows along the steepest direction.
 
-    With curvature L gd multiplies that weight by 1 - lr L each step, so lr < 2 / L. With momentum m the same question
-    for z^2 - (1 + m - lr L) z + m gives 2 (1 + m) / L, and for Nesterov's z^2 - (1 - lr L) ((1 + m) z - m) gives
-    2 (1 + m) / ((1 + 2 m) L).
+    None for the adaptive rules, whose steps have no such bound. With curvature L, gd multiplies that weight by 1 - lr L
+    in each step, so lr < 2 / L. With momentum m the roots of z^2 - (1 + m - lr L) z + m give 2 (1 + m) / L, and for
+    Nesterov those of z^2 - (1 - lr L) ((1 + m) z - m) give 2 (1 + m) / ((1 + 2 m) L).
     """
-    curvature, m = max(1.0, bowl.condition), hyper.momentum
-    match name:
-        case "gd" | "sgd":
-            return 2 / curvature
-        case "momentum":
-            return 2 * (1 + m) / curvature
-        case "nesterov":
-            return 2 * (1 + m) / ((1 + 2 * m) * curvature)
-        case _:
-            return None
+    bound = RULES[name].bound
+    return None if bound is None else bound(max(1.0, bowl.condition), hyper.momentum)
 
 
 # --- the rules ----------------------------------------------------------------------------------------------------
 
 
-def _rule(name: Name, hyper: Hyper) -> Rule:
-    match name:
-        case "gd" | "sgd":
-            return lambda w, g: w - hyper.lr * g
-        case "momentum" | "nesterov":
-            return _momentum(hyper, nesterov=name == "nesterov")
-        case "adagrad":
-            return _adagrad(hyper)
-        case "rmsprop":
-            return _rmsprop(hyper)
-        case "adam":
-            return _adam(hyper)
+def _plain(hyper: Hyper) -> Step:
+    return lambda w, g: w - hyper.lr * g
 
 
-def _momentum(hyper: Hyper, *, nesterov: bool) -> Rule:
+def _momentum(hyper: Hyper, *, nesterov: bool = False) -> Step:
     v = np.zeros(2)
 
     def step(w: np.ndarray, g: np.ndarray) -> np.ndarray:
@@ -124,7 +117,7 @@ def _momentum(hyper: Hyper, *, nesterov: bool) -> Rule:
     return step
 
 
-def _adagrad(hyper: Hyper) -> Rule:
+def _adagrad(hyper: Hyper) -> Step:
     total = np.zeros(2)
 
     def step(w: np.ndarray, g: np.ndarray) -> np.ndarray:
@@ -135,7 +128,7 @@ def _adagrad(hyper: Hyper) -> Rule:
     return step
 
 
-def _rmsprop(hyper: Hyper) -> Rule:
+def _rmsprop(hyper: Hyper) -> Step:
     square = np.zeros(2)
 
     def step(w: np.ndarray, g: np.ndarray) -> np.ndarray:
@@ -146,7 +139,7 @@ def _rmsprop(hyper: Hyper) -> Rule:
     return step
 
 
-def _adam(hyper: Hyper) -> Rule:
+def _adam(hyper: Hyper, *, decay: float = 0.0) -> Step:
     mean, square, count = np.zeros(2), np.zeros(2), 0
 
     def step(w: np.ndarray, g: np.ndarray) -> np.ndarray:
@@ -155,6 +148,29 @@ def _adam(hyper: Hyper) -> Rule:
         mean = hyper.beta1 * mean + (1 - hyper.beta1) * g
         square = hyper.beta2 * square + (1 - hyper.beta2) * g * g
         unbiased = mean / (1 - hyper.beta1**count)
+        w = w * (1 - hyper.lr * decay)
         return w - hyper.lr * unbiased / (np.sqrt(square / (1 - hyper.beta2**count)) + _EPS)
 
     return step
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """The rule of an optimizer for two weights."""
+
+    start: Callable[[Hyper], Step]  # a step function with a fresh state
+    bound: Callable[[float, float], float] | None = None  # of curvature and momentum: see `stability_bound`
+
+
+RULES: Mapping[OptimizerName, Rule] = {  # in the order of their colours
+    "gd": Rule(_plain, lambda curvature, _: 2 / curvature),
+    "momentum": Rule(_momentum, lambda curvature, m: 2 * (1 + m) / curvature),
+    "adam": Rule(_adam),
+    "rmsprop": Rule(_rmsprop),
+    "adagrad": Rule(_adagrad),
+    "nesterov": Rule(
+        lambda hyper: _momentum(hyper, nesterov=True), lambda curvature, m: 2 * (1 + m) / ((1 + 2 * m) * curvature)
+    ),
+    "sgd": Rule(_plain, lambda curvature, _: 2 / curvature),
+    "adamw": Rule(lambda hyper: _adam(hyper, decay=hyper.weight_decay)),
+}

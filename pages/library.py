@@ -8,6 +8,7 @@ import streamlit as st
 from dashboard import copying, library, live, parts, state
 from dashboard.run_actions import run_actions
 from engine import query
+from engine.config import describe
 from engine.records import Status
 from engine.store import RunLine
 
@@ -58,7 +59,7 @@ def open_one(line: RunLine) -> None:
     with st.container(border=True, key="selected"):
         with st.container(horizontal=True, vertical_alignment="center"):
             parts.status_badge(run.status)
-            st.markdown(f"**{parts.literal(run.config.in_words())}**")
+            st.markdown(f"**{parts.literal(describe(run.config))}**")
         parts.why_box(run)
         parts.final_figures(run)
         library.label_editor(line)

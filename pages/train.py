@@ -5,6 +5,7 @@ import streamlit as st
 from dashboard import copying, forms, live, parts, state
 from dashboard.run_actions import run_actions
 from engine import studies
+from engine.config import describe
 from engine.errors import ConfigError, EngineError
 from engine.presets import DEFAULT_PRESET, preset_config
 from engine.store import Run
@@ -48,7 +49,7 @@ def show(run: Run) -> None:
     """The run's title line, its live charts, and once it is over its final numbers."""
     run_id, over = run.run_id, run.is_over  # one moment for the whole page: the run goes on while it is drawn
     title, action = st.columns([5, 1], vertical_alignment="center")
-    title.markdown(f"**{parts.literal(run.config.in_words())}**")
+    title.markdown(f"**{parts.literal(describe(run.config))}**")
     may_stop = not over and state.client().may("cancel", run_id)
     if may_stop and action.button("Stop", key="stop", icon=":material/stop:", width="stretch"):
         state.client().cancel(run_id)

@@ -11,7 +11,7 @@ import pytest
 
 from engine import batch_law, charts, planner, records, worker
 from engine.cli import main as cli
-from engine.config import RunConfig, with_overrides
+from engine.config import RunConfig, describe, with_overrides
 from engine.errors import ConfigError
 from engine.presets import STUDIES, preset_config
 from engine.pytorch.batch_law import batch_law as task
@@ -235,7 +235,7 @@ def test_the_time_it_takes_is_estimated_before_it_runs(capsys):
 def test_a_study_is_a_preset_of_the_command_line_alone(name):
     words = {"digits-law": "batch law 1 to full", "calibrate": "calibration of this machine · cpu"}
     assert preset_config(name).task != RunConfig().task
-    assert words[name] in preset_config(name).in_words()
+    assert words[name] in describe(preset_config(name))
 
 
 def test_the_task_moves_no_fingerprint_of_before():

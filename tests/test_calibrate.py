@@ -12,10 +12,10 @@ import pynvml
 import pytest
 import torch
 
-from engine import calibration, charts_roofline, cost, families, loading, peaks, planner, records, worker
+from engine import calibration, charts_roofline, cost, loading, models, peaks, planner, records, worker
 from engine.calibration import Found
 from engine.cli import main as cli
-from engine.config import RunConfig, parse_config, with_overrides
+from engine.config import RunConfig, describe, parse_config, with_overrides
 from engine.errors import OutOfMemory
 from engine.presets import PRESETS, preset_config
 from engine.pytorch import calibrate as task
@@ -419,7 +419,7 @@ def parts_of(config, batch_size=64, micro_batch=64):
 def test_the_parts_of_a_step_make_its_flops(name):
     config = PRESETS[name].config
     parts, data = parts_of(config)
-    assert sum(p.flops for p in parts) == 64 * families.train_flops_per_example(config.model, data)
+    assert sum(p.flops for p in parts) == 64 * models.train_flops_per_example(config.model, data)
     assert all(p.bytes_moved > 0 for p in parts) and parts[-1].kind == "optimizer"
 
 
@@ -472,7 +472,7 @@ def test_what_bounds_a_run_is_the_largest_share_that_explains_it(times, step_s, 
 def test_a_run_has_a_place_under_the_roof(store):
     run = make_run(store)
     point = cost.roofline(run, found_of())
-    assert point.flops == 64 * families.train_flops_per_example(
+    assert point.flops == 64 * models.train_flops_per_example(
         run.config.model, loading.facts(run.config.data, run.config.source)
     )
     assert point.served_by == "cache" and point.attained_fraction == pytest.approx(
@@ -559,4 +559,4 @@ def test_calibrating_a_device_that_is_not_there_is_a_usage_error(store, capsys):
 def test_a_calibration_asks_for_every_core_so_that_nobody_disturbs_it():
     machine = planner.hardware.probe()
     config = with_overrides(CONFIG, [f"threads={machine.cpu.usable_cores}"])
-    assert planner.check(config) and f"up to {machine.cpu.usable_cores} thread" in config.in_words()
+    assert planner.check(config) and f"up to {machine.cpu.usable_cores} thread" in describe(config)

@@ -7,11 +7,13 @@ import itertools
 import pytest
 
 from engine.config import (
+    _GROUPS,
     FULL,
     MLP,
     MODELS,
     Optimizer,
     RunConfig,
+    Spec,
     overrides_from,
     parse_config,
     parse_config_json,
@@ -147,6 +149,8 @@ def test_a_learning_rate_that_cannot_be_is_refused_with_what_can(value):
         ("model.hidden=0", "model.hidden.0=0 is not allowed. model.hidden may be a list of at most 16 numbers"),
         ("model.family=gru", "model.family='gru' is not known. Choose from mlp, cnn, rnn, transformer."),
         ("optimizer.name=adamm", "optimizer.name=adamm is not allowed. optimizer.name may be one of gd, sgd"),
+        ("optimizer.name=[1]", "optimizer.name=[1] is not allowed. optimizer.name may be one of gd, sgd"),
+        ("target.value=-1", "target.value=-1 is not allowed. target.value may be a number from 0."),
         ("data=imagenet", "data=imagenet is not allowed. data may be one of mnist5k, digits"),
         ("threads=0", "threads=0 is not allowed. threads may be a whole number from 1 to 1024"),
         ("seed=-1", "seed=-1 is not allowed. seed may be a whole number from 0 to 4294967295"),
@@ -225,3 +229,11 @@ def test_an_unknown_preset_names_the_nearest_and_all():
 def test_a_config_cannot_be_changed_in_place():
     with pytest.raises(ValueError, match="frozen"):
         Optimizer().lr = 3.0
+
+
+@pytest.mark.parametrize("spec", [*_GROUPS.values(), *MODELS.values()], ids=lambda spec: spec.__name__)
+def test_every_field_has_a_title_and_a_help_text_unless_it_is_a_group(spec):
+    """The help is the string below the field; pydantic finds it in the source file."""
+    for name, field in spec.model_fields.items():
+        is_group = isinstance(field.default, Spec) or name == "family"
+        assert is_group or (field.title and field.description), name

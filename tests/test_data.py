@@ -11,7 +11,7 @@ import torch
 from engine import loading
 from engine.config import CNN, MLP, RNN, Source, Transformer
 from engine.datasets import Arrays, Dataset
-from engine.families import input_shape
+from engine.models import input_shape
 from engine.pytorch.data import Batches, Examples, Order, tensors
 
 

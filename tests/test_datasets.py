@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 
 from engine import datasets
-from engine.config import USER_DATA, DatasetName
-from engine.datasets import BUNDLED, CLASSES, DATASETS, RELEASES, TITLES
+from engine.config import DATA, USER_DATA, DatasetName
+from engine.datasets import BUNDLED, DATASETS, KNOWN, Release
+
+RELEASES = {name: known.origin for name, known in KNOWN.items() if isinstance(known.origin, Release)}
 
 
 def test_every_data_set_has_a_title():
-    assert list(TITLES) == list(get_args(DatasetName))
+    assert list(DATA) == list(get_args(DatasetName))
+    assert all(facts.title for facts in DATA.values())
 
 
 def test_every_set_of_a_stated_size_says_its_classes_source_and_licence():
-    assert set(DATASETS) == set(TITLES) - USER_DATA - {"text", "synthetic"}
-    for name, facts in DATASETS.items():
-        assert len(CLASSES[name]) == facts.num_classes and facts.source and facts.licence
+    assert set(DATASETS) == set(DATA) - USER_DATA - {"text", "synthetic"}
+    for known in KNOWN.values():
+        assert len(known.classes) == known.facts.num_classes and known.facts.source and known.facts.licence
 
 
 def test_every_file_is_known_by_its_sha256():

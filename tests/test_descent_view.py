@@ -75,14 +75,14 @@ def test_above_the_bound_the_toy_says_that_it_diverges():
 
 def test_every_optimizer_can_be_walked_and_none_at_all():
     app = AppTest.from_function(toy_page, default_timeout=30).run()
-    for names in (list(toy.NAMES), []):
+    for names in (list(toy.RULES), []):
         app.button_group(key="toy.names").set_value(names).run()
         assert not app.exception
 
 
 def test_all_walks_together_are_a_few_kilobytes():
     bowl = toy.Bowl(1000.0)
-    walks = [toy.walk(name, bowl, toy.Hyper(lr=1e-3), steps=200, noise=3.0) for name in toy.NAMES]
+    walks = [toy.walk(name, bowl, toy.Hyper(lr=1e-3), steps=200, noise=3.0) for name in toy.RULES]
     assert len(json.dumps([descent._as_data(walked) for walked in walks])) < 60_000
 
 

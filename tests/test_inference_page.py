@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from dashboard import api, gate, inference, inference_api, parts, state
 from engine import charts_infer, records, serving
 from engine.access import Actor
-from engine.config import Cell, RunConfig, infer_config, infer_matrix
+from engine.config import Cell, RunConfig, describe, infer_config, infer_matrix
 from engine.errors import ConfigError
 from engine.presets import preset_config
 from engine.store import EventLog, Run, Store
@@ -341,7 +341,7 @@ def test_a_trained_run_is_led_here_with_its_weights_chosen(app, folder, trained)
     opened(app, of=trained.run_id)
     box = app.selectbox(key="infer.of")
     assert box.value == trained.run_id
-    assert trained.config.in_words() in said(app)
+    assert describe(trained.config) in said(app)
     assert len([option for option in box.options if "Fresh" not in option and "safetensors" not in option]) == 1
     assert address(app) == {"view": "Matrix", "of": trained.run_id}
 
@@ -392,7 +392,7 @@ def test_a_pickle_is_refused_in_words(app, tmp_path):
     app.selectbox(key="infer.of").select("file").run()
     assert "No weights file is named yet" in wrong(app)
     app.text_input(key="infer.file.path").set_value(str(file)).run()
-    assert "reading a pickle runs whatever code is inside" in wrong(app)
+    assert "reading a pickle runs the code inside it" in wrong(app)
 
 
 def test_a_measurement_is_found_again_by_its_link_with_limit_and_quantile(app, folder, trained, matrix_run, seen):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from engine import landscape, loading, records, trajectory, worker
-from engine.config import Landscape, parse_config_json, with_overrides
+from engine.config import Landscape, describe, parse_config_json, with_overrides
 from engine.errors import ConfigError, StoreError
 from engine.presets import PRESETS
 from engine.pytorch import models
@@ -203,7 +203,7 @@ def test_its_config_survives_json_and_the_command_line():
     config = with_overrides(BASE, ids)
     assert config.landscape.runs == ("1234567890123456", "12345678901234e5")
     assert parse_config_json(config.model_dump_json()) == config
-    assert config.in_words() == "loss surface of 2 runs · MLP 16 · digits · 41x41"
+    assert describe(config) == "loss surface of 2 runs · MLP 16 · digits · 41x41"
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 
 from engine import downloads, loading
 from engine.config import Source
-from engine.datasets import BUNDLED, DATASETS, RELEASES, Archive, Release, held_out
+from engine.datasets import BUNDLED, DATASETS, KNOWN, Archive, Release, held_out
 from engine.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +27,7 @@ FULL_MNIST = SHARED / "mnist.npz"
 needs_full_mnist = pytest.mark.skipif(not FULL_MNIST.exists(), reason="the full MNIST is not on this machine")
 
 offline = pytest.mark.parametrize("name", ["mnist5k", "digits", "mnist1d", "text", "synthetic"])
+RELEASES = {name: known.origin for name, known in KNOWN.items() if isinstance(known.origin, Release)}
 bundled = pytest.mark.parametrize("name", BUNDLED)
 
 
@@ -255,7 +256,7 @@ def release_of(folder: Path, name: str, files: dict[str, bytes], monkeypatch: py
         (folder / file).write_bytes(content)
     archives = tuple(Archive(n, hashlib.sha256(c).hexdigest(), len(c)) for n, c in files.items())
     release = replace(RELEASES[name], archives=archives)
-    monkeypatch.setitem(RELEASES, name, release)
+    monkeypatch.setitem(KNOWN, name, replace(KNOWN[name], origin=release))
     return release
 
 

@@ -11,8 +11,7 @@ from streamlit.testing.v1 import AppTest
 from dashboard import forms, parts, state, uploads
 from engine import planner, records
 from engine.access import Actor
-from engine.config import MODELS, Landscape, RunConfig, with_overrides
-from engine.datasets import TITLES
+from engine.config import DATA, MODELS, OPTIMIZERS, Landscape, RunConfig, with_overrides
 from engine.errors import DeviceError
 from engine.presets import PRESETS, preset_config
 from engine.store import write_atomically
@@ -338,7 +337,7 @@ def test_an_optimizer_shows_its_own_fields_and_starts_from_a_usual_learning_rate
     widget(app, "optimizer.name").set_value(name).run()
     assert not app.error
     assert labels(app) & {"Momentum", "Alpha", "Beta 1", "Beta 2"} == USES[name]
-    assert shown_config(app).optimizer.lr == forms.USUAL_LR[name]
+    assert shown_config(app).optimizer.lr == OPTIMIZERS[name].usual_lr
 
 
 def test_leaving_gradient_descent_returns_to_mini_batches(app):
@@ -433,7 +432,7 @@ def test_what_works_but_not_as_one_might_hope_is_said_before_the_run(app):
     assert not app.button(key="run").disabled
 
 
-@pytest.mark.parametrize("data", TITLES)
+@pytest.mark.parametrize("data", DATA)
 def test_each_data_set_says_what_it_is_or_what_it_waits_for(app, data):
     open_page(app, "train", preset="char-lstm")
     widget(app, "data").set_value(data).run()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine import admission, loading, planner, serving
-from engine.config import Cell, infer_config, infer_matrix, overrides_from, with_overrides
+from engine.config import Cell, describe, infer_config, infer_matrix, overrides_from, with_overrides
 from engine.errors import ConfigError
 from engine.presets import preset_config
 from engine.records import BIN_RATIO, EVENT, Histogram, Latency, NotRun, Quality, Quantiles
@@ -209,7 +209,7 @@ def test_a_latency_survives_its_log():
 
 def test_a_matrix_is_a_cell_for_every_combination():
     assert len(MATRIX.cells) == 6 and MATRIX.threads == 2
-    assert MATRIX.in_words() == "LeNet answers: batch 1-64 x 1-2 threads · mnist5k · cpu"
+    assert describe(MATRIX) == "LeNet answers: batch 1-64 x 1-2 threads · mnist5k · cpu"
 
 
 def test_a_matrix_survives_its_assignments():
@@ -249,7 +249,7 @@ def refusal(config, *assignments: str) -> str:
 def test_an_imagenet_shape_into_lenet_is_refused_with_the_layer_it_does_not_fit():
     assert refusal(LENET, "infer.shape=1x1x224x224") == (
         "infer.shape=1x1x224x224 is not what this LeNet takes: it takes 1x28x28, and its first fully connected layer has "
-        "weights for 400 values, where 1x224x224 would come to 44,944. Leave infer.shape empty for 1x28x28, or scale your "
+        "weights for 400 values, where 1x224x224 would give 44,944. Leave infer.shape empty for 1x28x28, or scale your "
         "examples to that."
     )
 

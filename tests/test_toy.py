@@ -23,7 +23,8 @@ class Point(torch.nn.Module):
 def torch_walk(name, bowl, hyper, steps, noise=0.0, make=optim.torch_optimizers):
     """torch.optim's own on the same bowl with the same noise."""
     point = Point()
-    spec = config.Optimizer(name=name, lr=hyper.lr, momentum=hyper.momentum)
+    decay = hyper.weight_decay if config.OPTIMIZERS[name].decoupled else 0.0
+    spec = config.Optimizer(name=name, lr=hyper.lr, momentum=hyper.momentum, weight_decay=decay)
     made = make(spec, point)
     optimizer = made[0] if isinstance(made, list) else made
     off = torch.from_numpy(np.random.default_rng(0).standard_normal((steps, 2)) * noise)
@@ -36,7 +37,7 @@ def torch_walk(name, bowl, hyper, steps, noise=0.0, make=optim.torch_optimizers)
     return torch.stack(seen).numpy()
 
 
-@pytest.mark.parametrize("name", toy.NAMES)
+@pytest.mark.parametrize("name", toy.RULES)
 @pytest.mark.parametrize("make", [optim.torch_optimizers, optim.build], ids=["torch.optim", "ours"])
 def test_a_walk_is_that_of_the_real_optimizer(name, make):
     bowl, noise = toy.Bowl(20.0), 0.0 if name == "gd" else 0.5
@@ -66,7 +67,9 @@ def test_a_lost_walk_ends_where_it_is_lost():
 
 
 def test_the_adaptive_rules_have_no_bound():
-    assert {toy.stability_bound(name, toy.Bowl(9.0), HYPER) for name in ("adam", "rmsprop", "adagrad")} == {None}
+    assert {toy.stability_bound(name, toy.Bowl(9.0), HYPER) for name in ("adam", "adamw", "rmsprop", "adagrad")} == {
+        None
+    }
 
 
 def test_noise_is_the_same_for_all_but_gd_and_comes_from_the_seed():
@@ -79,3 +82,7 @@ def test_noise_is_the_same_for_all_but_gd_and_comes_from_the_seed():
 
 def test_sgd_without_noise_is_gd():
     assert np.array_equal(toy.walk("sgd", toy.Bowl(5.0), HYPER).xy, toy.walk("gd", toy.Bowl(5.0), HYPER).xy)
+
+
+def test_every_optimizer_has_a_walk_but_those_with_a_rule_for_matrices():
+    assert set(toy.RULES) == {name for name, facts in config.OPTIMIZERS.items() if not facts.for_matrices}

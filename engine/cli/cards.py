@@ -6,6 +6,7 @@ import time
 
 from engine import alerts, batch_law, calibration, cost, energy, serving, sharing, split, units
 from engine.cli import results
+from engine.config import describe
 from engine.serving import CellResult, Matrix, Quantile
 from engine.store import Run, Store
 from engine.text import LONGEST_NAME, visible
@@ -25,7 +26,7 @@ def card(run: Run) -> str:
 
 
 def _surface_card(run: Run) -> str:
-    lines = [f"{run.run_id}  {run.status}", f"  {run.config.in_words()}"]
+    lines = [f"{run.run_id}  {run.status}", f"  {describe(run.config)}"]
     if s := run.surface:
         lines += [
             f"  loss              {units.loss(s.loss_min)} to {units.loss(s.loss_max)} (measured on {s.examples:,} {s.split} examples)",
@@ -44,7 +45,7 @@ def _law_card(run: Run) -> str:
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         *_origin_lines(run),
-        f"  {run.config.in_words()}",
+        f"  {describe(run.config)}",
         f"  trials            {len(run.trials):,}, {sum(t.tuning for t in run.trials):,} of them to choose learning rates",
         f"    {'batch size':>10} {'learning rate':>14} {'steps':>9} {'seeds there':>12} {'one step':>10}",
     ]
@@ -62,7 +63,7 @@ def _law_card(run: Run) -> str:
 
 
 def _calibration_card(run: Run) -> str:
-    lines = [f"{run.run_id}  {run.status}", *_origin_lines(run), f"  {run.config.in_words()}"]
+    lines = [f"{run.run_id}  {run.status}", *_origin_lines(run), f"  {describe(run.config)}"]
     if made := run.calibration:
         versions = ", ".join(f"{name} {version}" for name, version in made.versions.items() if version)
         lines.append(f"  {visible(made.device_name)}; {versions}; {units.duration(made.seconds)}")
@@ -80,7 +81,7 @@ def _training_card(run: Run) -> str:
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         *_origin_lines(run),
-        f"  {run.config.in_words()}",
+        f"  {describe(run.config)}",
         f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the held-out split)",
         f"  train loss        {units.loss(s.final_train_loss)} (measured: mean over the last epoch's batches, at most 100)",
         f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs (counted), {units.duration(s.train_seconds)} (measured{busy})",
@@ -133,7 +134,7 @@ def inference_card(run: Run, limit_s: float | None = None, *, quantile: Quantile
     found = serving.matrix_of(run)
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
-        f"  {run.config.in_words()}",
+        f"  {describe(run.config)}",
         *_table(found),
         *_forms(found),
     ]
@@ -151,7 +152,7 @@ def _table(found: Matrix) -> list[str]:
     """A line per cell: percentiles are of single requests, throughput is of examples."""
     if not found.measured:
         return ["  nothing is measured yet" if not found.is_over else "  nothing was measured"]
-    text = found.config.data == "text"
+    text = found.config.is_text
     heads = ["requests", "p50", "p90", "p99", "longest", "examples/s", "first answer"]
     heads += ["first char.", "each char.", "characters/s"] if text else []
     width = max(len(_name(found, c)) for c in found.measured)

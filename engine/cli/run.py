@@ -9,7 +9,7 @@ import textwrap
 
 from engine import batch_law, calibration, hardware, planner, studies, units
 from engine.cli import cards, common, infer, results
-from engine.config import RunConfig, with_overrides
+from engine.config import RunConfig, describe, with_overrides
 from engine.errors import ConfigError
 from engine.store import json_text
 from engine.supervisor import Client
@@ -68,7 +68,7 @@ def plan_command(a: argparse.Namespace) -> int:
             )
         )
         return common.OK
-    print(config.in_words())
+    print(describe(config))
     print(f"  parameters        {plan.parameters:,}")
     print(f"  forward           {units.flops(plan.forward_flops_per_example)} per example (derived)")
     if config.task == "infer":
@@ -115,7 +115,7 @@ def _plan_of_a_study(config: RunConfig, *, as_json: bool) -> int:
         said = {"task": config.task, "about": studies.ABOUT[config.task], "estimated_seconds": takes}
         print(json_text(unknown | said | {"fingerprint": config.fingerprint}))
         return common.OK
-    print(config.in_words())
+    print(describe(config))
     print(textwrap.fill(studies.ABOUT[config.task], 100, initial_indent="  ", subsequent_indent="  "))
     if takes is not None:
         print(f"  takes about       {units.duration(takes)} (estimated), once other runs are over")

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine import energy, interop, outcome, sharing, units
 from engine.cli import common
-from engine.config import with_overrides
+from engine.config import describe, with_overrides
 from engine.errors import ConfigError, StoreError
 from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
 from engine.report import Report, concluded, steps_csv
@@ -105,7 +105,7 @@ def report_of(store: Store, runs: Sequence[Run], a: argparse.Namespace) -> Repor
     """The report of the arguments, with what the runs came to as a race where they are one."""
     metric, target = outcome.parse_target(a.target) if a.target else _own_target(runs)
     return Report.freeze(
-        a.title or runs[0].name or runs[0].config.in_words(), runs, account_of=partial(energy.in_store, store), notes=_notes(a.notes),
+        a.title or runs[0].name or describe(runs[0].config), runs, account_of=partial(energy.in_store, store), notes=_notes(a.notes),
         conclusions=concluded(runs, metric=metric, target=target, baseline=a.baseline), file_names=a.file_names,
         files=WEIGHTS if a.weights else (),  # type: ignore[arg-type]
     )  # fmt: skip
@@ -185,7 +185,7 @@ def import_command(a: argparse.Namespace) -> int:
         return common.OK
     for run_id in found.run_ids:
         run = client.store.run(run_id, keep_points=1)
-        print(f"{run_id}  {run.status:<11}  {visible(run.name, 60)}  {run.config.in_words()}")
+        print(f"{run_id}  {run.status:<11}  {visible(run.name, 60)}  {describe(run.config)}")
     for group_id in found.group_ids:
         print(f"group {group_id}: its runs were asked for together")
     for warning in found.warnings:

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.config import CNN, RNN, ModelSpec, Transformer
+from engine.config import ModelSpec
 from engine.datasets import Arrays, Dataset
-from engine.families import enlargement, input_shape, patch_size
+from engine.models import family_of
 from engine.planner import GATHER_LIMIT_BYTES
+from engine.pytorch.models import arranged
 
 Batch = tuple[Tensor, Tensor]
 
@@ -66,33 +67,14 @@ def _laid_out(raw: np.ndarray, arrays: Arrays, model: ModelSpec) -> Tensor:
 
 
 def _bordered(x: Tensor, model: ModelSpec, data: Dataset) -> Tensor:
-    """(n, c, h, w) enlarged by a whole number and padded to LeNet's input, or padded to whole patches."""
-    height, width = x.shape[-2:]
-    if isinstance(model, CNN):
-        scale = enlargement(height, width)
+    """Images (n, c, h, w) enlarged by a whole number, then padded, as the model's family asks."""
+    scale, goal = family_of(model).image_border(model, data)
+    if scale > 1:
         x = x.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-        goal = input_shape(model, data)[1:]
-    elif isinstance(model, Transformer):
-        side = patch_size(model, data)
-        goal = tuple(-(-s // side) * side for s in (height, width))
-    else:
+    if tuple(x.shape[-2:]) == goal:
         return x
     down, right = goal[0] - x.shape[-2], goal[1] - x.shape[-1]
     return F.pad(x, [right // 2, right - right // 2, down // 2, down - down // 2])
-
-
-def arranged(x: Tensor, model: ModelSpec, data: Dataset) -> Tensor:
-    """Standardised examples (n, ...) as the model reads them: (n, *input_shape)."""
-    shape = input_shape(model, data)
-    if isinstance(model, RNN) and data.kind == "image":
-        x = x.transpose(1, 2)  # rows first, then channels and columns
-    elif isinstance(model, Transformer):
-        side = patch_size(model, data)
-        if data.kind == "image":
-            x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
-        else:
-            x = F.pad(x, [0, shape[0] * side - x.shape[1]])
-    return x.reshape(len(x), *shape)
 
 
 class Order:

@@ -27,8 +27,8 @@ from engine import admission, contention, energy_counters, hardware, limits, pla
 from engine.config import Cell, RunConfig, model_in_words
 from engine.downsample import minmax
 from engine.errors import ConfigError, DeviceError, EngineError
-from engine.families import input_shape
 from engine.hardware import Machine
+from engine.models import input_shape
 from engine.pytorch import models
 from engine.pytorch.data import Examples, tensors
 from engine.pytorch.decoder import Decoder

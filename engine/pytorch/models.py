@@ -1,10 +1,15 @@
-"""The modules the specs describe. Inputs come as `families.input_shape` says and `pytorch/data.py` lays them out."""
+"""The module of each model family, and how the family arranges its inputs.
+
+`FAMILIES` names both for each family. Inputs have the shape that `engine.models.input_shape` says.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +18,19 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.config import CNN, MLP, RNN, ModelSpec, Transformer
 from engine.datasets import Dataset
-from engine.families import FEED_FORWARD, KERNEL, POOL, SIGNAL_KERNELS, cnn_channels, feature_size, input_shape
+from engine.models import family_of, input_shape
+from engine.models.cnn import KERNEL, POOL, SIGNAL_KERNELS, cnn_channels, cnn_features
+from engine.models.rnn import rnn_features
+from engine.models.transformer import FEED_FORWARD
 
 
 def build(
     model: ModelSpec, data: Dataset, *, seed: int, device: torch.device | str = "cpu", checkpointing: bool = False
 ) -> nn.Sequential:
-    """The model with its first weights: a function of spec, data set and seed alone.
+    """The model with its first weights, which depend only on spec, data set and seed.
 
-    It answers logits: (batch, classes), of text (batch, seq_len, characters). Weights are drawn on the CPU, so that
-    every device starts from the same ones; on the meta device nothing is drawn.
+    It returns logits (batch, classes), of text (batch, seq_len, characters). Weights are drawn on the CPU, so that every
+    device starts from the same ones; on the meta device nothing is drawn.
     """
     if torch.device(device).type == "meta":
         with torch.device("meta"):
@@ -30,33 +38,20 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = _module(model, data, checkpointing)
-    if isinstance(model, CNN) and data.kind == "image":
-        # oneDNN's and cuDNN's convolutions like channels last: 1.3x the tutorial loop on LeNet.
+    if family_of(model).has_convolutions and data.kind == "image":
+        # The convolutions of oneDNN and cuDNN are faster with channels last: 1.3x the tutorial loop on LeNet.
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module.to(device)
 
 
 def _module(model: ModelSpec, data: Dataset, checkpointing: bool) -> nn.Sequential:
-    stages = _stages(model, data)
+    stages = FAMILIES[model.family].stages(model, data)
     parts = [part for stage in stages for part in stage]
     return Checkpointed(parts, [len(stage) for stage in stages]) if checkpointing else nn.Sequential(*parts)
 
 
-def _stages(model: ModelSpec, data: Dataset) -> list[list[nn.Module]]:
-    """The parts in order; a stage is what checkpointing forgets at once."""
-    match model:
-        case MLP():
-            return _mlp(model, data)
-        case CNN():
-            return _lenet(model, data) if data.kind == "image" else _signal_cnn(model, data)
-        case RNN():
-            return _rnn(model, data)
-        case Transformer():
-            return _transformer(model, data)
-
-
 class Checkpointed(nn.Sequential):
-    """Parts in stages; all but the last stage forget what is inside them until the backward pass comes
+    """Parts in stages. All stages but the last free their activations and compute them again in the backward pass
     (Chen et al. 2016, arXiv:1604.06174)."""
 
     def __init__(self, parts: Sequence[nn.Module], lengths: Sequence[int]) -> None:
@@ -80,16 +75,23 @@ def _through(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-# --- the families --------------------------------------------------------------------------------------------------
+# --- MLP -----------------------------------------------------------------------------------------------------------
 
 
 def _mlp(model: MLP, data: Dataset) -> list[list[nn.Module]]:
-    """Stages of about the square root of the number of hidden layers: fewer would keep more inside, more at the seams."""
+    """About sqrt(hidden layers) stages: fewer stages keep more inside each, more stages keep more outputs."""
     dims = [*input_shape(model, data), *model.hidden]
     hidden = [[nn.Linear(i, o), nn.ReLU()] for i, o in pairwise(dims)]
     size = max(1, math.isqrt(len(hidden)))
     stages = [[part for pair in hidden[i : i + size] for part in pair] for i in range(0, len(hidden), size)]
     return [*stages, [nn.Linear(dims[-1], data.num_classes)]]
+
+
+# --- CNN -----------------------------------------------------------------------------------------------------------
+
+
+def _cnn(model: CNN, data: Dataset) -> list[list[nn.Module]]:
+    return _lenet(model, data) if data.kind == "image" else _signal_cnn(model, data)
 
 
 def _lenet(model: CNN, data: Dataset) -> list[list[nn.Module]]:
@@ -98,7 +100,7 @@ def _lenet(model: CNN, data: Dataset) -> list[list[nn.Module]]:
         [nn.Conv2d(input_shape(model, data)[0], c1, KERNEL), nn.ReLU(), nn.MaxPool2d(POOL)],
         [nn.Conv2d(c1, c2, KERNEL), nn.ReLU(), nn.MaxPool2d(POOL)],
         [
-            nn.Flatten(), nn.Linear(feature_size(model, data), f1), nn.ReLU(), nn.Linear(f1, f2), nn.ReLU(),
+            nn.Flatten(), nn.Linear(cnn_features(model, data), f1), nn.ReLU(), nn.Linear(f1, f2), nn.ReLU(),
             nn.Linear(f2, data.num_classes),
         ],
     ]  # fmt: skip
@@ -110,7 +112,10 @@ def _signal_cnn(model: CNN, data: Dataset) -> list[list[nn.Module]]:
         [nn.Conv1d(i, o, kernel, stride=2, padding=1), nn.ReLU()]
         for (i, o), kernel in zip(pairwise(channels), SIGNAL_KERNELS, strict=True)
     ]
-    return [*convolutions, [nn.Flatten(), nn.Linear(feature_size(model, data), data.num_classes)]]
+    return [*convolutions, [nn.Flatten(), nn.Linear(cnn_features(model, data), data.num_classes)]]
+
+
+# --- RNN -----------------------------------------------------------------------------------------------------------
 
 
 class Recurrent(nn.Module):
@@ -127,7 +132,7 @@ class Recurrent(nn.Module):
 
 
 class LastState(nn.Module):
-    """The state after the whole input: of the pass from the end, that is the one at the first step."""
+    """The state after the whole input; of the pass from the end that is the state at the first step."""
 
     def __init__(self, model: RNN) -> None:
         super().__init__()
@@ -146,7 +151,15 @@ def _rnn(model: RNN, data: Dataset) -> list[list[nn.Module]]:
     embedding: list[nn.Module] = [nn.Embedding(data.num_classes, model.hidden_size)] if text else []
     layers: list[list[nn.Module]] = [[Recurrent(model, first if i == 0 else state)] for i in range(model.num_layers)]
     answer: list[nn.Module] = [] if text else [LastState(model) if model.readout == "last" else nn.Flatten()]
-    return [[*embedding, *layers[0]], *layers[1:], [*answer, nn.Linear(feature_size(model, data), data.num_classes)]]
+    return [[*embedding, *layers[0]], *layers[1:], [*answer, nn.Linear(rnn_features(model, data), data.num_classes)]]
+
+
+def _rows(x: Tensor, model: RNN, data: Dataset) -> Tensor:
+    """Images (n, channels, rows, columns) with their rows first, then channels and columns."""
+    return x.transpose(1, 2) if data.kind == "image" else x
+
+
+# --- Transformer ---------------------------------------------------------------------------------------------------
 
 
 class Positions(nn.Module):
@@ -214,7 +227,8 @@ def _transformer(model: Transformer, data: Dataset) -> list[list[nn.Module]]:
 
 
 def _draw(stages: Sequence[Sequence[nn.Module]], model: Transformer) -> None:
-    """GPT-2's first weights: normal, 0.02; what adds to the residual stream is smaller by the root of its terms."""
+    """First weights as in GPT-2: normal, std 0.02. Layers that add to the residual stream are scaled down by the square
+    root of their number."""
     for module in (part for stage in stages for root in stage for part in root.modules()):
         if isinstance(module, nn.Linear | nn.Embedding | Positions):
             nn.init.normal_(module.weight, std=0.02)
@@ -223,3 +237,35 @@ def _draw(stages: Sequence[Sequence[nn.Module]], model: Transformer) -> None:
     for block in (part for stage in stages for part in stage if isinstance(part, Block)):
         for layer in (block.attention.out, block.feed_forward[2]):
             nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * model.num_layers))  # type: ignore[arg-type]
+
+
+def _patches(x: Tensor, model: Transformer, data: Dataset) -> Tensor:
+    """Images (n, c, h, w) as (n, rows, columns, c, side, side); signals padded to whole patches."""
+    side = family_of(model).patch_size(model, data)
+    if data.kind == "image":
+        return x.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
+    return F.pad(x, [0, input_shape(model, data)[0] * side - x.shape[1]])
+
+
+# --- all families ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFamily:
+    """How PyTorch builds the models of a family."""
+
+    stages: Callable[[Any, Dataset], list[list[nn.Module]]]  # the parts in order; checkpointing frees a stage at once
+    arrange: Callable[[Tensor, Any, Dataset], Tensor] = lambda x, model, data: x  # examples in the order it reads them
+
+
+FAMILIES: Mapping[str, TorchFamily] = {
+    "mlp": TorchFamily(_mlp),
+    "cnn": TorchFamily(_cnn),
+    "rnn": TorchFamily(_rnn, _rows),
+    "transformer": TorchFamily(_transformer, _patches),
+}
+
+
+def arranged(x: Tensor, model: ModelSpec, data: Dataset) -> Tensor:
+    """Standardised examples (n, ...) as the model reads them: (n, *input_shape)."""
+    return FAMILIES[model.family].arrange(x, model, data).reshape(len(x), *input_shape(model, data))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,22 +24,8 @@ ADAGRAD_EPS = 1e-10  # torch.optim.Adagrad's
 
 
 def build(spec: config.Optimizer, model: nn.Module) -> Optimizer:
-    """The optimizer that `spec` names, over all parameters of `model`. `gd` is sgd: the batch makes the difference."""
-    parameters = list(model.parameters())
-    shared: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
-    match spec.name:
-        case "sgd" | "gd":
-            return SGD(parameters, **shared)
-        case "momentum" | "nesterov":
-            return SGD(parameters, **shared, momentum=spec.momentum, nesterov=spec.name == "nesterov")
-        case "adagrad":
-            return Adagrad(parameters, **shared)
-        case "rmsprop":
-            return RMSprop(parameters, **shared, alpha=spec.alpha)
-        case "adam" | "adamw":
-            return Adam(parameters, **shared, betas=(spec.beta1, spec.beta2), decoupled=spec.name == "adamw")
-        case "muon":
-            return Muon(parameters, matrices(model), spec)
+    """The optimizer of a spec, over all parameters of the model."""
+    return IMPLEMENTATIONS[spec.name].build(spec, model)
 
 
 class Reference:
@@ -83,32 +70,8 @@ class Reference:
 
 
 def torch_optimizers(spec: config.Optimizer, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """The torch.optim classes for `spec` with their defaults, over all parameters of `model`.
-
-    Muon takes the weight matrices and comes with an AdamW for the other parameters.
-    """
-    parameters = list(model.parameters())
-    shared: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
-    betas = (spec.beta1, spec.beta2)
-    match spec.name:
-        case "sgd" | "gd":
-            return [torch.optim.SGD(parameters, **shared)]
-        case "momentum" | "nesterov":
-            nesterov = spec.name == "nesterov" and spec.momentum > 0
-            return [torch.optim.SGD(parameters, **shared, momentum=spec.momentum, nesterov=nesterov)]
-        case "adagrad":
-            return [torch.optim.Adagrad(parameters, **shared)]
-        case "rmsprop":
-            return [torch.optim.RMSprop(parameters, **shared, alpha=spec.alpha)]
-        case "adam":
-            return [torch.optim.Adam(parameters, **shared, betas=betas)]
-        case "adamw":
-            return [torch.optim.AdamW(parameters, **shared, betas=betas)]
-        case "muon":
-            chosen = matrices(model)
-            rest = [p for p in parameters if not any(p is matrix for matrix in chosen)]
-            muon = torch.optim.Muon(chosen, **shared, momentum=spec.momentum, adjust_lr_fn="match_rms_adamw")
-            return [muon, torch.optim.AdamW(rest, **shared, betas=betas)]
+    """torch.optim's own optimizers of a spec, with their defaults; Muon comes with an AdamW for what is no matrix."""
+    return IMPLEMENTATIONS[spec.name].reference(spec, model)
 
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -320,5 +283,69 @@ def orthogonal(x: Tensor) -> Tensor:
         y = torch.addmm(y, torch.addmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
     return (y.T if tall else y).to(x.dtype)
 
+
+# --- by name --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """An optimizer here, and the one of torch.optim that it must equal."""
+
+    build: Callable[[config.Optimizer, nn.Module], Optimizer]
+    reference: Callable[[config.Optimizer, nn.Module], list[torch.optim.Optimizer]]
+
+
+def _shared(spec: config.Optimizer) -> dict[str, Any]:
+    return {"lr": spec.lr, "weight_decay": spec.weight_decay}
+
+
+def _sgd(*, momentum: bool = False, nesterov: bool = False) -> Implementation:
+    def kept(spec: config.Optimizer) -> float:
+        return spec.momentum if momentum else 0.0
+
+    return Implementation(
+        lambda spec, model: SGD(model.parameters(), **_shared(spec), momentum=kept(spec), nesterov=nesterov),
+        lambda spec, model: [
+            torch.optim.SGD(
+                model.parameters(), **_shared(spec), momentum=kept(spec), nesterov=nesterov and kept(spec) > 0
+            )
+        ],
+    )
+
+
+def _adam(theirs: Callable[..., torch.optim.Optimizer], *, decoupled: bool) -> Implementation:
+    def betas(spec: config.Optimizer) -> tuple[float, float]:
+        return spec.beta1, spec.beta2
+
+    return Implementation(
+        lambda spec, model: Adam(model.parameters(), **_shared(spec), betas=betas(spec), decoupled=decoupled),
+        lambda spec, model: [theirs(model.parameters(), **_shared(spec), betas=betas(spec))],
+    )
+
+
+def _torch_muon(spec: config.Optimizer, model: nn.Module) -> list[torch.optim.Optimizer]:
+    chosen = matrices(model)
+    rest = [p for p in model.parameters() if not any(p is matrix for matrix in chosen)]
+    muon = torch.optim.Muon(chosen, **_shared(spec), momentum=spec.momentum, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(rest, **_shared(spec), betas=(spec.beta1, spec.beta2))]
+
+
+IMPLEMENTATIONS: Mapping[config.OptimizerName, Implementation] = {
+    "gd": _sgd(),  # the batch makes the difference: it is the whole training set
+    "sgd": _sgd(),
+    "momentum": _sgd(momentum=True),
+    "nesterov": _sgd(momentum=True, nesterov=True),
+    "adagrad": Implementation(
+        lambda spec, model: Adagrad(model.parameters(), **_shared(spec)),
+        lambda spec, model: [torch.optim.Adagrad(model.parameters(), **_shared(spec))],
+    ),
+    "rmsprop": Implementation(
+        lambda spec, model: RMSprop(model.parameters(), **_shared(spec), alpha=spec.alpha),
+        lambda spec, model: [torch.optim.RMSprop(model.parameters(), **_shared(spec), alpha=spec.alpha)],
+    ),
+    "adam": _adam(torch.optim.Adam, decoupled=False),
+    "adamw": _adam(torch.optim.AdamW, decoupled=True),
+    "muon": Implementation(lambda spec, model: Muon(model.parameters(), matrices(model), spec), _torch_muon),
+}
 
 AnyOptimizer = Optimizer | Reference

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from engine.config import MOST_IN_A_REQUEST, Cell, ModelSpec, PrecisionName, RunConfig, RuntimeName
 from engine.datasets import Dataset
-from engine.families import input_shape
+from engine.models import input_shape
 from engine.pytorch import models
 from engine.pytorch.decoder import Decoder
 from engine.pytorch.training import kernels

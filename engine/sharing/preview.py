@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine import units
+from engine.config import describe
 from engine.report import ENVIRONMENT, TABLES, Report, ReportRun
 from engine.text import visible
 
@@ -38,7 +39,7 @@ def preview(report: Report) -> list[Leaving]:
 def _of_run(run: ReportRun) -> list[tuple[str, str]]:
     rows = [
         ("Name", run.name),
-        ("Configuration", run.config.in_words()),
+        ("Configuration", describe(run.config)),
         ("Name of your file", run.config.source.path),
         ("Name of your weights", run.config.infer.weights),
         ("Column of your file", run.config.source.label),

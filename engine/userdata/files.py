@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from engine.config import DatasetName, Source
+from engine.config import DATA, DatasetName, Source
 from engine.errors import ConfigError
 
 MAX_CSV_BYTES = 1 << 30
@@ -46,7 +46,7 @@ def _naming(source: Source, error: ConfigError) -> ConfigError:
 def existing(data: DatasetName, source: Source) -> Path:
     """The file or folder, which exists, is of the right kind and size and may be read; raises ConfigError otherwise."""
     if not source.path.strip():
-        what = "a folder of images" if data == "images" else "a file"
+        what = "a folder of images" if DATA[data].is_folder else "a file"
         raise ConfigError(f"source.path is empty: data={data} needs {what}.", fix="Name it in source.path.")
     return about(source, lambda: _checked(data, _expanded(source.path)))
 
@@ -63,9 +63,9 @@ def _expanded(text: str) -> Path:
 def _checked(data: DatasetName, path: Path) -> Path:
     status = path.stat()
     is_folder = stat.S_ISDIR(status.st_mode)
-    if data == "images" and not is_folder:
+    if DATA[data].is_folder and not is_folder:
         raise ConfigError("is a file.", fix="Images are read from a folder with one subfolder per class.")
-    if data != "images" and is_folder:
+    if not DATA[data].is_folder and is_folder:
         raise ConfigError(f"is a folder, data={data} needs a file.", fix="Name the file in it, or choose data=images.")
     if not is_folder and not stat.S_ISREG(status.st_mode):
         raise ConfigError("is not an ordinary file.", fix="Copy its content into a file.")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from engine import sandbox
-from engine.config import DatasetName, Source
+from engine.config import DATA, DatasetName, Source
 from engine.datasets import Dataset
 from engine.downloads import cache_folder, keep
 from engine.errors import ConfigError
@@ -54,8 +54,9 @@ class _Version(NamedTuple):
 
     @classmethod
     def of(cls, data: DatasetName, source: Source, path: Path) -> _Version:
-        label = source.label if data == "csv" else ""
-        return cls(data, str(path), *_size_and_ctime(path), label, source.seq_len if data == "text" else 0)
+        label = source.label if "label" in DATA[data].fields else ""
+        seq_len = source.seq_len if "seq_len" in DATA[data].fields else 0
+        return cls(data, str(path), *_size_and_ctime(path), label, seq_len)
 
     @property
     def remembered_at(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.config import DatasetName, Source
+from engine.config import DATA, DatasetName, Source
 from engine.datasets import Arrays, Dataset
 from engine.userdata.arrays import read_numpy
 from engine.userdata.files import about, existing
@@ -14,8 +14,11 @@ from engine.userdata.tables import read_csv
 from engine.userdata.text import read_text
 
 _READERS: dict[DatasetName, Callable[[Path, Source], Arrays]] = {
-    "csv": read_csv, "numpy": read_numpy, "images": read_images, "text": read_text
-}  # fmt: skip
+    "csv": read_csv,
+    "numpy": read_numpy,
+    "images": read_images,
+    "text": read_text,
+}
 
 
 def read(data: DatasetName, source: Source) -> Arrays:
@@ -30,4 +33,4 @@ def read(data: DatasetName, source: Source) -> Arrays:
 
 def facts_of(data: DatasetName, path: Path, source: Source) -> Dataset:
     """What `read` would find, looked for in this process; its errors do not name the file."""
-    return images_facts(path) if data == "images" else _READERS[data](path, source).facts
+    return images_facts(path) if DATA[data].is_folder else _READERS[data](path, source).facts

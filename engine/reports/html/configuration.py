@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from engine import units
-from engine.config import Cell, RunConfig, Spec
+from engine.config import Cell, RunConfig, Spec, describe
 from engine.report import ENVIRONMENT, ReportRun, reproduce
 from engine.reports.html.parts import Group, Head, PlacedRun, grouped, listed
 
@@ -14,10 +14,7 @@ _BASICS = {
     "model", "data", "optimizer", "name", "lr", "batch_size", "precision", "execution", "device", "threads", "seed",
     "evaluate_every",
 }  # fmt: skip
-_HYPERPARAMETERS = {  # that have an effect even at their default
-    "momentum": {"momentum", "nesterov", "muon"}, "beta1": {"adam", "adamw"}, "beta2": {"adam", "adamw"},
-    "alpha": {"rmsprop"},
-}  # fmt: skip
+
 _OF_TRAINING = {"execution", "evaluate_every"}
 
 
@@ -42,7 +39,7 @@ def configuration(runs: Sequence[PlacedRun]) -> tuple[str, list[Head], list[Row]
     if any(run.data_sha256 for run in firsts):
         rows.append(("SHA-256 of the data", [run.data_sha256 or units.UNKNOWN for run in firsts], "code"))
     if len(groups) == 1:
-        return firsts[0].config.in_words(), [], rows
+        return describe(firsts[0].config), [], rows
     return "", [Head.of(group.label, group.first.place) for group in groups], rows
 
 
@@ -60,7 +57,7 @@ def _settings(config: RunConfig) -> Iterator[tuple[int, str, str, bool]]:
             title = part.title or {"family": "Model"}.get(inner, inner.replace("_", " ").capitalize())
             title = f"Budget: {title.lower()}" if name == "budget" else title
             says = name == "model" or inner in _BASICS or getattr(value, inner) != part.default
-            says |= name == "optimizer" and config.optimizer.name in _HYPERPARAMETERS.get(inner, ())
+            says |= name == "optimizer" and inner in config.optimizer.facts.knobs
             says &= name != "target" or config.target.value is not None
             says &= config.task != "infer" or name in {"model", "source", "infer"}
             yield place, title, _in_words(getattr(value, inner)), says

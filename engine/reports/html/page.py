@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from engine import units
+from engine.config import describe
 from engine.records import Origin
 from engine.report import Report, ReportRun
 from engine.reports.html.configuration import commands, configuration, machines
@@ -56,7 +57,7 @@ def render(report: Report) -> str:
             data=data.replace("<", "\\u003c"),  # no text in it can end its script element
             content_hash=hashlib.sha256(data.encode()).hexdigest(),
             report=report,
-            about=report.runs[0].config.in_words() if is_single else f"{len(runs)} runs",
+            about=describe(report.runs[0].config) if is_single else f"{len(runs)} runs",
             created=units.date(report.created),
             note_lines=report.notes.strip().splitlines(),
             is_single=is_single,

@@ -24,7 +24,7 @@ class Quantity:
 
 
 def _held_out(run: ReportRun) -> str:
-    what = "every next character of {} passages" if run.config.data == "text" else "{} examples"
+    what = "every next character of {} passages" if run.config.is_text else "{} examples"
     return f"measured on {what.format(units.count(run.test_examples))} not trained on, at the last evaluation"
 
 

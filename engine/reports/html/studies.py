@@ -165,7 +165,7 @@ def _inferences(runs: Sequence[PlacedRun]) -> Iterator[Study]:
     for i, run in enumerate(runs):
         if run.run.config.task != "infer":
             continue
-        found, is_text = run.run.matrix, run.run.config.data == "text"
+        found, is_text = run.run.matrix, run.run.config.is_text
         heads = ["", "Requests", "p50", "p90", "p99", "Longest", "Examples/s", "First answer"]
         heads += ["First character", "Each character"] if is_text else []
         rows = [
@@ -205,7 +205,7 @@ def _inference_figures(found: serving.Matrix) -> Iterator[tuple[str, str, go.Fig
         yield "curve", "Throughput against latency", charts_infer.curve_chart(found)
     if len({(c.cell.runtime, c.cell.precision) for c in found.measured}) > 1:
         yield "ladder", "Speed-up over plain PyTorch (derived)", charts_infer.ladder_chart(found)
-    if found.config.data == "text" and len(found.batch_sizes) > 1:
+    if found.config.is_text and len(found.batch_sizes) > 1:
         yield "ttft", "Time to first token", charts_infer.token_chart(found, "ttft")
         yield "tpot", "Time per output token", charts_infer.token_chart(found, "tpot")
     if len(found.cells) == 1 and (latency := found.measured[0].latency):

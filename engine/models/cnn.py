@@ -1,0 +1,117 @@
+"""Arithmetic of convolutional nets: LeNet-5 on images, three strided convolutions on signals."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from math import prod
+
+from engine.config import CNN
+from engine.datasets import Dataset
+from engine.errors import ConfigError
+from engine.models.arithmetic import Family, Product, Stage, join
+
+SIDE = 32  # LeNet's input; smaller images are enlarged and padded to it (pytorch/data.py)
+KERNEL = 5
+POOL = 2
+SIGNAL_CHANNELS = 25
+SIGNAL_KERNELS = (5, 3, 3)  # all with stride 2 and padding 1
+
+
+class CNNFamily(Family[CNN]):
+    """Convolutions, then fully connected layers."""
+
+    has_convolutions = True
+
+    def input_shape(self, model: CNN, data: Dataset) -> tuple[int, ...]:
+        """(channels, height, width) of an image, (1, length) of a signal."""
+        if data.kind != "image":
+            return 1, *data.shape
+        channels, height, width = data.shape
+        scale = enlargement(height, width)
+        return channels, max(SIDE, scale * height), max(SIDE, scale * width)
+
+    def products(self, model: CNN, data: Dataset) -> list[Product]:
+        channels, sizes = cnn_channels(model, data), _map_sizes(model, data)
+        kernels = (KERNEL**2,) * 2 if data.kind == "image" else SIGNAL_KERNELS
+        ins = [self.input_shape(model, data)[0], *channels]
+        convolutions = [
+            Product("conv", k * i, o, rows=prod(size), input_gradient_rows=None if n else 0)
+            for n, (k, i, o, size) in enumerate(zip(kernels, ins, channels, sizes, strict=False))
+        ]
+        dims = [cnn_features(model, data), *channels[len(kernels) :], data.num_classes]
+        return convolutions + [Product("linear", i, o) for i, o in pairwise(dims)]
+
+    def stages(self, model: CNN, data: Dataset, batch_size: int) -> list[Stage]:
+        channels, sizes = cnn_channels(model, data), _map_sizes(model, data)
+        found = []
+        for c, size in zip(channels, sizes, strict=False):
+            full = c * prod(size)
+            if data.kind == "image":  # the output of ReLU, then the pooled values and their 64-bit indices
+                pooled = c * prod(s // POOL for s in size)
+                found.append(Stage(full + 3 * pooled, pooled))
+            else:
+                found.append(Stage(full, full))
+        return [*found, Stage(sum(channels[len(sizes) :]) + data.num_classes, data.num_classes)]
+
+    def image_border(self, model: CNN, data: Dataset) -> tuple[int, tuple[int, int]]:
+        _, height, width = self.input_shape(model, data)
+        return enlargement(*data.shape[1:]), (height, width)
+
+    def why_not_shape(self, model: CNN, data: Dataset, shape: tuple[int, ...]) -> str:
+        if data.kind != "image" or len(shape) != 3:
+            return ""
+        channels = data.shape[0]
+        if shape[0] != channels:
+            return f"its first convolution reads {channels} channel{'' if channels == 1 else 's'}, not {shape[0]}"
+        try:
+            there = cnn_features(model, dataclasses.replace(data, shape=shape))
+        except ConfigError:  # too small for the convolutions
+            return ""
+        here = cnn_features(model, data)
+        return (
+            f"its first fully connected layer has weights for {here:,} values, where {join(shape)} would give {there:,}"
+            if there != here
+            else ""
+        )
+
+
+def enlargement(height: int, width: int) -> int:
+    """Whole number by which an image smaller than LeNet's input is enlarged before it is padded."""
+    return max(1, min(SIDE // height, SIDE // width))
+
+
+def cnn_channels(model: CNN, data: Dataset) -> tuple[int, ...]:
+    """LeNet's 6-16-120-84 for images, 25-25-25 for signals, each times the width and at least 1."""
+    base = (6, 16, 120, 84) if data.kind == "image" else (SIGNAL_CHANNELS,) * len(SIGNAL_KERNELS)
+    return tuple(max(1, round(n * model.width)) for n in base)
+
+
+def cnn_features(model: CNN, data: Dataset) -> int:
+    """Values that the first fully connected layer reads.
+
+    Raises ConfigError when a signal is too short for the convolutions.
+    """
+    channels, sizes = cnn_channels(model, data), _map_sizes(model, data)
+    return channels[1] * prod(s // POOL for s in sizes[-1]) if data.kind == "image" else channels[-1] * sizes[-1][0]
+
+
+def _map_sizes(model: CNN, data: Dataset) -> list[tuple[int, ...]]:
+    """(height, width) or (length,) of the output of each convolution, before pooling."""
+    size, sizes = CNNFamily().input_shape(model, data)[1:], []
+    if data.kind == "image":
+        for _ in range(2):
+            size = tuple(s - KERNEL + 1 for s in size)
+            sizes.append(size)
+            size = tuple(s // POOL for s in size)
+        return sizes
+    for kernel in SIGNAL_KERNELS:
+        size = ((size[0] + 2 - kernel) // 2 + 1,)
+        if size[0] < 1:
+            raise ConfigError(
+                f"model.family='cnn' does not go with examples of {data.shape[0]} values: its first convolution spans "
+                f"{SIGNAL_KERNELS[0]}.",
+                fix="Choose model.family=mlp.",
+            )
+        sizes.append(size)
+    return sizes
