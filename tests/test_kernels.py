@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,10 +109,11 @@ def test_without_dynamic_quantisation_int8_is_not_offered(monkeypatch):
 def test_recompile_limits_are_raised_and_never_lowered(monkeypatch):
     from torch._dynamo import config
 
-    monkeypatch.setattr(config, "recompile_limit", 8)
-    monkeypatch.setattr(config, "accumulated_recompile_limit", 10_000)
+    assert kernels._private("_dynamo.config") is config
+    limits = SimpleNamespace(recompile_limit=8, accumulated_recompile_limit=10_000)
+    monkeypatch.setattr(kernels, "_private", lambda path: limits)
     kernels.raise_recompile_limits()
-    assert (config.recompile_limit, config.accumulated_recompile_limit) == (1_024, 10_000)
+    assert (limits.recompile_limit, limits.accumulated_recompile_limit) == (1_024, 10_000)
 
 
 def test_recompile_limits_that_torch_does_not_have_are_left_out(monkeypatch):
