@@ -216,8 +216,9 @@ class Writer:
             (self._root / CURRENT).replace(self._root / PREVIOUS)
             self._open()
             self.note(self._content)
-        numbers = np.array([np.nan if value is None else value for value in values])
-        self._write(Reading(number=self._newest + 1, at=at, values=numbers))
+        numbers = np.array([np.nan if value is None else value for value in values], dtype="<f8")
+        # Not validated, because these values are our own and this runs at every beat.
+        self._write(Reading.model_construct(number=self._newest + 1, at=at, values=numbers))
         self._newest += 1
         self._readings += 1
 
