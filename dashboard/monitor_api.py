@@ -1,7 +1,7 @@
 """The read-only route of the page Hardware: the readings in the supervisor's ring file.
 
-A browser polls with the cursor of its last answer and gets the new rows. Where it has nothing or has fallen behind, it gets
-the last quarter of an hour, each trace thinned with its extremes kept.
+A browser polls with the cursor of its last answer and gets the new rows. Where it has nothing or has fallen behind, it
+gets the last quarter of an hour, each trace thinned with its extremes kept.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _OPEN = _Open()
 
 
 def readings(root: Path, after: str = "", *, now: float | None = None) -> dict[str, Any]:
-    """The answer to a poll: what is new after the cursor `after`, or everything, and why nothing is new where that is so."""
+    """The answer to a poll: everything, or what is new after the cursor `after`; where nothing is new, the reason."""
     now = now or time.time()
     interval_s = load_settings(root).interval_s
     answer: dict[str, Any] = {"now": round(now, 3), "interval_s": interval_s}
@@ -100,7 +100,7 @@ def readings(root: Path, after: str = "", *, now: float | None = None) -> dict[s
 
 
 def _held(text: str, ring_id: str) -> tuple[int, ...] | None:
-    """Numbers of the newest reading and of the notes that a browser holds of this ring; None where it must start again."""
+    """Numbers of the newest reading and notes that a browser holds of this ring; None where it must start again."""
     of, _, counts = text.partition("-")
     held = cursor.numbers(counts, 2)
     return held if held and of == ring_id and held[0] else None
@@ -126,7 +126,7 @@ def _has_supervisor(root: Path) -> bool:
 
 
 def _in_order(rows: np.ndarray, now: float) -> np.ndarray:
-    """The rows of the last quarter of an hour, without rows in the future, which a clock that was set back leaves behind."""
+    """The rows of the last quarter of an hour, without those in the future, left there by a clock that was set back."""
     at = rows[:, 0]
     later = np.minimum.accumulate(at[::-1])[::-1]
     return rows[(at >= now - KEPT_S) & (at <= later)]
