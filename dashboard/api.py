@@ -1,8 +1,8 @@
 """The read-only routes of the live charts: a run's new points since a cursor, and the files the browser needs.
 
-A browser polls; all browsers share one incremental reader per run, so the cost of an update is that of the new records. The
-cursor says how much of the run the browser holds. Without one it gets the whole run, thinned to what a chart can show. A
-loss or gradient norm that is NaN or infinite has no JSON: it is sent as a gap with a mark.
+A browser polls; all browsers share one incremental reader per run, so the cost of an update is that of the new records.
+The cursor says how much of the run the browser holds. Without one it gets the whole run, thinned to what a chart can
+show. A loss or gradient norm that is NaN or infinite has no JSON: it is sent as a gap with a mark.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Reader:
 
 
 class Readers:
-    """One incremental reader per run for everybody who watches it; idle readers and those of deleted runs are dropped."""
+    """One incremental reader per run for all who watch it; idle readers and those of deleted runs are dropped."""
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -96,7 +96,7 @@ class Readers:
             return reader
 
     def _may_let_go(self, oldest: _Reader, now: float) -> bool:
-        """True where the oldest reader can be dropped. Readers of an open page stay, because a new one reads the whole log."""
+        """True where the oldest reader can go. Those of an open page stay, because a new one reads the whole log."""
         held, idle_s = len(self._readers), now - oldest.used
         return idle_s > _IDLE_S or held > _MOST_IN_USE or (held > _MOST_READERS and idle_s > _IN_USE_S)
 
@@ -142,7 +142,7 @@ def points(run: Run, after: str = "", *, now: float | None = None) -> dict[str, 
 
 
 def _traces(run: Run, starts: Mapping[str, int], *, full: bool) -> dict[str, dict[str, Any] | None]:
-    """The new points of every line in `chart_facts.RUN_CHARTS`; `starts` has the rows of each table the browser holds."""
+    """The new points of every line in `chart_facts.RUN_CHARTS`; `starts` are the rows that the browser holds."""
     found: dict[str, dict[str, Any] | None] = {}
     for chart in chart_facts.RUN_CHARTS:
         if chart.shown == "lr_moves" and not _lr_moves(run.config):
@@ -245,8 +245,10 @@ def _trace(table: Table, column: str, start: int, *, full: bool, most: int = FUL
 
 
 def _noisy(table: Table, column: str, start: int, *, full: bool) -> dict[str, Any]:
-    """A quantity of single steps and the means of groups of them, each with its number of rows; no means where every row
-    is sent."""
+    """A quantity of single steps and means of groups of them, each with its number of rows.
+
+    There are no means where every row is sent.
+    """
     raw = _trace(table, column, start, full=full)
     if raw is None:
         return {}

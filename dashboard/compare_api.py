@@ -1,7 +1,7 @@
 """The read-only route of a comparison: the new points of many runs in one answer.
 
-Every point comes with each possible horizontal axis (step, samples, seconds of training; epochs, FLOPs and money follow from
-them), so that the browser changes the axis without a request. The more runs there are, the fewer points each one gets.
+Every point comes with each possible horizontal axis (step, samples, seconds of training; epochs, FLOPs and money follow
+from them), so that the browser changes the axis without a request. The more runs there are, the fewer points each gets.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _trace(run: Run, table: Table, column: str, start: int, most: int, *, full: 
 
 
 def _noisy(run: Run, table: Table, column: str, start: int, most: int, *, full: bool) -> dict[str, Any]:
-    """A quantity of single steps and, unless every row is sent, means of groups of them with the number of rows of each."""
+    """A quantity of single steps and, unless every row is sent, means of groups of them with their numbers of rows."""
     raw = _trace(run, table, column, start, most, full=full)
     y = table[column][start:]
     grouped = means(y, limit(len(table), len(y), min(most, FULL_MEANS), full=full)) if raw else None

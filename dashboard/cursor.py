@@ -1,7 +1,7 @@
 """The cursor of a poll: how many records of each kind a browser holds, as one short text such as `120-4-0`.
 
-A route puts its counts into an answer with `write`; the browser sends the text back with its next poll, and `held` reads
-it. The text comes from outside, so anything that cannot be a cursor of these records means: send everything again.
+A route puts its counts into an answer with `write`; the browser sends the text back with its next poll, and `held`
+reads it. The text comes from outside, so anything that cannot be a cursor of these records means: send everything again.
 """
 
 from __future__ import annotations

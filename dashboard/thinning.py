@@ -1,4 +1,4 @@
-"""Thins the rows of a table for a browser: how many points to send, means of groups, marks of NaN, and numbers and answers as JSON."""
+"""What a route sends to a browser: a table's rows thinned, means of groups, marks of NaN, and answers as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARKS = 40
 
 
 def answer(body: Mapping[str, Any], status: int = 200) -> Response:
-    """The response to a poll: JSON that no cache keeps. Raises ValueError for NaN and infinity, which JSON does not have."""
+    """The response to a poll: JSON that no cache keeps. Raises ValueError for NaN and infinity, which JSON lacks."""
     text = json.dumps(body, separators=(",", ":"), allow_nan=False)
     return Response(text, status_code=status, media_type="application/json", headers={"Cache-Control": "no-store"})
 
@@ -25,8 +25,8 @@ def answer(body: Mapping[str, Any], status: int = 200) -> Response:
 def limit(total: int, new: int, most: int, *, full: bool) -> int:
     """Points to send of `new` rows out of `total`.
 
-    An update is as dense as the whole run would be: a fast run then does not fill the browser, and an update that brings
-    half a run is not drawn coarser than the rest.
+    An update is as dense as the whole run would be: a fast run then does not fill the browser, and an update that
+    brings half a run is not drawn coarser than the rest.
     """
     return most if full else int(max(_FEWEST_NEW_POINTS, most * new / total))
 

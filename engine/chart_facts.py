@@ -1,4 +1,4 @@
-"""The charts of a run's page, of a race and of a report: one row each, read by the page as JSON, the polls and the report.
+"""The charts of a run's page, of a race and of a report: a row each, read by page, polls and report.
 
 To add a chart of a column that a run's tables have, add a row to `RUN_CHARTS`: the poll then sends its lines, the page
 makes a card and the report a figure. A column of a new event also needs its reader in `store.Run`.
@@ -148,8 +148,8 @@ THROUGHPUT = Chart(
     "Throughput",
     (Line("throughput", "throughput", "throughput", "samples_per_s"),),
     (
-        f"Derived: examples divided by training time, over windows of {THROUGHPUT_WINDOW_S:g} s of training time, with the "
-        "device synchronised at both ends.",
+        f"Derived: examples divided by training time, over windows of {THROUGHPUT_WINDOW_S:g} s of training time, "
+        "with the device synchronised at both ends.",
         "Loading, warm-up, compiling and evaluation are left out.",
     ),
     unit="samples/s",
@@ -352,8 +352,8 @@ RACE_COLUMNS: dict[str, str] = {  # of the rows above a race's charts; where a l
     "Loss": "Training loss, measured: mean over the batches of the last epoch, at most 100.",
     "Accuracy": f"Test accuracy, measured on the test examples at the last evaluation. {BINOMIAL}",
     "Steps": "Counted.",
-    "Samples/s": "Throughput, derived: examples divided by training time; over the newest window while a run goes on, over "
-    "all of its training time when it is over.",
+    "Samples/s": "Throughput, derived: examples divided by training time; over the newest window while a run goes on, "
+    "over all of its training time when it is over.",
     "Target": "Measured: the first of two evaluations in a row that reach it, interpolated from the one before.",
 }
 

@@ -1,7 +1,7 @@
 """The figures of runs, for reports: made from the same rows as the page's charts (`chart_facts`).
 
-A figure has no title, legend box or background of its own: the card around it names the quantity, and it suits light and dark
-pages. A run's colour depends on its place in the sequence, so pass the same runs in the same order to each chart.
+A figure has no title, legend box or background of its own: the card around it names the quantity, and it suits light
+and dark pages. A run's colour depends on its place in the sequence, so pass the same runs in the same order to each chart.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def batch_law_chart(
 ) -> go.Figure:
     """Steps, examples and training time to the target against the batch size, all logarithmic.
 
-    Dots are measured, one per seed; lines are the law. A red cross at the top marks a batch size where some seed did not reach
-    the target; the dotted lines are at B_crit and at the fastest batch.
+    Dots are measured, one per seed; lines are the law. A red cross at the top marks a batch size where some seed did not
+    reach the target; the dotted lines are at B_crit and at the fastest batch.
     """
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     figure.update_layout(template=TEMPLATE, height=720, hovermode="closest", showlegend=False)
@@ -213,8 +213,10 @@ def _time(law: batch_law.BatchLaw | None, step_time: batch_law.StepTime | None) 
 
 
 def _standing(figure: go.Figure, x: float, text: str, *, row: int, middle: float) -> None:
-    """A dotted line with its name on the side of the middle, where a narrow screen has room. On a logarithmic axis Plotly's lines
-    take the value and its annotations the logarithm."""
+    """A dotted line with its name on the side of the middle, where a narrow screen has room.
+
+    On a logarithmic axis Plotly's lines take the value and its annotations the logarithm.
+    """
     side, shift = ("left", 4) if x < middle else ("right", -4)
     figure.add_vline(x=x, row=row, col=1, line={"color": _GREY, "width": 1, "dash": "dot"})
     figure.add_annotation(
