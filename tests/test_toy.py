@@ -84,5 +84,6 @@ def test_sgd_without_noise_is_gd():
     assert np.array_equal(toy.walk("sgd", toy.Bowl(5.0), HYPER).xy, toy.walk("gd", toy.Bowl(5.0), HYPER).xy)
 
 
-def test_every_optimizer_has_a_walk_but_those_with_a_rule_for_matrices():
-    assert set(toy.RULES) == {name for name, facts in config.OPTIMIZERS.items() if not facts.for_matrices}
+def test_optimizers_with_a_rule_for_matrices_have_no_walk():
+    """A new optimizer may come without a walk, but one of these would walk as AdamW."""
+    assert not [name for name in toy.RULES if config.OPTIMIZERS[name].for_matrices]
