@@ -22,6 +22,7 @@ from engine.store import EventLog, Run, StopRequest, ask_to_stop
 from engine.supervisor import Client, Supervisor
 from tests.conftest import Supervised
 
+pytestmark = pytest.mark.process
 OVER_S = 5.0
 LONG = ("budget.epochs=none", "budget.seconds=600")
 HUGE = ("model.hidden=[3000,3000,3000]", "batch_size=full", *LONG)  # a step takes many seconds

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from docs import report_schema
 from engine.report import Report
@@ -25,6 +26,7 @@ def test_every_field_of_a_report_stands_in_the_document():
         assert f"| `{field}` |" in text
 
 
+@pytest.mark.process
 def test_the_documents_own_python_reads_a_report(store, tmp_path):
     run = make_run(store, diverges_at=140)
     (tmp_path / "report.json").write_text(Report.freeze("t", [run]).to_json(), encoding="utf-8")

@@ -397,6 +397,7 @@ def test_onnx_runtime_gives_the_same_answers_and_its_int8_is_smaller(preset, tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.xdist_group("compile")
 def test_compiled_code_answers_the_same_though_its_batch_does_not_divide_the_split(tmp_path):
     config = infer_matrix(infer_config(DIGITS, requests=3, rounds=1), (100,), runtimes=("inference_mode", "compiled"))
     events, cells = measured(config, tmp_path)

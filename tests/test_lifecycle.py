@@ -29,6 +29,7 @@ from engine.store import EventLog, Run, Store
 from engine.supervisor import Client, Supervisor
 from tests.conftest import PATIENCE_S, ROOT
 
+pytestmark = pytest.mark.process
 LONG = ("budget.epochs=none", "budget.seconds=600")
 RESTART_S = 10.0  # after a restart every state is true within this
 

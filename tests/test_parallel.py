@@ -469,6 +469,7 @@ def breaks(config, folder, link):
     time.sleep(60)
 
 
+@pytest.mark.process
 def test_an_exception_in_a_rank_ends_the_run_with_its_traceback(tmp_path):
     gang = Gang(with_overrides(RunConfig(), ranks(3)), tmp_path, breaks)
     try:
@@ -491,6 +492,7 @@ def tarries(config, folder, link):
     time.sleep(60)
 
 
+@pytest.mark.process
 def test_a_rank_that_keeps_the_others_waiting_is_named(tmp_path):
     config = with_overrides(RunConfig(), [*ranks(2), "parallel.timeout_s=1"])
     gang = Gang(config, tmp_path, tarries)
@@ -508,6 +510,7 @@ def test_a_rank_that_keeps_the_others_waiting_is_named(tmp_path):
     assert not any(map(psutil.pid_exists, gang.pids))
 
 
+@pytest.mark.process
 def test_a_gang_that_is_closed_leaves_no_process_whatever_its_ranks_do(tmp_path):
     gang = Gang(with_overrides(RunConfig(), ranks(3)), tmp_path, lambda *_: time.sleep(600))
     began = time.monotonic()
@@ -538,6 +541,7 @@ def test_a_rank_that_runs_out_of_memory_says_so(supervised):
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_nothing_listens_beyond_loopback_whatever_the_environment_says(tmp_path, monkeypatch):
     for name, addresses in psutil.net_if_addrs().items():
         if any(a.family == socket.AF_INET and a.address != "127.0.0.1" for a in addresses):
