@@ -55,19 +55,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     tests with processes of their own are handed out one by one, because they wait for different things at a time.
     """
     skip = pytest.mark.skip(reason="no Chromium here: `make browser` installs it") if chromium() is None else None
-    groups = {}
+    groups: dict[pytest.Item, str] = {}
+    sizes: Counter[str] = Counter()
     for item in items:
         if _starts_processes(item):
             item.add_marker(pytest.mark.process)
         if skip and item.get_closest_marker("browser"):
             item.add_marker(skip)
         groups[item] = _group(item)
+        sizes[groups[item]] += 5 if item.get_closest_marker("slow") else 1
         if config.pluginmanager.hasplugin("xdist") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(groups[item]))
-    sizes = Counter(groups.values())
     first = {group: place for place, group in reversed(list(enumerate(groups.values())))}
     # Tests of the browser come last because its driver leaves an event loop running in this thread. In a tier the
-    # largest group comes first, so that no process is left alone with it at the end.
+    # group that probably takes longest comes first, so that no process is left alone with it at the end.
     items.sort(key=lambda item: (TIERS.index(_tier(item)), -sizes[groups[item]], first[groups[item]]))
 
 
