@@ -3,15 +3,20 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8501
+# Twice as many processes of pytest as CI has cores: tests with processes mostly wait, one after another otherwise.
+TEST_WORKERS ?= 4
+# Groups of tests that share something stay together; the order is that of tests/conftest.py.
+PYTEST = $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run link test check format docs race-gif browser bench bench-load bench-peers clean
+.PHONY: help run link test test-fast check format docs race-gif browser bench bench-load bench-peers clean
 
 help:
 	@echo "make run     set up and start the dashboard on http://127.0.0.1:$(PORT)"
 	@echo "make link    print a link that lets one more browser in"
-	@echo "make test    set up and run the tests (browser tests run where Chromium is installed)"
-	@echo "make check   format, lint, types, tests"
+	@echo "make test    set up and run all tests (browser tests run where Chromium is installed)"
+	@echo "make test-fast  the tests that start no process and take a moment each: about a minute"
+	@echo "make check   format, lint, types, all tests: what CI runs"
 	@echo "make bench   side-by-side measurements, in minutes (make bench-load: many viewers, many runs, long runs;"
 	@echo "             make bench-peers: against other libraries, 2.5 GB)"
 
@@ -37,13 +42,16 @@ link: $(VENV)/.run
 	@$(BIN)/python -m engine link
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST) -n $(TEST_WORKERS)
+
+test-fast: $(VENV)/.dev
+	$(PYTEST) -n 2 -m "not process and not slow and not browser"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST) -n $(TEST_WORKERS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

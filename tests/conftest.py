@@ -1,4 +1,8 @@
-"""What tests share: one thread for torch, a store, a store with a real supervisor, and where the browser is."""
+"""What tests share: one thread for torch, a store, a store with a real supervisor, where the browser is; and the tiers.
+
+`make test-fast` runs what is marked neither `process` nor `slow` nor `browser`; `make test` runs everything. Both run
+pytest in several processes (pytest-xdist); each of these has its own session fixtures.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -37,14 +43,79 @@ def chromium() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if chromium() is None:
-        skip = pytest.mark.skip(reason="no Chromium here: `make browser` installs it")
-        for item in items:
-            if item.get_closest_marker("browser"):
-                item.add_marker(skip)
-    # Fast ones first. The browser's last: its driver leaves an event loop running in this thread.
-    items.sort(key=lambda item: (bool(item.get_closest_marker("browser")), bool(item.get_closest_marker("slow"))))
+PROCESS_FIXTURES = {"supervised", "own_supervised", "engine"}  # fixtures of this file that start a process
+TIERS = ("fast", "slow", "process", "browser")  # in the order in which they run
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by the marks, and before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark, group and order the tests.
+
+    A group stays together in one process of pytest-xdist (`--dist loadgroup`): the tests of a file that are fast, use
+    the browser, or share a fixture of their module, which would otherwise be made once in each process. Slow tests and
+    tests with processes of their own are handed out one by one, because they wait for different things at a time.
+    """
+    skip = pytest.mark.skip(reason="no Chromium here: `make browser` installs it") if chromium() is None else None
+    groups: dict[pytest.Item, str] = {}
+    sizes: Counter[str] = Counter()
+    for item in items:
+        if _starts_processes(item):
+            item.add_marker(pytest.mark.process)
+        if skip and item.get_closest_marker("browser"):
+            item.add_marker(skip)
+        groups[item] = _group(item)
+        sizes[groups[item]] += 5 if item.get_closest_marker("slow") else 1
+        if config.pluginmanager.hasplugin("xdist") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(groups[item]))
+    first = {group: place for place, group in reversed(list(enumerate(groups.values())))}
+    # Tests of the browser come last because its driver leaves an event loop running in this thread. In a tier the
+    # group that probably takes longest comes first, so that no process is left alone with it at the end.
+    items.sort(key=lambda item: (TIERS.index(_tier(item)), -sizes[groups[item]], first[groups[item]]))
+
+
+def _fixtures(item: pytest.Item) -> dict[str, Any]:
+    """The fixtures a test uses, its own and theirs, by name: the definition that counts for this test."""
+    found = getattr(item, "_fixtureinfo", None)
+    return {name: made[-1] for name, made in found.name2fixturedefs.items()} if found else {}
+
+
+def _starts_processes(item: pytest.Item) -> bool:
+    used = _fixtures(item)
+    return any(name in used and used[name].func.__module__ == __name__ for name in PROCESS_FIXTURES)
+
+
+def _tier(item: pytest.Item) -> str:
+    return next((tier for tier in reversed(TIERS) if item.get_closest_marker(tier)), "fast")
+
+
+def _group(item: pytest.Item) -> str:
+    tier, file = _tier(item), item.nodeid.split("::")[0]
+    if mark := item.get_closest_marker("xdist_group"):
+        return f"{mark.kwargs.get('name') or mark.args[0]}"
+    shares = any(fixture.scope in {"module", "class"} for fixture in _fixtures(item).values())
+    return f"{file}:{tier}" if shares or tier in {"fast", "browser"} else item.nodeid
+
+
+_popen, _started_python = subprocess.Popen.__init__, []
+_PYTHON = sys.executable
+
+
+def _noted(self: subprocess.Popen, args: Any, *more: Any, **options: Any) -> None:
+    if isinstance(args, list | tuple) and args and args[0] == _PYTHON:
+        _started_python.append(args)
+    _popen(self, args, *more, **options)
+
+
+subprocess.Popen.__init__ = _noted  # type: ignore[method-assign]
+
+
+@pytest.fixture(autouse=True)
+def fast_means_without_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test of the fast tier that starts a Python process fails, so that the tier stays fast."""
+    before = len(_started_python)
+    yield
+    if _tier(request.node) == "fast" and len(_started_python) > before:
+        pytest.fail(f"mark this test `process`: it started {list(map(str, _started_python[before]))}", pytrace=False)
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +202,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture(scope="session")
 def supervised(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
-    """One for all tests that leave it as they found it: its first start imports torch, some seconds."""
+    """One in each process of pytest, for all tests that leave it as they found it: its first start imports torch."""
     shared = Supervised(tmp_path_factory.mktemp("supervised"))
     yield shared
     shared.end()

@@ -361,9 +361,9 @@ def test_a_path_in_the_home_of_nobody_is_refused_in_words(capsys):
     assert "names the home of a user who is not known" in capsys.readouterr().err
 
 
-def test_the_plan_of_a_calibration_says_what_it_does_and_claims_no_training(engine):
-    said, _ = engine("plan", "--preset", "calibrate").communicate(timeout=60)
+def test_the_plan_of_a_calibration_says_what_it_does_and_claims_no_training(call, ask):
+    _, said, _ = call("plan", "--preset", "calibrate")
     assert "A calibration trains nothing" in said and "(estimated)" in said
     assert not any(word in said for word in ("parameters", "FLOP", "epoch"))
-    _, known, _ = ends(engine("plan", "--set", "task=calibrate", "--json"))
+    known = ask("plan", "--set", "task=calibrate")
     assert (known["task"], known["parameters"], known["estimated_seconds"] > 0) == ("calibrate", None, True)

@@ -96,6 +96,7 @@ def test_too_short_a_training_and_a_silent_kernel_are_unknown_with_the_reason(tm
     assert "does not report" in silent.found().slowdown_method
 
 
+@pytest.mark.process
 def test_a_run_beside_a_busy_neighbour_on_its_core_is_marked(store):
     """The neighbour is a process of its own on the only core the run may use."""
     if not hasattr(os, "sched_setaffinity"):

@@ -236,6 +236,7 @@ def test_every_field_of_a_report_is_documented():
         assert f"| `{field}` |" in text
 
 
+@pytest.mark.process
 def test_the_documented_python_reads_a_report(store, tmp_path):
     run = make_run(store, diverges_at=140)
     (tmp_path / "report.json").write_text(Report.freeze("t", [run]).to_json(), encoding="utf-8")

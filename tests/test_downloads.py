@@ -135,6 +135,7 @@ def test_a_wrong_file_that_cannot_be_replaced_is_named(cache):
         downloads.fetch(RELEASE)
 
 
+@pytest.mark.process
 def test_a_full_disk_is_said_and_nothing_is_left(server, cache):
     """A limit on the size of files stands in for the disk's end: the same error at the same place."""
     code = "from tests.test_downloads import *; import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -144,6 +145,7 @@ def test_a_full_disk_is_said_and_nothing_is_left(server, cache):
     assert files(cache) == []
 
 
+@pytest.mark.process
 def test_two_processes_that_fetch_at_once_both_succeed(server, cache):
     code = "from tests.test_downloads import *; print(len(downloads.fetch(RELEASE)))"
     running = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]

@@ -63,6 +63,8 @@ def test_the_tutorials_loop_and_eager_agree(net, optimizer):
     np.testing.assert_allclose(losses(base)[:10], tutorial[:10], rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("compile")
 def test_compiled_and_eager_agree():
     """Past the end of an epoch, where a batch is smaller."""
     compiled = losses(config("mlp", "execution=compiled", "batch_size=500"), steps=5)

@@ -152,6 +152,7 @@ def test_recording_stops_before_the_disk_is_full(store, monkeypatch):
     assert len(Run(log.path.parent).steps) == 1
 
 
+@pytest.mark.process
 def test_a_file_that_may_not_grow_is_said_with_the_reason(store, monkeypatch):
     """As root sees no rights, a limit on the size of files stands for all that makes writing fail."""
     script = f"""
@@ -232,6 +233,7 @@ def test_a_run_can_be_deleted_on_a_full_disk(tmp_path, no_limits):
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_a_run_ends_for_want_of_room_and_the_supervisor_goes_on(small_disk):
     own = Supervised(small_disk / "store")
     try:
@@ -370,6 +372,7 @@ def test_a_run_whose_log_cannot_be_written_any_more_is_ended_as_soon_as_it_can(s
 
 
 @pytest.mark.parametrize("closed", ["", "runs"])
+@pytest.mark.process
 def test_a_store_without_rights_is_refused_in_one_sentence(tmp_path, closed):
     """Root has all rights: asked as nobody."""
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
@@ -932,6 +935,7 @@ def test_an_index_of_an_earlier_version_is_migrated_and_kept_beside(of_schema_1)
     assert path.with_name("index.sqlite.v1").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.process
 def test_a_migration_killed_in_the_middle_leaves_the_old_version_and_is_done_again(of_schema_1):
     script = f"""
 import os, signal

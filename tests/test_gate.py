@@ -114,6 +114,7 @@ def filled(path):
     return re.sub(r"\{\w+(:\w+)?\}", "x", path)
 
 
+@pytest.mark.process
 def test_each_route_and_method_of_the_app_is_decided_by_a_rule(real_routes):
     assert len(real_routes) > 20
     undecided = [
@@ -125,6 +126,7 @@ def test_each_route_and_method_of_the_app_is_decided_by_a_rule(real_routes):
     assert undecided == []
 
 
+@pytest.mark.process
 def test_each_rule_is_about_a_route_that_is_there(real_routes):
     ours = (
         "/sign-in",
@@ -137,6 +139,7 @@ def test_each_rule_is_about_a_route_that_is_there(real_routes):
     assert [rule.path for rule in gate.RULES if not any(re.fullmatch(rule.path, path) for path in paths)] == []
 
 
+@pytest.mark.process
 def test_only_these_may_be_asked_by_somebody_who_is_not_signed_in(real_routes):
     open_ones = {
         (path, method) for path, _ in real_routes for method in (*METHODS, "WEBSOCKET")
@@ -162,6 +165,7 @@ def test_what_no_rule_lets_through_is_nobodys(path, method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("how", TEAM)
+@pytest.mark.process
 def test_without_signing_in_no_route_answers(app, store, real_routes, how, method):
     sign_in_with(store, how)
     client = browser(app)
@@ -561,6 +565,7 @@ def end(process, home):
         (["--server.address="], {}),
     ],
 )
+@pytest.mark.process
 def test_an_open_start_ends_with_exit_code_2(store, flags, environment):
     process = start_dashboard(store.root, "--server.port", str(free_port()), *flags, **environment)
     out, err = process.communicate(timeout=60)
@@ -581,6 +586,7 @@ def test_a_request_that_came_in_elsewhere_is_refused_however_the_server_was_star
     assert (answer.status_code, answer.text) == (403, "This dashboard is for its own machine only.")
 
 
+@pytest.mark.process
 def test_a_start_prints_the_link_on_the_terminal_and_no_log_has_it(store):
     port = free_port()
     process = start_dashboard(store.root, "--server.port", str(port), "--logger.level", "debug")
@@ -601,6 +607,7 @@ def test_a_start_prints_the_link_on_the_terminal_and_no_log_has_it(store):
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_below_a_path_of_its_own_it_is_all_there_and_all_behind_the_gate(store):
     port = free_port()
     process = start_dashboard(store.root, "--server.port", str(port), "--server.baseUrlPath", "team/flop")
@@ -632,6 +639,7 @@ def session_of(port, name, session=""):
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_a_session_is_taken_up_again_by_its_own_person_only(store):
     write_atomically(store.root / settings.FILE, TEAM["proxy"].replace("10.0.0.5", "127.0.0.1"))
     port = free_port()

@@ -17,6 +17,7 @@ from engine import loading, planner, records, serving
 from engine.config import MODELS, Cell, infer_config, infer_matrix, with_overrides
 from engine.errors import ConfigError
 from engine.presets import preset_config
+from engine.pytorch import infer as infer_module
 from engine.pytorch import models
 from engine.pytorch.decoder import Decoder
 from engine.pytorch.infer import Stopwatch, _OpenLoop, arrivals_s, closed_loop, infer
@@ -243,7 +244,7 @@ def test_latencies_are_those_of_a_stopwatch_around_the_call(tmp_path):
     count = closed_loop(call, itertools.cycle([0]), watch, 20, 10**30)
     ours = (np.array(watch.ended[:count]) - np.array(watch.begun[:count])) / 1e9
     assert len(own) == count == 20
-    assert np.all(ours >= own) and np.median(ours - own) < 1e-4
+    assert np.all(ours >= own) and np.median(ours - own) < 5e-4
 
 
 # --- the open loop
@@ -258,24 +259,43 @@ def test_arrivals_are_a_poisson_process_of_the_rate():
     assert np.array_equal(times, arrivals_s(np.random.default_rng(0), 200.0, 50.0, 10**9))
 
 
-def served(due_ms, takes_ms, window_ms):
-    loop = _OpenLoop(np.array(due_ms) * 1_000_000, window_ms * 1_000_000)
-    while not loop.is_over:
-        loop.go_on(lambda x: time.sleep(takes_ms / 1e3), [None], 10**9, lambda: None)
-    return loop
+class FakeTime:
+    """In the place of the module `time`: only sleeping takes time, and a reading of the clock 10 µs."""
+
+    now_ns = 10**9
+
+    def perf_counter_ns(self):
+        self.now_ns += 10_000
+        return self.now_ns
+
+    def sleep(self, seconds):
+        self.now_ns += int(seconds * 1e9)
 
 
-def test_latency_counts_from_the_arrival_so_that_queueing_shows():
+@pytest.fixture
+def served(monkeypatch):
+    clock = FakeTime()
+    monkeypatch.setattr(infer_module, "time", clock)
+
+    def serve(due_ms, takes_ms, window_ms):
+        loop = _OpenLoop(np.array(due_ms) * 1_000_000, window_ms * 1_000_000)
+        while not loop.is_over:
+            loop.go_on(lambda x: clock.sleep(takes_ms / 1e3), [None], 10**9, lambda: None)
+        return loop
+
+    return serve
+
+
+def test_latency_counts_from_the_arrival_so_that_queueing_shows(served):
     loop = served([1, 2, 3], 20, 100)
-    waited = loop.queue / 1e6
-    assert np.all(loop.latency >= loop.queue) and waited[0] < 15
-    assert waited[1] >= 19 - 1 and waited[2] >= 39 - 2  # behind one, behind two requests of 20 ms
+    assert loop.queue / 1e6 == pytest.approx([0, 19, 38], abs=0.3)  # behind none, one and two requests of 20 ms
+    assert loop.latency / 1e6 == pytest.approx([20, 39, 58], abs=0.3)
 
 
-def test_requests_left_waiting_count_with_what_they_waited():
+def test_requests_left_waiting_count_with_what_they_waited(served):
     loop = served([0, 1, 2, 3, 4, 5], 20, 30)  # room for three within twice its time
-    assert loop.unanswered >= 2 and loop.in_time <= 2
-    assert len(loop.latency) == 6 and loop.latency[-1] >= 50e6
+    assert (loop.unanswered, loop.in_time) == (3, 1)
+    assert loop.latency[-1] / 1e6 == pytest.approx(55, abs=0.3)
 
 
 def test_the_open_loop_says_what_was_offered_and_what_was_reached(tmp_path):
@@ -397,6 +417,7 @@ def test_onnx_runtime_gives_the_same_answers_and_its_int8_is_smaller(preset, tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.xdist_group("compile")
 def test_compiled_code_answers_the_same_though_its_batch_does_not_divide_the_split(tmp_path):
     config = infer_matrix(infer_config(DIGITS, requests=3, rounds=1), (100,), runtimes=("inference_mode", "compiled"))
     events, cells = measured(config, tmp_path)

@@ -90,6 +90,7 @@ except RuntimeError as error:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mappings on Linux only")
+@pytest.mark.process
 def test_an_allocation_beyond_the_limit_fails_in_words_that_say_how_much_it_asked_for():
     done = subprocess.run([sys.executable, "-c", ALLOCATE], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

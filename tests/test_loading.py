@@ -121,6 +121,7 @@ def test_every_mnist5k_image_is_a_real_mnist_image_with_its_label():
     assert all((p.tobytes(), int(label)) in known for p, label in zip(pixels, y, strict=True))
 
 
+@pytest.mark.process
 def test_loading_brings_neither_torch_nor_the_plotting_of_mnist1d(cache):
     code = (
         "import sys; from engine import loading; from engine.config import Source; loading.load('mnist1d', Source());"

@@ -103,6 +103,7 @@ def test_a_reading_that_hangs_mid_run_becomes_none_with_its_reason_and_the_run_g
     assert (joules, "Timeout" in why) == (None, True)
 
 
+@pytest.mark.process
 def test_a_forked_process_has_a_thread_of_its_own():
     watched = Watched(FakeNvml(FakeGpu()))
     assert watched.nvmlDeviceGetCount() == 1

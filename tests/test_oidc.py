@@ -25,7 +25,7 @@ from tests.browser.conftest import end_supervisor
 from tests.conftest import ROOT
 from tests.test_gate import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 jwk = pytest.importorskip("joserfc.jwk")
 jwt = pytest.importorskip("joserfc.jwt")
 

@@ -455,6 +455,7 @@ def test_the_memory_of_a_run_is_that_of_training_and_the_process_stands_beside(a
     assert any("Whole process 1.00 GiB" in c.value for c in app.caption)
 
 
+@pytest.mark.process
 def test_torch_stays_out_of_the_pages_process():
     import subprocess
 

@@ -401,6 +401,7 @@ def test_an_import_that_cannot_be_put_in_place_is_undone(store, other, tmp_path,
     assert traces(other) == empty
 
 
+@pytest.mark.process
 def test_a_crash_in_the_middle_of_an_import_leaves_nothing(store, other, tmp_path):
     file = written(frozen([make_run(store), make_run(store)]), tmp_path / "r.json")
     empty = traces(other)

@@ -37,19 +37,21 @@ def browser():
 
 @pytest.fixture(scope="session")
 def app_url(tmp_path_factory):
-    """The address of a dashboard with an empty store; nothing of it is left running afterwards."""
+    """The address of a dashboard, one in each process of pytest; nothing of it is left running afterwards."""
     with serve_dashboard(tmp_path_factory.mktemp("browser-store")) as url:
         yield url
 
 
 class Served(str):
-    """The address of a running dashboard, and the cookie of somebody who is signed in there: `name=value`."""
+    """The address of a running dashboard, the folder of its store, and the cookie of somebody who is signed in there."""
 
-    cookie: str
+    home: Path
+    cookie: str  # name=value
 
     @classmethod
     def signed_in(cls, url: str, home: Path) -> Served:
         served = cls(url)
+        served.home = home
         opener = urllib.request.build_opener(_Stay)
         try:
             opener.open(f"{url}/?token={(home / 'keys' / 'link.token').read_text()}", timeout=20)

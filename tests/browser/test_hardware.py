@@ -166,7 +166,7 @@ def test_pause_window_and_interval_do_as_they_say(store, open_monitor):
     expect(page.get_by_test_id("window-60")).to_have_attribute("aria-pressed", "true")
     page.get_by_test_id("pause").click()
     polls = page.evaluate(f"() => {DEBUG}.polls")
-    page.wait_for_timeout(2_500)
+    page.wait_for_timeout(2_500)  # it asks every second
     assert page.evaluate(f"() => {DEBUG}.polls") <= polls + 1
     page.get_by_test_id("pause").click()
     wait_for(page, f"() => {DEBUG}.polls", lambda n: n > polls + 1)

@@ -223,7 +223,7 @@ def test_maps_fill_and_sharpen_in_place_and_a_chart_is_mounted_once(shown, measu
     assert page.get_by_test_id("throughput-inference_modex64").evaluate("(node) => node.mine === true")
     wait_for(page, "() => window.told.ended", lambda said: said == "finished")
     polls = counted(page, "polls")
-    page.wait_for_timeout(2_500)
+    page.wait_for_timeout(1_300)  # a run that goes on is asked for every second
     assert counted(page, "polls") == polls  # over: nobody asks any more
 
 

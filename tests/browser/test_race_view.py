@@ -34,6 +34,8 @@ from starlette.applications import Starlette  # noqa: E402
 from starlette.responses import HTMLResponse, JSONResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
+from tests.browser.test_app import wait_for  # noqa: E402
+
 pytestmark = pytest.mark.browser
 expect = sync_api.expect
 PATIENCE_MS = 20_000
@@ -91,8 +93,23 @@ class Race:
         return self
 
     def settled(self) -> None:
-        """After the next picture."""
-        self.tab.wait_for_timeout(700)
+        """After the picture of a poll that began after this call; of a view that asks no more, once its picture rests."""
+        polls, updates, _ = self._state()
+        until, quiet = time.monotonic() + 5, 0
+        while quiet < 4 and time.monotonic() < until:
+            self.tab.wait_for_timeout(50)
+            now, drawn, asks = self._state()
+            if asks and now >= polls + 2:
+                return
+            quiet, updates = quiet + 1 if not asks and drawn == updates else 0, drawn
+
+    def _state(self) -> tuple[int, int, bool]:
+        return tuple(
+            self.tab.evaluate(
+                "() => { const { polls, updates, view } = document.querySelector('[data-testid=race]').isoflop;"
+                " return [polls, updates, view.asks()]; }"
+            )
+        )
 
     def raw(self) -> None:
         """Without smoothing."""
@@ -337,7 +354,7 @@ def test_the_end_is_told_once_and_again_after_seeds_were_added(store, race):
     race.settled()
     polls = race.debug["polls"]
     race.remount(alive=False)
-    race.tab.wait_for_timeout(1_500)
+    race.tab.wait_for_timeout(800)  # a run that goes on is asked for every 500 ms
     assert race.told("ended") == [{"finished": 1}]
     assert race.debug["polls"] == polls  # what is over is not asked for again
     race.data["lanes"][0]["runs"].append({"id": finished(store, num_steps=40, diverges_at=30).run_id, "seed": 1})
@@ -353,13 +370,12 @@ def test_a_page_that_is_hidden_does_not_poll(store, race):
     race.tab.add_init_script("Object.defineProperty(document, 'hidden', { get: () => window.away === true })")
     race.lane("grows", worker.run_id).open().drawn()
     race.tab.evaluate("() => { window.away = true; }")
-    race.settled()
+    race.tab.wait_for_timeout(300)  # for the answer that is on its way
     polls = race.debug["polls"]
-    race.tab.wait_for_timeout(1_500)
+    race.tab.wait_for_timeout(800)  # a run that goes on is asked for every 500 ms
     assert race.debug["polls"] == polls
     race.tab.evaluate("() => { window.away = false; document.dispatchEvent(new Event('visibilitychange')); }")
-    race.settled()
-    assert race.debug["polls"] > polls
+    wait_for(race.tab, "() => document.querySelector('[data-testid=race]').isoflop.polls", lambda n: n > polls)
 
 
 # --- target and noise floor --------------------------------------------------------------------------------------------

@@ -8,16 +8,13 @@ import pytest
 from playwright.sync_api import expect
 
 from engine import keys
-from tests.browser.conftest import serve_dashboard
 
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    home = tmp_path_factory.mktemp("browser-signin")
-    with serve_dashboard(home) as url:
-        yield url, home
+@pytest.fixture
+def served(app_url):
+    return app_url, app_url.home
 
 
 @pytest.fixture
