@@ -70,6 +70,7 @@ def false_verdicts(shape, n, races, looks=1):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("n", [6, 8, 10, 16])
+@pytest.mark.slow
 def test_a_against_a_is_decided_in_at_most_five_percent_of_races(shape, n):
     """A true rate of 5 % gives more than the bound once in 10,000."""
     races = 150 if n == 16 else 400
@@ -88,6 +89,7 @@ def test_several_looks_at_a_growing_race_together_decide_at_most_five_percent(sh
 
 
 @pytest.mark.parametrize(("n", "power"), [(10, 0.72), (16, 0.75)])
+@pytest.mark.slow
 def test_an_effect_the_size_of_the_detectable_one_is_found_with_the_power_the_docstring_names(n, power):
     rng = np.random.default_rng(3)
     a = rng.normal(100, 30, (200, n))
