@@ -203,7 +203,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 LastWord = Annotated[
     records.Finished | records.Cancelled | records.Failed | records.Interrupted, Field(discriminator="kind")
 ]
-Said = Annotated[records.AnyEvent, Field(discriminator="kind")]
+SharedEvent = Annotated[records.AnyEvent, Field(discriminator="kind")]
 FileName = Literal["landscape.safetensors", "model.safetensors", "trajectory.safetensors"]
 
 # A report tells these by fields of its own, or not at all: which process it was, and what it waited for.
@@ -304,7 +304,7 @@ class ReportRun(_Frozen):
     started_at: Moment | None = None
     total_steps: Count | None = None
     last_word: LastWord | None = None
-    said: list[Said] = Field(default=[], max_length=_MAX_TRIALS)  # every other record, as the run's log has it
+    said: list[SharedEvent] = Field(default=[], max_length=_MAX_TRIALS)  # every other record, as the run's log has it
     files: list[Attachment] = Field(default=[], max_length=3)
     asked_name: Text | None = (
         None  # what it was called when it was asked for, where that is not `name`: a lane of a race

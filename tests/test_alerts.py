@@ -165,6 +165,7 @@ SHORT = ["budget.epochs=none", "budget.samples=none", "budget.flops=none", "budg
 @pytest.mark.parametrize(
     "preset", [name for name, p in PRESETS.items() if p.config.data in {"digits", "mnist5k", "mnist1d"}]
 )
+@pytest.mark.slow
 def test_presets_raise_no_alarm(store, preset):
     run_id = store.create(with_overrides(PRESETS[preset].config, SHORT))
     worker.run(store.folder(run_id))

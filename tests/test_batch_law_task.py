@@ -20,6 +20,8 @@ from engine.report import Report, reproduce
 from engine.reports.html.page import render
 from engine.store import EventLog, StopRequest, ask_to_stop
 
+pytestmark = pytest.mark.slow  # it trains
+
 CONFIG = preset_config("digits-law")
 QUICK = ("law.batch_sizes=4,32,256", "law.full_batch=false", "law.target_loss=0.5", "law.seeds=2", "law.tuning_seeds=1")
 

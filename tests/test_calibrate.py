@@ -26,6 +26,8 @@ from engine.store import EventLog, StopRequest, ask_to_stop, decode, encode
 from tests.fake_nvml import FakeGpu, FakeNvml
 from tests.fakes import make_run
 
+pytestmark = pytest.mark.slow  # it trains
+
 CONFIG = preset_config("calibrate")
 
 

@@ -323,7 +323,6 @@ def test_helpers_are_known_by_their_run_not_by_a_number_that_is_used_again():
     mine = subprocess.Popen(sleeping, start_new_session=True, env=os.environ | {RUN_VARIABLE: "a" * 16})
     strangers = subprocess.Popen(sleeping, start_new_session=True)
     try:
-        time.sleep(0.5)
         for process in (mine, strangers):
             end_helpers(process.pid, "a" * 16)
         assert mine.wait(10) == -9

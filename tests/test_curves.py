@@ -125,6 +125,7 @@ def test_a_column_that_is_not_there_is_named():
         run_of("step,loss\n1,1\n", columns={"test_loss": "val"})
 
 
+@pytest.mark.process
 def test_a_curve_comes_in_as_a_run_and_races_beside_ones_of_this_machine(store, tmp_path):
     (tmp_path / "theirs.csv").write_text(
         "step,seconds,val_acc,loss\n" + "".join(f"{s},{s / 100},{0.95 - 1 / s},{2 / s}\n" for s in range(10, 600, 10))
@@ -153,6 +154,7 @@ def test_a_curve_comes_in_as_a_run_and_races_beside_ones_of_this_machine(store, 
         assert chart.draw([ours, theirs]).to_json()
 
 
+@pytest.mark.process
 def test_a_curve_without_time_has_no_time_to_a_target_and_no_duration(store, tmp_path):
     (tmp_path / "t.csv").write_text("step,val_acc\n10,0.5\n20,0.9\n30,0.95\n")
     found = sharing.import_files(store, [tmp_path / "t.csv"])
@@ -163,6 +165,7 @@ def test_a_curve_without_time_has_no_time_to_a_target_and_no_duration(store, tmp
     assert Store(store.root).rows(limit=5)
 
 
+@pytest.mark.process
 def test_what_a_table_does_not_tell_is_no_loss_that_became_nan(store, tmp_path):
     from dashboard.api import points
 
@@ -175,6 +178,7 @@ def test_what_a_table_does_not_tell_is_no_loss_that_became_nan(store, tmp_path):
     assert not frozen.evaluations.knows("test_loss") and "NaN" not in charts.BY_KEY["loss"].draw([frozen]).to_json()
 
 
+@pytest.mark.process
 def test_a_table_of_a_spreadsheet_cannot_name_a_path(store, tmp_path):
     (tmp_path / "x.csv").write_text("step,loss\n1,1\n")
     (run_id,) = sharing.import_files(store, [tmp_path / "x.csv"], names=["../../<b>evil</b>.csv"]).run_ids

@@ -17,6 +17,8 @@ from engine.pytorch.data import tensors
 from engine.pytorch.execution import STEPPERS, CudaGraph, DataLoaderStepper, Net, cross_entropy
 from engine.pytorch.memory import measure_memory
 
+pytestmark = pytest.mark.slow  # it trains
+
 MLP = with_overrides(PRESETS["digits-mlp"].config, ["batch_size=64", "optimizer.lr=0.003"])
 NETS = {
     "mlp": [],

@@ -259,6 +259,7 @@ def test_a_torn_config_of_one_is_not_the_others_end(store):
     assert good.status == "finished"
 
 
+@pytest.mark.slow
 def test_the_turns_of_others_do_not_count_against_a_limit_of_time(store):
     rules = store.root / "settings.toml"
     rules.write_text("[limits]\nwall_time_s = 2.8\n")

@@ -25,6 +25,8 @@ from engine.pytorch.train import train
 from engine.records import Artifact, Finished, Latency, NotRun, Quality, Queued, Starting
 from engine.store import EventLog, Run
 
+pytestmark = pytest.mark.slow  # it trains
+
 DIGITS = with_overrides(preset_config("digits-mlp"), ["budget.epochs=5"])
 QUICK = {"seconds": 0.1, "rounds": 2, "warm_up": 3}
 

@@ -59,6 +59,7 @@ def test_races_are_listed(app, many):  # noqa: F811
     assert app.dataframe[0].value["Kind"].tolist() == ["race"] and not app.exception
 
 
+@pytest.mark.process
 def test_a_report_that_came_in_is_listed_and_its_texts_are_text(app, many, tmp_path):  # noqa: F811
     other = Store(tmp_path / "other")
     report = Report.freeze(HOSTILE, [make_run(other, BASE, name=HOSTILE)], notes=f"{HOSTILE}\nsecond line")

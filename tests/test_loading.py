@@ -134,6 +134,7 @@ def test_loading_brings_neither_torch_nor_the_plotting_of_mnist1d(cache):
 # --- generated ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mnist1d_is_the_set_the_package_makes():
     from mnist1d.data import get_dataset_args, make_dataset
 
@@ -142,6 +143,7 @@ def test_mnist1d_is_the_set_the_package_makes():
     assert np.array_equal(arrays.test_y, theirs["y_test"])
 
 
+@pytest.mark.slow
 def test_making_mnist1d_leaves_the_global_random_state_as_it_was():
     np.random.seed(7)
     random.seed(7)
@@ -151,6 +153,7 @@ def test_making_mnist1d_leaves_the_global_random_state_as_it_was():
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:1_000], lambda b: b[:5_000] + b"\1" + b[5_001:], lambda b: b"no"])
+@pytest.mark.slow
 def test_a_broken_cached_mnist1d_is_made_again(cache, damage):
     expected = loading.load("mnist1d", Source())
     (file,) = cache.glob("mnist1d-*.npz")

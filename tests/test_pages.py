@@ -376,6 +376,7 @@ def test_a_target_that_is_neither_is_refused_in_the_engines_own_sentence(app):
     assert "97 % is 0.97" in app.error[0].value.replace("\\", "")
 
 
+@pytest.mark.process
 def test_a_table_waits_for_its_file_and_then_trains(app):
     open_page(app, "train")
     widget(app, "data").set_value("csv").run()

@@ -18,6 +18,8 @@ from engine.presets import PRESETS
 from engine.store import StopRequest, Store, Wanted, ask_to_stop
 from engine.supervisor import Client
 
+pytestmark = pytest.mark.slow  # it trains
+
 BASE = with_overrides(
     PRESETS["digits-mlp"].config, ["optimizer.name=sgd", "optimizer.lr=0.2", "budget.epochs=4", "evaluate_every=20"]
 )

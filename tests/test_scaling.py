@@ -167,6 +167,7 @@ def test_every_second_repeat_goes_backwards_and_each_run_has_a_heat_of_its_own()
     assert len({heat[0].key for heat in heats}) == len(heats)
 
 
+@pytest.mark.slow
 def test_no_two_runs_of_a_study_are_at_work_together(store, monkeypatch):
     monkeypatch.setattr(Client, "wake", lambda _: None)
     lanes = scaling.lanes_of(with_overrides(BASE, ["budget.steps=5"]), [1], weak=False, most=8)

@@ -433,6 +433,7 @@ def test_an_import_that_is_under_way_is_not_swept(other):
     assert not staging.exists()
 
 
+@pytest.mark.process
 def test_the_process_that_reads_is_under_limits(store, other, tmp_path, monkeypatch):
     from engine.sharing import importing
 

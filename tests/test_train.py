@@ -22,6 +22,8 @@ from engine.pytorch import models, optim
 from engine.pytorch.data import tensors
 from engine.pytorch.train import train
 
+pytestmark = pytest.mark.slow  # it trains
+
 MLP_CONFIG, CNN_CONFIG = PRESETS["digits-mlp"].config, PRESETS["lenet"].config
 NO_EPOCHS = "budget.epochs=none"
 NO_LIMIT = ("budget.epochs=none", "budget.seconds=none")

@@ -478,12 +478,14 @@ def one_of_each(csv, npz, folder, tmp_path):
 
 
 @pytest.mark.parametrize("data", ["csv", "numpy", "images", "text"])
+@pytest.mark.process
 def test_inspection_finds_what_reading_finds(one_of_each, data):
     assert loading.facts(data, one_of_each[data]) == loading.load(data, one_of_each[data]).facts
     assert len(loading.load(data, one_of_each[data]).sha256) == 64
 
 
 @pytest.mark.parametrize("data", ["csv", "numpy", "images", "text"])
+@pytest.mark.process
 def test_inspection_refuses_in_the_words_of_reading(one_of_each, data):
     source = one_of_each[data]
     (Path(source.path) / "red/0.png" if data == "images" else Path(source.path)).write_bytes(b"\xff\0")
@@ -492,6 +494,7 @@ def test_inspection_refuses_in_the_words_of_reading(one_of_each, data):
     assert str(refusal.value) == refused(data, source)
 
 
+@pytest.mark.process
 def test_a_file_is_parsed_once_until_it_changes(csv, monkeypatch):
     source = csv(IRIS)
     facts = userdata.inspect("csv", source)
@@ -504,6 +507,7 @@ def test_a_file_is_parsed_once_until_it_changes(csv, monkeypatch):
     assert userdata.inspect("csv", source).train_examples == facts.train_examples + 8
 
 
+@pytest.mark.process
 def test_a_broken_memory_of_an_inspection_is_ignored(csv, cache):
     source = csv(IRIS)
     facts = userdata.inspect("csv", source)
@@ -513,6 +517,7 @@ def test_a_broken_memory_of_an_inspection_is_ignored(csv, cache):
     assert userdata.inspect("csv", source) == facts
 
 
+@pytest.mark.process
 def test_a_new_image_in_a_folder_is_noticed(folder):
     source = Source(path=str(folder))
     before = userdata.inspect("images", source)
@@ -521,6 +526,7 @@ def test_a_new_image_in_a_folder_is_noticed(folder):
     assert userdata.inspect("images", source).train_examples == before.train_examples + 4
 
 
+@pytest.mark.process
 def test_images_replaced_by_older_ones_are_noticed(folder):
     source = Source(path=str(folder))
     userdata.inspect("images", source)
@@ -531,6 +537,7 @@ def test_images_replaced_by_older_ones_are_noticed(folder):
     assert userdata.inspect("images", source).shape == (3, 4, 4)
 
 
+@pytest.mark.process
 def test_a_file_that_takes_too_long_is_refused_and_asked_again(csv, monkeypatch):
     source = csv(IRIS)
     monkeypatch.setattr(inspection, "INSPECT_S", 0.01)
@@ -540,6 +547,7 @@ def test_a_file_that_takes_too_long_is_refused_and_asked_again(csv, monkeypatch)
     assert userdata.inspect("csv", source).num_classes == 2
 
 
+@pytest.mark.process
 def test_a_file_that_takes_too_much_memory_is_refused(npz, monkeypatch):
     monkeypatch.setattr(inspection, "INSPECT_MEMORY_BYTES", 1 << 30)
     source = npz(x=np.zeros((1_000, 200_000), np.uint8), y=labels(1_000))
@@ -547,12 +555,14 @@ def test_a_file_that_takes_too_much_memory_is_refused(npz, monkeypatch):
         userdata.inspect("numpy", source)
 
 
+@pytest.mark.process
 def test_a_process_that_breaks_down_is_one_sentence(csv, monkeypatch):
     monkeypatch.setattr(inspection, "INSPECT_MEMORY_BYTES", 1 << 25)  # less than Python itself has
     with pytest.raises(ConfigError, match=r"iris\.csv: .*(broke down|needs more than)"):
         userdata.inspect("csv", csv(IRIS))
 
 
+@pytest.mark.process
 def test_nothing_is_imported_from_the_folder_one_stands_in(csv, tmp_path, monkeypatch):
     csv(IRIS)
     (tmp_path / "numpy.py").write_text("raise SystemExit('imported')")
