@@ -88,16 +88,11 @@ def test_several_looks_at_a_growing_race_together_decide_at_most_five_percent(sh
     assert wrong <= stats.binom.ppf(0.999, races, 0.05)
 
 
-<<<<<<< HEAD
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "sds", "power"), [(10, 0.997, 0.72), (16, 0.749, 0.75)])
 def test_an_effect_that_a_t_test_finds_in_four_of_five_races_is_found_with_the_power_the_docstring_names(n, sds, power):
     theirs = stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, sds * math.sqrt(n))
     assert theirs == pytest.approx(0.8, abs=1e-3)
-=======
-@pytest.mark.parametrize(("n", "power"), [(10, 0.72), (16, 0.75)])
-@pytest.mark.slow
-def test_an_effect_the_size_of_the_detectable_one_is_found_with_the_power_the_docstring_names(n, power):
->>>>>>> wt-tests
     rng = np.random.default_rng(3)
     a = rng.normal(100, 30, (200, n))
     b = a + rng.normal(-5.0 * sds, 5.0, a.shape)
