@@ -18,10 +18,10 @@ from pathlib import Path
 import psutil
 
 from benchmarks.measure import Spread, load, save, table, verdict
-from engine.config import with_overrides
-from engine.presets import preset_config
-from engine.store import Store
-from engine.supervisor import Client
+from engine.config.parsing import with_overrides
+from engine.config.presets import preset_config
+from engine.runtime.client import Client
+from engine.store.store import Store
 from tests.browser.conftest import serve_dashboard
 
 WORKLOADS = {

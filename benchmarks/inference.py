@@ -31,13 +31,20 @@ from torch import Tensor, nn
 
 from benchmarks import measure
 from benchmarks.measure import Spread
-from engine import hardware, loading, records, serving
-from engine.config import RUNTIMES, Cell, RunConfig, infer_config, infer_matrix, with_overrides
-from engine.presets import preset_config
+from engine.config.inference import infer_config, infer_matrix
+from engine.config.parsing import with_overrides
+from engine.config.presets import preset_config
+from engine.config.run import RunConfig
+from engine.config.tasks import RUNTIMES, Cell
+from engine.data import loading
+from engine.events.inference import Latency, NotRun, Quality
+from engine.hardware import probe
 from engine.pytorch.data import tensors
-from engine.pytorch.infer import Stopwatch, closed_loop, infer
-from engine.pytorch.runtimes import FORMS, Weights
-from engine.pytorch.train import train
+from engine.pytorch.inference.runtimes import FORMS, Weights
+from engine.pytorch.tasks.infer import Stopwatch, closed_loop, infer
+from engine.pytorch.tasks.train import train
+from engine.studies import inference as inference
+from engine.studies.inference import Quantile, in_words, matrix, sweet_spot
 
 NETS = {"784-128-10": "mnist-mlp", "LeNet": "lenet"}
 BATCH_SIZES = tuple(2**i for i in range(11))
@@ -73,7 +80,7 @@ def net(preset: str, folder: Path) -> Net:
 
 
 def fresh_weights(config: RunConfig, folder: Path) -> Path:
-    from engine.pytorch.infer import _fresh_weights
+    from engine.pytorch.tasks.infer import _fresh_weights
 
     return _fresh_weights(config, loading.facts(config.data, config.source), folder)
 
@@ -230,7 +237,7 @@ class Advice:
 
 
 def sweet(
-    made: Net, threads: Sequence[int], seconds: float, limit_s: float, quantile: serving.Quantile, rng: random.Random
+    made: Net, threads: Sequence[int], seconds: float, limit_s: float, quantile: Quantile, rng: random.Random
 ) -> Advice:
     """The task's matrix first, then every cell by hand for as long, in random order and in five turns as well.
 
@@ -238,9 +245,9 @@ def sweet(
     """
     config = infer_matrix(with_overrides(made.config, [f"infer.seconds={seconds}"]), BATCH_SIZES, threads)
     with tempfile.TemporaryDirectory() as folder:
-        latencies = {e.cell: e for e in infer(config, Path(folder)) if isinstance(e, records.Latency)}
-    found = serving.matrix(config, latencies.values(), is_over=True)
-    spot = serving.sweet_spot(found, limit_s, quantile=quantile)
+        latencies = {e.cell: e for e in infer(config, Path(folder)) if isinstance(e, Latency)}
+    found = matrix(config, latencies.values(), is_over=True)
+    spot = sweet_spot(found, limit_s, quantile=quantile)
     cells = [(c.batch_size, c.threads) for c in config.cells]
     times: dict[tuple[int, int], list[np.ndarray]] = {cell: [] for cell in cells}
     for _ in range(5):
@@ -260,7 +267,7 @@ def sweet(
     best = max(allowed, key=allowed.__getitem__) if allowed else None
     chosen = spot.best.cell if spot.best else None
     return Advice(
-        sentence=serving.in_words(found, limit_s, quantile=quantile), chosen=chosen,
+        sentence=in_words(found, limit_s, quantile=quantile), chosen=chosen,
         chosen_samples_per_s=speed[chosen.batch_size, chosen.threads][0] if chosen else None,
         chosen_is_within=bool(chosen and speed[chosen.batch_size, chosen.threads][1]),
         best=best, best_samples_per_s=allowed[best] if best else None,
@@ -276,7 +283,7 @@ def cache(rounds: int) -> dict[str, float]:
     for name, on in (("with", "true"), ("without", "false")):
         with tempfile.TemporaryDirectory() as folder:
             config = with_overrides(base, [f"infer.cache={on}", "infer.seconds=3"])
-            events = [e for e in infer(config, Path(folder)) if isinstance(e, records.Latency)]
+            events = [e for e in infer(config, Path(folder)) if isinstance(e, Latency)]
         assert events[-1].tpot and events[-1].ttft
         found |= {f"tpot_{name}_cache_s": events[-1].tpot.p50_s, f"ttft_{name}_cache_s": events[-1].ttft.p50_s}
     return found | {"ratio": found["tpot_without_cache_s"] / found["tpot_with_cache_s"]}
@@ -291,12 +298,12 @@ def ladder(preset: str, seconds: float, runtimes: Sequence[str]) -> list[dict[st
         config = infer_matrix(config, (1, 64), runtimes=runtimes)  # type: ignore[arg-type]
         (own := Path(folder) / "own").mkdir()
         events = list(infer(config, own))
-    kinds = (records.Latency, records.Quality, records.NotRun)
+    kinds = (Latency, Quality, NotRun)
     latencies, qualities, missing = ([e for e in events if isinstance(e, kind)] for kind in kinds)
-    isa = " ".join(hardware.probe().cpu.isa)
-    found = serving.matrix(config, latencies, qualities, missing, is_over=True, cpu_isa=isa)  # type: ignore[arg-type]
+    isa = " ".join(probe.probe().cpu.isa)
+    found = matrix(config, latencies, qualities, missing, is_over=True, cpu_isa=isa)  # type: ignore[arg-type]
     rows = []
-    for rung in serving.ladder(found, batch_size=1, threads=1):
+    for rung in inference.ladder(found, batch_size=1, threads=1):
         large = found.at(rung.result.cell.model_copy(update={"batch_size": 64}))
         latency, quality = rung.result.latency, rung.result.quality
         rows.append(
@@ -374,7 +381,7 @@ def _of_net(title: str, made: Net, preset: str, a: argparse.Namespace, rng: rand
             words = f"{title}: p50 by another clock's, batch {batch_size} (mean {mean.text(3)})"
             rows.append([words, p50.text(3), "1 +- 0.05", measure.verdict(abs(p50.median - 1) <= 0.05)])
     if "sweet" in chosen:
-        cores = hardware.probe().cpu.usable_cores
+        cores = probe.probe().cpu.usable_cores
         advices = [
             sweet(made, range(1, min(cores, 2) + 1), a.seconds, a.limit_ms / 1e3, a.quantile, rng)
             for _ in range(a.repeats)

@@ -19,11 +19,13 @@ import psutil
 
 from benchmarks import measure
 from benchmarks.measure import Spread
-from engine.config import RunConfig, with_overrides
-from engine.executor import is_same_process
-from engine.presets import preset_config
-from engine.store import Run, Store
-from engine.supervisor import Client
+from engine.config.parsing import with_overrides
+from engine.config.presets import preset_config
+from engine.config.run import RunConfig
+from engine.runtime.client import Client
+from engine.runtime.executor import is_same_process
+from engine.store.run import Run
+from engine.store.store import Store
 
 SUBMITS, COLD_STARTS = 25, 3
 GOAL_S = 0.3

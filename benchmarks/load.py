@@ -31,12 +31,18 @@ import psutil
 
 from benchmarks.data_route import cpu_s, poll, server_process
 from benchmarks.measure import RESULTS, Spread, load, save, table, verdict
-from engine import records
-from engine.config import RunConfig, with_overrides
-from engine.locks import claim
-from engine.presets import PRESETS, preset_config
-from engine.store import HARDWARE, EventLog, Run, Store
-from engine.supervisor import Client
+from engine.config.parsing import with_overrides
+from engine.config.presets import PRESETS, preset_config
+from engine.config.run import RunConfig
+from engine.events.lifecycle import Failed, Finished, Started, Starting
+from engine.events.machine import HardwareSample
+from engine.events.training import Evaluation, Steps
+from engine.runtime.client import Client
+from engine.store.columns import HARDWARE
+from engine.store.event_log import EventLog
+from engine.store.run import Run
+from engine.store.store import Store
+from engine.system.locks import claim
 from tests.browser.conftest import CHROMIUM, FLAGS, Served, serve_dashboard
 from tests.fakes import make_run
 
@@ -152,24 +158,22 @@ def make_runs(store: Store, number: int) -> None:
     for i in range(number):
         run_id = store.create(configs[i % len(configs)], name=f"night {i}" if i % 7 == 0 else "")
         log = EventLog(store.folder(run_id) / "events.jsonl")
-        log.append(records.Starting(at=time.time(), pid=1, pid_started=1.0))
+        log.append(Starting(at=time.time(), pid=1, pid_started=1.0))
         log.append(started(200))
         log.append(
-            records.Steps(first=1, loss=rng.random(200), samples=np.full(200, 64), lr=0.1,
+            Steps(first=1, loss=rng.random(200), samples=np.full(200, 64), lr=0.1,
                           train_s=(0, 1 + rng.random()), elapsed_s=(0, 2))
         )  # fmt: skip
         log.append(
-            records.Evaluation(
-                step=200, train_s=1, elapsed_s=1, test_loss=0.3, test_accuracy=rng.random(), seconds=0.01
-            )
+            Evaluation(step=200, train_s=1, elapsed_s=1, test_loss=0.3, test_accuracy=rng.random(), seconds=0.01)
         )
-        last = records.Finished(at=time.time())
-        failed = records.Failed(at=time.time(), cause="Diverged", message="The loss became nan.", fix="Lower the rate.")
+        last = Finished(at=time.time())
+        failed = Failed(at=time.time(), cause="Diverged", message="The loss became nan.", fix="Lower the rate.")
         log.close(failed if i % 10 == 0 else last)
 
 
-def started(steps: int) -> records.Started:
-    return records.Started(
+def started(steps: int) -> Started:
+    return Started(
         at=time.time(), parameters=101_770, train_flops_per_example=408_576, train_examples=4_000, test_examples=1_000,
         total_steps=steps, setup_s=0.1,
     )  # fmt: skip
@@ -303,21 +307,19 @@ def _write_long_run(folder: Path, per_record: int) -> None:
         step, now = np.arange(first, first + per_record), (first + per_record - 1) * step_s
         clock = (now - per_record * step_s, now)
         log.append(
-            records.Steps(first=first, loss=2 * np.exp(-step / 3e4) + rng.gamma(2, 0.02, per_record),
+            Steps(first=first, loss=2 * np.exp(-step / 3e4) + rng.gamma(2, 0.02, per_record),
                           samples=np.full(per_record, 64), lr=rng.random(per_record), train_s=clock, elapsed_s=clock,
                           norm_steps=step, grad_norm=rng.random(per_record))
         )  # fmt: skip
         if now - sampled >= 0.25:
             sampled = now
-            log.append(records.HardwareSample(elapsed_s=now, readings=dict.fromkeys(HARDWARE, 1e9 * rng.random())))
+            log.append(HardwareSample(elapsed_s=now, readings=dict.fromkeys(HARDWARE, 1e9 * rng.random())))
         if first // 1_000 > evaluated:
             evaluated = first // 1_000
             log.append(
-                records.Evaluation(
-                    step=first, train_s=now, elapsed_s=now, test_loss=0.2, test_accuracy=0.9, seconds=0.01
-                )
+                Evaluation(step=first, train_s=now, elapsed_s=now, test_loss=0.2, test_accuracy=0.9, seconds=0.01)
             )
-    log.close(records.Finished(at=time.time()))
+    log.close(Finished(at=time.time()))
 
 
 DRAWN = """() => [...document.querySelectorAll('.js-plotly-plot')].some(

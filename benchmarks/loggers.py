@@ -29,8 +29,9 @@ from torch import nn
 from benchmarks import measure
 from benchmarks.measure import Spread
 from benchmarks.workers import Peer, Worker, first_answers, installed, names_of, serve, started, versions
-from engine import records
-from engine.store import EventLog
+from engine.events.lifecycle import Finished
+from engine.events.training import Steps
+from engine.store.event_log import EventLog
 
 ROUNDS = 5
 GOAL_S_PER_SCALAR = 0.3e-6
@@ -83,7 +84,7 @@ class Isoflop(Logger):
 
     def _append(self, step: int, now_s: float) -> None:
         clock = (self.begun_s, now_s)
-        event = records.Steps(
+        event = Steps(
             first=self.first, loss=self.loss, samples=self.samples, lr=self.lr, train_s=clock, elapsed_s=clock,
             norm_steps=range(self.first, step + 1), grad_norm=self.grad_norm,
         )  # fmt: skip
@@ -94,7 +95,7 @@ class Isoflop(Logger):
     def close(self) -> None:
         if self.loss:
             self._append(self.first + len(self.loss) - 1, self.begun_s)
-        self.events.close(records.Finished(at=time.time()))
+        self.events.close(Finished(at=time.time()))
 
 
 class TensorBoard(Logger):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import hardware
+from engine.hardware import probe
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -41,7 +41,7 @@ class Spread:
 
 def conditions() -> dict[str, Any]:
     """Where and with what: enough to repeat it, nothing that identifies the machine."""
-    cpu = hardware.probe().cpu
+    cpu = probe.probe().cpu
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": cpu.name,

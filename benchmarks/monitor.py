@@ -20,14 +20,16 @@ import torch
 
 from benchmarks import measure
 from benchmarks.measure import Spread
-from dashboard import monitor_api
-from engine import hardware, records
-from engine.config import RunConfig, with_overrides
-from engine.monitor import Monitor
-from engine.presets import preset_config
-from engine.pytorch.train import train
-from engine.readings_log import CURRENT
-from engine.recorder import INTERVALS_S, Recorder
+from dashboard.api import hardware as hardware_api
+from engine.config.parsing import with_overrides
+from engine.config.presets import preset_config
+from engine.config.run import RunConfig
+from engine.events.training import Steps
+from engine.hardware import probe
+from engine.hardware.history import INTERVALS_S, Recorder
+from engine.hardware.monitor import Monitor
+from engine.hardware.readings_log import CURRENT
+from engine.pytorch.tasks.train import train
 
 PAIRS = 15
 BEATS, POLLS = 200, 100
@@ -58,19 +60,19 @@ def poll_s(root: Path) -> dict[str, list[float]]:
     monitor, recorder = Monitor(), Recorder(root)
     for _ in range(3_600):
         recorder.beat(monitor)
-    cursor = monitor_api.readings(root)["cursor"]
+    cursor = hardware_api.readings(root)["cursor"]
     costs: dict[str, list[float]] = {"following": [], "nothing": []}
     for _ in range(POLLS):
         for _ in range(4):
             recorder.beat(monitor)
         for spent in costs.values():
             before = time.thread_time()
-            cursor = monitor_api.readings(root, cursor)["cursor"]
+            cursor = hardware_api.readings(root, cursor)["cursor"]
             spent.append(time.thread_time() - before)
     costs["first"] = []
     for _ in range(POLLS // 5):
         before = time.thread_time()
-        monitor_api.readings(root)
+        hardware_api.readings(root)
         costs["first"].append(time.thread_time() - before)
     monitor.close()
     return costs
@@ -86,7 +88,7 @@ def step_s(core: int, *, recorded: bool) -> tuple[float, float]:
             event = next(events, None)
             if event is None:
                 return spent[0] / steps, spent[1] / steps
-            if isinstance(event, records.Steps):
+            if isinstance(event, Steps):
                 spent = [spent[0] + wall() - before[0], spent[1] + cpu() - before[1]]
                 steps += len(event.loss)
 
@@ -124,7 +126,7 @@ def main() -> None:
         beats = Spread.of(beat_s(Path(name)))
     with tempfile.TemporaryDirectory() as name:
         polls = {kind: Spread.of(costs) for kind, costs in poll_s(Path(name)).items()}
-    cores = hardware.allowed_cores()
+    cores = probe.allowed_cores()
     core = min(cores)
     os.sched_setaffinity(0, {core})
     both = side_by_side(random.Random(0), core)

@@ -36,12 +36,17 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks import measure
 from benchmarks.measure import Spread
 from benchmarks.workers import Peer, Worker, first_answers, installed, names_of, one_core, serve, started, versions
-from engine import loading, planner, records
-from engine.config import FULL, RunConfig, parse_config
-from engine.datasets import Dataset
+from engine.config.parsing import parse_config
+from engine.config.run import RunConfig
+from engine.config.training import FULL
+from engine.data import loading
+from engine.data.datasets import Dataset
+from engine.events.training import Evaluation, Steps
+from engine.planning import planner
 from engine.pytorch import data as datasets
-from engine.pytorch import models, optim
-from engine.pytorch.train import Clock, train
+from engine.pytorch import models
+from engine.pytorch.tasks.train import Clock, train
+from engine.pytorch.training import optimizers
 
 ROUNDS = 7
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -116,8 +121,8 @@ class Isoflop(Contestant):
     def round_s(self) -> float:
         with tempfile.TemporaryDirectory() as folder:
             events = list(train(self.config, Path(folder), clock=self.clock))
-        self.evaluation = [event for event in events if isinstance(event, records.Evaluation)][-1]
-        return [event for event in events if isinstance(event, records.Steps)][-1].train_s[1]
+        self.evaluation = [event for event in events if isinstance(event, Evaluation)][-1]
+        return [event for event in events if isinstance(event, Steps)][-1].train_s[1]
 
     def held_out_loss(self) -> float:
         return self.evaluation.test_loss
@@ -347,7 +352,7 @@ def mean_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def plain_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
     """torch.optim with its defaults."""
-    (optimizer,) = optim.torch_optimizers(config.optimizer, model)
+    (optimizer,) = optimizers.torch_optimizers(config.optimizer, model)
     return optimizer
 
 

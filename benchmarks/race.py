@@ -22,10 +22,11 @@ from pathlib import Path
 
 from benchmarks import measure
 from benchmarks.measure import Spread
-from engine import hardware
-from engine.config import RunConfig, with_overrides
-from engine.races import DEFAULT_RACE, RACES
-from engine.store import Store
+from engine.config.parsing import with_overrides
+from engine.config.run import RunConfig
+from engine.hardware import probe
+from engine.store.store import Store
+from engine.studies.races import DEFAULT_RACE, RACES
 
 PAIRS = 7
 GOAL = 1.03
@@ -95,7 +96,7 @@ def ratios(heat: Sequence[Measured], alone: Sequence[Measured]) -> dict[str, Spr
 
 
 def main() -> None:
-    load_before, cores = measure.load(), hardware.probe().cpu.usable_cores
+    load_before, cores = measure.load(), probe.probe().cpu.usable_cores
     run_once(in_a_heat=True)  # fills the file cache
     heat, alone, loads = [], [], [load_before]
     for pair in range(PAIRS):

@@ -18,12 +18,14 @@ import torch
 
 from benchmarks import measure
 from benchmarks.measure import Spread
-from engine import records, sampler
-from engine.config import RunConfig
-from engine.presets import preset_config
-from engine.pytorch.train import Clock, train
-from engine.records import AnyEvent
-from engine.store import EventLog
+from engine.config.presets import preset_config
+from engine.config.run import RunConfig
+from engine.events.catalog import AnyEvent
+from engine.events.lifecycle import Finished
+from engine.events.training import Steps
+from engine.hardware import sampler
+from engine.pytorch.tasks.train import Clock, train
+from engine.store.event_log import EventLog
 
 ROUNDS = 15
 BEATS = 200
@@ -47,7 +49,7 @@ def append_s_per_step() -> tuple[float, float]:
         for event in train(CONFIG, Path(name)):
             before = time.thread_time()
             log.append(event)
-            spent["steps" if isinstance(event, records.Steps) else "other"] += time.thread_time() - before
+            spent["steps" if isinstance(event, Steps) else "other"] += time.thread_time() - before
     return spent["steps"] / log.steps, (spent["steps"] + spent["other"]) / log.steps
 
 
@@ -58,7 +60,7 @@ def append_in_a_row_s_per_step() -> float:
     """
     with tempfile.TemporaryDirectory() as name:
         log = EventLog(Path(name) / "events.jsonl")
-        told = [event for event in train(CONFIG, Path(name)) if isinstance(event, records.Steps)]
+        told = [event for event in train(CONFIG, Path(name)) if isinstance(event, Steps)]
         before, until = time.thread_time(), time.monotonic() + 0.5
         while time.monotonic() < until:
             for event in told:
@@ -101,7 +103,7 @@ def _time_between_steps(events: Iterator[AnyEvent], record: Callable[[AnyEvent],
         if event is None:
             return spent / steps
         record(event)
-        if isinstance(event, records.Steps):
+        if isinstance(event, Steps):
             spent, steps = spent + clock() - before, steps + len(event.loss)
 
 
@@ -115,7 +117,7 @@ def _recording(folder: Path) -> Iterator[Callable[[AnyEvent], None]]:
         yield log.append
     finally:
         sampling.stop()
-        log.close(records.Finished(at=time.time()))
+        log.close(Finished(at=time.time()))
 
 
 def side_by_side(rng: random.Random) -> dict[str, Spread]:

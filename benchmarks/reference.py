@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure
-from engine import records
-from engine.config import with_overrides
-from engine.presets import PRESETS
-from engine.pytorch.train import train
+from engine.config.parsing import with_overrides
+from engine.config.presets import PRESETS
+from engine.events.training import Evaluation
+from engine.pytorch.tasks.train import train
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def main() -> None:
         config = with_overrides(PRESETS[reference.preset].config, [*reference.changes, *text])
         with tempfile.TemporaryDirectory() as folder:
             events = list(train(config, Path(folder)))
-        last = [event for event in events if isinstance(event, records.Evaluation)][-1]
+        last = [event for event in events if isinstance(event, Evaluation)][-1]
         found = getattr(last, reference.metric)
         reached = abs(found - reference.published) <= reference.tolerance
         rows.append([reference.title, reference.metric, f"{found:.4f}", f"{reference.published:g}",

@@ -24,13 +24,15 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.measure import Spread
-from engine import hardware, scaling
-from engine.config import RunConfig, describe
-from engine.executor import LocalExecutor
-from engine.presets import preset_config
-from engine.races import Lane
-from engine.scaling import rank_times
-from engine.store import Store
+from engine.config.presets import preset_config
+from engine.config.run import RunConfig
+from engine.config.summary import describe
+from engine.hardware import probe
+from engine.runtime.executor import LocalExecutor
+from engine.store.store import Store
+from engine.studies import scaling
+from engine.studies.races import Lane
+from engine.studies.scaling import rank_times
 
 ROUNDS = 7
 STEPS = {"mnist-mlp": 1_500, "lenet": 200, "char-decoder": 60}  # some seconds each
@@ -115,7 +117,7 @@ def share(several: Sequence[Measured], name: str) -> Spread | None:
 
 
 def main(rounds: int = ROUNDS) -> None:
-    load_before, cores = measure.load(), hardware.probe().cpu.usable_cores
+    load_before, cores = measure.load(), probe.probe().cpu.usable_cores
     executor = LocalExecutor()
     executor.warm()
     figures, loads = {}, [load_before]

@@ -25,11 +25,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import measure
 from benchmarks.measure import Spread
-from engine import loading, planner, records
-from engine.config import FULL, RunConfig, parse_config
-from engine.pytorch import models, optim
+from engine.config.parsing import parse_config
+from engine.config.run import RunConfig
+from engine.config.training import FULL
+from engine.data import loading
+from engine.events.training import Steps
+from engine.planning import planner
+from engine.pytorch import models
 from engine.pytorch.data import Batches, Examples, tensors
-from engine.pytorch.train import Clock, train
+from engine.pytorch.tasks.train import Clock, train
+from engine.pytorch.training import optimizers
 
 _ADAM = {"name": "adam", "lr": 1e-3}
 _MOMENTUM = {"name": "momentum", "lr": 0.02, "momentum": 0.9}
@@ -73,7 +78,7 @@ WORKLOADS = {
 def isoflop(config: RunConfig, clock: Clock) -> tuple[float, np.ndarray]:
     """Samples per second of training, and the loss of every step, from the task's own events."""
     with tempfile.TemporaryDirectory() as folder:
-        steps = [event for event in train(config, Path(folder), clock=clock) if isinstance(event, records.Steps)]
+        steps = [event for event in train(config, Path(folder), clock=clock) if isinstance(event, Steps)]
     samples = sum(int(event.samples.sum()) for event in steps)
     return samples / steps[-1].train_s[1], np.concatenate([event.loss for event in steps])
 
@@ -83,7 +88,7 @@ def tutorial(config: RunConfig, training: Examples, clock: Clock) -> float:
     batch_size, steps = _sizes(config)
     model = _plain_model(config)
     criterion = nn.CrossEntropyLoss()
-    optimizer = optim.Reference(config.optimizer, model)  # torch.optim with its defaults: not fused
+    optimizer = optimizers.Reference(config.optimizer, model)  # torch.optim with its defaults: not fused
     loader = DataLoader(TensorDataset(training.x, training.y), batch_size=batch_size, shuffle=True)
     for _ in range(3):  # warm-up, as on the other side: the weights stay
         criterion(model(training.x[:batch_size]), training.y[:batch_size]).backward()
@@ -109,7 +114,7 @@ def reference_losses(config: RunConfig, training: Examples) -> np.ndarray:
     """Losses of plain autograd and torch.optim over the very batches the task draws."""
     batch_size, steps = _sizes(config)
     model = _plain_model(config)
-    optimizer = optim.Reference(config.optimizer, model)  # torch.optim with its defaults: not fused
+    optimizer = optimizers.Reference(config.optimizer, model)  # torch.optim with its defaults: not fused
     batches, losses = iter(Batches(training, batch_size, config.seed)), []
     for _ in range(steps):
         x, y = next(batches)

@@ -9,8 +9,8 @@ if str(ROOT) not in sys.path:  # Streamlit puts dashboard/, not the root, on sys
 
 import streamlit as st
 
-from dashboard import streamlit_private
-from engine.errors import ConfigError
+from dashboard.server import streamlit_private
+from engine.common.errors import ConfigError
 
 try:
     streamlit_private.check()  # before the imports that need what it checks
@@ -20,25 +20,31 @@ except ConfigError as error:
 
 from starlette.routing import Route
 
-from dashboard import api, compare_api, gate, inference_api, mishaps, monitor_api, scale_api, signin
-from dashboard.lifespan import lifespan
-from dashboard.security import MIDDLEWARE
-from engine import settings
-from engine.store import default_root
+from dashboard.api import hardware as hardware_api
+from dashboard.api import inference as inference_api
+from dashboard.api import race as race_api
+from dashboard.api import run as run_api
+from dashboard.api import scaling as scaling_api
+from dashboard.server import auth_middleware, sign_in
+from dashboard.server.headers import MIDDLEWARE
+from dashboard.server.lifespan import lifespan
+from dashboard.widgets import error_page
+from engine.access import settings
+from engine.store.store import default_root
 
 try:
-    signin.check_start(st.get_option("server.address"), settings.load(default_root()))
+    sign_in.check_start(st.get_option("server.address"), settings.load(default_root()))
 except ConfigError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
 
-prefix = gate.prefix()
-routes = [*api.ROUTES, *compare_api.ROUTES, *monitor_api.ROUTES, *inference_api.ROUTES, *scale_api.ROUTES]
+prefix = auth_middleware.prefix()
+routes = [*run_api.ROUTES, *race_api.ROUTES, *hardware_api.ROUTES, *inference_api.ROUTES, *scaling_api.ROUTES]
 app = st.App(
     ROOT / "dashboard" / "main.py",
     routes=[Route(prefix + route.path, route.endpoint) for route in routes],  # a Mount would swallow Streamlit's own
     middleware=MIDDLEWARE,
     lifespan=lifespan,
-    on_script_error=mishaps.in_a_page,
-    exception_handlers={Exception: mishaps.in_a_route},
+    on_script_error=error_page.in_a_page,
+    exception_handlers={Exception: error_page.in_a_route},
 )

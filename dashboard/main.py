@@ -9,8 +9,9 @@ if str(ROOT) not in sys.path:  # Streamlit puts dashboard/, not the root, on sys
 
 import streamlit as st
 
-from dashboard import parts, state
-from engine.errors import StoreError, StoreGone
+from dashboard import state
+from dashboard.widgets import run_parts
+from engine.common.errors import StoreError, StoreGone
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -38,13 +39,13 @@ def store_can_be_read() -> bool:
     try:
         trouble = state.store().trouble()
     except StoreError as error:
-        parts.error_box(error)
+        run_parts.error_box(error)
         return False
     if trouble:
-        parts.error_box(trouble)
+        run_parts.error_box(trouble)
     return not isinstance(trouble, StoreGone)
 
 
 if store_can_be_read():
-    parts.person()
+    run_parts.person()
     page.run()

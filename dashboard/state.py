@@ -15,19 +15,24 @@ from urllib.parse import unquote
 
 import streamlit as st
 
-from dashboard import api
-from dashboard.gate import ACTOR_HEADER
-from engine import access, calibration, hardware, limits, planner, settings
-from engine.access import LOCAL, Actor
-from engine.config import RunConfig, overrides_from, with_overrides
-from engine.errors import StoreError
-from engine.planner import Plan
-from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
-from engine.report import reproduce
-from engine.settings import Role
-from engine.store import Run, Store
-from engine.supervisor import Client
-from engine.text import shell_words
+from dashboard.api import readers
+from dashboard.server.auth_middleware import ACTOR_HEADER
+from engine.access import policy, settings
+from engine.access.policy import LOCAL, Actor
+from engine.access.settings import Role
+from engine.common.errors import StoreError
+from engine.common.sanitize import shell_words
+from engine.config.parsing import overrides_from, with_overrides
+from engine.config.presets import DEFAULT_PRESET, PRESETS, preset_config
+from engine.config.run import RunConfig
+from engine.hardware import probe
+from engine.measurement import calibration
+from engine.planning import limits, planner
+from engine.planning.planner import Plan
+from engine.reports.report import reproduce
+from engine.runtime.client import Client
+from engine.store.run import Run
+from engine.store.store import Store
 
 _DOUBLE_CLICK_S = 1.0
 
@@ -46,7 +51,7 @@ def actor() -> Actor:
 
 def role() -> Role | None:
     """What they may do; asked anew each time, so that a role that was taken away is gone at the next click."""
-    return access.role_of(actor(), settings.load(store().root))
+    return policy.role_of(actor(), settings.load(store().root))
 
 
 def client() -> Client:
@@ -55,13 +60,13 @@ def client() -> Client:
 
 def may_read(path: str) -> bool:
     """Whether this person may have a file of this machine looked at."""
-    return access.may_read(actor(), path, settings.load(store().root))
+    return policy.may_read(actor(), path, settings.load(store().root))
 
 
 def check(config: RunConfig) -> Plan:
     """The plan of a run that may start; raises the sentence that says why it may not. Nothing is read before it may be."""
     rules = settings.load(store().root)
-    access.require_data(actor(), config, rules)
+    policy.require_data(actor(), config, rules)
     plan = planner.check(config)
     limits.check_before(config, plan, rules.limits)
     return plan
@@ -83,25 +88,25 @@ def key_of(what: str) -> str:
 
 
 @st.cache_resource(ttl=60)
-def machine() -> hardware.Machine:
+def machine() -> probe.Machine:
     """What this computer offers; asked again after a minute, as free memory and GPUs change."""
-    return hardware.probe()
+    return probe.probe()
 
 
-def calibration_of(device: str, name: str | None) -> calibration.Found | None:
+def calibration_of(device: str, name: str | None) -> calibration.LatestCalibration | None:
     """The newest calibration of a device; looked for again after ten seconds, as that reads the whole list of runs."""
     return _calibration_of(str(store().root), device, name)
 
 
 @st.cache_resource(ttl=10, max_entries=64)
-def _calibration_of(root: str, device: str, name: str | None) -> calibration.Found | None:
+def _calibration_of(root: str, device: str, name: str | None) -> calibration.LatestCalibration | None:
     return calibration.latest(Store(Path(root)), device, name)
 
 
 def open_run(run_id: str | None) -> Run | None:
     """The run of an id from a link, or None when it is not (or no longer) there."""
     try:
-        return api.shared_run(run_id) if run_id else None
+        return readers.shared_run(run_id) if run_id else None
     except StoreError:
         return None
 

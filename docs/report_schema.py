@@ -17,10 +17,10 @@ sys.path.insert(0, str(ROOT))
 from pydantic import BaseModel  # noqa: E402
 from pydantic_core import PydanticUndefined  # noqa: E402
 
-from engine.outcome import LaneOutcome, Outcome  # noqa: E402
-from engine.redaction import LONGEST_TEXT  # noqa: E402
-from engine.report import MAX_RUNS, SCHEMA_VERSION, TABLES, Report, ReportRun  # noqa: E402
-from engine.store import COLUMNS  # noqa: E402
+from engine.reports.redaction import LONGEST_TEXT  # noqa: E402
+from engine.reports.report import MAX_RUNS, SCHEMA_VERSION, TABLES, Report, ReportRun  # noqa: E402
+from engine.store.columns import COLUMNS  # noqa: E402
+from engine.studies.race_results import Outcome, VariantOutcome  # noqa: E402
 
 FILE = ROOT / "docs" / "report-schema.md"
 _INTRO = f"""# Contents of a report
@@ -62,7 +62,7 @@ it only if you ask for them (`--file-names`). `python -m engine export last -o r
 Names of types below: `Text` is up to {LONGEST_TEXT:,} characters, `Words` any text, `Id` 16 and `Sha256` 64 hexadecimal digits, `Count` a
 whole number from 0 to 2^63, `Moment` a Unix time until the year 10,000, `Seconds` a duration, `Points` a table, `Said` one of the records
 below by its `kind`, `LastWord` one of Finished, Cancelled, Failed, Interrupted. Fields that are not listed are ignored. The same as JSON Schema:
-`python -c "import json; from engine.report import Report; print(json.dumps(Report.model_json_schema(mode='serialization')))"`.
+`python -c "import json; from engine.reports.report import Report; print(json.dumps(Report.model_json_schema(mode='serialization')))"`.
 
 ## Tables
 """
@@ -173,7 +173,7 @@ def _models_in(model: type) -> list[type]:
     for hint in hints:
         found += _in_hint(hint)
     if model is Report:
-        found += [Outcome, LaneOutcome]
+        found += [Outcome, VariantOutcome]
     return found
 
 

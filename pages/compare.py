@@ -2,10 +2,13 @@
 
 import streamlit as st
 
-from dashboard import compare, copying, descent, law, live, parts, state
-from engine import charts, races
-from engine.errors import ConfigError, EngineError
-from engine.text import shell_words
+from dashboard import state
+from dashboard.views import batch_law, compare, descent
+from dashboard.widgets import component, copy_buttons, run_parts
+from engine.charts import training
+from engine.common.errors import ConfigError, EngineError
+from engine.common.sanitize import shell_words
+from engine.studies import races
 
 VIEWS = ("Race", "Runs", "Batch-size law", "Descent path", "Two weights")
 
@@ -26,7 +29,7 @@ def race_page() -> None:
                 st.session_state["compare.race"] = compare.start(lanes, seeds)
             except EngineError as error:
                 wrong = error if isinstance(error, ConfigError) else ConfigError(error.message, fix=error.fix)
-        copying.copy_buttons("" if wrong else compare.command(lanes, seeds, metric, target), key="copy-form")
+        copy_buttons.copy_buttons("" if wrong else compare.command(lanes, seeds, metric, target), key="copy-form")
     group = st.session_state.pop("compare.race", None) or st.query_params.get("race")
     race = compare.open_race(group)
     params = {"view": "Race", "preset": st.session_state["race.preset"]} | ({"race": race.group} if race else {})
@@ -35,15 +38,15 @@ def race_page() -> None:
     with right:
         if wrong:
             with st.container(key="problems"):
-                parts.error_box(wrong)
+                run_parts.error_box(wrong)
         if race:
             with st.container(key="run-view"):
                 try:
                     compare.show_race(race, metric, target, key=f"race-{race.group}")
                 except EngineError as error:
-                    parts.error_box(error)
+                    run_parts.error_box(error)
             return
-        live.preload()
+        component.preload()
         if group:
             st.warning("The race of this link is not in this store.", icon=":material/warning:")
         if not wrong:
@@ -56,7 +59,7 @@ def runs_page() -> None:
     params = {"view": "Runs"} | ({"runs": ",".join(chosen)} if chosen else {})
     if params != dict(st.query_params):
         st.query_params.from_dict(params)
-    copying.copy_buttons(
+    copy_buttons.copy_buttons(
         shell_words(["python", "-m", "engine", "compare", *chosen]) if len(chosen) > 1 else "", key="copy-runs"
     )
     if len(chosen) < 2:
@@ -69,7 +72,7 @@ def runs_page() -> None:
         if race:
             compare.show_race(race, "test_accuracy", None, key=key)
     except EngineError as error:
-        parts.error_box(error)
+        run_parts.error_box(error)
 
 
 def path_page() -> None:
@@ -80,11 +83,11 @@ def path_page() -> None:
             icon=":material/landscape:",
         )
         return
-    st.caption(parts.literal(f"Seed {min(race.seeds)} of {' · '.join(lane.label for lane in race.lanes)}"))
+    st.caption(run_parts.literal(f"Seed {min(race.seeds)} of {' · '.join(lane.label for lane in race.lanes)}"))
     first = [(number, lane, lane.runs.get(min(race.seeds))) for number, lane in enumerate(race.lanes)]
     descent.descent_view(
         [
-            {"label": lane.label, "color": charts.colour(number), "run_id": run.run_id}
+            {"label": lane.label, "color": training.colour(number), "run_id": run.run_id}
             for number, lane, run in first
             if run is not None
         ]
@@ -110,8 +113,8 @@ else:
     if {"view": view} | kept != dict(st.query_params):
         st.query_params.from_dict({"view": str(view)} | kept)
 if view == "Batch-size law":
-    law.law_view()
+    batch_law.law_view()
 elif view == "Descent path":
     path_page()
 elif view == "Two weights":
-    descent.toy_view()
+    descent.quadratic_bowl_view()

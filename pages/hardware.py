@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from dashboard.calibration import calibrate_view, roofline_view
-from dashboard.monitor import monitor_view
+from dashboard.live.hardware import monitor_view
+from dashboard.views.calibration import calibrate_view, roofline_view
 
 VIEWS: dict[str, Callable[[], None]] = {
     "Monitor": monitor_view,

@@ -2,8 +2,10 @@
 
 import streamlit as st
 
-from dashboard import inference, live, parts, state
-from engine.errors import EngineError
+from dashboard import state
+from dashboard.views import inference
+from dashboard.widgets import component, run_parts
+from engine.common.errors import EngineError
 
 st.title("Inference", anchor=False)
 inference.keep_choices()
@@ -42,7 +44,7 @@ with left.container(border=True, key="form"):
 with right:
     if wrong:
         with st.container(key="problems"):
-            parts.error_box(wrong)
+            run_parts.error_box(wrong)
     if st.session_state.get("infer.missing"):
         st.warning("The measurement of this link is not in this store, or cannot be read.", icon=":material/warning:")
     runs = inference.shown_runs(view)
@@ -50,6 +52,6 @@ with right:
         with st.container(key="run-view"):
             inference.show(runs)
     else:
-        live.preload()
+        component.preload()
         inference.preview(view, asked)
 inference.put_address(view, runs[0] if runs else None)

@@ -5,12 +5,14 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import copying, library, live, parts, state
-from dashboard.run_actions import run_actions
-from engine import query
-from engine.config import describe
-from engine.records import Status
-from engine.store import RunLine
+from dashboard import state
+from dashboard.views import library
+from dashboard.widgets import component, copy_buttons, run_parts
+from dashboard.widgets.run_actions import run_actions
+from engine.config.summary import describe
+from engine.events.base import Status
+from engine.store import query
+from engine.store.listing import RunLine
 
 STATES: dict[str, tuple[Status, ...]] = {
     "all": (),
@@ -58,10 +60,10 @@ def open_one(line: RunLine) -> None:
         return
     with st.container(border=True, key="selected"):
         with st.container(horizontal=True, vertical_alignment="center"):
-            parts.status_badge(run.status)
-            st.markdown(f"**{parts.literal(describe(run.config))}**")
-        parts.why_box(run)
-        parts.final_figures(run)
+            run_parts.status_badge(run.status)
+            st.markdown(f"**{run_parts.literal(describe(run.config))}**")
+        run_parts.why_box(run)
+        run_parts.final_figures(run)
         library.label_editor(line)
         run_actions(run, in_library=True)
 
@@ -93,7 +95,7 @@ def runs_view() -> None:
             )  # fmt: skip
     where, wrong = library.conditions(text or "")
     if wrong:
-        parts.hint(wrong)
+        run_parts.hint(wrong)
     asked: dict[str, Any] = {"search": search or "", "status": STATES[shown], "where": where}
     if by:
         library.show_groups(by, **asked)
@@ -132,7 +134,7 @@ def runs_view() -> None:
         height=min(38 + 35 * len(lines), 560),
         column_config=formats,
     )
-    live.preload()  # of what opening a run will need
+    component.preload()  # of what opening a run will need
     chosen = [lines[row] for row in choice["selection"]["rows"] if row < len(lines)]
     if len(chosen) == 1:
         open_one(chosen[0])
@@ -142,7 +144,7 @@ def runs_view() -> None:
 
 with st.container(horizontal=True, vertical_alignment="center", key="library-head"):
     st.title("Library", anchor=False)
-    copying.copy_buttons(key="copy-library")
+    copy_buttons.copy_buttons(key="copy-library")
     library.import_box()
 library.import_result()
 library.undo_bar()

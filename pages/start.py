@@ -4,10 +4,11 @@ import time
 
 import streamlit as st
 
-from dashboard import live, parts, state
-from engine.errors import EngineError
-from engine.presets import PRESETS
-from engine.records import TERMINAL
+from dashboard import state
+from dashboard.widgets import component, run_parts
+from engine.common.errors import EngineError
+from engine.config.presets import PRESETS
+from engine.events.base import TERMINAL
 
 EXPERIMENTS = {  # preset: what to watch for
     "lenet": "Watch the accuracy climb past 95 % within seconds of real training.",
@@ -26,7 +27,7 @@ def start(preset: str) -> None:
     try:
         run_id = state.submit(PRESETS[preset].config)
     except EngineError as error:
-        parts.error_box(error)
+        run_parts.error_box(error)
         return
     st.switch_page("../pages/train.py", query_params={"run": run_id})
 
@@ -34,8 +35,8 @@ def start(preset: str) -> None:
 may_run = state.client().may("submit")
 for column, (preset, watch) in zip(st.columns(3), EXPERIMENTS.items(), strict=True):
     with column.container(border=True, height="stretch", key=f"experiment-{preset}"):
-        st.markdown(f"**{parts.literal(PRESETS[preset].title)}**")
-        st.markdown(parts.literal(PRESETS[preset].teaches))
+        st.markdown(f"**{run_parts.literal(PRESETS[preset].title)}**")
+        st.markdown(run_parts.literal(PRESETS[preset].teaches))
         st.caption(watch)
         st.space("stretch")
         if st.button("Run", key=f"start-{preset}", type="primary", icon=":material/play_arrow:", disabled=not may_run):
@@ -64,7 +65,7 @@ def newest_runs() -> None:
     """The list by itself, so that runs under way move on without the page being drawn anew."""
     rows = state.store().rows(limit=6)
     for row in rows:
-        parts.run_line(row, time.time())
+        run_parts.run_line(row, time.time())
     if alive and all(row.status in TERMINAL for row in rows):
         st.rerun()
 
@@ -78,6 +79,6 @@ with left:
     else:
         st.caption("Nothing has run yet. Start one of the experiments above, or set up your own under Train.")
 with right:
-    parts.machine_card(state.machine())
+    run_parts.machine_card(state.machine())
 
-live.preload()
+component.preload()

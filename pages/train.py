@@ -2,21 +2,24 @@
 
 import streamlit as st
 
-from dashboard import copying, forms, live, parts, state
-from dashboard.run_actions import run_actions
-from engine import studies
-from engine.config import describe
-from engine.errors import ConfigError, EngineError
-from engine.presets import DEFAULT_PRESET, preset_config
-from engine.store import Run
+from dashboard import state
+from dashboard.live.run import live_run
+from dashboard.widgets import config_form, copy_buttons, run_parts
+from dashboard.widgets.component import preload
+from dashboard.widgets.run_actions import run_actions
+from engine.common.errors import ConfigError, EngineError
+from engine.config import task_texts
+from engine.config.presets import DEFAULT_PRESET, preset_config
+from engine.config.summary import describe
+from engine.store.run import Run
 
 # Coming back from another page shows what was here before.
 params = dict(st.query_params) or st.session_state.get("train.link", {})
 wanted = params.get("run")
 run = state.open_run(wanted)
-if run and parts.page_of(run) != parts.TRAIN:  # a study has a place of its own
+if run and run_parts.page_of(run) != run_parts.TRAIN:  # a study has a place of its own
     st.session_state.pop("train.link", None)  # coming back shows the form
-    st.switch_page(parts.page_of(run), query_params=parts.address_of(run))
+    st.switch_page(run_parts.page_of(run), query_params=run_parts.address_of(run))
 wrong = None
 try:
     preset, config = state.config_from_link(params)
@@ -27,13 +30,13 @@ except ConfigError as error:
     preset, config, wrong = DEFAULT_PRESET, preset_config(DEFAULT_PRESET), error
 
 # A link typed or followed shows what it says; the form's own changes come back as the same link and leave it alone.
-if params != st.session_state.get("train.link") or not forms.is_shown():
-    forms.show_in_form(preset, config)
+if params != st.session_state.get("train.link") or not config_form.is_shown():
+    config_form.show_in_form(preset, config)
 
 
 def submit() -> None:
     try:
-        _, chosen = forms.current()
+        _, chosen = config_form.current()
         st.session_state["train.run"] = state.submit(chosen)
     except EngineError as error:
         st.session_state["train.refused"] = error
@@ -41,38 +44,38 @@ def submit() -> None:
 
 @st.fragment(run_every=0.7)
 def follow(run_id: str) -> None:
-    run = parts.at_work(run_id)
-    parts.progress_of(run, run.done_so_far.text if run.done_so_far else "Starting")
+    run = run_parts.at_work(run_id)
+    run_parts.progress_of(run, run.done_so_far.text if run.done_so_far else "Starting")
 
 
 def show(run: Run) -> None:
     """The run's title line, its live charts, and once it is over its final numbers."""
     run_id, over = run.run_id, run.is_over  # one moment for the whole page: the run goes on while it is drawn
     title, action = st.columns([5, 1], vertical_alignment="center")
-    title.markdown(f"**{parts.literal(describe(run.config))}**")
+    title.markdown(f"**{run_parts.literal(describe(run.config))}**")
     may_stop = not over and state.client().may("cancel", run_id)
     if may_stop and action.button("Stop", key="stop", icon=":material/stop:", width="stretch"):
         state.client().cancel(run_id)
     if over:
-        parts.why_box(run)
-        parts.final_figures(run)
-    if run.config.task in studies.ABOUT:  # a loss surface whose runs are gone
+        run_parts.why_box(run)
+        run_parts.final_figures(run)
+    if run.config.task in task_texts.ABOUT:  # a loss surface whose runs are gone
         if over:
             run_actions(run)
         else:
             follow(run_id)
         return
-    live.live_run(run_id, key=f"live-{run_id}", alive=not over)
+    live_run(run_id, key=f"live-{run_id}", alive=not over)
     if over:
-        parts.split_of(run)
-        parts.hardware_of(run)
+        run_parts.split_of(run)
+        run_parts.hardware_of(run)
         run_actions(run)
 
 
 left, right = st.columns([1, 2.7], gap="medium")
 with left.container(border=True, key="form"):
     button = st.empty()  # above the fields, where it is in sight on every screen
-    preset, config, mistake = forms.form_or_default(preset, config)
+    preset, config, mistake = config_form.form_or_default(preset, config)
     plan, refused = None, None
     try:
         plan = None if mistake else state.check(config)
@@ -90,7 +93,7 @@ with left.container(border=True, key="form"):
         if state.client().may("submit")
         else "As viewer you may look at runs; an admin can let you start some.",
     )
-    copying.copy_buttons("" if mistake else state.command_line(config), key="copy-form")
+    copy_buttons.copy_buttons("" if mistake else state.command_line(config), key="copy-form")
 
 if started := st.session_state.pop("train.run", None):
     run = state.open_run(started)
@@ -105,16 +108,16 @@ with right:
     if any(problems):
         with st.container(key="problems"):
             for problem in {str(p): p for p in problems if p}.values():  # a click right after a typo says it twice
-                (parts.hint if isinstance(problem, forms.Unfinished) else parts.error_box)(problem)
+                (run_parts.hint if isinstance(problem, config_form.Unfinished) else run_parts.error_box)(problem)
     if plan:
-        parts.plan_figures(plan)
+        run_parts.plan_figures(plan)
         for warning in plan.warnings:
-            parts.warn(warning)
+            run_parts.warn(warning)
     if run:
         with st.container(key="run-view"):
             show(run)
         st.stop()
-    live.preload()
+    preload()
     if wanted:
         st.warning("The run of this link is not in this store.", icon=":material/warning:")
     elif plan:

@@ -25,12 +25,14 @@ import psutil
 import pytest
 import torch
 
-from engine import locks
-from engine.config import RunConfig, with_overrides
-from engine.errors import StoreError
-from engine.presets import PRESETS
-from engine.store import Run, Store
-from engine.supervisor import Client
+from engine.common.errors import StoreError
+from engine.config.parsing import with_overrides
+from engine.config.presets import PRESETS
+from engine.config.run import RunConfig
+from engine.runtime.client import Client
+from engine.store.run import Run
+from engine.store.store import Store
+from engine.system import locks
 
 torch.set_num_threads(1)  # on a busy two-core machine more threads made tiny models 40 times slower
 

@@ -8,10 +8,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engine import records
-from engine.config import RunConfig, with_overrides
-from engine.schedules import lr_factor
-from engine.store import EventLog, Run, Store
+from engine.config.parsing import with_overrides
+from engine.config.run import RunConfig
+from engine.config.schedules import lr_factor
+from engine.events.catalog import AnyEvent
+from engine.events.lifecycle import Failed, Finished, Started, Terminal
+from engine.events.machine import HardwareSample
+from engine.events.training import Compiled, Evaluation, Memory, Ranks, Steps, TargetReached
+from engine.store.event_log import EventLog
+from engine.store.run import Run
+from engine.store.store import Store
 
 PER_READ_BACK = 20  # steps read from the device at once
 
@@ -25,10 +31,10 @@ def make_run(
     step_s: float = 0.008,
     seed: int = 0,
     diverges_at: int | None = None,
-    last: records.Terminal | None = None,
+    last: Terminal | None = None,
     gpu: bool = False,
     group: str | None = None,
-    said: Sequence[records.AnyEvent] = (),
+    said: Sequence[AnyEvent] = (),
 ) -> Run:
     """A run in the store as a worker would have left it: finished, or failed at `diverges_at` with a NaN as last loss.
 
@@ -41,13 +47,13 @@ def make_run(
     log = EventLog(store.folder(run_id) / "events.jsonl")
     log.append(_started(config, num_steps, gpu))
     if config.execution in {"compiled", "cuda-graph"}:
-        log.append(records.Compiled(seconds=12.4))
+        log.append(Compiled(seconds=12.4))
     log.append(MEMORY)
     for event in said:
         log.append(event)
     rng = np.random.default_rng(seed)
     batch_size, total_steps, num_steps = 64, num_steps, diverges_at or num_steps
-    reached: records.Evaluation | None = None
+    reached: Evaluation | None = None
     for first in range(1, num_steps + 1, PER_READ_BACK):
         step = np.arange(first, min(first + PER_READ_BACK, num_steps + 1))
         loss = 0.05 + 2.25 * np.exp(-step / 90) + rng.gamma(2.0, 0.02, len(step))
@@ -56,7 +62,7 @@ def make_run(
         begin, end = (first - 1) * step_s, step[-1] * step_s
         normed = step if config.max_grad_norm else step[-1:]
         log.append(
-            records.Steps(
+            Steps(
                 first=first, loss=loss, samples=np.full(len(step), batch_size), lr=_lr(config, step, total_steps),
                 train_s=(begin, end), elapsed_s=(begin * 1.1 + 0.1, end * 1.1 + 0.1),
                 norm_steps=normed, grad_norm=2 * loss[normed - first] * rng.gamma(4.0, 0.25, len(normed)),
@@ -73,11 +79,11 @@ def make_run(
                 break
             else:
                 reached = evaluation
-    log.close(last or _last_word(diverges_at, gpu))
+    log.close(last or _final_event(diverges_at, gpu))
     return store.run(run_id)
 
 
-MEMORY = records.Memory(
+MEMORY = Memory(
     weight_bytes=407_080, gradient_bytes=407_080, optimizer_bytes=814_160, data_bytes=15_680_000,
     step_peak_bytes=1_020_000, reserved_bytes=None, method="weights and optimizer state counted",
 )  # fmt: skip
@@ -88,20 +94,20 @@ def _lr(config: RunConfig, step: np.ndarray, total_steps: int) -> float | np.nda
     return float(rates[0]) if rates.min() == rates.max() else rates
 
 
-def _reaches(config: RunConfig, evaluation: records.Evaluation) -> bool:
+def _reaches(config: RunConfig, evaluation: Evaluation) -> bool:
     value, sign = config.target.value, 1 if config.target.metric == "test_accuracy" else -1
     return value is not None and sign * getattr(evaluation, config.target.metric) >= sign * value
 
 
-def _target_reached(config: RunConfig, first: records.Evaluation) -> records.TargetReached:
+def _target_reached(config: RunConfig, first: Evaluation) -> TargetReached:
     metric = config.target.metric
-    return records.TargetReached(
+    return TargetReached(
         metric=metric, value=getattr(first, metric), step=first.step, train_s=first.train_s, elapsed_s=first.elapsed_s
     )
 
 
-def _started(config: RunConfig, num_steps: int, gpu: bool) -> records.Started:
-    return records.Started(
+def _started(config: RunConfig, num_steps: int, gpu: bool) -> Started:
+    return Started(
         at=time.time(), parameters=101_770, train_flops_per_example=408_576, train_examples=4_000, test_examples=1_000,
         total_steps=num_steps, setup_s=0.31, data_sha256="5a" * 32 if config.source.path else None,
         environment={
@@ -113,15 +119,15 @@ def _started(config: RunConfig, num_steps: int, gpu: bool) -> records.Started:
     )  # fmt: skip
 
 
-def _evaluation(step: int, train_s: float, rng: np.random.Generator) -> records.Evaluation:
+def _evaluation(step: int, train_s: float, rng: np.random.Generator) -> Evaluation:
     rest = math.exp(-step / 140)
-    return records.Evaluation(
+    return Evaluation(
         step=step, train_s=train_s, elapsed_s=train_s * 1.1 + 0.1, test_loss=0.21 + 2.0 * rest,
         test_accuracy=round(0.948 - 0.85 * rest + float(rng.normal(0, 0.002)), 3), seconds=0.004,
     )  # fmt: skip
 
 
-def _hardware(elapsed_s: float, rng: np.random.Generator, gpu: bool) -> records.HardwareSample:
+def _hardware(elapsed_s: float, rng: np.random.Generator, gpu: bool) -> HardwareSample:
     readings: dict[str, float | None] = {
         "process_cpu_percent": 97 + float(rng.normal(0, 1.5)),
         "system_cpu_percent": 31 + float(rng.normal(0, 4)),
@@ -129,7 +135,7 @@ def _hardware(elapsed_s: float, rng: np.random.Generator, gpu: bool) -> records.
         "system_memory_used_bytes": 5.2e9,
     }
     if not gpu:
-        return records.HardwareSample(
+        return HardwareSample(
             elapsed_s=elapsed_s, readings=readings, missing={"gpu_power_w": "no NVIDIA GPU on this machine"}
         )
     readings |= {
@@ -142,16 +148,16 @@ def _hardware(elapsed_s: float, rng: np.random.Generator, gpu: bool) -> records.
         "gpu_other_processes": 0.0,
         "cpu_power_w": 95 + float(rng.normal(0, 2)),
     }
-    return records.HardwareSample(elapsed_s=elapsed_s, readings=readings)
+    return HardwareSample(elapsed_s=elapsed_s, readings=readings)
 
 
-def _last_word(diverges_at: int | None, gpu: bool) -> records.Terminal:
+def _final_event(diverges_at: int | None, gpu: bool) -> Terminal:
     if diverges_at:
-        return records.Failed(
+        return Failed(
             at=time.time(), cause="Diverged", message=f"The loss became nan at step {diverges_at} with lr=3.",
             fix="Lower the learning rate.", step=diverges_at, detail="Traceback: /home/alice/train.py",
         )  # fmt: skip
-    return records.Finished(
+    return Finished(
         at=time.time(), peak_memory_bytes=431_000_000, peak_memory_method="highest resident memory of the process",
         energy_j=1_830.0 if gpu else None,
     )  # fmt: skip
@@ -175,7 +181,7 @@ def scaled_study(
     shared: Sequence[int] = (),
     waited_s: Mapping[LaneKey, tuple[float | None, ...]] | None = None,
     communication_s: Mapping[LaneKey, tuple[float | None, ...]] | None = None,
-    last: Mapping[tuple[str, int, int], records.Terminal] | None = None,
+    last: Mapping[tuple[str, int, int], Terminal] | None = None,
     watts: float | None = None,
 ) -> None:
     """A scaling study as its workers would have left it; `drift` makes each repeat so many times slower than the last."""
@@ -204,7 +210,7 @@ def make_scaled(
     waited_s: tuple[float | None, ...] | None = None,
     communication_s: tuple[float | None, ...] | None = None,
     gap: float = 0.0,
-    last: records.Terminal | None = None,
+    last: Terminal | None = None,
     watts: float | None = None,
 ) -> Run:
     """A run of 100 steps on one or several ranks; those of one seed have the same losses but for `gap`, which
@@ -221,26 +227,26 @@ def make_scaled(
         loss = 0.05 + 2.25 * np.exp(-step / 90) + rng.gamma(2.0, 0.02, len(step)) + gap * (step if gap > 1e-6 else 1)
         begin, end = (first - 1) * step_s, step[-1] * step_s
         log.append(
-            records.Steps(
+            Steps(
                 first=first, loss=loss, samples=np.full(len(step), batch), lr=0.1, train_s=(begin, end), elapsed_s=(begin, end)
             )
         )  # fmt: skip
         energy = {} if watts is None else {"energy_j": watts * end}
-        log.append(records.HardwareSample(elapsed_s=end, readings={"process_cpu_percent": 97.0} | energy))
+        log.append(HardwareSample(elapsed_s=end, readings={"process_cpu_percent": 97.0} | energy))
         rest = math.exp(-step[-1] / 30)
         log.append(
-            records.Evaluation(
+            Evaluation(
                 step=int(step[-1]), train_s=end, elapsed_s=end, test_loss=0.2 + rest, test_accuracy=0.95 - 0.85 * rest, seconds=0.01
             )
         )  # fmt: skip
         if ranks > 1:
             log.append(
-                records.Ranks(
+                Ranks(
                     elapsed_s=end, steps=(first, int(step[-1])), device=config.devices, step_s=(step_s,) * ranks,
                     communication_s=communication_s or waits, waited_s=waits, cpu_per_wall=(0.95,) * ranks,
                     memory_bytes=(200_000_000,) * ranks, method="timed",
                 )
             )  # fmt: skip
     joules = None if watts is None else watts * 100 * step_s
-    log.close(last or records.Finished(at=time.time(), peak_memory_bytes=431_000_000, energy_j=joules))
+    log.close(last or Finished(at=time.time(), peak_memory_bytes=431_000_000, energy_j=joules))
     return store.run(run_id)

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import time
 
-from engine import alerts, batch_law, calibration, cost, energy, serving, sharing, split, units
 from engine.cli import results
-from engine.config import describe
-from engine.serving import CellResult, Matrix, Quantile
-from engine.store import Run, Store
-from engine.text import LONGEST_NAME, visible
+from engine.common import units
+from engine.common.sanitize import LONGEST_NAME, visible
+from engine.config.summary import describe
+from engine.measurement import alerts, calibration, cost, energy, step_breakdown
+from engine.reports import sharing
+from engine.store.run import Run
+from engine.store.store import Store
+from engine.studies import batch_law
+from engine.studies.inference import (
+    RUNTIME_WORDS,
+    CellResult,
+    Matrix,
+    Quantile,
+    cell_in_words,
+    form_in_words,
+    in_words,
+    matrix_of,
+    slower_in_words,
+)
 
 
 def card(run: Run) -> str:
@@ -96,9 +110,9 @@ def _training_card(run: Run) -> str:
         short = ", too short a window to be compared" if account.is_short else ""
         how = f"measured, {account.source}{short}" if account.is_measured else visible(energy.how_in_words(account))
         lines.append(f"  energy            {energy.in_words(account)} ({how.rstrip('.')})")
-    if found := split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=s.steps):
-        lines.append(f"  a step            {split.row_in_words(found)} (measured)")
-        lines.append(f"                    {split.sentence(found, run.config)}")
+    if found := step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=s.steps):
+        lines.append(f"  a step            {step_breakdown.row_in_words(found)} (measured)")
+        lines.append(f"                    {step_breakdown.sentence(found, run.config)}")
     lines += [f"  ! {visible(alert.in_words)}" for alert in alerts.of_run(run, time.time())]
     if s.busy:
         lines.append(f"  ! machine was busy: {visible(s.busy_why)}")
@@ -131,7 +145,7 @@ def _target(run: Run) -> str:
 
 
 def inference_card(run: Run, limit_s: float | None = None, *, quantile: Quantile = "p99") -> str:
-    found = serving.matrix_of(run)
+    found = matrix_of(run)
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         f"  {describe(run.config)}",
@@ -142,7 +156,7 @@ def inference_card(run: Run, limit_s: float | None = None, *, quantile: Quantile
     if run.last_word and run.last_word.busy and run.last_word.busy.is_busy:
         lines.append(f"  ! machine was busy: {visible(run.last_word.busy.in_words)}")
     if limit_s is not None:
-        lines.append(f"  {serving.in_words(found, limit_s, quantile=quantile)}")
+        lines.append(f"  {in_words(found, limit_s, quantile=quantile)}")
     if why := run.why():
         lines.append(f"  {visible(why)}")
     return "\n".join(lines)
@@ -186,21 +200,21 @@ def _arrivals(found: Matrix) -> list[str]:
 
 
 def _name(found: Matrix, result: CellResult) -> str:
-    return serving.cell_in_words(found, result.cell)
+    return cell_in_words(found, result.cell)
 
 
 def _forms(found: Matrix) -> list[str]:
     """A line per form of the weights, and where one is slower than plain PyTorch, why."""
     seen = {(c.cell.precision, c.cell.runtime): c.quality for c in found.cells if c.quality}
-    lines = [f"  {serving.form_in_words(found, quality)}" for quality in seen.values()]
+    lines = [f"  {form_in_words(found, quality)}" for quality in seen.values()]
     if found.cells:
         batch_size, threads = min((c.cell.batch_size, c.cell.threads) for c in found.cells)
-        lines += [f"  {words}" for words in serving.slower_in_words(found, batch_size=batch_size, threads=threads)]
+        lines += [f"  {words}" for words in slower_in_words(found, batch_size=batch_size, threads=threads)]
     return lines
 
 
 def _missing(result: CellResult) -> str:
-    return f"{serving.RUNTIME_WORDS[result.cell.runtime]}, {result.cell.precision}: {visible(result.not_run)}"
+    return f"{RUNTIME_WORDS[result.cell.runtime]}, {result.cell.precision}: {visible(result.not_run)}"
 
 
 def _curve_card(run: Run) -> str:

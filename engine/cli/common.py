@@ -10,13 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from engine import planner, records, units
-from engine.config import RunConfig, parse_config_json, with_overrides
-from engine.errors import ConfigError
-from engine.presets import DEFAULT_PRESET, preset_config
-from engine.store import Run, Store, json_text
-from engine.supervisor import Client
-from engine.text import visible
+from engine.common import units
+from engine.common.errors import ConfigError
+from engine.common.jsontext import json_text
+from engine.common.sanitize import visible
+from engine.config.parsing import parse_config_json, with_overrides
+from engine.config.presets import DEFAULT_PRESET, preset_config
+from engine.config.run import RunConfig
+from engine.events.lifecycle import Preparing
+from engine.planning import planner
+from engine.runtime.client import Client
+from engine.store.run import Run
+from engine.store.store import Store
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 POLL_S = 0.1
@@ -189,6 +194,6 @@ def bar(run: Run) -> str:
     return drawn + f"step {len(run.steps):,}  loss {units.loss(loss)}  accuracy {units.accuracy(accuracy)}   "
 
 
-def _download_in_words(p: records.Preparing) -> str:
+def _download_in_words(p: Preparing) -> str:
     total = f" of {units.nbytes(p.total_bytes)}" if p.total_bytes else ""
     return f"{visible(p.text, 60)}  {units.nbytes(p.done_bytes)}{total}    "

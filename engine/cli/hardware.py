@@ -9,16 +9,18 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from engine import calibration, gpus, hardware, units
 from engine.cli import cards, common, results
-from engine.config import with_overrides
-from engine.monitor import METRICS, Monitor, Snapshot, metric_of
-from engine.presets import preset_config
-from engine.recorder import parse_interval
-from engine.sampler import beats
-from engine.store import json_text
-from engine.supervisor import Client
-from engine.text import visible
+from engine.common import units
+from engine.common.jsontext import json_text
+from engine.common.sanitize import visible
+from engine.config.parsing import with_overrides
+from engine.config.presets import preset_config
+from engine.hardware import gpus, probe
+from engine.hardware.history import parse_interval
+from engine.hardware.monitor import METRICS, Monitor, Snapshot, metric_of
+from engine.hardware.sampler import beats
+from engine.measurement import calibration
+from engine.runtime.client import Client
 
 _FIRST_READING_S = 0.5
 
@@ -34,11 +36,11 @@ def register(add: common.Adder) -> None:
 
 def hardware_command(a: argparse.Namespace) -> int:
     interval_s = parse_interval(a.interval)
-    machine = hardware.probe()
+    machine = probe.probe()
     with contextlib.closing(Monitor(dict)) as monitor:
         snapshot = _readings_after(monitor, min(interval_s, _FIRST_READING_S))
         if a.json:
-            print(json_text(hardware.as_json(machine) | _as_json(snapshot)), flush=True)
+            print(json_text(probe.as_json(machine) | _as_json(snapshot)), flush=True)
         else:
             _print_machine(machine)
             print_snapshot(snapshot)
@@ -64,7 +66,7 @@ def _as_json(snapshot: Snapshot) -> dict[str, Any]:
     return {"at": snapshot.at, "readings": snapshot.readings, "missing": snapshot.missing, "gpu_processes": processes}
 
 
-def _print_machine(machine: hardware.Machine) -> None:
+def _print_machine(machine: probe.Machine) -> None:
     print(f"{visible(machine.cpu.name)}: {machine.cpu.usable_cores} usable cores")
     print(f"{units.nbytes(machine.memory_bytes)} memory, {units.nbytes(machine.memory_available_bytes)} available")
     for gpu in machine.gpus:
@@ -121,8 +123,8 @@ def monitor_line(snapshot: Snapshot) -> str:
 
 def calibrate_command(a: argparse.Namespace) -> int:
     """Measure what a device reaches, as a run of its own, with every thread count up to the usable cores."""
-    store, machine = common.store_of(a), hardware.probe()
-    hardware.check_device(a.device, machine)
+    store, machine = common.store_of(a), probe.probe()
+    probe.check_device(a.device, machine)
     threads = machine.cpu.usable_cores if a.device == "cpu" else 1
     config = with_overrides(preset_config("calibrate"), [f"device={a.device}", f"threads={threads}"])
     if not a.json:

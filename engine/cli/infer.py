@@ -9,13 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from engine import admission, calibration, hardware, planner, serving, units
 from engine.cli import cards, common, results
-from engine.config import RUNTIMES, PrecisionName, RunConfig, RuntimeName, infer_config, infer_matrix, with_overrides
-from engine.errors import ConfigError, EngineError
-from engine.records import TERMINAL
-from engine.store import Store, json_text
-from engine.supervisor import Client
+from engine.common import units
+from engine.common.errors import ConfigError, EngineError
+from engine.common.jsontext import json_text
+from engine.config.base import PrecisionName
+from engine.config.inference import infer_config, infer_matrix
+from engine.config.parsing import with_overrides
+from engine.config.run import RunConfig
+from engine.config.tasks import RUNTIMES, RuntimeName
+from engine.events.base import TERMINAL
+from engine.hardware import probe
+from engine.measurement import calibration
+from engine.planning import planner, request_checks
+from engine.runtime.client import Client
+from engine.store.store import Store
+from engine.studies.inference import Prediction, as_json, known_latencies, matrix_of, predicted_seconds
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
 
@@ -54,7 +63,7 @@ def infer_command(a: argparse.Namespace) -> int:
     config = wanted(a, store)
     limit_s = _limit_s(a.limit_ms)
     if config.infer.run:
-        admission.check_run(config, store.run(config.infer.run, keep_points=1))
+        request_checks.check_run(config, store.run(config.infer.run, keep_points=1))
     plan = planner.check(config)
     if not a.json:
         predicted = predicted_of(store, config, plan)
@@ -63,7 +72,7 @@ def infer_command(a: argparse.Namespace) -> int:
     run = common.run_to_its_end(client, config, name=a.name, kept="What is measured stays.", as_json=a.json)
     if a.json:
         common.print_why(run)
-        measured = serving.as_json(serving.matrix_of(run), limit_s, quantile=a.quantile)
+        measured = as_json(matrix_of(run), limit_s, quantile=a.quantile)
         print(json_text(results.of_run(run) | {"inference": measured}))
     else:
         print(cards.inference_card(run, limit_s, quantile=a.quantile))
@@ -89,7 +98,7 @@ def wanted(a: argparse.Namespace, store: Store) -> RunConfig:
     lists = (a.batch_sizes, a.threads, a.precisions, a.runtimes)
     if not a.matrix and not any(lists):
         return config
-    cores = hardware.probe().cpu.usable_cores if config.device == "cpu" else 1
+    cores = probe.probe().cpu.usable_cores if config.device == "cpu" else 1
     sizes, threads, precisions, runtimes = lists
     runtimes = ",".join(RUNTIMES) if runtimes == "all" else runtimes
     return infer_matrix(
@@ -134,7 +143,7 @@ def last_with_weights(store: Store) -> str:
     for row in store.rows(limit=200):
         if row.config.task == "train" and row.status in TERMINAL:
             try:
-                if admission.weights_of(store.run(row.run_id, keep_points=1)):
+                if request_checks.weights_of(store.run(row.run_id, keep_points=1)):
                     return row.run_id
             except EngineError:
                 continue
@@ -143,12 +152,12 @@ def last_with_weights(store: Store) -> str:
     )
 
 
-def predicted_of(store: Store, config: RunConfig, plan: planner.Plan) -> serving.Prediction:
+def predicted_of(store: Store, config: RunConfig, plan: planner.Plan) -> Prediction:
     """How long a run of inference takes, from what this store knows of the machine."""
-    device = str(hardware.environment(hardware.probe(), config.device).get("device") or "")
+    device = str(probe.environment(probe.probe(), config.device).get("device") or "")
     found = calibration.latest(store, config.device, device)
-    return serving.predicted_seconds(
-        config, plan, calibrated=found.calibration if found else None, known=serving.known_latencies(store, config)
+    return predicted_seconds(
+        config, plan, calibrated=found.calibration if found else None, known=known_latencies(store, config)
     )
 
 

@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 from engine import __version__
 from engine.cli import hardware, infer, race, run, scale, share, store
 from engine.cli.common import FAILED, INTERRUPTED, OK, USAGE
-from engine.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
-from engine.presets import DEFAULT_PRESET, PRESETS, STUDIES
-from engine.store import json_text
-from engine.text import visible
+from engine.common.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
+from engine.common.jsontext import json_text
+from engine.common.sanitize import visible
+from engine.config.presets import DEFAULT_PRESET, PRESETS, STUDIES
 
 
 def main(argv: Sequence[str] | None = None) -> int:

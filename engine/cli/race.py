@@ -6,13 +6,13 @@ import argparse
 import functools
 import secrets
 
-from engine import outcome, races
 from engine.cli import common
-from engine.config import with_overrides
-from engine.errors import ConfigError
-from engine.presets import DEFAULT_PRESET, preset_config
-from engine.store import json_text
-from engine.supervisor import Client
+from engine.common.errors import ConfigError
+from engine.common.jsontext import json_text
+from engine.config.parsing import with_overrides
+from engine.config.presets import DEFAULT_PRESET, preset_config
+from engine.runtime.client import Client
+from engine.studies import race_results, races
 
 _SEEDS_A_ROUND = 2
 
@@ -27,7 +27,7 @@ def register(add: common.Adder) -> None:
     race.add_argument("--base", default=DEFAULT_PRESET, help="preset that --lane changes (default %(default)s)")
     race.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of every lane")
     race.add_argument(
-        "--seeds", type=int, default=1, help=f"heats, one per seed; a verdict takes {outcome.CLAIM_SEEDS}"
+        "--seeds", type=int, default=1, help=f"heats, one per seed; a verdict takes {race_results.CLAIM_SEEDS}"
     )
     race.add_argument(
         "--until-decided", type=int, metavar="SEEDS", help="add seeds until it is decided, at most so many"
@@ -57,7 +57,7 @@ def race_command(a: argparse.Namespace) -> int:
             f"--until-decided {a.until_decided} is not allowed.",
             fix=f"It is the most seeds: from {a.seeds}, those to begin with, to {races.MOST_SEEDS}.",
         )
-    outcome.check_target(metric, target)
+    race_results.check_target(metric, target)
     group, seeds, number = secrets.token_hex(8), list(range(a.seeds)), 1
     asked_for = functools.partial(common.run_ids_of, store, group)
     with common.cancelled_by_ctrl_c(
@@ -65,20 +65,20 @@ def race_command(a: argparse.Namespace) -> int:
     ):
         while True:
             with common.undisturbed():
-                client.submit_heats(races.heats(lanes, seeds, group), group=group, round=number)
+                client.submit_seed_blocks(races.seed_blocks(lanes, seeds, group), group=group, round=number)
             common.follow_all(store, client, asked_for(), quiet=a.json)
             race = races.find(store, group)
             assert race, "its runs were submitted a moment ago"
-            result = outcome.outcome(race, metric=metric, target=target, baseline=a.baseline)
+            result = race_results.outcome(race, metric=metric, target=target, baseline=a.baseline)
             stopped = any(run.status in {"cancelled", "interrupted"} for run in race.runs)
             if a.until_decided is None or result.is_decided or stopped or len(race.seeds) >= a.until_decided:
                 break
             begun = len(race.seeds)
             seeds, number = list(range(begun, min(begun + _SEEDS_A_ROUND, a.until_decided))), number + 1
     if a.json:
-        print(json_text(outcome.as_json(race, result)))
+        print(json_text(race_results.as_json(race, result)))
     else:
-        print("\n".join(outcome.table(result)))
+        print("\n".join(race_results.table(result)))
     return common.OK if all(run.status == "finished" for run in race.runs) else common.FAILED
 
 
@@ -90,7 +90,7 @@ def _lanes(a: argparse.Namespace) -> tuple[list[races.Lane], races.Metric, float
         )
     if a.lane:
         base = preset_config(a.base)
-        lanes = [races.parse_lane(text, base) for text in a.lane]
+        lanes = [races.parse_variant(text, base) for text in a.lane]
         metric: races.Metric = "test_accuracy"
         target: float | None = None
     else:
@@ -99,8 +99,8 @@ def _lanes(a: argparse.Namespace) -> tuple[list[races.Lane], races.Metric, float
     lanes = [lane.model_copy(update={"config": with_overrides(lane.config, a.set)}) for lane in lanes]
     lanes = list(races.with_budget(lanes, a.budget)) if a.budget else lanes
     if a.target:
-        metric, target = outcome.parse_target(a.target)
-    races.check_lanes(lanes)
+        metric, target = race_results.parse_target(a.target)
+    races.check_variants(lanes)
     if a.baseline and a.baseline not in (labels := [lane.label for lane in lanes]):
         raise ConfigError(f"baseline={a.baseline!r} is not a lane.", fix=f"Choose from {', '.join(labels)}.")
     return lanes, metric, target
@@ -114,7 +114,7 @@ def compare_command(a: argparse.Namespace) -> int:
     races.check_comparable([(lane.label, lane.config) for lane in race.lanes])
     if len(race.lanes) < 2:
         raise ConfigError("These runs are one configuration with several seeds.", fix="Name a run of another one.")
-    metric, target = outcome.parse_target(a.target) if a.target else ("test_accuracy", None)
-    result = outcome.outcome(race, metric=metric, target=target, baseline=a.baseline)
-    print(json_text(outcome.as_json(race, result)) if a.json else "\n".join(outcome.table(result)))
+    metric, target = race_results.parse_target(a.target) if a.target else ("test_accuracy", None)
+    result = race_results.outcome(race, metric=metric, target=target, baseline=a.baseline)
+    print(json_text(race_results.as_json(race, result)) if a.json else "\n".join(race_results.table(result)))
     return common.OK

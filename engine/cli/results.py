@@ -6,8 +6,11 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from engine import alerts, batch_law, calibration, cost, energy, figures, serving, split
-from engine.store import Run, Store
+from engine.measurement import alerts, calibration, cost, energy, provenance, step_breakdown
+from engine.store.run import Run
+from engine.store.store import Store
+from engine.studies import batch_law
+from engine.studies.inference import as_json, matrix_of
 
 
 def of_run(run: Run) -> dict[str, Any]:
@@ -26,11 +29,11 @@ def of_run(run: Run) -> dict[str, Any]:
         "why": run.why() or None,
         **({"batch_law": asdict(batch_law.outcome(run.trials))} if run.config.task == "batch-law" else {}),
         **({"calibration": _calibration(run)} if run.config.task == "calibrate" else {}),
-        **({"inference": serving.as_json(serving.matrix_of(run))} if run.config.task == "infer" else {}),
+        **({"inference": as_json(matrix_of(run))} if run.config.task == "infer" else {}),
     }
 
 
-def calibration_of(run: Run) -> calibration.Found | None:
+def calibration_of(run: Run) -> calibration.LatestCalibration | None:
     """The newest calibration of the run's device in its store."""
     device, name = calibration.of_run(run)
     return calibration.latest(Store(run.folder.parent.parent), device, name)
@@ -62,7 +65,7 @@ def everything(store: Store, run: Run) -> dict[str, Any]:
         "alerts": [asdict(alert) for alert in alerts.of_run(run, time.time())],
         "step_split": _split(run),
         "energy": account.model_dump(),
-        "figures": {name: figure.model_dump() for name, figure in figures.of_run(run, account).items()},
+        "figures": {name: figure.model_dump() for name, figure in provenance.of_run(run, account).items()},
         "environment": run.started.environment if run.started else None,
         "gradient_norms": {n: run.grad_norms[n].tolist() for n in ("step", "seconds", "grad_norm")},
         "compile_seconds": run.compiled.seconds if run.compiled else None,
@@ -80,11 +83,11 @@ def _split(run: Run) -> dict[str, Any] | None:
     """Seconds of each part of a step, and the shares; null where the run did not take one apart."""
     if run.step_split is None:
         return None
-    found = split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=len(run.steps))
+    found = step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=len(run.steps))
     return run.step_split.model_dump(exclude={"kind"}) | {
         "evaluation_s": next((part.seconds for part in found if part.key == "evaluation"), None),
         "shares": {part.key: part.share for part in found},
-        "sentence": split.sentence(found, run.config) or None,
+        "sentence": step_breakdown.sentence(found, run.config) or None,
     }
 
 

@@ -7,12 +7,19 @@ import dataclasses
 import secrets
 import textwrap
 
-from engine import batch_law, calibration, hardware, planner, studies, units
 from engine.cli import cards, common, infer, results
-from engine.config import RunConfig, describe, with_overrides
-from engine.errors import ConfigError
-from engine.store import json_text
-from engine.supervisor import Client
+from engine.common import units
+from engine.common.errors import ConfigError
+from engine.common.jsontext import json_text
+from engine.config import task_texts
+from engine.config.parsing import with_overrides
+from engine.config.run import RunConfig
+from engine.config.summary import describe
+from engine.hardware import probe
+from engine.measurement import calibration
+from engine.planning import planner
+from engine.runtime.client import Client
+from engine.studies import batch_law
 
 
 def register(add: common.Adder, config: argparse.ArgumentParser) -> None:
@@ -52,8 +59,8 @@ def run_command(a: argparse.Namespace) -> int:
 
 def plan_command(a: argparse.Namespace) -> int:
     """What a run would need; nothing is started."""
-    config, machine = common.config_of(a), hardware.probe()
-    hardware.check_device(config.device, machine)
+    config, machine = common.config_of(a), probe.probe()
+    probe.check_device(config.device, machine)
     planner.check_abilities(config, machine)
     if config.task in {"calibrate", "landscape"}:
         return _plan_of_a_study(config, as_json=a.json)
@@ -112,11 +119,11 @@ def _plan_of_a_study(config: RunConfig, *, as_json: bool) -> int:
     takes = calibration.predicted_seconds(config.threads) if config.task == "calibrate" else None
     if as_json:
         unknown = {field.name: None for field in dataclasses.fields(planner.Plan)} | {"total_bytes": None}
-        said = {"task": config.task, "about": studies.ABOUT[config.task], "estimated_seconds": takes}
+        said = {"task": config.task, "about": task_texts.ABOUT[config.task], "estimated_seconds": takes}
         print(json_text(unknown | said | {"fingerprint": config.fingerprint}))
         return common.OK
     print(describe(config))
-    print(textwrap.fill(studies.ABOUT[config.task], 100, initial_indent="  ", subsequent_indent="  "))
+    print(textwrap.fill(task_texts.ABOUT[config.task], 100, initial_indent="  ", subsequent_indent="  "))
     if takes is not None:
         print(f"  takes about       {units.duration(takes)} (estimated), once other runs are over")
     return common.OK

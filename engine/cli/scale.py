@@ -8,12 +8,16 @@ import secrets
 import sys
 from typing import Any
 
-from engine import hardware, outcome, planner, scaling, scaling_words, settings, units
+from engine.access import settings
 from engine.cli import common
-from engine.config import FULL
-from engine.errors import ConfigError
-from engine.store import json_text
-from engine.supervisor import Client
+from engine.common import units
+from engine.common.errors import ConfigError
+from engine.common.jsontext import json_text
+from engine.config.training import FULL
+from engine.hardware import probe
+from engine.planning import planner
+from engine.runtime.client import Client
+from engine.studies import race_results, scaling, scaling_text
 
 _DEFAULT_PRESET = "lenet"
 
@@ -51,12 +55,12 @@ def scale_command(a: argparse.Namespace) -> int:
         json_key="run_ids" if a.json else "",
     ):
         with common.undisturbed():
-            run_ids = client.submit_heats(scaling.heats(lanes, seeds, group), group=group)
+            run_ids = client.submit_seed_blocks(scaling.seed_blocks(lanes, seeds, group), group=group)
         common.follow_all(store, client, run_ids, quiet=a.json)
     study = scaling.find(store, group)
     assert study, "its runs were submitted a moment ago"
     found = scaling.outcome_of(study, target=target, prices=settings.load(store.root).energy)
-    print(json_text(scaling_words.as_json(found)) if a.json else "\n".join(scaling_words.table(found)))
+    print(json_text(scaling_text.as_json(found)) if a.json else "\n".join(scaling_text.table(found)))
     return common.OK if all(run.status == "finished" for run in study.runs) else common.FAILED
 
 
@@ -68,7 +72,7 @@ def _asked(a: argparse.Namespace) -> tuple[list[Any], range, tuple[Any, float] |
         )
     if not a.preset and not a.config:
         a.preset = _DEFAULT_PRESET
-    config, machine = common.config_of(a), hardware.probe()
+    config, machine = common.config_of(a), probe.probe()
     if config.is_parallel:
         raise ConfigError(
             "parallel.num_ranks and parallel.devices are what a study varies.", fix="Name them by --ranks."
@@ -87,7 +91,7 @@ def _asked(a: argparse.Namespace) -> tuple[list[Any], range, tuple[Any, float] |
     base = scaling.as_base(config, steps)
     lanes = scaling.lanes_of(base, ranks, weak=a.weak, most=scaling.room(config, machine))
     plans = [planner.check(lane.config) for lane in lanes]
-    target = outcome.parse_target(a.target) if a.target else ("test_accuracy", None)
+    target = race_results.parse_target(a.target) if a.target else ("test_accuracy", None)
     if not a.json:
         seconds = scaling.estimate_seconds(base, plans[0], len(lanes) * a.seeds, base.budget.steps or 1)
         print(

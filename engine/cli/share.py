@@ -9,16 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine import energy, interop, outcome, sharing, units
 from engine.cli import common
-from engine.config import describe, with_overrides
-from engine.errors import ConfigError, StoreError
-from engine.presets import DEFAULT_PRESET, PRESETS, preset_config
-from engine.report import Report, concluded, steps_csv
-from engine.sharing import CurveChoices
-from engine.store import Run, Store, json_text
-from engine.supervisor import Client
-from engine.text import visible
+from engine.common import units
+from engine.common.errors import ConfigError, StoreError
+from engine.common.jsontext import json_text
+from engine.common.sanitize import visible
+from engine.config.parsing import with_overrides
+from engine.config.presets import DEFAULT_PRESET, PRESETS, preset_config
+from engine.config.summary import describe
+from engine.measurement import energy
+from engine.reports import exporters, sharing
+from engine.reports.report import Report, concluded, steps_csv
+from engine.reports.sharing import CurveChoices
+from engine.runtime.client import Client
+from engine.store.run import Run
+from engine.store.store import Store
+from engine.studies import race_results
 
 WEIGHTS = ("model.safetensors", "trajectory.safetensors")
 _ENDINGS = (".html", ".json", ".zip", ".csv", ".parquet")
@@ -89,9 +95,9 @@ def export_command(a: argparse.Namespace) -> int:
         _write(path, store, runs, a)
         written.append(path)
     if a.tensorboard:
-        written += interop.write_tensorboard(Path(a.tensorboard), runs)
+        written += exporters.write_tensorboard(Path(a.tensorboard), runs)
     if a.mlflow:
-        written += interop.write_mlflow(Path(a.mlflow), runs)
+        written += exporters.write_mlflow(Path(a.mlflow), runs)
     size = sum(file.stat().st_size for file in written)
     if a.json:
         print(json_text({"file": str(written[0]), "files": [str(file) for file in written], "size_bytes": size}))
@@ -103,7 +109,7 @@ def export_command(a: argparse.Namespace) -> int:
 
 def report_of(store: Store, runs: Sequence[Run], a: argparse.Namespace) -> Report:
     """The report of the arguments, with what the runs came to as a race where they are one."""
-    metric, target = outcome.parse_target(a.target) if a.target else _own_target(runs)
+    metric, target = race_results.parse_target(a.target) if a.target else _own_target(runs)
     return Report.freeze(
         a.title or runs[0].name or describe(runs[0].config), runs, account_of=partial(energy.in_store, store), notes=_notes(a.notes),
         conclusions=concluded(runs, metric=metric, target=target, baseline=a.baseline), file_names=a.file_names,
@@ -148,10 +154,10 @@ def _write(path: Path, store: Store, runs: Sequence[Run], a: argparse.Namespace)
         sharing.write_zip(path, report_of(store, runs, a), {run.run_id: run for run in runs})
         return
     if path.suffix == ".parquet":
-        interop.write_parquet(path, runs)
+        exporters.write_parquet(path, runs)
         return
     if path.suffix == ".csv":
-        text = steps_csv(runs[0]) if len(runs) == 1 else interop.steps_of_all(runs)
+        text = steps_csv(runs[0]) if len(runs) == 1 else exporters.steps_of_all(runs)
     else:
         report = report_of(store, runs, a)
         text = _page(report) if path.suffix == ".html" else report.to_json()
@@ -227,5 +233,5 @@ def reports_command(a: argparse.Namespace) -> int:
         if report.notes:
             print(f"  {visible(report.notes, 200)}")
         for conclusion in report.conclusions:
-            print("  " + "\n  ".join(outcome.table(conclusion.outcome)))
+            print("  " + "\n  ".join(race_results.table(conclusion.outcome)))
     return common.OK

@@ -10,13 +10,18 @@ import sys
 import time
 from dataclasses import asdict
 
-from engine import keys, records, settings, units
-from engine.checkup import check
+from engine.access import keys, settings
 from engine.cli import cards, common, results
-from engine.errors import ConfigError
-from engine.store import SORTABLE, json_text, words_of
-from engine.supervisor import GRACE_S, IDLE_S, Client, rebuild_index, serve
-from engine.text import LONGEST_NAME, clean_name, visible
+from engine.common import units
+from engine.common.errors import ConfigError
+from engine.common.jsontext import json_text
+from engine.common.sanitize import LONGEST_NAME, clean_name, visible
+from engine.events.base import TERMINAL
+from engine.runtime.client import Client, rebuild_index
+from engine.runtime.daemon import GRACE_S, IDLE_S, serve
+from engine.store.index import SORTABLE
+from engine.store.integrity_check import check
+from engine.store.listing import words_of
 
 
 def register(add: common.Adder) -> None:
@@ -52,7 +57,7 @@ def list_command(a: argparse.Namespace) -> int:
         raise ConfigError(f"limit={a.limit} is not allowed.", fix="limit may be a whole number from 1.")
     store = common.store_of(a)
     rows = store.rows(limit=a.limit, order=a.sort)
-    if any(row.status not in records.TERMINAL for row in rows):
+    if any(row.status not in TERMINAL for row in rows):
         Client(store).wake()  # should its supervisor be gone, a run that says it is alive is looked after again
     if a.json:
         print(

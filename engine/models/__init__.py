@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from engine.config import ModelSpec, Optimizer
-from engine.datasets import Dataset
+from engine.config.models import ModelSpec
+from engine.config.training import Optimizer
+from engine.data.datasets import Dataset
 from engine.models.arithmetic import FLOAT_BYTES, AnyFamily, Product, Stage
 from engine.models.cnn import CNNFamily
 from engine.models.mlp import MLPFamily

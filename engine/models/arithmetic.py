@@ -13,8 +13,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from engine.config import Model
-from engine.datasets import Dataset
+from engine.config.models import Model
+from engine.data.datasets import Dataset
 
 FLOAT_BYTES = 4
 Spec = TypeVar("Spec", bound=Model)

@@ -6,9 +6,9 @@ import dataclasses
 from itertools import pairwise
 from math import prod
 
-from engine.config import CNN
-from engine.datasets import Dataset
-from engine.errors import ConfigError
+from engine.common.errors import ConfigError
+from engine.config.models import CNN
+from engine.data.datasets import Dataset
 from engine.models.arithmetic import Family, Product, Stage, join
 
 SIDE = 32  # LeNet's input; smaller images are enlarged and padded to it (pytorch/data.py)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from math import isqrt, prod
 
-from engine.config import MLP
-from engine.datasets import Dataset
+from engine.config.models import MLP
+from engine.data.datasets import Dataset
 from engine.models.arithmetic import Family, Product, Stage, join
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
-from engine.config import RNN
-from engine.datasets import Dataset
+from engine.config.models import RNN
+from engine.data.datasets import Dataset
 from engine.models.arithmetic import Family, Product, Stage
 
 GATES = {"tanh": 1, "gru": 3, "lstm": 4}

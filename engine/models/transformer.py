@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import ceil
 
-from engine.config import Transformer
-from engine.datasets import Dataset
+from engine.config.models import Transformer
+from engine.data.datasets import Dataset
 from engine.models.arithmetic import Family, Product, Stage
 
 FEED_FORWARD = 4  # width of a block's feed-forward net, in model widths

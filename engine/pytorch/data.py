@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.config import ModelSpec
-from engine.datasets import Arrays, Dataset
+from engine.config.models import ModelSpec
+from engine.data.datasets import Arrays, Dataset
 from engine.models import family_of
-from engine.planner import GATHER_LIMIT_BYTES
+from engine.planning.planner import GATHER_LIMIT_BYTES
 from engine.pytorch.models import arranged
 
 Batch = tuple[Tensor, Tensor]

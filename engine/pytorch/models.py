@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from engine.config import CNN, MLP, RNN, ModelSpec, Transformer
-from engine.datasets import Dataset
+from engine.config.models import CNN, MLP, RNN, ModelSpec, Transformer
+from engine.data.datasets import Dataset
 from engine.models import family_of, input_shape
 from engine.models.cnn import KERNEL, POOL, SIGNAL_KERNELS, cnn_channels, cnn_features
 from engine.models.rnn import rnn_features

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from engine.config import RunConfig
-from engine.errors import DeviceError
+from engine.common.errors import DeviceError
+from engine.config.run import RunConfig
 
 
 def torch_device(config: RunConfig) -> torch.device:

@@ -11,14 +11,15 @@ import time
 import pynvml
 import pytest
 
-from dashboard import api, monitor_api
-from engine import monitor, recorder
-from engine.config import with_overrides
-from engine.monitor import Monitor
-from engine.presets import PRESETS
-from engine.recorder import Recorder, Span
-from engine.store import Store
-from engine.supervisor import Client
+from dashboard.api import hardware as hardware_api
+from dashboard.api import run as run_api
+from engine.config.parsing import with_overrides
+from engine.config.presets import PRESETS
+from engine.hardware import history, monitor
+from engine.hardware.history import Recorder, Span
+from engine.hardware.monitor import Monitor
+from engine.runtime.client import Client
+from engine.store.store import Store
 from tests.fake_nvml import FakeGpu, FakeNvml
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -70,7 +71,7 @@ class Told:
 def open_monitor(browser, store):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        routes = [*api.ROUTES, *monitor_api.ROUTES, Route("/", lambda _: HTMLResponse(MOUNT))]
+        routes = [*run_api.ROUTES, *hardware_api.ROUTES, Route("/", lambda _: HTMLResponse(MOUNT))]
         server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -198,7 +199,7 @@ def test_a_gpu_that_is_lost_shows_no_old_figure_as_one_of_now_and_its_reason_onc
 
 
 def test_a_gpu_that_was_let_alone_is_a_marked_gap_with_its_reason(store, open_monitor, monkeypatch):
-    monkeypatch.setattr(recorder, "REST_AFTER_S", 20)
+    monkeypatch.setattr(history, "REST_AFTER_S", 20)
     told = Told(store, FakeNvml(FakeGpu()))
     told.beats(120)
     page = open_monitor()  # which is a look

@@ -10,12 +10,15 @@ import time
 
 import pytest
 
-from dashboard import api, inference_api
-from engine import serving
-from engine.config import infer_config, infer_matrix, with_overrides
-from engine.presets import preset_config
-from engine.store import Store
-from engine.supervisor import Client
+from dashboard.api import inference as inference_api
+from dashboard.api import readers
+from dashboard.api import run as run_api
+from engine.config.inference import infer_config, infer_matrix
+from engine.config.parsing import with_overrides
+from engine.config.presets import preset_config
+from engine.runtime.client import Client
+from engine.store.store import Store
+from engine.studies.inference import RUNTIME_WORDS
 
 sync_api = pytest.importorskip("playwright.sync_api")
 uvicorn = pytest.importorskip("uvicorn")
@@ -152,10 +155,10 @@ class Shown:
 @pytest.fixture
 def shown(browser, tmp_path, monkeypatch):
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path))
-    api._readers.cache_clear()
+    readers._readers.cache_clear()
     data: dict = {"version": "", "plotly_version": "1"}
     routes = [
-        *api.ROUTES, *inference_api.ROUTES,
+        *run_api.ROUTES, *inference_api.ROUTES,
         Route("/", lambda _: HTMLResponse(MOUNT)), Route("/data", lambda _: JSONResponse(data)),
     ]  # fmt: skip
     with socket.socket() as listener:
@@ -264,9 +267,7 @@ def test_the_ladder_says_why_a_rung_did_not_run(shown, measured, tmp_path):
     page = shown.open(**looked_at(measured))
     ladder = page.get_by_test_id("ladder")
     expect(ladder).to_contain_text("Not run: Channels last is a layout of images", timeout=PATIENCE_MS)
-    expect(ladder.locator("tbody th")).to_have_text(
-        [serving.RUNTIME_WORDS[r] for r in ("inference_mode", "channels_last")]
-    )
+    expect(ladder.locator("tbody th")).to_have_text([RUNTIME_WORDS[r] for r in ("inference_mode", "channels_last")])
     expect(page.get_by_test_id("throughput-channels_lastx1")).to_have_text("not run")
 
 

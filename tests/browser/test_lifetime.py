@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from engine.store import Store
+from engine.store.store import Store
 from tests.browser.conftest import Served
-from tests.test_lifecycle import Scene, scene  # noqa: F401 - a fixture
+from tests.runtime.test_lifecycle import Scene, scene  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from engine import records
-from engine.report import Report
+from engine.common.sanitize import visible
+from engine.events.lifecycle import Failed, Queued
+from engine.events.machine import HardwareSample
 from engine.reports.html.page import render
-from engine.store import Store
-from engine.text import visible
+from engine.reports.report import Report
+from engine.store.store import Store
 from tests.browser.conftest import serve_dashboard
+from tests.dashboard.test_literal import IMAGE, LONG, NAME, SAMPLES, hostile_run, write_unknown_record
 from tests.fakes import make_run
-from tests.test_literal import IMAGE, LONG, NAME, SAMPLES, hostile_run, write_unknown_record
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
@@ -114,10 +115,10 @@ def hostile(tmp_path_factory):
     long = make_run(
         store,
         num_steps=120,
-        last=records.Failed(at=0.0, cause="X", message=LONG, fix=LONG),
+        last=Failed(at=0.0, cause="X", message=LONG, fix=LONG),
         said=[
-            records.Queued(at=time.time(), name=LONG),
-            records.HardwareSample(elapsed_s=0.1, readings={}, missing={"gpu_utilization_percent": LONG}),
+            Queued(at=time.time(), name=LONG),
+            HardwareSample(elapsed_s=0.1, readings={}, missing={"gpu_utilization_percent": LONG}),
         ],
     )
     return store, run, long

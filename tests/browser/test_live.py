@@ -11,10 +11,17 @@ import time
 import numpy as np
 import pytest
 
-from dashboard import api
-from engine import chart_facts, records
-from engine.config import RunConfig, with_overrides
-from engine.store import EventLog, Store
+from dashboard.api import readers
+from dashboard.api import run as run_api
+from engine.charts.facts import RANK_CHARTS, RUN_CHARTS, as_json
+from engine.config.parsing import with_overrides
+from engine.config.run import RunConfig
+from engine.events.catalog import AnyEvent
+from engine.events.lifecycle import Preparing, Started, Starting
+from engine.events.machine import Busy, HardwareSample
+from engine.events.training import Compiled, Evaluation, Steps, TargetReached
+from engine.store.event_log import EventLog
+from engine.store.store import Store
 from tests.fakes import make_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -30,8 +37,8 @@ MOUNT = """<!doctype html><body><script type="module">
 import { mount } from "./assets/live.js";
 const data = { run_id: location.search.slice(1), alive: true, plotly_version: "1", charts: CHARTS };
 mount({ data, parentElement: document.body, setTriggerValue() {} });
-</script>""".replace("CHARTS", json.dumps(chart_facts.as_json([*chart_facts.RUN_CHARTS, *chart_facts.RANK_CHARTS])))
-STARTED = records.Started(
+</script>""".replace("CHARTS", json.dumps(as_json([*RUN_CHARTS, *RANK_CHARTS])))
+STARTED = Started(
     at=0.0,
     parameters=1,
     train_flops_per_example=1,
@@ -45,7 +52,7 @@ STARTED = records.Started(
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path))
-    api._readers.cache_clear()
+    readers._readers.cache_clear()
     return Store(tmp_path.resolve())
 
 
@@ -54,7 +61,7 @@ def open_run(browser, store):
     """Opens the live view of a run; fails on an error in the console."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        app = Starlette(routes=[*api.ROUTES, Route("/", lambda _: HTMLResponse(MOUNT))])
+        app = Starlette(routes=[*run_api.ROUTES, Route("/", lambda _: HTMLResponse(MOUNT))])
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -79,9 +86,9 @@ class Worker:
     def __init__(self, store: Store, *assignments: str) -> None:
         self.run_id = store.create(with_overrides(RunConfig(), assignments))
         self.log = EventLog(store.folder(self.run_id) / "events.jsonl")
-        self.append(records.Starting(at=0.0, pid=1, pid_started=0.0))
+        self.append(Starting(at=0.0, pid=1, pid_started=0.0))
 
-    def append(self, *events: records.AnyEvent) -> None:
+    def append(self, *events: AnyEvent) -> None:
         for event in events:
             self.log.append(event)
         self.log._write()
@@ -90,7 +97,7 @@ class Worker:
         clock = (first * 0.1, (first + n) * 0.1)
         step = np.arange(first, first + n)
         self.append(
-            records.Steps(
+            Steps(
                 first=first, loss=1 / step, samples=np.full(n, 10), lr=1e-3 / step, train_s=clock, elapsed_s=clock,
                 norm_steps=step, grad_norm=1 / step,
             )
@@ -107,11 +114,11 @@ def goals(page) -> list[list[object]]:
 
 def test_a_download_is_told_with_a_bar_only_where_its_size_is_known(store, open_run):
     worker = Worker(store)
-    worker.append(records.Preparing(text="Downloading mnist", done_bytes=12_000_000, total_bytes=47_000_000))
+    worker.append(Preparing(text="Downloading mnist", done_bytes=12_000_000, total_bytes=47_000_000))
     page = open_run(worker.run_id)
     expect(page.get_by_test_id("live-left")).to_have_text("Downloading mnist… 12 of 47 MB", timeout=20_000)
     expect(page.get_by_test_id("live-progress")).to_have_attribute("aria-valuenow", "26")
-    worker.append(records.Preparing(text="Unpacking", done_bytes=1_500_000, total_bytes=None))
+    worker.append(Preparing(text="Unpacking", done_bytes=1_500_000, total_bytes=None))
     expect(page.get_by_test_id("live-left")).to_have_text("Unpacking… 1.5 MB")
     expect(page.get_by_test_id("live-progress")).to_be_hidden()
     worker.append(STARTED)
@@ -120,12 +127,12 @@ def test_a_download_is_told_with_a_bar_only_where_its_size_is_known(store, open_
 
 def test_a_busy_machine_is_marked_beside_the_throughput_while_the_run_goes_on(store, open_run):
     worker = Worker(store)
-    worker.append(STARTED, records.HardwareSample(elapsed_s=1.0, readings={}, busy=records.Busy(slowdown=1.0)))
+    worker.append(STARTED, HardwareSample(elapsed_s=1.0, readings={}, busy=Busy(slowdown=1.0)))
     worker.steps(1)
     page = open_run(worker.run_id)
     expect(page.get_by_test_id("value-throughput")).to_have_text("100samples/s", timeout=20_000)
     expect(page.get_by_test_id("flaw-throughput")).to_be_hidden()
-    worker.append(records.HardwareSample(elapsed_s=2.0, readings={}, busy=records.Busy(slowdown=2.5)))
+    worker.append(HardwareSample(elapsed_s=2.0, readings={}, busy=Busy(slowdown=2.5)))
     worker.steps(21)
     mark = page.get_by_test_id("flaw-throughput")
     expect(mark).to_have_text("machine was busy")
@@ -147,7 +154,7 @@ def test_compiling_is_told_while_it_lasts_and_how_long_it_took_after(store, open
     worker.append(STARTED.model_copy(update={"at": time.time()}))
     page = open_run(worker.run_id)
     expect(page.get_by_test_id("live-left")).to_have_text(re.compile(r"Compiling… [\d.]+ s"), timeout=20_000)
-    worker.append(records.Compiled(seconds=12.4))
+    worker.append(Compiled(seconds=12.4))
     worker.steps(1)
     expect(page.get_by_test_id("live-facts")).to_contain_text("compiled in 12 s")
     expect(page.get_by_test_id("live-left")).not_to_contain_text("Compiling")
@@ -156,17 +163,15 @@ def test_compiling_is_told_while_it_lasts_and_how_long_it_took_after(store, open
 def test_a_target_is_in_sight_from_the_start_and_its_words_change_when_it_is_reached(store, open_run):
     worker = Worker(store, "target.value=0.95")
     worker.append(STARTED)
-    worker.append(records.Evaluation(step=0, train_s=0, elapsed_s=0.1, test_loss=2.3, test_accuracy=0.1, seconds=0.01))
+    worker.append(Evaluation(step=0, train_s=0, elapsed_s=0.1, test_loss=2.3, test_accuracy=0.1, seconds=0.01))
     worker.steps(1)
     page = open_run(worker.run_id)
     page.locator('[data-testid="plot-accuracy"].js-plotly-plot').wait_for(timeout=20_000)
     assert goals(page) == [[95], ["target 95 %"]]
     assert page.evaluate("() => document.querySelector('[data-testid=\"plot-accuracy\"]').layout.yaxis.range[1]") > 95
-    worker.append(
-        records.Evaluation(step=340, train_s=1.2, elapsed_s=1.4, test_loss=0.3, test_accuracy=0.96, seconds=0.01)
-    )
+    worker.append(Evaluation(step=340, train_s=1.2, elapsed_s=1.4, test_loss=0.3, test_accuracy=0.96, seconds=0.01))
     expect(page.get_by_test_id("value-accuracy")).to_contain_text("96")
-    worker.append(records.TargetReached(metric="test_accuracy", value=0.96, step=340, train_s=1.2, elapsed_s=1.4))
+    worker.append(TargetReached(metric="test_accuracy", value=0.96, step=340, train_s=1.2, elapsed_s=1.4))
     expect(page.get_by_test_id("plot-accuracy")).to_contain_text("95 % reached at step 340, 1.2 s")
     mark = "() => document.querySelector('[data-testid=\"plot-accuracy\"]').data.at(-1)"
     assert (page.evaluate(mark)["x"], page.evaluate(mark)["y"]) == ([1.4], [96])

@@ -16,16 +16,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dashboard import api, compare_api
-from engine import chart_facts, records
-from engine.analysis import to_target
-from engine.charts import PALETTE
-from engine.config import RunConfig, with_overrides
-from engine.store import Store
+from dashboard.api import race as race_api
+from dashboard.api import readers
+from dashboard.api import run as run_api
+from engine.charts.facts import RACE_CHARTS, RACE_COLUMNS, as_json
+from engine.charts.training import PALETTE
+from engine.config.parsing import with_overrides
+from engine.config.run import RunConfig
+from engine.events.lifecycle import Failed, Finished, Starting
+from engine.events.machine import Busy
+from engine.store.store import Store
+from engine.studies.paired_tests import to_target
 from tests.conftest import ROOT, Supervised
+from tests.dashboard.test_literal import IMAGE
+from tests.dashboard.test_run_api import Worker
 from tests.fakes import make_run
-from tests.test_api import Worker
-from tests.test_literal import IMAGE
 
 sync_api = pytest.importorskip("playwright.sync_api")
 uvicorn = pytest.importorskip("uvicorn")
@@ -55,8 +60,8 @@ await window.remount();
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path))
-    monkeypatch.setattr(api, "_REFRESH_S", 0.0)
-    api._readers.cache_clear()
+    monkeypatch.setattr(readers, "_REFRESH_S", 0.0)
+    readers._readers.cache_clear()
     return Store(tmp_path.resolve())
 
 
@@ -67,8 +72,8 @@ class Race:
         self.tab, self.url = tab, url
         self.data = {
             "key": "race", "lanes": [], "target": None, "axis": "steps", "alive": True, "price": 3.6,
-            "palette": list(PALETTE), "version": "", "plotly_version": "1", "charts": chart_facts.as_json(chart_facts.RACE_CHARTS),
-            "how": chart_facts.RACE_COLUMNS,
+            "palette": list(PALETTE), "version": "", "plotly_version": "1", "charts": as_json(RACE_CHARTS),
+            "how": RACE_COLUMNS,
         }  # fmt: skip
 
     def lane(self, label: str, *run_ids: str, color: int | None = None, baseline: bool = False) -> Race:
@@ -159,8 +164,8 @@ def served():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         routes = [
-            *api.ROUTES,
-            *compare_api.ROUTES,
+            *run_api.ROUTES,
+            *race_api.ROUTES,
             Route("/", lambda _: HTMLResponse(MOUNT)),
             Route("/data", page_data),
         ]
@@ -305,7 +310,7 @@ def test_nothing_is_drawn_before_there_is_something(store, race):
     race.lane("waits", worker.run_id).open()
     expect(race.cell("status")).to_have_text("Queued", timeout=PATIENCE_MS)
     assert race.tab.locator(".js-plotly-plot").count() == 0
-    worker.log.append(records.Starting(at=0.0, pid=1, pid_started=0.0))
+    worker.log.append(Starting(at=0.0, pid=1, pid_started=0.0))
     worker.start().steps(np.ones(20))
     race.drawn()
     assert race.tab.locator(".js-plotly-plot").count() == 1
@@ -509,7 +514,7 @@ def test_a_run_that_is_gone_says_so_and_the_others_go_on(store, race):
 
 
 def test_what_somebody_wrote_is_text_and_obeyed_by_nothing(store, race):
-    last = records.Failed(at=0.0, cause="X", message=f"Why: {IMAGE}", fix="<b>Fix</b>")
+    last = Failed(at=0.0, cause="X", message=f"Why: {IMAGE}", fix="<b>Fix</b>")
     run = finished(store, num_steps=300, last=last)
     race.lane(f"{IMAGE} %{{x}} <b>b</b> $x$", run.run_id).open().drawn("accuracy")
     box = race.tab.locator('[data-testid="race-plot-accuracy"] .nsewdrag').bounding_box()
@@ -653,8 +658,8 @@ def test_a_race_of_real_runs_inside_streamlit(browser, supervised: Supervised, t
 
 
 def test_a_lane_whose_runs_were_disturbed_says_so_beside_its_speed(store, race):
-    busy = records.Finished(at=0.0, busy=records.Busy(slowdown=2.5))
-    quiet = records.Finished(at=0.0, busy=records.Busy(slowdown=1.0))
+    busy = Finished(at=0.0, busy=Busy(slowdown=2.5))
+    quiet = Finished(at=0.0, busy=Busy(slowdown=1.0))
     disturbed = [make_run(store, seed=seed, num_steps=60, last=last).run_id for seed, last in enumerate((busy, quiet))]
     race.lane("disturbed", *disturbed).lane("quiet", make_run(store, num_steps=60, last=quiet).run_id).open().drawn()
     expect(race.tab.get_by_test_id("lane-busy-0")).to_have_text("busy 1 of 2")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from engine import charts
-from engine.report import Report, concluded
+from engine.charts import training
 from engine.reports.html.page import render
-from engine.store import Store
+from engine.reports.report import Report, concluded
+from engine.store.store import Store
 from tests.fakes import make_run
-from tests.test_sharing import race_of
+from tests.reports.test_sharing import race_of
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -37,7 +37,7 @@ def test_a_report_opens_offline_with_every_chart_drawn_and_nothing_said_in_the_c
 
     page.goto(file.as_uri())
     drawn = page.locator(".js-plotly-plot > .plot-container .main-svg:first-child")
-    sync_api.expect(drawn).to_have_count(len(charts.shown(runs)) + 1, timeout=30_000)
+    sync_api.expect(drawn).to_have_count(len(training.shown(runs)) + 1, timeout=30_000)
 
     assert page.locator("#chart-loss").get_by_text("NaN at step 140").count() == 1
     assert page.locator("h1").inner_text() == NAME

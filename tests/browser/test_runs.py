@@ -4,9 +4,9 @@ all of it in the address."""
 import pytest
 from playwright.sync_api import expect
 
-from engine.presets import PRESETS
-from engine.report import Report
-from engine.store import Store
+from engine.config.presets import PRESETS
+from engine.reports.report import Report
+from engine.store.store import Store
 from tests.browser.conftest import serve_dashboard
 from tests.fakes import make_run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from engine import keys
+from engine.access import keys
 
 pytestmark = pytest.mark.browser
 

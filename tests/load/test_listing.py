@@ -9,14 +9,18 @@ import time
 
 import pytest
 
-from engine import records
-from engine.config import RunConfig, with_overrides
-from engine.errors import StoreError
-from engine.presets import PRESETS
-from engine.store import SORTABLE, EventLog, Index, Stamp, Store, line_of, row_of
-from engine.supervisor import Supervisor
+from engine.common.errors import StoreError
+from engine.config.parsing import with_overrides
+from engine.config.presets import PRESETS
+from engine.config.run import RunConfig
+from engine.events.lifecycle import Cancelled
+from engine.runtime.supervisor import Supervisor
+from engine.store.event_log import EventLog
+from engine.store.index import SORTABLE, Index, Stamp
+from engine.store.listing import line_of, row_of
+from engine.store.store import Store
 from tests.fakes import make_run
-from tests.test_store import NoExecutor
+from tests.store.test_store import NoExecutor
 
 CONFIGS = [PRESETS[name].config for name in ("lenet", "mnist-mlp", "digits-mlp")]
 
@@ -165,13 +169,13 @@ def test_a_run_that_ended_since_it_was_indexed_is_shown_as_it_ended(store):
     run_id = store.create(RunConfig())
     with indexed(store):
         assert store.listing(status=("queued",)).total == 1
-        EventLog(store.folder(run_id) / "events.jsonl").close(records.Cancelled(at=1.0, reason="enough"))
+        EventLog(store.folder(run_id) / "events.jsonl").close(Cancelled(at=1.0, reason="enough"))
         assert (store.listing().lines[0].status, store.listing().lines[0].why) == ("cancelled", "enough")
         assert store.listing(status=("queued",)).total == 0
 
 
 def test_without_an_index_the_newest_are_read_and_the_others_are_counted(store, monkeypatch):
-    monkeypatch.setattr("engine.store._MOST_READ_FOR_A_LIST", 4)
+    monkeypatch.setattr("engine.store.store._MOST_READ_FOR_A_LIST", 4)
     ids = [make_run(store, num_steps=20).run_id for _ in range(10)]
     listing = store.listing()
     assert [line.run_id for line in listing.lines] == ids[:-5:-1]
@@ -198,8 +202,8 @@ def test_an_index_from_before_there_was_a_listing_is_filled(store):
 
 def test_a_click_waits_for_a_part_of_the_indexing_only(store, monkeypatch):
     """A supervisor that finds many runs indexes them little by little; a new one is queued at its next look."""
-    monkeypatch.setattr("engine.supervisor._INDEX_AT_A_TIME_S", 0.0)
-    monkeypatch.setattr("engine.supervisor._INDEX_AT_LEAST", 2)
+    monkeypatch.setattr("engine.runtime.supervisor._INDEX_AT_A_TIME_S", 0.0)
+    monkeypatch.setattr("engine.runtime.supervisor._INDEX_AT_LEAST", 2)
     for _ in range(12):
         make_run(store, num_steps=20)
     supervisor = Supervisor(store, NoExecutor())
@@ -217,12 +221,12 @@ def test_a_click_waits_for_a_part_of_the_indexing_only(store, monkeypatch):
 
 
 def test_a_run_deleted_while_it_waits_to_be_indexed_stays_deleted(store, monkeypatch):
-    monkeypatch.setattr("engine.supervisor._INDEX_AT_A_TIME_S", 0.0)
-    monkeypatch.setattr("engine.supervisor._INDEX_AT_LEAST", 0)
+    monkeypatch.setattr("engine.runtime.supervisor._INDEX_AT_A_TIME_S", 0.0)
+    monkeypatch.setattr("engine.runtime.supervisor._INDEX_AT_LEAST", 0)
     run = make_run(store, num_steps=20)
     with indexed_later(store) as supervisor:
         supervisor._obey({"command": "delete", "actor": "terminal", "run_id": run.run_id})
-        monkeypatch.setattr("engine.supervisor._INDEX_AT_LEAST", 9)
+        monkeypatch.setattr("engine.runtime.supervisor._INDEX_AT_LEAST", 9)
         supervisor._index_some()
         assert supervisor.index.ids() == set() == set(store.ids())
 

@@ -8,9 +8,10 @@ import zlib
 import numpy as np
 import pytest
 
-from engine import records
-from engine.config import RunConfig
-from engine.store import STEPS_LINE, EventLog, decode, decode_steps, encode
+from engine.config.run import RunConfig
+from engine.events.lifecycle import Finished
+from engine.events.training import Steps
+from engine.store.event_log import STEPS_LINE, EventLog, decode, decode_steps, encode
 
 EVENTS = 2_500  # more than two pieces
 
@@ -27,7 +28,7 @@ def read_backs(rng, *, most=3):
         n = int(rng.integers(1, most + 1))
         normed = np.arange(first, first + n)[rng.random(n) < 0.5]
         loss = np.where(rng.random(n) < 0.01, np.nan, rng.random(n))
-        yield records.Steps(
+        yield Steps(
             first=first, loss=loss, samples=rng.integers(1, 65, n), lr=rng.random(n) if i % 3 else 0.125,
             train_s=(at, at + 0.07 * n), elapsed_s=(2 * at + 1, 2 * at + 1 + 0.08 * n),
             norm_steps=normed, grad_norm=rng.random(len(normed)),
@@ -61,7 +62,7 @@ def test_a_long_log_reads_as_its_records_one_by_one(store, folder):
     events, log = list(read_backs(np.random.default_rng(0))), EventLog(folder / "events.jsonl")
     for event in events:
         log.append(event)
-    log.close(records.Finished(at=1.0))
+    log.close(Finished(at=1.0))
     run, (steps, norms) = store.run(folder.name), one_by_one(events)
     np.testing.assert_allclose(columns(run.steps), steps, rtol=1e-12)
     np.testing.assert_allclose(columns(run.grad_norms), norms, rtol=1e-12)

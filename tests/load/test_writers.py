@@ -11,11 +11,15 @@ import time
 import numpy as np
 import pytest
 
-from engine import records
-from engine.config import RunConfig
-from engine.locks import claim
-from engine.processes import own_identity
-from engine.store import EventLog, Run, Store
+from engine.config.run import RunConfig
+from engine.events.lifecycle import Finished, Started, Starting
+from engine.events.machine import HardwareSample
+from engine.events.training import Steps
+from engine.store.event_log import EventLog
+from engine.store.run import Run
+from engine.store.store import Store
+from engine.system.locks import claim
+from engine.system.processes import own_identity
 
 WORKERS, POINTS, PER_READ_BACK = 32, 1_000, 10
 PATIENCE_S = 120.0
@@ -31,22 +35,22 @@ def record(root, run_id: str, worker: int, everybody) -> None:
     store = Store(root)
     log = EventLog(store.folder(run_id) / "events.jsonl")
     pid, started = own_identity()
-    log.append(records.Starting(at=time.time(), pid=pid, pid_started=started))
+    log.append(Starting(at=time.time(), pid=pid, pid_started=started))
     everybody.wait(PATIENCE_S)
     log.append(
-        records.Started(at=time.time(), parameters=1, train_flops_per_example=1, train_examples=POINTS, test_examples=1,
+        Started(at=time.time(), parameters=1, train_flops_per_example=1, train_examples=POINTS, test_examples=1,
                         total_steps=POINTS, setup_s=0.0)
     )  # fmt: skip
     loss = loss_of(worker)
     for first in range(0, POINTS, PER_READ_BACK):
         clock = (first / 1e3, (first + PER_READ_BACK) / 1e3)
         log.append(
-            records.Steps(first=first + 1, loss=loss[first : first + PER_READ_BACK], samples=np.ones(PER_READ_BACK),
+            Steps(first=first + 1, loss=loss[first : first + PER_READ_BACK], samples=np.ones(PER_READ_BACK),
                           lr=0.1, train_s=clock, elapsed_s=clock)
         )  # fmt: skip
-        log.append(records.HardwareSample(elapsed_s=clock[1], readings={"process_cpu_percent": float(worker)}))
+        log.append(HardwareSample(elapsed_s=clock[1], readings={"process_cpu_percent": float(worker)}))
         time.sleep(0.002)  # a training's own work, so that all of them are at work at once
-    log.close(records.Finished(at=time.time()))
+    log.close(Finished(at=time.time()))
 
 
 class Follower(threading.Thread):
@@ -106,6 +110,6 @@ def drafted(store: Store, name: str, claims: contextlib.ExitStack) -> str:
     draft = made.folder(made.create(RunConfig(), name=name))
     assert claims.enter_context(claim(draft))
     pid, started = own_identity()
-    EventLog(draft / "events.jsonl").append(records.Starting(at=time.time(), pid=pid, pid_started=started))
+    EventLog(draft / "events.jsonl").append(Starting(at=time.time(), pid=pid, pid_started=started))
     draft.rename(store.runs / run_id)
     return run_id

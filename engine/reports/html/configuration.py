@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from engine import units
-from engine.config import Cell, RunConfig, Spec, describe
-from engine.report import ENVIRONMENT, ReportRun, reproduce
+from engine.common import units
+from engine.config.base import Spec
+from engine.config.run import RunConfig
+from engine.config.summary import describe
+from engine.config.tasks import Cell
 from engine.reports.html.parts import Group, Head, PlacedRun, grouped, listed
+from engine.reports.report import ENVIRONMENT, ReportRun, reproduce
 
 _SEED = RunConfig.model_fields["seed"].title or "Seed"
 _BASICS = {

@@ -17,16 +17,16 @@ import plotly.offline
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from engine import units
-from engine.config import describe
-from engine.records import Origin
-from engine.report import Report, ReportRun
+from engine.common import units
+from engine.common.sanitize import visible
+from engine.config.summary import describe
+from engine.events.imported import Origin
 from engine.reports.html.configuration import commands, configuration, machines
 from engine.reports.html.parts import MOST_NAMED, Chart, Head, PlacedRun, listed, placed
 from engine.reports.html.race import verdicts
 from engine.reports.html.results import headlines, results
 from engine.reports.html.studies import run_charts, studies
-from engine.text import visible
+from engine.reports.report import Report, ReportRun
 
 MAX_HTML_BYTES = 3_000_000  # goes through a mail server
 _TEMPLATES = Path(__file__).with_name("templates")

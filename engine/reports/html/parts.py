@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import plotly.graph_objects as go
 
-from engine import charts
-from engine.report import Report, ReportRun
+from engine.charts import training
+from engine.reports.report import Report, ReportRun
 
 MOST_NAMED = 6  # runs that a sentence names, or a table shows unfolded
 
@@ -32,9 +32,9 @@ class PlacedRun:
         return self.label.partition(" · seed ")[0] if self.lane else self.label
 
 
-def curves(runs: Sequence[PlacedRun]) -> charts.Runs:
+def curves(runs: Sequence[PlacedRun]) -> training.Runs:
     """The same runs for the charts: `__getattr__` gives them every column, which a type checker cannot see."""
-    return cast(charts.Runs, runs)
+    return cast(training.Runs, runs)
 
 
 def placed(report: Report) -> list[PlacedRun]:
@@ -47,7 +47,7 @@ def placed(report: Report) -> list[PlacedRun]:
         for i, run in enumerate(report.runs):
             place, label = lane_of[run.run_id]
             runs[i] = PlacedRun(run, place, f"{label} · seed {run.config.seed}" if several else label, lane=True)
-    return [replace(run, label=label) for run, label in zip(runs, charts.labels(curves(runs)), strict=True)]
+    return [replace(run, label=label) for run, label in zip(runs, training.labels(curves(runs)), strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ class Head:
 
     @classmethod
     def of(cls, label: str, place: int) -> Head:
-        line = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[charts.dash(place)]
-        return cls(label, charts.colour(place), line)
+        line = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[training.dash(place)]
+        return cls(label, training.colour(place), line)
 
 
 def listed(labels: Sequence[str], num_runs: int) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine import charts, outcome, units
-from engine.config import Target
-from engine.outcome import LaneOutcome, Outcome
-from engine.report import Report
+from engine.charts import training
+from engine.common import units
+from engine.config.training import Target
 from engine.reports.html.parts import Head, PlacedRun
+from engine.reports.report import Report
+from engine.studies import race_results
+from engine.studies.race_results import Outcome, VariantOutcome
 
 Cost = tuple[str, str, Callable[[float | None], str]]  # axis, title, and how a value is written
 _COSTS: tuple[Cost, ...] = (
@@ -40,7 +42,7 @@ def verdicts(report: Report, runs: Sequence[PlacedRun]) -> list[Verdict]:
 
 def _verdict(result: Outcome, runs: Sequence[PlacedRun]) -> Verdict:
     sentences = [
-        outcome.verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what)
+        race_results.verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what)
         for lane in result.lanes
         for key, what in (("to_target", "target"), ("test_accuracy", "accuracy"))
         if key in lane.verdicts
@@ -49,14 +51,14 @@ def _verdict(result: Outcome, runs: Sequence[PlacedRun]) -> Verdict:
     if result.noise_floor is not None:
         noise = (
             f"Luck alone moves accuracy by about {100 * result.noise_floor:.2f} points (derived); a verdict takes "
-            f"{outcome.CLAIM_SEEDS} seeds."
+            f"{race_results.CLAIM_SEEDS} seeds."
         )
     costs = [cost for cost in _COSTS if any(lane.cost.get(cost[0]) is not None for lane in result.lanes)]
     to_target = (
         []
         if result.target is None
         else [
-            f"To the target {charts.target_in_words(Target.model_construct(metric=result.metric, value=result.target))}",
+            f"To the target {training.target_in_words(Target.model_construct(metric=result.metric, value=result.target))}",
             *(c[1] for c in costs),
         ]
     )
@@ -71,7 +73,7 @@ def _verdict(result: Outcome, runs: Sequence[PlacedRun]) -> Verdict:
 
 
 def _lane_row(
-    lane: LaneOutcome, result: Outcome, costs: Sequence[Cost], runs: Sequence[PlacedRun]
+    lane: VariantOutcome, result: Outcome, costs: Sequence[Cost], runs: Sequence[PlacedRun]
 ) -> tuple[Head, list[str]]:
     place = next((run.place for run in runs if run.run.run_id in lane.run_ids), None)
     cells = []

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine import charts, energy, units
-from engine.report import ReportRun
+from engine.charts import training
+from engine.common import units
+from engine.measurement import energy
+from engine.reports.report import ReportRun
 
 _HEADLINES = {"Held-out accuracy", "Training loss", "Throughput", "Training time"}
 
@@ -72,7 +74,7 @@ def _target(run: ReportRun) -> str:
     target, reached = run.config.target, run.target_reached
     if target.value is None:
         return units.UNKNOWN
-    aim = charts.target_in_words(target)
+    aim = training.target_in_words(target)
     if reached is None:
         return f"{aim} not reached"
     return f"{aim} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"

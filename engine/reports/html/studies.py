@@ -10,13 +10,21 @@ import plotly.graph_objects as go
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from engine import batch_law, calibration, charts, charts_descent, charts_infer, landscape, serving, split, units
-from engine.charts_split import split_chart
-from engine.errors import StoreError
-from engine.landscape import SURFACE_FILE, SurfaceData
-from engine.records import Calibration, Latency, Surface
-from engine.report import ReportRun
+from engine.charts import training
+from engine.charts.inference import curve_chart, heat_map, histogram_chart, ladder_chart, timeline_chart, token_chart
+from engine.charts.loss_surface import descent_path_chart, percent
+from engine.charts.step_breakdown import split_chart
+from engine.common import units
+from engine.common.errors import StoreError
+from engine.events.inference import Latency
+from engine.events.machine import Calibration
+from engine.events.studies import Surface
+from engine.measurement import calibration, step_breakdown
 from engine.reports.html.parts import Chart, PlacedRun, curves, grouped
+from engine.reports.report import ReportRun
+from engine.studies import batch_law
+from engine.studies.inference import RUNTIME_WORDS, Matrix, cell_in_words, form_in_words, slower_in_words
+from engine.studies.loss_surface import SURFACE_FILE, SurfaceData, surface_of
 
 _MIN_POINTS = 300  # of a curve, however many runs share a chart
 _HOW_LATENCY = {
@@ -44,9 +52,9 @@ class Study:
 
 def run_charts(runs: Sequence[PlacedRun]) -> list[Chart]:
     """The charts of training that have something to show. Many runs share the points that one could have."""
-    max_points = max(_MIN_POINTS, charts.MAX_POINTS // max(1, len(runs) // 2))
+    max_points = max(_MIN_POINTS, training.MAX_POINTS // max(1, len(runs) // 2))
     found = []
-    for chart in charts.shown(curves(runs)):
+    for chart in training.shown(curves(runs)):
         title = chart.title_of(curves(runs))
         label = title if " over " in title else f"{title} over the run"
         found.append(Chart(chart.key, chart.draw(curves(runs), max_points=max_points), label, title))
@@ -77,7 +85,7 @@ def _laws(runs: Sequence[PlacedRun]) -> Iterator[Study]:
         if not trials:
             continue
         found = batch_law.outcome(trials)
-        figure = charts.batch_law_chart(trials, found.law, found.step_time)
+        figure = training.batch_law_chart(trials, found.law, found.step_time)
         chart = Chart(
             f"law-{i}", figure, "Steps, examples and time to the target against the batch size", height="tall"
         )
@@ -93,9 +101,7 @@ def _surfaces(runs: Sequence[PlacedRun]) -> Iterator[Study]:
         if surface is None:
             continue
         paths = [labels.get(run_id, f"run {run_id[:6]}") for run_id in surface.paths]
-        figure = charts_descent.descent_path_chart(
-            surface, paths, [charts.colour(place) for place in range(len(paths))]
-        )
+        figure = descent_path_chart(surface, paths, [training.colour(place) for place in range(len(paths))])
         said, gap = surface.said, ""
         if said.plane_gap is not None:
             gap = f" At the checkpoints it is {said.plane_gap:.2g} off the loss itself, in the median."
@@ -103,7 +109,7 @@ def _surfaces(runs: Sequence[PlacedRun]) -> Iterator[Study]:
             f"Loss surface: {run.label}",
             [Chart(f"surface-{i}", figure, "Loss surface with the paths of the runs", height="mid")],
             how=f"The loss on {said.examples:,} {said.split} examples, on the plane {said.plane} of {said.parameters:,} "
-            f"dimensions: it shows {charts_descent.percent(sum(surface.explained))} of the paths' variance.{gap} "
+            f"dimensions: it shows {percent(sum(surface.explained))} of the paths' variance.{gap} "
             "A ring is where a run began, a full dot where it ended. Measured; shares derived.",
         )
 
@@ -115,7 +121,7 @@ def _surface(run: ReportRun) -> SurfaceData | None:
     if said is None or not data:
         return None
     try:
-        return landscape.surface_of(load(data), said, run.config.landscape.runs, run.run_id)
+        return surface_of(load(data), said, run.config.landscape.runs, run.run_id)
     except (StoreError, SafetensorError, ValueError):
         return None
 
@@ -150,14 +156,14 @@ def _splits(runs: Sequence[PlacedRun]) -> Iterator[Study]:
     )
 
 
-def _parts(run: ReportRun) -> list[split.Part]:
-    return split.parts(run.step_split, evaluation_s=run.evaluation_s, steps=run.summary.steps)
+def _parts(run: ReportRun) -> list[step_breakdown.Part]:
+    return step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=run.summary.steps)
 
 
-def _split_in_words(label: str, run: ReportRun, parts: list[split.Part]) -> tuple[str, str, str]:
+def _split_in_words(label: str, run: ReportRun, parts: list[step_breakdown.Part]) -> tuple[str, str, str]:
     step_s = run.summary.train_seconds / run.summary.steps if run.summary.steps else None
-    aside = f"{split.row_in_words(parts)}. {split.agrees(parts, step_s)}"
-    return label, split.sentence(parts, run.config), aside
+    aside = f"{step_breakdown.row_in_words(parts)}. {step_breakdown.agrees(parts, step_s)}"
+    return label, step_breakdown.sentence(parts, run.config), aside
 
 
 def _inferences(runs: Sequence[PlacedRun]) -> Iterator[Study]:
@@ -168,11 +174,7 @@ def _inferences(runs: Sequence[PlacedRun]) -> Iterator[Study]:
         found, is_text = run.run.matrix, run.run.config.is_text
         heads = ["", "Requests", "p50", "p90", "p99", "Longest", "Examples/s", "First answer"]
         heads += ["First character", "Each character"] if is_text else []
-        rows = [
-            (serving.cell_in_words(found, c.cell), _latency_cells(c.latency, is_text))
-            for c in found.measured
-            if c.latency
-        ]
+        rows = [(cell_in_words(found, c.cell), _latency_cells(c.latency, is_text)) for c in found.measured if c.latency]
         yield Study(
             _title("How fast it answers", run, runs),
             [Chart(f"{key}-{i}", figure, title, title, "own") for key, title, figure in _inference_figures(found)],
@@ -183,34 +185,32 @@ def _inferences(runs: Sequence[PlacedRun]) -> Iterator[Study]:
         )
 
 
-def _inference_in_words(run: ReportRun, found: serving.Matrix) -> list[str]:
-    words = [serving.form_in_words(found, quality) + "." for quality in run.qualities]
+def _inference_in_words(run: ReportRun, found: Matrix) -> list[str]:
+    words = [form_in_words(found, quality) + "." for quality in run.qualities]
     if found.cells:
         batch_size, threads = min((c.cell.batch_size, c.cell.threads) for c in found.cells)
-        words += serving.slower_in_words(found, batch_size=batch_size, threads=threads)
-    not_run = (
-        f"{serving.RUNTIME_WORDS[c.cell.runtime]} in {c.cell.precision}: {c.not_run}" for c in found.cells if c.not_run
-    )
+        words += slower_in_words(found, batch_size=batch_size, threads=threads)
+    not_run = (f"{RUNTIME_WORDS[c.cell.runtime]} in {c.cell.precision}: {c.not_run}" for c in found.cells if c.not_run)
     return [*words, *dict.fromkeys(not_run)]
 
 
-def _inference_figures(found: serving.Matrix) -> Iterator[tuple[str, str, go.Figure]]:
+def _inference_figures(found: Matrix) -> Iterator[tuple[str, str, go.Figure]]:
     """The charts of a run of inference that have something to show: key, title and figure."""
     if not found.measured:
         return
     if len(found.cells) > 1:
-        yield "throughput", "Throughput of each cell (measured)", charts_infer.heat_map(found)
-        yield "p99", "Latency of each cell, p99 (measured)", charts_infer.heat_map(found, "p99")
+        yield "throughput", "Throughput of each cell (measured)", heat_map(found)
+        yield "p99", "Latency of each cell, p99 (measured)", heat_map(found, "p99")
     if len(found.batch_sizes) > 1:
-        yield "curve", "Throughput against latency", charts_infer.curve_chart(found)
+        yield "curve", "Throughput against latency", curve_chart(found)
     if len({(c.cell.runtime, c.cell.precision) for c in found.measured}) > 1:
-        yield "ladder", "Speed-up over plain PyTorch (derived)", charts_infer.ladder_chart(found)
+        yield "ladder", "Speed-up over plain PyTorch (derived)", ladder_chart(found)
     if found.config.is_text and len(found.batch_sizes) > 1:
-        yield "ttft", "Time to first token", charts_infer.token_chart(found, "ttft")
-        yield "tpot", "Time per output token", charts_infer.token_chart(found, "tpot")
+        yield "ttft", "Time to first token", token_chart(found, "ttft")
+        yield "tpot", "Time per output token", token_chart(found, "tpot")
     if len(found.cells) == 1 and (latency := found.measured[0].latency):
-        yield "histogram", "How long requests took (measured)", charts_infer.histogram_chart(latency)
-        yield "timeline", "When they took it (measured)", charts_infer.timeline_chart(latency)
+        yield "histogram", "How long requests took (measured)", histogram_chart(latency)
+        yield "timeline", "When they took it (measured)", timeline_chart(latency)
 
 
 def _latency_cells(latency: Latency, is_text: bool) -> list[str]:

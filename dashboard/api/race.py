@@ -1,0 +1,181 @@
+"""The read-only route of a comparison: the new points of many runs in one answer.
+
+Every point comes with each possible horizontal axis (step, samples, seconds of training; epochs, FLOPs and money follow
+from them), so that the browser changes the axis without a request. The more runs there are, the fewer points each gets.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from dashboard.api import cursor, wire
+from dashboard.api.readers import shared_run
+from dashboard.api.run import about, preparing
+from dashboard.api.wire import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
+from engine.charts.facts import RACE_CHARTS
+from engine.common.downsample import minmax
+from engine.common.errors import StoreError
+from engine.common.sanitize import visible
+from engine.store.columns import Table
+from engine.store.run import Run
+
+MOST_RUNS = 72
+_ALL_POINTS = 9_000  # per kind of trace, all runs together: about what a browser redraws twice a second
+_FEWEST = 160
+_LONGEST_TEXT = 300
+
+
+def points_each(num_runs: int) -> int:
+    """Most points of one run's trace among so many runs."""
+    return min(FULL_POINTS, max(_FEWEST, _ALL_POINTS // max(1, num_runs)))
+
+
+# --- one run ------------------------------------------------------------------------------------------------------
+
+
+def points(run: Run, after: str = "", *, most: int = FULL_POINTS) -> dict[str, Any]:
+    """State, current values and the points of one run after the cursor `after`, all from one moment."""
+    with run.lock:
+        counts = (len(run.steps), len(run.evaluations), len(run.grad_norms), int(run.started is not None))
+        held = cursor.held(after, counts)
+        steps, evaluations, grad_norms, started = held or (0, 0, 0, 0)
+        full = held is None
+        answer = {"cursor": cursor.write(counts), "reset": full} | _state(run)
+        if full or counts[3] > started:
+            answer["about"] = _about(run)
+        starts = {"steps": steps, "evaluations": evaluations, "grad_norms": grad_norms}
+        traces: dict[str, dict[str, Any] | None] = {}
+        for line in (line for chart in RACE_CHARTS for line in chart.lines):
+            table, start = getattr(run, line.table), starts[line.table]
+            if line.is_noisy:
+                traces |= _noisy(run, table, line.column, start, most, full=full)
+            else:
+                traces[line.key] = _trace(run, table, line.column, start, most, full=full)
+        answer["traces"] = {name: trace for name, trace in traces.items() if trace}
+        return answer
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """What the charts need of a configuration and of how it started; sent once, and again when it has started."""
+    started, config = run.started, run.config
+    return {
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "target": about(config)["target"],
+        "accuracy_is_of_text": config.is_text,
+        "train_examples": started.train_examples if started else None,
+        "test_examples": started.test_examples if started else None,
+        "flops_per_example": started.train_flops_per_example if started else None,
+        "total_steps": started.total_steps if started else None,
+    }
+
+
+def _state(run: Run) -> dict[str, Any]:
+    summary, waits = run.summary(), preparing(run)
+    state: dict[str, Any] = {
+        "status": run.status,
+        "over": run.is_over,
+        "why": visible(run.why(), _LONGEST_TEXT),
+        "progress": short(run.progress()),
+    }
+    if summary.busy:
+        state["busy"] = visible(summary.busy_why, _LONGEST_TEXT)
+    if waits:
+        state["preparing"] = waits
+    if summary.steps:
+        state["current"] = {
+            "steps": summary.steps,
+            "samples": summary.samples,
+            "train_s": short(summary.train_seconds),
+            "loss": short(summary.final_train_loss),
+            "test_loss": short(summary.test_loss),
+            "accuracy": short(summary.test_accuracy),
+            "samples_per_s": short(summary.samples_per_s if run.is_over else run.throughput.last("samples_per_s")),
+        }
+    if run.is_over:
+        state["energy_j"] = short(summary.energy_j)
+    return state
+
+
+# --- traces -------------------------------------------------------------------------------------------------------
+
+
+def _trace(run: Run, table: Table, column: str, start: int, most: int, *, full: bool) -> dict[str, Any] | None:
+    """The rows of a column after `start`, thinned with extremes kept, each with every possible x."""
+    if start >= len(table) or not table.knows(column):
+        return None
+    y = table[column][start:]
+    kept = minmax(y, limit(len(table), len(y), most, full=full))
+    trace = _along(run, table, start + kept) | {"y": numbers(y[kept])}
+    if found := marks(y, table[column][start - 1] if start else 0.0):
+        at = _along(run, table, start + np.array([row for row, _ in found]))
+        words = [word for _, word in found]
+        trace["marks"] = list(zip(at["step"], at["samples"], at["train_s"], words, strict=True))
+    return trace
+
+
+def _noisy(run: Run, table: Table, column: str, start: int, most: int, *, full: bool) -> dict[str, Any]:
+    """A quantity of single steps and, unless every row is sent, means of groups of them with their numbers of rows."""
+    raw = _trace(run, table, column, start, most, full=full)
+    y = table[column][start:]
+    grouped = means(y, limit(len(table), len(y), min(most, FULL_MEANS), full=full)) if raw else None
+    if grouped is None:
+        return {column: raw}
+    last, mean, n = grouped
+    return {column: raw, f"{column}_mean": _along(run, table, start + last) | {"y": numbers(mean), "n": n.tolist()}}
+
+
+def _along(run: Run, table: Table, rows: np.ndarray) -> dict[str, list[Any]]:
+    """Every possible x of some rows: steps, samples and seconds of training until there."""
+    step = table["step"][rows]
+    return {
+        "step": step.astype(int).tolist(),
+        "samples": _samples(run.steps, step).astype(int).tolist(),
+        "train_s": np.round(table["seconds"][rows], 4).tolist(),
+    }
+
+
+def _samples(steps: Table, step: np.ndarray) -> np.ndarray:
+    """Examples seen after each of the steps; none before the first, where an untrained model is evaluated."""
+    if not len(steps):
+        return np.zeros(len(step))
+    done = np.searchsorted(steps["step"], step, side="right")
+    return np.where(done > 0, steps["samples"][np.maximum(done, 1) - 1], 0)
+
+
+# --- the route ----------------------------------------------------------------------------------------------------
+
+
+def get_compare(request: Request) -> Response:
+    """`runs=ID,ID&after=CURSOR;CURSOR`. `of` is how many runs the view has in all, where it asks for some of them."""
+    ids = [run_id for run_id in request.query_params.get("runs", "").split(",") if run_id]
+    if not 0 < len(ids) <= MOST_RUNS:
+        return wire.answer({"error": f"Ask for 1 to {MOST_RUNS} runs, not {len(ids)}."}, 400)
+    cursors = request.query_params.get("after", "").split(";")[: len(ids)]
+    most = points_each(max(len(ids), _count(request.query_params.get("of", ""))))
+    answers = {
+        visible(run_id, _LONGEST_TEXT): _answer(run_id, after, most)
+        for run_id, after in zip_longest(ids, cursors, fillvalue="")
+    }
+    return wire.answer({"most": most, "runs": answers})
+
+
+def _count(text: str) -> int:
+    return min(MOST_RUNS, int(text)) if re.fullmatch(r"\d{1,4}", text, re.ASCII) else 0
+
+
+def _answer(run_id: str, after: str, most: int) -> dict[str, Any]:
+    try:
+        return points(shared_run(run_id), after, most=most)
+    except StoreError as error:
+        return {"error": visible(error.message, _LONGEST_TEXT)}
+
+
+ROUTES = [Route("/api/compare", get_compare)]

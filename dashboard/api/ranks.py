@@ -1,0 +1,72 @@
+"""What the live view of a run on several ranks gets of each of them: a line per rank and quantity, and how they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dashboard.api.wire import numbers, short
+from engine.common.downsample import minmax
+from engine.common.sanitize import visible
+from engine.events.training import Ranks
+from engine.store.run import Run
+
+MOST_LINES = 8  # as many as there are colours; the table has all ranks
+_LONGEST_TEXT = 300
+_ALL_POINTS = 500  # of a line: 64 ranks of an hour are not to be sent whole
+
+Value = Callable[[Ranks, int], float | None]
+
+
+def _share(window: Ranks, rank: int) -> float | None:
+    waited, step = window.waited_s[rank], window.step_s[rank]
+    return None if waited is None or not step else min(1.0, waited / step)
+
+
+_COLUMNS: dict[str, Value] = {
+    "own": lambda window, rank: window.own_s[rank],
+    "waits": _share,
+    "cpu": lambda window, rank: window.cpu_per_wall[rank],
+    "memory": lambda window, rank: window.memory_bytes[rank],
+}
+
+
+def traces(run: Run, start: int, *, full: bool) -> dict[str, Any]:
+    """The windows after `start` as lines `rank0_own`, ... of seconds, shares of a step, of a core, and bytes."""
+    windows = run.ranks if full else run.ranks[start:]
+    if not windows:
+        return {}
+    found = {"rank0_step": _line(windows, lambda window, _: window.step_s[0], 0)}
+    for rank in range(min(MOST_LINES, len(windows[0].device))):
+        found |= {f"rank{rank}_{name}": _line(windows, read, rank) for name, read in _COLUMNS.items()}
+    return {name: line for name, line in found.items() if line}
+
+
+def _line(windows: list[Ranks], read: Value, rank: int) -> dict[str, Any] | None:
+    known = [None if rank >= len(window.device) else read(window, rank) for window in windows]
+    y = np.array([np.nan if value is None else value for value in known], dtype=np.float64)
+    if not np.isfinite(y).any():
+        return None
+    kept = minmax(y, _ALL_POINTS)
+    x = np.round([window.elapsed_s for window in windows], 3)[kept]
+    return {"x": x.tolist(), "y": numbers(y[kept])}
+
+
+def now(run: Run) -> dict[str, Any] | None:
+    """Every rank as it was in the last window, and whom the others wait for; None before there is one."""
+    if not run.ranks:
+        return None
+    last = run.ranks[-1]
+    rows = [
+        {
+            "device": visible(last.device[rank], 40), "step_s": short(last.step_s[rank]), "own_s": short(last.own_s[rank]),
+            "waits": short(_share(last, rank)), "cpu": short(last.cpu_per_wall[rank]), "memory": last.memory_bytes[rank],
+        }
+        for rank in range(len(last.device))
+    ]  # fmt: skip
+    return {
+        "rows": rows, "straggler": last.straggler, "steps": list(last.steps),
+        "method": visible(last.method, _LONGEST_TEXT),
+    }  # fmt: skip

@@ -1,0 +1,499 @@
+"""The figures of runs, for reports: made from the same rows as the page's charts (`chart_facts`).
+
+A figure has no title, legend box or background of its own: the card around it names the quantity, and it suits light
+and dark pages. A run's colour depends on its place in the sequence, so pass the same runs in the same order to each chart.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from engine.charts import facts as charts_facts
+from engine.charts.facts import RUN_CHARTS
+from engine.common import units
+from engine.common.downsample import minmax
+from engine.common.sanitize import visible
+from engine.config.run import RunConfig
+from engine.config.summary import describe
+from engine.config.training import Target
+from engine.events.studies import Trial
+from engine.events.training import TargetReached
+from engine.store.csv_tables import NAN_IS_MEASURED, Columns, Tables
+from engine.studies import batch_law
+from engine.studies.paired_tests import Survival
+
+Axis = Literal["step", "seconds", "samples"]
+
+# At least 3:1 on white and on near-black (WCAG 1.4.11), and at least 0.11 apart in OKLab for normal, protanope and
+# deuteranope sight (Machado et al. 2009): found by search, starting from the accent. Dashes tell further runs apart.
+PALETTE = ("#4f6bed", "#f4620c", "#23a774", "#af3262", "#419dc3", "#775ca2")
+ACCENT = PALETTE[0]
+DASHES = ("solid", "dash", "dot")
+MARK = "#d92d20"  # NaN and infinity
+MAX_POINTS = 2_000
+MAX_MARKS = 20
+_LONGEST_LABEL = 40
+
+
+class Curves(Tables, Protocol):
+    """What a chart needs of a run; `store.Run` and a run in a report both provide it."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> RunConfig: ...
+    @property
+    def target_reached(self) -> TargetReached | None: ...
+
+
+Runs = Sequence[Curves]
+
+
+# --- the charts ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A row of `chart_facts.RUN_CHARTS` as a figure of some runs."""
+
+    facts: charts_facts.Chart
+
+    @property
+    def key(self) -> str:
+        return self.facts.key
+
+    @property
+    def title(self) -> str:
+        return self.facts.title
+
+    def has_data(self, run: Curves) -> bool:
+        """False until there is something to see: an empty axis says less than no chart."""
+        line = self.facts.lines[0]
+        table = getattr(run, line.table)
+        if not len(table):
+            return False
+        values = table[line.column]
+        if self.facts.shown == "lr_moves":
+            return bool(values.min() < values.max())
+        return line.table != "hardware" or not bool(np.isnan(values).all())
+
+    def title_of(self, runs: Runs) -> str:
+        """The title; another one where all runs read text and that changes what is counted."""
+        is_text = bool(runs) and all(run.config.is_text for run in runs)
+        return self.facts.text_title if is_text and self.facts.text_title else self.title
+
+    def draw(self, runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS) -> go.Figure:
+        """One line for each run and each line of the row; NaN and infinity as red marks, targets as dashed lines.
+
+        `axis` counts for charts of steps and evaluations; readings and throughput stand over the time since the start.
+        """
+        facts = self.facts
+        lines = [line for line in facts.lines if line.in_report]
+        columns = [(run, getattr(run, line.table), line.column) for run in runs for line in lines]
+        known = [table[column] for _, table, column in columns if len(table) and _knows(table, column)]
+        seconds, x_title = (
+            _clock([t["elapsed"] for _, t, _ in columns]) if facts.is_over_time else (1.0, _axis_title(axis))
+        )
+        factor, unit = _display_unit(facts, known)
+        log = facts.log_from is not None and _spans_decades(known, facts.log_from)
+        figure = _figure(
+            x_title, _y_title(facts.axis_title or self.title_of(runs), f"{unit} {facts.of}".strip(), log=log)
+        )
+        reach = _reach(runs, axis)
+        for run, label, style in _styled(runs):
+            for line in lines:
+                table = getattr(run, line.table)
+                if not (len(table) and _knows(table, line.column)):  # an imported table: NaN in it was not measured
+                    continue
+                x = table["elapsed"] / seconds if facts.is_over_time else _along(table, run, axis)
+                y = table[line.column] * factor
+                is_first = line is lines[0]
+                name = label + (self.title_of(runs) if is_first else line.name.capitalize())
+                look = style if is_first else style | {"dash": "dash" if style["dash"] == "solid" else "dashdot"}
+                if facts.is_over_time and np.isnan(y).all():
+                    continue
+                if line.is_noisy or facts.is_over_time:
+                    _raw_and_smooth(figure, x, y, name, look, max_points, facts.digits, f" {unit}" if unit else "")
+                else:
+                    _line(
+                        figure,
+                        x,
+                        y,
+                        name,
+                        look,
+                        max_points,
+                        facts.digits,
+                        f" {unit}" if unit else "",
+                        dots=line.is_sparse,
+                    )
+                if line.column in NAN_IS_MEASURED:
+                    _marks(figure, x, y, table["step"], name, reach)
+        if log:
+            figure.update_yaxes(type="log", dtick=1)
+        else:
+            figure.update_yaxes(tickformat=facts.tick or None, rangemode="tozero" if facts.from_zero else None)
+        if len(lines) == 1:
+            figure.update_layout(showlegend=len(runs) > 1)
+        if facts.target:
+            _targets(figure, runs, facts.target, axis, scale=facts.factor, log=log)
+        return figure
+
+
+CHARTS = tuple(map(Chart, RUN_CHARTS))
+BY_KEY = {chart.key: chart for chart in CHARTS}
+
+
+def shown(runs: Runs) -> list[Chart]:
+    """The charts that have something to show for at least one of the runs."""
+    return [chart for chart in CHARTS if any(chart.has_data(run) for run in runs)]
+
+
+def batch_law_chart(
+    trials: Sequence[Trial], law: batch_law.BatchLaw | None, step_time: batch_law.StepTime | None
+) -> go.Figure:
+    """Steps, examples and training time to the target against the batch size, all logarithmic.
+
+    Dots are measured, one per seed; lines are the law. A red cross at the top marks a batch size where some seed did not
+    reach the target; the dotted lines are at B_crit and at the fastest batch.
+    """
+    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    figure.update_layout(template=TEMPLATE, height=720, hovermode="closest", showlegend=False)
+    figure.update_xaxes(type="log", showgrid=False)
+    figure.update_xaxes(title_text="Batch size (examples, log scale)", row=3)
+    if sizes := sorted({t.batch_size for t in trials}):
+        figure.update_xaxes(tickvals=sizes, tickformat=",d")
+    measured = [t for t in trials if not t.tuning]
+    seen = {t.batch_size for t in measured}
+    grid = np.geomspace(min(seen), max(seen), 200) if law and seen else np.empty(0)
+    panels: tuple[tuple[str, Callable[[Trial], float | None], Callable[[float], float] | None, str], ...] = (
+        ("Steps to the target", lambda t: t.steps, law.steps if law else None, ",.0f"),
+        ("Examples used", lambda t: t.samples, law.samples if law else None, ",.0f"),
+        ("Training time (s)", lambda t: t.train_s, _time(law, step_time), ".3g"),
+    )
+    for row, (title, read, fit, number) in enumerate(panels, start=1):
+        points = [(t, value) for t in measured if (value := read(t))]
+        figure.add_scatter(
+            x=[t.batch_size for t, _ in points], y=[value for _, value in points], mode="markers", name=title,
+            marker={"size": 6, "color": ACCENT, "opacity": 0.6}, customdata=[(t.lr, t.seed) for t, _ in points],
+            hovertemplate=f"batch %{{x}}: %{{y:{number}}}<br>lr %{{customdata[0]:.3g}}, seed %{{customdata[1]}}<extra></extra>",
+            row=row, col=1,
+        )  # fmt: skip
+        if fit and len(grid):
+            figure.add_scatter(
+                x=grid, y=[fit(size) for size in grid], mode="lines", name="law", hoverinfo="skip",
+                line={"color": PALETTE[1], "width": 1.8}, row=row, col=1,
+            )  # fmt: skip
+        figure.update_yaxes(type="log", dtick=1, title_text=f"{title}, log scale", row=row, col=1)
+    there = {t.batch_size for t in measured} - {t.batch_size for t in measured if not t.reached}
+    missed = sorted({t.batch_size for t in trials} - there)
+    for size in missed:
+        figure.add_annotation(
+            x=math.log10(size), y=1, xref="x", yref="y domain", text="×", showarrow=False, font={"color": MARK, "size": 16},
+            hovertext=f"batch {size}: not every seed reached the target",
+        )  # fmt: skip
+    middle = math.sqrt(sizes[0] * sizes[-1]) if sizes else 1.0
+    if law:
+        _standing(figure, law.b_crit, f"B_crit {units.about(law.b_crit)}", row=1, middle=middle)
+    if law and step_time and step_time.t1_s and step_time.t0_s:
+        best = batch_law.best_batch(law, step_time)
+        fastest = f"fastest: {units.about(best.b_star)}, {units.duration(best.time_s)}"
+        _standing(figure, best.b_star, fastest, row=3, middle=middle)
+    return figure
+
+
+def _time(law: batch_law.BatchLaw | None, step_time: batch_law.StepTime | None) -> Callable[[float], float] | None:
+    if law is None or step_time is None:
+        return None
+    return lambda size: law.steps(size) * step_time.seconds(size)
+
+
+def _standing(figure: go.Figure, x: float, text: str, *, row: int, middle: float) -> None:
+    """A dotted line with its name on the side of the middle, where a narrow screen has room.
+
+    On a logarithmic axis Plotly's lines take the value and its annotations the logarithm.
+    """
+    side, shift = ("left", 4) if x < middle else ("right", -4)
+    figure.add_vline(x=x, row=row, col=1, line={"color": _GREY, "width": 1, "dash": "dot"})
+    figure.add_annotation(
+        x=math.log10(x), y=1, yref="y domain", text=text, showarrow=False, xanchor=side, yanchor="top", xshift=shift,
+        row=row, col=1,
+    )  # fmt: skip
+
+
+def survival_chart(lanes: Sequence[tuple[str, Survival, float]]) -> go.Figure:
+    """Share of runs that have not reached the target, over seconds of training; lanes in the order of their colours."""
+    figure = _figure("Training time (s)", "Runs that have not reached the target (%)")
+    for number, (label, survival, end) in enumerate(lanes):
+        x = [0.0, *survival.times, max(end, *survival.times)] if len(survival.times) else [0.0, end]
+        y = [1.0, *survival.share, survival.share[-1]] if len(survival.share) else [1.0, 1.0]
+        figure.add_scatter(
+            x=x, y=[100 * v for v in y], mode="lines", name=_literal(label), line={"shape": "hv", "width": 2, "color": colour(number)},
+            hovertemplate="%{y:.0f} % after %{x:.2f} s<extra></extra>",
+        )  # fmt: skip
+    figure.update_yaxes(range=[-3, 103])
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+# --- names and colours --------------------------------------------------------------------------------------------
+
+
+def colour(place: int) -> str:
+    return PALETTE[place % len(PALETTE)]
+
+
+def dash(place: int) -> str:
+    return DASHES[place // len(PALETTE) % len(DASHES)]
+
+
+def labels(runs: Runs) -> list[str]:
+    """A short, unique name for each run: its own or its configuration as text, with an id where two are equal."""
+    names = [run.name or describe(run.config) for run in runs]
+    names = [visible(name, _LONGEST_LABEL) for name in names]
+    twice = {name for name, times in Counter(names).items() if times > 1}
+    return [f"{name} · {run.run_id[:6]}" if name in twice else name for name, run in zip(names, runs, strict=True)]
+
+
+def ema(y: np.ndarray, span: float) -> np.ndarray:
+    """Exponential moving average of `y` (n,) over about `span` rows, without the usual pull towards the first value.
+
+    Both the values and their weights are averaged from zero, and divided (the bias correction of Adam, Kingma & Ba
+    2015). A NaN or infinity has weight 0 and stays NaN, so that the line has a gap there.
+    """
+    finite = np.isfinite(y)
+    keep = 1 - 2 / (max(span, 1.0) + 1)
+    if keep == 0:
+        return np.where(finite, y, math.nan)
+    total, weight = _decaying_sum(np.where(finite, y, 0.0), keep), _decaying_sum(finite.astype(float), keep)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(finite, total / weight, math.nan)
+
+
+def _decaying_sum(x: np.ndarray, keep: float) -> np.ndarray:
+    """s[t] = keep * s[t-1] + x[t], in blocks: within one, keep**-t stays far from overflow."""
+    block = max(1, min(len(x), int(-50 / math.log(keep))))
+    powers = keep ** np.arange(1, block + 1)
+    out, carried = np.empty(len(x)), 0.0
+    for first in range(0, len(x), block):
+        part = x[first : first + block]
+        decay = powers[: len(part)]
+        out[first : first + block] = decay * (carried + np.cumsum(part / decay))
+        carried = float(out[first + len(part) - 1])
+    return out
+
+
+# --- the parts of a figure ----------------------------------------------------------------------------------------
+
+_GREY = "#737a87"  # 4.3:1 on white and on near-black
+_GRID = "rgba(128,128,128,0.16)"
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "Inter, system-ui, sans-serif", "size": 12, "color": _GREY},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 56, "r": 12, "t": 12, "b": 44},
+        "height": 280,
+        "hovermode": "x unified",
+        "hoverlabel": {"namelength": -1},
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        "xaxis": {"showgrid": False, "zeroline": False, "automargin": True, "title": {"standoff": 8}, "nticks": 7},
+        "yaxis": {"gridcolor": _GRID, "zeroline": False, "automargin": True, "title": {"standoff": 8}, "nticks": 6},
+    }
+)
+Style = dict[str, Any]  # colour, dash, legendgroup
+
+
+def _figure(x_title: str, y_title: str) -> go.Figure:
+    figure = go.Figure(layout={"template": TEMPLATE})
+    figure.update_xaxes(title_text=x_title)
+    figure.update_yaxes(title_text=y_title)
+    return figure
+
+
+def _styled(runs: Runs) -> list[tuple[Curves, str, Style]]:
+    """Each run with its style and the text before a trace's name, which is empty where there is only one run."""
+    words = [f"{_literal(label)} · " for label in labels(runs)] if len(runs) > 1 else [""] * len(runs)
+    places = [getattr(run, "place", i) for i, run in enumerate(runs)]  # seeds of a lane share its place
+    return [
+        (run, word, {"colour": colour(i), "dash": dash(i), "legendgroup": str(i) if len(runs) > 1 else None})
+        for i, run, word in zip(places, runs, words, strict=True)
+    ]
+
+
+def _literal(text: str) -> str:
+    """Plotly reads a trace's name as a kind of HTML, with links: a user's text must stay text."""
+    return html.escape(text, quote=False)
+
+
+def _raw_and_smooth(
+    figure: go.Figure,
+    x: np.ndarray,
+    y: np.ndarray,
+    name: str,
+    style: Style,
+    max_points: int,
+    number: str,
+    unit: str = "",
+) -> None:
+    span = min(200.0, len(y) / 60)  # a longer average lags visibly behind the steep start
+    if span < 2:
+        return _line(figure, x, y, name, style, max_points, number, unit)
+    kept = minmax(y, max_points)
+    finite = np.where(np.isfinite(y), y, math.nan)
+    figure.add_scatter(
+        x=_compact(x[kept]), y=_compact(finite[kept]), mode="lines", name=name, hoverinfo="skip", showlegend=False,
+        legendgroup=style["legendgroup"], line={"color": style["colour"], "width": 1}, opacity=0.25,
+    )  # fmt: skip
+    _line(figure, x, ema(y, span), name, style, max_points, number, unit)
+
+
+def _line(
+    figure: go.Figure, x: np.ndarray, y: np.ndarray, name: str, style: Style, max_points: int, number: str,
+    unit: str = "", *, dots: bool = False,
+) -> None:  # fmt: skip
+    if not len(y):
+        return
+    kept = minmax(y, max_points)
+    few = dots and len(kept) <= 40
+    figure.add_scatter(
+        x=_compact(x[kept]), y=_compact(np.where(np.isfinite(y), y, math.nan)[kept]), name=name,
+        mode="lines+markers" if few else "lines", marker={"size": 5, "color": style["colour"]},
+        line={"color": style["colour"], "width": 1.8, "dash": style["dash"]}, legendgroup=style["legendgroup"],
+        hovertemplate=f"%{{y:{number}}}{unit}",
+    )  # fmt: skip
+
+
+def _marks(figure: go.Figure, x: np.ndarray, y: np.ndarray, step: np.ndarray, name: str, reach: float) -> None:
+    """A red cross where a value became NaN or infinite, at the height of the last finite value before it.
+
+    Its text is on the side with more room, on an axis that ends at `reach`.
+    """
+    odd = ~np.isfinite(y)
+    begins = np.flatnonzero(odd & ~np.concatenate([[False], odd[:-1]]))[:MAX_MARKS]
+    if not len(begins):
+        return
+    before = np.array([_last_finite(y[:row]) for row in begins])
+    words = [f"{_word(y[row])} at step {int(step[row]):,}" for row in begins]
+    sides = ["middle right" if at < reach / 2 else "middle left" for at in x[begins]]
+    words = [f" {word} " for word in words]  # off the cross
+    figure.add_scatter(
+        x=_compact(x[begins]), y=_compact(before), mode="markers+text", text=words, textposition=sides,
+        marker={"symbol": "x", "size": 10, "color": MARK}, textfont={"color": MARK}, showlegend=False,
+        name=name, hovertemplate="%{text}", cliponaxis=False,
+    )  # fmt: skip
+
+
+def _targets(figure: go.Figure, runs: Runs, metric: str, axis: Axis, *, scale: float = 1, log: bool = False) -> None:
+    """A dashed line at each different target for `metric`, and a mark where a run reached its own."""
+    aims = [run.config.target for run in runs if run.config.target.metric == metric]
+    for value, aim in {aim.value: aim for aim in aims if aim.value}.items():
+        assert value is not None
+        y = value * scale
+        figure.add_shape(
+            type="line", xref="paper", x0=0, x1=1, y0=y, y1=y, line={"color": _GREY, "width": 1, "dash": "dash"}
+        )
+        figure.add_annotation(
+            xref="paper", x=0, xanchor="left", y=math.log10(y) if log else y, yanchor="bottom", showarrow=False,
+            text=f"target {target_in_words(aim)}",
+        )  # fmt: skip
+    for run, label, style in _styled(runs):
+        reached, aim = run.target_reached, run.config.target
+        if (
+            reached is None or reached.metric != metric or aim.value is None
+        ):  # a report may say the one without the other
+            continue
+        words = f"{target_in_words(aim)} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
+        figure.add_scatter(
+            x=_where(run, reached, axis), y=[reached.value * scale], mode="markers", showlegend=False,
+            marker={"symbol": "diamond", "size": 10, "color": style["colour"]}, legendgroup=style["legendgroup"],
+            name=f"{label}target", hovertemplate=words,
+        )  # fmt: skip
+
+
+def target_in_words(target: Target) -> str:
+    """A target as text: `95 %` or `loss 0.3`."""
+    assert target.value is not None
+    return f"{100 * target.value:g} %" if target.metric == "test_accuracy" else f"loss {target.value:g}"
+
+
+def _where(run: Curves, reached: TargetReached, axis: Axis) -> np.ndarray:
+    """The x of the evaluation that reached a target."""
+    rows = run.evaluations["step"] == reached.step
+    return _along(run.evaluations, run, axis)[rows][:1]
+
+
+def _word(value: float) -> str:
+    return "NaN" if math.isnan(value) else "+∞" if value > 0 else "-∞"
+
+
+def _last_finite(y: np.ndarray) -> float:
+    rows = np.flatnonzero(np.isfinite(y))
+    return float(y[rows[-1]]) if len(rows) else 1.0
+
+
+def _clock(elapsed: Iterable[np.ndarray]) -> tuple[float, str]:
+    """Seconds in the unit of a time axis that holds the longest of some runs, and the axis's title."""
+    longest = max((float(x[-1]) for x in elapsed if len(x)), default=0.0)
+    seconds, word = (1, "s") if longest < 300 else (60, "min") if longest < 18_000 else (3_600, "h")
+    return seconds, f"Elapsed time ({word})"
+
+
+def _display_unit(facts: charts_facts.Chart, columns: Sequence[np.ndarray]) -> tuple[float, str]:
+    """The factor from a column's unit to the one shown, and that unit; bytes by the largest value."""
+    if facts.unit != "bytes":
+        return facts.factor, facts.unit
+    largest = max((float(np.nanmax(y)) for y in columns if not np.isnan(y).all()), default=0.0)
+    return (2**-30, "GiB") if largest >= 2**30 else (2**-20, "MiB")
+
+
+def _y_title(title: str, unit: str, *, log: bool) -> str:
+    words = ", ".join(filter(None, (unit, "log scale" if log else "")))
+    return f"{title} ({words})" if words else title
+
+
+def _knows(table: Columns, column: str) -> bool:
+    knows: Callable[[str], bool] | None = getattr(table, "knows", None)
+    return knows is None or knows(column)
+
+
+def _along(table: Columns, run: Curves, axis: Axis) -> np.ndarray:
+    """The x of a table's rows; an evaluation has the x of its step."""
+    if axis != "samples":
+        return table[axis]
+    if not len(run.steps):
+        return np.zeros(len(table))
+    return np.interp(table["step"], run.steps["step"], run.steps["samples"])
+
+
+def _reach(runs: Runs, axis: Axis) -> float:
+    """Where the longest run ends on the axis."""
+    return max((float(_along(run.steps, run, axis)[-1]) for run in runs if len(run.steps)), default=0.0)
+
+
+def _spans_decades(columns: Iterable[np.ndarray], ratio: float) -> bool:
+    """Whether the largest positive value is more than `ratio` times the smallest."""
+    values = np.concatenate([np.empty(0), *columns])
+    values = values[np.isfinite(values) & (values > 0)]
+    return len(values) > 0 and bool(values.max() > ratio * values.min())
+
+
+def _axis_title(axis: Axis) -> str:
+    return {"step": "Step", "seconds": "Training time (s)", "samples": "Examples seen"}[axis]
+
+
+def _compact(values: np.ndarray) -> np.ndarray:
+    """Half the bytes to send to the browser: whole numbers as int32, others as float32."""
+    if len(values) and np.isfinite(values).all() and (values == np.rint(values)).all() and np.abs(values).max() < 2**31:
+        return values.astype(np.int32)
+    return values.astype(np.float32)

@@ -1,0 +1,272 @@
+"""The configuration of a run: one frozen value with JSON and a fingerprint. Named configurations are in `presets.py`.
+
+Each fact about a field (title, bounds, choices, help) stands here once, and so does each fact about a choice
+(optimizer, data set, model family). The form, the command line, error messages and reports read them from here. Checks
+that need the size of a data set or a device are in `planner.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from engine.config.base import DeviceName, PrecisionName, Spec, field, number, values
+from engine.config.data import DATA, USER_DATA, DatasetName, Source
+from engine.config.models import CNN, MLP, RNN, Transformer
+from engine.config.parallel import Parallel
+from engine.config.tasks import MOST_IN_A_REQUEST, Cell, Infer, Landscape, Law
+from engine.config.training import FULL, OPTIMIZERS, Budget, Optimizer, ScheduleName, Target
+
+# --- the whole run ----------------------------------------------------------------------------------------------------
+
+ExecutionName = Literal["eager", "dataloader", "compiled", "cuda-graph"]
+
+
+class RunConfig(Spec):
+    """One experiment. Two equal values are the same experiment on every machine."""
+
+    task: Literal["train", "batch-law", "landscape", "calibrate", "infer"] = field("train", "Task")
+    """train: train one model. batch-law: train many times to find the law of the batch size. landscape: compute the
+    loss on a plane through the checkpoints of other runs. calibrate: measure what the device reaches, with up to
+    `threads` CPU threads. infer: measure how fast a model answers requests."""
+    model: Annotated[MLP | CNN | RNN | Transformer, Field(discriminator="family")] = field(MLP(), "Model")
+    data: DatasetName = field("mnist5k", "Data")
+    """The training data: a released data set, text, random numbers, or your own file."""
+    source: Source = field(Source(), "Source")
+    optimizer: Optimizer = field(Optimizer(), "Optimizer")
+    schedule: ScheduleName = field("constant", "Schedule")
+    """How the learning rate changes over the run. constant: it does not. cosine: falls to lr_end. step: is
+    multiplied by lr_gamma at each milestone. one-cycle: rises and falls again (Smith 2018). warm-up: rises, then
+    stays constant."""
+    warmup_steps: int = field(0, "Warm-up steps", ge=0, le=100_000_000)
+    """The learning rate rises linearly over these steps, before constant, cosine or step begins. The warm-up
+    schedule takes a tenth of the run if this is 0."""
+    lr_end: float = number(0.0, "Ends at", ge=0, le=1)
+    """Share of the learning rate at which cosine ends."""
+    lr_gamma: float = number(0.1, "Drops to", gt=0, lt=1)
+    """Factor of the step schedule at each milestone."""
+    lr_milestones: tuple[Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)], ...] = values(
+        (0.5, 0.75), "Milestones", min_length=1, max_length=16
+    )
+    """Where the step schedule drops, as shares of the run."""
+    batch_size: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["full"] = field(64, "Batch size")
+    """Examples in one forward and backward pass. full is the whole training set (batch gradient descent)."""
+    grad_accumulation: int = field(1, "Gradient accumulation", ge=1, le=10_000)
+    """Batches whose gradients are added up for one optimizer step; a full batch is split into this many."""
+    label_smoothing: float = number(0.0, "Label smoothing", ge=0, lt=1)
+    """Share of the target that is spread over all classes (Szegedy et al. 2016), only in the training loss."""
+    max_grad_norm: float | None = number(None, "Gradient clipping", gt=0, le=1e9)
+    """A gradient with a larger norm is scaled down to it. none: no clipping."""
+    ema_decay: float | None = number(None, "Weight averaging", gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then evaluated and saved. none: no
+    average."""
+    activation_checkpointing: bool = field(False, "Activation checkpointing")
+    """Frees activations and computes them again in the backward pass: less memory, more time."""
+    precision: PrecisionName = field("fp32", "Precision")
+    """Number format of matrix products: fp32; tf32 (NVIDIA Ampere and later); bf16 or fp16 by autocast, fp16 with
+    loss scaling."""
+    execution: ExecutionName = field("eager", "Execution")
+    """eager: data on the device, fused optimizer, losses read back in chunks. dataloader: the DataLoader loop of
+    PyTorch's tutorials. compiled: torch.compile. cuda-graph: steps recorded once and replayed on an NVIDIA GPU."""
+    budget: Budget = field(Budget(epochs=20.0), "Budget")
+    target: Target = field(Target(), "Target")
+    law: Law = field(Law(), "Batch-size law")
+    device: DeviceName = field("cpu", "Device")
+    """cpu, or cuda:i for the i-th NVIDIA GPU."""
+    parallel: Parallel = field(Parallel(), "Data-parallel")
+    threads: int = field(1, "Threads", ge=1, le=1024)
+    """CPU threads for one operation, in each rank. One is fastest for small models, because threads that wait for
+    each other cost more than they save."""
+    seed: int = field(0, "Seed", ge=0, le=2**32 - 1)
+    """Sets the first weights and the order of the data."""
+    evaluate_every: Annotated[int, Field(ge=1, le=100_000_000)] | Literal["auto"] = field("auto", "Evaluate every")
+    """Steps between evaluations on the held-out split. auto spends at most about a fifth of the time on them."""
+
+    checkpoints: int = field(0, "Checkpoints", ge=0, le=200)
+    """Copies of all weights kept during the run, evenly spaced with the first and the last, to draw its path over
+    the loss surface. 0 keeps none. Their time is not counted as training time."""
+    landscape: Landscape = field(Landscape(), "Loss surface")
+    infer: Infer = field(Infer(), "Inference")
+
+    @model_validator(mode="after")
+    def _gd_takes_the_whole_set(self) -> Self:
+        if self.optimizer.facts.full_batch and self.batch_size != FULL:
+            raise ValueError(
+                f"batch_size={self.batch_size} does not go with optimizer.name='{self.optimizer.name}': gradient "
+                "descent uses the whole training set; set batch_size=full, or optimizer.name=sgd for mini-batches"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_surface_needs_paths(self) -> Self:
+        if self.task == "landscape" and not self.landscape.runs:
+            raise ValueError("landscape.runs is missing: task='landscape' draws the paths of runs; set landscape.runs")
+        return self
+
+    @model_validator(mode="after")
+    def _requests_have_a_size(self) -> Self:
+        if self.task != "infer":
+            return self
+        if self.batch_size == FULL:
+            raise ValueError(
+                "batch_size=full does not go with task='infer': a request brings a number of examples; set "
+                "batch_size=1, or more"
+            )
+        assert isinstance(self.batch_size, int)
+        if not self.infer.cells and self.batch_size > MOST_IN_A_REQUEST:
+            raise ValueError(
+                f"batch_size={self.batch_size} is more than the {MOST_IN_A_REQUEST} examples a request may bring; "
+                "set fewer"
+            )
+        if (most := max((cell.threads for cell in self.infer.cells), default=1)) > self.threads:
+            raise ValueError(f"threads={self.threads} is less than the {most} threads of a cell; set threads={most}")
+        return self
+
+    @model_validator(mode="after")
+    def _model_reads_the_data(self) -> Self:
+        if self.is_text and (reason := self.model.why_not_text()):
+            raise ValueError(reason)
+        if self.data in USER_DATA and not self.source.path:
+            raise ValueError(
+                f"source.path is missing: data='{self.data}' is read from a file of yours; set source.path"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _execution_fits(self) -> Self:
+        if self.execution == "cuda-graph":
+            self._cuda_graph_fits()
+        if self.schedule == "one-cycle" and self.warmup_steps:
+            raise ValueError("warmup_steps does not go with schedule='one-cycle', which climbs by itself; set it to 0")
+        return self
+
+    def _cuda_graph_fits(self) -> None:
+        """Refuse what a recorded step cannot do: change between replays, or wait for a decision of the CPU."""
+        if self.device == "cpu":
+            raise ValueError(
+                "execution='cuda-graph' needs an NVIDIA GPU; set device=cuda:0, or execution=eager for device='cpu'"
+            )
+        if not self.optimizer.facts.capturable:
+            capturable = [name for name, facts in OPTIMIZERS.items() if facts.capturable]
+            raise ValueError(
+                f"optimizer.name='{self.optimizer.name}' does not go with execution='cuda-graph'; choose from "
+                f"{', '.join(capturable)}, or set execution=eager"
+            )
+        if self.precision == "fp16":
+            raise ValueError(
+                "precision='fp16' does not go with execution='cuda-graph': loss scaling decides after each step; set "
+                "precision=bf16, or execution=eager"
+            )
+
+    @model_validator(mode="after")
+    def _law_is_of_plain_training(self) -> Self:
+        """Refuse settings that depend on the length of a run, because a trial ends when it reaches the loss."""
+        if self.task != "batch-law":
+            return self
+        plain: dict[str, Any] = {
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "execution": "eager",
+            "grad_accumulation": 1,
+        }
+        for name, value in plain.items():
+            if (given := getattr(self, name)) != value:
+                raise ValueError(f"{name}={given} does not go with task='batch-law'; set {name}={value}")
+        if self.optimizer.facts.full_batch:
+            raise ValueError(
+                f"optimizer.name='{self.optimizer.name}' does not go with task='batch-law'; set optimizer.name=sgd"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> Self:
+        """Refuse what does not combine with data-parallel training."""
+        parallel, strategy = self.parallel, self.parallel.strategy
+        if parallel.devices and parallel.devices[0] != self.device:
+            raise ValueError(
+                f"parallel.devices begins with {parallel.devices[0]} and device is {self.device}; set "
+                f"device={parallel.devices[0]}"
+            )
+        if not self.is_parallel:
+            return self
+        many = f"parallel.num_ranks={parallel.num_ranks}"
+        if self.task != "train":
+            raise ValueError(f"task='{self.task}' does not go with {many}: only training is shared; set num_ranks=1")
+        if self.execution != "eager":
+            raise ValueError(f"execution='{self.execution}' does not go with {many}; set execution=eager")
+        if isinstance(self.batch_size, int) and self.batch_size < parallel.num_ranks:
+            raise ValueError(
+                f"batch_size={self.batch_size} is less than {many}: each rank needs an example; set batch_size="
+                f"{parallel.num_ranks} or more"
+            )
+        if strategy == "fsdp":
+            self._sharding_fits()
+        return self
+
+    def _sharding_fits(self) -> None:
+        """Refuse settings that need whole weights, or decisions on them, on every rank."""
+        refused = {
+            f"optimizer.name='{self.optimizer.name}'": self.optimizer.facts.for_matrices,
+            "precision='fp16'": self.precision == "fp16",
+            f"checkpoints={self.checkpoints}": self.checkpoints > 0,
+        }
+        for setting in (text for text, is_set in refused.items() if is_set):
+            raise ValueError(
+                f"{setting} does not go with parallel.strategy='fsdp', where no rank holds a whole weight; set "
+                "parallel.strategy=ddp"
+            )
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the examples are text."""
+        return DATA[self.data].kind == "text"
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether a data-parallel wrapper is used. True also for one rank whose device is named, to measure its
+        cost."""
+        return self.parallel.num_ranks > 1 or bool(self.parallel.devices)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The device of each rank, e.g. ("cuda:0", "cuda:1")."""
+        if self.parallel.devices or self.parallel.num_ranks == 1:
+            return self.parallel.devices or (self.device,)
+        kind, _, first = self.device.partition(":")
+        numbers = range(int(first or 0), int(first or 0) + self.parallel.num_ranks)
+        return tuple("cpu" if kind == "cpu" else f"cuda:{i}" for i in numbers)
+
+    @property
+    def has_rank_processes(self) -> bool:
+        """Whether the ranks are processes; nn.DataParallel serves all of its devices from one process."""
+        return self.is_parallel and self.parallel.strategy != "data-parallel"
+
+    @property
+    def num_processes(self) -> int:
+        """Number of rank processes; 1 without them."""
+        return self.parallel.num_ranks if self.has_rank_processes else 1
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that depend on every field: equal fingerprints mean the same experiment.
+
+        Fields at their defaults are left out, so that a field added later changes no fingerprint.
+        """
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        data["model"] = {"family": self.model.family} | self.model.model_dump(mode="json", exclude_defaults=True)
+        canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cells that a run with task infer measures."""
+        assert isinstance(self.batch_size, int)
+        if self.infer.cells:
+            return self.infer.cells
+        own = Cell(
+            batch_size=self.batch_size, threads=self.threads, precision=self.precision, runtime=self.infer.runtime
+        )
+        return (own,)

@@ -1,0 +1,74 @@
+"""A text: UTF-8, character by character."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from engine.common.errors import ConfigError
+from engine.config.data import Source
+from engine.data.datasets import Arrays, Dataset
+
+MAX_CHARACTERS = 10_000
+MIN_WINDOWS = 2  # of each split
+
+
+def read_text(path: Path, source: Source) -> Arrays:
+    """A text's tokens; raises ConfigError as `userdata.read` does."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"is not text in UTF-8: byte {error.start:,} is wrong.", fix="Save it as UTF-8.") from None
+    if "\0" in text:
+        raise ConfigError("is not text: it holds zero bytes.")
+    return text_arrays(path.name, text, seq_len=source.seq_len, sha256=hashlib.sha256(content).hexdigest())
+
+
+def text_arrays(title: str, text: str, *, seq_len: int, sha256: str | None = None) -> Arrays:
+    """A text as tokens: each character's place in the sorted alphabet; the first 90 % to train, the rest held out.
+
+    Raises ConfigError when a split is shorter than two windows of seq_len + 1, or has over 10,000 different characters.
+    """
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    seen = np.zeros(sys.maxunicode + 1, bool)
+    seen[codes] = True
+    alphabet = np.flatnonzero(seen)
+    facts = text_facts(title, len(codes), len(alphabet), seq_len=seq_len)
+    tokens = np.zeros(sys.maxunicode + 1, np.uint8 if len(alphabet) <= 256 else np.uint16)
+    tokens[alphabet] = np.arange(len(alphabet))
+    cut = _cut(len(codes))
+    return Arrays(
+        facts,
+        tokens[codes[:cut]],
+        None,
+        tokens[codes[cut:]],
+        None,
+        np.zeros((), np.float32),
+        np.ones((), np.float32),
+        tuple(map(chr, alphabet)),
+        sha256,
+    )
+
+
+def text_facts(title: str, length: int, alphabet: int, *, seq_len: int) -> Dataset:
+    """What is known of a text by its length and its number of different characters; raises as `text_arrays` does."""
+    if alphabet > MAX_CHARACTERS:
+        raise ConfigError(
+            f"has {alphabet:,} different characters, more than {MAX_CHARACTERS:,}.", fix="Use another text."
+        )
+    train, test = ((part - 1) // seq_len for part in (_cut(length), length - _cut(length)))
+    if test < MIN_WINDOWS or train < MIN_WINDOWS:
+        raise ConfigError(
+            f"has {length:,} characters, too few for source.seq_len={seq_len}: the tenth that is held out must have "
+            f"{MIN_WINDOWS * seq_len + 1:,}.",
+            fix="Use a longer text or lower source.seq_len.",
+        )
+    return Dataset(title, "text", (seq_len,), alphabet, train, test)
+
+
+def _cut(length: int) -> int:
+    return int(0.9 * length)  # as nanoGPT cuts it

@@ -1,0 +1,88 @@
+"""What all events share: their base class, packed arrays and bounded numbers."""
+
+from __future__ import annotations
+
+import base64
+import math
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
+
+from engine.common.sanitize import encodable
+
+Status = Literal["queued", "starting", "running", "stopping", "finished", "cancelled", "failed", "interrupted"]
+TERMINAL: frozenset[Status] = frozenset({"finished", "cancelled", "failed", "interrupted"})
+
+
+def _unpack(dtype: str) -> PlainValidator:
+    def unpack(value: Any) -> np.ndarray:
+        if isinstance(value, str):
+            return np.frombuffer(base64.b64decode(value, validate=True), dtype=dtype)
+        return _row(value, dtype)
+
+    return PlainValidator(unpack)
+
+
+def _row(value: Any, dtype: str) -> np.ndarray:
+    """One dimension of numbers; numpy's own refusals become pydantic's."""
+    try:
+        array = np.ascontiguousarray(value, dtype=dtype)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"not an array of numbers: {type(value).__name__}") from error
+    if np.ndim(value) != 1:
+        raise ValueError("not one row of numbers")
+    return array
+
+
+_PACK = PlainSerializer(lambda array: base64.b64encode(array.tobytes()).decode(), return_type=str)
+Float32s = Annotated[np.ndarray, _unpack("<f4"), _PACK]  # (n,)
+Float64s = Annotated[np.ndarray, _unpack("<f8"), _PACK]  # (n,)
+Int32s = Annotated[np.ndarray, _unpack("<i4"), _PACK]  # (n,)
+
+
+def _unpack_rate(value: Any) -> float | np.ndarray:
+    if isinstance(value, str):
+        return np.frombuffer(base64.b64decode(value, validate=True), "<f8")
+    if isinstance(value, int | float):
+        return float(_row([value], "<f8")[0])
+    return _row(value, "<f8")
+
+
+def _pack_rate(value: float | np.ndarray) -> float | str:
+    return value if isinstance(value, float) else base64.b64encode(value.astype("<f8").tobytes()).decode()
+
+
+Rate = Annotated[float | np.ndarray, PlainValidator(_unpack_rate), PlainSerializer(_pack_rate)]  # one, or (n,)
+NOTHING = np.empty(0)
+
+# What arithmetic and dates can be made of. A log may come from anywhere: a value beyond is a record not understood.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+StepNumber = Annotated[int, Field(ge=1, lt=2**53)]
+Moment = Annotated[float, Field(ge=0, lt=253_402_300_800)]  # Unix time until the year 10,000, s
+Seconds = Annotated[float, Field(ge=0, lt=1e12)]
+
+
+def _encodable(value: Any) -> Any:
+    return encodable(value) if isinstance(value, str) else value
+
+
+# Text from outside, such as a file's name inside an error: the log is UTF-8, and a last word that could not be written
+# would leave its run without an end.
+EncodableStr = Annotated[str, BeforeValidator(_encodable)]
+
+
+BoundedStr = Annotated[
+    str, BeforeValidator(lambda value: value[:2_000] if isinstance(value, str) else value)
+]  # for a report
+
+
+class Event(BaseModel):
+    """Base of everything a run says."""
+
+    # NaN and infinity are facts about a run: JSON has no word for them, so they travel as the strings "NaN", "Infinity".
+    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True, ser_json_inf_nan="strings")
+
+
+def is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,199 @@
+"""Alerts: what goes wrong with a run, from its recorded events, and what to do about it.
+
+An alert asks a person to act, so each needs a stronger sign than noise can produce. A run of a preset has none.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from engine.common import units
+from engine.events.lifecycle import Failed
+from engine.hardware import gpus
+from engine.store.columns import Table
+from engine.store.run import Run
+
+Kind = Literal["diverging", "stalled", "waiting for data", "memory", "throttled"]
+
+_RECENT_S = 10.0  # alerts look at the hardware readings of the last seconds ...
+_RECENT = 8  # ... when there are at least so many
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """What is wrong, and what to do."""
+
+    kind: Kind
+    text: str
+    fix: str
+
+    @property
+    def in_words(self) -> str:
+        """Both sentences."""
+        return f"{self.text} {self.fix}"
+
+
+def of_run(run: Run, now: float) -> list[Alert]:
+    """The alerts of a run at a moment (Unix time, s). A run that is over has only those that affect its figures."""
+    with run.lock:
+        found = [
+            _diverging(run), _stalled(run, now), _waiting_for_data(run), _gpu_memory(run), _host_memory(run), _throttled(run)
+        ]  # fmt: skip
+    return [alert for alert in found if alert]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+_WINDOW_STEPS = 100  # of a mean, at least, so that single batches hardly change it
+_MOST_STEPS = 50_000  # that are looked at
+# A loss diverges when its mean is this many times its best, and has lost this share of the improvement, and the rise is
+# this many standard errors.
+_ROSE = 2.0
+_OF_WHAT_WAS_GAINED = 0.25
+_ERRORS = 5.0
+
+
+def _diverging(run: Run) -> Alert | None:
+    fix = f"Lower optimizer.lr={run.config.optimizer.lr:g}, or clip gradients (max_grad_norm)."
+    loss = run.steps["loss"]
+    loss = loss[:: max(1, len(loss) // _MOST_STEPS)]  # thinned, because a page asks at every update
+    if len(loss) and not np.isfinite(run.steps["loss"][-1]):
+        if isinstance(run.last_word, Failed):
+            return None  # its Failed event already says so
+        return Alert("diverging", f"The loss became {'NaN' if np.isnan(loss[-1]) else 'infinite'}.", fix)
+    climb = climbed(loss)
+    if climb is None:
+        return None
+    last, low = climb
+    return Alert("diverging", f"The training loss rose to {units.loss(last)}, from {units.loss(low)} at its best.", fix)
+
+
+def climbed(loss: np.ndarray) -> tuple[float, float] | None:
+    """The mean loss of the last steps and the best mean before, if the loss rose and stayed up; else None.
+
+    `loss` (steps,). Single batches are noisy, most of all those of one example, so a rise counts only when two windows in
+    a row show it, and when it is larger than their own spread explains.
+    """
+    window = max(_WINDOW_STEPS, len(loss) // 20)
+    if len(loss) < 4 * window or not np.isfinite(loss).all():
+        return None
+    parts = loss[len(loss) % window :].reshape(-1, window).astype(np.float64)
+    means, errors = parts.mean(1), parts.std(1) / math.sqrt(window)
+    best = int(means.argmin())
+    if best >= len(means) - 2:
+        return None
+    low, first, last = float(means[best]), float(means[0]), float(means[-1])
+    for mean, error in zip(means[-2:], errors[-2:], strict=True):
+        rise = float(mean) - low
+        noise = _ERRORS * math.hypot(float(error), float(errors[best]))
+        if mean <= _ROSE * low or rise <= max(noise, _OF_WHAT_WAS_GAINED * (first - low)):
+            return None
+    return last, low
+
+
+# A run stalls when nothing came for this long, and for this many times its longest gap between two points.
+_PATIENCE_S = 15.0
+_OF_ITS_PACE = 20
+
+
+def _stalled(run: Run, now: float) -> Alert | None:
+    """Compares with the run's own pace. Hardware samples do not count, because another thread makes them."""
+    if run.is_over or run.started is None or not len(run.steps):
+        return None
+    newest = max(run.steps.last("elapsed") or 0.0, run.evaluations.last("elapsed") or 0.0)
+    silent = now - run.started.at - newest
+    if silent <= _PATIENCE_S:
+        return None
+    moments = np.unique(np.concatenate([[0.0], run.steps["elapsed"], run.evaluations["elapsed"]]))
+    usual = float(np.diff(moments).max())
+    if silent <= _OF_ITS_PACE * usual:
+        return None
+    return Alert(
+        "stalled",
+        f"No step for {units.duration(silent)}; the longest gap before was {units.duration(usual)}.",
+        "The machine may be overloaded or out of memory, or a driver may hang: stop the run and start it again.",
+    )
+
+
+# --- hardware ---------------------------------------------------------------------------------------------------------
+
+_IDLE_PERCENT = 50.0
+_DATA_SHARE = 1 / 3  # of a step
+_GPU_FULL = 0.95
+_HOST_FULL = 0.92
+_THROTTLED_SHARE = 0.25
+
+
+def _recent(run: Run, column: str) -> np.ndarray:
+    """The readings (n,) of a column in the last seconds; empty where there are too few."""
+    table: Table = run.hardware
+    if not len(table):
+        return np.empty(0)
+    values = table[column][table["elapsed"] >= table["elapsed"][-1] - _RECENT_S]
+    values = values[np.isfinite(values)]
+    return values if len(values) >= _RECENT else np.empty(0)
+
+
+def _waiting_for_data(run: Run) -> Alert | None:
+    """For a GPU only, and only where the profiled step shows that data takes the time."""
+    split, busy = run.step_split, _recent(run, "gpu_utilization_percent")
+    if split is None or split.data_s is None or not len(busy) or np.median(busy) >= _IDLE_PERCENT:
+        return None
+    whole = sum(
+        s or 0.0 for s in (split.data_s, split.forward_s, split.backward_s, split.optimizer_s, split.read_back_s)
+    )
+    share = split.data_s / whole if whole else 0.0
+    if share < _DATA_SHARE:
+        return None
+    eager = run.config.execution != "dataloader"
+    return Alert(
+        "waiting for data",
+        f"The GPU is idle {100 - float(np.median(busy)):.0f} % of the time while {units.percent(share)} of a step is fetching data.",
+        "Use a smaller input, or a data set that fits into the GPU's memory." if eager
+        else "Choose execution=eager, which keeps the data on the device.",
+    )  # fmt: skip
+
+
+def _gpu_memory(run: Run) -> Alert | None:
+    total = run.started.environment.get("gpu_memory_bytes") if run.started else None
+    used = run.hardware["gpu_memory_used_bytes"]
+    used = used[np.isfinite(used)]
+    if not isinstance(total, int) or not total or not len(used) or used[-1] < _GPU_FULL * total:
+        return None
+    return Alert(
+        "memory",
+        f"GPU memory is nearly full: {units.nbytes(float(used[-1]))} of {units.nbytes(total)}, all programs together.",
+        "Choose a smaller batch, grad_accumulation or activation_checkpointing.",
+    )
+
+
+def _host_memory(run: Run) -> Alert | None:
+    total = run.started.environment.get("memory_bytes") if run.started else None
+    used = run.hardware["process_memory_bytes"]
+    used = used[np.isfinite(used)]
+    if not isinstance(total, int) or not total or not len(used) or used[-1] < _HOST_FULL * total:
+        return None
+    return Alert(
+        "memory",
+        f"Memory is nearly full: this run holds {units.nbytes(float(used[-1]))} of {units.nbytes(total)}.",
+        "Choose a smaller batch or data set, before the system ends the run.",
+    )
+
+
+def _throttled(run: Run) -> Alert | None:
+    """For heat and missing power only, because reaching the board's power limit at full load is normal."""
+    reasons = _recent(run, "gpu_throttle_reasons").astype(np.int64)
+    if not len(reasons):
+        return None
+    faults = [bit for bit in gpus.THROTTLED_BY_FAULT if ((reasons & bit) != 0).mean() >= _THROTTLED_SHARE]
+    if not faults:
+        return None
+    return Alert(
+        "throttled",
+        f"The GPU's clock is limited by {gpus.throttle_words(sum(faults))}.",
+        "The run's figures are lower than on a cool machine: check cooling and power supply.",
+    )

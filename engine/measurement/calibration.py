@@ -1,0 +1,244 @@
+"""Reads the calibrations of a store: peaks, bandwidth, overheads, and reasons for doubt. Nothing is measured here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from engine.common import units
+from engine.common.errors import StoreError
+from engine.config.run import RunConfig
+from engine.events.machine import Calibration, Measurement
+from engine.store.run import Run
+from engine.store.store import Store
+
+OLD_S = 30 * 86_400.0
+BUSY = 1.2  # wall time / CPU time of one thread: above it, another program used the core
+_MOST_READ = 20  # calibrations that are opened, at most, to find one
+_ABOUT_SAME = 1.05  # more threads count as faster from this ratio of rates on
+SMALL = (64, 784, 128)  # M, K, N of the matrix product that represents small nets
+
+
+@dataclass(frozen=True, slots=True)
+class LatestCalibration:
+    """A calibration and the run that made it."""
+
+    run_id: str
+    calibration: Calibration
+
+
+def latest(store: Store, device: str, device_name: str | None) -> LatestCalibration | None:
+    """The newest finished calibration of a device, by its place ("cpu", "cuda:0") and name; None where there is none."""
+    if not device_name:
+        return None
+    for run in _runs(store):
+        made = run.calibration
+        if made and run.status == "finished" and (made.device, made.device_name) == (device, device_name):
+            return LatestCalibration(run.run_id, made)
+    return None
+
+
+def _runs(store: Store) -> Sequence[Run]:
+    """The runs that calibrated, newest first."""
+    lines = store.listing(search="calibration of this machine", status=("finished",), limit=_MOST_READ).lines
+    runs = []
+    for line in lines:
+        try:
+            run = store.run(line.run_id, keep_points=1)
+        except StoreError:  # the run was deleted meanwhile
+            continue
+        if run.config.task == "calibrate" and not run.imported:  # an imported one is of another machine
+            runs.append(run)
+    return runs
+
+
+def of_run(run: Run) -> tuple[str, str | None]:
+    """Device and device name of a run, as the arguments of `latest`. An imported run has no name: it is of another machine."""
+    if run.imported:
+        return run.config.device, None
+    name = run.started.environment.get("device") if run.started else None
+    return run.config.device, str(name) if name else None
+
+
+def idle_w(store: Store, run: Run) -> float | None:
+    """Power of the run's device when nothing runs, W, from its newest calibration; None where that has not measured it."""
+    found = latest(store, *of_run(run))
+    idle = [m.median for m in found.calibration.measurements if m.name == "idle_power"] if found else []
+    return idle[0] if idle else None
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def products(calibration: Calibration, dtype: str, threads: int, name: str = "gemm") -> list[Measurement]:
+    """The measured matrix products of a dtype and thread count."""
+    return [m for m in calibration.measurements if (m.name, m.dtype, m.threads) == (name, dtype, threads)]
+
+
+def peak(calibration: Calibration, dtype: str, threads: int) -> Measurement | None:
+    """The fastest matrix product of a dtype and thread count, by the 5th percentile of its times."""
+    return max(products(calibration, dtype, threads), key=lambda m: m.p05, default=None)
+
+
+def peaks(calibration: Calibration, threads: int) -> Mapping[str, Measurement]:
+    """dtype -> its fastest matrix product, the fastest dtype first."""
+    found = {
+        m.dtype: best for m in calibration.measurements if m.dtype and (best := peak(calibration, m.dtype, threads))
+    }
+    return dict(sorted(found.items(), key=lambda item: -item[1].p05))
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Bytes read and written per second, in the cache and in memory. The cache holds up to `fits_bytes`."""
+
+    cache: Measurement
+    memory: Measurement
+    fits_bytes: int
+
+    def of(self, working_set_bytes: float) -> Measurement:
+        """The bandwidth of a working set of this size."""
+        return self.cache if working_set_bytes <= self.fits_bytes else self.memory
+
+
+def bandwidth(calibration: Calibration, threads: int) -> Bandwidth | None:
+    """The bandwidth of the fastest working set (cache) and of the largest one (memory); None where none was measured.
+
+    A working set counts as cached up to the largest one that ran above the geometric mean of the two.
+    """
+    found = [m for m in calibration.measurements if m.name in {"copy", "triad"} and m.threads == threads and m.shape]
+    if not found:
+        return None
+    largest = max(m.shape[0] for m in found)
+    memory = max((m for m in found if m.shape[0] == largest), key=lambda m: m.p05)
+    cache = max(found, key=lambda m: m.p05)
+    middle = math.sqrt(cache.p05 * memory.p05)
+    fits = max((m.shape[0] for m in found if m.p05 >= middle and m.shape[0] < largest), default=0)
+    return Bandwidth(cache, memory, fits)
+
+
+def first(calibration: Calibration, *names: str) -> Measurement | None:
+    """The first measurement with one of the names; None where there is none."""
+    return next((m for m in calibration.measurements if m.name in names), None)
+
+
+def threads_of(config: RunConfig) -> int:
+    """The thread count of the measurements that a run is compared with; 1 on a GPU."""
+    return config.threads if config.device == "cpu" else 1
+
+
+def best_threads(calibration: Calibration) -> tuple[int | None, int | None]:
+    """The fewest threads within 5 % of the fastest, for the matrix product of a small net and for the largest products."""
+    small = {m.threads: m.p05 for m in calibration.measurements if m.name == "thin_gemm" and m.shape == SMALL}
+    large = {n: found.p05 for n in calibration.threads if (found := peak(calibration, "fp32", n))}
+    return _fewest(small), _fewest(large)
+
+
+def _fewest(rates: Mapping[int, float]) -> int | None:
+    return next((n for n in sorted(rates) if rates[n] * _ABOUT_SAME >= max(rates.values())), None)
+
+
+# --- in words -----------------------------------------------------------------------------------------------------
+
+
+def doubts(calibration: Calibration, *, now: float, versions: Mapping[str, str | None] | None = None) -> list[str]:
+    """Reasons to calibrate again. `now` is Unix time, s; `versions` are those installed now."""
+    found = []
+    if now - calibration.at > OLD_S:
+        found.append(f"It was made {units.age(now - calibration.at)}: drivers, cooling and other programs change.")
+    for name, was in calibration.versions.items():
+        if versions is not None and name in versions and versions[name] != was:
+            found.append(f"It was made with {name} {was}; {versions[name]} is installed now.")
+    if calibration.wall_per_cpu is not None and calibration.wall_per_cpu > BUSY:
+        found.append(
+            f"The machine was busy: a call took {calibration.wall_per_cpu:.2f} times its CPU time. That hardly affects the 5th "
+            "percentile of matrix products, but memory bandwidth is shared, and may be measured too low."
+        )
+    if calibration.others_on_gpu:
+        found.append(f"{calibration.others_on_gpu} other programs used the GPU at the same time.")
+    elif calibration.others_reason:
+        found.append(calibration.others_reason)
+    return found
+
+
+def spread_in_words(measurement: Measurement) -> str:
+    """The number of timings, and how far the rounds differ."""
+    if measurement.spread is None:
+        return f"{measurement.calls:,} timings"
+    return f"{measurement.calls:,} timings, rounds differ by {units.percent(measurement.spread)} at most"
+
+
+def value_in_words(measurement: Measurement, value: float | None = None) -> str:
+    """The measurement, or another `value` of it, with its unit."""
+    shown = measurement.p05 if value is None else value
+    match measurement.unit:
+        case "flops_per_s":
+            return (
+                units.flops_per_s(shown)
+                if measurement.dtype != "int8"
+                else units.flops_per_s(shown).replace("FLOP", "OP")
+            )
+        case "bytes_per_s":
+            return units.bytes_per_s(shown)
+        case "s":
+            return units.duration(shown)
+        case "w":
+            return units.power(shown)
+
+
+def facts(calibration: Calibration) -> list[tuple[str, str, str]]:
+    """Title, value and method of the main figures. `missing_in_words` has what could not be measured."""
+    rows: list[tuple[str, str, str]] = []
+    for n in calibration.threads if calibration.device == "cpu" else (1,):
+        at = f" at {n} thread{'' if n == 1 else 's'}" if calibration.device == "cpu" else ""
+        for dtype, best in peaks(calibration, n).items():
+            size = "x".join(map(str, best.shape))
+            rows.append(
+                (
+                    f"{dtype} products{at}",
+                    value_in_words(best),
+                    _how(best, f"{size}, best {value_in_words(best, best.best)}"),
+                )
+            )
+        if memory := bandwidth(calibration, n):
+            for title, m in (("cache", memory.cache), ("memory", memory.memory)):
+                rows.append(
+                    (f"{title} bandwidth{at}", value_in_words(m), _how(m, f"{m.name} over {units.nbytes(m.shape[0])}"))
+                )
+    rows += [(_SINGLE[m.name], value_in_words(m), _how(m, "")) for m in calibration.measurements if m.name in _SINGLE]
+    small, large = best_threads(calibration)
+    if calibration.device == "cpu" and small and large and len(calibration.threads) > 1:
+        words = f"{small} for small nets, {large} for large products"
+        rows.append(("best threads", words, "derived: the fewest of those measured that are within 5 % of the fastest"))
+    return rows
+
+
+_SINGLE = {
+    "to_device": "host to device", "to_host": "device to host", "op": "an operation", "launch": "a kernel launch",
+    "round_trip": "launch and wait", "recording": "recording a step", "idle_power": "idle power",
+}  # fmt: skip
+
+
+def single_title(measurement: Measurement) -> str | None:
+    """The title of a quantity that is measured once; None for others."""
+    return _SINGLE.get(measurement.name)
+
+
+def _how(measurement: Measurement, what: str) -> str:
+    if measurement.unit == "w":
+        return "measured: energy counter over an idle window"
+    return "measured: " + ", ".join(part for part in (what, spread_in_words(measurement)) if part)
+
+
+def missing_in_words(calibration: Calibration) -> list[str]:
+    """What could not be measured, with the reason; one line per reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in calibration.missing.items():
+        names.setdefault(reason, []).append(name.replace("gemm ", "").replace("_", " "))
+    return [f"{', '.join(what)}: {reason}" for reason, what in names.items()]
+
+
+def predicted_seconds(threads: int) -> float:
+    """About how long a calibration takes, s: its timed calls, and buffers and warm-up between them."""
+    return 24.0 + 0.5 * threads

@@ -1,0 +1,221 @@
+"""Provenance: a figure with how it was obtained (measured, derived, estimated or from a table), its window and uncertainty.
+
+The page, the report, `show` and its JSON all show the same text. It is enough to recompute a run's figures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from engine.common import units
+from engine.config import task_texts
+from engine.events.base import BoundedStr
+from engine.events.imported import Imported
+from engine.measurement import energy
+from engine.planning.planner import Plan
+from engine.store.run import Run
+
+How = Literal["measured", "derived", "estimated", "table"]
+BADGES: dict[How, str] = {
+    "measured": "Measured", "derived": "Derived", "estimated": "Estimated", "table": "From a table",
+}  # fmt: skip
+
+
+class Figure(BaseModel):
+    """One number with its unit and its origin. `value` is None where it is unknown; then `method` gives the reason."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    value: float | None
+    unit: BoundedStr
+    how: How
+    method: BoundedStr
+    window: BoundedStr = ""  # the steps, time or examples it covers
+    uncertainty: float | None = None  # in the figure's own unit, one standard deviation unless the method says more
+    note: BoundedStr = ""  # a reason to trust the value less
+
+    @property
+    def badge(self) -> str:
+        """The word for `how` on a page."""
+        return BADGES[self.how]
+
+    def in_words(self) -> str:
+        """The provenance in one to four short sentences."""
+        if self.value is None:
+            return f"Not available: {self.method}."
+        words = [f"{self.badge}: {self.method}"]
+        if self.window:
+            words.append(f"Over {self.window}")
+        if self.uncertainty is not None and math.isfinite(self.uncertainty) and self.value:
+            words.append(f"Uncertainty ± {units.percent(abs(self.uncertainty / self.value), digits=2)}")
+        if self.note:
+            words.append(self.note)
+        return ". ".join(words) + "."
+
+
+def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]:
+    """Every figure of a run, by its name in a summary.
+
+    A run that does not train one model has only its energy. An imported run has the figures of its report.
+    """
+    if run.imported:
+        return _as_imported(run, run.imported)
+    if run.config.task in task_texts.ABOUT:
+        return of_energy(account or energy.of_run(run))
+    with run.lock:
+        s, started = run.summary(), run.started
+        trained = f"{s.steps:,} steps, {units.duration(s.train_seconds)} of training"
+        at = f"the evaluation after step {run.evaluations.last('step') or 0:,.0f}"
+        held_out = started.test_examples if started else 0
+        busy = f"The machine was busy: {s.busy_why}" if s.busy else ""
+        unknown_if_busy = "It is unknown whether the machine was busy" if run.is_over and s.busy is None else ""
+        accuracy = s.test_accuracy
+        found = {
+            "test_accuracy": Figure(
+                value=accuracy, unit="share", how="measured", method="share of right answers on examples not trained on",
+                window=f"{held_out:,} examples at {at}", uncertainty=_binomial(accuracy, held_out),
+            ),
+            "test_loss": Figure(
+                value=s.test_loss, unit="", how="measured", method="mean cross-entropy on examples not trained on",
+                window=f"{held_out:,} examples at {at}",
+            ),
+            "final_train_loss": Figure(
+                value=s.final_train_loss, unit="", how="measured", method="mean over the batches of the last epoch, at most 100",
+            ),
+            "samples_per_s": Figure(
+                value=s.samples_per_s, unit="samples/s", how="derived", method="examples / training time", window=trained,
+                note=busy or unknown_if_busy,
+            ),
+            "train_seconds": Figure(
+                value=s.train_seconds, unit="s", how="measured",
+                method="wall clock, with the device synchronised, without loading, warm-up, compiling and evaluation",
+                window=f"{s.steps:,} steps, {s.epochs:.3g} epochs", note=busy,
+            ),
+            "step_seconds": Figure(
+                value=s.train_seconds / s.steps if s.steps else None, unit="s", how="derived", method="training time / steps",
+                window=trained, note=busy,
+            ),
+            "flops": Figure(
+                value=s.flops, unit="FLOP", how="derived",
+                method="closed form per layer: matrix products and convolutions, forward and backward; a multiply-add counts as 2",
+            ),
+            "flops_per_s": Figure(
+                value=s.flops / s.train_seconds if s.flops and s.train_seconds else None, unit="FLOP/s", how="derived",
+                method="FLOPs / training time", window=trained, note=busy,
+            ),
+            "peak_memory_bytes": Figure(
+                value=s.peak_memory_bytes, unit="bytes", how="measured",
+                method=run.memory.method if run.memory and s.peak_memory_bytes is not None else "not measured in this run",
+            ),
+            "process_memory_bytes": Figure(
+                value=s.process_memory_bytes, unit="bytes", how="measured",
+                method=run.last_word.peak_memory_method if run.last_word else "known when the run is over",
+            ),
+        }  # fmt: skip
+    return found | of_energy(account or energy.of_run(run))
+
+
+def _as_imported(run: Run, imported: Imported) -> dict[str, Figure]:
+    """The figures of the report. A table or an early report has none; then its numbers, with unknown provenance."""
+    with contextlib.suppress(ValidationError):
+        if told := _FIGURES.validate_python(imported.frozen.get("figures")):
+            return told
+    s = run.summary()
+    values: dict[str, tuple[float | None, str]] = {
+        "test_accuracy": (s.test_accuracy, "share"), "test_loss": (s.test_loss, ""), "final_train_loss": (s.final_train_loss, ""),
+        "samples_per_s": (s.samples_per_s, "samples/s"), "train_seconds": (s.train_seconds or None, "s"),
+        "step_seconds": (s.train_seconds / s.steps if s.steps and s.train_seconds else None, "s"), "flops": (s.flops, "FLOP"),
+        "flops_per_s": (s.flops / s.train_seconds if s.flops and s.train_seconds else None, "FLOP/s"),
+        "peak_memory_bytes": (s.peak_memory_bytes, "bytes"), "process_memory_bytes": (s.process_memory_bytes, "bytes"),
+    }  # fmt: skip
+    how = "from the imported file, which does not say how it was obtained"
+    return {
+        name: Figure(
+            value=value, unit=unit, how="table", method=how if value is not None else "the imported file does not say"
+        )
+        for name, (value, unit) in values.items()
+    } | of_energy(energy.of_run(run))
+
+
+_FIGURES = TypeAdapter(dict[str, Figure])
+
+
+def of_energy(account: energy.Account) -> dict[str, Figure]:
+    """The joules and the figures derived from them. An estimate is a range under a name of its own, not a measurement."""
+    if account.source == "estimate":
+        assert account.low_j is not None and account.high_j is not None
+        middle, half = (account.low_j + account.high_j) / 2, (account.high_j - account.low_j) / 2
+        return {
+            "energy_estimate_j": Figure(
+                value=middle, unit="J", how="estimated", method=account.method.rstrip("."), uncertainty=half,
+                note="The middle of a range; never to be ranked with measurements",
+            )
+        }  # fmt: skip
+    window = "" if account.window_s is None else f"{units.duration(account.window_s)}, with evaluations"
+    off = _of(account.uncertainty, account.joules)
+    short = energy.too_short(account.uncertainty)
+    method = f"{account.source}: {account.method}" if account.is_measured else account.method.rstrip(".")
+    figures = {
+        "energy_j": Figure(
+            value=account.joules, unit="J", how="measured", method=method, window=window, uncertainty=off, note=short
+        ),
+        "energy_per_1000_samples_j": Figure(
+            value=account.per_1000_samples_j, unit="J", how="derived", window=window, note=short,
+            uncertainty=_of(account.uncertainty, account.per_1000_samples_j),
+            method="gross energy / examples seen" if account.is_measured else method,
+        ),
+        "energy_to_target_j": Figure(
+            value=account.to_target_j, unit="J", how="measured",
+            window="" if account.to_target_s is None else f"{units.duration(account.to_target_s)}, with evaluations",
+            uncertainty=_of(account.to_target_uncertainty, account.to_target_j),
+            note=energy.too_short(account.to_target_uncertainty),
+            method="the counter at the evaluation that reached the target, interpolated between samples"
+            if account.to_target_j is not None else "no target was reached" if account.is_measured else method,
+        ),
+        "energy_above_idle_j": Figure(
+            value=account.net_j, unit="J", how="derived", window=window, uncertainty=off, note=short,
+            method=f"gross energy minus that of the idle device ({units.power(account.idle_w)})" if account.net_j is not None
+            else account.net_reason or method,
+        ),
+    }  # fmt: skip
+    if account.sampled_j is not None:
+        figures["energy_sampled_j"] = Figure(
+            value=account.sampled_j, unit="J", how="derived", method="mean sampled power of the board * the counter's window",
+            window=window,
+        )  # fmt: skip
+    return figures
+
+
+def of_plan(plan: Plan) -> dict[str, Figure]:
+    """The figures that are known before a run."""
+    free = (
+        f"{units.nbytes(plan.free_bytes)} are free on this device now (measured)" if plan.free_bytes is not None else ""
+    )
+    return {
+        "parameters": Figure(value=plan.parameters, unit="", how="derived", method="weights and biases, counted exactly"),
+        "flops_per_step": Figure(
+            value=plan.train_flops_per_example * plan.batch_size, unit="FLOP", how="derived",
+            method=f"forward and backward for {plan.batch_size:,} examples, matrix products and convolutions only",
+        ),
+        "total_bytes": Figure(
+            value=plan.total_bytes, unit="bytes", how="estimated", note=free,
+            method="exact except for the workspace, which is estimated; PyTorch itself needs more",
+        ),
+        "steps_per_epoch": Figure(
+            value=plan.steps_per_epoch, unit="steps", how="derived",
+            method=f"{plan.train_examples:,} training examples / batch size, rounded up",
+        ),
+    }  # fmt: skip
+
+
+def _of(share: float | None, value: float | None) -> float | None:
+    return None if share is None or value is None else share * value
+
+
+def _binomial(share: float | None, n: int) -> float | None:
+    """Standard error of a share of n independent examples."""
+    return math.sqrt(share * (1 - share) / n) if n and share is not None and 0 <= share <= 1 else None

@@ -1,0 +1,490 @@
+"""What a run will need, computed before anything is allocated. Runs that cannot work or cannot fit are refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from math import ceil, prod
+
+from engine import models
+from engine.common import units
+from engine.common.errors import ConfigError, DeviceError, OutOfMemory
+from engine.config.run import RunConfig
+from engine.config.summary import model_in_words
+from engine.config.tasks import MIN_BATCH_SIZES
+from engine.config.training import FULL
+from engine.data import loading
+from engine.data.datasets import Dataset
+from engine.hardware import probe
+from engine.hardware.probe import Machine
+from engine.models.arithmetic import FLOAT_BYTES
+from engine.planning import request_checks
+from engine.store import weight_path
+
+_EVALUATION_BYTES = 2**26  # of the output of the largest layer; about the size of a CPU cache
+GATHER_LIMIT_BYTES = 2**30  # an epoch larger than this is gathered batch by batch
+MEMORY_SHARE = 0.8  # of what is free; the rest is left to everything else on the machine
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The arithmetic of a run.
+
+    Bytes are for float32 and PyTorch's own kernels. They are exact except for the workspace, which is an estimate of
+    temporary memory in a step or an evaluation, and of what other kernels and precisions add. For a data-parallel run
+    they are the bytes of one device: of all ranks on the CPU, of one rank on a GPU.
+    """
+
+    parameters: int
+    forward_flops_per_example: int
+    train_flops_per_example: int
+    weight_bytes: int  # with their moving average, if the run keeps one
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int  # kept for the backward pass of one micro-batch
+    workspace_bytes: int
+    data_bytes: int
+    checkpoint_bytes: int  # copies of the weights in CPU memory; 0 for a run on another device
+    micro_batch: int  # examples of one forward and backward pass, in each rank
+    evaluation_batch: int  # examples of one pass of an evaluation
+    batch_size: int  # examples of one optimizer step, with "full" and accumulation resolved
+    train_examples: int
+    test_examples: int
+    steps_per_epoch: int
+    total_steps: int | None  # None if only a time limit ends the run
+    free_bytes: int | None  # now, on the device of the run; None if it cannot be read
+    fits: bool | None  # None if the free memory is unknown
+    warnings: tuple[str, ...]  # for settings that work but disappoint
+    num_ranks: int = 1  # processes that share each batch
+    ranks_per_device: int = 1
+
+    def of_one_rank(self) -> Plan:
+        """The plan of one rank: what it holds, and its share of a batch."""
+        shared = [name for name in _SIZES if name != "checkpoint_bytes"]  # only rank 0 keeps checkpoints
+        sizes = {name: getattr(self, name) // self.ranks_per_device for name in shared}
+        return replace(self, **sizes, batch_size=ceil(self.batch_size / self.num_ranks), ranks_per_device=1)
+
+    @property
+    def total_bytes(self) -> int:
+        """All memory of the run on its device."""
+        return sum(size for _, size in self.parts())
+
+    def parts(self) -> list[tuple[str, int]]:
+        """The parts of the memory: name and bytes of each."""
+        return [(name, getattr(self, size)) for size, name in _SIZES.items()]
+
+
+_SIZES = {  # fields of a plan, and what their memory is called
+    "weight_bytes": "weights",
+    "gradient_bytes": "gradients",
+    "optimizer_bytes": "optimizer",
+    "activation_bytes": "activations",
+    "workspace_bytes": "workspace",
+    "data_bytes": "data",
+    "checkpoint_bytes": "checkpoints",
+}
+
+
+def plan(
+    config: RunConfig, *, data: Dataset | None = None, free_bytes: int | None = None, machine: Machine | None = None
+) -> Plan:
+    """The plan of a run. `free_bytes` defaults to the free memory of its device now; `data` saves reading its facts.
+
+    Raises ConfigError when the batch is larger than the training set, the model cannot read the data, or the
+    checkpoints take more memory than allowed.
+    """
+    data, model = data or loading.facts(config.data, config.source), config.model
+    if config.task == "infer":
+        return _plan_of_inference(config, data, free_bytes, machine)
+    batch, micro = _batch_sizes(config, data)
+    ranks, together = config.num_processes, config.num_processes if config.device == "cpu" else 1
+    holders = (
+        ranks if config.parallel.strategy == "fsdp" else 1
+    )  # ranks over which weights, gradients and state are sharded
+    micro = ceil(micro / ranks)
+    count, checkpointing = models.parameters(model, data), config.activation_checkpointing
+    weights, checkpoint_bytes = FLOAT_BYTES * count, weight_path.check_size(config.checkpoints, count)
+    own = ceil(weights / holders)
+    steps_per_epoch, per_example = ceil(data.train_examples / batch), models.train_flops_per_example(model, data)
+    sizes = {
+        "weight_bytes": own * (2 if config.ema_decay else 1),
+        "gradient_bytes": own,
+        "optimizer_bytes": ceil(models.optimizer_bytes(config.optimizer, model, data) / holders),
+        "activation_bytes": models.activation_bytes(model, data, micro, checkpointing=checkpointing),
+        "data_bytes": _data_bytes(config, data, batch),
+        "checkpoint_bytes": checkpoint_bytes if config.device == "cpu" else 0,
+    }
+    evaluation = max(1, min(1_000, _EVALUATION_BYTES // (4 * models.largest_output(model, data))))
+    sizes["workspace_bytes"] = max(
+        _step_workspace(config, data, weights, sizes["activation_bytes"], micro),
+        models.workspace_bytes(model, data, evaluation)
+        - sizes["activation_bytes"],  # an evaluation keeps no activations
+    )
+    if config.has_rank_processes:
+        sizes["workspace_bytes"] += weights  # an estimate of the buffers for communication between ranks
+        sizes = {name: size * (1 if name == "checkpoint_bytes" else together) for name, size in sizes.items()}
+    free = free_bytes if free_bytes is not None else _free_bytes(config)
+    return Plan(
+        parameters=count,
+        forward_flops_per_example=models.forward_flops_per_example(model, data),
+        train_flops_per_example=per_example,
+        **sizes,
+        micro_batch=micro,
+        evaluation_batch=evaluation,
+        batch_size=batch,
+        train_examples=data.train_examples,
+        test_examples=data.test_examples,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps(config, data.train_examples, batch, per_example),
+        free_bytes=free,
+        fits=None if free is None else sum(sizes.values()) <= MEMORY_SHARE * free,
+        warnings=tuple(_warnings(config, data, machine)) if machine else (),
+        num_ranks=ranks,
+        ranks_per_device=together,
+    )
+
+
+def _plan_of_inference(config: RunConfig, data: Dataset, free_bytes: int | None, machine: Machine | None) -> Plan:
+    """The plan of a run with task infer.
+
+    All copies of the weights (one for each precision and runtime) are in memory at once, because the cells take turns.
+    The largest request adds its examples, the outputs of layers, and the tensors that autograd keeps if it is on.
+    """
+    model, cells = config.model, config.cells
+    batch = max(cell.batch_size for cell in cells)
+    recorded = max((cell.batch_size for cell in cells if cell.runtime == "eager"), default=0)
+    count, copies = models.parameters(model, data), len({(cell.precision, cell.runtime) for cell in cells})
+    example = FLOAT_BYTES * prod(models.input_shape(model, data))
+    sizes = {
+        "weight_bytes": FLOAT_BYTES * count * copies,
+        "gradient_bytes": 0,
+        "optimizer_bytes": 0,
+        "activation_bytes": models.activation_bytes(model, data, recorded) if recorded else 0,
+        "workspace_bytes": models.workspace_bytes(model, data, batch),
+        "data_bytes": example * (data.test_examples + 2 * batch),
+        "checkpoint_bytes": 0,
+    }
+    free = free_bytes if free_bytes is not None else probe.free_memory_bytes(config.device)
+    return Plan(
+        parameters=count,
+        forward_flops_per_example=models.forward_flops_per_example(model, data),
+        train_flops_per_example=models.train_flops_per_example(model, data),
+        **sizes,
+        micro_batch=batch,
+        evaluation_batch=max(1, min(1_000, _EVALUATION_BYTES // (4 * models.largest_output(model, data)))),
+        batch_size=batch,
+        train_examples=data.train_examples,
+        test_examples=data.test_examples,
+        steps_per_epoch=0,
+        total_steps=None,
+        free_bytes=free,
+        fits=None if free is None else sum(sizes.values()) <= MEMORY_SHARE * free,
+        warnings=tuple(_warnings_of_inference(config, data, machine)) if machine else (),
+    )
+
+
+def _warnings_of_inference(config: RunConfig, data: Dataset, machine: Machine) -> list[str]:
+    found, cells = [], config.cells
+    if config.device == "cpu" and any(c.precision == "bf16" for c in cells) and not _BF16_FLAGS & set(machine.cpu.isa):
+        found.append(
+            "This CPU has no bfloat16 arithmetic: bf16 answered 2 to 9 times slower than fp32 on a similar CPU."
+        )
+    if config.device == "cpu" and any(c.runtime == "compiled" for c in cells):
+        found.append(
+            "Compiling takes 5 to 40 s on a CPU for each batch size and thread count. Its time is shown separately."
+        )
+    if not (config.infer.run or config.infer.weights):
+        found.append("The weights are fresh: the speed is that of a trained model, but the answers are guesses.")
+    if data.measures_speed_only:
+        found.append("Synthetic data is random: it measures speed, and its loss and accuracy mean nothing.")
+    return found
+
+
+def _free_bytes(config: RunConfig) -> int | None:
+    """Free bytes on the device of the run that has the least; None if one of them cannot be read."""
+    free = [probe.free_memory_bytes(device) for device in dict.fromkeys(config.devices)]
+    known = [size for size in free if size is not None]
+    return min(known) if len(known) == len(free) else None
+
+
+def check(config: RunConfig) -> Plan:
+    """The plan of a run that may start; otherwise raises an error that says why it may not.
+
+    Raises:
+        ConfigError: the batch is larger than the training set, there are not that many CPU threads, or the model
+            cannot read the data.
+        DeviceError: the device is not on this machine, or it cannot do what the run asks.
+        OutOfMemory: it needs more than four fifths of the device's free memory.
+    """
+    machine = probe.probe()
+    probe.check_device(config.device, machine)
+    _check_ranks(config, machine)
+    check_abilities(config, machine)
+    if config.threads > machine.cpu.usable_cores:
+        raise ConfigError(
+            f"threads={config.threads} is more than this machine's {machine.cpu.usable_cores} usable cores.",
+            fix=f"threads may be a whole number from 1 to {machine.cpu.usable_cores}.",
+        )
+    if config.task == "infer":
+        request_checks.check_request(config, loading.facts(config.data, config.source))
+        if config.infer.weights:
+            request_checks.tensors_in(request_checks.own_weights(config))
+    result = plan(config, machine=machine)
+    if result.fits is False:
+        data = loading.facts(config.data, config.source)
+        raise OutOfMemory(_does_not_fit(config, result), fix=_what_fits(config, result, data))
+    return result
+
+
+def _check_ranks(config: RunConfig, machine: Machine) -> None:
+    """Raises DeviceError if there are fewer devices than ranks; the message names the devices there are."""
+    ranks, cores = config.parallel.num_ranks, machine.cpu.usable_cores
+    gpus = [device for device in probe.device_choices(machine) if device != "cpu"]
+    if missing := [device for device in config.devices if device not in {"cpu", *gpus}]:
+        there = ", ".join(gpus) or f"no GPU ({machine.gpu_reason})"
+        raise DeviceError(
+            f"parallel.num_ranks={ranks} asks for {', '.join(missing)}, and on this machine there is {there}.",
+            fix=f"parallel.num_ranks may be a whole number from 1 to {len(gpus)} on GPUs, or choose device=cpu.",
+        )
+    asked = config.num_processes * config.threads
+    if config.has_rank_processes and config.device == "cpu" and not config.parallel.devices and asked > cores:
+        raise DeviceError(
+            f"parallel.num_ranks={ranks} with threads={config.threads} asks for {asked} cores, and this "
+            f"machine has {cores} usable cores.",
+            fix=f"parallel.num_ranks may be a whole number from 1 to {max(1, cores // config.threads)}; to have ranks "
+            f"share cores all the same, name the CPU for each: parallel.devices={','.join(['cpu'] * ranks)}.",
+        )
+
+
+# --- what a device can do -----------------------------------------------------------------------------------------
+
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+_FP16_FLAGS = {"avx512_fp16", "amx_fp16"}
+_AMPERE = 8.0  # compute capability: NVIDIA's first with tf32 and bf16
+
+
+def check_abilities(config: RunConfig, machine: Machine) -> None:
+    """Raises DeviceError if the device has no arithmetic of the precision of the run, or there is no compiler."""
+    precision, on_cpu = config.precision, config.device == "cpu"
+    reason = ""
+    if on_cpu and precision == "tf32":
+        reason = "TF32 is a mode of NVIDIA's tensor cores"
+    elif on_cpu and precision == "fp16" and not _FP16_FLAGS & set(machine.cpu.isa):
+        reason = "this CPU has no float16 arithmetic (avx512_fp16, amx_fp16)"
+    elif not on_cpu and precision in {"tf32", "bf16"}:
+        capability = _capability(config, machine)
+        if capability is not None and capability < _AMPERE:
+            reason = f"the GPU has compute capability {capability:g}, and {precision} needs {_AMPERE:g}"
+    if on_cpu and precision == "bf16" and _is_fused_recurrence(config) and not _BF16_FLAGS & set(machine.cpu.isa):
+        reason = "this CPU has an LSTM in float32 only (avx512_bf16, amx_bf16)"
+    if reason:
+        fix = "Choose precision=fp32." if on_cpu else "Choose precision=fp32 or fp16."
+        raise DeviceError(f"precision='{precision}' cannot be used on {config.device}: {reason}.", fix=fix)
+    if config.execution == "compiled" and on_cpu and not _compiler():
+        raise DeviceError(
+            "execution='compiled' needs a C++ compiler, and none was found.",
+            fix="Install g++ (or set CXX), or choose execution=eager.",
+        )
+
+
+def _capability(config: RunConfig, machine: Machine) -> float | None:
+    index = int(config.device.partition(":")[2])
+    found = [gpu.compute_capability for gpu in machine.gpus if gpu.index == index]
+    return float(found[0]) if found and found[0] else None
+
+
+def _is_fused_recurrence(config: RunConfig) -> bool:
+    return models.family_of(config.model).is_fused_recurrence(config.model)
+
+
+def _compiler() -> str | None:
+    """Path of the C++ compiler, searched as torch.compile does (torch/_inductor/config.py); None if there is none."""
+    return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
+
+
+def _warnings(config: RunConfig, data: Dataset, machine: Machine) -> list[str]:
+    """Warnings for a user before the run."""
+    found = []
+    if config.device == "cpu" and config.precision == "bf16" and not _BF16_FLAGS & set(machine.cpu.isa):
+        found.append(
+            "This CPU has no bfloat16 arithmetic: bf16 ran 2 to 9 times slower than fp32 on a similar CPU. "
+            "The losses are still those of bf16."
+        )
+    if config.execution == "compiled" and config.device == "cpu":
+        found.append(
+            "Compiling takes 10 to 80 s on a CPU and gave at most 1.1 times the speed of eager; convolutions became "
+            "slower. Its time is shown separately."
+        )
+    if config.execution == "compiled" and models.family_of(config.model).is_recurrent:
+        found.append("torch.compile leaves recurrent layers as they are: there is little to gain.")
+    found += _warnings_of_ranks(config, machine)
+    found += _warnings_of_length(config, data)
+    if data.measures_speed_only:
+        found.append("Synthetic data is random: it measures speed, and its loss and accuracy mean nothing.")
+    return found
+
+
+def _warnings_of_ranks(config: RunConfig, machine: Machine) -> list[str]:
+    found = []
+    asked, cores = config.num_processes * config.threads, machine.cpu.usable_cores
+    if config.has_rank_processes and config.device == "cpu" and asked > cores:
+        found.append(
+            f"{config.num_processes} ranks of {config.threads} thread{'' if config.threads == 1 else 's'} share "
+            f"{cores} usable cores: they wait for each other, and their speed says nothing about several devices."
+        )
+    if config.is_parallel and not config.has_rank_processes:
+        found.append(
+            "nn.DataParallel is the historical baseline, kept for comparison: PyTorch recommends ddp. "
+            + (
+                "On a CPU it only passes each call through, so one process does all the work."
+                if config.device == "cpu"
+                else "It copies the model to every GPU in each step."
+            )
+        )
+    return found
+
+
+def _warnings_of_length(config: RunConfig, data: Dataset) -> list[str]:
+    """Warnings for settings that need more steps than the run has."""
+    batch, _ = _batch_sizes(config, data)
+    steps = total_steps(config, data.train_examples, batch, models.train_flops_per_example(config.model, data))
+    if steps is None:
+        return []
+    found = []
+    if config.warmup_steps >= steps:
+        found.append(
+            f"warmup_steps={config.warmup_steps} is as long as the run of {steps} steps, so the run never reaches "
+            "its learning rate."
+        )
+    if config.ema_decay and (first := config.ema_decay**steps) > _TOO_OLD:
+        found.append(
+            f"With ema_decay={config.ema_decay:g} and {steps} steps, {first:.0%} of the averaged weights are still "
+            "the first weights."
+        )
+    return found
+
+
+_TOO_OLD = 0.05  # share of the first weights in the average above which a warning is given
+
+
+# --- how long, how large ------------------------------------------------------------------------------------------
+
+
+def total_steps(config: RunConfig, train_examples: int, batch_size: int, flops_per_example: int) -> int | None:
+    """Steps until the first limit of the budget, without its time limit; None if there is no other limit."""
+    if config.task == "batch-law":  # its trials take as many steps as they need
+        return None
+    budget, per_epoch = config.budget, ceil(train_examples / batch_size)
+    limits = []
+    if budget.steps is not None:
+        limits.append(budget.steps)
+    if budget.epochs is not None:
+        limits.append(round(budget.epochs * per_epoch))
+    samples = [budget.samples] if budget.samples is not None else []
+    if budget.flops is not None:
+        samples.append(ceil(budget.flops / flops_per_example))
+    for count in samples:  # an epoch's last batch may be smaller
+        epochs, rest = divmod(count, train_examples)
+        limits.append(epochs * per_epoch + ceil(rest / batch_size))
+    return max(1, min(limits)) if limits else None
+
+
+def _batch_sizes(config: RunConfig, data: Dataset) -> tuple[int, int]:
+    """Examples of one optimizer step, and of one forward and backward pass."""
+    examples, parts = data.train_examples, config.grad_accumulation
+    if config.task == "batch-law":  # the largest batch needs the most memory
+        return _law_sizes(config, data)[-1], _law_sizes(config, data)[-1]
+    if config.batch_size == FULL:
+        return examples, ceil(examples / parts)
+    assert isinstance(config.batch_size, int)
+    if config.batch_size * parts > examples:
+        times = f" x grad_accumulation={parts}" if parts > 1 else ""
+        field, largest = ("batch_size", examples // parts) if parts <= examples else ("grad_accumulation", examples)
+        raise ConfigError(
+            f"batch_size={config.batch_size}{times} is more than the {examples} training examples of {config.data}.",
+            fix=f"{field} may be a whole number from 1 to {largest}{', or full' if field == 'batch_size' else ''}.",
+        )
+    return config.batch_size * parts, config.batch_size
+
+
+def _law_sizes(config: RunConfig, data: Dataset) -> list[int]:
+    sizes = config.law.sizes(data.train_examples)
+    if len(sizes) < MIN_BATCH_SIZES:
+        raise ConfigError(
+            f"law.batch_sizes: {len(sizes)} of them fit in the {data.train_examples} training examples of "
+            f"{config.data}, "
+            f"and a law takes {MIN_BATCH_SIZES}.",
+            fix="Add smaller batch sizes.",
+        )
+    return sizes
+
+
+_REFERENCE_SCRATCH = 2  # copies of the weights that torch.optim's defaults hold during a step
+
+
+def _step_workspace(config: RunConfig, data: Dataset, weights: int, activations: int, micro_batch: int) -> int:
+    """An estimate of temporary memory in a step: gradients of activations, the scratch of the optimizer, and what some
+    kernels keep beyond the closed forms."""
+    copies = config.optimizer.facts.scratch + (
+        config.grad_accumulation > 1
+    )  # a second gradient, which is added to the first
+    if config.execution == "dataloader":
+        copies = max(copies, _REFERENCE_SCRATCH)
+    size = models.workspace_bytes(config.model, data, micro_batch) + copies * weights
+    if config.precision in {"bf16", "fp16"}:
+        size += weights // 2  # autocast's copies of the weights
+    if _is_fused_recurrence(config):
+        size += activations  # oneDNN and cuDNN keep about as much again
+    return size
+
+
+def _data_bytes(config: RunConfig, data: Dataset, batch_size: int) -> int:
+    """Bytes of data on the device of the run: both splits, and the shuffled copy of the training split, if there is
+    one."""
+    if data.kind == "text":
+        return 4 * prod(data.shape) * (data.train_examples + data.test_examples)
+    value_bytes = FLOAT_BYTES * prod(models.input_shape(config.model, data))
+    training, held_out = (value_bytes * count for count in (data.train_examples, data.test_examples))
+    if config.execution == "dataloader":
+        return training + held_out if config.device == "cpu" else held_out
+    gathered = training // config.num_processes  # a rank gathers only its own share
+    gathers = batch_size < data.train_examples and gathered <= GATHER_LIMIT_BYTES and config.execution != "cuda-graph"
+    return training + (gathered if gathers else 0) + held_out
+
+
+def _does_not_fit(config: RunConfig, p: Plan) -> str:
+    total = " + ".join(f"{units.nbytes(size)} {name}" for name, size in p.parts() if size)
+    batch_size = p.batch_size if config.task == "infer" else config.batch_size
+    each = f" for {p.ranks_per_device} ranks" if p.ranks_per_device > 1 else " for each rank" if p.num_ranks > 1 else ""
+    return (
+        f"{model_in_words(config.model, config.data)} with {units.count(p.parameters)} parameters at batch_size="
+        f"{batch_size} needs {units.nbytes(p.total_bytes)} on {config.device}{each} ({total}); "
+        f"{units.nbytes(p.free_bytes)} is free and a run may use {MEMORY_SHARE:.0%} of that."
+    )
+
+
+def _what_fits(config: RunConfig, p: Plan, data: Dataset) -> str:
+    if config.task == "infer":
+        return f"Choose requests of fewer than {p.batch_size} examples, or fewer precisions and runtimes."
+    largest = _largest_batch(config, p, data)
+    if not largest:
+        too_much_data = p.data_bytes > p.total_bytes / 2
+        return "Choose a smaller data set." if too_much_data else "Choose a smaller model."
+    if config.batch_size == FULL:
+        return f"Largest batch that fits: {largest}; full fits with grad_accumulation={ceil(p.batch_size / largest)}."
+    return f"Largest batch that fits: {largest}. More data per step: raise grad_accumulation."
+
+
+def _largest_batch(config: RunConfig, p: Plan, data: Dataset) -> int:
+    """The largest batch size that fits, found by bisection; 0 if not even one example fits."""
+    fits, too_large = 0, p.micro_batch * p.num_ranks
+    while too_large - fits > 1:
+        middle = (fits + too_large) // 2
+        smaller = config.model_copy(update={"batch_size": middle})
+        if plan(smaller, data=data, free_bytes=p.free_bytes).fits:
+            fits = middle
+        else:
+            too_large = middle
+    return fits

@@ -1,0 +1,102 @@
+"""Files from elsewhere into the store: each is read in a process of its own, and all of them come in or none does."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.common.errors import ConfigError, StoreError
+from engine.common.sanitize import visible
+from engine.reports.sharing.curves import CurveChoices
+from engine.store.store import Store
+from engine.system import sandbox
+
+MAX_BYTES = 50_000_000
+IMPORT_MEMORY_BYTES = 4 << 30
+IMPORT_S = 120
+_MOST_ON_DISK = 2 << 30
+
+
+@dataclass
+class Imports:
+    """What came in, and what is to be known of it."""
+
+    run_ids: list[str] = field(default_factory=list)
+    group_ids: list[str] = field(default_factory=list)
+    report_ids: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def import_files(
+    store: Store,
+    paths: Sequence[Path],
+    *,
+    names: Sequence[str] = (),
+    owner: str = "",
+    curve: CurveChoices | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Imports:
+    """The runs of reports (JSON, HTML, zip) and curves (CSV), as a whole or not at all.
+
+    `names` are what the files are called, where that is not what their paths say; `owner` is who imports. Raises
+    StoreError or ConfigError in one sentence that names the file.
+    """
+    if trouble := store.trouble():
+        raise trouble
+    found = Imports()
+    names = list(names) or [path.name for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        _check(path, name)
+    with store.staging() as staging:
+        for path, name in zip(paths, names, strict=True):
+            made = _read(store, staging, path, name, owner, curve or CurveChoices(), clock())
+            found.run_ids += made["run_ids"]
+            found.group_ids += made["group_ids"]
+            found.report_ids += [made["report_id"]] if made["report_id"] else []
+            found.warnings += [_about(name, warning) for warning in made["warnings"]]
+        store.put_in_place(staging)
+    return found
+
+
+def _check(path: Path, name: str) -> None:
+    try:
+        status = path.stat()
+        readable = os.access(path, os.R_OK)
+    except (OSError, ValueError):
+        raise ConfigError(_about(name, "there is no such file."), fix="Name a file that is there.") from None
+    if not stat.S_ISREG(status.st_mode) or not readable:
+        raise ConfigError(_about(name, "it is no file that can be read."), fix="Name an HTML, JSON, zip or CSV file.")
+    if status.st_size > MAX_BYTES:
+        raise ConfigError(
+            _about(name, f"it has {status.st_size:,} bytes, more than the {MAX_BYTES:,} that are read."),
+            fix="Export fewer runs, or the HTML page, which holds fewer points.",
+        )
+
+
+def _read(
+    store: Store, staging: Path, path: Path, name: str, owner: str, curve: CurveChoices, now: float
+) -> dict[str, Any]:
+    question = {
+        "path": str(path.absolute()), "name": name, "root": str(store.root), "staging": str(staging), "owner": owner,
+        "choices": curve.model_dump_json(), "now": now,
+    }  # fmt: skip
+    try:
+        made: dict[str, Any] = sandbox.ask(
+            "engine.reports.sharing",
+            question,
+            seconds=IMPORT_S,
+            memory_bytes=IMPORT_MEMORY_BYTES,
+            file_bytes=_MOST_ON_DISK,
+        )
+        return made
+    except ConfigError as error:
+        raise StoreError(_about(name, error.message), fix=error.fix) from None
+
+
+def _about(name: str, what: str) -> str:
+    return f"{visible(name, 80)}: {what}"

@@ -1,0 +1,230 @@
+"""A report's runs as run folders again: a configuration, and a log that says what the report says, under new ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from engine.common.errors import StoreError
+from engine.common.sanitize import LONGEST_NAME, visible
+from engine.events.catalog import AnyEvent
+from engine.events.imported import KEY_OF, Imported, Origin, Rows
+from engine.events.lifecycle import (
+    Artifact,
+    Cancelled,
+    Failed,
+    Finished,
+    Interrupted,
+    Queued,
+    SeedBlock,
+    Started,
+    Terminal,
+)
+from engine.events.training import Compiled, WarmUp
+from engine.reports.redaction import Redaction
+from engine.reports.report import ENVIRONMENT, TABLES, Attachment, Points, Report, ReportRun
+from engine.store.columns import COLUMNS
+from engine.store.event_log import LINE_BYTES, encode
+from engine.store.labels import LABELS_FILE
+from engine.store.weight_path import save_tensors
+from engine.studies.loss_surface import SURFACE_FILE
+from engine.system.files import write_atomically
+
+_ROWS_BYTES = 5_000_000  # of one record: well below the longest line a reader takes
+_PATHS = "path."
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What the runs of a report are called here: nothing keeps its id."""
+
+    runs: Mapping[str, str]
+    groups: Mapping[str, str]
+
+    @classmethod
+    def of(cls, report: Report) -> Names:
+        groups = dict.fromkeys(run.group for run in report.runs if run.group)
+        return cls({run.run_id: secrets.token_hex(8) for run in report.runs}, {g: secrets.token_hex(8) for g in groups})
+
+    def heat(self, run: ReportRun) -> SeedBlock | None:
+        if run.heat is None or run.group is None:
+            return None
+        digest = hashlib.sha256(f"{self.groups[run.group]} {run.heat.id}".encode()).hexdigest()[:16]
+        return run.heat.model_copy(update={"id": f"{digest} {run.config.device}"})
+
+
+def rebuild(
+    run: ReportRun,
+    folder: Path,
+    origin: Origin,
+    names: Names,
+    *,
+    owner: str,
+    order: int,
+    read: Callable[[str], bytes | None],
+) -> list[str]:
+    """Write the run's folder; returns what is missing in it. `read` gives files that lie beside the JSON.
+
+    Raises StoreError where the run says what no log can hold.
+    """
+    try:
+        folder.mkdir(mode=0o700)
+        files, missing = _files(run, folder, names, read)
+        origin = origin.model_copy(update={"from_run_id": run.run_id, "notes": (*origin.notes, *missing)})
+        queued = Queued(
+            at=run.created, order=order, name=_name(run.name if run.asked_name is None else run.asked_name),
+            group=names.groups[run.group] if run.group else None, heat=names.heat(run), owner=owner,
+        )  # fmt: skip
+        config = Redaction(run.config, file_names=True).configuration()  # a name alone: nothing is ever opened by it
+        if ours := tuple(names.runs.get(run_id, run_id) for run_id in config.landscape.runs):
+            config = config.model_copy(update={"landscape": config.landscape.model_copy(update={"runs": ours})})
+        if theirs := names.runs.get(
+            config.infer.run
+        ):  # whose weights answered; one that is not in the file keeps its id
+            config = config.model_copy(update={"infer": config.infer.model_copy(update={"run": theirs})})
+        write_atomically(folder / "config.json", config.model_dump_json(indent=1))
+        if run.asked_name is not None:
+            write_atomically(folder / LABELS_FILE, json.dumps({"name": _name(run.name)}))
+        _write_log(folder / "events.jsonl", [queued, *_events(run, origin), *files], _final_event(run))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        what = first["msg"].removeprefix("Value error, ").rstrip(".")
+        raise StoreError(f"The report is damaged: run {run.run_id}: {what}.", fix="Export it again.") from None
+    return missing
+
+
+def _name(text: str) -> str:
+    return visible(text, LONGEST_NAME).strip()
+
+
+def _write_log(path: Path, events: Sequence[AnyEvent], last: Terminal) -> None:
+    """As a worker leaves it: the last word counts what is there and holds the checksum of all before it."""
+    checksum, steps, evaluations = 0, 0, 0
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        for event in events:
+            line = encode(event)
+            if len(line) > LINE_BYTES:
+                raise StoreError(
+                    f"The report holds a record of {len(line):,} bytes.", fix=f"At most {LINE_BYTES:,} are read."
+                )
+            checksum = zlib.crc32(line, checksum)
+            file.write(line)
+            if isinstance(event, Rows):
+                rows = len(next(iter(event.columns.values())))
+                steps += rows if event.table == "steps" else 0
+                evaluations += rows if event.table == "evaluations" else 0
+        counted = {"steps": steps, "evaluations": evaluations, "checksum": f"{checksum:08x}"}
+        file.write(encode(last.model_copy(update=counted)))  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _events(run: ReportRun, origin: Origin) -> Iterator[AnyEvent]:
+    yield Imported(
+        origin=origin, recorded_steps=run.recorded_steps, evaluation_s=run.evaluation_s, problems=tuple(run.problems),
+        missing_readings=run.missing_readings,
+        frozen={
+            "summary": run.summary.model_copy(update={"imported": origin.form}).model_dump(mode="json"),
+            "energy": run.energy.model_dump(mode="json") if run.energy else None,
+            "figures": {name: figure.model_dump(mode="json") for name, figure in run.figures.items()},
+        },
+    )  # fmt: skip
+    if run.train_examples:
+        yield Started(
+            at=run.created if run.started_at is None else run.started_at, parameters=run.parameters or 0,
+            train_flops_per_example=run.train_flops_per_example or 0, train_examples=run.train_examples,
+            test_examples=run.test_examples or 0, total_steps=run.total_steps, setup_s=run.setup_s or 0.0,
+            data_sha256=run.data_sha256, environment={k: v for k, v in run.environment.items() if k in ENVIRONMENT},
+        )  # fmt: skip
+    if run.compiled_s is not None:
+        yield Compiled(seconds=run.compiled_s)
+    if run.warm_up_s is not None:
+        yield WarmUp(seconds=run.warm_up_s, steps=run.warm_up_steps)
+    yield from filter(None, (run.memory, run.step_split))
+    for table in TABLES:
+        yield from _rows(table, getattr(run, table))
+    yield from run.trials
+    yield from run.said
+    if run.target_reached:
+        yield run.target_reached
+
+
+def _rows(name: str, table: Points) -> Iterator[Rows]:
+    """The table in pieces that are short enough for a line each; a column that it does not hold is left out."""
+    key = KEY_OF[name]
+    kept = {c: table[c] for c in COLUMNS[name] if c == key or table.knows(c)}
+    piece = _ROWS_BYTES // (11 * len(kept))
+    for first in range(0, len(table), piece):
+        yield Rows(table=name, columns={c: column[first : first + piece] for c, column in kept.items()})
+
+
+def _final_event(run: ReportRun) -> Terminal:
+    if run.last_word:
+        return run.last_word
+    at = run.created
+    match run.status:  # of a report from before last words were in it, or of a run that had said none
+        case "finished":
+            return Finished(
+                at=at, energy_j=run.summary.energy_j, energy_method=run.energy_method,
+                peak_memory_bytes=run.summary.process_memory_bytes, peak_memory_method=run.peak_memory_method,
+            )  # fmt: skip
+        case "cancelled":
+            return Cancelled(at=at, reason=run.why)
+        case "failed":
+            return Failed(at=at, cause="", message=run.why)
+        case "interrupted":
+            return Interrupted(at=at, reason=run.why)
+        case _:
+            return Interrupted(at=at, reason=f"It was {run.status} when the report was made.")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _files(
+    run: ReportRun, folder: Path, names: Names, read: Callable[[str], bytes | None]
+) -> tuple[list[Artifact], list[str]]:
+    """The files that came along, checked and written; and what is not there."""
+    made, missing = [], []
+    for file in run.files:
+        data = read(f"weights/{run.run_id}/{file.name}") if file.data is None else file.data
+        if data is None:
+            missing.append(f"{file.name} is not in the file.")
+            continue
+        if len(data) != file.size_bytes or hashlib.sha256(data).hexdigest() != file.sha256:
+            raise StoreError(
+                f"{file.name} of run {run.run_id} is not as it was exported.", fix="Export or send it again."
+            )
+        made.append(_written(file, data, run, folder, names))
+    return made, missing
+
+
+def _written(file: Attachment, data: bytes, run: ReportRun, folder: Path, names: Names) -> Artifact:
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError, OverflowError):
+        raise StoreError(f"{file.name} of run {run.run_id} is no safetensors file.", fix="Export it again.") from None
+    if file.name == SURFACE_FILE and any(f"{_PATHS}{old}." in key for key in tensors for old in names.runs):
+        return save_tensors(folder, file.name, {_renamed(key, names): array for key, array in tensors.items()})
+    path = folder / file.name
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    return Artifact(name=file.name, size_bytes=len(data), sha256=file.sha256)
+
+
+def _renamed(key: str, names: Names) -> str:
+    """`path.<run id>.<column>` with the run's id here."""
+    parts = key.split(".")
+    return ".".join(names.runs.get(part, part) for part in parts) if key.startswith(_PATHS) else key

@@ -1,0 +1,24 @@
+"""Which runs share a process, and what they need of the machine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from engine.store.run import Run
+
+
+def slots_needed(runs: Sequence[Run]) -> Counter[str]:
+    """How much of which devices runs of one process take: a GPU whole, the CPU by threads, of each rank."""
+    configs = [run.config for run in runs]
+    if configs[0].device == "cpu":
+        return Counter({"cpu": max(config.threads * config.num_processes for config in configs)})
+    return Counter(dict.fromkeys((device for config in configs for device in config.devices), 1))
+
+
+def by_seed_block(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs that start together, in their order; a run of no heat by itself."""
+    together: dict[str, list[Run]] = {}
+    for run in runs:
+        together.setdefault(run.heat.id if run.heat else run.run_id, []).append(run)
+    return together

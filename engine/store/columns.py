@@ -1,0 +1,62 @@
+"""Growing tables of numbers: what a run's events are read into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+class Table:
+    """Columns of float64 that grow at the end; appending is amortised O(1).
+
+    With `keep`, only about the newest that many rows (never fewer) are held; `len` counts those let go as well.
+    """
+
+    def __init__(self, *names: str, keep: int | None = None) -> None:
+        self.names = names
+        self._data = np.empty((len(names), 64))
+        self._rows = 0
+        self._keep = keep
+        self._let_go = 0
+        self.unknown: frozenset[str] = (
+            frozenset()
+        )  # columns that who imported the rows knows nothing of: NaN, but not measured
+
+    def __len__(self) -> int:
+        return self._let_go + self._rows
+
+    def extend(self, *columns: Any) -> None:
+        added = max(np.size(c) for c in columns)
+        while self._rows + added > self._data.shape[1]:
+            self._data = np.concatenate([self._data, np.empty_like(self._data)], axis=1)
+        for row, column in zip(self._data, columns, strict=True):
+            row[self._rows : self._rows + added] = column
+        self._rows += added
+        if self._keep is not None and self._rows > 8 * self._keep:
+            self._data = self._data[:, self._rows - self._keep : self._rows].copy()
+            self._let_go += self._rows - self._keep
+            self._rows = self._keep
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._data[self.names.index(name), : self._rows]
+
+    def knows(self, name: str) -> bool:
+        return name not in self.unknown
+
+    def last(self, name: str) -> float | None:
+        return float(self[name][-1]) if self._rows else None
+
+
+HARDWARE = (
+    "process_cpu_percent", "system_cpu_percent", "process_memory_bytes", "system_memory_used_bytes",
+    "gpu_utilization_percent", "gpu_memory_used_bytes", "gpu_power_w", "gpu_temperature_c", "gpu_sm_clock_hz",
+    "gpu_throttle_reasons", "gpu_other_processes", "energy_j", "cpu_power_w",
+)  # fmt: skip
+COLUMNS = {  # of the tables of a run
+    "steps": ("step", "loss", "seconds", "elapsed", "samples", "lr"),
+    "evaluations": ("step", "seconds", "elapsed", "test_loss", "test_accuracy"),
+    "hardware": ("elapsed", *HARDWARE),
+    "throughput": ("elapsed", "samples_per_s"),
+    "grad_norms": ("step", "seconds", "elapsed", "grad_norm"),
+}

@@ -1,0 +1,181 @@
+"""`python -m engine check`: reads everything in the store and says what is missing, rotten, in the way or too open."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine import __version__
+from engine.common import units
+from engine.common.errors import StoreError
+from engine.events.base import TERMINAL
+from engine.store.index import Index
+from engine.store.listing import RunRow, row_of
+from engine.store.run import Run
+from engine.store.store import Store
+from engine.system import disk_space
+
+_OURS = re.compile(
+    r"runs|reports|inbox|keys|order|doorbell|reserve|settings\.toml|audit\.jsonl|needed\.lock|supervisor\.(lock|pid|log|json)|monitor\.(json|jsonl|previous\.jsonl|ring|looked)|"
+    r"index\.sqlite(-wal|-shm|-journal|\.v\d+|\.damaged|\.newer)?"
+)
+
+
+@dataclass
+class Findings:
+    """`problems` are to be mended, `notes` are good to know."""
+
+    runs: int = 0
+    indexed: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def check(store: Store) -> Findings:
+    """Read every run, the index and the rights of all files. Changes nothing."""
+    found = Findings(versions=_versions())
+    rows = _check_index(store, found)
+    for run_id in sorted(store.ids()):
+        found.runs += 1
+        found.problems += check_run(store, run_id, rows.get(run_id))
+    if rows:
+        missing = len(rows.keys() - store.ids())
+        found.problems += [f"The index has {missing} runs that are not there.{_REBUILD}"] if missing else []
+    found.problems += _too_open(store.root)
+    found.notes += _surroundings(store)
+    return found
+
+
+_REBUILD = " Make it anew: `python -m engine check --rebuild`."
+
+
+def check_run(store: Store, run_id: str, row: RunRow | None) -> Iterator[str]:
+    """What is wrong with one run; `row` is what the index holds of it."""
+    try:
+        run = store.run(run_id)
+    except StoreError as error:
+        yield error.message
+        return
+    if run.queued is None:
+        yield f"Run {run_id}: its log is missing, or its beginning is."
+    there = run.imported.problems if run.imported else ()  # of the store it comes from
+    for problem in run.problems:
+        if problem in there:
+            continue
+        yield f"Run {run_id}: {problem}".removesuffix(".") + "."
+    if run.last_word and (tail := _unread(run)):
+        yield f"Run {run_id}: after its end are {tail:,} bytes that are no record."
+    for artifact in run.artifacts:
+        path = run.folder / Path(artifact.name).name
+        size = path.stat().st_size if path.is_file() else None
+        if size != artifact.size_bytes:
+            yield f"Run {run_id}: {path.name} has {size or 0:,} of {artifact.size_bytes:,} bytes."
+    # The index may lag behind a run at work.
+    if row and (row.status in TERMINAL or run.is_over) and not _same(row, run):
+        yield f"Run {run_id}: the index has it as {_brief(row)}, its folder as {_brief(row_of(run))}.{_REBUILD}"
+
+
+def _unread(run: Run) -> int:
+    with contextlib.suppress(OSError):
+        return max(0, (run.folder / "events.jsonl").stat().st_size - run.offset)
+    return 0
+
+
+def _same(row: RunRow, run: Run) -> bool:
+    if row.status not in TERMINAL and run.last_word:  # ended this moment?
+        run.refresh()
+    return row.model_dump_json() == row_of(run).model_dump_json()
+
+
+def _brief(row: RunRow) -> str:
+    return f"{row.status} with {row.summary.steps:,} steps"
+
+
+def _check_index(store: Store, found: Findings) -> dict[str, RunRow]:
+    """The index's rows; none where it cannot be used, which is a problem unless there is no index yet."""
+    try:
+        with Index.reading(store.root) as index:
+            if damage := index.damage():
+                found.problems.append(f"The index is damaged: {damage}.{_REBUILD}")
+                return {}
+            found.versions["schema"] = str(index.version)
+            rows = index.rows()
+            unreadable = len(index.unreadable)
+    except FileNotFoundError:
+        found.notes.append("There is no index yet: runs are listed from their folders.")
+        return {}
+    except StoreError as error:
+        found.problems.append(str(error))
+        return {}
+    except sqlite3.Error as error:
+        found.problems.append(f"The index cannot be read: {error}.{_REBUILD}")
+        return {}
+    found.indexed = len(rows)
+    if unreadable:
+        found.problems.append(f"The index has {unreadable} rows that cannot be read.{_REBUILD}")
+    return {row.run_id: row for row in rows}
+
+
+def _too_open(root: Path) -> list[str]:
+    """Files that others on this machine may read or write."""
+    wide = [path for path in (root, *root.rglob("*")) if _is_open_to_others(path)]
+    names = ", ".join(f"{path.relative_to(root)} ({stat.S_IMODE(path.stat().st_mode):04o})" for path in wide[:5])
+    more = f" and {len(wide) - 5:,} more" if len(wide) > 5 else ""
+    return [f"Others on this machine may use {names}{more}. Close the store: chmod -R go= {root}"] if wide else []
+
+
+def _is_open_to_others(path: Path) -> bool:
+    try:
+        return not path.is_symlink() and bool(path.stat().st_mode & 0o077)
+    except OSError:  # gone meanwhile
+        return False
+
+
+def _surroundings(store: Store) -> Iterator[str]:
+    free = disk_space.free_bytes(store.root)
+    if free is not None and free < disk_space.NEW_RUNS_NEED_BYTES:
+        needed = units.nbytes(disk_space.NEW_RUNS_NEED_BYTES)
+        yield f"The store's disk has {units.nbytes(free)} free: new runs need {needed}."
+    for path in store.leftovers():
+        yield f"{path.name} was left half-made or half-deleted: the supervisor removes it when it starts."
+    strangers = [
+        path.name for path in store.root.iterdir() if not path.name.startswith(".") and not _is_ours(path.name)
+    ]
+    strangers += [
+        f"runs/{p.name}" for p in store.runs.iterdir() if not p.name.startswith(".") and not store.has(p.name)
+    ]
+    for name in sorted(strangers):
+        yield f"{name} is not of Isoflop."
+    for path in sorted(store.root.glob("index.sqlite.*")):
+        if path.suffix in {".damaged", ".newer"} or re.fullmatch(r"\.v\d+", path.suffix):
+            yield f"{path.name} is an index that was put aside: it can be deleted."
+    if network := disk_space.network_file_system(store.root):
+        yield f"The store lies on a network file system ({network}): use it from one machine only."
+    if has_wal_reset_bug(sqlite3.sqlite_version_info):
+        yield (
+            f"SQLite {sqlite3.sqlite_version} can lose what two processes write at once: only the supervisor writes, "
+            "so nothing is lost. Other programs should only read the index."
+        )
+
+
+def _is_ours(name: str) -> bool:
+    return _OURS.fullmatch(name) is not None
+
+
+def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
+    """Two processes that checkpoint at once may lose committed pages. Fixed in 3.51.3, 3.50.7 and 3.44.6:
+    https://sqlite.org/wal.html#walresetbug"""
+    if not (3, 7, 0) <= version < (3, 51, 3):
+        return False
+    return not ((3, 50, 7) <= version < (3, 51, 0) or (3, 44, 6) <= version < (3, 45, 0))
+
+
+def _versions() -> dict[str, str]:
+    return {"isoflop": __version__, "python": sys.version.split()[0], "sqlite": sqlite3.sqlite_version}

@@ -1,0 +1,509 @@
+"""One run, read from its folder and followed while it grows."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from pydantic import ValidationError
+
+from engine.common.errors import ConfigError, StoreError
+from engine.config.parsing import parse_config_json
+from engine.config.run import RunConfig
+from engine.config.tasks import Cell
+from engine.events.base import TERMINAL, Status
+from engine.events.catalog import AnyEvent, status_after
+from engine.events.imported import KEY_OF, Imported, Rows
+from engine.events.inference import Latency, NotRun, Quality
+from engine.events.lifecycle import (
+    Artifact,
+    Cancelled,
+    Failed,
+    Finished,
+    Interrupted,
+    Preparing,
+    Progress,
+    Queued,
+    SeedBlock,
+    Started,
+    Starting,
+    Terminal,
+)
+from engine.events.machine import Busy, Calibration, HardwareSample
+from engine.events.studies import Surface, Trial
+from engine.events.summary import Summary
+from engine.events.training import (
+    Compiled,
+    Evaluation,
+    Memory,
+    PackedSteps,
+    Ranks,
+    Steps,
+    StepSplit,
+    TargetReached,
+    WarmUp,
+)
+from engine.store.columns import COLUMNS, HARDWARE, Table
+from engine.store.event_log import LINE_BYTES, STEPS_LINE, decode, decode_steps
+from engine.store.labels import LABELS_FILE, Labels
+from engine.system.code_version import is_newer
+
+_CONFIG_BYTES = 2**20
+_MOST_PROBLEMS = 50  # said one by one; the others are counted
+THROUGHPUT_WINDOW_S = 0.2
+SUMMARY_POINTS = 1_000  # of each kind: more than any figure of a summary looks back
+_TAKEN_TOGETHER = 1_024  # records: 100,000 of one step each are read in 0.9 s instead of 6, and never held all at once
+
+
+class Run:
+    """One run as its folder tells it. `refresh()` reads what was added since the last time; safe across threads."""
+
+    def __init__(self, folder: Path, *, keep_points: int | None = None) -> None:
+        self.folder = folder
+        self.run_id = folder.name
+        self.lock = threading.RLock()
+        self._keep_points = keep_points
+        self.config: RunConfig = read_config(folder)
+        self.status: Status = "queued"
+        self.queued: Queued | None = None
+        self.imported: Imported | None = None  # where it was not made here
+        self.starting: Starting | None = None
+        self.started: Started | None = None
+        self.preparing: Preparing | None = None
+        self.compiled: Compiled | None = None
+        self.warm_up: WarmUp | None = None
+        self.memory: Memory | None = None
+        self.step_split: StepSplit | None = None
+        self.evaluation_s = 0.0  # all evaluations together
+        self.target_reached: TargetReached | None = None
+        self.surface: Surface | None = None
+        self.calibration: Calibration | None = None
+        self.done_so_far: Progress | None = None  # of a task without steps
+        self._busy_so_far: Busy | None = None
+        self.last_word: Finished | Cancelled | Failed | Interrupted | None = None
+        self.artifacts: list[Artifact] = []
+        self.trials: list[Trial] = []  # of a batch-size law
+        self.latencies: dict[Cell, Latency] = {}  # of inference: the last word of each cell
+        self.qualities: dict[tuple[str, str], Quality] = {}  # by precision and runtime
+        self.not_run: dict[Cell, NotRun] = {}
+        self.ranks: list[Ranks] = []  # of a data-parallel run, one for each second
+        self.missing_readings: dict[str, str] = {}
+        self.problems: list[str] = []
+        self.num_damaged = 0  # records that could not be read
+        self.steps, self.evaluations, self.hardware, self.throughput, self.grad_norms = (
+            Table(*names, keep=keep_points) for names in COLUMNS.values()
+        )
+        self._frozen_summary: Summary | None = None  # of an imported run
+        self._window = (0.0, 0)  # seconds and samples not yet in `throughput`
+        self._newest_step = 0
+        self._steps_read: list[PackedSteps] = []  # not yet in `steps`
+        self._hardware_read: list[list[float | None]] = []  # nor in `hardware`
+        self._offset = 0
+        self._checksum = 0
+        self._too_long = False  # within a line that is longer than any record
+        self.refresh()
+
+    @property
+    def offset(self) -> int:
+        """How many bytes of the log are read."""
+        return self._offset
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def labels(self) -> Labels:
+        """As they are now; none where the file cannot be read."""
+        with contextlib.suppress(OSError, ValueError):
+            return Labels.model_validate_json((self.folder / LABELS_FILE).read_bytes())
+        return Labels()
+
+    @property
+    def name(self) -> str:
+        name = self.labels.name
+        return name if name is not None else self.queued.name if self.queued else ""
+
+    @property
+    def owner(self) -> str:
+        """The id of who asked for it (engine.access)."""
+        return self.queued.owner if self.queued else ""
+
+    @property
+    def created(self) -> float:
+        if self.queued:
+            return self.queued.at
+        try:
+            return self.folder.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    @property
+    def group(self) -> str | None:
+        """What it was submitted together with."""
+        return self.queued.group if self.queued else None
+
+    @property
+    def heat(self) -> SeedBlock | None:
+        """Whom it takes turns with."""
+        return self.queued.heat if self.queued else None
+
+    @property
+    def order(self) -> int:
+        """Its place among the submissions of its store."""
+        return (self.queued and self.queued.order) or int(self.created * 1e6)
+
+    def refresh(self) -> bool:
+        """Read on from the cursor; True when something was new."""
+        with self.lock:
+            try:
+                with (self.folder / "events.jsonl").open("rb") as file:
+                    if os.fstat(file.fileno()).st_size < self._offset:
+                        raise StoreError(
+                            f"The log of run {self.run_id} became shorter while it was read.",
+                            fix="Was it restored, or edited? Open the run anew.",
+                        )
+                    file.seek(self._offset)
+                    return self._read(file)
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                raise StoreError(
+                    f"The log of run {self.run_id} cannot be read: {error.strerror}.",
+                    fix="Check the file's owner and rights.",
+                ) from None
+
+    def _read(self, file: BinaryIO) -> bool:
+        """Whole lines; one still being written waits for the next time. Never more than one line is in memory."""
+        before = self._offset
+        while line := file.readline(LINE_BYTES):
+            whole = line.endswith(b"\n")
+            if not whole and not self._too_long and len(line) < LINE_BYTES:
+                break
+            if self._too_long or not whole:
+                self._skip(line, whole)
+            else:
+                self._read_line(line)
+            self._offset += len(line)
+        self._take_what_was_read()
+        return self._offset > before
+
+    def _skip(self, part: bytes, ends: bool) -> None:
+        if not self._too_long:
+            self._damaged(f"A record is longer than {LINE_BYTES:,} bytes.")
+        self._too_long = not ends
+        self._checksum = zlib.crc32(part, self._checksum)
+
+    def _damaged(self, what: str) -> None:
+        self.num_damaged += 1
+        if self.num_damaged <= _MOST_PROBLEMS:
+            self.problems.append(f"at byte {self._offset}: {what}")
+
+    def _read_line(self, line: bytes) -> None:
+        before = self._checksum
+        self._checksum = zlib.crc32(line, before)
+        try:
+            if line.startswith(STEPS_LINE):
+                self._read_steps(decode_steps(line))
+                return
+            event = decode(line)
+            if isinstance(event, Steps):  # the same, written with other blanks or in another order
+                self._read_steps(_packed(event))
+                return
+        except StoreError as error:
+            self._damaged(error.message)
+            return
+        if isinstance(event, Terminal):
+            self._take_what_was_read()
+            self._check_completeness(event, before)
+        if not self.is_over:
+            self._take(event)
+            self.status = status_after(self.status, event)
+
+    def _check_completeness(self, last: Terminal, checksum: int) -> None:
+        more = self.num_damaged - _MOST_PROBLEMS
+        if more > 0:
+            self.problems.append(f"{more:,} more records cannot be read")
+        if last.checksum and last.checksum != f"{checksum:08x}":
+            self.problems.append(
+                f"the log is not as it was written: {len(self.steps)} of {last.steps} steps and "
+                f"{len(self.evaluations)} of {last.evaluations} evaluations can be read"
+            )
+
+    def _take(self, event: AnyEvent) -> None:
+        match event:
+            case Evaluation(step=step) if step <= _last_step(self.evaluations):
+                self._damaged(f"The evaluation of step {step} is not in order.")
+            case Evaluation(step=step, train_s=s, elapsed_s=e, test_loss=loss, test_accuracy=accuracy):
+                self.evaluations.extend(step, s, e, loss, accuracy)
+                self.evaluation_s += event.seconds
+            case HardwareSample(elapsed_s=elapsed, readings=readings, missing=missing):
+                self._hardware_read.append([elapsed, *map(readings.get, HARDWARE)])
+                self.missing_readings |= missing
+                self._busy_so_far = event.busy or self._busy_so_far
+            case Queued():
+                self.queued = event
+            case Imported():
+                self._take_import(event)
+            case Rows():
+                self._take_rows(event)
+            case Starting():
+                self.starting = event
+            case Started():
+                self.started = event
+            case Preparing():
+                self.preparing = event
+            case Compiled():
+                self.compiled = event
+            case WarmUp():
+                self.warm_up = event
+            case Memory():
+                self.memory = event
+            case StepSplit():
+                self.step_split = event
+            case TargetReached():
+                self.target_reached = event
+            case Artifact():
+                self.artifacts.append(event)
+            case Trial():
+                self.trials.append(event)
+            case Latency():
+                self.latencies[event.cell] = event
+            case Quality():
+                self.qualities[event.precision, event.runtime] = event
+            case NotRun():
+                self.not_run[event.cell] = event
+            case Ranks():
+                self.ranks.append(event)
+                if self._keep_points is not None:
+                    del self.ranks[: -self._keep_points]
+            case Surface():
+                self.surface = event
+            case Calibration():
+                self.calibration = event
+            case Progress():
+                self.done_so_far = event
+            case Finished() | Cancelled() | Failed() | Interrupted():
+                self.last_word = event
+                seconds, count = self._window
+                if seconds and not len(self.throughput):  # a run shorter than one window has a throughput too
+                    self.throughput.extend(self.steps.last("elapsed"), count / seconds)
+            case _:
+                pass
+
+    def _take_import(self, event: Imported) -> None:
+        try:
+            self._frozen_summary = Summary.model_validate(event.frozen.get("summary"))
+        except ValidationError:
+            self._damaged("What its report says of it as a whole is not understood.")
+        self.imported = event
+        self.evaluation_s = event.evaluation_s
+        self.problems += event.problems
+        self.missing_readings |= event.missing_readings
+
+    def _take_rows(self, event: Rows) -> None:
+        table: Table = getattr(self, event.table)
+        key = KEY_OF[event.table]
+        if len(table) and event.columns[key][0] < (table.last(key) or 0.0):
+            self._damaged(f"Rows of {event.table} are not in order.")
+            return
+        missing = frozenset(table.names) - event.columns.keys()
+        table.unknown = table.unknown & missing if len(table) else missing
+        nothing = np.full(len(event.columns[key]), math.nan)
+        table.extend(*(event.columns.get(name, nothing) for name in table.names))
+
+    def _read_steps(self, read: PackedSteps) -> None:
+        last = read["first"] + len(read["loss"]) // 4 - 1
+        if read["first"] <= self._newest_step:  # written twice, or lines that changed places
+            raise StoreError(f"Steps {read['first']} to {last} are not in order.", fix="They are skipped.")
+        if self.is_over:
+            return
+        self._newest_step = last
+        self._steps_read.append(read)
+        if len(self._steps_read) >= _TAKEN_TOGETHER:
+            self._take_what_was_read()
+
+    def _take_what_was_read(self) -> None:
+        if rows := self._hardware_read:
+            self.hardware.extend(*np.array(rows, dtype=np.float64).T)  # a reading that failed, None, becomes NaN
+            self._hardware_read = []
+        if read := self._steps_read:
+            self._take_steps(read)
+            self._steps_read = []
+
+    def _take_steps(self, read: list[PackedSteps]) -> None:
+        n = np.array([len(r["loss"]) // 4 for r in read])
+        start = np.cumsum(n) - n  # where each record's steps begin among all that were read
+        first = np.array([r["first"] for r in read])
+        index = np.arange(n.sum()) - np.repeat(start, n)
+        share = (index + 1) / np.repeat(n, n)  # within one read-back the clock was not read: steps share it evenly
+        (t0, t1), (e0, e1) = (np.array([r[clock] for r in read]).T for clock in ("train_s", "elapsed_s"))
+        seconds = np.repeat(t0, n) + np.repeat(t1 - t0, n) * share
+        elapsed = np.repeat(e0, n) + np.repeat(e1 - e0, n) * share
+        samples = np.cumsum(_joined((r["samples"] for r in read), "<i4"), dtype=np.float64)
+        before = self.steps.last("samples") or 0.0
+        self.steps.extend(
+            np.repeat(first, n) + index, _joined((r["loss"] for r in read), "<f4"), seconds, elapsed, before + samples,
+            _joined(map(_rates, read), "<f8"),
+        )  # fmt: skip
+        if len(norm_steps := _joined((r.get("norm_steps", b"") for r in read), "<i4")):
+            k = np.array([len(r.get("norm_steps", b"")) // 4 for r in read])
+            at = norm_steps - np.repeat(first - start, k)
+            norms = _joined((r.get("grad_norm", b"") for r in read), "<f4")
+            self.grad_norms.extend(norm_steps, seconds[at], elapsed[at], norms)
+        self._take_throughput((t1 - t0).tolist(), e1.tolist(), np.diff(samples[start + n - 1], prepend=0.0).tolist())
+
+    def _take_throughput(self, seconds: list[float], elapsed: list[float], samples: list[float]) -> None:
+        """From the training time and the samples of each read-back: one value for each window."""
+        window, count = self._window
+        rows = []
+        for s, e, n in zip(seconds, elapsed, samples, strict=True):
+            window, count = window + s, count + int(n)
+            if window >= THROUGHPUT_WINDOW_S:
+                rows.append((e, count / window))
+                window, count = 0.0, 0
+        self._window = (window, count)
+        if rows:
+            self.throughput.extend(*np.array(rows).T)
+
+    def summary(self) -> Summary:
+        with self.lock:
+            if self._frozen_summary:  # made from all steps; the file may hold fewer
+                return self._frozen_summary
+            steps, started, last = len(self.steps), self.started, self.last_word
+            if self.config.task == "infer":
+                return self._summary_of_inference()
+            samples = int(self.steps.last("samples") or 0)
+            seconds = self.steps.last("seconds") or 0.0
+            return Summary(
+                steps=steps,
+                samples=samples,
+                epochs=samples / started.train_examples if started else 0.0,
+                train_seconds=seconds,
+                samples_per_s=samples / seconds if seconds else None,
+                final_train_loss=_recent_mean(self.steps, self.started),
+                test_loss=self.evaluations.last("test_loss"),
+                test_accuracy=self.evaluations.last("test_accuracy"),
+                flops=samples * started.train_flops_per_example if started else None,
+                peak_memory_bytes=self.memory.training_bytes if self.memory else None,
+                process_memory_bytes=last.peak_memory_bytes if last else None,
+                energy_j=last.energy_j if last else None,
+                busy=self.busy.is_busy if self.busy else None,
+                busy_why=self.busy.in_words if self.busy else "",
+                target_step=self.target_reached.step if self.target_reached else None,
+                target_seconds=self.target_reached.train_s if self.target_reached else None,
+            )
+
+    @property
+    def busy(self) -> Busy | None:
+        """What else used the machine, by now or, once the run is over, in all."""
+        return (self.last_word.busy if self.last_word else None) or self._busy_so_far
+
+    def _summary_of_inference(self) -> Summary:
+        """The best throughput of any cell, and what the weights answer in their first form."""
+        last, quality = self.last_word, next(iter(self.qualities.values()), None)
+        return Summary(
+            samples_per_s=max((found.samples_per_s for found in self.latencies.values()), default=None),
+            test_loss=quality.test_loss if quality else None,
+            test_accuracy=quality.test_accuracy if quality else None,
+            process_memory_bytes=last.peak_memory_bytes if last else None,
+            energy_j=last.energy_j if last else None,
+            busy=last.busy.is_busy if last and last.busy else None,
+            busy_why=last.busy.in_words if last and last.busy else "",
+        )
+
+    def why(self) -> str:
+        """In words, why a run ended as it did; empty for one that finished or still runs."""
+        match self.last_word:
+            case Failed(message=message, fix=fix):
+                return f"{message} {fix}".strip()
+            case Cancelled(reason=reason) | Interrupted(reason=reason):
+                return reason
+            case _:
+                return ""
+
+    def progress(self) -> float | None:
+        """Share of the budget used, 0..1, by whichever limit is nearest; None before the run started."""
+        if self.started is None:
+            return None
+        if self.config.task != "train":
+            done = self.done_so_far
+            return 1.0 if self.status == "finished" else min(1.0, done.done / done.total) if done else 0.0
+        budget = self.config.budget
+        shares = [len(self.steps) / self.started.total_steps] if self.started.total_steps else []
+        if budget.seconds:
+            shares.append((self.steps.last("seconds") or 0.0) / budget.seconds)
+        return min(1.0, max(shares, default=0.0))
+
+
+def _last_step(table: Table) -> float:
+    last = table.last("step")
+    return -1 if last is None else last
+
+
+def _packed(event: Steps) -> PackedSteps:
+    return {
+        "first": event.first, "loss": event.loss.tobytes(), "samples": event.samples.tobytes(),
+        "lr": event.lr if isinstance(event.lr, float) else event.lr.astype("<f8").tobytes(), "train_s": event.train_s,
+        "elapsed_s": event.elapsed_s, "norm_steps": event.norm_steps.astype("<i4").tobytes(),
+        "grad_norm": event.grad_norm.astype("<f4").tobytes(),
+    }  # fmt: skip
+
+
+def _joined(parts: Iterable[bytes], dtype: str) -> np.ndarray:
+    return np.frombuffer(b"".join(parts), dtype)
+
+
+def _rates(read: PackedSteps) -> bytes:
+    """The learning rate of every step, packed."""
+    lr = read["lr"]
+    return lr if isinstance(lr, bytes) else struct.pack("<d", lr) * (len(read["loss"]) // 4)
+
+
+def _recent_mean(steps: Table, started: Started | None) -> float | None:
+    """Mean loss over the last epoch's steps (at most the last 100): one batch alone is mostly noise."""
+    if not len(steps):
+        return None
+    samples, loss = steps["samples"][-100:], steps["loss"][-100:]
+    if started:
+        loss = loss[samples > samples[-1] - started.train_examples]
+    return float(np.mean(loss))
+
+
+def read_config(folder: Path) -> RunConfig:
+    try:
+        with (folder / "config.json").open("rb") as file:
+            content = file.read(_CONFIG_BYTES + 1)
+        if len(content) > _CONFIG_BYTES:
+            raise ConfigError(f"config.json is larger than {_CONFIG_BYTES:,} bytes.", fix="Delete the run.")
+        text = content.decode()
+        return parse_config_json(text, name="config.json")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"Run {folder.name} has no readable config.json: {type(error).__name__}.", fix="Delete the run."
+        ) from None
+    except ConfigError as error:
+        if needs := _newer_version(_queued(folder)):
+            raise StoreError(f"Run {folder.name} {needs}.", fix="Update Isoflop.") from None
+        raise StoreError(f"Run {folder.name} cannot be read: {error.message}", fix=error.fix) from None
+
+
+def _queued(folder: Path) -> Queued | None:
+    """The first event of a run's log; None where it cannot be read."""
+    with contextlib.suppress(OSError, StoreError), (folder / "events.jsonl").open("rb") as file:
+        first = decode(file.readline(65_536))
+        return first if isinstance(first, Queued) else None
+    return None
+
+
+def _newer_version(queued: Queued | None) -> str:
+    """Which Isoflop a run needs, in words, where a newer one than this asked for it; else empty."""
+    return f"needs Isoflop >= {queued.version}" if queued and is_newer(queued.version) else ""

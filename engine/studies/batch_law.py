@@ -1,0 +1,313 @@
+"""The batch-size law: steps to a target against batch size, and the batch that is fastest on a clock.
+
+McCandlish, Kaplan & Amodei 2018 (arXiv:1812.06162): S(B) = S_min (1 + B_crit/B), with B_crit = E_min/S_min. Steps fall
+with the batch until about B_crit and hardly beyond; examples rise from there. Shallue et al. 2019 (JMLR 20(112)) say how to
+measure it: the learning rate tuned at every batch size, every trial counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from engine.common import units
+from engine.common.errors import EngineError
+from engine.config.tasks import MIN_BATCH_SIZES, Law
+from engine.events.studies import Trial
+
+Floats = NDArray[np.float64]
+
+PROBE = 1_024  # examples a trial's training loss is taken over, at most: with 2,048 and a finer grid LeNet evaluated most of the time
+GRID = 1.1  # evaluations at every step first, then at steps this factor apart, a line drawn between them
+_GRIDS = (300, 41, 41, 41)  # points, log-spaced in B_crit; each lies between the neighbours of the last one's best
+_BEYOND = 1e3  # B_crit is sought this factor beyond the batch sizes measured
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLaw:
+    """S(B) = s_min + e_min/B optimizer steps, E(B) = B S(B) examples to the target."""
+
+    s_min: float  # steps that are left however large the batch
+    e_min: float  # examples that are needed however small the batch
+    b_crit: float  # e_min/s_min: twice s_min steps and twice e_min examples there
+    rms_log_residual: float  # of ln S: 0.07 is 7 % off, in the mean
+
+    def steps(self, batch_size: float) -> float:
+        return self.s_min + self.e_min / batch_size
+
+    def samples(self, batch_size: float) -> float:
+        return self.e_min + self.s_min * batch_size
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    low: float
+    high: float
+    level: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of one step: t0_s + t1_s B. Overhead of a step, and time of an example."""
+
+    t0_s: float
+    t1_s: float
+
+    def seconds(self, batch_size: float) -> float:
+        return self.t0_s + self.t1_s * batch_size
+
+
+class BestBatch(NamedTuple):
+    b_star: float  # may lie between whole numbers; infinite where a larger batch costs no time
+    time_s: float
+
+
+def fit_batch_law(batch_sizes: ArrayLike, steps: ArrayLike) -> BatchLaw:
+    """Least squares of ln S - ln(S_min + E_min/B): every batch size counts by its relative error.
+
+    A batch size may come several times (one per seed). For a given B_crit the best S_min is a mean, so the fit is a
+    search along one line, and finds the best of a grid instead of a local minimum. Not the hyperbola in (S, E): as
+    E = B S the errors of both axes would be the same. Where B_crit comes out far beyond the batch sizes measured, they
+    show one end of the law only, and it is not known. Raises EngineError for fewer than 3 different batch sizes, or
+    steps that are not positive numbers: a batch size that did not reach the target has to be left out by its name.
+    """
+    sizes, counts = _points(batch_sizes, steps)
+    log_steps = np.log(counts)
+
+    def costs(log_b_crit: Floats) -> Floats:
+        off = log_steps - np.log1p(np.exp(log_b_crit)[:, None] / sizes)
+        return np.asarray(np.square(off - off.mean(axis=1, keepdims=True)).sum(axis=1))
+
+    low, high = math.log(sizes.min() / _BEYOND), math.log(sizes.max() * _BEYOND)
+    for points in _GRIDS:
+        grid = np.linspace(low, high, points)
+        best = int(np.argmin(costs(grid)))
+        low, high = grid[max(0, best - 1)], grid[min(points - 1, best + 1)]
+    b_crit = math.exp(grid[best])
+    s_min = math.exp(float(np.mean(log_steps - np.log1p(b_crit / sizes))))
+    return BatchLaw(s_min, s_min * b_crit, b_crit, math.sqrt(costs(grid)[best] / len(sizes)))
+
+
+def bootstrap_batch_law(
+    batch_sizes: ArrayLike, steps_by_seed: ArrayLike, *, level: float = 0.95, resamples: int = 400, seed: int = 0
+) -> Interval | None:
+    """Interval of B_crit: steps_by_seed is (seeds, batch sizes). None for a single seed.
+
+    Three seeds have ten distinct resamples, so what is drawn are the deviations of ln S from its batch size's mean, of
+    all batch sizes together and widened by sqrt(n/(n-1)), n seeds (Davison & Hinkley 1997, section 6.2.3). Where the means are
+    further from the law than seeds explain (a learning rate badly chosen, a law that does not quite hold), they are
+    widened to that as well: deviations of k batch sizes from 2 parameters, so by rms_log_residual sqrt(k/(k-2)). Still, four runs on
+    8x8 digits that differed in their seeds gave 34, 43, 47 and 48 with intervals of +-15 to 30 %: a little too narrow.
+    """
+    log_steps = np.log(np.atleast_2d(np.asarray(steps_by_seed, dtype=np.float64)))
+    sizes = np.asarray(batch_sizes, dtype=np.float64)
+    n = len(log_steps)
+    means = log_steps.mean(axis=0)
+    off_the_law = fit_batch_law(sizes, np.exp(means)).rms_log_residual * math.sqrt(len(sizes) / (len(sizes) - 2))
+    if n < 2:
+        return None
+    deviations = ((log_steps - means) * math.sqrt(n / (n - 1))).ravel()
+    from_seeds = float(deviations.std()) / math.sqrt(n)
+    rng = np.random.default_rng(seed)
+    if from_seeds == 0:
+        drawn = rng.normal(0, off_the_law, size=(resamples, len(sizes)))
+    else:
+        drawn = rng.choice(deviations, size=(resamples, n, len(sizes))).mean(axis=1) * max(
+            1.0, off_the_law / from_seeds
+        )
+    b_crits = [fit_batch_law(sizes, np.exp(means + noise)).b_crit for noise in drawn]
+    low, high = np.quantile(b_crits, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), level)
+
+
+def fit_step_time(batch_sizes: ArrayLike, step_s: ArrayLike) -> StepTime:
+    """t0_s + t1_s B by least squares of the relative error, neither below zero.
+
+    Without the weights a step of the full set, a hundred times longer, would decide both. Raises EngineError for fewer
+    than 2 different batch sizes or times that are not positive.
+    """
+    sizes, times = _points(batch_sizes, step_s, at_least=2, what="Step times")
+    columns = np.stack([1 / times, sizes / times], axis=1)
+    (t0, t1), *_ = np.linalg.lstsq(columns, np.ones(len(times)), rcond=None)
+    if t1 < 0:  # the best with t1 = 0; columns[:, 0] alone
+        t0, t1 = columns[:, 0].sum() / np.square(columns[:, 0]).sum(), 0.0
+    elif t0 < 0:
+        t0, t1 = 0.0, columns[:, 1].sum() / np.square(columns[:, 1]).sum()
+    return StepTime(float(t0), float(t1))
+
+
+def best_batch(law: BatchLaw, step_time: StepTime) -> BestBatch:
+    """Batch that reaches the target first: B* = sqrt(B_crit t0/t1), T* = S_min t1 (sqrt(B_crit) + sqrt(t0/t1))^2.
+
+    The minimum of S(B) (t0 + t1 B): half of it belongs to the data (B_crit), half to the machine (t0/t1). It is flat;
+    near it any batch will do. Not bounded by the size of a training set.
+    """
+    if step_time.t1_s == 0:
+        return BestBatch(math.inf, law.s_min * step_time.t0_s)
+    hardware = step_time.t0_s / step_time.t1_s
+    time_s = law.s_min * step_time.t1_s * (math.sqrt(law.b_crit) + math.sqrt(hardware)) ** 2
+    return BestBatch(math.sqrt(law.b_crit * hardware), time_s)
+
+
+# --- from the trials of a run -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AtBatch:
+    """What the trials of one batch size say."""
+
+    batch_size: int
+    lr: float | None  # the best one; None where none reached the target
+    lrs_tried: int
+    reached: int  # of the measuring trials
+    measured: int
+    steps: float | None  # geometric mean of those that reached it; of all or none of them, where `in_fit` says so
+    step_s: float | None  # median of all its trials
+    in_fit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A run of the law in numbers; None what its trials cannot say, and `notes` why."""
+
+    sizes: tuple[AtBatch, ...]
+    law: BatchLaw | None
+    b_crit: Interval | None
+    step_time: StepTime | None
+    best: BestBatch | None
+    notes: tuple[str, ...]
+
+
+def outcome(trials: Sequence[Trial]) -> Outcome:
+    """The law of a run's trials, also while it goes on.
+
+    A batch size of which some seed did not reach the target is left out of the fit as a whole, and named: its other
+    seeds alone would make it look faster than it is.
+    """
+    most = max((_measuring(trials, size) for size in {t.batch_size for t in trials}), default=0)
+    sizes = tuple(_at(trials, size, most) for size in sorted({t.batch_size for t in trials}))
+    notes = [_left_out(at, most) for at in sizes if not at.in_fit]
+    timed = [(at.batch_size, at.step_s) for at in sizes if at.step_s]
+    step_time = fit_step_time(*zip(*timed, strict=True)) if len(timed) > 1 else None
+    fitted = [at.batch_size for at in sizes if at.in_fit]
+    by_seed = [[t.steps or 0.0 for t in trials if not t.tuning and t.batch_size == size] for size in fitted]
+    try:
+        law = fit_batch_law(np.repeat(fitted, most), np.ravel(by_seed))
+    except EngineError as error:
+        return Outcome(sizes, None, None, step_time, None, (*notes, str(error)))
+    interval = bootstrap_batch_law(fitted, np.transpose(by_seed))
+    if not min(fitted) <= law.b_crit <= max(fitted):
+        notes.append(
+            f"B_crit comes out at {law.b_crit:.3g}, outside the batch sizes measured ({min(fitted)} to {max(fitted)}): "
+            "they show one end of the law only."
+        )
+    best = best_batch(law, step_time) if step_time else None
+    return Outcome(sizes, law, interval, step_time, best, tuple(notes))
+
+
+def facts(found: Outcome) -> list[tuple[str, str, str]]:
+    """What a law comes to, as title, value and how it was had; for card and report. Nothing where there is no law."""
+    law, time, best = found.law, found.step_time, found.best
+    rows = []
+    if law:
+        i = found.b_crit
+        between = (
+            f"; {i.level:.0%} interval {units.about(i.low)} to {units.about(i.high)}"
+            if i
+            else "; one seed gives no interval"
+        )
+        rows += [
+            (
+                "S_min",
+                f"{units.about(law.s_min)} steps",
+                f"however large the batch; fitted, {law.rms_log_residual:.0%} off in the mean",
+            ),
+            ("E_min", f"{units.about(law.e_min)} examples", "however small the batch; fitted"),
+            ("B_crit", units.about(law.b_crit), f"E_min/S_min{between}"),
+        ]
+    if time:
+        text = f"{units.duration(time.t0_s)} + {units.duration(time.t1_s)} per example"
+        rows.append(("One step", text, "fitted to measured times"))
+    if best:
+        where = f"about {units.about(best.b_star)}" if math.isfinite(best.b_star) else "the largest there is"
+        text = f"{where}, {units.duration(best.time_s)} of training"
+        rows.append(("Fastest batch", text, "derived: sqrt(B_crit t0/t1); it may be larger than the training set"))
+    return rows
+
+
+def _measuring(trials: Sequence[Trial], size: int) -> int:
+    return sum(t.batch_size == size and not t.tuning for t in trials)
+
+
+def _at(trials: Sequence[Trial], size: int, most: int) -> AtBatch:
+    of_size = [t for t in trials if t.batch_size == size]
+    measuring = [t for t in of_size if not t.tuning]
+    steps = [t.steps for t in measuring if t.steps]
+    times = [t.step_s for t in of_size if t.step_s]
+    return AtBatch(
+        batch_size=size,
+        lr=measuring[0].lr if measuring else None,
+        lrs_tried=len({t.lr for t in of_size if t.tuning}),
+        reached=sum(t.reached for t in measuring),
+        measured=len(measuring),
+        steps=math.exp(sum(map(math.log, steps)) / len(steps)) if steps else None,
+        step_s=float(np.median(times)) if times else None,
+        in_fit=len(steps) == len(measuring) == most > 0,
+    )
+
+
+def _left_out(at: AtBatch, most: int) -> str:
+    if not at.measured:
+        return f"Batch size {at.batch_size}: none of {at.lrs_tried} learning rates reached the target (yet); not in the fit."
+    if at.reached < at.measured:
+        return f"Batch size {at.batch_size}: {at.measured - at.reached} of {at.measured} seeds did not reach the target; not in the fit."
+    if at.measured < most:
+        return f"Batch size {at.batch_size}: {at.measured} of {most} seeds are done; not in the fit."
+    return f"Batch size {at.batch_size}: the target was reached before the first step; not in the fit."
+
+
+# What a small net on 8x8 digits took on one thread of an AVX2 CPU: what an estimate before any trial goes by.
+_ASSUMED = BatchLaw(s_min=25, e_min=900, b_crit=36, rms_log_residual=0)
+_ASSUMED_OVERHEAD_S = 150e-6  # of a step, and of an evaluation
+_ASSUMED_FLOPS_PER_S = 2e10
+_LRS_TRIED = 3.5
+
+
+def estimate_seconds(
+    law: Law, *, train_examples: int, forward_flops_per_example: int, train_flops_per_example: int
+) -> float:
+    """An estimate of the whole run, from a law and a speed that are assumed: good to a factor of some, if the target is
+    about as hard as a training loss of 0.2 on 8x8 digits."""
+    probe, total = min(PROBE, train_examples), 0.0
+    for size in law.sizes(train_examples):
+        steps = min(law.max_steps, _ASSUMED.steps(size))
+        evaluations = min(steps, 20 + max(0.0, math.log(steps / 20) / math.log(GRID)))
+        step_s = _ASSUMED_OVERHEAD_S + size * train_flops_per_example / _ASSUMED_FLOPS_PER_S
+        evaluation_s = _ASSUMED_OVERHEAD_S + probe * forward_flops_per_example / _ASSUMED_FLOPS_PER_S
+        total += (_LRS_TRIED * law.tuning_seeds + law.seeds) * (steps * step_s + evaluations * evaluation_s)
+    return total
+
+
+def _points(
+    batch_sizes: ArrayLike, values: ArrayLike, *, at_least: int = MIN_BATCH_SIZES, what: str = "The batch law"
+) -> tuple[Floats, Floats]:
+    sizes = np.atleast_1d(np.asarray(batch_sizes, dtype=np.float64))
+    numbers = np.atleast_1d(np.asarray(values, dtype=np.float64))
+    if sizes.shape != numbers.shape:
+        raise EngineError(f"{sizes.size} batch sizes do not go with {numbers.size} values.", fix="Give one for each.")
+    if not (np.isfinite(numbers).all() and (numbers > 0).all() and (sizes > 0).all()):
+        raise EngineError(
+            f"{what}: not every batch size has a positive number.",
+            fix="Leave out batch sizes that did not reach the target, and name them.",
+        )
+    if (different := len(np.unique(sizes))) < at_least:
+        raise EngineError(
+            f"{what}: {different} different batch size{'' if different == 1 else 's'} reached the target, fewer than {at_least}.",
+            fix="Add batch sizes, choose an easier target, or allow more steps.",
+        )
+    return sizes, numbers

@@ -1,0 +1,371 @@
+"""`python -m engine …`: what scripts may rely on, and what a person is told."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+
+import pytest
+
+from engine.cli import common
+from engine.cli import main as cli
+from engine.config.presets import PRESETS
+from engine.events.lifecycle import Finished
+from engine.events.machine import Busy
+from engine.events.training import StepSplit
+from engine.runtime.client import Client
+from engine.store.listing import row_of
+from tests.fakes import make_run
+
+SUMMARY = {
+    "steps", "samples", "epochs", "train_seconds", "samples_per_s", "final_train_loss", "test_loss", "test_accuracy",
+    "flops", "mfu", "peak_memory_bytes", "energy_j",
+}  # fmt: skip
+QUICK = ("--preset", "digits-mlp", "--set", "budget.epochs=2")
+DIVERGING = ("--preset", "mnist-mlp", "--set", "optimizer.name=sgd", "--set", "optimizer.lr=1e6")
+
+
+def ends(process, seconds=90):
+    """Exit code, the last line of stdout as JSON, and stderr."""
+    out, err = process.communicate(timeout=seconds)
+    assert "Traceback" not in err
+    return process.returncode, json.loads(out.splitlines()[-1]) if out else None, err
+
+
+@pytest.fixture
+def call(store, capsys):
+    """The command line in this process, on a store of its own: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        try:
+            code = cli.main([*map(str, arguments), "--store", str(store.root)])
+        except SystemExit as leaving:  # argparse leaves so
+            code = leaving.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def ask(call):
+    """A command's JSON document."""
+
+    def run(*arguments):
+        code, out, err = call(*arguments, "--json")
+        assert (code, err) == (0, "")
+        return json.loads(out.splitlines()[-1])
+
+    return run
+
+
+# --- Ctrl-C
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        (("run", *QUICK, "--seeds", "2"), "run_ids"),
+        (("race", "--base", "digits-mlp", "--lane", "a: batch_size=16", "--lane", "b: batch_size=64"), "run_ids"),
+        (("scale", "--ranks", "1,2", "--seeds", "1", "--steps", "10"), "run_ids"),
+        (("infer", "--preset", "lenet"), "run_id"),
+        (("calibrate",), "run_id"),
+    ],
+)
+def test_ctrl_c_cancels_every_run_that_a_command_asked_for(call, store, monkeypatch, command, key):
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    cancelled, before = [], signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(common, "follow", pressed)
+    monkeypatch.setattr(Client, "wake", lambda _: None)
+    monkeypatch.setattr(Client, "cancel", lambda _, run_id, *, reason="": cancelled.append(run_id))
+    try:
+        code, out, err = call(*command, "--json")
+        ignored = signal.getsignal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    told = json.loads(out.splitlines()[-1])
+    assert (code, ignored, told["error"]["type"]) == (common.INTERRUPTED, signal.SIG_IGN, "KeyboardInterrupt")
+    assert "Stopped." in err
+    assert sorted(cancelled) == sorted(store.ids()) == sorted([told[key]] if key == "run_id" else told[key])
+
+
+# --- run, in processes of its own ----------------------------------------------------------------------------------
+
+
+def test_run_prints_one_json_document_with_the_promised_keys(engine, supervised):
+    code, result, _ = ends(engine("run", *QUICK, "--json", "--store", supervised.store.root))
+    assert (code, result["status"]) == (0, "finished")
+    assert {"run_id", "status", "config", "summary"} <= result.keys()
+    assert result["summary"].keys() >= SUMMARY
+    assert (result["summary"]["steps"], result["summary"]["epochs"]) == (90, 2.0)
+
+
+def test_several_seeds_are_one_group(engine, supervised):
+    code, result, _ = ends(engine("run", *QUICK, "--seeds", 2, "--json", "--store", supervised.store.root))
+    assert (code, [run["config"]["seed"] for run in result["runs"]]) == (0, [0, 1])
+    rows = [row for row in supervised.store.rows() if row.group == result["group_id"]]
+    assert {row.run_id for row in rows} == {run["run_id"] for run in result["runs"]}
+
+
+def test_a_run_that_diverges_exits_1_and_keeps_its_points(engine, supervised, capsys):
+    code, result, err = ends(engine("run", *DIVERGING, "--json", "--store", supervised.store.root))
+    assert (code, result["status"]) == (1, "failed")
+    assert result["summary"]["final_train_loss"] is None
+    assert "The loss became" in err
+    cli.main(["show", result["run_id"], "--json", "--store", str(supervised.store.root)])
+    loss = json.loads(capsys.readouterr().out)["steps"]["loss"]
+    assert loss[0] > 0
+    assert None in loss
+
+
+def test_ctrl_c_stops_the_run_and_exits_130(engine, supervised):
+    known = set(supervised.store.ids())
+    process = engine("run", "--preset", "mnist-gd", "--set", "budget.seconds=600", "--store", supervised.store.root)
+    supervised.wait(lambda: set(supervised.store.ids()) - known, "a run")
+    (run_id,) = set(supervised.store.ids()) - known
+    supervised.until(run_id, "running")
+    process.send_signal(signal.SIGINT)
+    assert (process.wait(30), process.communicate()[0]) == (130, "")
+    assert supervised.until(run_id, "cancelled").why() == "interrupted in the terminal"
+
+
+def test_a_supervisor_starts_when_none_is_there_and_a_person_gets_a_card(engine, own_supervised):
+    own_supervised.end()
+    process = engine("run", *QUICK, "--name", "first", "--store", own_supervised.store.root)
+    out, err = process.communicate(timeout=90)
+    assert (process.returncode, err) == (0, "")
+    assert "finished  first" in out
+    assert "test accuracy" in out
+
+
+def test_cancel_and_delete_reach_a_run(supervised, capsys):
+    run = supervised.running()
+    arguments = [run.run_id, "--json", "--store", str(supervised.store.root)]
+    assert cli.main(["cancel", *arguments]) == 0
+    assert cli.main(["delete", *arguments]) == 0
+    cancelled, deleted = map(json.loads, capsys.readouterr().out.splitlines())
+    assert cancelled == {"run_id": run.run_id, "status": "cancelled"}
+    assert deleted == {"run_id": run.run_id, "deleted": True}
+
+
+def test_check_makes_the_index_anew(supervised, capsys):
+    supervised.until(supervised.submit("budget.epochs=1"), "finished")
+    assert cli.main(["check", "--rebuild", "--json", "--store", str(supervised.store.root)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["indexed"] == result["runs"] == len(supervised.store.ids()) > 0
+    rows = supervised.store.rows()
+    folders = [row_of(supervised.store.run(row.run_id)) for row in rows]
+    assert [row.model_dump_json() for row in rows] == [row.model_dump_json() for row in folders]
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--set", "batch_size=0"),
+        ("--set", "batch_size=4001"),
+        ("--set", "optimizer.lr=nan"),
+        ("--set", "batchsize=3"),
+        ("--set", "batch_size"),
+        ("--set", "device=cuda:99"),
+        ("--set", "threads=1000"),
+        ("--set", "model.hidden=1000000,1000000"),
+        ("--preset", "nope"),
+        ("--config", "/no/such/file.json"),
+        ("--config", "/"),
+        ("--preset", "lenet", "--config", "x.json"),
+        ("--seeds", "0"),
+        ("--seeds", "1001"),
+    ],
+)
+def test_what_cannot_run_exits_2_with_one_sentence_and_leaves_nothing(call, store, arguments):
+    code, out, err = call("run", *arguments)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert [*store.runs.iterdir(), *store.inbox.iterdir()] == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b'{"batch_size": 0}', b"[" * 100_000])
+def test_a_bad_config_file_exits_2_with_one_sentence(call, store, tmp_path, content):
+    (tmp_path / "c.json").write_bytes(content)
+    code, _, err = call("run", "--config", tmp_path / "c.json")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert store.ids() == []
+
+
+def test_a_refusal_is_json_too(call):
+    code, out, _ = call("run", "--set", "batch_size=0", "--json")
+    error = json.loads(out)["error"]
+    assert (code, error["type"]) == (2, "ConfigError")
+    assert error["message"].startswith("batch_size=0")
+
+
+@pytest.mark.parametrize("arguments", [(), ("fly",), ("run", "--nope"), ("show",), ("list", "--sort", "id; drop")])
+def test_wrong_usage_exits_2(call, arguments):
+    assert call(*arguments)[0] == 2
+
+
+@pytest.mark.parametrize("command", ["show", "watch", "cancel", "delete"])
+@pytest.mark.parametrize("run", ["0" * 16, "../x", "last", "", "/etc"])
+def test_a_run_that_is_not_there_exits_2(call, command, run):
+    code, _, err = call(command, run)
+    assert code == 2
+    assert err.startswith("There is no run")
+
+
+@pytest.mark.parametrize("name", ["x.exe", "no/such/folder/x.json"])
+def test_an_export_that_cannot_be_written_exits_2(call, store, tmp_path, name):
+    run = make_run(store, num_steps=20)
+    code, _, err = call("export", run.run_id, "-o", tmp_path / name)
+    assert (code, len(err.splitlines())) == (2, 1)
+
+
+# --- what is told --------------------------------------------------------------------------------------------------
+
+
+def test_list_tells_each_run_newest_first(ask, store):
+    first, last = make_run(store, num_steps=40), make_run(store, num_steps=40, name="mine")
+    runs = ask("list")["runs"]
+    assert [run["run_id"] for run in runs] == [last.run_id, first.run_id]
+    assert runs[0].keys() >= {"run_id", "status", "name", "created", "summary"}
+    assert runs[0]["summary"].keys() >= SUMMARY
+
+
+def test_show_tells_every_step(ask, store):
+    shown = ask("show", make_run(store, num_steps=1_260).run_id)
+    steps = shown["steps"]
+    assert steps.keys() >= {"step", "loss", "seconds", "samples", "flops", "lr"}
+    assert {len(column) for column in steps.values()} == {1_260}
+    assert steps["step"] == list(range(1, 1_261))
+    assert shown["evaluations"][0].keys() >= {"step", "seconds", "test_loss", "test_accuracy"}
+    assert len(shown["hardware"]["seconds"]) == len(shown["hardware"]["process_cpu_percent"])
+
+
+def test_show_counts_samples_and_arithmetic_so_far(ask, store):
+    steps = ask("show", make_run(store, num_steps=40).run_id)["steps"]
+    assert steps["samples"][:2] == [64, 128]
+    assert steps["flops"][-1] == 40 * 64 * 408_576
+
+
+def test_show_tells_how_each_figure_was_had_and_what_touched_it(ask, call, store):
+    busy = Busy(slowdown=2.0, slowdown_method="wall by CPU time")
+    split = StepSplit(
+        data_s=1e-4, forward_s=1e-4, backward_s=1e-4, optimizer_s=7e-4, read_back_s=0.0, steps=8, method="m"
+    )
+    last = Finished(
+        at=0,
+        busy=busy,
+        energy_j=500.0,
+        energy_source="rapl",
+        energy_window_s=10.0,
+        energy_period_s=1e-3,
+        energy_method="RAPL",
+    )
+    run = make_run(store, said=[split], last=last)
+    shown = ask("show", run.run_id)
+    assert (shown["summary"]["busy"], shown["busy"]["busy"], shown["busy"]["slowdown"]) == (True, True, 2.0)
+    assert shown["figures"]["samples_per_s"]["how"] == "derived" and "busy" in shown["figures"]["samples_per_s"]["note"]
+    assert shown["energy"]["joules"] / shown["summary"]["samples"] * 1_000 == shown["energy"]["per_1000_samples_j"]
+    assert shown["step_split"]["shares"]["optimizer"] == pytest.approx(0.7, abs=0.05)
+    assert shown["alerts"] == []
+    _, card, _ = call("show", run.run_id)
+    for words in ("the machine was busy", "500 J (measured, rapl)", "optimizer 700 µs", "a larger batch"):
+        assert words in card
+
+
+def test_show_of_a_run_without_points_has_empty_arrays(ask, store, config):
+    shown = ask("show", store.create(config))
+    assert (shown["status"], {len(column) for column in shown["steps"].values()}) == ("queued", {0})
+
+
+def test_plan_tells_what_a_run_would_need_and_starts_nothing(ask, store):
+    plan = ask("plan", "--preset", "mnist-mlp")
+    assert plan.keys() >= {
+        "parameters", "forward_flops_per_example", "train_flops_per_example", "weight_bytes", "gradient_bytes",
+        "optimizer_bytes", "activation_bytes", "fits",
+    }  # fmt: skip
+    assert (plan["parameters"], plan["weight_bytes"], plan["fits"]) == (101_770, 407_080, True)
+    assert store.ids() == []
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_can_be_planned(ask, preset):
+    assert ask("plan", "--preset", preset)["fits"] is True
+
+
+def test_a_plan_of_what_does_not_fit_says_so(ask):
+    assert ask("plan", "--set", "model.hidden=1000000,1000000")["fits"] is False
+
+
+def test_hardware_tells_the_machine_and_nothing_that_identifies_it(ask):
+    text = json.dumps(ask("hardware"))
+    assert os.uname().nodename not in text
+    assert '"usable_cores"' in text
+
+
+def test_check_exits_1_and_names_what_is_damaged(call, store):
+    run = make_run(store, num_steps=40)
+    log = run.folder / "events.jsonl"
+    log.write_bytes(log.read_bytes().replace(b'"kind":"steps"', b'"kind":"stops"', 1))
+    code, out, _ = call("check", "--json")
+    result = json.loads(out)
+    assert (code, result["ok"], result["runs"]) == (1, False, 1)
+    assert run.run_id in result["problems"][0]
+
+
+def test_check_of_a_sound_store_is_ok(ask, store):
+    make_run(store, num_steps=40)
+    assert ask("check") == ask("check") | {"ok": True, "runs": 1, "problems": []}
+
+
+def test_watch_of_a_run_that_is_over_tells_its_end(ask, store):
+    run = make_run(store, num_steps=40)
+    assert ask("watch", run.run_id)["status"] == "finished"
+
+
+@pytest.mark.parametrize("command", ["list", "check", "hardware", "plan"])
+def test_without_json_a_person_reads_plain_lines(call, store, command):
+    make_run(store, num_steps=40)
+    code, out, err = call(command)
+    assert (code, err) == (0, "")
+    assert "{" not in out
+
+
+# --- export --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_exported_as_csv_with_every_step(call, store, tmp_path):
+    run = make_run(store, num_steps=100)
+    assert call("export", run.run_id, "-o", tmp_path / "x.csv")[0] == 0
+    rows = [row for row in csv.reader((tmp_path / "x.csv").read_text().splitlines()) if not row[0].startswith("#")]
+    assert len(rows) == 1 + 100
+
+
+@pytest.mark.parametrize("kind", ["json", "html"])
+def test_runs_are_exported_as_one_report(call, store, tmp_path, kind):
+    runs = [make_run(store, num_steps=40), make_run(store, num_steps=40, diverges_at=30)]
+    path = tmp_path / f"x.{kind}"
+    assert call("export", *(run.run_id for run in runs), "-o", path, "--title", "Two runs")[0] == 0
+    text = path.read_text()
+    assert "Two runs" in text
+    assert all(run.run_id in text for run in runs)
+    if kind == "json":
+        json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_path_in_the_home_of_nobody_is_refused_in_words(capsys):
+    assert cli.main(["plan", "--set", "data=csv", "--set", "source.path=~nobody-here/x.csv"]) == 2
+    assert "names the home of a user who is not known" in capsys.readouterr().err
+
+
+def test_the_plan_of_a_calibration_says_what_it_does_and_claims_no_training(call, ask):
+    _, said, _ = call("plan", "--preset", "calibrate")
+    assert "A calibration trains nothing" in said and "(estimated)" in said
+    assert not any(word in said for word in ("parameters", "FLOP", "epoch"))
+    known = ask("plan", "--set", "task=calibrate")
+    assert (known["task"], known["parameters"], known["estimated_seconds"] > 0) == ("calibrate", None, True)

@@ -1,0 +1,75 @@
+"""The page Library: columns, groups, a baseline, labels, races and reports; text from outside is only text."""
+
+from __future__ import annotations
+
+import pytest
+
+from dashboard.views import library
+from engine.config.parsing import with_overrides
+from engine.config.presets import PRESETS
+from engine.reports import sharing
+from engine.reports.report import Report
+from engine.store.store import Store
+from tests.dashboard.test_pages import app, open_page  # noqa: F401
+from tests.fakes import make_run
+
+BASE = PRESETS["digits-mlp"].config
+HOSTILE = "<b>x</b> :smile: [a](http://evil) $y$"
+
+
+@pytest.fixture
+def many(store) -> Store:
+    for seed in range(4):
+        config = with_overrides(BASE, [f"optimizer.lr={0.1 if seed % 2 else 0.01}", f"seed={seed}"])
+        make_run(store, config, name=f"{HOSTILE} {seed}", num_steps=400 + 100 * seed, group="0123456789abcdef")
+    return store
+
+
+def test_columns_are_those_that_were_chosen_and_fields_of_a_configuration_may_be(app, many):  # noqa: F811
+    open_page(app, "library", cols=["Samples/s", "optimizer.lr", "Epochs"])
+    assert list(app.dataframe[0].value.columns) == ["State", "Experiment", "Samples/s", "optimizer.lr", "Epochs"]
+    assert app.dataframe[0].value["optimizer.lr"].tolist() == ["0.1", "0.01", "0.1", "0.01"]
+
+
+def test_the_others_are_measured_by_the_baseline(app, many):  # noqa: F811
+    base = next(row.run_id for row in many.rows() if row.config.seed == 0)
+    open_page(app, "library", base=base)
+    table = app.dataframe[0].value
+    assert table["Δ Steps"].round(6).tolist() == [75.0, 50.0, 25.0, 0.0]
+    assert table[""].tolist() == ["", "", "", "baseline"]
+
+
+def test_groups_tell_mean_and_spread(app, many):  # noqa: F811
+    open_page(app, "library", by="optimizer.lr")
+    table = app.dataframe[0].value.set_index("Value")
+    assert table.loc[["0.01", "0.1"], "Runs"].tolist() == [2, 2] and table["Seeds"].tolist() == [2, 2]
+    by_hand = [row.summary.train_seconds for row in many.rows() if row.config.optimizer.lr == 0.1]
+    assert table.loc["0.1", "Training time"] == pytest.approx(sum(by_hand) / 2)
+    assert table.loc["0.1", "± Training time"] == pytest.approx(abs(by_hand[0] - by_hand[1]) / 2**0.5)
+
+
+def test_a_filter_that_is_not_understood_is_said_and_shows_all(app, many):  # noqa: F811
+    open_page(app, "library", where="optimizer.nmae = adam")
+    assert "optimizer.name" in app.info[0].value.replace("\\", "")
+    assert len(app.dataframe[0].value) == 4
+
+
+def test_races_are_listed(app, many):  # noqa: F811
+    open_page(app, "library", view="Races and studies")
+    assert app.dataframe[0].value["Kind"].tolist() == ["race"] and not app.exception
+
+
+@pytest.mark.process
+def test_a_report_that_came_in_is_listed_and_its_texts_are_text(app, many, tmp_path):  # noqa: F811
+    other = Store(tmp_path / "other")
+    report = Report.freeze(HOSTILE, [make_run(other, BASE, name=HOSTILE)], notes=f"{HOSTILE}\nsecond line")
+    (tmp_path / "r.json").write_text(report.to_json(), encoding="utf-8")
+    sharing.import_files(many, [tmp_path / "r.json"])
+    open_page(app, "library", view="Reports")
+    assert not app.exception and app.text[0].value == f"{HOSTILE}\nsecond line"
+    assert not any("<b>" in markdown.value.replace("\\<", "") for markdown in app.markdown)
+
+
+def test_every_column_that_can_be_chosen_has_a_head_of_its_own():
+    heads = [library.title_of(column) for column in library.ALL_COLUMNS]
+    assert len(set(heads)) == len(heads)

@@ -1,0 +1,165 @@
+"""The step-time split: it takes the real step apart, moves nothing, and says what it means."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.config.parsing import with_overrides
+from engine.config.presets import PRESETS
+from engine.config.run import RunConfig
+from engine.events.lifecycle import Finished
+from engine.events.training import Evaluation, Steps, StepSplit
+from engine.measurement import step_breakdown
+from engine.planning import planner
+from engine.pytorch import models
+from engine.pytorch.data import tensors
+from engine.pytorch.tasks import train
+from engine.pytorch.training import optimizers
+from engine.pytorch.training import step_breakdown as profiled
+from engine.pytorch.training.steppers import Net
+
+KINDS = {
+    "digits-mlp": ["budget.epochs=none", "budget.steps=40"],
+    "dataloader": ["budget.epochs=none", "budget.steps=40", "execution=dataloader"],
+    "clipped, averaged, in parts": [
+        "budget.epochs=none", "budget.steps=40", "max_grad_norm=1", "ema_decay=0.9", "grad_accumulation=4",
+    ],
+    "half precision": ["budget.epochs=none", "budget.steps=40", "precision=bf16", "optimizer.name=muon"],
+}  # fmt: skip
+
+
+def configured(kind: str) -> RunConfig:
+    return with_overrides(PRESETS["digits-mlp"].config, KINDS[kind])
+
+
+def trained(config: RunConfig, folder) -> tuple[list[float], bytes, list[StepSplit]]:
+    events = list(train.train(config, folder))
+    losses = [loss for e in events if isinstance(e, Steps) for loss in e.loss.tolist()]
+    return losses, (folder / "model.safetensors").read_bytes(), [e for e in events if isinstance(e, StepSplit)]
+
+
+def anatomy(config: RunConfig) -> tuple[Net, torch.Tensor, torch.Tensor]:
+    arrays = train.loading.load(config.data, config.source)
+    training, _ = tensors(arrays, config.model)
+    model = models.build(config.model, arrays.facts, seed=0, device=torch.device("cpu"), checkpointing=False)
+    plan = planner.plan(config, data=arrays.facts)
+    net = Net(config, model, optimizers.build(config.optimizer, model), plan.micro_batch)
+    return net, training.x[: plan.batch_size], training.y[: plan.batch_size]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_computes_the_same_bits_with_and_without_it(kind, tmp_path, monkeypatch):
+    (tmp_path / "with").mkdir(), (tmp_path / "without").mkdir()
+    monkeypatch.setattr(profiled, "allowance_s", lambda *_: 60.0)  # many steps are rehearsed
+    *measured, found = trained(configured(kind), tmp_path / "with")
+    assert found[0].steps == profiled._MOST_STEPS
+    monkeypatch.setattr(train, "split_step", lambda *_, **__: StepSplit(reason="left out"))
+    *plain, _ = trained(configured(kind), tmp_path / "without")
+    assert measured == plain
+
+
+@pytest.mark.parametrize("kind", ["digits-mlp", "clipped, averaged, in parts", "half precision"])
+def test_the_step_taken_apart_has_the_gradients_of_the_whole_one(kind):
+    net, x, y = anatomy(configured(kind))
+    net.backward(x, y)
+    whole = [p.grad.clone() for p in net.model.parameters()]
+    net.forget_gradients()
+    named: list[str] = []
+    profiled.taken_apart(net, x, y, named.append)
+    assert all(torch.equal(a, p.grad) for a, p in zip(whole, net.model.parameters(), strict=True))
+    assert {"forward", "backward"} <= set(named)
+
+
+def test_every_part_is_measured_and_costs_little(tmp_path):
+    _, _, (found,) = trained(
+        with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.seconds=0.5"]), tmp_path
+    )
+    assert min(found.data_s, found.forward_s, found.backward_s, found.optimizer_s, found.read_back_s) > 0
+    assert len(found.model_dump_json()) < 2_000
+
+
+def test_a_cuda_graph_says_that_it_cannot_be_taken_apart():
+    config = configured("digits-mlp").model_copy(update={"execution": "cuda-graph"})
+    net, _, _ = anatomy(configured("digits-mlp"))
+    net.config = config
+    found = profiled.split_step(net, None, None, None, step_s=1e-3)
+    assert (found.forward_s, "as a whole" in found.reason) == (None, True)
+
+
+def test_long_steps_of_a_short_run_are_not_profiled():
+    config = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.steps=3"])
+    net, _, _ = anatomy(config)
+    plan = planner.plan(config)
+    found = profiled.split_step(net, None, None, plan, step_s=1.0)
+    assert (found.forward_s, found.reason.startswith("A step takes")) == (None, True)
+
+
+def test_a_first_step_that_was_interrupted_does_not_leave_the_split_out(tmp_path, monkeypatch):
+    real = train.split_step
+    monkeypatch.setattr(train, "split_step", lambda *a, step_s: real(*a, step_s=0.04))
+    config = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.steps=400"])
+    _, _, (found,) = trained(config, tmp_path)
+    assert found.steps >= profiled._FEWEST
+
+
+@pytest.mark.parametrize(
+    ("steps", "step_s", "allowed"), [(1_000, 1e-3, 0.2), (100, 1e-3, 0.02), (10_000, 0.1, 5.0)]
+)  # fmt: skip
+def test_a_short_run_spends_a_share_and_a_long_one_a_per_mille(steps, step_s, allowed):
+    config = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", f"budget.steps={steps}"])
+    assert profiled.allowance_s(config, planner.plan(config), step_s) == pytest.approx(allowed)
+
+
+# --- in words -------------------------------------------------------------------------------------------------------
+
+
+def made(**seconds: float) -> StepSplit:
+    parts = dict.fromkeys(("data_s", "forward_s", "backward_s", "optimizer_s", "read_back_s"), 1e-5) | seconds
+    return StepSplit(**parts, steps=8, method="m")
+
+
+@pytest.mark.parametrize(
+    ("slow", "words", "knob"),
+    [
+        ("data_s", "Nearly all of a step", "fetching the batch"),
+        ("optimizer_s", "the optimizer", "larger batch"),
+        ("read_back_s", "reading losses back", "execution=eager"),
+        ("backward_s", "forward and backward", "narrower model"),
+    ],
+)
+def test_the_sentence_names_the_bottleneck_and_a_knob(slow, words, knob):
+    found = step_breakdown.parts(made(**{slow: 1e-3}), evaluation_s=0.0, steps=100)
+    said = step_breakdown.sentence(found, RunConfig())
+    assert words in said and knob in said
+
+
+def test_evaluation_is_shared_among_the_steps_of_the_run():
+    found = step_breakdown.parts(made(), evaluation_s=2.0, steps=100)
+    assert next(part for part in found if part.key == "evaluation").seconds == 0.02
+    assert "evaluate_every" in step_breakdown.sentence(found, RunConfig())
+    assert sum(part.share for part in found) == pytest.approx(1)
+
+
+def test_profiled_steps_that_differ_from_the_runs_say_so():
+    found = step_breakdown.parts(made(), evaluation_s=2.0, steps=100)  # 50 us, evaluation left out
+    assert step_breakdown.agrees(found, 5.5e-5) == ""
+    assert "the run's steps 500 µs" in step_breakdown.agrees(found, 5e-4)
+
+
+def test_without_a_split_nothing_is_said():
+    assert step_breakdown.parts(None, evaluation_s=1.0, steps=1) == []
+    assert step_breakdown.parts(StepSplit(reason="why"), evaluation_s=1.0, steps=1) == []
+    assert step_breakdown.sentence([], RunConfig()) == ""
+
+
+def test_a_split_survives_the_log(store, config):
+    run_id = store.create(config)
+    from engine.store.event_log import EventLog
+
+    log = EventLog(store.folder(run_id) / "events.jsonl")
+    log.append(made())
+    log.append(Evaluation(step=1, train_s=0, elapsed_s=0, test_loss=1, test_accuracy=0, seconds=0.5))
+    log.close(Finished(at=0))
+    run = store.run(run_id)
+    assert (run.step_split.forward_s, run.evaluation_s) == (1e-5, 0.5)
