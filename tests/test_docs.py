@@ -28,7 +28,6 @@ from tests.fakes import make_run
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (*(ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md")), *sorted((ROOT / "docs").glob("*.md")))
 MOST_LINES_OF_README = 200
-# Paths of the new layout that do not exist yet. Delete this list after the modules have moved.
 
 
 COMMON = {"--help", "--store", "--json"}  # options that the reference describes once, for all commands

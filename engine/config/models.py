@@ -88,7 +88,12 @@ class CNN(Model):
     convolutions of 25 channels, the reference net of MNIST-1D (Greydanus & Kobak 2020, arXiv:2011.14439)."""
 
     label = "CNN"
-    sizes: ClassVar[Sizes] = {"tiny": {"width": 0.5}, "small": {"width": 1.0}, "base": {"width": 2.0}, "large": {"width": 4.0}}
+    sizes: ClassVar[Sizes] = {
+        "tiny": {"width": 0.5},
+        "small": {"width": 1.0},
+        "base": {"width": 2.0},
+        "large": {"width": 4.0},
+    }
 
     family: Literal["cnn"] = "cnn"
     width: float = number(1.0, "Width", ge=0.25, le=32)
