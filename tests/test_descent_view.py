@@ -14,6 +14,8 @@ from engine.config import with_overrides
 from engine.landscape import PathOnSurface, SurfaceData
 from engine.presets import PRESETS
 
+pytestmark = pytest.mark.slow  # it trains
+
 BASE = with_overrides(
     PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.steps=30", "checkpoints=4", "model.hidden=[8]"]
 )

@@ -17,6 +17,8 @@ from engine.presets import PRESETS
 from engine.store import EventLog, StopRequest, Wanted, ask_to_stop
 from engine.supervisor import Client, Supervisor
 
+pytestmark = pytest.mark.slow  # it trains
+
 BASE = PRESETS["digits-mlp"].config
 
 

@@ -14,6 +14,8 @@ from engine.pytorch.data import tensors
 from engine.pytorch.execution import Net
 from engine.records import Steps, StepSplit
 
+pytestmark = pytest.mark.slow  # it trains
+
 KINDS = {
     "digits-mlp": ["budget.epochs=none", "budget.steps=40"],
     "dataloader": ["budget.epochs=none", "budget.steps=40", "execution=dataloader"],

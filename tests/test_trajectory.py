@@ -18,6 +18,8 @@ from engine.pytorch import models
 from engine.pytorch.train import train
 from engine.store import StopRequest, ask_to_stop
 
+pytestmark = pytest.mark.slow  # it trains
+
 NO_STEPS = ("budget.steps=none",)
 BASE = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.steps=40"])
 STEPS = "budget.steps=40"
