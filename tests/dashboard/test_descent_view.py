@@ -18,6 +18,8 @@ from engine.runtime import worker
 from engine.studies import quadratic_bowl
 from engine.studies.loss_surface import PathOnSurface, SurfaceData, config_for
 
+pytestmark = pytest.mark.slow  # it trains
+
 BASE = with_overrides(
     PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.steps=30", "checkpoints=4", "model.hidden=[8]"]
 )

@@ -19,6 +19,8 @@ from engine.pytorch.training import optimizers
 from engine.pytorch.training import step_breakdown as profiled
 from engine.pytorch.training.steppers import Net
 
+pytestmark = pytest.mark.slow  # it trains
+
 KINDS = {
     "digits-mlp": ["budget.epochs=none", "budget.steps=40"],
     "dataloader": ["budget.epochs=none", "budget.steps=40", "execution=dataloader"],

@@ -83,6 +83,7 @@ def test_notes_are_shown_as_they_were_typed(store):
     assert "# Head&#10;&lt;script&gt;alert(1)&lt;/script&gt; [a](b)" in page
 
 
+@pytest.mark.slow
 def test_studies_are_drawn_by_their_own_charts(store, tmp_path):
     trials = [
         Trial(batch_size=b, lr=0.1, seed=s, tuning=False, reached=True, max_steps=999, steps=30 + 900 / b, samples=900, train_s=1, step_s=0.01, last_loss=0.1)
@@ -115,6 +116,7 @@ def test_an_imported_run_says_so_on_its_page_and_a_curve_has_no_command(store, t
     assert page.count("python -m engine run") == 1
 
 
+@pytest.mark.slow
 def test_a_race_of_eighteen_long_runs_stays_under_three_megabytes(store):
     runs = [
         make_run(store, with_overrides(RunConfig(), [f"seed={seed}", f"optimizer.lr={lr}"]), num_steps=3_000, step_s=1e-4)

@@ -308,15 +308,20 @@ def test_only_one_thread_has_the_last_word(store, config, monkeypatch):
         time.sleep(late_s[folder.name])
 
     monkeypatch.setitem(worker.TASKS, "train", task)
-    running = [
-        threading.Thread(target=worker.run, args=(store.folder(run_id),), kwargs={"end_process": lambda: None})
+    ended = {run_id: threading.Event() for run_id in late_s}
+    running = {
+        run_id: threading.Thread(
+            target=worker.run, args=(store.folder(run_id),), kwargs={"end_process": ended[run_id].set}, daemon=True
+        )
         for run_id in late_s
-    ]
-    for each in running:
+    }
+    for each in running.values():
         each.start()
-    for each in running:
-        each.join(60)
-    assert not any(each.is_alive() for each in running)
+    until = time.monotonic() + 60
+    while any(each.is_alive() and not ended[run_id].is_set() for run_id, each in running.items()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    time.sleep(0.1)
     for run_id in late_s:
         run = Run(store.folder(run_id))
         lines = (run.folder / "events.jsonl").read_bytes().splitlines()

@@ -22,6 +22,8 @@ from engine.store.event_log import EventLog
 from engine.store.stop_requests import StopRequest, ask_to_stop
 from engine.store.store import Submission
 
+pytestmark = pytest.mark.slow  # it trains
+
 BASE = PRESETS["digits-mlp"].config
 
 

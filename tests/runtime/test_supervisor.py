@@ -261,9 +261,10 @@ def test_signals_reach_only_the_process_they_are_meant_for():
 
 
 @pytest.mark.parametrize("after_a_restart", [False, True])
+@pytest.mark.slow
 def test_runs_start_in_the_order_they_were_asked_for(in_process, store, config, after_a_restart):
     in_process.tick()  # has looked: the next runs are new, or are found by its successor
-    asked = [store.create(with_overrides(config, [f"seed={seed}", "budget.steps=1"])) for seed in range(6)]
+    asked = [store.create(with_overrides(config, [f"seed={seed}", "budget.steps=1"])) for seed in range(4)]
     in_process.recover() if after_a_restart else in_process.tick()
     run_until_idle(in_process)
     assert sorted(asked, key=lambda run_id: store.run(run_id).started.at) == asked

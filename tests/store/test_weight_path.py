@@ -23,6 +23,8 @@ from engine.runtime import worker
 from engine.store import weight_path
 from engine.store.stop_requests import StopRequest, ask_to_stop
 
+pytestmark = pytest.mark.slow  # it trains
+
 NO_STEPS = ("budget.steps=none",)
 BASE = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.steps=40"])
 STEPS = "budget.steps=40"
