@@ -27,6 +27,7 @@ from benchmarks.measure import Spread
 from engine.config.presets import preset_config
 from engine.config.run import RunConfig
 from engine.config.summary import describe
+from engine.events.training import Ranks
 from engine.hardware import probe
 from engine.runtime.executor import LocalExecutor
 from engine.store.store import Store
@@ -71,7 +72,7 @@ def run_once(executor: LocalExecutor, store: Store, config: RunConfig) -> Measur
     summary = run.summary()
     if run.status != "finished" or summary.samples_per_s is None:
         raise RuntimeError(f"{describe(config)}: {run.status} after {len(run.steps)} steps. {run.why()}")
-    times = rank_times(run.ranks)
+    times = rank_times(run.all(Ranks))
     if times is None:
         busy = run.last_word.busy if run.last_word else None
         cpu_s = summary.train_seconds / summary.steps / busy.slowdown if busy and busy.slowdown else None
@@ -79,7 +80,7 @@ def run_once(executor: LocalExecutor, store: Store, config: RunConfig) -> Measur
     if times.waited_s is None or times.communication_s is None:
         return Measured(summary.samples_per_s, None, None, None)
     step = float(np.mean(times.step_s))
-    shares = [c for window in run.ranks for c in window.cpu_per_wall if c is not None]
+    shares = [c for window in run.all(Ranks) for c in window.cpu_per_wall if c is not None]
     waited, under_way = float(np.mean(times.waited_s)), float(np.mean(times.communication_s))
     return Measured(
         summary.samples_per_s, waited / step, under_way / step, float(np.mean(shares)) * step if shares else None

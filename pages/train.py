@@ -11,6 +11,7 @@ from engine.common.errors import ConfigError, EngineError
 from engine.config import task_texts
 from engine.config.presets import DEFAULT_PRESET, preset_config
 from engine.config.summary import describe
+from engine.events.lifecycle import Progress
 from engine.store.run import Run
 
 # Coming back from another page shows what was here before.
@@ -45,7 +46,7 @@ def submit() -> None:
 @st.fragment(run_every=0.7)
 def follow(run_id: str) -> None:
     run = run_parts.at_work(run_id)
-    run_parts.progress_of(run, run.done_so_far.text if run.done_so_far else "Starting")
+    run_parts.progress_of(run, done.text if (done := run.latest(Progress)) else "Starting")
 
 
 def show(run: Run) -> None:

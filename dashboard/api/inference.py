@@ -31,7 +31,8 @@ from engine.common.sanitize import visible
 from engine.config.run import RunConfig
 from engine.config.tasks import Cell, RuntimeName
 from engine.events.base import Status
-from engine.events.inference import Latency
+from engine.events.inference import Latency, NotRun, Quality
+from engine.events.lifecycle import Progress
 from engine.events.machine import BUSY_FROM
 from engine.store.run import Run
 from engine.studies import inference as studies_inference
@@ -80,11 +81,11 @@ class Place(NamedTuple):
 
     @property
     def found(self) -> Latency | None:
-        return self.run.latencies.get(self.cell)
+        return self.run.by_key(Latency).get(self.cell)
 
     @property
     def round(self) -> int:
-        if self.cell in self.run.not_run:
+        if self.cell in self.run.by_key(NotRun):
             return 1
         return self.found.round if self.found else 0
 
@@ -211,8 +212,8 @@ def _row(place: Place, axes: Axes) -> dict[str, Any]:
         "line": axes.at(place)[1 if axes.line == axes.row else 2],
         "batch_size": place.cell.batch_size,
     }
-    if place.cell in place.run.not_run:
-        return answer | {"why": visible(place.run.not_run[place.cell].reason, _LONGEST_TEXT)}
+    if not_run := place.run.by_key(NotRun).get(place.cell):
+        return answer | {"why": visible(not_run.reason, _LONGEST_TEXT)}
     if (m := place.found) is None:
         return answer
     figures: dict[str, Any] = {
@@ -315,7 +316,7 @@ def facts(place: Place) -> list[tuple[str, str, str]]:
         *_of_arrivals(m),
         *_of_text(m),
     ]
-    quality = place.run.qualities.get((c.precision, c.runtime))
+    quality = place.run.by_key(Quality).get((c.precision, c.runtime))
     if quality:
         how = f"Measured on {quality.examples:,} held-out examples"
         told.append(("Accuracy", _accuracy(place.run.config, quality.test_accuracy), how))
@@ -411,7 +412,7 @@ def _state(runs: Sequence[Run], now: float) -> dict[str, Any]:
     elapsed = None
     if began:
         elapsed = sum(r.hardware.last("elapsed") or 0.0 for r in runs) if over else max(0.0, now - min(began))
-    said = run.done_so_far
+    said = run.latest(Progress)
     return {
         "status": run.status,
         "over": over,

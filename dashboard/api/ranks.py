@@ -35,7 +35,7 @@ _COLUMNS: dict[str, Value] = {
 
 def traces(run: Run, start: int, *, full: bool) -> dict[str, Any]:
     """The windows after `start` as lines `rank0_own`, ... of seconds, shares of a step, of a core, and bytes."""
-    windows = run.ranks if full else run.ranks[start:]
+    windows = run.all(Ranks) if full else run.all(Ranks)[start:]
     if not windows:
         return {}
     found = {"rank0_step": _line(windows, lambda window, _: window.step_s[0], 0)}
@@ -56,9 +56,9 @@ def _line(windows: list[Ranks], read: Value, rank: int) -> dict[str, Any] | None
 
 def now(run: Run) -> dict[str, Any] | None:
     """Every rank as it was in the last window, and whom the others wait for; None before there is one."""
-    if not run.ranks:
+    last = run.latest(Ranks)
+    if last is None:
         return None
-    last = run.ranks[-1]
     rows = [
         {
             "device": visible(last.device[rank], 40), "step_s": short(last.step_s[rank]), "own_s": short(last.own_s[rank]),

@@ -26,6 +26,8 @@ from engine.common.downsample import minmax
 from engine.common.errors import StoreError
 from engine.common.sanitize import visible
 from engine.config.run import RunConfig
+from engine.events.lifecycle import Preparing
+from engine.events.training import Compiled, Ranks
 from engine.measurement import alerts
 from engine.store.columns import Table
 from engine.store.run import Run
@@ -41,7 +43,7 @@ _LONGEST_TEXT = 300
 def _counts(run: Run) -> tuple[int, ...]:
     """How many rows, readings, problems and windows of ranks there are."""
     tables = (len(getattr(run, name)) for name in _TABLES)
-    return (*tables, len(run.missing_readings), len(run.problems), len(run.ranks))
+    return (*tables, len(run.missing_readings), len(run.problems), len(run.all(Ranks)))
 
 
 def points(run: Run, after: str = "", *, now: float | None = None) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def points(run: Run, after: str = "", *, now: float | None = None) -> dict[str, 
         if held is None:
             answer["about"] = about(run.config)
         traces = _traces(run, dict(zip(_TABLES, rows, strict=True)), full=held is None)
-        if len(run.ranks) > windows:
+        if len(run.all(Ranks)) > windows:
             traces |= ranks.traces(run, windows, full=held is None)
             answer["ranks"] = ranks.now(run)
         answer["traces"] = {name: trace for name, trace in traces.items() if trace}
@@ -103,9 +105,9 @@ def preparing(run: Run) -> dict[str, Any] | None:
     if run.is_over or len(run.steps):
         return None
     if run.started is None:
-        p = run.preparing
+        p = run.latest(Preparing)
         return {"text": visible(p.text, _LONGEST_TEXT), "done": p.done_bytes, "total": p.total_bytes} if p else None
-    if run.compiled is None and run.config.execution in {"compiled", "cuda-graph"}:
+    if run.latest(Compiled) is None and run.config.execution in {"compiled", "cuda-graph"}:
         return {"text": "Compiling", "done": None, "total": None}
     return None
 
@@ -121,7 +123,7 @@ def _state(run: Run, now: float) -> dict[str, Any]:
     summary = run.summary()
     rare = {
         "preparing": preparing(run),
-        "compiled_s": short(run.compiled.seconds) if run.compiled else None,
+        "compiled_s": short(compiled.seconds) if (compiled := run.latest(Compiled)) else None,
         "reached": run.target_reached.model_dump(exclude={"kind", "metric"}) if run.target_reached else None,
         "summary": json.loads(summary.model_dump_json()) if run.is_over else None,
         "busy": visible(summary.busy_why, _LONGEST_TEXT) if summary.busy else None,

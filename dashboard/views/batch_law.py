@@ -24,6 +24,7 @@ from engine.config.run import RunConfig
 from engine.config.summary import describe
 from engine.config.tasks import MIN_BATCH_SIZES
 from engine.data import loading
+from engine.events.lifecycle import Progress
 from engine.events.studies import Trial
 from engine.planning.planner import Plan
 from engine.store.run import Run
@@ -191,7 +192,7 @@ def _offer(config: RunConfig, plan: Plan, run: Run | None) -> None:
 def _follow(run_id: str) -> None:
     """How far the run is, and the chart of the batch sizes it has finished; the page is drawn anew at its end."""
     run = run_parts.at_work(run_id)
-    said = run.done_so_far
+    said = run.latest(Progress)
     trials = known_trials(run)
     done = len({t.batch_size for t in trials})
     text = f"{done} of {said.total} batch sizes done; now {said.text}" if said and said.text else run.status

@@ -25,6 +25,7 @@ from engine.config.presets import preset_config
 from engine.config.run import RunConfig
 from engine.config.summary import describe
 from engine.events.base import TERMINAL
+from engine.events.lifecycle import Progress
 from engine.events.machine import Calibration, Measurement
 from engine.hardware import probe
 from engine.hardware.datasheets import vendor_peak
@@ -57,8 +58,8 @@ def calibrate_view() -> None:
         ended.refresh()
         run_parts.why_box(ended)
     found = newest = calibration.latest(state.store(), device, device_name(device))
-    if linked and linked.calibration:
-        found = LatestCalibration(linked.run_id, linked.calibration)
+    if linked and (own := linked.latest(Calibration)):
+        found = LatestCalibration(linked.run_id, own)
         _say_if_not_the_newest(found, newest)
     if found is None:
         st.info(
@@ -154,7 +155,7 @@ def _offer(config: RunConfig, *, busy: bool) -> None:
 def _follow(run_id: str) -> None:
     """How far it is; the page is drawn anew at its end."""
     run = run_parts.at_work(run_id)
-    said = run.done_so_far
+    said = run.latest(Progress)
     text = (
         said.text if said and run.started else "Waiting for other runs to end" if run.status == "queued" else "Starting"
     )

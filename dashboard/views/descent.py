@@ -22,6 +22,7 @@ from engine.common.errors import EngineError
 from engine.config.run import RunConfig
 from engine.config.training import OPTIMIZERS, OptimizerName
 from engine.events.base import TERMINAL
+from engine.events.lifecycle import Progress
 from engine.store import weight_path
 from engine.store.run import Run
 from engine.studies import quadratic_bowl
@@ -249,7 +250,7 @@ def _offer(config: RunConfig, kept: dict[str, str], key: str) -> None:
 def _follow(run_id: str) -> None:
     """How far the surface is; the page is drawn anew once it is there."""
     run = run_parts.at_work(run_id)
-    said = run.done_so_far
+    said = run.latest(Progress)
     text = f"{said.text}: {said.done:,} of {said.total:,} losses" if said else f"Loss surface: {run.status}"
     run_parts.progress_of(run, text)
 

@@ -16,6 +16,7 @@ from engine.common.sanitize import visible
 from engine.config import task_texts
 from engine.config.summary import describe
 from engine.events.base import Status
+from engine.events.training import Compiled
 from engine.hardware.probe import Machine
 from engine.measurement import calibration, cost, energy, provenance, step_breakdown
 from engine.measurement.energy import Detail
@@ -322,8 +323,8 @@ def _besides(run: Run, account: energy.Account) -> list[str]:
             else f"test loss {target.value:g}"
         )
         words.append(f"Target of {goal} {_when_reached(run)}")
-    if run.compiled:
-        words.append(f"{units.duration(run.compiled.seconds)} to compile, not in the training time")
+    if compiled := run.latest(Compiled):
+        words.append(f"{units.duration(compiled.seconds)} to compile, not in the training time")
     if account.is_measured or account.source == "estimate":
         words.append(f"Energy {energy.in_words(account)}")
     if s.busy:

@@ -8,6 +8,9 @@ from engine.cli import results
 from engine.common import units
 from engine.common.sanitize import LONGEST_NAME, visible
 from engine.config.summary import describe
+from engine.events.machine import Calibration
+from engine.events.studies import Surface
+from engine.events.training import Compiled
 from engine.measurement import alerts, calibration, cost, energy, step_breakdown
 from engine.reports import sharing
 from engine.store.run import Run
@@ -41,7 +44,7 @@ def card(run: Run) -> str:
 
 def _surface_card(run: Run) -> str:
     lines = [f"{run.run_id}  {run.status}", f"  {describe(run.config)}"]
-    if s := run.surface:
+    if s := run.latest(Surface):
         lines += [
             f"  loss              {units.loss(s.loss_min)} to {units.loss(s.loss_max)} (measured on {s.examples:,} {s.split} examples)",
             f"  the plane shows   {units.percent(sum(s.explained))} of how the weights moved (derived)",
@@ -78,7 +81,7 @@ def _law_card(run: Run) -> str:
 
 def _calibration_card(run: Run) -> str:
     lines = [f"{run.run_id}  {run.status}", *_origin_lines(run), f"  {describe(run.config)}"]
-    if made := run.calibration:
+    if made := run.latest(Calibration):
         versions = ", ".join(f"{name} {version}" for name, version in made.versions.items() if version)
         lines.append(f"  {visible(made.device_name)}; {versions}; {units.duration(made.seconds)}")
         lines += [f"  {title:<32} {text:>16}   {how}" for title, text, how in calibration.facts(made)]
@@ -116,10 +119,8 @@ def _training_card(run: Run) -> str:
     lines += [f"  ! {visible(alert.in_words)}" for alert in alerts.of_run(run, time.time())]
     if s.busy:
         lines.append(f"  ! machine was busy: {visible(s.busy_why)}")
-    if run.compiled:
-        lines.append(
-            f"  compiling         {units.duration(run.compiled.seconds)} (measured, before the clock of training)"
-        )
+    if compiled := run.latest(Compiled):
+        lines.append(f"  compiling         {units.duration(compiled.seconds)} (measured, before the clock of training)")
     if run.config.target.value is not None:
         lines.append(f"  target            {_target(run)}")
     if why := run.why():

@@ -17,7 +17,7 @@ from engine.common.sanitize import visible
 from engine.config.parsing import parse_config_json, with_overrides
 from engine.config.presets import DEFAULT_PRESET, preset_config
 from engine.config.run import RunConfig
-from engine.events.lifecycle import Preparing
+from engine.events.lifecycle import Preparing, Progress
 from engine.planning import planner
 from engine.runtime.client import Client
 from engine.store.run import Run
@@ -185,11 +185,11 @@ def bar(run: Run) -> str:
     """Status and progress of a run in one line of a terminal."""
     share = run.progress()
     if share is None:
-        return f"{run.status:<10}" + (_download_in_words(run.preparing) if run.preparing else "")
+        return f"{run.status:<10}" + (_download_in_words(p) if (p := run.latest(Preparing)) else "")
     filled = round(share * _BAR)
     drawn = f"{run.status:<9} {'█' * filled}{'░' * (_BAR - filled)} {share:4.0%}  "
     if run.config.task in {"batch-law", "calibrate", "infer"}:
-        return drawn + f"{visible(run.done_so_far.text if run.done_so_far else '', 50):<50}"
+        return drawn + f"{visible(done.text if (done := run.latest(Progress)) else '', 50):<50}"
     loss, accuracy = run.steps.last("loss"), run.evaluations.last("test_accuracy")
     return drawn + f"step {len(run.steps):,}  loss {units.loss(loss)}  accuracy {units.accuracy(accuracy)}   "
 

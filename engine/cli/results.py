@@ -6,6 +6,9 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from engine.events.lifecycle import Artifact
+from engine.events.machine import Calibration
+from engine.events.training import Compiled, WarmUp
 from engine.measurement import alerts, calibration, cost, energy, provenance, step_breakdown
 from engine.store.run import Run
 from engine.store.store import Store
@@ -40,7 +43,7 @@ def calibration_of(run: Run) -> calibration.LatestCalibration | None:
 
 
 def _calibration(run: Run) -> dict[str, Any] | None:
-    return run.calibration.model_dump(mode="python", exclude={"kind"}) if run.calibration else None
+    return made.model_dump(mode="python", exclude={"kind"}) if (made := run.latest(Calibration)) else None
 
 
 def everything(store: Store, run: Run) -> dict[str, Any]:
@@ -68,11 +71,11 @@ def everything(store: Store, run: Run) -> dict[str, Any]:
         "figures": {name: figure.model_dump() for name, figure in provenance.of_run(run, account).items()},
         "environment": run.started.environment if run.started else None,
         "gradient_norms": {n: run.grad_norms[n].tolist() for n in ("step", "seconds", "grad_norm")},
-        "compile_seconds": run.compiled.seconds if run.compiled else None,
-        "warm_up_seconds": run.warm_up.seconds if run.warm_up else None,
+        "compile_seconds": compiled.seconds if (compiled := run.latest(Compiled)) else None,
+        "warm_up_seconds": warm_up.seconds if (warm_up := run.latest(WarmUp)) else None,
         "memory": run.memory.model_dump() if run.memory else None,
         "target_reached": run.target_reached.model_dump() if run.target_reached else None,
-        "artifacts": [artifact.model_dump() for artifact in run.artifacts],
+        "artifacts": [artifact.model_dump() for artifact in run.all(Artifact)],
         "problems": run.problems,
         "imported": run.imported.origin.model_dump() if run.imported else None,
         **({"trials": [trial.model_dump() for trial in run.trials]} if run.config.task == "batch-law" else {}),

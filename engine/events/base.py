@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
@@ -77,11 +78,27 @@ BoundedStr = Annotated[
 ]  # for a report
 
 
+Kept = Literal["latest", "every", "each key", "series", "columns"]
+"""How `Run` keeps the events of a class. latest: only the last one. every: all, in order. each key: the last one of each
+`key`. series: all, or as many of the last ones as the reader keeps points. columns: none, because tables hold its
+numbers."""
+
+
 class Event(BaseModel):
     """Base of everything a run says."""
 
     # NaN and infinity are facts about a run: JSON has no word for them, so they travel as the strings "NaN", "Infinity".
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True, ser_json_inf_nan="strings")
+
+    if TYPE_CHECKING:
+        kind: str  # each class declares its own, with a default: its name in the log
+
+    kept: ClassVar[Kept] = "latest"
+
+    @property
+    def key(self) -> Hashable:
+        """What two events of a class share if the later one replaces the earlier; used where `kept` is "each key"."""
+        return None
 
 
 def is_number(value: float | None) -> bool:

@@ -7,36 +7,32 @@ per scalar but one rotten message ends the stream, and per-scalar text costs ten
 
 from __future__ import annotations
 
-from typing import Annotated
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field, TypeAdapter
 
-from engine.events.base import TERMINAL, Status
-from engine.events.imported import Imported, Rows
-from engine.events.inference import Latency, NotRun, Quality
-from engine.events.lifecycle import (
-    Artifact,
-    Cancelled,
-    Failed,
-    Finished,
-    Interrupted,
-    Preparing,
-    Progress,
-    Queued,
-    Started,
-    Starting,
-    Stopping,
-)
-from engine.events.machine import Calibration, HardwareSample
-from engine.events.studies import Surface, Trial
-from engine.events.training import Compiled, Evaluation, Memory, Ranks, Steps, StepSplit, TargetReached, WarmUp
+from engine import events
+from engine.events.base import TERMINAL, Event, Status
 
-AnyEvent = (
-    Queued | Starting | Preparing | Started | Compiled | WarmUp | Memory | Steps | Evaluation | TargetReached | Progress | Trial
-    | HardwareSample | Artifact | Stopping | Surface | Calibration | StepSplit | Latency | Quality | NotRun | Ranks
-    | Imported | Rows
-    | Finished | Cancelled | Failed | Interrupted
-)  # fmt: skip
+
+def _kinds(base: type[Event]) -> Iterator[type[Event]]:
+    for event_class in base.__subclasses__():
+        if "kind" in event_class.model_fields:
+            yield event_class
+        yield from _kinds(event_class)
+
+
+for _module in pkgutil.iter_modules(events.__path__, f"{events.__name__}."):
+    if _module.name != __name__:
+        importlib.import_module(_module.name)
+
+if TYPE_CHECKING:
+    AnyEvent = Event
+else:
+    AnyEvent = Union[tuple(_kinds(Event))]  # noqa: UP007 - every class in this package; a new one needs no entry
 EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="kind")])
 
 _STATUS_AFTER: dict[str, Status] = {

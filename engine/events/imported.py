@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from engine.events.base import Count, EncodableStr, Event, Float64s, Moment, Seconds
+from engine.events.base import Count, EncodableStr, Event, Float64s, Kept, Moment, Seconds
 
 
 class Origin(BaseModel):
@@ -46,6 +46,7 @@ class Rows(Event):
     """A piece of a table of an imported run, as its report holds it. A column that is not there is unknown."""
 
     kind: Literal["rows"] = "rows"
+    kept: ClassVar[Kept] = "columns"
     table: Literal["steps", "evaluations", "hardware", "throughput", "grad_norms"]
     columns: dict[str, Float64s]  # (n,) each
 

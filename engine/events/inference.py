@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine.config.base import PrecisionName
 from engine.config.tasks import Cell, RuntimeName
-from engine.events.base import NOTHING, Count, EncodableStr, Event, Float32s, Int32s, Seconds
+from engine.events.base import NOTHING, Count, EncodableStr, Event, Float32s, Int32s, Kept, Seconds
 
 # Bins of every histogram: the same edges everywhere, so that those of two rounds, runs or machines can be added.
 BIN_BASE_S = 1e-7
@@ -100,6 +100,7 @@ class Latency(Event):
     """
 
     kind: Literal["latency"] = "latency"
+    kept: ClassVar[Kept] = "each key"
     cell: Cell
     load: Literal["closed", "open"] = "closed"
     round: Annotated[Count, Field(ge=1)]
@@ -141,6 +142,11 @@ class Latency(Event):
         return self
 
     @property
+    def key(self) -> Cell:
+        """The cell it measures."""
+        return self.cell
+
+    @property
     def samples_per_j(self) -> float | None:
         return self.requests * self.cell.batch_size / self.energy_j if self.energy_j else None
 
@@ -149,6 +155,7 @@ class Quality(Event):
     """What one form of the weights answers on the whole held-out split, and how large it is."""
 
     kind: Literal["quality"] = "quality"
+    kept: ClassVar[Kept] = "each key"
     precision: PrecisionName
     runtime: RuntimeName
     test_accuracy: float  # 0..1
@@ -161,10 +168,21 @@ class Quality(Event):
     size_method: EncodableStr = ""
     seconds: Seconds
 
+    @property
+    def key(self) -> tuple[PrecisionName, RuntimeName]:
+        """The form of the weights that answered."""
+        return self.precision, self.runtime
+
 
 class NotRun(Event):
     """A cell that is not measured, and why."""
 
     kind: Literal["not_run"] = "not_run"
+    kept: ClassVar[Kept] = "each key"
     cell: Cell
     reason: EncodableStr
+
+    @property
+    def key(self) -> Cell:
+        """The cell that is not measured."""
+        return self.cell

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.events.base import Count, EncodableStr, Event, Moment, Seconds
+from engine.events.base import Count, EncodableStr, Event, Kept, Moment, Seconds
 from engine.events.machine import Busy
 
 
@@ -79,6 +79,7 @@ class Artifact(Event):
     """A file the run left in its folder."""
 
     kind: Literal["artifact"] = "artifact"
+    kept: ClassVar[Kept] = "every"
     name: EncodableStr
     size_bytes: Count
     sha256: str

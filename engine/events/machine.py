@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.events.base import Count, EncodableStr, Event, Moment, Seconds
+from engine.events.base import Count, EncodableStr, Event, Kept, Moment, Seconds
 
 
 class Measurement(BaseModel):
@@ -82,6 +82,7 @@ class HardwareSample(Event):
     """One beat of the sampler. A reading that failed is None; its reason is said once, in `missing`."""
 
     kind: Literal["hardware"] = "hardware"
+    kept: ClassVar[Kept] = "columns"
     elapsed_s: Seconds
     readings: dict[str, float | None]  # names of engine.sampler.READINGS: unit in the name
     missing: dict[str, EncodableStr] = Field(default_factory=dict)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from engine.events.base import Count, Event, Seconds
+from engine.events.base import Count, Event, Kept, Seconds
 
 
 class Surface(Event):
@@ -39,6 +39,7 @@ class Trial(Event):
     """
 
     kind: Literal["trial"] = "trial"
+    kept: ClassVar[Kept] = "every"
     batch_size: Annotated[Count, Field(ge=1)]
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     seed: Count

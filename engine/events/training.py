@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NotRequired, Self
+from typing import Annotated, ClassVar, Literal, NotRequired, Self
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator, with_config
 from typing_extensions import TypedDict
 
-from engine.events.base import NOTHING, Count, EncodableStr, Event, Float32s, Int32s, Rate, Seconds, StepNumber
+from engine.events.base import NOTHING, Count, EncodableStr, Event, Float32s, Int32s, Kept, Rate, Seconds, StepNumber
 from engine.events.machine import BUSY_FROM
 
 
@@ -70,6 +70,7 @@ class Ranks(Event):
     """
 
     kind: Literal["ranks"] = "ranks"
+    kept: ClassVar[Kept] = "series"
     elapsed_s: Seconds  # at the end of the window
     steps: tuple[StepNumber, StepNumber]  # first and last of the window
     device: tuple[str, ...]
@@ -124,6 +125,7 @@ class Steps(Event):
     """
 
     kind: Literal["steps"] = "steps"
+    kept: ClassVar[Kept] = "columns"
     first: StepNumber  # number of the first step, counting from 1
     loss: Float32s  # (n,) mean loss of each step's batch, before that step
     samples: Int32s  # (n,) examples in each step
@@ -173,6 +175,7 @@ class Evaluation(Event):
     """Loss and accuracy on the held-out split, after `step` steps."""
 
     kind: Literal["evaluation"] = "evaluation"
+    kept: ClassVar[Kept] = "columns"
     step: Count
     train_s: Seconds
     elapsed_s: Seconds

@@ -33,7 +33,7 @@ def latest(store: Store, device: str, device_name: str | None) -> LatestCalibrat
     if not device_name:
         return None
     for run in _runs(store):
-        made = run.calibration
+        made = run.latest(Calibration)
         if made and run.status == "finished" and (made.device, made.device_name) == (device, device_name):
             return LatestCalibration(run.run_id, made)
     return None

@@ -68,7 +68,7 @@ def shape_in_words(shape: Iterable[int]) -> str:
 
 def weights_of(run: Run) -> Artifact | None:
     """The weights that a run saved; None if it saved none."""
-    return next((artifact for artifact in run.artifacts if artifact.name == WEIGHTS_FILE), None)
+    return next((artifact for artifact in run.all(Artifact) if artifact.name == WEIGHTS_FILE), None)
 
 
 def check_run(config: RunConfig, run: Run) -> Artifact:

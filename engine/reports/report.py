@@ -46,9 +46,9 @@ from engine.events.catalog import AnyEvent
 from engine.events.imported import Origin
 from engine.events.inference import Latency, NotRun, Quality
 from engine.events.lifecycle import Cancelled, Failed, Finished, Interrupted, SeedBlock
-from engine.events.studies import Trial
+from engine.events.studies import Surface, Trial
 from engine.events.summary import Summary
-from engine.events.training import Memory, StepSplit, TargetReached
+from engine.events.training import Compiled, Memory, StepSplit, TargetReached, WarmUp
 from engine.measurement import provenance
 from engine.measurement.energy import Account, of_run
 from engine.measurement.provenance import Figure
@@ -360,6 +360,7 @@ class ReportRun(_Frozen):
         with run.lock:
             account = account.model_copy(update={"method": clean(account.method)})
             started, last = run.started, run.last_word
+            warm_up, compiled = run.latest(WarmUp), run.latest(Compiled)
             known = started.environment if started else {}
             config = hidden.configuration()
             asked_name = run.queued.name if run.queued else ""
@@ -377,9 +378,9 @@ class ReportRun(_Frozen):
                 train_examples=started.train_examples if started else None,
                 test_examples=started.test_examples if started else None,
                 setup_s=started.setup_s if started else None,
-                warm_up_s=run.warm_up.seconds if run.warm_up else None,
-                warm_up_steps=run.warm_up.steps if run.warm_up else 0,
-                compiled_s=run.compiled.seconds if run.compiled else None,
+                warm_up_s=warm_up.seconds if warm_up else None,
+                warm_up_steps=warm_up.steps if warm_up else 0,
+                compiled_s=compiled.seconds if compiled else None,
                 data_sha256=started.data_sha256 if started else None,
                 memory=run.memory and hidden.model(run.memory),
                 target_reached=run.target_reached,
@@ -426,7 +427,7 @@ class ReportRun(_Frozen):
 
 def _counts(event: AnyEvent, run: Run) -> bool:
     """Whether no later record takes its place: a cell's latency is written again after each round."""
-    return not isinstance(event, Latency) or event.round == run.latencies[event.cell].round
+    return not isinstance(event, Latency) or event.round == run.by_key(Latency)[event.key].round
 
 
 _CELLS_A_TABLE = 32  # so many timelines of requests take the room of one table
@@ -442,7 +443,7 @@ def _attachments(run: Run, names: Sequence[FileName]) -> list[Attachment]:
     """A loss surface inside the JSON, for a chart needs it; weights by their hash."""
     inside = run.folder / SURFACE_FILE
     found = []
-    if run.surface and inside.is_file() and inside.stat().st_size <= _MAX_SURFACE_BYTES:
+    if run.latest(Surface) and inside.is_file() and inside.stat().st_size <= _MAX_SURFACE_BYTES:
         found.append(Attachment.of(inside, inside=True))
     return found + [
         Attachment.of(run.folder / name, inside=False)

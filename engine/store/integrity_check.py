@@ -15,6 +15,7 @@ from engine import __version__
 from engine.common import units
 from engine.common.errors import StoreError
 from engine.events.base import TERMINAL
+from engine.events.lifecycle import Artifact
 from engine.store.index import Index
 from engine.store.listing import RunRow, row_of
 from engine.store.run import Run
@@ -72,7 +73,7 @@ def check_run(store: Store, run_id: str, row: RunRow | None) -> Iterator[str]:
         yield f"Run {run_id}: {problem}".removesuffix(".") + "."
     if run.last_word and (tail := _unread(run)):
         yield f"Run {run_id}: after its end are {tail:,} bytes that are no record."
-    for artifact in run.artifacts:
+    for artifact in run.all(Artifact):
         path = run.folder / Path(artifact.name).name
         size = path.stat().st_size if path.is_file() else None
         if size != artifact.size_bytes:

@@ -8,9 +8,10 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar, cast
 
 import numpy as np
 from pydantic import ValidationError
@@ -18,18 +19,14 @@ from pydantic import ValidationError
 from engine.common.errors import ConfigError, StoreError
 from engine.config.parsing import parse_config_json
 from engine.config.run import RunConfig
-from engine.config.tasks import Cell
-from engine.events.base import TERMINAL, Status
+from engine.events.base import TERMINAL, Event, Status
 from engine.events.catalog import AnyEvent, status_after
 from engine.events.imported import KEY_OF, Imported, Rows
 from engine.events.inference import Latency, NotRun, Quality
 from engine.events.lifecycle import (
-    Artifact,
     Cancelled,
     Failed,
-    Finished,
     Interrupted,
-    Preparing,
     Progress,
     Queued,
     SeedBlock,
@@ -37,19 +34,16 @@ from engine.events.lifecycle import (
     Starting,
     Terminal,
 )
-from engine.events.machine import Busy, Calibration, HardwareSample
-from engine.events.studies import Surface, Trial
+from engine.events.machine import Busy, HardwareSample
+from engine.events.studies import Trial
 from engine.events.summary import Summary
 from engine.events.training import (
-    Compiled,
     Evaluation,
     Memory,
     PackedSteps,
-    Ranks,
     Steps,
     StepSplit,
     TargetReached,
-    WarmUp,
 )
 from engine.store.columns import COLUMNS, HARDWARE, Table
 from engine.store.event_log import LINE_BYTES, STEPS_LINE, decode, decode_steps
@@ -59,6 +53,7 @@ from engine.system.code_version import is_newer
 _CONFIG_BYTES = 2**20
 _MOST_PROBLEMS = 50  # said one by one; the others are counted
 THROUGHPUT_WINDOW_S = 0.2
+E = TypeVar("E", bound=Event)
 SUMMARY_POINTS = 1_000  # of each kind: more than any figure of a summary looks back
 _TAKEN_TOGETHER = 1_024  # records: 100,000 of one step each are read in 0.9 s instead of 6, and never held all at once
 
@@ -73,28 +68,11 @@ class Run:
         self._keep_points = keep_points
         self.config: RunConfig = read_config(folder)
         self.status: Status = "queued"
-        self.queued: Queued | None = None
-        self.imported: Imported | None = None  # where it was not made here
-        self.starting: Starting | None = None
-        self.started: Started | None = None
-        self.preparing: Preparing | None = None
-        self.compiled: Compiled | None = None
-        self.warm_up: WarmUp | None = None
-        self.memory: Memory | None = None
-        self.step_split: StepSplit | None = None
+        self._latest: dict[type, Event] = {}  # by class, also by the base class Terminal
+        self._every: defaultdict[type[Event], list[Event]] = defaultdict(list)
+        self._by_key: defaultdict[type[Event], dict[Hashable, Event]] = defaultdict(dict)
         self.evaluation_s = 0.0  # all evaluations together
-        self.target_reached: TargetReached | None = None
-        self.surface: Surface | None = None
-        self.calibration: Calibration | None = None
-        self.done_so_far: Progress | None = None  # of a task without steps
         self._busy_so_far: Busy | None = None
-        self.last_word: Finished | Cancelled | Failed | Interrupted | None = None
-        self.artifacts: list[Artifact] = []
-        self.trials: list[Trial] = []  # of a batch-size law
-        self.latencies: dict[Cell, Latency] = {}  # of inference: the last word of each cell
-        self.qualities: dict[tuple[str, str], Quality] = {}  # by precision and runtime
-        self.not_run: dict[Cell, NotRun] = {}
-        self.ranks: list[Ranks] = []  # of a data-parallel run, one for each second
         self.missing_readings: dict[str, str] = {}
         self.problems: list[str] = []
         self.num_damaged = 0  # records that could not be read
@@ -115,6 +93,84 @@ class Run:
     def offset(self) -> int:
         """How many bytes of the log are read."""
         return self._offset
+
+    def latest(self, kind: type[E]) -> E | None:
+        """The last event of a class, or of its subclasses; None without one."""
+        return cast("E | None", self._latest.get(kind))
+
+    def all(self, kind: type[E]) -> list[E]:
+        """The events of a class, oldest first, as far as the class keeps them (`Event.kept`). Do not change the list."""
+        if kind.kept == "each key":
+            return list(self.by_key(kind).values())
+        if kind.kept == "latest":
+            return [event] if (event := self.latest(kind)) else []
+        return cast("list[E]", self._every[kind])
+
+    def by_key(self, kind: type[E]) -> dict[Hashable, E]:
+        """The last event of each key of a class that is kept by key. Do not change the dictionary."""
+        return cast("dict[Hashable, E]", self._by_key[kind])
+
+    # Events that many readers ask for. `ReportRun` (engine.reports.report) has most of them under the same names.
+
+    @property
+    def queued(self) -> Queued | None:
+        """The submission."""
+        return self.latest(Queued)
+
+    @property
+    def imported(self) -> Imported | None:
+        """The origin of a run that was not made in this store."""
+        return self.latest(Imported)
+
+    @property
+    def starting(self) -> Starting | None:
+        """The process that was made for the run."""
+        return self.latest(Starting)
+
+    @property
+    def started(self) -> Started | None:
+        """The facts of the run that are known once model and data are on the device."""
+        return self.latest(Started)
+
+    @property
+    def memory(self) -> Memory | None:
+        """The memory that training needs."""
+        return self.latest(Memory)
+
+    @property
+    def step_split(self) -> StepSplit | None:
+        """The seconds of each part of a step."""
+        return self.latest(StepSplit)
+
+    @property
+    def target_reached(self) -> TargetReached | None:
+        """The evaluation that reached the target."""
+        return self.latest(TargetReached)
+
+    @property
+    def last_word(self) -> Terminal | None:
+        """The final event."""
+        return self.latest(Terminal)
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The trials of a batch-size law."""
+        return self.all(Trial)
+
+    @property
+    def latencies(self) -> list[Latency]:
+        """The newest measurement of each cell of an inference run."""
+        return self.all(Latency)
+
+    @property
+    def qualities(self) -> list[Quality]:
+        """The quality of each form of the weights of an inference run."""
+        return self.all(Quality)
+
+    @property
+    def not_run(self) -> list[NotRun]:
+        """The cells of an inference run that are not measured."""
+        return self.all(NotRun)
 
     @property
     def is_over(self) -> bool:
@@ -249,62 +305,39 @@ class Run:
                 self._hardware_read.append([elapsed, *map(readings.get, HARDWARE)])
                 self.missing_readings |= missing
                 self._busy_so_far = event.busy or self._busy_so_far
-            case Queued():
-                self.queued = event
             case Imported():
                 self._take_import(event)
             case Rows():
                 self._take_rows(event)
-            case Starting():
-                self.starting = event
-            case Started():
-                self.started = event
-            case Preparing():
-                self.preparing = event
-            case Compiled():
-                self.compiled = event
-            case WarmUp():
-                self.warm_up = event
-            case Memory():
-                self.memory = event
-            case StepSplit():
-                self.step_split = event
-            case TargetReached():
-                self.target_reached = event
-            case Artifact():
-                self.artifacts.append(event)
-            case Trial():
-                self.trials.append(event)
-            case Latency():
-                self.latencies[event.cell] = event
-            case Quality():
-                self.qualities[event.precision, event.runtime] = event
-            case NotRun():
-                self.not_run[event.cell] = event
-            case Ranks():
-                self.ranks.append(event)
-                if self._keep_points is not None:
-                    del self.ranks[: -self._keep_points]
-            case Surface():
-                self.surface = event
-            case Calibration():
-                self.calibration = event
-            case Progress():
-                self.done_so_far = event
-            case Finished() | Cancelled() | Failed() | Interrupted():
-                self.last_word = event
+            case Terminal():
                 seconds, count = self._window
                 if seconds and not len(self.throughput):  # a run shorter than one window has a throughput too
                     self.throughput.extend(self.steps.last("elapsed"), count / seconds)
             case _:
                 pass
+        self._keep(event)
+
+    def _keep(self, event: Event) -> None:
+        """Keep an event as its class says (`Event.kept`)."""
+        event_class, kept = type(event), event.kept
+        if kept == "columns":
+            return
+        for kind in event_class.__mro__:
+            if kind is Event:
+                break
+            self._latest[kind] = event
+        if kept == "each key":
+            self._by_key[event_class][event.key] = event
+        elif kept != "latest":
+            self._every[event_class].append(event)
+            if kept == "series" and self._keep_points is not None:
+                del self._every[event_class][: -self._keep_points]
 
     def _take_import(self, event: Imported) -> None:
         try:
             self._frozen_summary = Summary.model_validate(event.frozen.get("summary"))
         except ValidationError:
             self._damaged("What its report says of it as a whole is not understood.")
-        self.imported = event
         self.evaluation_s = event.evaluation_s
         self.problems += event.problems
         self.missing_readings |= event.missing_readings
@@ -409,9 +442,9 @@ class Run:
 
     def _summary_of_inference(self) -> Summary:
         """The best throughput of any cell, and what the weights answer in their first form."""
-        last, quality = self.last_word, next(iter(self.qualities.values()), None)
+        last, quality = self.last_word, next(iter(self.qualities), None)
         return Summary(
-            samples_per_s=max((found.samples_per_s for found in self.latencies.values()), default=None),
+            samples_per_s=max((found.samples_per_s for found in self.latencies), default=None),
             test_loss=quality.test_loss if quality else None,
             test_accuracy=quality.test_accuracy if quality else None,
             process_memory_bytes=last.peak_memory_bytes if last else None,
@@ -435,7 +468,7 @@ class Run:
         if self.started is None:
             return None
         if self.config.task != "train":
-            done = self.done_so_far
+            done = self.latest(Progress)
             return 1.0 if self.status == "finished" else min(1.0, done.done / done.total) if done else 0.0
         budget = self.config.budget
         shares = [len(self.steps) / self.started.total_steps] if self.started.total_steps else []

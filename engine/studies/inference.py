@@ -119,7 +119,7 @@ def matrix_of(run: Run) -> Matrix:
     with run.lock:
         isa = run.started.environment.get("cpu_isa") if run.started else ""
         return matrix(
-            run.config, run.latencies.values(), run.qualities.values(), run.not_run.values(), is_over=run.is_over,
+            run.config, run.latencies, run.qualities, run.not_run, is_over=run.is_over,
             cpu_isa=str(isa or ""),
         )  # fmt: skip
 
@@ -492,7 +492,7 @@ def known_latencies(store: Store, config: RunConfig) -> dict[Cell, float]:
         if all(getattr(run.config, name) == getattr(config, name) for name in alike) and (
             run.config.infer.load == "closed" and _characters(run.config) == _characters(config)
         ):
-            found = {cell: latency.p50_s for cell, latency in run.latencies.items()} | found
+            found = {latency.cell: latency.p50_s for latency in run.latencies} | found
     return found
 
 

@@ -251,10 +251,10 @@ def as_tensors(
 
 def read_surface(run: Run) -> SurfaceData:
     """What a finished landscape run computed; raises StoreError where it is not there, or damaged."""
-    if run.surface is None:
+    if (surface := run.latest(Surface)) is None:
         raise StoreError(f"Run {run.run_id} has computed no loss surface (yet).")
     tensors = weight_path.load_tensors(run.folder / SURFACE_FILE)
-    return surface_of(tensors, run.surface, run.config.landscape.runs, run.run_id)
+    return surface_of(tensors, surface, run.config.landscape.runs, run.run_id)
 
 
 def surface_of(tensors: Mapping[str, np.ndarray], said: Surface, run_ids: Sequence[str], run_id: str) -> SurfaceData:

@@ -456,7 +456,7 @@ def outcome_of(
 ) -> Outcome:
     """The figures of a study from whatever is recorded by now."""
     lanes = tuple(_at(lane, study.base, target, prices) for lane in study.lanes)
-    said = [times.method for run in study.runs if (times := rank_times(run.ranks))]
+    said = [times.method for run in study.runs if (times := rank_times(run.all(Ranks)))]
     accounts = [energy.of_run(run) for run in study.runs if run.is_over]
     why = next((a.method for a in accounts if a.joules is None), "")
     return Outcome(
@@ -469,7 +469,7 @@ def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, price
     runs = list(lane.runs.values())
     finished = [run for run in runs if run.status == "finished"]
     counted = finished or [run for run in runs if not run.is_over and _rate(run) is not None]
-    times = [t for run in counted if (t := rank_times(run.ranks))]
+    times = [t for run in counted if (t := rank_times(run.all(Ranks)))]
     rates = [rate for run in counted if (rate := _rate(run)) is not None]
     steps = [run.summary().train_seconds / run.summary().steps for run in counted if run.summary().steps]
     spent = [race_results.to_target(run, *target) for run in finished] if target else []
@@ -550,8 +550,8 @@ def _same_steps(lane: Lane, base: Lane) -> tuple[int | None, int]:
 
 def _cpu_share(run: Run) -> float | None:
     """Of a core, of the mean rank; one rank is the run's whole process."""
-    known = [c for w in run.ranks for c in w.cpu_per_wall if c is not None]
-    if not run.ranks:
+    known = [c for w in run.all(Ranks) for c in w.cpu_per_wall if c is not None]
+    if not run.all(Ranks):
         percent = run.hardware["process_cpu_percent"]
         known = (percent[np.isfinite(percent)] / 100).tolist()
     return float(np.mean(known)) if known else None
@@ -564,7 +564,7 @@ def _mean_rank(values: Iterable[tuple[float, ...] | None]) -> float | None:
 
 def _memory(runs: Sequence[Run]) -> int | None:
     """Of all ranks' processes together, at the last look."""
-    known = [sum(b for b in run.ranks[-1].memory_bytes if b is not None) for run in runs if run.ranks]
+    known = [sum(b for b in last.memory_bytes if b is not None) for run in runs if (last := run.latest(Ranks))]
     if not known:
         alone = [b for run in runs if (b := run.summary().process_memory_bytes) is not None]
         return round(paired_tests.median_of_known([float(b) for b in alone]) or 0) or None

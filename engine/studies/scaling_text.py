@@ -15,6 +15,7 @@ from engine.config.summary import model_in_words
 from engine.config.training import FULL
 from engine.events.base import TERMINAL
 from engine.events.machine import BUSY_FROM
+from engine.events.training import Ranks
 from engine.studies.race_results import CLAIM_SEEDS, too_few_in_words
 from engine.studies.scaling import AGREES, LEVEL, At, Estimate, Outcome, rank_times
 
@@ -196,7 +197,7 @@ def _stragglers(found: Outcome) -> list[str]:
     """Ranks that hold up the others; once for each lane."""
     said = []
     for lane in found.study.lanes:
-        seen = [t.straggler for run in lane.runs.values() if (t := rank_times(run.ranks)) and t.straggler]
+        seen = [t.straggler for run in lane.runs.values() if (t := rank_times(run.all(Ranks))) and t.straggler]
         if len(seen) * 2 > len(lane.runs):
             rank, times = seen[-1]
             said.append(

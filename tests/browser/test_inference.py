@@ -16,6 +16,7 @@ from dashboard.api import run as run_api
 from engine.config.inference import infer_config, infer_matrix
 from engine.config.parsing import with_overrides
 from engine.config.presets import preset_config
+from engine.events.inference import Latency
 from engine.runtime.client import Client
 from engine.store.store import Store
 from engine.studies.inference import RUNTIME_WORDS
@@ -253,7 +254,7 @@ def test_a_cell_opens_its_distribution_and_its_time_with_the_hardware_on_one_axi
         "() => document.querySelector('[data-testid=plot-timeline]').data.map((t) => [t.xaxis ?? 'x', t.yaxis ?? 'y'])"
     )
     assert {x for x, _ in axes} == {"x"} and {"y", "y2"} <= {y for _, y in axes}
-    latency = next(m for cell, m in measured.latencies.items() if cell.batch_size == 8)
+    latency = next(m for cell, m in measured.by_key(Latency).items() if cell.batch_size == 8)
     drawn = page.evaluate("() => document.querySelector('[data-testid=plot-histogram]').data[0].y")
     assert sum(drawn) == latency.requests
     expect(page.get_by_test_id("detail-facts")).to_contain_text("Accuracy")

@@ -26,6 +26,7 @@ from engine.config.presets import preset_config
 from engine.config.run import RunConfig
 from engine.config.summary import describe
 from engine.config.tasks import Cell
+from engine.events.inference import Latency, Quality
 from engine.events.lifecycle import Cancelled, Failed, Interrupted
 from engine.runtime.client import Client
 from engine.store.event_log import EventLog
@@ -124,9 +125,9 @@ def test_whoever_has_nothing_gets_every_cell_and_then_only_those_that_moved(stor
     assert "cells" not in figures(run, after=first["cursor"])
     with (run.folder / "events.jsonl").open("ab") as log:
         log.writelines(rest)
-    before = {cell: m.round for cell, m in run.latencies.items()}
+    before = {cell: m.round for cell, m in run.by_key(Latency).items()}
     run.refresh()
-    moved = [c for c in run.config.cells if run.latencies[c].round > before.get(c, 0)]
+    moved = [c for c in run.config.cells if run.by_key(Latency)[c].round > before.get(c, 0)]
     answer = figures(run, after=first["cursor"])
     assert not answer["reset"]
     assert [c["batch_size"] for c in answer["cells"]] == [c.batch_size for c in moved] != []
@@ -140,7 +141,7 @@ def test_a_cursor_that_cannot_be_of_these_runs_starts_anew(matrix_run, cursor):
 def test_a_cell_is_told_as_it_was_measured(matrix_run):
     answer = figures(matrix_run)
     told = {c["batch_size"]: c for c in answer["cells"]}
-    for cell, m in matrix_run.latencies.items():
+    for cell, m in matrix_run.by_key(Latency).items():
         row = told[cell.batch_size]
         assert row["p99"] == pytest.approx(m.p99_s, rel=1e-5)
         assert row["samples_per_s"] == pytest.approx(m.samples_per_s, rel=1e-5)
@@ -152,7 +153,7 @@ def test_a_cell_is_told_as_it_was_measured(matrix_run):
 
 def test_the_sentence_is_the_engines_and_accuracy_stands_beside_it(matrix_run):
     answer = figures(matrix_run, limit_s=10.0)
-    best = max(matrix_run.latencies.values(), key=lambda m: m.samples_per_s).cell
+    best = max(matrix_run.by_key(Latency).values(), key=lambda m: m.samples_per_s).cell
     assert answer["verdict"]["sweet"] == f"{best.batch_size}x1-fp32-inference_mode"
     whole = in_words(matrix_of(matrix_run), 10.0)
     assert whole.startswith(answer["verdict"]["sentence"] + " ")
@@ -161,7 +162,7 @@ def test_the_sentence_is_the_engines_and_accuracy_stands_beside_it(matrix_run):
 
 def test_before_the_accuracy_is_known_the_sentence_says_that_it_comes(store, matrix_run):
     run, _ = half(store, matrix_run, share=0.4)
-    run.qualities.clear()
+    run.by_key(Quality).clear()
     assert run.latencies
     besides = figures(run, limit_s=100.0)["verdict"]["besides"]
     assert "Its accuracy is measured after the first round." in besides
@@ -176,7 +177,7 @@ def test_a_limit_nothing_meets_names_the_nearest_and_still_tells_the_accuracy(ma
 def test_an_open_cell_brings_its_whole_distribution_and_its_time_beside_the_hardware(matrix_run):
     key = "16x1-fp32-inference_mode"
     detail = figures(matrix_run, cell=key)["detail"]
-    m = matrix_run.latencies[Cell(batch_size=16)]
+    m = matrix_run.by_key(Latency)[Cell(batch_size=16)]
     assert sum(detail["histogram"]["n"]) == m.requests
     assert detail["histogram"]["low"][1:] == detail["histogram"]["high"][:-1]
     assert detail["histogram"]["low"][0] <= min(m.latency_s) <= max(m.latency_s) <= detail["histogram"]["high"][-1]
@@ -193,7 +194,7 @@ def test_a_ladder_tells_gains_and_prices_and_what_did_not_run_says_why(ladder_ru
     rows = {row["name"]: row for row in ladder["rows"]}
     assert list(rows) == ["eager PyTorch", "PyTorch in inference mode", "PyTorch, channels last", "PyTorch int8"]
     assert "Not run: Channels last is a layout of images" in rows["PyTorch, channels last"]["why"]
-    eager, int8 = (ladder_run.latencies[Cell(batch_size=1, runtime=r)].p50_s for r in ("eager", "int8"))
+    eager, int8 = (ladder_run.by_key(Latency)[Cell(batch_size=1, runtime=r)].p50_s for r in ("eager", "int8"))
     assert f"{eager / int8:.2f} ×" in rows["PyTorch int8"]["values"]
     assert all(len(row["values"]) == len(ladder["columns"]) - 1 for row in ladder["rows"])
     assert [bar["name"] for bar in ladder["bars"]] == ["batch 1", "batch 16"]
@@ -208,8 +209,8 @@ def test_software_stands_at_the_side_where_it_is_what_was_varied(ladder_run, mat
 def keeping_up(run, reached):
     """The run as if it had answered this many a second, whatever else the machine did."""
     again = Run(run.folder)
-    for cell, m in again.latencies.items():
-        again.latencies[cell] = m.model_copy(update={"reached_per_s": reached})
+    for cell, m in again.by_key(Latency).items():
+        again.by_key(Latency)[cell] = m.model_copy(update={"reached_per_s": reached})
     return again
 
 
@@ -283,8 +284,10 @@ def test_a_reports_charts_show_what_was_measured(matrix_run, ladder_run):
     assert len(curve.data[0].x) == len(SIZES)
     best = sweet_spot(found, 10.0).best
     assert best and curve.data[1].y == (best.samples_per_s,)
-    edges, counts = charts_inference.bars(matrix_run.latencies[Cell(batch_size=1)], most=10)
-    assert sum(counts) == matrix_run.latencies[Cell(batch_size=1)].requests and len(edges) == len(counts) + 1 <= 11
+    edges, counts = charts_inference.bars(matrix_run.by_key(Latency)[Cell(batch_size=1)], most=10)
+    assert (
+        sum(counts) == matrix_run.by_key(Latency)[Cell(batch_size=1)].requests and len(edges) == len(counts) + 1 <= 11
+    )
     bars = ladder_chart(matrix_of(ladder_run)).data
     assert [bar.name for bar in bars] == ["batch 1", "batch 16"] and len(bars[0].x) == 3
 

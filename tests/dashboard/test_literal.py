@@ -89,6 +89,13 @@ def hostile_run(store: Store, **more: object) -> Run:
     )
 
 
+def preparing_run(store: Store, event: Preparing) -> Run:
+    """A queued run whose newest event is `event`."""
+    run_id = store.create(RunConfig())
+    EventLog(store.folder(run_id) / "events.jsonl").append(event)
+    return store.run(run_id)
+
+
 def write_unknown_record(run: Run) -> None:
     """A line that is whole, of a kind that nobody knows; the reader quotes it."""
     body = json.dumps({"kind": NAME}).encode()
@@ -272,8 +279,7 @@ def test_a_refusal_quotes_what_was_typed_without_obeying_it(call, arguments):
 
 
 def test_progress_shows_what_is_prepared_on_one_line(store):
-    run = Run(store.folder(store.create(RunConfig())))
-    run.preparing = Preparing(text=f"{NAME}{LONG}", done_bytes=1, total_bytes=None)
+    run = preparing_run(store, Preparing(text=f"{NAME}{LONG}", done_bytes=1, total_bytes=None))
     assert len(common.bar(run)) < 120
     assert not re.search(COMMANDS, common.bar(run))
 
@@ -335,8 +341,7 @@ def test_the_live_view_gets_nothing_that_turns_or_breaks_a_line(store):
 
 
 def test_what_a_run_prepares_comes_to_the_live_view_on_one_short_line(store):
-    run = Run(store.folder(store.create(RunConfig())))
-    run.preparing = Preparing(text=NAME + LONG, done_bytes=1, total_bytes=None)
+    run = preparing_run(store, Preparing(text=NAME + LONG, done_bytes=1, total_bytes=None))
     assert run_api.points(run)["preparing"]["text"] == visible(NAME + LONG, 300)
 
 

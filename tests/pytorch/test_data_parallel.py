@@ -170,20 +170,20 @@ def test_one_rank_alone_runs_through_the_same_wrapper_where_its_device_is_named(
     run = finished(supervised, *FAMILIES["mlp"], *ranks(1))
     assert_same_trajectory(run, alone(*FAMILIES["mlp"]))
     assert run.started.environment["num_ranks"] == 1
-    assert run.ranks
+    assert run.all(Ranks)
 
 
 def test_the_historical_wrapper_trains_in_one_process(supervised, alone):
     run = finished(supervised, *FAMILIES["mlp"], *ranks(2, "data-parallel"))
     assert_same_trajectory(run, alone(*FAMILIES["mlp"]))
     assert run.started.environment["backend"] == "threads of one process"
-    assert run.ranks == []
+    assert run.all(Ranks) == []
     assert any("historical baseline" in warning for warning in planner.check(run.config).warnings)
 
 
 def test_a_run_of_one_rank_knows_nothing_of_ranks(alone):
     run = alone(*FAMILIES["mlp"])
-    assert run.ranks == []
+    assert run.all(Ranks) == []
     assert not {"num_ranks", "strategy", "backend"} & set(run.started.environment)
 
 
@@ -208,15 +208,15 @@ def test_the_rank_the_others_wait_for_is_the_one_that_waits_least():
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_every_step_is_in_one_window_of_the_ranks(supervised, strategy):
     run = finished(supervised, *FAMILIES["mlp"], *ranks(2, strategy))
-    windows = [said.steps for said in run.ranks]
+    windows = [said.steps for said in run.all(Ranks)]
     assert windows[0][0] == 1
     assert windows[-1][1] == STEPS
     assert all(after[0] == before[1] + 1 for before, after in pairwise(windows))
-    for said in run.ranks:
+    for said in run.all(Ranks):
         for step_s, communication_s, waited_s in zip(said.step_s, said.communication_s, said.waited_s, strict=True):
             assert 0 < waited_s <= communication_s < step_s
         assert min(said.memory_bytes) > 10**7
-    total = sum(said.step_s[0] * (said.steps[1] - said.steps[0] + 1) for said in run.ranks)
+    total = sum(said.step_s[0] * (said.steps[1] - said.steps[0] + 1) for said in run.all(Ranks))
     assert total <= run.summary().train_seconds
 
 

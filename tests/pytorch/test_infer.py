@@ -548,7 +548,7 @@ def test_the_plan_grows_with_the_largest_request_alone():
 
 
 def test_the_sha_of_an_artifact_is_that_of_its_file(trained):
-    artifact = next(a for a in trained.artifacts if isinstance(a, Artifact))
+    artifact = next(a for a in trained.all(Artifact) if isinstance(a, Artifact))
     assert artifact.sha256 == hashlib.sha256((trained.folder / artifact.name).read_bytes()).hexdigest()
 
 

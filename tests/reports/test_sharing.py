@@ -20,8 +20,10 @@ from engine.config.parsing import with_overrides
 from engine.config.presets import PRESETS, preset_config
 from engine.config.run import RunConfig
 from engine.events.imported import Rows
+from engine.events.inference import Latency
 from engine.events.lifecycle import Finished
 from engine.events.machine import Calibration, Measurement
+from engine.events.training import Ranks
 from engine.measurement import calibration, energy
 from engine.reports import sharing
 from engine.reports.html.page import render
@@ -199,8 +201,8 @@ def test_inference_comes_back_with_its_latencies_what_was_refused_and_whose_weig
     report = frozen([runs["trained"], was])
     trained, back = brought(other, written(report, tmp_path / "r.json"))
     assert back.config.infer.run == trained.run_id
-    assert {c: found.model_dump() for c, found in back.latencies.items()} == {
-        c: found.model_dump() for c, found in was.latencies.items()
+    assert {c: found.model_dump() for c, found in back.by_key(Latency).items()} == {
+        c: found.model_dump() for c, found in was.by_key(Latency).items()
     }
     assert was.latencies and back.qualities == was.qualities and back.not_run == was.not_run
     assert len(report.runs[1].latencies) == len(was.latencies)  # the last word of each cell, not each round's
@@ -212,7 +214,7 @@ def test_ranks_come_back(store, other, tmp_path):
     config = with_overrides(PRESETS["digits-mlp"].config, ["parallel.num_ranks=2"])
     was = make_scaled(store, config, group=GROUP, label="two", step_s=0.01, waited_s=(0.001, 0.004))
     (back,) = brought(other, written(frozen([was]), tmp_path / "r.json"))
-    assert was.ranks and back.ranks == was.ranks
+    assert was.all(Ranks) and back.all(Ranks) == was.all(Ranks)
     assert told(frozen([back])) == told(frozen([was]))
 
 
@@ -281,7 +283,7 @@ def test_another_machines_calibration_says_nothing_of_this_one(store, other, tmp
     theirs = make_run(store, preset_config("calibrate"), name=named, num_steps=1, said=[CALIBRATION])
     assert calibration.latest(store, "cpu", "AMD EPYC 9575F")
     (back,) = brought(other, written(frozen([theirs]), tmp_path / "r.json"))
-    assert back.calibration == CALIBRATION
+    assert back.latest(Calibration) == CALIBRATION
     assert calibration.latest(other, "cpu", "AMD EPYC 9575F") is None
     assert "another machine" in other.listing().lines[0].words
 

@@ -21,8 +21,8 @@ import pytest
 from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
 from engine.events.base import TERMINAL
-from engine.events.lifecycle import Starting
-from engine.events.training import WarmUp
+from engine.events.lifecycle import Preparing, Starting
+from engine.events.training import Compiled, WarmUp
 from engine.runtime import worker
 from engine.runtime.client import Client, ring_doorbell
 from engine.runtime.executor import AdoptedJob, InlineExecutor
@@ -114,7 +114,12 @@ def test_a_run_that_does_not_answer_is_ended_before_the_promised_time():
 @pytest.mark.slow
 def test_a_download_is_cancelled(own):
     run = own.store.run(own.submit("data=mnist"))
-    own.wait(lambda: run.refresh() is not None and run.preparing is not None and run.preparing.done_bytes > 0, "bytes")
+    own.wait(
+        lambda: (
+            run.refresh() is not None and run.latest(Preparing) is not None and run.latest(Preparing).done_bytes > 0
+        ),
+        "bytes",
+    )
     assert cancelled(own, run) < OVER_S
 
 
@@ -135,7 +140,7 @@ def test_reading_a_large_file_is_cancelled(own, tmp_path):
 def test_compiling_is_cancelled_and_no_compiler_is_left(own):
     run = own.until(own.submit("execution=compiled", *LONG, preset="lenet"), "running")
     own.wait(lambda: len(in_session(run.starting.pid)) > 1, "a compiler")
-    assert run.compiled is None
+    assert run.latest(Compiled) is None
     assert cancelled(own, run) < OVER_S
     own.wait(lambda: not in_session(run.starting.pid), "the end of its helpers")
 
@@ -145,7 +150,7 @@ def test_a_long_step_is_cancelled(own):
     run = own.until(own.submit(*HUGE, preset="mnist-mlp"), "running")
     time.sleep(0.3)  # the first steps, of the warm-up
     assert cancelled(own, run) < OVER_S
-    assert run.warm_up is None
+    assert run.latest(WarmUp) is None
 
 
 @pytest.mark.slow
@@ -156,7 +161,7 @@ def test_a_long_evaluation_is_cancelled(own):
         ),
         "running",
     )
-    own.wait(lambda: run.refresh() is not None and run.warm_up is not None, "its first evaluation")
+    own.wait(lambda: run.refresh() is not None and run.latest(WarmUp) is not None, "its first evaluation")
     assert cancelled(own, run) < OVER_S
     assert len(run.evaluations) == 0
 

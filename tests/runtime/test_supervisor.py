@@ -16,7 +16,7 @@ from engine.config.parsing import with_overrides
 from engine.config.presets import PRESETS
 from engine.config.run import RunConfig
 from engine.events.base import TERMINAL
-from engine.events.lifecycle import Finished, Starting
+from engine.events.lifecycle import Artifact, Finished, Starting
 from engine.hardware import probe
 from engine.runtime import client, daemon, supervisor, worker
 from engine.runtime.daemon import serve
@@ -46,7 +46,7 @@ def test_a_submitted_run_finishes(supervised):
     assert (run.status, len(run.steps), run.problems) == ("finished", 90, [])
     summary = run.summary()
     assert 0 < summary.peak_memory_bytes < 1e6 < 50e6 < summary.process_memory_bytes
-    assert [artifact.name for artifact in run.artifacts] == ["model.safetensors"]
+    assert [artifact.name for artifact in run.all(Artifact)] == ["model.safetensors"]
 
 
 def test_the_hardware_is_sampled_while_a_run_trains(long_run, supervised):

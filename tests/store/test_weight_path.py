@@ -118,7 +118,7 @@ def test_a_run_that_is_cancelled_leaves_its_path_up_to_there(store):
     worker.run(store.folder(run_id))
     run = store.run(run_id)
     assert run.status == "cancelled"
-    assert [artifact.name for artifact in run.artifacts] == ["trajectory.safetensors"]
+    assert [artifact.name for artifact in run.all(Artifact)] == ["trajectory.safetensors"]
     assert weight_path.read(store.runs, run_id).step[-1] == len(run.steps)
 
 

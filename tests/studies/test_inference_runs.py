@@ -16,7 +16,7 @@ from engine.config.inference import infer_config, infer_matrix
 from engine.config.parsing import with_overrides
 from engine.config.presets import preset_config
 from engine.events.base import TERMINAL
-from engine.events.inference import Histogram, NotRun, Quality
+from engine.events.inference import Histogram, Latency, NotRun, Quality
 from engine.events.lifecycle import Artifact
 from engine.reports.html.page import render
 from engine.reports.report import Report, json_in, reproduce
@@ -203,7 +203,7 @@ def test_a_list_shows_the_best_throughput_and_the_words(store):
 def test_the_last_word_of_a_cell_counts(store):
     cell = infer_matrix(infer_config(preset_config("lenet"), "0123456789abcdef"), (1,)).cells[0]
     run = inferred(store, said=[latency(cell, 3e-4)])
-    assert run.latencies[cell].p50_s == 3e-4 and len(run.latencies) == 3
+    assert run.by_key(Latency)[cell].p50_s == 3e-4 and len(run.latencies) == 3
 
 
 def test_a_report_holds_every_cell_and_leaks_no_path(store):
@@ -259,5 +259,5 @@ def test_a_card_reads_in_a_terminal(store):
 def test_latencies_of_finished_runs_are_known_before_the_next(store):
     run = inferred(store)
     known = known_latencies(store, infer_config(preset_config("lenet")))
-    assert known == {cell: found.p50_s for cell, found in run.latencies.items()}
+    assert known == {cell: found.p50_s for cell, found in run.by_key(Latency).items()}
     assert known_latencies(store, infer_config(preset_config("mnist-mlp"))) == {}

@@ -17,6 +17,7 @@ from engine.config.summary import describe
 from engine.config.tasks import Landscape
 from engine.data import loading
 from engine.events.catalog import EVENT
+from engine.events.lifecycle import Progress
 from engine.events.studies import Surface
 from engine.pytorch import models
 from engine.pytorch.data import tensors
@@ -150,7 +151,7 @@ def test_checkpoints_on_the_plane_have_the_planes_loss(store):
 
 def test_what_the_run_says_of_its_surface(shared):
     _, _, drawn_run = shared
-    said, data = drawn_run.surface, loss_surface.read_surface(drawn_run)
+    said, data = drawn_run.latest(Surface), loss_surface.read_surface(drawn_run)
     assert (drawn_run.status, drawn_run.progress()) == ("finished", 1.0)
     assert 0.5 < sum(said.explained) <= 1
     assert (said.checkpoints, said.examples, said.resolution, said.num_not_finite) == (12, 200, 11, 0)
@@ -174,7 +175,7 @@ def test_a_random_plane_goes_through_the_last_weights_of_the_first_run(shared):
     path = data.paths[runs[0].run_id]
     assert np.allclose(path.xy[-1], 0, atol=1e-6)
     assert path.plane_loss[-1] == pytest.approx(path.loss[-1], rel=1e-5)
-    assert sum(drawn_run.surface.explained) < 0.2
+    assert sum(drawn_run.latest(Surface).explained) < 0.2
 
 
 def test_a_text_model_has_a_surface_too(store):
@@ -196,7 +197,7 @@ def test_it_can_be_cancelled_half_way(shared):
     working.start()
     run = store.run(run_id)
     until = time.monotonic() + 30
-    while run.done_so_far is None and time.monotonic() < until:
+    while run.latest(Progress) is None and time.monotonic() < until:
         time.sleep(0.05)
         run.refresh()
     assert 0 < run.progress() < 1

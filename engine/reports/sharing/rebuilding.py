@@ -124,7 +124,7 @@ def _write_log(path: Path, events: Sequence[AnyEvent], last: Terminal) -> None:
                 steps += rows if event.table == "steps" else 0
                 evaluations += rows if event.table == "evaluations" else 0
         counted = {"steps": steps, "evaluations": evaluations, "checksum": f"{checksum:08x}"}
-        file.write(encode(last.model_copy(update=counted)))  # type: ignore[arg-type]
+        file.write(encode(last.model_copy(update=counted)))
         file.flush()
         os.fsync(file.fileno())
 
