@@ -29,7 +29,7 @@ from engine.hardware import probe
 from engine.measurement import calibration
 from engine.planning import limits, planner
 from engine.planning.planner import Plan
-from engine.reports.report import reproduce
+from engine.reports.report import has_own_command, reproduce
 from engine.runtime.client import Client
 from engine.store.run import Run
 from engine.store.store import Store
@@ -133,7 +133,7 @@ def closest_preset(config: RunConfig) -> str:
 
 def command_line(config: RunConfig) -> str:
     """What to type in a terminal for the same experiment."""
-    if config.task == "infer":
+    if has_own_command(config):
         return reproduce(config)
     preset = closest_preset(config)
     sets = [word for a in overrides_from(PRESETS[preset].config, config) for word in ("--set", a)]

@@ -8,7 +8,6 @@ from dashboard.widgets import config_form, copy_buttons, run_parts
 from dashboard.widgets.component import preload
 from dashboard.widgets.run_actions import run_actions
 from engine.common.errors import ConfigError, EngineError
-from engine.config import task_texts
 from engine.config.presets import DEFAULT_PRESET, preset_config
 from engine.config.summary import describe
 from engine.events.lifecycle import Progress
@@ -60,7 +59,7 @@ def show(run: Run) -> None:
     if over:
         run_parts.why_box(run)
         run_parts.final_figures(run)
-    if run.config.task in task_texts.ABOUT:  # a loss surface whose runs are gone
+    if run.config.task_facts.about:  # a loss surface whose runs are gone
         if over:
             run_actions(run)
         else:

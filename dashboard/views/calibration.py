@@ -19,11 +19,11 @@ from engine.charts.roofline import roofline_chart
 from engine.common import units
 from engine.common.errors import EngineError
 from engine.common.sanitize import visible
-from engine.config import task_texts
 from engine.config.parsing import with_overrides
 from engine.config.presets import preset_config
 from engine.config.run import RunConfig
 from engine.config.summary import describe
+from engine.config.tasks import TASKS
 from engine.events.base import TERMINAL
 from engine.events.lifecycle import Progress
 from engine.events.machine import Calibration, Measurement
@@ -48,7 +48,7 @@ def calibrate_view() -> None:
     config = _config(device)
     with st.container(border=True, key="calibrate"):
         st.markdown("**Calibrate this machine**")
-        st.caption(task_texts.ABOUT["calibrate"])
+        st.caption(TASKS["calibrate"].about)
         run = linked if linked and not linked.is_over else _at_work(config)
         _offer(config, busy=run is not None)
     if run is not None:
@@ -325,7 +325,7 @@ def _chosen(device: str) -> list[Run]:
     rows = [
         row
         for row in state.store().rows(limit=_OFFERED)
-        if row.config.task == "train"
+        if row.config.task_facts.trains_one_model
         and row.config.device == device
         and row.summary.steps
         and row.status in TERMINAL

@@ -566,7 +566,7 @@ def _goes_on(race: Race, metric: Metric, target: float | None, baseline: str) ->
 
 def library_choice() -> list[str]:
     """Ids of runs to lay beside each other without racing them."""
-    rows = [row for row in state.store().rows(limit=100) if row.config.task == "train"]
+    rows = [row for row in state.store().rows(limit=100) if row.config.task_facts.trains_one_model]
     words = {row.run_id: _called(row) for row in rows}
     asked = [*st.query_params.get("runs", "").split(","), *st.session_state.get("library.runs", [])]
     older = [row for run_id in dict.fromkeys(asked) if run_id not in words and (row := _row(run_id))]

@@ -155,7 +155,7 @@ def choose_weights() -> Weights:
     rows = trained_runs()
     linked = st.session_state.get("infer.of", "")
     by_id = {row.run_id: row for row in rows}
-    presets = [f"preset:{name}" for name, preset in PRESETS.items() if preset.config.task == "train"]
+    presets = [f"preset:{name}" for name, preset in PRESETS.items() if preset.config.task_facts.trains_one_model]
     options = [*by_id, _FILE, *presets]
     if linked not in options:
         if linked and not linked.startswith("preset:"):
@@ -179,7 +179,7 @@ def choose_weights() -> Weights:
 
 def _file() -> Weights:
     st.session_state.setdefault("infer.file.model", DEFAULT_PRESET)
-    trainings = [name for name, preset in PRESETS.items() if preset.config.task == "train"]
+    trainings = [name for name, preset in PRESETS.items() if preset.config.task_facts.trains_one_model]
     name = st.selectbox(
         "Model", trainings, key="infer.file.model", format_func=lambda n: PRESETS[n].title,
         help="The net these weights are of, and the data it answers for.",
@@ -210,7 +210,7 @@ def trained_runs() -> list[RunRow]:
 
 def _can_answer(row: RunRow) -> bool:
     file = state.store().runs / row.run_id / request_checks.WEIGHTS_FILE
-    return row.config.task == "train" and row.status == "finished" and file.is_file()
+    return row.config.task_facts.trains_one_model and row.status == "finished" and file.is_file()
 
 
 def _row_in_words(row: RunRow) -> str:
@@ -226,7 +226,7 @@ def _why_not(run_id: str) -> str:
     row = state.store().row(run_id) if state.store().has(run_id) else None
     if row is None:
         return "The run whose weights were to answer is not in this store. What was measured of it stands."
-    if row.config.task != "train":
+    if not row.config.task_facts.trains_one_model:
         return "The run of this link trained nothing: it has no weights."
     why = "it is not over yet" if row.status not in TERMINAL else f"it ended as {row.status}, or its file is gone"
     return f"The run of this link has no weights: {why}. Choose a finished one."
@@ -240,7 +240,7 @@ def _weights_of(config: RunConfig) -> str:
         st.session_state["infer.file.path"] = config.infer.weights
     alike = [
         name for name, preset in PRESETS.items()
-        if preset.config.task == "train" and (preset.config.model, preset.config.data) == (config.model, config.data)
+        if preset.config.task_facts.trains_one_model and (preset.config.model, preset.config.data) == (config.model, config.data)
     ]  # fmt: skip
     if config.infer.weights:
         st.session_state["infer.file.model"] = alike[0] if alike else DEFAULT_PRESET

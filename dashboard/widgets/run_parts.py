@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -13,8 +14,8 @@ from engine.charts.step_breakdown import split_chart
 from engine.common import units
 from engine.common.errors import EngineError
 from engine.common.sanitize import visible
-from engine.config import task_texts
 from engine.config.summary import describe
+from engine.config.tasks import TaskName
 from engine.events.base import Status
 from engine.events.training import Compiled
 from engine.hardware.probe import Machine
@@ -108,23 +109,39 @@ def plan_figures(plan: Plan) -> None:
 
 
 BUSY = "machine was busy"
-# task -> page, view, and the parameter of the address that names a run, of studies that have a place of their own
-_STUDY_VIEWS = {
-    "batch-law": ("compare", "Batch-size law", "law"),
-    "calibrate": ("hardware", "Calibrate", "run"),
-    "infer": ("inference", "", "run"),  # which of its views is the run's own to say
-    "landscape": ("compare", "Descent path", "race"),
+
+
+def _race_of_surface(run: Run | RunRow) -> str:
+    drawn = state.open_run(run.config.landscape.runs[0])
+    return (drawn.group or "") if drawn else ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """The page that shows the runs of a task, if that is not Train."""
+
+    page: str
+    view: str  # empty: the page chooses it
+    parameter: str = "run"  # of the address
+    shown_as: Callable[[Run | RunRow], str] = lambda run: run.run_id  # its value; empty: Train shows the run
+
+
+_TASK_VIEWS: Mapping[TaskName, TaskView] = {
+    "batch-law": TaskView("compare", "Batch-size law", "law"),
+    "calibrate": TaskView("hardware", "Calibrate"),
+    "infer": TaskView("inference", ""),
+    "landscape": TaskView("compare", "Descent path", "race", _race_of_surface),
 }
 TRAIN = "../pages/train.py"
 
 
 def final_figures(run: Run) -> None:
     """What a run that is over came to; each figure says how it was had. Of one that trains no net, what it is and does."""
-    if run.config.task == "infer":
-        _serving_figures(run)
+    if own := _FIGURES.get(run.config.task):
+        own(run)
         return
-    if run.config.task in task_texts.ABOUT:
-        st.caption(literal(task_texts.ABOUT[run.config.task]))
+    if about := run.config.task_facts.about:
+        st.caption(literal(about))
         return
     account = account_of(run)
     s, known = run.summary(), provenance.of_run(run, account)
@@ -157,7 +174,7 @@ def final_figures(run: Run) -> None:
 
 def page_of(run: Run | RunRow) -> str:
     """The page that shows a run: that of its task."""
-    return f"../pages/{_STUDY_VIEWS[run.config.task][0]}.py" if _shown_as(run) else TRAIN
+    return f"../pages/{_TASK_VIEWS[run.config.task].page}.py" if _shown_as(run) else TRAIN
 
 
 def _serving_figures(run: Run) -> None:
@@ -181,9 +198,16 @@ def _serving_figures(run: Run) -> None:
             column.metric(title, text, help=literal(how), delta=flaw or None, delta_color="orange", delta_arrow="off")
 
 
+_FIGURES: Mapping[TaskName, Callable[[Run], None]] = {"infer": _serving_figures}
+
+
 def has_weights(run: Run) -> bool:
     """Whether this run left weights that can answer."""
-    return run.config.task == "train" and run.status == "finished" and request_checks.weights_of(run) is not None
+    return (
+        run.config.task_facts.trains_one_model
+        and run.status == "finished"
+        and request_checks.weights_of(run) is not None
+    )
 
 
 def address_of(run: Run | RunRow) -> dict[str, str]:
@@ -191,18 +215,14 @@ def address_of(run: Run | RunRow) -> dict[str, str]:
     shown_as = _shown_as(run)
     if not shown_as:
         return {"run": run.run_id}
-    _, view, parameter = _STUDY_VIEWS[run.config.task]
-    return ({"view": view} if view else {}) | {parameter: shown_as}
+    place = _TASK_VIEWS[run.config.task]
+    return ({"view": place.view} if place.view else {}) | {place.parameter: shown_as}
 
 
 def _shown_as(run: Run | RunRow) -> str:
     """What a study is called where it is shown; empty where that is the page Train. A surface stands beside its race."""
-    if run.config.task not in _STUDY_VIEWS:
-        return ""
-    if run.config.task != "landscape":
-        return run.run_id
-    drawn = state.open_run(run.config.landscape.runs[0])
-    return (drawn.group or "") if drawn else ""
+    place = _TASK_VIEWS.get(run.config.task)
+    return place.shown_as(run) if place else ""
 
 
 def at_work(run_id: str) -> Run:

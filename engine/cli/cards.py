@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 
 from engine.cli import results
 from engine.common import units
 from engine.common.sanitize import LONGEST_NAME, visible
 from engine.config.summary import describe
+from engine.config.tasks import TaskName
 from engine.events.machine import Calibration
 from engine.events.studies import Surface
 from engine.events.training import Compiled
@@ -33,13 +35,21 @@ def card(run: Run) -> str:
     """A run that people read in a terminal: what it was, what came out, and how each figure was found."""
     if run.imported and run.imported.origin.form == "curve":
         return _curve_card(run)
-    if run.config.task == "calibrate":
-        return _calibration_card(run)
-    if run.config.task == "landscape":
-        return _surface_card(run)
-    if run.config.task == "infer":
-        return inference_card(run)
-    return _law_card(run) if run.config.task == "batch-law" else _training_card(run)
+    return _CARDS.get(run.config.task, _plain_card)(run)
+
+
+def _plain_card(run: Run) -> str:
+    """The card of a task that has none of its own: the numbers and texts of its newest events."""
+    lines = [
+        f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
+        *_origin_lines(run),
+        f"  {describe(run.config)}",
+    ]
+    for kind, said in results.events_of(run).items():
+        lines += [f"  {title:<17} {visible(text)} ({kind})" for title, text in said.facts()]
+    if why := run.why():
+        lines.append(f"  {visible(why)}")
+    return "\n".join(lines)
 
 
 def _surface_card(run: Run) -> str:
@@ -236,3 +246,12 @@ def _curve_card(run: Run) -> str:
 def _origin_lines(run: Run) -> list[str]:
     """Where an imported run is from; nothing for a run of this store."""
     return [f"  ! {visible(line)}" for line in sharing.origin_in_words(run)]
+
+
+_CARDS: Mapping[TaskName, Callable[[Run], str]] = {
+    "train": _training_card,
+    "batch-law": _law_card,
+    "landscape": _surface_card,
+    "calibrate": _calibration_card,
+    "infer": inference_card,
+}

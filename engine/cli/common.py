@@ -188,7 +188,7 @@ def bar(run: Run) -> str:
         return f"{run.status:<10}" + (_download_in_words(p) if (p := run.latest(Preparing)) else "")
     filled = round(share * _BAR)
     drawn = f"{run.status:<9} {'█' * filled}{'░' * (_BAR - filled)} {share:4.0%}  "
-    if run.config.task in {"batch-law", "calibrate", "infer"}:
+    if not run.config.task_facts.trains_one_model:
         return drawn + f"{visible(done.text if (done := run.latest(Progress)) else '', 50):<50}"
     loss, accuracy = run.steps.last("loss"), run.evaluations.last("test_accuracy")
     return drawn + f"step {len(run.steps):,}  loss {units.loss(loss)}  accuracy {units.accuracy(accuracy)}   "

@@ -141,7 +141,7 @@ def _limit_s(limit_ms: float | None) -> float | None:
 def last_with_weights(store: Store) -> str:
     """The newest training run whose weights are there."""
     for row in store.rows(limit=200):
-        if row.config.task == "train" and row.status in TERMINAL:
+        if row.config.task_facts.trains_one_model and row.status in TERMINAL:
             try:
                 if request_checks.weights_of(store.run(row.run_id, keep_points=1)):
                     return row.run_id

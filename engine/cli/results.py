@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from engine.events.lifecycle import Artifact
+from engine.config.tasks import TaskName
+from engine.events.base import Event
+from engine.events.lifecycle import Artifact, Started
 from engine.events.machine import Calibration
 from engine.events.training import Compiled, WarmUp
 from engine.measurement import alerts, calibration, cost, energy, provenance, step_breakdown
@@ -21,7 +24,7 @@ def of_run(run: Run) -> dict[str, Any]:
 
     `summary.mfu` is against the measured peak; `cost` says what it was computed from, or why it is null.
     """
-    costs = cost.as_json(run, calibration_of(run)) if run.config.task == "train" else None
+    costs = cost.as_json(run, calibration_of(run)) if run.config.task_facts.trains_one_model else None
     mfu = costs["measured_peak"]["value"] if costs else None
     return {
         "run_id": run.run_id,
@@ -30,10 +33,14 @@ def of_run(run: Run) -> dict[str, Any]:
         "summary": run.summary().model_dump(mode="python") | {"mfu": mfu},
         "cost": costs,
         "why": run.why() or None,
-        **({"batch_law": asdict(batch_law.outcome(run.trials))} if run.config.task == "batch-law" else {}),
-        **({"calibration": _calibration(run)} if run.config.task == "calibrate" else {}),
-        **({"inference": as_json(matrix_of(run))} if run.config.task == "infer" else {}),
+        **_RESULTS.get(run.config.task, _plain_results)(run),
     }
+
+
+def events_of(run: Run) -> dict[str, Event]:
+    """The newest event of each kind that only some tasks write, by kind."""
+    newest = {kind: run.latest(kind) for kind in run.kinds if kind.__module__ != Started.__module__}
+    return {event.kind: event for event in newest.values() if event}
 
 
 def calibration_of(run: Run) -> calibration.LatestCalibration | None:
@@ -78,7 +85,7 @@ def everything(store: Store, run: Run) -> dict[str, Any]:
         "artifacts": [artifact.model_dump() for artifact in run.all(Artifact)],
         "problems": run.problems,
         "imported": run.imported.origin.model_dump() if run.imported else None,
-        **({"trials": [trial.model_dump() for trial in run.trials]} if run.config.task == "batch-law" else {}),
+        **_RECORDS.get(run.config.task, _no_more)(run),
     }
 
 
@@ -98,3 +105,27 @@ def _busy(run: Run) -> dict[str, Any] | None:
     """Whether something else used the machine; null where the run did not say."""
     busy = run.busy
     return None if busy is None else busy.model_dump() | {"busy": busy.is_busy, "reason": busy.in_words or None}
+
+
+# --- what only one task has -------------------------------------------------------------------------------------------
+
+
+def _plain_results(run: Run) -> dict[str, Any]:
+    """The results of a task that has no keys of its own: its newest events by kind."""
+    return {"events": {kind: event.model_dump(exclude={"kind"}) for kind, event in events_of(run).items()}}
+
+
+def _no_more(run: Run) -> dict[str, Any]:
+    return {}
+
+
+_RESULTS: Mapping[TaskName, Callable[[Run], dict[str, Any]]] = {
+    "train": _no_more,
+    "batch-law": lambda run: {"batch_law": asdict(batch_law.outcome(run.trials))},
+    "landscape": _no_more,
+    "calibrate": lambda run: {"calibration": _calibration(run)},
+    "infer": lambda run: {"inference": as_json(matrix_of(run))},
+}
+_RECORDS: Mapping[TaskName, Callable[[Run], dict[str, Any]]] = {
+    "batch-law": lambda run: {"trials": [trial.model_dump() for trial in run.trials]},
+}

@@ -6,19 +6,21 @@ import argparse
 import dataclasses
 import secrets
 import textwrap
+from collections.abc import Callable, Mapping
 
 from engine.cli import cards, common, infer, results
 from engine.common import units
 from engine.common.errors import ConfigError
 from engine.common.jsontext import json_text
-from engine.config import task_texts
 from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
 from engine.config.summary import describe
+from engine.config.tasks import TaskName
 from engine.hardware import probe
 from engine.measurement import calibration
 from engine.planning import planner
 from engine.runtime.client import Client
+from engine.store.store import Store
 from engine.studies import batch_law
 
 
@@ -62,26 +64,21 @@ def plan_command(a: argparse.Namespace) -> int:
     config, machine = common.config_of(a), probe.probe()
     probe.check_device(config.device, machine)
     planner.check_abilities(config, machine)
-    if config.task in {"calibrate", "landscape"}:
-        return _plan_of_a_study(config, as_json=a.json)
-    plan = planner.plan(config, machine=machine)
+    if not config.task_facts.has_plan:
+        return _plan_of_a_study(a, config)
+    plan, estimate = planner.plan(config, machine=machine), _ESTIMATES.get(config.task)
     if a.json:
-        law = {"estimated_seconds": _law_seconds(config, plan)} if config.task == "batch-law" else {}
-        if config.task == "infer":
-            law = {"estimated_seconds": infer.predicted_of(common.store_of(a), config, plan).total_s}
+        takes = {"estimated_seconds": estimate(common.store_of(a), config, plan)} if estimate else {}
         print(
             json_text(
-                dataclasses.asdict(plan) | law | {"total_bytes": plan.total_bytes, "fingerprint": config.fingerprint}
+                dataclasses.asdict(plan) | takes | {"total_bytes": plan.total_bytes, "fingerprint": config.fingerprint}
             )
         )
         return common.OK
     print(describe(config))
     print(f"  parameters        {plan.parameters:,}")
     print(f"  forward           {units.flops(plan.forward_flops_per_example)} per example (derived)")
-    if config.task == "infer":
-        print("\n".join(infer.plan_lines(common.store_of(a), config, plan)))
-    else:
-        _print_steps(config, plan)
+    print("\n".join(_LINES.get(config.task, _training_lines)(common.store_of(a), config, plan)))
     for name, size in plan.parts():
         print(f"  {name:<17} {units.nbytes(size)} ({'estimated' if name == 'workspace' else 'derived'})")
     print(f"  memory together   {units.nbytes(plan.total_bytes)}, {units.nbytes(plan.free_bytes)} free (measured)")
@@ -90,22 +87,30 @@ def plan_command(a: argparse.Namespace) -> int:
     return common.OK
 
 
-def _print_steps(config: RunConfig, plan: planner.Plan) -> None:
-    print(f"  training step     {units.flops(plan.train_flops_per_example * plan.batch_size)} (derived)")
-    if config.task == "batch-law":
-        print(f"  batch sizes       {', '.join(map(str, config.law.sizes(plan.train_examples)))}")
-        print(f"  takes about       {units.duration(_law_seconds(config, plan))} (estimated, within a factor of some)")
-    steps = (
-        "as many as the trials take"
-        if config.task == "batch-law"
-        else "until the time is over"
-        if plan.total_steps is None
-        else f"{plan.total_steps:,}"
-    )
-    print(f"  steps             {steps}, {plan.steps_per_epoch:,} per epoch of {plan.train_examples:,} examples")
+def _training_lines(store: Store, config: RunConfig, plan: planner.Plan) -> list[str]:
+    steps = "until the time is over" if plan.total_steps is None else f"{plan.total_steps:,}"
+    return [_step_line(plan), _steps_line(steps, plan)]
 
 
-def _law_seconds(config: RunConfig, plan: planner.Plan) -> float:
+def _law_lines(store: Store, config: RunConfig, plan: planner.Plan) -> list[str]:
+    takes = units.duration(_law_seconds(store, config, plan))
+    return [
+        _step_line(plan),
+        f"  batch sizes       {', '.join(map(str, config.law.sizes(plan.train_examples)))}",
+        f"  takes about       {takes} (estimated, within a factor of some)",
+        _steps_line("as many as the trials take", plan),
+    ]
+
+
+def _step_line(plan: planner.Plan) -> str:
+    return f"  training step     {units.flops(plan.train_flops_per_example * plan.batch_size)} (derived)"
+
+
+def _steps_line(steps: str, plan: planner.Plan) -> str:
+    return f"  steps             {steps}, {plan.steps_per_epoch:,} per epoch of {plan.train_examples:,} examples"
+
+
+def _law_seconds(store: Store, config: RunConfig, plan: planner.Plan) -> float:
     return batch_law.estimate_seconds(
         config.law,
         train_examples=plan.train_examples,
@@ -114,16 +119,32 @@ def _law_seconds(config: RunConfig, plan: planner.Plan) -> float:
     )
 
 
-def _plan_of_a_study(config: RunConfig, *, as_json: bool) -> int:
+def _plan_of_a_study(a: argparse.Namespace, config: RunConfig) -> int:
     """What a run that trains nothing does, and how long: it has no parameters, steps or FLOPs of its own."""
-    takes = calibration.predicted_seconds(config.threads) if config.task == "calibrate" else None
-    if as_json:
+    estimate, about = _STUDY_ESTIMATES.get(config.task), config.task_facts.about
+    takes = estimate(config) if estimate else None
+    if a.json:
         unknown = {field.name: None for field in dataclasses.fields(planner.Plan)} | {"total_bytes": None}
-        said = {"task": config.task, "about": task_texts.ABOUT[config.task], "estimated_seconds": takes}
+        said = {"task": config.task, "about": about, "estimated_seconds": takes}
         print(json_text(unknown | said | {"fingerprint": config.fingerprint}))
         return common.OK
     print(describe(config))
-    print(textwrap.fill(task_texts.ABOUT[config.task], 100, initial_indent="  ", subsequent_indent="  "))
+    print(textwrap.fill(about, 100, initial_indent="  ", subsequent_indent="  "))
     if takes is not None:
         print(f"  takes about       {units.duration(takes)} (estimated), once other runs are over")
     return common.OK
+
+
+# How long a run takes, in seconds: of tasks that do not end with their budget.
+_ESTIMATES: Mapping[TaskName, Callable[[Store, RunConfig, planner.Plan], float]] = {
+    "batch-law": _law_seconds,
+    "infer": lambda store, config, plan: infer.predicted_of(store, config, plan).total_s,
+}
+_STUDY_ESTIMATES: Mapping[TaskName, Callable[[RunConfig], float]] = {
+    "calibrate": lambda config: calibration.predicted_seconds(config.threads),
+}
+# Lines of a plan between the model and the memory.
+_LINES: Mapping[TaskName, Callable[[Store, RunConfig, planner.Plan], list[str]]] = {
+    "batch-law": _law_lines,
+    "infer": infer.plan_lines,
+}

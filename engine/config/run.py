@@ -17,7 +17,7 @@ from engine.config.base import DeviceName, PrecisionName, Spec, field, number, v
 from engine.config.data import DATA, USER_DATA, DatasetName, Source
 from engine.config.models import CNN, MLP, RNN, Transformer
 from engine.config.parallel import Parallel
-from engine.config.tasks import MOST_IN_A_REQUEST, Cell, Infer, Landscape, Law
+from engine.config.tasks import MOST_IN_A_REQUEST, TASKS, Cell, Infer, Landscape, Law, TaskFacts, TaskName
 from engine.config.training import FULL, OPTIMIZERS, Budget, Optimizer, ScheduleName, Target
 
 # --- the whole run ----------------------------------------------------------------------------------------------------
@@ -28,7 +28,7 @@ ExecutionName = Literal["eager", "dataloader", "compiled", "cuda-graph"]
 class RunConfig(Spec):
     """One experiment. Two equal values are the same experiment on every machine."""
 
-    task: Literal["train", "batch-law", "landscape", "calibrate", "infer"] = field("train", "Task")
+    task: TaskName = field("train", "Task")
     """train: train one model. batch-law: train many times to find the law of the batch size. landscape: compute the
     loss on a plane through the checkpoints of other runs. calibrate: measure what the device reaches, with up to
     `threads` CPU threads. infer: measure how fast a model answers requests."""
@@ -218,6 +218,11 @@ class RunConfig(Spec):
                 f"{setting} does not go with parallel.strategy='fsdp', where no rank holds a whole weight; set "
                 "parallel.strategy=ddp"
             )
+
+    @property
+    def task_facts(self) -> TaskFacts:
+        """What is known of the task of this run."""
+        return TASKS[self.task]
 
     @property
     def is_text(self) -> bool:

@@ -2,38 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from engine.config.base import as_text
 from engine.config.data import DATA, DatasetName
 from engine.config.models import ModelSpec
 from engine.config.run import RunConfig
+from engine.config.tasks import TaskName
 from engine.config.training import FULL, Budget
 
 
 def describe(config: RunConfig) -> str:
     """One line for lists: model, data, optimizer, batch size, unusual settings, budget and device."""
+    return _WORDS.get(config.task, _task_in_words)(config)
+
+
+def _task_in_words(config: RunConfig) -> str:
+    """The words for a task that has none of its own."""
+    title = config.task_facts.title.lower()
+    return " · ".join([title, model_in_words(config.model, config.data), config.data, _devices_in_words(config)])
+
+
+def _calibration_in_words(config: RunConfig) -> str:
+    return f"calibration of this machine · {config.device} · up to {_counted(config.threads, 'thread')}"
+
+
+def _surface_in_words(config: RunConfig) -> str:
+    paths, side = _counted(len(config.landscape.runs), "run"), config.landscape.resolution
     model = model_in_words(config.model, config.data)
-    if config.task == "calibrate":
-        return f"calibration of this machine · {config.device} · up to {_counted(config.threads, 'thread')}"
-    if config.task == "landscape":
-        paths, side = _counted(len(config.landscape.runs), "run"), config.landscape.resolution
-        return f"loss surface of {paths} · {model} · {config.data} · {side}x{side}"
-    if config.task == "infer":
-        return _inference_in_words(config)
-    middle = _law_in_words(config) if config.task == "batch-law" else _training_in_words(config)
-    return " · ".join([model, config.data, *middle, _devices_in_words(config)])
+    return f"loss surface of {paths} · {model} · {config.data} · {side}x{side}"
 
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _training_in_words(config: RunConfig) -> list[str]:
-    return [
+def _training_in_words(config: RunConfig) -> str:
+    return _joined(
+        config,
         f"{config.optimizer.name} {config.optimizer.lr:g}",
         _batch_in_words(config),
         *_unusual_in_words(config),
         budget_in_words(config.budget),
-    ]
+    )
+
+
+def _joined(config: RunConfig, *middle: str) -> str:
+    model = model_in_words(config.model, config.data)
+    return " · ".join([model, config.data, *middle, _devices_in_words(config)])
 
 
 def _devices_in_words(config: RunConfig) -> str:
@@ -43,15 +59,16 @@ def _devices_in_words(config: RunConfig) -> str:
     return f"{many} x {kind} ({config.parallel.strategy})"
 
 
-def _law_in_words(config: RunConfig) -> list[str]:
+def _law_in_words(config: RunConfig) -> str:
     law = config.law
     ends = [*map(str, sorted(law.batch_sizes)), *([FULL] if law.full_batch else [])]
-    return [
+    return _joined(
+        config,
         config.optimizer.name,
         f"batch law {ends[0]} to {ends[-1]}",
         *_unusual_in_words(config),
         f"training loss {law.target_loss:g}",
-    ]
+    )
 
 
 def _inference_in_words(config: RunConfig) -> str:
@@ -102,3 +119,12 @@ def budget_in_words(budget: Budget) -> str:
     """The limits of a budget: 20 epochs or 10 seconds."""
     limits = [(getattr(budget, name), unit) for name, unit in _UNITS.items()]
     return " or ".join(f"{as_text(v)} {unit}{'' if v == 1 else 's'}" for v, unit in limits if v is not None)
+
+
+_WORDS: Mapping[TaskName, Callable[[RunConfig], str]] = {
+    "train": _training_in_words,
+    "batch-law": _law_in_words,
+    "landscape": _surface_in_words,
+    "calibrate": _calibration_in_words,
+    "infer": _inference_in_words,
+}

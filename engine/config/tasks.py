@@ -1,12 +1,68 @@
-"""Fields of runs that do more than train one model: batch-size law, loss surface, inference."""
+"""The tasks a run can have, and fields of those that do more than train one model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
 from engine.config.base import PrecisionName, Spec, as_text, field, number, values
+
+TaskName = Literal["train", "batch-law", "landscape", "calibrate", "infer"]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """What the other rooms must know of a task. Its generator is in `pytorch/tasks/`.
+
+    Beside an implementation a room may register what belongs to one task, such as its plan, card or view, in a
+    dictionary by task. A task that is not in such a dictionary gets the default of that room.
+    """
+
+    title: str  # its name
+    about: str = ""  # what it does, shown for its runs where a training run has its figures; empty if there are figures
+    trains_one_model: bool = False  # it takes optimizer steps until the budget ends, and saves the weights
+    has_plan: bool = True  # parameters, FLOPs and memory of its model are computed beforehand
+    measures_machine: bool = False  # its results are those of the machine, not of a model
+    unused: frozenset[str] = frozenset()  # fields of a configuration that it does not read and reports leave out
+
+
+TASKS: Mapping[TaskName, TaskFacts] = {
+    "train": TaskFacts("Training", trains_one_model=True),
+    "batch-law": TaskFacts(
+        "Batch-size law",
+        (
+            "A batch-size law is many short trainings of one net, each until the same training loss: how many "
+            "steps, examples and seconds that takes at every batch size."
+        ),
+    ),
+    "landscape": TaskFacts(
+        "Loss surface",
+        (
+            "A loss surface trains nothing. It computes the loss on a plane through the weights that some runs "
+            "kept, so that their paths can be seen on it."
+        ),
+        has_plan=False,
+    ),
+    "calibrate": TaskFacts(
+        "Calibration",
+        (
+            "A calibration trains nothing. It measures what a device reaches: matrix products in each precision, "
+            "memory bandwidth, the cost of starting operations and of recording, idle power, and how many threads"
+            " pay. MFU and the roofline compare runs with these figures, not with a data sheet."
+        ),
+        has_plan=False,
+        measures_machine=True,
+    ),
+    "infer": TaskFacts(
+        "Inference",
+        unused=frozenset(
+            {"optimizer", "execution", "budget", "target", "law", "parallel", "evaluate_every", "landscape"}
+        ),
+    ),
+}
 
 MIN_BATCH_SIZES = 3  # the law has two parameters; a third value shows whether they fit
 

@@ -95,6 +95,11 @@ class Event(BaseModel):
 
     kept: ClassVar[Kept] = "latest"
 
+    def facts(self) -> list[tuple[str, str]]:
+        """Title and text of each number and text of the event, for a task that has no card of its own."""
+        plain = ((name, value) for name, value in self if name != "kind" and isinstance(value, str | int | float))
+        return [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in plain]
+
     @property
     def key(self) -> Hashable:
         """What two events of a class share if the later one replaces the earlier; used where `kept` is "each key"."""

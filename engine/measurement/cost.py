@@ -64,7 +64,7 @@ def flops_per_s(run: Run) -> float | None:
 
 def _unfit(config: RunConfig, attained: float | None, quantized: bool) -> str:
     """Why a run cannot have an MFU; empty where it can."""
-    if config.task != "train":
+    if not config.task_facts.trains_one_model:
         return "Only a training run has an MFU."
     if attained is None:
         return "The run has made no step."

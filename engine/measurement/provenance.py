@@ -12,7 +12,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from engine.common import units
-from engine.config import task_texts
 from engine.events.base import BoundedStr
 from engine.events.imported import Imported
 from engine.measurement import energy
@@ -64,7 +63,7 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
     """
     if run.imported:
         return _as_imported(run, run.imported)
-    if run.config.task in task_texts.ABOUT:
+    if run.config.task_facts.about:
         return of_energy(account or energy.of_run(run))
     with run.lock:
         s, started = run.summary(), run.started

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import ceil, prod
 
@@ -13,7 +14,7 @@ from engine.common import units
 from engine.common.errors import ConfigError, DeviceError, OutOfMemory
 from engine.config.run import RunConfig
 from engine.config.summary import model_in_words
-from engine.config.tasks import MIN_BATCH_SIZES
+from engine.config.tasks import MIN_BATCH_SIZES, TaskName
 from engine.config.training import FULL
 from engine.data import loading
 from engine.data.datasets import Dataset
@@ -22,6 +23,7 @@ from engine.hardware.probe import Machine
 from engine.models.arithmetic import FLOAT_BYTES
 from engine.planning import request_checks
 from engine.store import weight_path
+from engine.store.run import Run
 
 _EVALUATION_BYTES = 2**26  # of the output of the largest layer; about the size of a CPU cache
 GATHER_LIMIT_BYTES = 2**30  # an epoch larger than this is gathered batch by batch
@@ -95,9 +97,12 @@ def plan(
     Raises ConfigError when the batch is larger than the training set, the model cannot read the data, or the
     checkpoints take more memory than allowed.
     """
-    data, model = data or loading.facts(config.data, config.source), config.model
-    if config.task == "infer":
-        return _plan_of_inference(config, data, free_bytes, machine)
+    data = data or loading.facts(config.data, config.source)
+    return planning_of(config).plan(config, data, free_bytes, machine)
+
+
+def _plan_of_training(config: RunConfig, data: Dataset, free_bytes: int | None, machine: Machine | None) -> Plan:
+    model = config.model
     batch, micro = _batch_sizes(config, data)
     ranks, together = config.num_processes, config.num_processes if config.device == "cpu" else 1
     holders = (
@@ -227,10 +232,7 @@ def check(config: RunConfig) -> Plan:
             f"threads={config.threads} is more than this machine's {machine.cpu.usable_cores} usable cores.",
             fix=f"threads may be a whole number from 1 to {machine.cpu.usable_cores}.",
         )
-    if config.task == "infer":
-        request_checks.check_request(config, loading.facts(config.data, config.source))
-        if config.infer.weights:
-            request_checks.tensors_in(request_checks.own_weights(config))
+    planning_of(config).check(config)
     result = plan(config, machine=machine)
     if result.fits is False:
         data = loading.facts(config.data, config.source)
@@ -374,7 +376,7 @@ _TOO_OLD = 0.05  # share of the first weights in the average above which a warni
 
 def total_steps(config: RunConfig, train_examples: int, batch_size: int, flops_per_example: int) -> int | None:
     """Steps until the first limit of the budget, without its time limit; None if there is no other limit."""
-    if config.task == "batch-law":  # its trials take as many steps as they need
+    if not planning_of(config).has_budget:
         return None
     budget, per_epoch = config.budget, ceil(train_examples / batch_size)
     limits = []
@@ -393,9 +395,17 @@ def total_steps(config: RunConfig, train_examples: int, batch_size: int, flops_p
 
 def _batch_sizes(config: RunConfig, data: Dataset) -> tuple[int, int]:
     """Examples of one optimizer step, and of one forward and backward pass."""
+    return planning_of(config).batch_sizes(config, data)
+
+
+def _largest_of_law(config: RunConfig, data: Dataset) -> tuple[int, int]:
+    """As `_batch_sizes`, for a batch-size law: its largest batch needs the most memory."""
+    largest = _law_sizes(config, data)[-1]
+    return largest, largest
+
+
+def _batch_sizes_of_training(config: RunConfig, data: Dataset) -> tuple[int, int]:
     examples, parts = data.train_examples, config.grad_accumulation
-    if config.task == "batch-law":  # the largest batch needs the most memory
-        return _law_sizes(config, data)[-1], _law_sizes(config, data)[-1]
     if config.batch_size == FULL:
         return examples, ceil(examples / parts)
     assert isinstance(config.batch_size, int)
@@ -456,7 +466,7 @@ def _data_bytes(config: RunConfig, data: Dataset, batch_size: int) -> int:
 
 def _does_not_fit(config: RunConfig, p: Plan) -> str:
     total = " + ".join(f"{units.nbytes(size)} {name}" for name, size in p.parts() if size)
-    batch_size = p.batch_size if config.task == "infer" else config.batch_size
+    batch_size = planning_of(config).shown_batch_size(config, p)
     each = f" for {p.ranks_per_device} ranks" if p.ranks_per_device > 1 else " for each rank" if p.num_ranks > 1 else ""
     return (
         f"{model_in_words(config.model, config.data)} with {units.count(p.parameters)} parameters at batch_size="
@@ -466,8 +476,14 @@ def _does_not_fit(config: RunConfig, p: Plan) -> str:
 
 
 def _what_fits(config: RunConfig, p: Plan, data: Dataset) -> str:
-    if config.task == "infer":
-        return f"Choose requests of fewer than {p.batch_size} examples, or fewer precisions and runtimes."
+    return planning_of(config).what_fits(config, p, data)
+
+
+def _smaller_requests(config: RunConfig, p: Plan, data: Dataset) -> str:
+    return f"Choose requests of fewer than {p.batch_size} examples, or fewer precisions and runtimes."
+
+
+def _smaller_batch(config: RunConfig, p: Plan, data: Dataset) -> str:
     largest = _largest_batch(config, p, data)
     if not largest:
         too_much_data = p.data_bytes > p.total_bytes / 2
@@ -488,3 +504,55 @@ def _largest_batch(config: RunConfig, p: Plan, data: Dataset) -> int:
         else:
             too_large = middle
     return fits
+
+
+# --- tasks --------------------------------------------------------------------------------------------------------
+
+
+def _check_inference(config: RunConfig) -> None:
+    request_checks.check_request(config, loading.facts(config.data, config.source))
+    if config.infer.weights:
+        request_checks.tensors_in(request_checks.own_weights(config))
+
+
+def _check_answering_run(config: RunConfig, run_of: Callable[[str], Run]) -> None:
+    if config.infer.run:
+        request_checks.check_run(config, run_of(config.infer.run))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlanning:
+    """How the runs of a task are planned and checked. The defaults are those of training."""
+
+    plan: Callable[[RunConfig, Dataset, int | None, Machine | None], Plan] = _plan_of_training
+    batch_sizes: Callable[[RunConfig, Dataset], tuple[int, int]] = _batch_sizes_of_training
+    has_budget: bool = True  # the budget says how many steps a run takes
+    check: Callable[[RunConfig], None] = lambda config: None  # raises ConfigError for a run that may not start
+    check_runs: Callable[[RunConfig, Callable[[str], Run]], None] = lambda config, run_of: None
+    what_fits: Callable[[RunConfig, Plan, Dataset], str] = _smaller_batch  # advice where the memory is too small
+    shown_batch_size: Callable[[RunConfig, Plan], object] = lambda config, p: config.batch_size
+
+
+PLANNING: Mapping[TaskName, TaskPlanning] = {
+    "batch-law": TaskPlanning(batch_sizes=_largest_of_law, has_budget=False),  # trials take the steps they need
+    "infer": TaskPlanning(
+        _plan_of_inference,
+        check=_check_inference,
+        check_runs=_check_answering_run,
+        what_fits=_smaller_requests,
+        shown_batch_size=lambda config, p: p.batch_size,
+    ),
+}
+
+
+def planning_of(config: RunConfig) -> TaskPlanning:
+    """How the task of a run is planned."""
+    return PLANNING.get(config.task, _AS_TRAINING)
+
+
+_AS_TRAINING = TaskPlanning()
+
+
+def check_runs(config: RunConfig, run_of: Callable[[str], Run]) -> None:
+    """Check the other runs that a run needs; `run_of` opens a run by its id. Raises ConfigError if one does not fit."""
+    planning_of(config).check_runs(config, run_of)

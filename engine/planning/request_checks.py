@@ -73,7 +73,7 @@ def weights_of(run: Run) -> Artifact | None:
 
 def check_run(config: RunConfig, run: Run) -> Artifact:
     """The weights of a run, if they may answer for `config`; otherwise raises ConfigError with the reason."""
-    if run.config.task != "train":
+    if not run.config.task_facts.trains_one_model:
         raise ConfigError(
             f"infer.run={run.run_id} did not train a model (task='{run.config.task}'): it has no weights.",
             fix="Choose a finished training run.",

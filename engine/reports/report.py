@@ -40,7 +40,7 @@ from engine.config.inference import infer_config, infer_matrix
 from engine.config.parsing import overrides_from
 from engine.config.presets import PRESETS, STUDIES
 from engine.config.run import RunConfig
-from engine.config.tasks import Cell
+from engine.config.tasks import Cell, TaskName
 from engine.events.base import TERMINAL, Count, Moment, Seconds, Status
 from engine.events.catalog import AnyEvent
 from engine.events.imported import Origin
@@ -614,13 +614,13 @@ def steps_csv(run: Run) -> str:
 
 def reproduce(config: RunConfig) -> str:
     """The command that runs the same experiment, from the preset that needs the fewest changes."""
-    if config.task == "infer":
-        return shell_words(["python", "-m", "engine", "infer", *_inference_words(config)])
+    return shell_words(["python", "-m", "engine", *_COMMANDS.get(config.task, _run_words)(config)])
+
+
+def _run_words(config: RunConfig) -> list[str]:
     changes = {name: overrides_from(preset.config, config) for name, preset in {**PRESETS, **STUDIES}.items()}
     name = min(changes, key=lambda n: len(changes[n]))
-    return shell_words(
-        ["python", "-m", "engine", "run", "--preset", name, *(w for c in changes[name] for w in ("--set", c))]
-    )
+    return ["run", "--preset", name, *(w for c in changes[name] for w in ("--set", c))]
 
 
 def _inference_words(config: RunConfig) -> list[str]:
@@ -638,7 +638,7 @@ def _inference_words(config: RunConfig) -> list[str]:
         config = config.model_copy(update={"threads": start.threads, "infer": infer.model_copy(update={"cells": ()})})
     changes = overrides_from(start, config)
     origin = ["--run", infer.run] if infer.run else ["--preset", _nearest_preset(config)]
-    return [*origin, *(w for c in changes for w in ("--set", c)), *lists]
+    return ["infer", *origin, *(w for c in changes for w in ("--set", c)), *lists]
 
 
 def _nearest_preset(config: RunConfig) -> str:
@@ -649,3 +649,13 @@ def _nearest_preset(config: RunConfig) -> str:
         return len(overrides_from(preset, same))
 
     return min(PRESETS, key=lambda name: changes(PRESETS[name].config))
+
+
+_COMMANDS: Mapping[TaskName, Callable[[RunConfig], list[str]]] = {
+    "infer": _inference_words
+}  # of tasks not run by `run`
+
+
+def has_own_command(config: RunConfig) -> bool:
+    """Whether another command than `run` runs the task."""
+    return config.task in _COMMANDS

@@ -27,7 +27,7 @@ from engine.common.sanitize import clean_name
 from engine.config.run import RunConfig
 from engine.events.lifecycle import SeedBlock
 from engine.hardware import history
-from engine.planning import limits, planner, request_checks
+from engine.planning import limits, planner
 from engine.reports import sharing
 from engine.store.index_writer import KeptIndex
 from engine.store.labels import clean_notes, clean_tags
@@ -96,8 +96,7 @@ class Client:
         for config in dict.fromkeys(w.config for w in wanted):
             policy.require_data(self.actor, config, rules)
             limits.check_before(config, planner.check(config), rules.limits)
-            if config.task == "infer" and config.infer.run:
-                request_checks.check_run(config, self.store.run(config.infer.run, keep_points=1))
+            planner.check_runs(config, lambda run_id: self.store.run(run_id, keep_points=1))
         self._replace_other_code()
         wanted = [w if w.key else w._replace(key=secrets.token_hex(16)) for w in wanted]
         made: list[str] = []

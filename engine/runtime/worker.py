@@ -26,11 +26,7 @@ from engine.hardware import contention, energy_counters, probe, process_usage, s
 from engine.planning import limits
 from engine.pytorch.distributed.data_parallel import follow
 from engine.pytorch.distributed.processes import RankProcesses
-from engine.pytorch.tasks.batch_law import batch_law
-from engine.pytorch.tasks.calibrate import calibrate
-from engine.pytorch.tasks.infer import infer
-from engine.pytorch.tasks.loss_surface import landscape
-from engine.pytorch.tasks.train import train
+from engine.pytorch.tasks.registry import GENERATORS
 from engine.store.event_log import EventLog
 from engine.store.run import SUMMARY_POINTS, Run, read_config
 from engine.store.stop_requests import StopRequest, stop_request
@@ -38,11 +34,7 @@ from engine.system import disk_space
 from engine.system.locks import claim
 from engine.system.processes import own_identity
 
-Task = Callable[..., Generator[AnyEvent, None, None]]
 EndProcess = Callable[[], None]
-TASKS: dict[str, Task] = {
-    "train": train, "batch-law": batch_law, "landscape": landscape, "calibrate": calibrate, "infer": infer
-}  # fmt: skip
 
 _ORPHAN_GRACE_S = 5.0
 _DETAIL_CHARS = 100_000  # of a traceback: a compiler's may be long
@@ -225,7 +217,7 @@ class RunSlot:
             limits.limit_memory(self.config.device, allowed, available, self.config.num_processes)
             self._guard = limits.Guard(allowed, self.folder, clock=self._own_clock)
             more = {"gang": self.gang} if self.gang else {}
-            self._events = TASKS[self.config.task](self.config, self.folder, **more)
+            self._events = GENERATORS[self.config.task](self.config, self.folder, **more)
         return self._events
 
     def _raise_if_asked(self) -> None:

@@ -118,8 +118,8 @@ def words_of(row: RunRow) -> str:
     if row.needs:
         return f"cannot be read here: {row.needs}"
     match row.summary.imported:
-        case "report" if row.config.task == "calibrate":
-            return f"calibration of another machine · {row.config.device} · {IMPORTED}"
+        case "report" if row.config.task_facts.measures_machine:
+            return f"{row.config.task_facts.title.lower()} of another machine · {row.config.device} · {IMPORTED}"
         case "report":
             return f"{describe(row.config)} · {IMPORTED}"
         case "curve":  # its configuration is not known

@@ -9,7 +9,7 @@ import struct
 import threading
 import zlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from engine.common.errors import ConfigError, StoreError
 from engine.config.parsing import parse_config_json
 from engine.config.run import RunConfig
+from engine.config.tasks import TaskName
 from engine.events.base import TERMINAL, Event, Status
 from engine.events.catalog import AnyEvent, status_after
 from engine.events.imported import KEY_OF, Imported, Rows
@@ -109,6 +110,11 @@ class Run:
     def by_key(self, kind: type[E]) -> dict[Hashable, E]:
         """The last event of each key of a class that is kept by key. Do not change the dictionary."""
         return cast("dict[Hashable, E]", self._by_key[kind])
+
+    @property
+    def kinds(self) -> list[type[Event]]:
+        """The classes of which the run has events, in the order of their first ones."""
+        return list({type(event): None for event in self._latest.values()})
 
     # Events that many readers ask for. `ReportRun` (engine.reports.report) has most of them under the same names.
 
@@ -412,8 +418,8 @@ class Run:
             if self._frozen_summary:  # made from all steps; the file may hold fewer
                 return self._frozen_summary
             steps, started, last = len(self.steps), self.started, self.last_word
-            if self.config.task == "infer":
-                return self._summary_of_inference()
+            if own := _SUMMARIES.get(self.config.task):
+                return own(self)
             samples = int(self.steps.last("samples") or 0)
             seconds = self.steps.last("seconds") or 0.0
             return Summary(
@@ -467,7 +473,7 @@ class Run:
         """Share of the budget used, 0..1, by whichever limit is nearest; None before the run started."""
         if self.started is None:
             return None
-        if self.config.task != "train":
+        if not self.config.task_facts.trains_one_model:
             done = self.latest(Progress)
             return 1.0 if self.status == "finished" else min(1.0, done.done / done.total) if done else 0.0
         budget = self.config.budget
@@ -475,6 +481,9 @@ class Run:
         if budget.seconds:
             shares.append((self.steps.last("seconds") or 0.0) / budget.seconds)
         return min(1.0, max(shares, default=0.0))
+
+
+_SUMMARIES: Mapping[TaskName, Callable[[Run], Summary]] = {"infer": Run._summary_of_inference}
 
 
 def _last_step(table: Table) -> float:

@@ -222,7 +222,7 @@ def check_comparable(configs: Sequence[tuple[str, RunConfig]], *, seeds: bool = 
                     fix=f"Give all lanes the same {name}.",
                 )
     for label, config in configs:
-        if config.task != "train":
+        if not config.task_facts.trains_one_model:
             raise ConfigError(f"{label!r} is no training run.", fix="Race trainings.")
 
 

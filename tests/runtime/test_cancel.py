@@ -296,7 +296,7 @@ def test_a_run_asked_to_stop_is_cancelled_whatever_it_says_last(store, config, m
             if ends == "fails":
                 raise ZeroDivisionError
 
-        monkeypatch.setitem(worker.TASKS, "train", task)
+        monkeypatch.setitem(worker.GENERATORS, "train", task)
         worker.run(store.folder(run_id))
         assert store.run(run_id).why() == "enough"
 
@@ -312,7 +312,7 @@ def test_only_one_thread_has_the_last_word(store, config, monkeypatch):
         ask_to_stop(folder, StopRequest(reason="enough"))
         time.sleep(late_s[folder.name])
 
-    monkeypatch.setitem(worker.TASKS, "train", task)
+    monkeypatch.setitem(worker.GENERATORS, "train", task)
     ended = {run_id: threading.Event() for run_id in late_s}
     running = {
         run_id: threading.Thread(

@@ -110,7 +110,7 @@ def test_an_edited_file_leads_to_a_new_fork_server_before_the_next_run_starts(co
     run = copy.running_for_seconds()
     copy.edit(
         "worker.py",
-        "\n\ndef _edited(*_):\n    yield from ()\n    raise ConfigError('the edited code ran')\n\n\nTASKS['train'] = _edited\n",
+        "\n\ndef _edited(*_):\n    yield from ()\n    raise ConfigError('the edited code ran')\n\n\nGENERATORS['train'] = _edited\n",
     )
     following = copy.until(copy.ask_for("budget.epochs=1"), *TERMINAL)
     assert following.why().startswith("the edited code ran")

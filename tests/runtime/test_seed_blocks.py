@@ -104,7 +104,7 @@ def test_one_that_hangs_takes_the_others_with_it_and_says_so(store, monkeypatch)
         yield WarmUp(seconds=0.0, steps=0)
 
     ended = []
-    monkeypatch.setitem(worker.TASKS, "train", task)
+    monkeypatch.setitem(worker.GENERATORS, "train", task)
     running = threading.Thread(
         target=worker.run,
         args=(stuck.folder, other.folder),

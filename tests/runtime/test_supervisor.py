@@ -287,7 +287,7 @@ def test_a_crash_in_the_task_is_the_runs_last_word(in_process, store, config, mo
         yield from ()
         raise ZeroDivisionError("our own bug")
 
-    monkeypatch.setitem(worker.TASKS, "train", breaks)
+    monkeypatch.setitem(worker.GENERATORS, "train", breaks)
     run_id = store.create(config)
     in_process.tick()
     last = store.run(run_id).last_word

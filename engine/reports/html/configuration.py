@@ -18,9 +18,6 @@ _BASICS = {
     "evaluate_every",
 }  # fmt: skip
 
-_OF_TRAINING = {"execution", "evaluate_every"}
-
-
 Row = tuple[str, list[str], str]  # title, a cell for each column, and "differs", "code" or nothing
 
 
@@ -53,7 +50,7 @@ def _settings(config: RunConfig) -> Iterator[tuple[int, str, str, bool]]:
         value = getattr(config, name)
         if not isinstance(value, Spec):
             says = name in _BASICS or value != field.default
-            says &= not (config.task == "infer" and name in _OF_TRAINING)
+            says &= name not in config.task_facts.unused
             yield place, field.title or name, _in_words(value), says
             continue
         for inner, part in type(value).model_fields.items():
@@ -62,7 +59,7 @@ def _settings(config: RunConfig) -> Iterator[tuple[int, str, str, bool]]:
             says = name == "model" or inner in _BASICS or getattr(value, inner) != part.default
             says |= name == "optimizer" and inner in config.optimizer.facts.knobs
             says &= name != "target" or config.target.value is not None
-            says &= config.task != "infer" or name in {"model", "source", "infer"}
+            says &= name not in config.task_facts.unused
             yield place, title, _in_words(getattr(value, inner)), says
 
 

@@ -30,7 +30,6 @@ from engine.reports.report import Report, ReportRun
 
 MAX_HTML_BYTES = 3_000_000  # goes through a mail server
 _TEMPLATES = Path(__file__).with_name("templates")
-_STUDIES = {"batch-law", "landscape", "calibrate", "infer"}  # they train no one net: their own cards tell their results
 
 
 def render(report: Report) -> str:
@@ -39,7 +38,7 @@ def render(report: Report) -> str:
     drawn, cards = run_charts(runs), studies(runs)
     figures = _packed([*drawn, *(chart for card in cards for chart in card.charts)])
     held, data = _fitting(report, MAX_HTML_BYTES - len(figures))
-    trained = [run for run in runs if run.run.config.task not in _STUDIES]
+    trained = [run for run in runs if run.run.config.task_facts.trains_one_model]
     is_single = len(runs) == 1
     script = _asset("report.js")
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

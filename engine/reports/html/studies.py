@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from engine.charts.loss_surface import descent_path_chart, percent
 from engine.charts.step_breakdown import split_chart
 from engine.common import units
 from engine.common.errors import StoreError
+from engine.config.tasks import TaskName
 from engine.events.inference import Latency
 from engine.events.machine import Calibration
 from engine.events.studies import Surface
@@ -71,7 +72,18 @@ def run_charts(runs: Sequence[PlacedRun]) -> list[Chart]:
 
 def studies(runs: Sequence[PlacedRun]) -> list[Study]:
     """The cards of what is no curve over a training, in the order of the page."""
-    return [*_laws(runs), *_surfaces(runs), *_calibrations(runs), *_splits(runs), *_inferences(runs)]
+    known = [study for section in SECTIONS.values() for study in section(runs)]
+    return [*known, *_others(runs)]
+
+
+def _others(runs: Sequence[PlacedRun]) -> Iterator[Study]:
+    """A card for each run of a task that has no section: the numbers and texts of its newest events."""
+    for run in runs:
+        if run.run.config.task in SECTIONS:
+            continue
+        newest = {event.kind: event for event in run.run.said}
+        facts = [(title, text, kind) for kind, event in newest.items() for title, text in event.facts()]
+        yield Study(_title(run.run.config.task_facts.title, run, runs), facts=facts)
 
 
 def _title(title: str, run: PlacedRun, runs: Sequence[PlacedRun]) -> str:
@@ -169,7 +181,7 @@ def _split_in_words(label: str, run: ReportRun, parts: list[step_breakdown.Part]
 def _inferences(runs: Sequence[PlacedRun]) -> Iterator[Study]:
     """A card for each run of inference: its cells, its forms of the weights, and why some of them are slower."""
     for i, run in enumerate(runs):
-        if run.run.config.task != "infer":
+        if SECTIONS.get(run.run.config.task) is not _inferences:
             continue
         found, is_text = run.run.matrix, run.run.config.is_text
         heads = ["", "Requests", "p50", "p90", "p99", "Longest", "Examples/s", "First answer"]
@@ -220,3 +232,12 @@ def _latency_cells(latency: Latency, is_text: bool) -> list[str]:
     if is_text:
         cells += [units.duration(q.p50_s if q else None) for q in (latency.ttft, latency.tpot)]
     return cells
+
+
+SECTIONS: Mapping[TaskName, Callable[[Sequence[PlacedRun]], Iterator[Study]]] = {  # in the order of the page
+    "batch-law": _laws,
+    "landscape": _surfaces,
+    "calibrate": _calibrations,
+    "train": _splits,
+    "infer": _inferences,
+}
