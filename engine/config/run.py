@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from engine.config.base import DeviceName, PrecisionName, Spec, field, number, values
 from engine.config.data import DATA, USER_DATA, DatasetName, Source
-from engine.config.models import CNN, MLP, RNN, Transformer
+from engine.config.models import MLP, ModelSpec
 from engine.config.parallel import Parallel
 from engine.config.tasks import MOST_IN_A_REQUEST, TASKS, Cell, Infer, Landscape, Law, TaskFacts, TaskName
 from engine.config.training import FULL, OPTIMIZERS, Budget, Optimizer, ScheduleName, Target
@@ -32,7 +32,7 @@ class RunConfig(Spec):
     """train: train one model. batch-law: train many times to find the law of the batch size. landscape: compute the
     loss on a plane through the checkpoints of other runs. calibrate: measure what the device reaches, with up to
     `threads` CPU threads. infer: measure how fast a model answers requests."""
-    model: Annotated[MLP | CNN | RNN | Transformer, Field(discriminator="family")] = field(MLP(), "Model")
+    model: Annotated[ModelSpec, Field(discriminator="family")] = field(MLP(), "Model")
     data: DatasetName = field("mnist5k", "Data")
     """The training data: a released data set, text, random numbers, or your own file."""
     source: Source = field(Source(), "Source")
