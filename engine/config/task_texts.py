@@ -1,19 +1,19 @@
-"""Runs that do not train one net: what each is and does, in words, for whoever meets one where training is shown."""
+"""Descriptions of the tasks other than training, for pages that show training."""
 
 from __future__ import annotations
 
 ABOUT = {
     "calibrate": (
-        "A calibration trains nothing. It measures what a device reaches: matrix products in each precision, memory bandwidth, "
-        "the cost of starting operations and of recording, idle power, and how many threads pay. MFU and the roofline compare "
-        "runs with these figures, not with a data sheet."
+        "A calibration does not train a model. It measures the device: matrix products in each precision, memory "
+        "bandwidth, the overhead of operations and of recording, idle power, and the best number of threads. MFU and "
+        "the roofline compare runs with these figures, not with a data sheet."
     ),
     "landscape": (
-        "A loss surface trains nothing. It computes the loss on a plane through the weights that some runs kept, so that their "
-        "paths can be seen on it."
+        "A loss surface does not train a model. It computes the loss on a plane through the checkpoints of some runs, "
+        "to show their paths on it."
     ),
     "batch-law": (
-        "A batch-size law is many short trainings of one net, each until the same training loss: how many steps, examples and "
-        "seconds that takes at every batch size."
+        "A batch-size law trains one model many times, each time until the same training loss. It shows how many "
+        "steps, samples and seconds this takes at each batch size."
     ),
 }

@@ -8,7 +8,7 @@ import pytest
 
 from engine.common.errors import ConfigError
 from engine.config.base import Spec
-from engine.config.messages import _GROUPS
+from engine.config.messages import GROUPS
 from engine.config.models import MLP, MODELS
 from engine.config.parsing import overrides_from, parse_config, parse_config_json, with_overrides
 from engine.config.presets import PRESETS, preset_config
@@ -224,7 +224,7 @@ def test_a_config_cannot_be_changed_in_place():
         Optimizer().lr = 3.0
 
 
-@pytest.mark.parametrize("spec", [*_GROUPS.values(), *MODELS.values()], ids=lambda spec: spec.__name__)
+@pytest.mark.parametrize("spec", [*GROUPS.values(), *MODELS.values()], ids=lambda spec: spec.__name__)
 def test_every_field_has_a_title_and_a_help_text_unless_it_is_a_group(spec):
     """The help is the string below the field; pydantic finds it in the source file."""
     for name, field in spec.model_fields.items():

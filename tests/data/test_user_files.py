@@ -559,7 +559,7 @@ def test_a_file_that_takes_too_much_memory_is_refused(npz, monkeypatch):
 @pytest.mark.process
 def test_a_process_that_breaks_down_is_one_sentence(csv, monkeypatch):
     monkeypatch.setattr(inspection, "INSPECT_MEMORY_BYTES", 1 << 25)  # less than Python itself has
-    with pytest.raises(ConfigError, match=r"iris\.csv: .*(broke down|needs more than)"):
+    with pytest.raises(ConfigError, match=r"iris\.csv: .*(crashed|needs more than)"):
         user_files.inspect("csv", csv(IRIS))
 
 
