@@ -127,7 +127,12 @@ def _schema_in_words(schema: Mapping[str, Any]) -> str:
         kind = "a whole number" if schema["type"] == "integer" else "a number"
         if "minimum" in schema and "maximum" in schema:
             return f"{kind} from {_bound(schema['minimum'])} to {_bound(schema['maximum'])}"
-        words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+        words = {
+            "minimum": "of at least",
+            "exclusiveMinimum": "above",
+            "maximum": "at most",
+            "exclusiveMaximum": "below",
+        }
         bounds = [f"{word} {_bound(schema[key])}" for key, word in words.items() if key in schema]
         return " ".join([kind, " and ".join(bounds)])
     return f"a {schema.get('type', 'value')}"

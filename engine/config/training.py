@@ -143,7 +143,7 @@ BUDGETS = tuple(Budget.model_fields)
 class Target(Spec):
     """A target for the test split. The run ends when two consecutive evaluations reach it."""
 
-    metric: Literal["test_accuracy", "test_loss"] = field("test_accuracy", "Target metric")
+    metric: Literal["test_accuracy", "test_loss"] = field("test_accuracy", "Target")
     """Metric of the test split that must reach the target value."""
     value: float | None = number(None, "Target value", ge=0)
     """Smallest test accuracy (0 to 1) or largest test loss. none: train until the budget ends."""

@@ -260,7 +260,7 @@ BUNDLED: Mapping[DatasetName, Bundled] = {
 }
 
 
-def test_split(labels: np.ndarray) -> np.ndarray:
+def split_mask(labels: np.ndarray) -> np.ndarray:
     """Mask of the test split, (n,) bool, for labels (n,): a fifth of every class, chosen with a fixed seed.
 
     Files are often sorted by class, so taking the last fifth would leave out whole classes.

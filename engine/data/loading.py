@@ -24,7 +24,7 @@ import pyarrow.csv as arrow_csv
 from engine.common.errors import ConfigError
 from engine.config.data import DATA, DatasetName, Source
 from engine.data import downloads, user_files
-from engine.data.datasets import BUNDLED, DATASETS, KNOWN, Arrays, Bundled, Dataset, Known, Release, test_split
+from engine.data.datasets import BUNDLED, DATASETS, KNOWN, Arrays, Bundled, Dataset, Known, Release, split_mask
 from engine.data.downloads import Progress
 
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # train x, train y, test x, test y
@@ -72,7 +72,7 @@ def preload() -> None:
 
 def _bundled(known: Known, bundled: Bundled) -> Arrays:
     pixels, y = _read(bundled, known.facts.title)
-    x, test = pixels.reshape(-1, *known.facts.shape), test_split(y)
+    x, test = pixels.reshape(-1, *known.facts.shape), split_mask(y)
     mean, std = _per_channel([bundled.mean]), _per_channel([bundled.std])
     return Arrays(known.facts, x[~test], y[~test], x[test], y[test], mean, std, known.classes)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.common.errors import ConfigError
-from engine.data.datasets import Arrays, Dataset, standardisation, test_split
+from engine.data.datasets import Arrays, Dataset, split_mask, standardisation
 from engine.data.user_files.files import quoted
 
 MIN_EXAMPLES = 10
@@ -38,7 +38,7 @@ def split(y: np.ndarray, classes: Sequence[str]) -> np.ndarray:
             f"class {quoted(classes[int(counts.argmin())])} has a single sample; at least 2 are needed.",
             fix="Remove it, add samples of it, or choose another label.",
         )
-    test = test_split(y)
+    test = split_mask(y)
     if not test.any():
         raise ConfigError("no class has 3 samples, of which one could be used for testing.", fix="Add samples.")
     return test
