@@ -239,7 +239,7 @@ def test_a_matrix_survives_its_assignments():
         (['infer.cells=[{"threads": 2}]'], "set threads=2"),
         (['infer.cells=[{"batch_size": 0}]'], "infer.cells.0.batch_size=0"),
         (['infer.cells=[{}, {}]'], "contains a combination twice"),
-        (["infer.weights=a.safetensors"], "exclude each other"),
+        (["infer.weights=a.safetensors"], "are both set"),
         (["infer.run=xyz"], "16 hex digits"),
         (["infer.runtime=tensorrt"], "one of eager"),
         (["infer.load=half-open"], "one of closed, open"),
