@@ -112,6 +112,14 @@ def _known(
     return Known(facts, classes, origin)
 
 
+def _idx_archives(*hashes_and_sizes: tuple[str, int]) -> tuple[Archive, ...]:
+    """The four archives of a release in MNIST's format, with the SHA-256 and the size in bytes of each."""
+    names = (
+        f"{part}-ubyte.gz" for split in ("train", "t10k") for part in (f"{split}-images-idx3", f"{split}-labels-idx1")
+    )
+    return tuple(Archive(name, *known) for name, known in zip(names, hashes_and_sizes, strict=True))
+
+
 # SHA-256 and sizes of releases are those in torchvision's prototype datasets and in MLDatasets.jl.
 KNOWN: dict[DatasetName, Known] = {
     "mnist5k": _known(
@@ -158,27 +166,11 @@ KNOWN: dict[DatasetName, Known] = {
         origin=Release(
             name="mnist",
             url="https://ossci-datasets.s3.amazonaws.com/mnist",
-            archives=(
-                Archive(
-                    "train-images-idx3-ubyte.gz",
-                    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-                    9_912_422,
-                ),
-                Archive(
-                    "train-labels-idx1-ubyte.gz",
-                    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-                    28_881,
-                ),
-                Archive(
-                    "t10k-images-idx3-ubyte.gz",
-                    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-                    1_648_877,
-                ),
-                Archive(
-                    "t10k-labels-idx1-ubyte.gz",
-                    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-                    4_542,
-                ),
+            archives=_idx_archives(
+                ("440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9_912_422),
+                ("3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28_881),
+                ("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1_648_877),
+                ("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4_542),
             ),
             mean=(0.1307,),
             std=(0.3081,),
@@ -205,27 +197,11 @@ KNOWN: dict[DatasetName, Known] = {
         origin=Release(
             name="fashion-mnist",
             url="https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/b2617bb6d3ffa2e429640350f613e3291e10b141/data/fashion",
-            archives=(
-                Archive(
-                    "train-images-idx3-ubyte.gz",
-                    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                    26_421_880,
-                ),
-                Archive(
-                    "train-labels-idx1-ubyte.gz",
-                    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                    29_515,
-                ),
-                Archive(
-                    "t10k-images-idx3-ubyte.gz",
-                    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                    4_422_102,
-                ),
-                Archive(
-                    "t10k-labels-idx1-ubyte.gz",
-                    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-                    5_148,
-                ),
+            archives=_idx_archives(
+                ("3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84", 26_421_880),
+                ("a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845", 29_515),
+                ("346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073", 4_422_102),
+                ("67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5", 5_148),
             ),
             mean=(0.2860,),
             std=(0.3530,),
