@@ -1,3 +1,3 @@
-"""Isoflop's engine: runs short real training and inference, records everything, decides nothing for you unseen."""
+"""Isoflop's engine: it trains and runs small models, measures them and records the results."""
 
 __version__ = "0.1.0"

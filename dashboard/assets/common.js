@@ -55,7 +55,7 @@ export function duration(seconds) {
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   if (seconds < 59.5) return `${Math.round(seconds)} s`;
   const all = Math.round(seconds);
-  if (all < 3600) return `${Math.floor(all / 60)}:${String(all % 60).padStart(2, "0")} min`;
+  if (all < 3600) return `${Math.floor(all / 60)} min ${String(all % 60).padStart(2, "0")} s`;
   return `${Math.floor(all / 3600)} h ${String(Math.floor((all % 3600) / 60)).padStart(2, "0")} min`;
 }
 

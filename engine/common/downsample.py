@@ -1,4 +1,4 @@
-"""Fewer points for the same picture: what a chart of a given width can show, extremes kept."""
+"""Downsampling of curves for charts: the extremes of each bucket are kept."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import numpy as np
 
 
 def minmax(y: np.ndarray, limit: int) -> np.ndarray:
-    """Sorted indices, at most `limit`, of the rows of `y` (n,) that draw the same line.
+    """Sorted indices, at most `limit` (>= 8), of the values of `y` (n,) that draw the same line as all of them.
 
-    The smallest and largest value of each bucket of consecutive rows stay, so no spike is lost, and so do the first
-    and the last row and the first NaN or infinity of each bucket: a loss that diverged must not be thinned away.
+    Each bucket of consecutive values keeps its smallest and largest one, so no spike is lost, and its first NaN or
+    infinity, because the point where a loss diverged must stay visible. The first and the last value are also kept.
     """
-    assert limit >= 8, "a bucket needs room for its extremes"
+    assert limit >= 8, "one bucket needs up to 5 points"
     n = len(y)
     if n <= limit:
         return np.arange(n)
-    odd = ~np.isfinite(y)
-    buckets = (limit - 2) // (3 if odd.any() else 2)
+    not_finite = ~np.isfinite(y)
+    buckets = (limit - 2) // (3 if not_finite.any() else 2)
     size = -(-n // buckets)
     starts = np.arange(buckets) * size
 
@@ -25,9 +25,9 @@ def minmax(y: np.ndarray, limit: int) -> np.ndarray:
         full[:n] = values
         return full.reshape(buckets, size)
 
-    lowest = starts + grid(np.where(odd, np.inf, y), np.inf).argmin(axis=1)
-    highest = starts + grid(np.where(odd, -np.inf, y), -np.inf).argmax(axis=1)
-    oddities = grid(odd, 0).astype(bool)
-    first_odd = (starts + oddities.argmax(axis=1))[oddities.any(axis=1)]
-    kept = np.unique(np.concatenate([[0, n - 1], lowest, highest, first_odd]))
+    lowest = starts + grid(np.where(not_finite, np.inf, y), np.inf).argmin(axis=1)
+    highest = starts + grid(np.where(not_finite, -np.inf, y), -np.inf).argmax(axis=1)
+    not_finite_grid = grid(not_finite, 0).astype(bool)
+    first_not_finite = (starts + not_finite_grid.argmax(axis=1))[not_finite_grid.any(axis=1)]
+    kept = np.unique(np.concatenate([[0, n - 1], lowest, highest, first_not_finite]))
     return kept[kept < n]

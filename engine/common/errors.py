@@ -1,8 +1,11 @@
-"""Errors a user can act on: each says what happened, with the value, and what to do."""
+"""Errors that a user can act on. Each one says what happened, with the value, and what to do."""
 
 
 class EngineError(Exception):
-    """A mistake or a limit the user can do something about; anything else is a bug and surfaces as itself."""
+    """Base class of errors that the user can correct. Any other exception is a bug and is not caught.
+
+    `message` says what is wrong, `fix` what to do about it ("" if there is nothing to do).
+    """
 
     def __init__(self, message: str, *, fix: str = "") -> None:
         super().__init__(message)
@@ -12,7 +15,7 @@ class EngineError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.fix}".strip()
 
-    def __reduce__(self) -> tuple[object, ...]:  # the fix is keyword-only: say how to rebuild across processes
+    def __reduce__(self) -> tuple[object, ...]:  # pickling: the default cannot pass the keyword-only `fix`
         return (_rebuild, (type(self), self.message, self.fix))
 
 
@@ -21,19 +24,19 @@ def _rebuild(kind: type[EngineError], message: str, fix: str) -> EngineError:
 
 
 class ConfigError(EngineError):
-    """A configuration that is not allowed: names the field, the value and what is allowed."""
+    """A configuration is not allowed. The message names the field, its value and what is allowed."""
 
 
 class DeviceError(EngineError):
-    """A device that is not on this machine or cannot be used."""
+    """A device is not on this machine or cannot be used."""
 
 
 class OutOfMemory(EngineError):
-    """A run that does not fit, said before or after trying."""
+    """A run needs more memory than there is: as estimated before it, or as the allocator reported during it."""
 
 
 class LimitReached(EngineError):
-    """A run that used, or would use, more than it may: names the limit."""
+    """A run used, or would use, more than a limit allows. The message names the limit."""
 
 
 class Diverged(EngineError):
@@ -41,11 +44,11 @@ class Diverged(EngineError):
 
 
 class WorkerLost(EngineError):
-    """The process that ran a run vanished without a last word."""
+    """The process of a run ended without writing the final event."""
 
 
 class RankLost(EngineError):
-    """A rank of a data-parallel run died, froze, or kept the others waiting: names it."""
+    """A rank of a data-parallel run died, stopped responding or kept the others waiting. The message names it."""
 
 
 class StoreError(EngineError):
@@ -53,7 +56,7 @@ class StoreError(EngineError):
 
 
 class StoreFull(StoreError):
-    """The store's disk has no room left for what was to be recorded."""
+    """The store's disk is too full to record more."""
 
 
 class StoreGone(StoreError):

@@ -1,4 +1,4 @@
-"""JSON text that holds NaN and infinity as null."""
+"""JSON text, with NaN and infinity as null."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.common.sanitize import visible_json
 
 
 def json_text(value: Any) -> str:
-    """Exact JSON: NaN and infinity, which JSON has no word for, become null."""
+    """`value` as standard JSON. NaN and infinity become null, because JSON has no number for them."""
     return visible_json(json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False))
 
 

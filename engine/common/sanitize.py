@@ -1,7 +1,7 @@
-"""Text that somebody else wrote (a name, a path, a column, a device's name, an error) and what keeps it only text.
+"""Makes untrusted text (names, paths, column names, device names, error messages) safe to show and to store.
 
-A terminal obeys control characters, a direction override turns the rest of a line around, a line break forges another
-row of a table, a lone surrogate cannot be written as UTF-8. All of these are shown as escapes, and refused in names.
+A terminal executes control characters, a direction override reverses the rest of a line, a line break adds a false row
+to a table, and a lone surrogate cannot be encoded as UTF-8. All of these are shown as escapes, and refused in names.
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ from collections.abc import Sequence
 from engine.common.errors import ConfigError
 
 LONGEST_NAME = 200
-_MOST_MARKS = 4  # on one letter: more than any language stacks; dozens run over the lines above and below
+_MOST_MARKS = 4  # on one letter: no language uses more; dozens would cover the lines above and below
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
-)  # controls, breaks, directions, invisible ones; not the joiners of emoji and of Indian and Arabic scripts
+)  # controls, line breaks, direction marks, invisible characters; not the joiners of emoji, Indic and Arabic scripts
 
 
 def visible(text: str, most: int | None = None) -> str:
-    """The text on one line with nothing hidden in it, cut after `most` characters: `\\x1b`, `\\n` and `\\u202e` for what
-    a reader would not see but a terminal or browser would obey."""
+    """The text on one line, with an escape such as `\\x1b`, `\\n` or `\\u202e` for each hidden character.
+
+    Hidden characters are those that a reader does not see but a terminal or browser executes. A text of more than
+    `most` characters is cut and ends with an ellipsis.
+    """
     shown = _HIDDEN.sub(_escape, text if most is None else text[: most + 1])
     if not shown.isascii():
-        shown = _without_piles(shown)
+        shown = _with_few_marks(shown)
     return shown if most is None or len(shown) <= most else f"{shown[: most - 1]}…"
 
 
@@ -37,12 +40,13 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def _escaped(character: str) -> str:
-    """As Python, JSON and shells write it; \\x80 to \\xff are a byte to some of them and a character to others."""
+    """The escape that Python, JSON and shells share: `\\u0080`, not `\\x80`, which some of them read as a byte."""
     code = ord(character)
     return f"\\u{code:04x}" if 0x80 <= code < 0x100 else character.encode("unicode_escape").decode("ascii")
 
 
-def _without_piles(text: str) -> str:
+def _with_few_marks(text: str) -> str:
+    """`text` with an escape for each combining mark beyond `_MOST_MARKS` on one letter."""
     out, marks = [], 0
     for character in text:
         marks = marks + 1 if unicodedata.category(character) in {"Mn", "Me"} else 0
@@ -51,12 +55,12 @@ def _without_piles(text: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """The text as it is but for lone surrogates, which have no UTF-8: file names and JSON can hold them."""
+    """The text with lone surrogates escaped, because UTF-8 cannot encode them. File names and JSON can contain them."""
     return _SURROGATE.sub(_escape, text)
 
 
 def visible_json(document: str) -> str:
-    """The same JSON with what `visible` shows as JSON's own escapes: nothing is lost, nothing reaches a terminal."""
+    """The same JSON with hidden characters as JSON escapes: it decodes to the same value and is safe to print."""
 
     def escape(found: re.Match[str]) -> str:
         utf16 = found[0].encode("utf-16-be", "surrogatepass")
@@ -66,23 +70,27 @@ def visible_json(document: str) -> str:
 
 
 def clean_name(text: str) -> str:
-    """A name without blanks around it. Raises ConfigError for one that is too long or holds what cannot be seen."""
+    """A name without blanks around it.
+
+    Raises:
+        ConfigError: The name is longer than `LONGEST_NAME` or contains a hidden character.
+    """
     name = text.strip()
     if len(name) > LONGEST_NAME:
         raise ConfigError(
             f"The name {visible(name, 30)!r} has {len(name):,} characters.",
-            fix=f"A name may have at most {LONGEST_NAME}: shorten it.",
+            fix=f"Shorten it to at most {LONGEST_NAME}.",
         )
     if found := _HIDDEN.search(name):
         raise ConfigError(
-            f"The name '{visible(name)}' holds the character U+{ord(found[0]):04X}, which cannot be seen.",
+            f"The name '{visible(name)}' contains the invisible character U+{ord(found[0]):04X}.",
             fix="Leave out control characters, line breaks and direction marks.",
         )
     return name
 
 
 def shell_words(words: Sequence[str]) -> str:
-    """A command to copy into a shell. A word that holds something invisible is written as $'…', as bash and zsh read it."""
+    """A command to copy into a shell. Words with hidden characters are written as $'...', which bash and zsh decode."""
     return " ".join(map(_shell_word, words))
 
 

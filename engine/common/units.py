@@ -1,7 +1,7 @@
-"""How a quantity is written, in one place for page, command line and report: scaling happens here and nowhere else.
+"""Formats quantities for pages, command line and reports. Scaling (ms, GiB, %) happens only here.
 
-Inputs are in the units the engine keeps (seconds, bytes, joules, watts, ratios 0..1). None is a dash: unknown is not
-zero. NaN and infinity are written as what they are.
+Inputs are in the engine's units: seconds, bytes, joules, watts, ratios 0..1. None is shown as a dash, because unknown
+is not zero. NaN and infinity are shown as NaN and ∞.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 def _formatter(
     write: Callable[Concatenate[float, _Options], str],
 ) -> Callable[Concatenate[float | None, _Options], str]:
-    """`write` sees finite numbers only; the rest is said in words here."""
+    """Make `write`, which formats finite numbers, accept None, NaN and infinity too."""
 
     @functools.wraps(write)
     def formatted(value: float | None, /, *args: _Options.args, **options: _Options.kwargs) -> str:
@@ -37,7 +37,7 @@ def _formatter(
 
 @_formatter
 def count(value: float) -> str:
-    """1,234 exactly below ten thousand; 25.4 k, 1.2 M above."""
+    """Exact below ten thousand (1,234), three digits above (25.4 k, 1.20 M)."""
     if abs(value) < 10_000:
         return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
     return _scaled(value, _SI, 1_000)
@@ -45,18 +45,19 @@ def count(value: float) -> str:
 
 @_formatter
 def about(value: float) -> str:
-    """Three digits, written out: 0.0123, 38.2, 1,230."""
+    """Three significant digits without a unit prefix: 0.0123, 38.2, 1,230."""
     return f"{float(f'{value:.3g}'):,.12g}"
 
 
 @_formatter
 def nbytes(value: float) -> str:
+    """Bytes in powers of 1,024: 512 B, 1.50 KiB, 3.00 GiB."""
     return f"{value:.0f} B" if abs(value) < 1_024 else _scaled(value, _BINARY, 1_024)
 
 
 @_formatter
 def duration(seconds: float) -> str:
-    """From 12.5 µs over 3.20 s and 2:05 min to 1 h 04 min."""
+    """Seconds as 12.5 µs, 3.20 s, 2 min 05 s, 1 h 04 min or 3.0 days."""
     if seconds < 0:
         return f"-{duration(-seconds)}"
     if seconds < 1:
@@ -66,7 +67,7 @@ def duration(seconds: float) -> str:
         return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3_600:
-        return f"{whole // 60}:{whole % 60:02d} min"
+        return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
@@ -74,13 +75,13 @@ def duration(seconds: float) -> str:
 
 
 def date(unix_time: float) -> str:
-    """21 November 2026, 20:06 UTC."""
+    """Unix time in seconds as 21 November 2026, 20:06 UTC."""
     return datetime.fromtimestamp(unix_time, UTC).strftime("%-d %B %Y, %H:%M UTC")
 
 
 @_formatter
 def age(seconds: float) -> str:
-    """How long ago, as one says it."""
+    """Seconds since a moment, as "3 min ago"."""
     for limit, size, word in ((60, 1, "s"), (3_600, 60, "min"), (48 * 3_600, 3_600, "h")):
         if seconds < limit:
             return "just now" if seconds < 5 else f"{int(seconds // size)} {word} ago"
@@ -89,33 +90,37 @@ def age(seconds: float) -> str:
 
 @_formatter
 def flops(value: float) -> str:
+    """A count of FLOPs: 2.50 GFLOP."""
     return _si(value, "FLOP")
 
 
 @_formatter
 def flops_per_s(value: float) -> str:
+    """A rate in FLOPs per second: 1.20 TFLOP/s."""
     return _si(value, "FLOP/s")
 
 
 @_formatter
 def bytes_per_s(value: float) -> str:
-    """In powers of ten, as memory bandwidth is quoted."""
+    """Bytes per second in powers of ten, as data sheets state memory bandwidth: 12.8 GB/s."""
     return _si(value, "B/s")
 
 
 @_formatter
 def samples_per_s(value: float) -> str:
+    """Throughput: 950 samples/s, 123 k samples/s."""
     return f"{count(value if value < 100 else round(value))} samples/s"
 
 
 @_formatter
 def percent(ratio: float, *, digits: int = 0) -> str:
+    """A ratio (0..1) with `digits` decimals: 50 %."""
     return f"{ratio * 100:.{digits}f} %"
 
 
 @_formatter
 def accuracy(ratio: float) -> str:
-    """Two digits; never rounded up to 100 %: one mistake is a mistake."""
+    """A ratio (0..1) with two decimals: 97.80 %. Never rounded up to 100 %, because one wrong answer must show."""
     if 0.99995 <= ratio < 1:
         ratio = 0.9999
     return percent(ratio, digits=2)
@@ -123,6 +128,7 @@ def accuracy(ratio: float) -> str:
 
 @_formatter
 def loss(value: float) -> str:
+    """Four decimals below 10, two below 10,000, else an exponent: 0.0679, 12.35, 1.00e-05."""
     if value == 0 or 1e-3 <= abs(value) < 1e4:
         return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
     return f"{value:.2e}"
@@ -130,28 +136,31 @@ def loss(value: float) -> str:
 
 @_formatter
 def lr(value: float) -> str:
-    """A learning rate as it was typed: 0.001, 3e-05."""
+    """A learning rate in up to six significant digits: 0.001, 3e-05."""
     return f"{value:g}"
 
 
 @_formatter
 def power(watts: float) -> str:
+    """Watts: 65.0 W, 1.20 kW."""
     return f"{watts:.1f} W" if 1 <= abs(watts) < 1_000 else _si(watts, "W")
 
 
 @_formatter
 def energy(joules: float) -> str:
+    """Joules: 250 mJ, 1.23 kJ."""
     return _si(joules, "J")
 
 
 @_formatter
 def temperature(celsius: float) -> str:
+    """Degrees Celsius: 61 °C."""
     return f"{celsius:.0f} °C"
 
 
 @_formatter
 def reading(value: float, unit: str) -> str:
-    """A measured quantity of the hardware, by the unit the engine keeps it in."""
+    """A hardware reading in `unit`: %, bytes, bytes/s, W, J, °C or Hz. Another unit gets three digits and no suffix."""
     match unit:
         case "%":
             return f"{value:.0f} %"
@@ -178,7 +187,7 @@ def _si(value: float, unit: str) -> str:
 
 
 def _scaled(value: float, units: tuple[str, ...] | list[str], step: int) -> str:
-    """Three digits and the largest unit that keeps the number at 1 or above: 999,950 is 1.00 M, not 1000 k."""
+    """Three digits and the largest unit that keeps the number at 1 or above. 999,950 becomes 1.00 M, not 1000 k."""
     power = 0
     while power < len(units) - 1 and float(_three_digits(value)) >= step * (1 if step == 1_000 else 0.999):
         value, power = value / step, power + 1

@@ -1,4 +1,4 @@
-"""What every part of a configuration shares: a frozen model that refuses unknown fields."""
+"""The base class of configuration values, and helpers that define their fields."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def values(default: tuple[Any, ...], title: str, **lengths: int) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """A value as a user types it on the command line; a number keeps all its digits."""
+    """A value as a user types it on the command line. Numbers keep all their digits."""
     if isinstance(value, Mapping):
         return json.dumps(value, separators=(",", ":"))
     if isinstance(value, (list, tuple)):

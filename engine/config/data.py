@@ -1,4 +1,4 @@
-"""Where the examples come from."""
+"""Data sets by name, and their options."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ DataKind = Literal["image", "vector", "text"]
 
 @dataclass(frozen=True, slots=True)
 class DataFacts:
-    """What is known of a data set by its name alone. `datasets.py` has sizes, classes and where the files are."""
+    """Facts of a data set that follow from its name. `engine/data/datasets.py` has sizes, classes and files."""
 
     title: str
-    kind: DataKind | None  # None: it depends on the file, or on source.shape
+    kind: DataKind | None  # None if it depends on the file or on source.shape
     fields: tuple[str, ...] = ()  # fields of Source that this data set reads
-    is_yours: bool = False  # read from the user's source.path, which must be set
+    is_yours: bool = False  # the user's own data in source.path, which must be set
     is_folder: bool = False  # source.path is a folder, not a file
     measures_speed_only: bool = False  # random numbers: nothing can be learned from them
-    suffixes: tuple[str, ...] = ()  # file types the browser may upload; the first names the stored file
-    file_name: str = ""  # what a report calls the user's file, whose real name is private
+    suffixes: tuple[str, ...] = ()  # file types that can be uploaded; the first one is the suffix of the stored file
+    file_name: str = ""  # name of the user's file in reports, because its real name is private
 
 
 DATA: Mapping[DatasetName, DataFacts] = {
@@ -64,17 +64,17 @@ USER_DATA: frozenset[DatasetName] = frozenset(name for name, facts in DATA.items
 
 
 class Source(Spec):
-    """Where the examples come from, if the name of the data set does not say it."""
+    """Options of data sets that are not defined by their name alone."""
 
     path: str = field("", "File", max_length=4_096)
     """Your file (CSV, NPZ, NPY, text), or a folder of images with one subfolder per class."""
     label: str = field("", "Label column", max_length=256)
     """CSV column to predict. Empty: the last column."""
     seq_len: int = field(64, "Context", ge=2, le=16_384)
-    """Characters of one example: a text model sees this many at once."""
+    """Characters of one sample. A text model reads this many at once."""
     shape: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = values((1, 28, 28), "Shape", min_length=1, max_length=3)
-    """Shape of one synthetic example: channels, height, width; or one number for a vector."""
+    """Shape of one synthetic sample: channels, height, width; or one number for a vector."""
     num_classes: int = field(10, "Classes", ge=2, le=100_000)
     """Number of classes of synthetic data."""
-    num_examples: int = field(4_096, "Examples", ge=2, le=10_000_000)
-    """Number of synthetic training examples."""
+    num_examples: int = field(4_096, "Samples", ge=2, le=10_000_000)
+    """Number of synthetic training samples."""

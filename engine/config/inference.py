@@ -1,4 +1,4 @@
-"""An inference run's configuration, made from a training run's."""
+"""Makes the configuration of an inference run from that of a training run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from engine.config.tasks import Infer, RuntimeName
 def infer_config(base: RunConfig, run_id: str = "", **choices: Any) -> RunConfig:
     """The configuration of a run that measures inference.
 
-    The weights are those of the finished run `run_id` with the configuration `base`, or without an id fresh weights of
-    the model of `base`. `choices` are fields of `Infer`, and batch_size, threads and precision. Raises ConfigError.
+    The weights are those of the finished run `run_id`, whose configuration is `base`. Without an id they are untrained
+    weights of the model of `base`. `choices` are fields of `Infer`, and batch_size, threads and precision. Raises
+    ConfigError if a choice is not allowed.
     """
     own = {"batch_size": 1, "threads": 1, "precision": "fp32"}
     own |= {name: choices.pop(name) for name in list(choices) if name in own}
@@ -32,7 +33,7 @@ def infer_matrix(
     precisions: Sequence[PrecisionName] = ("fp32",),
     runtimes: Sequence[RuntimeName] = ("inference_mode",),
 ) -> RunConfig:
-    """`config` with a cell for every combination of the given values. Raises ConfigError."""
+    """`config` with `infer.cells` set to every combination of the given values. Raises ConfigError."""
     cells = [
         {"batch_size": b, "threads": n, "precision": p, "runtime": r}
         for r, p, n, b in itertools.product(

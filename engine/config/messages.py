@@ -1,8 +1,9 @@
-"""What is wrong with a configuration, and what is allowed instead."""
+"""Error messages for configurations: what is wrong, and what is allowed instead."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,29 +21,28 @@ from engine.config.training import Budget, Optimizer, Target
 
 
 def allowed(path: str) -> str:
-    """What a field may hold, in words taken from its definition: 'a whole number from 1 to 1024'."""
+    """The values that a field can have, from its definition, for example "a whole number from 1 to 1,024"."""
     if path == "batch_size":
-        return "a whole number from 1 to the number of training examples, or full"
+        return "a whole number from 1 to the number of training samples, or full"
     if path == "landscape.runs":
         return "ids of up to 16 runs, each of 16 hex digits"
     if path == "infer.run":
         return "the id of a finished run, of 16 hex digits, or nothing"
     if path == "infer.cells":
-        return (
-            'a list of at most 512 cells like {"batch_size": 8, "threads": 1, "precision": "fp32", "runtime": "eager"}'
-        )
+        example = {"batch_size": 8, "threads": 1, "precision": "fp32", "runtime": "eager"}
+        return f"a list of at most 512 combinations such as {json.dumps(example)}"
     if path == "parallel.devices":
-        return "as many of cpu, cuda:0, cuda:1, ... as there are ranks"
+        return "one of cpu, cuda:0, cuda:1, ... for each rank"
     if path == "device":
         return "cpu, or cuda:0, cuda:1, ... for an NVIDIA GPU on this machine"
-    if path == "model" or (path and path in _GROUPS):
+    if path == "model" or (path and path in GROUPS):
         return "set through " + ", ".join(f"{path}.{key}" for key in known_keys(path))
     schema = _field_schema(path)
     return _schema_in_words(schema) if schema else "a value the field's description allows"
 
 
 def explain(error: ValidationError) -> ConfigError:
-    """An error for the first wrong field: the field, its value, what is allowed, what to do."""
+    """The error for the first wrong field: the field, its value, what is allowed, what to do."""
     first = error.errors(include_url=False)[0]
     path = ".".join(str(p) for p in first["loc"] if p not in {*MODELS, "int", "constrained-int"} and not _is_branch(p))
     if first["type"] == "extra_forbidden":
@@ -56,17 +56,19 @@ def explain(error: ValidationError) -> ConfigError:
         value = first["input"].get("family") if isinstance(first["input"], Mapping) else first["input"]
         return ConfigError(f"model.family={value!r} is not known.", fix=f"Choose from {', '.join(MODELS)}.")
     if first["type"] == "missing":
-        return ConfigError(f"{path} is missing.", fix=f"It may be {allowed(path)}.")
+        return ConfigError(f"{path} is missing.", fix=_must_be(path))
     field = re.sub(r"\.\d+", "", path)  # every member of a list has the same bounds
-    return ConfigError(
-        f"{path}={_excerpt(as_text(first['input']))} is not allowed.",
-        fix=f"{field} {'is' if allowed(field).startswith('set') else 'may be'} {allowed(field)}.",
-    )
+    return ConfigError(f"{path}={_excerpt(as_text(first['input']))} is not allowed.", fix=_must_be(field))
+
+
+def _must_be(path: str) -> str:
+    """A sentence with the values that a field can have."""
+    values = allowed(path)
+    return f"{path} {'is' if values.startswith('set') else 'must be'} {values}."
 
 
 def _is_branch(part: object) -> bool:
-    """Whether a part of an error's location is a union member that pydantic tried, and not a key that the user
-    wrote."""
+    """Whether a part of an error's location is a member of a union that pydantic tried, not a key of the user."""
     return isinstance(part, str) and (part.startswith(("literal[", "function-", "constrained-")))
 
 
@@ -80,7 +82,7 @@ def _excerpt(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-_GROUPS: dict[str, type[Spec]] = {
+GROUPS: dict[str, type[Spec]] = {  # the specs by the path of their key
     "": RunConfig,
     "source": Source,
     "optimizer": Optimizer,
@@ -95,15 +97,16 @@ _GROUPS: dict[str, type[Spec]] = {
 
 
 def known_keys(path: str, *, family: str = "") -> list[str]:
+    """The keys below `path`; those of one model `family`, or of all families."""
     if path == "model":
         models = [MODELS[family]] if family in MODELS else MODELS.values()
         return list(dict.fromkeys(["family", "size", *(name for model in models for name in model.model_fields)]))
-    return list(_GROUPS[path].model_fields) if path in _GROUPS else []
+    return list(GROUPS[path].model_fields) if path in GROUPS else []
 
 
 def _field_schema(path: str) -> dict[str, Any] | None:
     parent, _, leaf = path.rpartition(".")
-    owners = list(MODELS.values()) if parent == "model" else [_GROUPS[parent]] if parent in _GROUPS else []
+    owners = list(MODELS.values()) if parent == "model" else [GROUPS[parent]] if parent in GROUPS else []
     for owner in owners:
         if leaf in owner.model_fields:
             schema: dict[str, Any] = TypeAdapter(owner).json_schema()["properties"][leaf]
@@ -119,19 +122,21 @@ def _schema_in_words(schema: Mapping[str, Any]) -> str:
     if "const" in schema:
         return str(schema["const"])
     if schema.get("type") == "array":
-        return f"a list of at most {schema['maxItems']} numbers, each {_schema_in_words(schema['items'])}"
+        return f"a list of at most {schema['maxItems']} values, each {_schema_in_words(schema['items'])}"
     if schema.get("type") in {"integer", "number"}:
         kind = "a whole number" if schema["type"] == "integer" else "a number"
-        low = (
-            f"from {_bound(schema['minimum'])}"
-            if "minimum" in schema
-            else f"above {_bound(schema.get('exclusiveMinimum', 0))}"
-        )
-        high = [f"to {_bound(schema['maximum'])}"] if "maximum" in schema else []
-        high += [f"below {_bound(schema['exclusiveMaximum'])}"] if "exclusiveMaximum" in schema else []
-        return " ".join([kind, low, *high])
+        if "minimum" in schema and "maximum" in schema:
+            return f"{kind} from {_bound(schema['minimum'])} to {_bound(schema['maximum'])}"
+        words = {
+            "minimum": "of at least",
+            "exclusiveMinimum": "above",
+            "maximum": "at most",
+            "exclusiveMaximum": "below",
+        }
+        bounds = [f"{word} {_bound(schema[key])}" for key, word in words.items() if key in schema]
+        return " ".join([kind, " and ".join(bounds)])
     return f"a {schema.get('type', 'value')}"
 
 
 def _bound(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else f"{value:g}"
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:g}"

@@ -12,19 +12,19 @@ from engine.config.data import DataFacts
 
 SizeName = Literal["tiny", "small", "base", "large"]
 CUSTOM = "custom"
-Sizes = Mapping[SizeName, Mapping[str, Any]]  # the dimensions of each size
+Sizes = Mapping[SizeName, Mapping[str, Any]]  # dimensions by size
 
 
 class Model(Spec):
     """Base class of the model families. `size=base` sets every dimension at once; only the dimensions are stored.
 
-    A family is a spec here, its arithmetic in `engine/models/<family>.py` and its module in `pytorch/models.py`.
+    A family has a spec here, its arithmetic in `engine/models/<family>.py` and its module in `pytorch/models.py`.
     """
 
     sizes: ClassVar[Sizes]
     label: ClassVar[str]  # name in the form
     reads_text: ClassVar[bool] = False
-    not_for_text: ClassVar[tuple[str, ...]] = ()  # fields without a meaning for text
+    not_for_text: ClassVar[tuple[str, ...]] = ()  # fields that text models do not use
 
     @model_validator(mode="before")
     @classmethod
@@ -35,12 +35,12 @@ class Model(Spec):
         if size == CUSTOM:
             return given
         if not isinstance(size, str) or size not in cls.sizes:
-            raise ValueError(f"size={size!r} is not allowed; it may be one of {', '.join([*cls.sizes, CUSTOM])}")
+            raise ValueError(f"size={size!r} is not allowed; choose from {', '.join([*cls.sizes, CUSTOM])}")
         return {**cls.sizes[cast(SizeName, size)], **given}
 
     @property
     def size(self) -> SizeName | Literal["custom"]:
-        """The size whose dimensions this model has, or "custom"."""
+        """The size whose dimensions this model has, or "custom" if it has those of none."""
         own = self.model_dump()
         for name, dimensions in self.sizes.items():
             if all(own[key] == value for key, value in dimensions.items()):
@@ -57,8 +57,8 @@ class Model(Spec):
             return ""
         readers = " or ".join(sorted((name for name, model in MODELS.items() if model.reads_text), reverse=True))
         return (
-            f"model.family='{_family_name(type(self))}' does not go with data='text': it does not read in order; set "
-            f"model.family={readers}"
+            f"model.family='{_family_name(type(self))}' does not go with data='text', because it does not read in order; "
+            f"set model.family={readers}"
         )
 
 
@@ -80,12 +80,16 @@ class MLP(Model):
     """Units of each hidden layer, from first to last. Without any, the model is softmax regression."""
 
     def in_words(self, data: DataFacts) -> str:
+        """MLP with the units of its hidden layers: MLP 512-256."""
         return "MLP " + "-".join(map(str, self.hidden)) if self.hidden else "softmax regression"
 
 
 class CNN(Model):
-    """LeNet-5 with ReLU and max pooling (LeCun et al. 1998) for images. For one-dimensional signals: three strided
-    convolutions of 25 channels, the reference net of MNIST-1D (Greydanus & Kobak 2020, arXiv:2011.14439)."""
+    """Convolutional network.
+
+    For images it is LeNet-5 (LeCun et al. 1998) with ReLU and max pooling. For signals it has three strided
+    convolutions of 25 channels, like the reference network of MNIST-1D (Greydanus & Kobak 2020, arXiv:2011.14439).
+    """
 
     label = "CNN"
     sizes: ClassVar[Sizes] = {
@@ -100,12 +104,13 @@ class CNN(Model):
     """Multiplies the channels and units of every layer; 1 is LeNet's 6-16-120-84."""
 
     def in_words(self, data: DataFacts) -> str:
+        """LeNet, 1-D CNN or CNN, with the width unless it is 1."""
         name = "CNN" if data.is_yours else "1-D CNN" if data.kind == "vector" else "LeNet"
         return name if self.width == 1 else f"{name} x{self.width:g}"
 
 
 class RNN(Model):
-    """Recurrent net: reads an image row by row, a signal value by value, a text character by character."""
+    """Recurrent network. It reads an image row by row, a signal value by value, a text character by character."""
 
     label = "RNN"
     reads_text = True
@@ -119,26 +124,28 @@ class RNN(Model):
 
     family: Literal["rnn"] = "rnn"
     cell: Literal["tanh", "gru", "lstm"] = field("gru", "Cell")
-    """tanh is the plain recurrent net; gru and lstm have gates that decide what the state keeps."""
+    """tanh: a plain recurrent network. gru and lstm have gates that control what the state keeps."""
     hidden_size: int = field(128, "Hidden size", ge=1, le=16_384)
-    """Units of the state."""
+    """Number of units of the state."""
     num_layers: int = field(1, "Layers", ge=1, le=32)
     """Number of recurrent layers, one on top of the other."""
-    bidirectional: bool = field(False, "Both directions")
-    """Adds a second pass that reads from the end. Not for text, because it would read the character to predict."""
+    bidirectional: bool = field(False, "Bidirectional")
+    """Adds a second pass that reads from the end. Not allowed for text, because it would read the next character."""
     readout: Literal["last", "all"] = field("last", "Readout")
-    """What the classifier reads: the state of the last step, or the states of all steps. On text each step
-    predicts."""
+    """What the output layer reads: the state of the last step, or the states of all steps. Text models predict at
+    every step."""
 
     def in_words(self, data: DataFacts) -> str:
+        """The cell with layers and hidden size: GRU 2x256."""
         both = "bidirectional " if self.bidirectional else ""
         layers = f"{self.num_layers}x" if self.num_layers > 1 else ""
         return f"{both}{'RNN' if self.cell == 'tanh' else self.cell.upper()} {layers}{self.hidden_size}"
 
     def why_not_text(self) -> str:
+        """Refuses a bidirectional network."""
         return (
-            "model.bidirectional=true does not go with data='text': reading from the end shows the character that is "
-            "to be predicted; set it to false"
+            "model.bidirectional=true does not go with data='text', because reading from the end shows the character "
+            "to predict; set it to false"
             if self.bidirectional
             else ""
         )
@@ -159,11 +166,11 @@ class Transformer(Model):
 
     family: Literal["transformer"] = "transformer"
     num_layers: int = field(4, "Layers", ge=1, le=64)
-    """Number of blocks of attention and MLP."""
+    """Number of blocks, each with attention and an MLP."""
     d_model: int = field(128, "Model width", ge=8, le=8_192)
-    """Units of the residual stream."""
+    """Width of the residual stream."""
     num_heads: int = field(4, "Attention heads", ge=1, le=64)
-    """The heads share the model width equally."""
+    """Number of attention heads, which share the model width equally."""
     patch_size: Annotated[int, Field(ge=1, le=1_024)] | Literal["auto"] = field("auto", "Patch size")
     """Side of a patch in pixels. auto is an eighth of the image's side; a signal is cut into at most 64 patches."""
 
@@ -174,6 +181,7 @@ class Transformer(Model):
         return self
 
     def in_words(self, data: DataFacts) -> str:
+        """Transformer with layers and model width: Transformer 4x128."""
         return f"Transformer {self.num_layers}x{self.d_model}"
 
 

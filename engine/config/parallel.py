@@ -1,4 +1,4 @@
-"""How many ranks share one training run, and how."""
+"""Data-parallel training: the number of ranks, their devices and the strategy."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ StrategyName = Literal["ddp", "fsdp", "data-parallel"]
 
 
 class Parallel(Spec):
-    """How many devices share each batch. `batch_size` is the global batch size, of all devices together."""
+    """Data-parallel training. `batch_size` is the global batch size, the sum over all ranks."""
 
     num_ranks: int = field(1, "Ranks", ge=1, le=64)
-    """Processes that share each batch, one per GPU or CPU core; each takes batch size / ranks of its examples."""
+    """Processes that share each batch, one per GPU or CPU core. Each one trains on batch size / ranks samples."""
     strategy: StrategyName = field("ddp", "Strategy")
     """ddp: each rank holds the whole model, and gradients are averaged (DistributedDataParallel). fsdp: weights,
     gradients and optimizer state are sharded over the ranks (fully_shard). data-parallel: one process with threads
-    (nn.DataParallel), the historical baseline; on a CPU it only passes calls through."""
-    devices: tuple[DeviceName, ...] = values((), "Devices of the ranks", max_length=64)
-    """One device per rank; the first one must equal `device`. Empty: the CPU for every rank, or the GPUs from
-    `device` on. If the CPU is named more often than it has cores, ranks share cores."""
+    (nn.DataParallel), for comparison; on a CPU it adds nothing."""
+    devices: tuple[DeviceName, ...] = values((), "Devices per rank", max_length=64)
+    """One device per rank. The first one must equal `device`. Empty: the CPU for every rank, or consecutive GPUs
+    from `device` on. With more CPU ranks than cores, ranks share cores."""
     timeout_s: float = number(30.0, "Timeout", ge=1, le=3_600)
-    """Seconds a rank may be silent, or keep the others waiting, before the run ends and names that rank."""
+    """Seconds after which the run fails if a rank does not respond or keeps the others waiting."""
 
     @model_validator(mode="after")
     def _a_device_for_each_rank(self) -> Self:
@@ -32,11 +32,13 @@ class Parallel(Spec):
             return self
         if len(self.devices) != self.num_ranks:
             raise ValueError(
-                f"devices names {len(self.devices)} for num_ranks={self.num_ranks}; name one for each rank, or none"
+                f"devices has {len(self.devices)} entries for num_ranks={self.num_ranks}; give one per rank, or none"
             )
         gpus = [device for device in self.devices if device != "cpu"]
         if gpus and len(gpus) < self.num_ranks:
-            raise ValueError(f"devices={as_text(self.devices)} mixes CPU and GPUs; ranks share one kind of device")
+            raise ValueError(
+                f"devices={as_text(self.devices)} mixes CPU and GPUs; all ranks need the same kind of device"
+            )
         if len(set(gpus)) < len(gpus):
-            raise ValueError(f"devices={as_text(self.devices)} names a GPU twice; each rank takes one of its own")
+            raise ValueError(f"devices={as_text(self.devices)} has a GPU twice; each rank needs its own GPU")
         return self

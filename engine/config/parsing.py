@@ -1,4 +1,4 @@
-"""Configurations from JSON and from `--set` assignments."""
+"""Reads configurations from JSON and from `--set` assignments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from engine.config.training import FULL, OPTIMIZERS, OptimizerName
 
 
 def parse_config(data: Any) -> RunConfig:
-    """A RunConfig from plain data (a parsed JSON file, a form). Raises ConfigError with one sentence."""
+    """A RunConfig from plain data: parsed JSON, or the values of a form.
+
+    Raises:
+        ConfigError: The data is not a valid configuration.
+    """
     if not isinstance(data, Mapping):
         raise ConfigError(
             f"A configuration is a JSON object, not {type(data).__name__}.", fix="See the README for an example."
@@ -26,14 +30,19 @@ def parse_config(data: Any) -> RunConfig:
     try:
         return RunConfig.model_validate(_tuples(data))
     except ValidationError as error:
-        raise explain(error) from None
+        failure = explain(error)
+        raise failure from None
 
 
 def parse_config_json(text: str, *, name: str = "configuration") -> RunConfig:
-    """A RunConfig from JSON; `name` is what an error message calls the text. Raises ConfigError."""
+    """A RunConfig from JSON. `name` stands for the text in error messages.
+
+    Raises:
+        ConfigError: The text is not JSON, or not a valid configuration.
+    """
     try:
         return parse_config(json.loads(text))
-    except ValueError as error:  # not JSON, or a number of more digits than Python reads
+    except ValueError as error:  # not JSON, or a number with more digits than Python reads
         raise ConfigError(f"{name} is not JSON: {error}.", fix="Correct the file, or start from `--preset`.") from None
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply.", fix="A configuration has two levels.") from None
@@ -42,9 +51,9 @@ def parse_config_json(text: str, *, name: str = "configuration") -> RunConfig:
 def with_overrides(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
     """`base` changed by `key.sub=value` assignments, as on the command line and in links.
 
-    A new `model.family` starts from its defaults, and `model.size` sets all of its dimensions. An optimizer that reads
-    the whole training set (gd) sets the full batch unless a batch size is assigned as well; leaving it returns to
-    mini-batches. Raises ConfigError for an unknown key or a value that is not allowed.
+    A new `model.family` starts from its defaults, and `model.size` sets all dimensions. An optimizer that reads the
+    whole training set (gd) sets batch_size=full, and a change to another optimizer sets the default batch size, unless
+    a batch size is also assigned. Raises ConfigError for an unknown key or a value that is not allowed.
     """
     changes = [_split(text) for text in assignments]
     keys = {key for key, _ in changes}
@@ -67,19 +76,19 @@ def with_overrides(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
 
 
 def overrides_from(base: RunConfig, config: RunConfig) -> list[str]:
-    """The shortest assignments that turn `base` into `config`; the inverse of `with_overrides`."""
+    """The shortest assignments that change `base` into `config`: the inverse of `with_overrides`."""
     before, after = _flat(base.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
     if base.model.family != config.model.family:
         defaults = _flat(type(config.model)().model_dump(mode="json"), "model.")
         before = {k: v for k, v in before.items() if not k.startswith("model.")} | defaults | {"model.family": None}
     changed = [f"{key}={as_text(value)}" for key, value in after.items() if key not in before or before[key] != value]
     if any(c.startswith("optimizer.name=") for c in changed) and not any(c.startswith("batch_size=") for c in changed):
-        changed.append(f"batch_size={as_text(config.batch_size)}")  # choosing or leaving gd would otherwise move it
+        changed.append(f"batch_size={as_text(config.batch_size)}")  # otherwise a change to or from gd would set it
     return changed
 
 
 def _tuples(data: Any) -> Any:
-    """`data` with lists as tuples, because strict validation refuses a list for a tuple."""
+    """`data` with tuples instead of lists, because strict validation refuses lists."""
     if isinstance(data, Mapping):
         return {key: _tuples(value) for key, value in data.items()}
     return tuple(map(_tuples, data)) if isinstance(data, list) else data
@@ -97,13 +106,10 @@ def _split(text: str) -> tuple[str, Any]:
     return key, value.strip() if key in _TEXTS else parse_value(value.strip())
 
 
-_TEXTS = {"source.path", "source.label", "infer.run", "infer.weights"}  # never parsed: a label column may be named 3
+_TEXTS = {"source.path", "source.label", "infer.run", "infer.weights"}  # never parsed: a label column can be named 3
 _LISTS = {"law.batch_sizes", "model.hidden", "source.shape", "lr_milestones", "infer.shape", "infer.cells"}
-_WORDS = {
-    "landscape.runs",
-    "parallel.devices",
-}  # lists of texts: an id of hex digits may look like a number, 12345678901234e5
-_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")  # as people type them: .01, 1e3, 64.0
+_WORDS = {"landscape.runs", "parallel.devices"}  # lists of text: a hex id can look like a number, 12345678901234e5
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")  # also .01, 1e3 and 64.0
 
 
 def parse_value(text: str) -> Any:
@@ -119,7 +125,7 @@ def parse_value(text: str) -> Any:
         return _number(lowered)
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):  # nested too deeply: a link may hold anything
+    except (ValueError, RecursionError):  # RecursionError: nested too deeply, because a link can contain anything
         pass
     if "," in text:
         return [parse_value(part.strip()) for part in text.split(",") if part.strip()]
@@ -127,7 +133,7 @@ def parse_value(text: str) -> Any:
 
 
 def _number(text: str) -> int | float:
-    """A number; a whole number is an int, whether it is written 64, 64.0 or 1e3."""
+    """A number. Whole numbers are int, whether written as 64, 64.0 or 1e3."""
     if text.lstrip("-").isdigit():
         return int(text[:100])  # more digits than any bound allows, because int() of a million digits is slow
     value = float(text)

@@ -1,4 +1,4 @@
-"""Named configurations: what each one shows, and the default one."""
+"""Named configurations, with a sentence on what each one shows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MNIST1D = {"data": "mnist1d", "optimizer": {"name": "adam", "lr": 1e-2}, "batch
 PRESETS: Mapping[str, Preset] = {
     "mnist-mlp": _preset(
         "MLP 784-128-10 on MNIST",
-        "A small fully connected net that passes 90 % within a second of training.",
+        "A small fully connected network that passes 90 % test accuracy within a second of training.",
         model={"family": "mlp", "hidden": [128]},
         optimizer={"name": "adam", "lr": 1e-3},
         batch_size=64,
@@ -36,7 +36,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mnist-mlp-large": _preset(
         "MLP 784-512-256-10 on MNIST",
-        "Five times as many parameters as 784-128-10: is it worth the time?",
+        "Five times as many parameters as 784-128-10, to see whether they are worth the time.",
         model={"family": "mlp", "hidden": [512, 256]},
         optimizer={"name": "adam", "lr": 1e-3},
         batch_size=64,
@@ -44,7 +44,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "lenet": _preset(
         "LeNet on MNIST",
-        "Convolutions see shapes: higher accuracy than the small MLP, with fewer parameters.",
+        "A convolutional network: fewer parameters than the small MLP, and more accurate.",
         model={"family": "cnn"},
         optimizer=_MOMENTUM,
         batch_size=64,
@@ -52,7 +52,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "lenet-source": _preset(
         "LeNet, learning rate 0.001",
-        "The same model with a learning rate twenty times smaller: it is still learning when the budget ends.",
+        "The same model with a learning rate twenty times smaller. It is still improving when the budget ends.",
         model={"family": "cnn"},
         optimizer=_MOMENTUM | {"lr": 1e-3},
         batch_size=64,
@@ -69,9 +69,8 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "lr-too-high": _preset(
         "A learning rate too high",
-        "The same LeNet with a learning rate five times as high: the loss jumps instead of falling. Once it stays at "
-        "2.30, "
-        "the model only guesses among ten digits.",
+        "LeNet with a learning rate five times as high. The loss jumps instead of falling; a loss of 2.30 means that "
+        "the model guesses at random.",
         model={"family": "cnn"},
         optimizer=_MOMENTUM | {"lr": 0.1},
         batch_size=64,
@@ -79,7 +78,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mnist-gd": _preset(
         "Batch gradient descent",
-        "The whole training set for every step: a smooth curve, but few steps.",
+        "Each step uses the whole training set, so the curve is smooth but there are few steps.",
         model={"family": "mlp", "hidden": [128]},
         optimizer={"name": "gd", "lr": 0.5},
         batch_size="full",
@@ -87,7 +86,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mnist-stochastic": _preset(
         "Stochastic gradient descent",
-        "One example per step: many noisy steps.",
+        "Each step uses one sample, so there are many noisy steps.",
         model={"family": "mlp", "hidden": [128]},
         optimizer={"name": "sgd", "lr": 0.01},
         batch_size=1,
@@ -95,7 +94,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mnist-gru": _preset(
         "GRU reads MNIST row by row",
-        "A recurrent net reads 28 rows one after another and keeps a state.",
+        "A recurrent network that reads the 28 rows one after another.",
         model={"family": "rnn", "cell": "gru", "hidden_size": 128},
         optimizer={"name": "adam", "lr": 1e-3},
         batch_size=64,
@@ -103,7 +102,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mnist-vit": _preset(
         "Vision Transformer on MNIST",
-        "Attention over 16 patches: on so little data it learns more slowly than LeNet, with four times the FLOPs.",
+        "Attention over 16 patches. On so few images it learns more slowly than LeNet, with four times the FLOPs.",
         model={"family": "transformer", "size": "tiny", "patch_size": 7},
         optimizer={"name": "adamw", "lr": 2e-3, "weight_decay": 0.05},
         schedule="cosine",
@@ -114,7 +113,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "char-decoder": _preset(
         "Transformer writes documentation",
-        "A causal decoder predicts the next character of Python's documentation: 4 layers, 4 heads, width 128.",
+        "A causal decoder that predicts the next character of Python's documentation: 4 layers, 4 heads, width 128.",
         model={"family": "transformer", "size": "small"},
         data="text",
         optimizer={"name": "adamw", "lr": 1e-3, "beta2": 0.99, "weight_decay": 0.1},
@@ -127,7 +126,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "char-lstm": _preset(
         "LSTM writes documentation",
-        "The same text with a recurrent net: compare its loss with that of the Transformer at equal FLOPs.",
+        "A recurrent network on the same text. Compare its test loss with that of the Transformer at equal FLOPs.",
         model={"family": "rnn", "cell": "lstm", "hidden_size": 128},
         data="text",
         optimizer={"name": "adam", "lr": 2e-3},
@@ -137,44 +136,42 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mnist1d-linear": _preset(
         "MNIST-1D: softmax regression",
-        "410 parameters on a signal of 40 values. Its authors report 31.5 % (Greydanus & Kobak 2020).",
+        "410 parameters for a signal of 40 values. The authors of MNIST-1D report 31.5 % (Greydanus & Kobak 2020).",
         model={"family": "mlp", "hidden": []},
         **_MNIST1D,
     ),
     "mnist1d-mlp": _preset(
         "MNIST-1D: MLP 40-100-100-10",
-        "15,210 parameters; each position of the signal is learned separately. Its authors report 65.1 %.",
+        "15,210 parameters. Each position of the signal is learned separately. The authors of MNIST-1D report 65.1 %.",
         model={"family": "mlp", "hidden": [100, 100]},
         **_MNIST1D,
     ),
     "mnist1d-cnn": _preset(
         "MNIST-1D: convolutions",
-        "5,210 parameters; convolutions find a pattern wherever it is shifted. Its authors report 92.3 %.",
+        "5,210 parameters. Convolutions find a pattern at any position. The authors of MNIST-1D report 92.3 %.",
         model={"family": "cnn"},
         **_MNIST1D,
     ),
     "mnist1d-gru": _preset(
         "MNIST-1D: GRU",
-        "5,134 parameters that read the signal from both ends. Its authors report 89.1 %.",
+        "5,134 parameters. The network reads the signal from both ends. The authors of MNIST-1D report 89.1 %.",
         model={"family": "rnn", "cell": "gru", "hidden_size": 6, "bidirectional": True, "readout": "all"},
         **_MNIST1D,
     ),
 }
-STUDIES: Mapping[str, Preset] = {  # runs that are not a single training
+STUDIES: Mapping[str, Preset] = {  # tasks other than a single training
     "digits-law": _preset(
         "Batch-size law on 8x8 digits",
-        "Batch sizes from one example to all of them: beyond some dozens the number of steps stops falling, while "
-        "the number of "
-        "examples keeps rising.",
+        "Batch sizes from one sample to the whole training set. Above some dozens the number of steps stops falling, "
+        "while the number of samples keeps rising.",
         task="batch-law",
         model={"family": "mlp", "hidden": [64]},
         data="digits",
         optimizer={"name": "sgd", "lr": 0.06},
     ),
     "calibrate": _preset(
-        "What this machine reaches",
-        "Measures matrix products, memory bandwidth, overheads and thread counts, with which the speed of runs is "
-        "compared.",
+        "Calibration of this machine",
+        "Measures matrix products, memory bandwidth, overheads and thread counts, to compare the speed of runs with.",
         task="calibrate",
     ),
 }
@@ -182,7 +179,11 @@ DEFAULT_PRESET = "mnist-mlp"
 
 
 def preset_config(name: str) -> RunConfig:
-    """The configuration of a preset. Raises ConfigError with the known names for an unknown one."""
+    """The configuration of a preset.
+
+    Raises:
+        ConfigError: There is no such preset. The message names all presets.
+    """
     known = {**PRESETS, **STUDIES}
     if name not in known:
         raise ConfigError(

@@ -1,8 +1,8 @@
 """The configuration of a run: one frozen value with JSON and a fingerprint. Named configurations are in `presets.py`.
 
-Each fact about a field (title, bounds, choices, help) stands here once, and so does each fact about a choice
+Each fact about a field (title, bounds, choices, help) stands in this room once, and so does each fact about a choice
 (optimizer, data set, model family). The form, the command line, error messages and reports read them from here. Checks
-that need the size of a data set or a device are in `planner.py`.
+that need the size of a data set or a device are in `engine/planning/planner.py`.
 """
 
 from __future__ import annotations
@@ -20,57 +20,56 @@ from engine.config.parallel import Parallel
 from engine.config.tasks import MOST_IN_A_REQUEST, TASKS, Cell, Infer, Landscape, Law, TaskFacts, TaskName
 from engine.config.training import FULL, OPTIMIZERS, Budget, Optimizer, ScheduleName, Target
 
-# --- the whole run ----------------------------------------------------------------------------------------------------
-
 ExecutionName = Literal["eager", "dataloader", "compiled", "cuda-graph"]
 
 
 class RunConfig(Spec):
-    """One experiment. Two equal values are the same experiment on every machine."""
+    """The configuration of one run. Equal values are the same experiment on every machine."""
 
     task: TaskName = field("train", "Task")
-    """train: train one model. batch-law: train many times to find the law of the batch size. landscape: compute the
-    loss on a plane through the checkpoints of other runs. calibrate: measure what the device reaches, with up to
-    `threads` CPU threads. infer: measure how fast a model answers requests."""
+    """train: train one model. batch-law: train many times to fit the batch-size law. landscape: compute the loss on a
+    plane through the checkpoints of other runs. calibrate: measure the peaks of the device, with up to `threads` CPU
+    threads. infer: measure the latency and throughput of inference."""
     model: Annotated[ModelSpec, Field(discriminator="family")] = field(MLP(), "Model")
     data: DatasetName = field("mnist5k", "Data")
-    """The training data: a released data set, text, random numbers, or your own file."""
+    """The data set: a released one, text, random numbers, or your own file."""
     source: Source = field(Source(), "Source")
     optimizer: Optimizer = field(Optimizer(), "Optimizer")
     schedule: ScheduleName = field("constant", "Schedule")
-    """How the learning rate changes over the run. constant: it does not. cosine: falls to lr_end. step: is
-    multiplied by lr_gamma at each milestone. one-cycle: rises and falls again (Smith 2018). warm-up: rises, then
+    """How the learning rate changes during the run. constant: not at all. cosine: it falls to lr_end. step: it is
+    multiplied by lr_gamma at each milestone. one-cycle: it rises, then falls (Smith 2018). warm-up: it rises, then
     stays constant."""
     warmup_steps: int = field(0, "Warm-up steps", ge=0, le=100_000_000)
-    """The learning rate rises linearly over these steps, before constant, cosine or step begins. The warm-up
-    schedule takes a tenth of the run if this is 0."""
-    lr_end: float = number(0.0, "Ends at", ge=0, le=1)
-    """Share of the learning rate at which cosine ends."""
-    lr_gamma: float = number(0.1, "Drops to", gt=0, lt=1)
-    """Factor of the step schedule at each milestone."""
+    """Steps in which the learning rate rises linearly, before the schedule constant, cosine or step begins. With 0 the
+    warm-up schedule takes a tenth of the run."""
+    lr_end: float = number(0.0, "Final learning rate", ge=0, le=1)
+    """Share of the learning rate at the end of the cosine schedule."""
+    lr_gamma: float = number(0.1, "Step factor", gt=0, lt=1)
+    """Factor by which the step schedule multiplies the learning rate at each milestone."""
     lr_milestones: tuple[Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)], ...] = values(
         (0.5, 0.75), "Milestones", min_length=1, max_length=16
     )
-    """Where the step schedule drops, as shares of the run."""
+    """When the step schedule multiplies the learning rate, as shares of the run."""
     batch_size: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["full"] = field(64, "Batch size")
-    """Examples in one forward and backward pass. full is the whole training set (batch gradient descent)."""
+    """Samples in one forward and backward pass. full: the whole training set (batch gradient descent)."""
     grad_accumulation: int = field(1, "Gradient accumulation", ge=1, le=10_000)
-    """Batches whose gradients are added up for one optimizer step; a full batch is split into this many."""
+    """Number of batches whose gradients are summed for one optimizer step. A full batch is split into this many."""
     label_smoothing: float = number(0.0, "Label smoothing", ge=0, lt=1)
-    """Share of the target that is spread over all classes (Szegedy et al. 2016), only in the training loss."""
+    """Share of the target that is spread over all classes (Szegedy et al. 2016). It affects only the training loss."""
     max_grad_norm: float | None = number(None, "Gradient clipping", gt=0, le=1e9)
-    """A gradient with a larger norm is scaled down to it. none: no clipping."""
+    """Largest norm of the gradient; a larger gradient is scaled down to it. none: no clipping."""
     ema_decay: float | None = number(None, "Weight averaging", gt=0, lt=1)
-    """Decay of an exponential moving average of the weights, which is then evaluated and saved. none: no
-    average."""
+    """Decay of an exponential moving average (EMA) of the weights, which is evaluated and saved instead of the weights.
+    none: no average."""
     activation_checkpointing: bool = field(False, "Activation checkpointing")
-    """Frees activations and computes them again in the backward pass: less memory, more time."""
+    """Frees activations and computes them again in the backward pass, which needs less memory and more time."""
     precision: PrecisionName = field("fp32", "Precision")
-    """Number format of matrix products: fp32; tf32 (NVIDIA Ampere and later); bf16 or fp16 by autocast, fp16 with
-    loss scaling."""
+    """Number format of matrix products: fp32; tf32 (NVIDIA Ampere and later); bf16 or fp16 with autocast, fp16 also
+    with loss scaling."""
     execution: ExecutionName = field("eager", "Execution")
-    """eager: data on the device, fused optimizer, losses read back in chunks. dataloader: the DataLoader loop of
-    PyTorch's tutorials. compiled: torch.compile. cuda-graph: steps recorded once and replayed on an NVIDIA GPU."""
+    """eager: data on the device, fused optimizer, losses copied to the host in chunks. dataloader: the DataLoader loop
+    of PyTorch's tutorials. compiled: torch.compile. cuda-graph: the step is recorded once and replayed on an NVIDIA
+    GPU."""
     budget: Budget = field(Budget(epochs=20.0), "Budget")
     target: Target = field(Target(), "Target")
     law: Law = field(Law(), "Batch-size law")
@@ -78,21 +77,20 @@ class RunConfig(Spec):
     """cpu, or cuda:i for the i-th NVIDIA GPU."""
     parallel: Parallel = field(Parallel(), "Data-parallel")
     threads: int = field(1, "Threads", ge=1, le=1024)
-    """CPU threads for one operation, in each rank. One is fastest for small models, because threads that wait for
-    each other cost more than they save."""
+    """CPU threads per operation, in each rank. One is fastest for small models, because threads then cost more time
+    for synchronisation than they save."""
     seed: int = field(0, "Seed", ge=0, le=2**32 - 1)
-    """Sets the first weights and the order of the data."""
+    """Determines the initial weights and the order of the data."""
     evaluate_every: Annotated[int, Field(ge=1, le=100_000_000)] | Literal["auto"] = field("auto", "Evaluate every")
-    """Steps between evaluations on the held-out split. auto spends at most about a fifth of the time on them."""
-
+    """Steps between evaluations on the test split. auto spends at most about a fifth of the time on evaluation."""
     checkpoints: int = field(0, "Checkpoints", ge=0, le=200)
-    """Copies of all weights kept during the run, evenly spaced with the first and the last, to draw its path over
-    the loss surface. 0 keeps none. Their time is not counted as training time."""
+    """Copies of all weights that are saved during the run at equal intervals, to draw its path over the loss surface.
+    They include the initial and the final weights. Saving is not counted as training time. 0: none."""
     landscape: Landscape = field(Landscape(), "Loss surface")
     infer: Infer = field(Infer(), "Inference")
 
     @model_validator(mode="after")
-    def _gd_takes_the_whole_set(self) -> Self:
+    def _check_full_batch(self) -> Self:
         if self.optimizer.facts.full_batch and self.batch_size != FULL:
             raise ValueError(
                 f"batch_size={self.batch_size} does not go with optimizer.name='{self.optimizer.name}': gradient "
@@ -101,50 +99,55 @@ class RunConfig(Spec):
         return self
 
     @model_validator(mode="after")
-    def _a_surface_needs_paths(self) -> Self:
+    def _check_surface(self) -> Self:
         if self.task == "landscape" and not self.landscape.runs:
-            raise ValueError("landscape.runs is missing: task='landscape' draws the paths of runs; set landscape.runs")
+            raise ValueError("landscape.runs is missing; task='landscape' draws the paths of these runs")
         return self
 
     @model_validator(mode="after")
-    def _requests_have_a_size(self) -> Self:
+    def _check_requests(self) -> Self:
         if self.task != "infer":
             return self
         if self.batch_size == FULL:
             raise ValueError(
-                "batch_size=full does not go with task='infer': a request brings a number of examples; set "
-                "batch_size=1, or more"
+                "batch_size=full does not go with task='infer', because a request has a number of samples; set "
+                "batch_size=1 or more"
             )
         assert isinstance(self.batch_size, int)
         if not self.infer.cells and self.batch_size > MOST_IN_A_REQUEST:
             raise ValueError(
-                f"batch_size={self.batch_size} is more than the {MOST_IN_A_REQUEST} examples a request may bring; "
-                "set fewer"
+                f"batch_size={self.batch_size} is more than the {MOST_IN_A_REQUEST} samples that a request can have"
             )
         if (most := max((cell.threads for cell in self.infer.cells), default=1)) > self.threads:
-            raise ValueError(f"threads={self.threads} is less than the {most} threads of a cell; set threads={most}")
+            raise ValueError(
+                f"threads={self.threads} is less than the {most} threads of a combination; set threads={most}"
+            )
         return self
 
     @model_validator(mode="after")
-    def _model_reads_the_data(self) -> Self:
+    def _check_data(self) -> Self:
         if self.is_text and (reason := self.model.why_not_text()):
             raise ValueError(reason)
         if self.data in USER_DATA and not self.source.path:
-            raise ValueError(
-                f"source.path is missing: data='{self.data}' is read from a file of yours; set source.path"
-            )
+            raise ValueError(f"source.path is missing; data='{self.data}' reads your own file or folder")
         return self
 
     @model_validator(mode="after")
-    def _execution_fits(self) -> Self:
+    def _check_execution(self) -> Self:
         if self.execution == "cuda-graph":
-            self._cuda_graph_fits()
+            self._check_cuda_graph()
         if self.schedule == "one-cycle" and self.warmup_steps:
-            raise ValueError("warmup_steps does not go with schedule='one-cycle', which climbs by itself; set it to 0")
+            raise ValueError(
+                "warmup_steps does not go with schedule='one-cycle', which has its own warm-up; set it to 0"
+            )
         return self
 
-    def _cuda_graph_fits(self) -> None:
-        """Refuse what a recorded step cannot do: change between replays, or wait for a decision of the CPU."""
+    def _check_cuda_graph(self) -> None:
+        """Refuse settings that a recorded step cannot have: it is always the same, and cannot wait for the CPU.
+
+        Raises:
+            ValueError: Device, optimizer or precision cannot be recorded.
+        """
         if self.device == "cpu":
             raise ValueError(
                 "execution='cuda-graph' needs an NVIDIA GPU; set device=cuda:0, or execution=eager for device='cpu'"
@@ -157,13 +160,17 @@ class RunConfig(Spec):
             )
         if self.precision == "fp16":
             raise ValueError(
-                "precision='fp16' does not go with execution='cuda-graph': loss scaling decides after each step; set "
+                "precision='fp16' does not go with execution='cuda-graph', because loss scaling checks each step; set "
                 "precision=bf16, or execution=eager"
             )
 
     @model_validator(mode="after")
-    def _law_is_of_plain_training(self) -> Self:
-        """Refuse settings that depend on the length of a run, because a trial ends when it reaches the loss."""
+    def _check_law(self) -> Self:
+        """Refuse settings that depend on the length of a run, because a trial ends when it reaches the target loss.
+
+        Raises:
+            ValueError: There is such a setting, or gradient descent on the full batch.
+        """
         if self.task != "batch-law":
             return self
         plain: dict[str, Any] = {
@@ -182,8 +189,12 @@ class RunConfig(Spec):
         return self
 
     @model_validator(mode="after")
-    def _ranks_fit(self) -> Self:
-        """Refuse what does not combine with data-parallel training."""
+    def _check_ranks(self) -> Self:
+        """Refuse settings that do not go with data-parallel training.
+
+        Raises:
+            ValueError: There is such a setting.
+        """
         parallel, strategy = self.parallel, self.parallel.strategy
         if parallel.devices and parallel.devices[0] != self.device:
             raise ValueError(
@@ -194,20 +205,26 @@ class RunConfig(Spec):
             return self
         many = f"parallel.num_ranks={parallel.num_ranks}"
         if self.task != "train":
-            raise ValueError(f"task='{self.task}' does not go with {many}: only training is shared; set num_ranks=1")
+            raise ValueError(
+                f"task='{self.task}' does not go with {many}; only training is data-parallel; set num_ranks=1"
+            )
         if self.execution != "eager":
             raise ValueError(f"execution='{self.execution}' does not go with {many}; set execution=eager")
         if isinstance(self.batch_size, int) and self.batch_size < parallel.num_ranks:
             raise ValueError(
-                f"batch_size={self.batch_size} is less than {many}: each rank needs an example; set batch_size="
+                f"batch_size={self.batch_size} is less than {many}, but each rank needs a sample; set batch_size="
                 f"{parallel.num_ranks} or more"
             )
         if strategy == "fsdp":
-            self._sharding_fits()
+            self._check_sharding()
         return self
 
-    def _sharding_fits(self) -> None:
-        """Refuse settings that need whole weights, or decisions on them, on every rank."""
+    def _check_sharding(self) -> None:
+        """Refuse settings that need complete weights on every rank.
+
+        Raises:
+            ValueError: There is such a setting.
+        """
         refused = {
             f"optimizer.name='{self.optimizer.name}'": self.optimizer.facts.for_matrices,
             "precision='fp16'": self.precision == "fp16",
@@ -215,7 +232,7 @@ class RunConfig(Spec):
         }
         for setting in (text for text, is_set in refused.items() if is_set):
             raise ValueError(
-                f"{setting} does not go with parallel.strategy='fsdp', where no rank holds a whole weight; set "
+                f"{setting} does not go with parallel.strategy='fsdp', because no rank has complete weights; set "
                 "parallel.strategy=ddp"
             )
 
@@ -226,13 +243,13 @@ class RunConfig(Spec):
 
     @property
     def is_text(self) -> bool:
-        """Whether the examples are text."""
+        """Whether the data set is text."""
         return DATA[self.data].kind == "text"
 
     @property
     def is_parallel(self) -> bool:
-        """Whether a data-parallel wrapper is used. True also for one rank whose device is named, to measure its
-        cost."""
+        """Whether a data-parallel wrapper is used. It is also used for one rank with `parallel.devices`, to measure its
+        overhead."""
         return self.parallel.num_ranks > 1 or bool(self.parallel.devices)
 
     @property
@@ -246,7 +263,7 @@ class RunConfig(Spec):
 
     @property
     def has_rank_processes(self) -> bool:
-        """Whether the ranks are processes; nn.DataParallel serves all of its devices from one process."""
+        """Whether each rank is a process; nn.DataParallel uses all of its devices from one process."""
         return self.is_parallel and self.parallel.strategy != "data-parallel"
 
     @property
@@ -267,7 +284,7 @@ class RunConfig(Spec):
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """The cells that a run with task infer measures."""
+        """The combinations that an inference run measures."""
         assert isinstance(self.batch_size, int)
         if self.infer.cells:
             return self.infer.cells

@@ -1,7 +1,7 @@
 """Learning-rate schedules as pure functions of the progress of a run.
 
-A schedule gives a factor of `optimizer.lr`. It depends on the share of the run that is done, not on a number of steps,
-so that it also works for a run that only has a time limit.
+A schedule gives a factor of `optimizer.lr`. It depends on the completed share of the run, not on a number of steps, so
+that it also works for a run that has only a time limit.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import math
 from engine.config.run import RunConfig
 
 WARM_UP_SHARE = 0.1  # of the run, if warmup_steps is 0
-_FIRST_SHARE = 1e-3  # so that the first step has a learning rate above 0
-ONE_CYCLE_RISE = 0.3  # share of the run in which one-cycle rises; defaults of torch.optim.lr_scheduler.OneCycleLR
+_FIRST_SHARE = 1e-3  # lower limit of the share, so that the first step has a learning rate above 0
+ONE_CYCLE_RISE = 0.3  # share of the run in which one-cycle rises; this and the next two: defaults of torch's OneCycleLR
 ONE_CYCLE_START = 1 / 25
 ONE_CYCLE_END = 1 / 25 / 1e4
 
 
 def lr_factor(config: RunConfig, step: int, share: float) -> float:
-    """Factor of the learning rate at step `step` (counted from 0); `share` (0..1) of the run is done before this
-    step."""
+    """Factor of the learning rate at step `step` (from 0), before which the share `share` (0..1) of the run is done."""
     if config.warmup_steps:
         if step < config.warmup_steps:
             return (step + 1) / config.warmup_steps
@@ -39,7 +38,7 @@ def lr_factor(config: RunConfig, step: int, share: float) -> float:
 
 
 def _share_after_warm_up(config: RunConfig, step: int, share: float) -> float:
-    """Share (0..1) of the part after the warm-up that is done, because the curve begins where the warm-up ends."""
+    """Completed share (0..1) of the part after the warm-up, because the curve begins at the end of the warm-up."""
     if not config.warmup_steps:
         return share
     warm_up = config.warmup_steps / step * share

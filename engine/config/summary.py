@@ -65,21 +65,21 @@ def _law_in_words(config: RunConfig) -> str:
     return _joined(
         config,
         config.optimizer.name,
-        f"batch law {ends[0]} to {ends[-1]}",
+        f"batch-size law, batch {ends[0]} to {ends[-1]}",
         *_unusual_in_words(config),
         f"training loss {law.target_loss:g}",
     )
 
 
 def _inference_in_words(config: RunConfig) -> str:
-    """For example: LeNet answers: batch 1-1024 x 1-2 threads · mnist5k · cpu."""
+    """For example: inference of LeNet: batch 1-1024 x 1-2 threads · mnist5k · cpu."""
     cells = config.cells
     sizes, threads = sorted({c.batch_size for c in cells}), sorted({c.threads for c in cells})
     on_cpu = config.device == "cpu"
     at = f" x {_ends(threads)} thread{'' if threads == [1] else 's'}" if on_cpu else ""
     precisions = list(dict.fromkeys(c.precision for c in cells))
     runtimes = list(dict.fromkeys(c.runtime for c in cells))
-    words = [f"{model_in_words(config.model, config.data)} answers: batch {_ends(sizes)}{at}"]
+    words = [f"inference of {model_in_words(config.model, config.data)}: batch {_ends(sizes)}{at}"]
     words += [", ".join(precisions)] if precisions != ["fp32"] else []
     words += [", ".join(runtimes)] if runtimes != ["inference_mode"] else []
     if config.is_text:
@@ -116,7 +116,7 @@ _UNITS = {"steps": "step", "epochs": "epoch", "samples": "sample", "seconds": "s
 
 
 def budget_in_words(budget: Budget) -> str:
-    """The limits of a budget: 20 epochs or 10 seconds."""
+    """The limits of a budget, for example "20 epochs or 10 seconds"."""
     limits = [(getattr(budget, name), unit) for name, unit in _UNITS.items()]
     return " or ".join(f"{as_text(v)} {unit}{'' if v == 1 else 's'}" for v, unit in limits if v is not None)
 

@@ -1,4 +1,4 @@
-"""Optimizer, budget and target of a training run."""
+"""Optimizer, budget and target of a training run, and the facts of each optimizer."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ ScheduleName = Literal["constant", "cosine", "step", "one-cycle", "warm-up"]
 
 @dataclass(frozen=True, slots=True)
 class OptimizerFacts:
-    """What the form, the planner, reports and advice must know of an optimizer; its step is in `pytorch/optim.py`."""
+    """Facts of an optimizer for form, planner and reports. `pytorch/training/optimizers.py` has its step."""
 
     label: str  # name in the form
-    usual_lr: float  # a good first learning rate; another optimizer's would often be far off
-    knobs: tuple[str, ...] = ()  # fields of Optimizer it reads beside lr and weight_decay
+    usual_lr: float  # a good first learning rate; those of other optimizers can differ by 100x
+    knobs: tuple[str, ...] = ()  # fields of Optimizer that it reads, except lr and weight_decay
     states_per_parameter: int = 0  # float32 values kept for each parameter
-    states_with_momentum: int = 0  # further ones, kept only if momentum > 0
-    states_per_matrix_entry: int | None = None  # for entries of weight matrices, if they are kept in another way
-    scratch: int = 0  # copies of all weights that one step holds for a moment, because its kernels are not fused
-    capturable: bool = True  # its step can be recorded in a CUDA graph
-    decoupled: bool = False  # weight decay is lr x weight, not a part of the gradient
+    states_with_momentum: int = 0  # further float32 values per parameter if momentum > 0
+    states_per_matrix_entry: int | None = (
+        None  # values per entry of a weight matrix, if they differ from those of other parameters
+    )
+    scratch: int = 0  # temporary copies of all weights in a step, because its kernels are not fused
+    capturable: bool = True  # its step can be captured in a CUDA graph
+    decoupled: bool = (
+        False  # weight decay is subtracted from the weight as lr x decay x weight, not added to the gradient
+    )
     full_batch: bool = False  # each step reads the whole training set
-    is_plain: bool = False  # a step is the learning rate times the gradient
+    is_plain: bool = False  # a step is learning rate x gradient
 
     @property
     def keeps_state(self) -> bool:
@@ -38,13 +42,13 @@ class OptimizerFacts:
 
     @property
     def for_matrices(self) -> bool:
-        """Whether it has a rule of its own for whole weight matrices, and another one for all other parameters."""
+        """Whether it has a separate rule for weight matrices."""
         return self.states_per_matrix_entry is not None
 
 
-# The usual learning rates of gd and momentum are those of the presets. Nesterov's is momentum's, and sgd without
-# momentum takes a little more. Those of Adagrad, Adam, AdamW and Muon are torch.optim's defaults, RMSprop's is that of
-# Keras.
+# The usual learning rates of gd and momentum are those of the presets. That of nesterov equals that of momentum; that
+# of sgd is slightly higher. Those of adagrad, adam, adamw and muon are the defaults of torch.optim. That of rmsprop is
+# the default of Keras.
 OPTIMIZERS: Mapping[OptimizerName, OptimizerFacts] = {
     "gd": OptimizerFacts("Gradient descent", 0.5, full_batch=True, is_plain=True),
     "sgd": OptimizerFacts("SGD", 0.05, is_plain=True),
@@ -68,7 +72,7 @@ OPTIMIZERS: Mapping[OptimizerName, OptimizerFacts] = {
 
 
 def _listed(names: Sequence[str]) -> str:
-    """a, b and c."""
+    """Names as "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -77,15 +81,15 @@ def _used_by(knob: str) -> str:
 
 
 class Optimizer(Spec):
-    """How a step is computed from a gradient."""
+    """The optimizer and its hyperparameters."""
 
     name: OptimizerName = field("adam", "Optimizer")
-    """gd is gradient descent on the whole training set; all others use mini-batches. muon orthogonalises the steps
-    of weight matrices and uses adamw for all other parameters."""
+    """gd: gradient descent on the whole training set. All others use mini-batches. muon orthogonalises the updates of
+    weight matrices and uses adamw for all other parameters."""
     lr: float = number(1e-3, "Learning rate", gt=0, le=1e6)
-    """Size of a step."""
+    """How far the weights move per step. Too high diverges, too low is slow. Usual: 0.001 (adam), 0.01 to 0.1 (sgd)."""
     momentum: float = number(
-        0.9, "Momentum", description=f"Share of the last step that is kept. {_used_by('momentum')}", ge=0, lt=1
+        0.9, "Momentum", description=f"Share of the previous step that is kept. {_used_by('momentum')}", ge=0, lt=1
     )
     beta1: float = number(
         0.9, "Beta 1", description=f"Decay of the mean of the gradients. {_used_by('beta1')}", ge=0, lt=1
@@ -99,32 +103,32 @@ class Optimizer(Spec):
     weight_decay: float = number(
         0.0,
         "Weight decay",
-        description="Pulls every weight towards zero. It is added to the gradient; with "
-        f"{_listed([name for name, facts in OPTIMIZERS.items() if facts.decoupled])} it is subtracted as a share of "
-        "lr x weight.",
+        description="Pulls every weight towards zero. It is a part of the gradient; with "
+        f"{_listed([name for name, facts in OPTIMIZERS.items() if facts.decoupled])} it is decoupled: lr x decay x "
+        "weight is subtracted.",
         ge=0,
         le=1e3,
     )
 
     @property
     def facts(self) -> OptimizerFacts:
-        """What is known of this optimizer."""
+        """The facts of this optimizer."""
         return OPTIMIZERS[self.name]
 
 
 class Budget(Spec):
-    """When a run ends: at the first limit it reaches."""
+    """The limits of training. It ends at the first one that it reaches."""
 
     steps: int | None = field(None, "Steps", ge=1, le=100_000_000)
     """Optimizer steps."""
     epochs: float | None = number(None, "Epochs", gt=0, le=1_000_000)
-    """Passes over the training set."""
+    """Epochs: passes over the training set."""
     samples: int | None = field(None, "Samples", ge=1, le=10**15)
-    """Training examples seen."""
+    """Training samples, counted again in each epoch."""
     seconds: float | None = number(None, "Seconds", gt=0, le=86_400)
-    """Training time, without evaluation."""
+    """Training time in seconds, without evaluation."""
     flops: float | None = number(None, "FLOPs", gt=0, le=1e24)
-    """Arithmetic of training, computed in closed form."""
+    """FLOPs of training, computed in closed form."""
 
     @model_validator(mode="after")
     def _some_limit(self) -> Self:
@@ -137,15 +141,15 @@ BUDGETS = tuple(Budget.model_fields)
 
 
 class Target(Spec):
-    """A result that ends the run once two evaluations in a row have reached it."""
+    """A target for the test split. The run ends when two consecutive evaluations reach it."""
 
     metric: Literal["test_accuracy", "test_loss"] = field("test_accuracy", "Target")
-    """Measured on the held-out split."""
+    """Metric of the test split that must reach the target value."""
     value: float | None = number(None, "Target value", ge=0)
-    """Smallest accuracy (0 to 1) or largest loss. none: train to the end of the budget."""
+    """Smallest test accuracy (0 to 1) or largest test loss. none: train until the budget ends."""
 
     @model_validator(mode="after")
     def _accuracy_is_a_share(self) -> Self:
         if self.metric == "test_accuracy" and self.value is not None and self.value > 1:
-            raise ValueError(f"value={self.value:g} is not allowed: accuracy is a share from 0 to 1, 97 % is 0.97")
+            raise ValueError(f"value={self.value:g} is not allowed; accuracy is from 0 to 1, so 97 % is 0.97")
         return self

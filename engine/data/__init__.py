@@ -1,0 +1,1 @@
+"""Data sets as numpy arrays. This room imports `common`, `config` and `system`."""

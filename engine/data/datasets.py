@@ -1,7 +1,7 @@
-"""Data sets: what is known of each before anything is read, and the arrays it has in memory.
+"""Data sets: the facts of each one, which are known before its files are read, and its arrays in memory.
 
-To add a released data set: its name and facts in the configuration (`DatasetName`, `DATA`), its entry in `KNOWN` here,
-and a reader in `loading.py` if its files have a new format. The user's own files are read by `userdata/`.
+To add a released data set, add its name and facts to the configuration (`DatasetName`, `DATA`), its entry to `KNOWN`
+here, and a reader to `loading.py` if its files have a new format. `user_files/` reads the user's own files.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _TEST_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What a run must know of its data before anything is loaded."""
+    """Facts of a data set that a run needs before it loads the data."""
 
     title: str
     kind: DataKind
-    shape: tuple[int, ...]  # of one example: (channels, height, width); (features,); (seq_len,) characters
-    num_classes: int  # of text: different characters
-    train_examples: int  # of text: windows, (train characters - 1) // seq_len
+    shape: tuple[int, ...]  # shape of one sample: (channels, height, width); (features,); (seq_len,) characters
+    num_classes: int  # for text: number of different characters
+    train_examples: int  # for text: windows, (training characters - 1) // seq_len
     test_examples: int
     licence: str = ""
     source: str = ""
@@ -35,7 +35,7 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """A data set in memory. Examples are raw: standardised, they are (x - mean) / std."""
+    """A data set in memory. Samples are raw; (x - mean) / std standardises them."""
 
     facts: Dataset
     # image: (n, c, h, w) uint8 or float32; vector: (n, features) float32; text: (characters,) tokens
@@ -45,19 +45,19 @@ class Arrays:
     test_y: np.ndarray | None
     mean: np.ndarray  # float32, in the units of x: image (c, 1, 1), vector (features,), text ()
     std: np.ndarray  # never 0: a feature that is constant in the training split has 1
-    classes: tuple[str, ...]  # names in label order; of text the characters in token order
-    sha256: str | None = None  # of the user's file, or of all files of the user's folder
+    classes: tuple[str, ...]  # names in label order; for text the characters in token order
+    sha256: str | None = None  # hash of the user's file, or of all files in the user's folder
 
 
 @dataclass(frozen=True, slots=True)
 class Bundled:
-    """A gzipped CSV of pixels inside an installed package, the label in its last column."""
+    """A gzipped CSV inside an installed package: pixels, and the label in the last column."""
 
     package: str
-    file: str  # inside the package
+    file: str  # path inside the package
     sha256: str
-    mean: float  # of a raw pixel of the training split
-    std: float
+    mean: float  # mean of the raw pixels of the training split
+    std: float  # their standard deviation
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +73,16 @@ class Archive:
 class Release:
     """A data set as its authors published it on the web."""
 
-    name: str  # of its folder in the cache
-    url: str  # of the folder that holds the archives
+    name: str  # name of its folder in the cache
+    url: str  # URL of the folder with the archives
     archives: tuple[Archive, ...]
-    mean: tuple[float, ...]  # of each channel of the training split, scaled to 0..1
-    std: tuple[float, ...]
-    format: Literal["idx", "cifar"] = "idx"  # of the archives; `loading.py` has a reader for each
+    mean: tuple[float, ...]  # mean of each channel of the training split, with pixels scaled to 0..1
+    std: tuple[float, ...]  # standard deviation of each channel
+    format: Literal["idx", "cifar"] = "idx"  # format of the archives; `loading.py` has a reader for each
 
     @property
     def size_bytes(self) -> int:
+        """Size of all archives."""
         return sum(archive.size_bytes for archive in self.archives)
 
 
@@ -104,14 +105,22 @@ def _known(
     classes: tuple[str, ...] = tuple("0123456789"),
     origin: Bundled | Release | None = None,
 ) -> Known:
-    """`examples` are those of the training and of the test split."""
+    """An entry of KNOWN. `examples` has the sizes of the training and the test split."""
     kind = DATA[name].kind
     assert kind is not None, f"{name} has one shape, so it has one kind"
     facts = Dataset(DATA[name].title, kind, shape, len(classes), *examples, licence=licence, source=source)
     return Known(facts, classes, origin)
 
 
-# SHA-256 and sizes of releases are those that torchvision's prototype datasets and MLDatasets.jl pin.
+def _idx_archives(*hashes_and_sizes: tuple[str, int]) -> tuple[Archive, ...]:
+    """The four archives of a release in MNIST's format, with the SHA-256 and the size in bytes of each."""
+    names = (
+        f"{part}-ubyte.gz" for split in ("train", "t10k") for part in (f"{split}-images-idx3", f"{split}-labels-idx1")
+    )
+    return tuple(Archive(name, *known) for name, known in zip(names, hashes_and_sizes, strict=True))
+
+
+# SHA-256 and sizes of releases are those in torchvision's prototype datasets and in MLDatasets.jl.
 KNOWN: dict[DatasetName, Known] = {
     "mnist5k": _known(
         "mnist5k",
@@ -157,27 +166,11 @@ KNOWN: dict[DatasetName, Known] = {
         origin=Release(
             name="mnist",
             url="https://ossci-datasets.s3.amazonaws.com/mnist",
-            archives=(
-                Archive(
-                    "train-images-idx3-ubyte.gz",
-                    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-                    9_912_422,
-                ),
-                Archive(
-                    "train-labels-idx1-ubyte.gz",
-                    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-                    28_881,
-                ),
-                Archive(
-                    "t10k-images-idx3-ubyte.gz",
-                    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-                    1_648_877,
-                ),
-                Archive(
-                    "t10k-labels-idx1-ubyte.gz",
-                    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-                    4_542,
-                ),
+            archives=_idx_archives(
+                ("440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9_912_422),
+                ("3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28_881),
+                ("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1_648_877),
+                ("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4_542),
             ),
             mean=(0.1307,),
             std=(0.3081,),
@@ -204,27 +197,11 @@ KNOWN: dict[DatasetName, Known] = {
         origin=Release(
             name="fashion-mnist",
             url="https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/b2617bb6d3ffa2e429640350f613e3291e10b141/data/fashion",
-            archives=(
-                Archive(
-                    "train-images-idx3-ubyte.gz",
-                    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                    26_421_880,
-                ),
-                Archive(
-                    "train-labels-idx1-ubyte.gz",
-                    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                    29_515,
-                ),
-                Archive(
-                    "t10k-images-idx3-ubyte.gz",
-                    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                    4_422_102,
-                ),
-                Archive(
-                    "t10k-labels-idx1-ubyte.gz",
-                    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-                    5_148,
-                ),
+            archives=_idx_archives(
+                ("3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84", 26_421_880),
+                ("a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845", 29_515),
+                ("346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073", 4_422_102),
+                ("67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5", 5_148),
             ),
             mean=(0.2860,),
             std=(0.3530,),
@@ -259,16 +236,14 @@ BUNDLED: Mapping[DatasetName, Bundled] = {
 }
 
 
-def held_out(labels: np.ndarray) -> np.ndarray:
-    """Which of n examples are in the test split, (n,) bool: a fifth of every class, chosen by a fixed seed.
+def split_mask(labels: np.ndarray) -> np.ndarray:
+    """Mask of the test split, (n,) bool, for labels (n,): a fifth of every class, chosen with a fixed seed.
 
-    Files are often sorted by class, so a plain cut would leave whole classes out.
+    Files are often sorted by class, so taking the last fifth would leave out whole classes.
     """
     rng = np.random.default_rng(_SPLIT_SEED)
     test = np.zeros(len(labels), dtype=bool)
-    order = np.argsort(
-        labels, kind="stable"
-    )  # one sort instead of a search per class, because there may be thousands of classes
+    order = np.argsort(labels, kind="stable")  # one sort is faster than a search for each of thousands of classes
     for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
         test[rng.permutation(members)[: round(_TEST_SHARE * len(members))]] = True
     return test
@@ -277,19 +252,19 @@ def held_out(labels: np.ndarray) -> np.ndarray:
 def standardisation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (divided by n) of each feature of (n, f) or each channel of (n, c, h, w), float32.
 
-    A constant feature gets 1 instead of 0. Sums are in float64 and by blocks, because a whole float64 copy may not fit.
+    A constant feature gets std 1 instead of 0. Sums are in float64 and computed in blocks, because a float64 copy of
+    all values might not fit into memory.
     """
     axes = (0,) if x.ndim == 2 else (0, 2, 3)
     count = x.size // x.shape[1]
     mean = sum(block.sum(axis=axes, dtype=np.float64, keepdims=True) for block in _blocks(x)) / count
     squares = sum(np.square(block - mean).sum(axis=axes, keepdims=True) for block in _blocks(x))
     std = np.sqrt(squares / count).astype(np.float32)[0]
-    std[std == 0] = (
-        1  # exactly 0 where all values are equal, because sums of up to 2**29 equal float32 are exact in float64
-    )
+    std[std == 0] = 1  # exactly 0 if all values are equal: sums of up to 2**29 equal float32 are exact in float64
     return mean.astype(np.float32)[0], std
 
 
 def _blocks(x: np.ndarray, *, values: int = 4_000_000) -> Iterator[np.ndarray]:
+    """Slices of `x` along its first axis with about `values` values each."""
     rows = max(1, values // (x.size // len(x)))
     return (x[i : i + rows] for i in range(0, len(x), rows))

@@ -1,4 +1,4 @@
-"""Released data sets from the web: each archive fetched once, checked, and kept in the cache folder."""
+"""Downloads of released data sets. Each archive is downloaded once, verified and kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from pathlib import Path
 from engine.common.errors import ConfigError
 from engine.data.datasets import Archive, Release
 
-_TIMEOUT_S = 30.0  # without a byte
+_TIMEOUT_S = 30.0  # longest wait for the next byte
 _CHUNK_BYTES = 1 << 18
-_DRAFT_AGE_S = 86_400.0  # pooch's drafts, tmp…: what a killed process left behind
+_DRAFT_AGE_S = 86_400.0  # older temporary files of pooch (tmp*) come from processes that were killed
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far something long has come, in bytes."""
+    """Progress of a download, in bytes."""
 
     text: str
     done: int
-    total: int | None
+    total: int | None  # None if unknown
 
 
 def cache_folder() -> Path:
-    """`$ISOFLOP_DATA`, or isoflop in the user's cache folder."""
+    """`$ISOFLOP_DATA`, or the folder isoflop in the user's cache folder."""
     if given := os.environ.get("ISOFLOP_DATA"):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "isoflop"
 
 
 def fetch(release: Release, progress: Callable[[Progress], None] = lambda _: None) -> dict[str, Path]:
-    """The archives of a release by name, each with the stated hash; what is not in the cache is downloaded.
+    """The archives of a release by name, each with the stated hash. Those that are not in the cache are downloaded.
 
-    An archive put by hand into the cache folder, or into the release's folder in it, counts as downloaded.
-    `$ISOFLOP_MIRROR` replaces the authors' server: archives are then read from $ISOFLOP_MIRROR/<release>/<archive>.
+    A user can also put an archive into the cache folder, or into the release's folder in it. `$ISOFLOP_MIRROR` replaces
+    the authors' server: archives are then read from $ISOFLOP_MIRROR/<release>/<archive>.
 
-    Raises ConfigError when an archive cannot be had, or what came is not the archive that was released; nothing of it
-    is kept.
+    Raises:
+        ConfigError: An archive cannot be downloaded or stored, or has another hash. It is not kept then.
     """
     paths: dict[str, Path] = {}
     before = 0
@@ -53,7 +53,7 @@ def fetch(release: Release, progress: Callable[[Progress], None] = lambda _: Non
 
 
 def keep(path: Path, content: bytes) -> None:
-    """All of the content under its name, or nothing. Raises OSError when the folder cannot be written."""
+    """Write `content` to `path` completely or not at all. Raises OSError if the folder cannot be written."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -64,7 +64,7 @@ def keep(path: Path, content: bytes) -> None:
 
 
 class _Report:
-    """What pooch calls a progress bar, telling bytes of the whole release."""
+    """The progress bar that pooch calls. It reports bytes of the whole release."""
 
     total = 0  # pooch sets it to the announced length of the archive, or 0
 
@@ -73,23 +73,28 @@ class _Report:
         self.done = 0
 
     def update(self, size: int) -> None:
-        """One more chunk of `size`, or less: pooch does not say how much shorter the last one was.
+        """Count one more chunk of `size` bytes. The last one can be shorter, which pooch does not report.
 
-        Raises ValueError, as pooch does of a wrong hash, when more comes than the archive has: a disk has an end.
+        Raises:
+            ValueError: The server sends more than the archive has, which would fill the disk. Pooch raises the same
+                for a wrong hash.
         """
         if self.done > self.archive.size_bytes + _CHUNK_BYTES:
-            raise ValueError("more than was released")
+            raise ValueError("more bytes than the release has")
         self.done += size
         done = self.before + min(self.done, self.archive.size_bytes)
         self.progress(Progress(f"Downloading {self.release.name}", done, self.release.size_bytes))
 
-    def reset(self) -> None: ...  # at the end; pooch then adds the announced length once more
+    def reset(self) -> None:
+        """Called at the end, before pooch adds the announced length once more."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Called after `reset`."""
 
 
 def _by_hand(release: Release, archive: Archive) -> Path | None:
-    """An archive beside the release's folder; its hash tells MNIST's from Fashion-MNIST's of the same name."""
+    """An archive that the user put beside the release's folder, else None. Its hash is checked, because MNIST and
+    Fashion-MNIST have equal file names."""
     import pooch
 
     path = cache_folder() / archive.name
@@ -100,7 +105,7 @@ def _by_hand(release: Release, archive: Archive) -> Path | None:
 
 
 def _download(release: Release, archive: Archive, report: _Report) -> Path:
-    import pooch  # here: with requests it is a tenth of a second the page need not wait for
+    import pooch  # imported here, because pooch and requests take 0.1 s and pages do not need them
     import requests
 
     mirror = os.environ.get("ISOFLOP_MIRROR")
@@ -111,20 +116,20 @@ def _download(release: Release, archive: Archive, report: _Report) -> Path:
     downloader = pooch.HTTPDownloader(progressbar=report, chunk_size=_CHUNK_BYTES, timeout=_TIMEOUT_S)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sweep(folder)
+        _delete_old_drafts(folder)
         return Path(
             pooch.retrieve(url, f"sha256:{archive.sha256}", fname=archive.name, path=folder, downloader=downloader)
         )
     except requests.RequestException as error:
-        what = f"could not be fetched from {url}: {_reason(error)}"
-    except ValueError:  # pooch says so of a wrong hash
-        what = f"is not the file that was released: what came from {url} has another checksum"
+        what = f"could not be downloaded from {url}: {_reason(error)}"
+    except ValueError:  # pooch raises it for a wrong hash
+        what = f"is not the released file: the download from {url} has another checksum"
     except OSError as error:
-        what = f"could not be kept in {folder}: {error.strerror or error}"
-    hint = " The one that lies there is not the one released." if found else ""
+        what = f"could not be stored in {folder}: {error.strerror or error}"
+    hint = " The file that is there now is not the released one." if found else ""
     raise ConfigError(
         f"{release.name}: {archive.name} {what}.",
-        fix=f"Try again, or put the file into {folder} by hand.{hint}",
+        fix=f"Try again, or put the file into {folder} yourself.{hint}",
     ) from None
 
 
@@ -139,10 +144,10 @@ def _reason(error: Exception) -> str:
         return f"no answer for {_TIMEOUT_S:g} s"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
         return "the connection broke off"
-    return "that is not an http address" if isinstance(error, ValueError) else "no connection"
+    return "this is not an http address" if isinstance(error, ValueError) else "no connection"
 
 
-def _sweep(folder: Path) -> None:
+def _delete_old_drafts(folder: Path) -> None:
     for draft in folder.glob("tmp*"):
         with contextlib.suppress(OSError):
             if time.time() - draft.stat().st_mtime > _DRAFT_AGE_S:

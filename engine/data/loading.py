@@ -1,5 +1,4 @@
-"""Any data set as numpy arrays with its split and standardisation: bundled, generated, downloaded, or the user's
-own."""
+"""Loads any data set as numpy arrays with its split: bundled, generated, downloaded, or the user's own."""
 
 from __future__ import annotations
 
@@ -25,19 +24,19 @@ import pyarrow.csv as arrow_csv
 from engine.common.errors import ConfigError
 from engine.config.data import DATA, DatasetName, Source
 from engine.data import downloads, user_files
-from engine.data.datasets import BUNDLED, DATASETS, KNOWN, Arrays, Bundled, Dataset, Known, Release, held_out
+from engine.data.datasets import BUNDLED, DATASETS, KNOWN, Arrays, Bundled, Dataset, Known, Release, split_mask
 from engine.data.downloads import Progress
 
-Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x and y to train, x and y held out
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # train x, train y, test x, test y
 
 _REINSTALL = "Reinstall requirements.txt."
 _SYNTHETIC_SEED = 20_260_102
 
 
 def facts(data: DatasetName, source: Source) -> Dataset:
-    """What a run must know of its data. Never downloads; reads a user's file once, in a process of its own.
+    """The facts of a data set. It downloads nothing, and reads the user's file once, in a separate process.
 
-    Raises ConfigError when the user's file does not exist or cannot be used, with what to do.
+    Raises ConfigError if the user's file does not exist or cannot be used.
     """
     if data in DATASETS:
         return DATASETS[data]
@@ -47,9 +46,9 @@ def facts(data: DatasetName, source: Source) -> Dataset:
 
 
 def load(data: DatasetName, source: Source, *, progress: Callable[[Progress], None] = lambda _: None) -> Arrays:
-    """A data set with its fixed train / held-out split; `progress` is called during a download.
+    """The arrays of a data set, with its fixed training / test split; `progress` is called during a download.
 
-    Raises ConfigError when a file cannot be downloaded, is not the released one, or cannot be used.
+    Raises ConfigError if a file cannot be downloaded, is not the released one, or cannot be used.
     """
     origin = KNOWN[data].origin if data in KNOWN else None
     if isinstance(origin, Bundled):
@@ -62,25 +61,29 @@ def load(data: DatasetName, source: Source, *, progress: Callable[[Progress], No
 
 
 def preload() -> None:
-    """Read every bundled data set into this process. One that cannot be read is left to the run that needs it."""
+    """Read every bundled data set into memory. Errors are ignored; the run that needs the data set reports them."""
     for data, bundled in BUNDLED.items():
         with contextlib.suppress(ConfigError):
             _read(bundled, DATASETS[data].title)
 
 
-# --- inside an installed package ------------------------------------------------------------------------------------
+# --- bundled with an installed package ------------------------------------------------------------------------------
 
 
 def _bundled(known: Known, bundled: Bundled) -> Arrays:
     pixels, y = _read(bundled, known.facts.title)
-    x, test = pixels.reshape(-1, *known.facts.shape), held_out(y)
+    x, test = pixels.reshape(-1, *known.facts.shape), split_mask(y)
     mean, std = _per_channel([bundled.mean]), _per_channel([bundled.std])
     return Arrays(known.facts, x[~test], y[~test], x[test], y[test], mean, std, known.classes)
 
 
-@lru_cache(maxsize=4)  # the fork server reads once before it forks, so a worker finds the pixels in memory
+@lru_cache(maxsize=4)  # the fork server reads before it forks, so workers have the pixels in memory
 def _read(bundled: Bundled, title: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (n, h*w) uint8 and labels (n,) int64 from a gzipped CSV whose last column is the label."""
+    """Pixels (n, h*w) uint8 and labels (n,) int64 from a gzipped CSV whose last column is the label.
+
+    Raises:
+        ConfigError: The file cannot be read or is not the released one.
+    """
     try:
         content = _file(bundled, title).read_bytes()
     except OSError as error:
@@ -88,7 +91,7 @@ def _read(bundled: Bundled, title: str) -> tuple[np.ndarray, np.ndarray]:
             f"{title}: the file in {bundled.package} cannot be read: {error.strerror}.", fix=_REINSTALL
         ) from None
     if hashlib.sha256(content).hexdigest() != bundled.sha256:
-        raise ConfigError(f"{title}: the file in {bundled.package} is not the one released.", fix=_REINSTALL)
+        raise ConfigError(f"{title}: the file in {bundled.package} is not the released one.", fix=_REINSTALL)
     with pa.input_stream(pa.BufferReader(content), compression="gzip") as stream:
         options = arrow_csv.ReadOptions(autogenerate_column_names=True, use_threads=False)
         table = arrow_csv.read_csv(stream, read_options=options)
@@ -97,7 +100,11 @@ def _read(bundled: Bundled, title: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _file(bundled: Bundled, title: str) -> Path:
-    """The path of the file, found without importing the package, because an import costs seconds."""
+    """Path of the file. The package is not imported, because that would take seconds.
+
+    Raises:
+        ConfigError: The package is not installed.
+    """
     spec = importlib.util.find_spec(bundled.package)
     if spec is None or spec.origin is None:
         raise ConfigError(f"{title}: the package {bundled.package} is not installed.", fix="Install requirements.txt.")
@@ -106,7 +113,7 @@ def _file(bundled: Bundled, title: str) -> Path:
 
 @lru_cache(maxsize=1)
 def _documentation() -> str:
-    """The text of Python's own reference, as its help() shows it; it grows a little with each Python version."""
+    """The text of Python's language reference, as help() shows it. It differs slightly between Python versions."""
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))
@@ -128,7 +135,7 @@ def _documentation_arrays(source: Source) -> Arrays:
 
 def _mnist1d(_: Source) -> Arrays:
     known = KNOWN["mnist1d"]
-    zero, one = (np.full(known.facts.shape, value, np.float32) for value in (0, 1))  # its authors do not standardise
+    zero, one = (np.full(known.facts.shape, value, np.float32) for value in (0, 1))  # the authors do not standardise
     return Arrays(known.facts, *_mnist1d_parts(), zero, one, known.classes)
 
 
@@ -141,7 +148,11 @@ _MNIST1D_PARTS = {
 
 
 def _mnist1d_parts() -> Parts:
-    """x, y, test x, test y; from the cache, or generated (this takes seconds) and stored there."""
+    """MNIST-1D from the cache, or generated (which takes seconds) and cached.
+
+    Raises:
+        ConfigError: The package mnist1d is not installed.
+    """
     try:
         version = importlib.metadata.version("mnist1d")
     except importlib.metadata.PackageNotFoundError:
@@ -164,24 +175,24 @@ def _parts(arrays: Mapping[str, np.ndarray]) -> Parts:
 
 
 def _generate_mnist1d() -> dict[str, np.ndarray]:
-    """The data set of the paper: the package's own arguments, with seed 42."""
+    """The data set of the paper: the default arguments of the package, with seed 42."""
     from mnist1d.data import get_dataset_args, make_dataset
 
     with _random_state_kept():
         made = make_dataset(get_dataset_args())
     names = {"x_train": "x", "y_train": "y", "x_test": "x_test", "y_test": "y_test"}
-    return {name: made[theirs].astype(_MNIST1D_PARTS[name][1]) for name, theirs in names.items()}
+    return {name: made[key].astype(_MNIST1D_PARTS[name][1]) for name, key in names.items()}
 
 
 @contextlib.contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """Restore the global generators of numpy and Python, because mnist1d seeds them."""
-    of_numpy, of_python = np.random.get_state(), random.getstate()
+    """Restore the global random generators of numpy and Python afterwards, because mnist1d seeds them."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
         yield
     finally:
-        np.random.set_state(of_numpy)
-        random.setstate(of_python)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
 
 
 def _synthetic_facts(source: Source) -> Dataset:
@@ -221,7 +232,7 @@ def _synthetic(source: Source) -> Arrays:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """How a data set that is made on this machine is described and made."""
+    """The facts of a generated data set, and how to generate it."""
 
     facts: Callable[[Source], Dataset]
     load: Callable[[Source], Arrays]
@@ -229,12 +240,12 @@ class Generated:
 
 GENERATED: Mapping[DatasetName, Generated] = {
     "mnist1d": Generated(lambda _: DATASETS["mnist1d"], _mnist1d),
-    "text": Generated(_documentation_facts, _documentation_arrays),  # without a file of the user
+    "text": Generated(_documentation_facts, _documentation_arrays),  # used if the user gives no file
     "synthetic": Generated(_synthetic_facts, _synthetic),
 }
 
 
-# --- released on the web --------------------------------------------------------------------------------------------
+# --- downloaded -----------------------------------------------------------------------------------------------------
 
 
 def _released(known: Known, release: Release, progress: Callable[[Progress], None]) -> Arrays:
@@ -246,10 +257,12 @@ def _released(known: Known, release: Release, progress: Callable[[Progress], Non
 
 
 def _from_npz(known: Dataset, release: Release) -> Parts | None:
-    """The data set as Keras ships it (x_train, y_train, x_test, y_test), if such a file is in the cache folder, else
-    None.
+    """The data set from an .npz in the cache folder, as Keras distributes it (x_train, y_train, x_test, y_test).
 
-    Raises ConfigError when the file is not this data set.
+    None if there is no such file.
+
+    Raises:
+        ConfigError: The file is not this data set.
     """
     path = downloads.cache_folder() / f"{release.name}.npz"
     try:
@@ -258,21 +271,25 @@ def _from_npz(known: Dataset, release: Release) -> Parts | None:
         return None
     except (ConfigError, OSError, KeyError) as error:
         why = f"has no array {error}" if isinstance(error, KeyError) else "cannot be read"
-        raise ConfigError(f"{path} {why}.", fix=f"Delete it: {release.name} is then fetched.") from None
+        raise ConfigError(f"{path} {why}.", fix=f"Delete it; {release.name} is then downloaded.") from None
     x, test_x = (user_files.channels_first(part) if part.ndim in (3, 4) else part for part in parts[::2])
     y, test_y = (part.reshape(-1) for part in parts[1::2])
-    if not (_is(x, y, known.train_examples, known) and _is(test_x, test_y, known.test_examples, known)):
-        raise ConfigError(f"{path} does not hold {release.name}.", fix=f"Delete it: {release.name} is then fetched.")
+    splits = ((x, y, known.train_examples), (test_x, test_y, known.test_examples))
+    if not all(_is_split_of(*split, known) for split in splits):
+        raise ConfigError(
+            f"{path} does not contain {release.name}.", fix=f"Delete it; {release.name} is then downloaded."
+        )
     return np.ascontiguousarray(x), y.astype(np.int64), np.ascontiguousarray(test_x), test_y.astype(np.int64)
 
 
-def _is(x: np.ndarray, y: np.ndarray, count: int, known: Dataset) -> bool:
-    images_fit = x.shape == (count, *known.shape) and x.dtype == np.uint8
-    return images_fit and y.shape == (count,) and np.array_equal(np.unique(y), np.arange(known.num_classes))
+def _is_split_of(x: np.ndarray, y: np.ndarray, count: int, known: Dataset) -> bool:
+    """Whether x and y are `count` samples of the data set."""
+    is_right_shape = x.shape == (count, *known.shape) and x.dtype == np.uint8
+    return is_right_shape and y.shape == (count,) and np.array_equal(np.unique(y), np.arange(known.num_classes))
 
 
 def _idx_files(paths: dict[str, Path]) -> Parts:
-    """Images (n, 1, h, w) uint8 and labels (n,) int64 of both splits from four idx files (checked by their hash)."""
+    """Images (n, 1, h, w) uint8 and labels (n,) int64 of both splits, from four idx files with verified hashes."""
 
     def part(prefix: str) -> tuple[np.ndarray, np.ndarray]:
         images = _idx(paths[f"{prefix}-images-idx3-ubyte.gz"])
@@ -283,7 +300,7 @@ def _idx_files(paths: dict[str, Path]) -> Parts:
 
 def _idx(path: Path) -> np.ndarray:
     """An idx file of bytes: two zeros, 8 for uint8, the number of dimensions, each as big-endian int32, the values."""
-    content = bytearray(gzip.decompress(path.read_bytes()))  # mutable: torch warns of arrays it may not write to
+    content = bytearray(gzip.decompress(path.read_bytes()))  # mutable, because torch warns about read-only arrays
     ndim = content[3]
     shape = np.frombuffer(content, ">i4", count=ndim, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
@@ -303,11 +320,11 @@ def _cifar10(paths: dict[str, Path]) -> Parts:
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
-    assert file is not None  # a regular file of an archive whose hash was checked
+    assert file is not None  # a regular file of an archive whose hash was verified
     return file.read()
 
 
-_READERS = {"idx": _idx_files, "cifar": _cifar10}  # by the format of a release
+_READERS = {"idx": _idx_files, "cifar": _cifar10}  # by Release.format
 
 
 def _per_channel(values: list[float]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What all events share: their base class, packed arrays and bounded numbers."""
+"""The base class of events, and the types of their fields: packed arrays, bounded numbers, text."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ def _unpack(dtype: str) -> PlainValidator:
     def unpack(value: Any) -> np.ndarray:
         if isinstance(value, str):
             return np.frombuffer(base64.b64decode(value, validate=True), dtype=dtype)
-        return _row(value, dtype)
+        return _vector(value, dtype)
 
     return PlainValidator(unpack)
 
 
-def _row(value: Any, dtype: str) -> np.ndarray:
-    """One dimension of numbers; numpy's own refusals become pydantic's."""
+def _vector(value: Any, dtype: str) -> np.ndarray:
+    """`value` as an array (n,).
+
+    Raises:
+        ValueError: It is none. Pydantic expects this class where numpy raises TypeError.
+    """
     try:
         array = np.ascontiguousarray(value, dtype=dtype)
     except (TypeError, OverflowError) as error:
         raise ValueError(f"not an array of numbers: {type(value).__name__}") from error
     if np.ndim(value) != 1:
-        raise ValueError("not one row of numbers")
+        raise ValueError("not a one-dimensional array")
     return array
 
 
@@ -46,18 +50,18 @@ def _unpack_rate(value: Any) -> float | np.ndarray:
     if isinstance(value, str):
         return np.frombuffer(base64.b64decode(value, validate=True), "<f8")
     if isinstance(value, int | float):
-        return float(_row([value], "<f8")[0])
-    return _row(value, "<f8")
+        return float(_vector([value], "<f8")[0])
+    return _vector(value, "<f8")
 
 
 def _pack_rate(value: float | np.ndarray) -> float | str:
     return value if isinstance(value, float) else base64.b64encode(value.astype("<f8").tobytes()).decode()
 
 
-Rate = Annotated[float | np.ndarray, PlainValidator(_unpack_rate), PlainSerializer(_pack_rate)]  # one, or (n,)
+Rate = Annotated[float | np.ndarray, PlainValidator(_unpack_rate), PlainSerializer(_pack_rate)]  # scalar or (n,)
 NOTHING = np.empty(0)
 
-# What arithmetic and dates can be made of. A log may come from anywhere: a value beyond is a record not understood.
+# Bounds within which arithmetic and dates work. Logs can come from elsewhere; a value outside makes an event invalid.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 StepNumber = Annotated[int, Field(ge=1, lt=2**53)]
 Moment = Annotated[float, Field(ge=0, lt=253_402_300_800)]  # Unix time until the year 10,000, s
@@ -68,14 +72,12 @@ def _encodable(value: Any) -> Any:
     return encodable(value) if isinstance(value, str) else value
 
 
-# Text from outside, such as a file's name inside an error: the log is UTF-8, and a last word that could not be written
-# would leave its run without an end.
+# Text from outside, such as a file name inside an error. The log is UTF-8; if a final event could not be encoded, its
+# run would never end.
 EncodableStr = Annotated[str, BeforeValidator(_encodable)]
 
-
-BoundedStr = Annotated[
-    str, BeforeValidator(lambda value: value[:2_000] if isinstance(value, str) else value)
-]  # for a report
+# Text in a report, cut after 2,000 characters.
+BoundedStr = Annotated[str, BeforeValidator(lambda value: value[:2_000] if isinstance(value, str) else value)]
 
 
 Kept = Literal["latest", "every", "each key", "series", "columns"]
@@ -85,9 +87,9 @@ numbers."""
 
 
 class Event(BaseModel):
-    """Base of everything a run says."""
+    """Base class of the events of a run."""
 
-    # NaN and infinity are facts about a run: JSON has no word for them, so they travel as the strings "NaN", "Infinity".
+    # A diverged run has NaN and infinity. JSON has no such numbers, so they are the strings "NaN" and "Infinity".
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True, ser_json_inf_nan="strings")
 
     if TYPE_CHECKING:
@@ -107,4 +109,5 @@ class Event(BaseModel):
 
 
 def is_number(value: float | None) -> bool:
+    """Whether a value is known and finite."""
     return value is not None and math.isfinite(value)

@@ -1,8 +1,8 @@
-"""What a run says, in order: the events of its log and the states they lead to.
+"""All events of a run's log, and the status of the run after each.
 
-An event is one line of JSON. Long arrays are packed (base64 of little-endian numbers), everything else is plain, so
-`jq`, pandas or DuckDB read the log as JSON lines. Measured against the alternatives: an Arrow IPC stream is as cheap
-per scalar but one rotten message ends the stream, and per-scalar text costs ten times as much.
+An event is one line of JSON. Long arrays are packed (base64 of little-endian numbers); everything else is plain, so
+`jq`, pandas or DuckDB read the log as JSON lines. Measured alternatives: an Arrow IPC stream costs as little per
+scalar, but one damaged message makes the rest unreadable; text for arrays costs ten times as much per scalar.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _STATUS_AFTER: dict[str, Status] = {
 
 
 def status_after(before: Status, event: AnyEvent) -> Status:
-    """The state a run is in after an event; a terminal state never changes."""
+    """The status of a run after an event. A terminal status never changes."""
     if before in TERMINAL:
         return before
     after = _STATUS_AFTER.get(event.kind, before)

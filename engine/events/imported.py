@@ -1,4 +1,4 @@
-"""Events of imported runs: where a run comes from, and its points in columns."""
+"""Events of imported runs: their origin, and their tables in columns."""
 
 from __future__ import annotations
 
@@ -11,39 +11,41 @@ from engine.events.base import Count, EncodableStr, Event, Float64s, Kept, Momen
 
 
 class Origin(BaseModel):
-    """Where an imported run came from. Nothing here vouches for it."""
+    """Where an imported run comes from. Isoflop cannot verify any of it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    at: Moment  # of the import
-    form: Literal["report", "curve"]  # a report of Isoflop, or somebody's table of numbers
-    title: EncodableStr = ""  # of the report; of a curve the name it was given
-    made: Moment | None = None  # the report, by its own account
-    isoflop: EncodableStr = ""  # the version that made it
-    from_run_id: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""  # its id there
-    content_hash: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""  # of the report's JSON as it came
-    hash_matches: bool | None = None  # with the hash the file names for itself; None where it names none
-    notes: tuple[EncodableStr, ...] = ()  # what was left out, guessed, or does not fit
+    at: Moment  # time of the import
+    form: Literal["report", "curve"]  # report: made by Isoflop; curve: a CSV table
+    title: EncodableStr = ""  # title of the report, or the name that the user gave to the curve
+    made: Moment | None = None  # when the report was made, as the report states it
+    isoflop: EncodableStr = ""  # version of Isoflop that made the report
+    from_run_id: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""  # id of the run in the store that exported it
+    content_hash: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = (
+        ""  # SHA-256 of the report's JSON as it was read
+    )
+    hash_matches: bool | None = None  # whether it equals the hash that the file states; None if the file states none
+    notes: tuple[EncodableStr, ...] = ()  # what the import left out or guessed, and inconsistencies
 
 
 class Imported(Event):
-    """The run was not made here: it is what a file says. Nothing of it runs, and it tells nothing of this machine.
+    """The run was imported from a file. It was not measured on this machine.
 
-    What its report says of it as a whole stands in `frozen` (summary, energy, figures, each as its own class writes it):
-    they were made from all that was known there, which may be more than the file holds.
+    `frozen` has what the report states about the run as a whole: summary, energy and figures, each as its class writes
+    it. They were computed from the complete run, of which the file can hold fewer points.
     """
 
     kind: Literal["imported"] = "imported"
     origin: Origin
-    recorded_steps: Count  # more than there are rows of, where the report was thinned
+    recorded_steps: Count  # can exceed the number of rows, because a report can be downsampled
     evaluation_s: Seconds = 0.0
-    problems: tuple[EncodableStr, ...] = ()  # of its log, when the report was made
+    problems: tuple[EncodableStr, ...] = ()  # problems of the run's log when the report was made
     missing_readings: dict[EncodableStr, EncodableStr] = Field(default_factory=dict)
     frozen: dict[str, Any]
 
 
 class Rows(Event):
-    """A piece of a table of an imported run, as its report holds it. A column that is not there is unknown."""
+    """Consecutive rows of a table of an imported run. A column that is missing is unknown."""
 
     kind: Literal["rows"] = "rows"
     kept: ClassVar[Kept] = "columns"
@@ -69,15 +71,15 @@ class Rows(Event):
 
 
 KEY_OF = {"steps": "step", "evaluations": "step", "grad_norms": "step", "hardware": "elapsed", "throughput": "elapsed"}
-_RISING = ("seconds", "elapsed", "samples")  # clocks and counts; unknown throughout, or known throughout
+_RISING = ("seconds", "elapsed", "samples")  # clocks and counts: either all values are known, or none is
 
 
 def _check_rising(name: str, column: np.ndarray, *, whole: bool) -> None:
     if name in _RISING and np.isnan(column).all():
         return
     if not np.isfinite(column).all() or column.min() < 0 or column.max() >= 2**53:
-        raise ValueError(f"{name} holds what is no number from 0 to 2^53")
+        raise ValueError(f"{name} has a value outside 0 to 2^53")
     if (np.diff(column) < 0).any():
         raise ValueError(f"{name} falls from row to row")
     if whole and (column != np.rint(column)).any():
-        raise ValueError(f"{name} holds fractions")
+        raise ValueError(f"{name} has values that are not whole numbers")

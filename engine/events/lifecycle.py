@@ -1,4 +1,4 @@
-"""A run's states, from queued to its end."""
+"""Events that change the status of a run, from queued to the final event, and its progress until training starts."""
 
 from __future__ import annotations
 
@@ -11,39 +11,41 @@ from engine.events.machine import Busy
 
 
 class SeedBlock(BaseModel):
-    """Runs that are to take turns in one process, so that what happens to the machine happens to all of them alike."""
+    """Runs of one seed that take turns in one process, so that disturbances of the machine affect all equally."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
-    lanes: Annotated[int, Field(ge=1, le=64)]  # how many there are: none begins before all were asked for
-    round: Annotated[int, Field(ge=1, le=10_000)] = 1  # a race that is given more seeds is judged once more
+    lanes: Annotated[int, Field(ge=1, le=64)]  # number of runs; none starts before all are queued
+    round: Annotated[int, Field(ge=1, le=10_000)] = (
+        1  # 1 for the first seeds of a race; each later addition of seeds is tested once more
+    )
 
 
 class Queued(Event):
-    """The run was asked for. Written with the run's folder, so that asking is durable."""
+    """The run was submitted. It is written together with the run's folder, so that a submission survives a crash."""
 
     kind: Literal["queued"] = "queued"
     at: Moment
-    order: int | None = None  # place among the store's submissions: unlike the clock's, these numbers only rise
+    order: int | None = None  # number of the submission in the store; unlike the clock it never goes back
     name: EncodableStr = ""
     group: str | None = None  # runs submitted together, for example one per seed
     heat: SeedBlock | None = None
-    owner: str = ""  # id of the actor who asked (engine.access)
-    version: EncodableStr = ""  # of the Isoflop that wrote the configuration; an older one may not be able to read it
+    owner: str = ""  # id of the actor who submitted it (engine.access)
+    version: EncodableStr = ""  # version of Isoflop that wrote the configuration; an older one may be unable to read it
 
 
 class Starting(Event):
-    """A process was made for the run. A pid alone is no identity: pids are reused."""
+    """The run has a process. It is identified by pid and start time, because pids are reused."""
 
     kind: Literal["starting"] = "starting"
     at: Moment
     pid: Count
-    pid_started: float  # as engine.processes says it
+    pid_started: float  # as engine.system.processes.process_started returns it
 
 
 class Started(Event):
-    """The task stands: model and data are on the device. `elapsed_s` of later events counts from `at`."""
+    """Model and data are on the device. `elapsed_s` of later events counts from `at`."""
 
     kind: Literal["started"] = "started"
     at: Moment
@@ -51,23 +53,23 @@ class Started(Event):
     train_flops_per_example: Count
     train_examples: Annotated[Count, Field(ge=1)]
     test_examples: Count
-    total_steps: Count | None  # None when only a time limit ends the run
+    total_steps: Count | None  # None if the budget has no limit in steps
     setup_s: Seconds  # loading data, building the model; never part of training time
-    data_sha256: str | None = None  # of the user's own file
+    data_sha256: str | None = None  # SHA-256 of the user's own file
     environment: dict[str, EncodableStr | int | float | None] = Field(default_factory=dict)
 
 
 class Preparing(Event):
-    """Work before the task stands that can take long: a data set on its way from the web."""
+    """Progress of a long preparation before Started: the download of a data set."""
 
     kind: Literal["preparing"] = "preparing"
     text: EncodableStr
     done_bytes: Count
-    total_bytes: Count | None  # None where the server does not say
+    total_bytes: Count | None  # None if the server does not state it
 
 
 class Progress(Event):
-    """How far a task is that takes no optimizer steps."""
+    """Progress of a task without optimizer steps."""
 
     kind: Literal["progress"] = "progress"
     text: EncodableStr
@@ -76,7 +78,7 @@ class Progress(Event):
 
 
 class Artifact(Event):
-    """A file the run left in its folder."""
+    """A file that the run wrote into its folder."""
 
     kind: Literal["artifact"] = "artifact"
     kept: ClassVar[Kept] = "every"
@@ -86,7 +88,7 @@ class Artifact(Event):
 
 
 class Stopping(Event):
-    """Someone asked the run to stop."""
+    """The run was asked to stop."""
 
     kind: Literal["stopping"] = "stopping"
     at: Moment
@@ -94,7 +96,7 @@ class Stopping(Event):
 
 
 class Terminal(Event):
-    """The last word of a run. Counts and checksum make missing points noticeable."""
+    """The final event of a run. Its counts and checksum reveal missing or changed lines."""
 
     at: Moment
     steps: Count = 0
@@ -103,31 +105,39 @@ class Terminal(Event):
     peak_memory_bytes: Count | None = None
     peak_memory_method: EncodableStr = ""
     energy_j: float | None = None
-    energy_method: EncodableStr = ""  # how it was had, or why it is not known
-    energy_source: Literal["nvml", "rapl", "none"] | None = None  # None: from before it was recorded
-    energy_window_s: Seconds | None = None  # between the counter's two readings
-    energy_period_s: Seconds | None = None  # how often the counter moves
+    energy_method: EncodableStr = ""  # how it was measured, or why it is unknown
+    energy_source: Literal["nvml", "rapl", "none"] | None = None  # None in logs of older versions
+    energy_window_s: Seconds | None = None  # time between the two readings of the counter
+    energy_period_s: Seconds | None = None  # update period of the counter
     busy: Busy | None = None
 
 
 class Finished(Terminal):
+    """The run completed: it reached its budget or its target."""
+
     kind: Literal["finished"] = "finished"
 
 
 class Cancelled(Terminal):
+    """The run stopped because a user asked for it."""
+
     kind: Literal["cancelled"] = "cancelled"
     reason: EncodableStr = ""
 
 
 class Failed(Terminal):
+    """The run ended with an error."""
+
     kind: Literal["failed"] = "failed"
     cause: str  # class of the error: Diverged, OutOfMemory, WorkerLost, ...
     message: EncodableStr
     fix: EncodableStr = ""
     step: Count | None = None
-    detail: EncodableStr = ""  # traceback; for the log, never for the page
+    detail: EncodableStr = ""  # traceback; shown in the log only, never on a page
 
 
 class Interrupted(Terminal):
+    """The run was stopped by the system, for example by a shutdown."""
+
     kind: Literal["interrupted"] = "interrupted"
     reason: EncodableStr

@@ -10,32 +10,30 @@ from engine.events.base import Count, Event, Kept, Seconds
 
 
 class Surface(Event):
-    """The loss on a plane through weights, as `landscape.safetensors` holds it (engine.landscape)."""
+    """Summary of a loss surface: the loss on a plane in weight space. Its grid is in `landscape.safetensors`."""
 
     kind: Literal["surface"] = "surface"
     plane: Literal["pca", "random"]
-    explained: tuple[
-        float, float
-    ]  # share of the checkpoints' variance along each axis, 0..1; the second's beyond the first's
-    x: tuple[float, float]  # range
-    y: tuple[float, float]
+    explained: tuple[float, float]  # share (0..1) of the checkpoints' variance along the first and the second axis
+    x: tuple[float, float]  # smallest and largest x of the grid
+    y: tuple[float, float]  # smallest and largest y of the grid
     resolution: Count
-    loss_min: float  # of the finite ones; NaN where there is none
+    loss_min: float  # smallest finite loss; NaN if no loss is finite
     loss_max: float
     num_not_finite: Count  # points of the grid where the loss was NaN or infinite
-    plane_gap: float | None  # median over checkpoints of |loss at the checkpoint - loss at its shadow on the plane|
+    plane_gap: float | None  # median over checkpoints of |loss at the checkpoint - loss at its projection on the plane|
     checkpoints: Count
     parameters: Count
     split: Literal["train", "test"]
     examples: Count
-    seconds: Seconds  # for the surface and the paths, without loading
+    seconds: Seconds  # time for the surface and the paths, without loading
 
 
 class Trial(Event):
-    """One short training towards a training loss, with one batch size, learning rate and seed.
+    """One short training until a target training loss, with one batch size, learning rate and seed.
 
-    `steps` is interpolated between evaluations; None, like `samples` and `train_s`, where the target was not reached within
-    `max_steps` or before the loss became NaN or infinite.
+    `steps` is interpolated between evaluations. `steps`, `samples` and `train_s` are None if the target was not reached
+    within `max_steps`, or if the loss became NaN or infinite before.
     """
 
     kind: Literal["trial"] = "trial"
@@ -43,14 +41,14 @@ class Trial(Event):
     batch_size: Annotated[Count, Field(ge=1)]
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     seed: Count
-    tuning: bool  # it chose the learning rate; the others measure at the best one
+    tuning: bool  # True: a trial of the search for the learning rate; False: a measurement at the best one
     reached: bool
-    max_steps: Count  # when it would have been given up; in tuning soon after the best rate so far
+    max_steps: Count  # limit of the trial; during the search slightly above the steps of the best rate so far
     steps: Annotated[float, Field(ge=0, lt=2**53)] | None = None
-    samples: Count | None = None  # examples used until then, an epoch's smaller last batch as it is
-    train_s: Seconds | None = None  # training clock until then, evaluations left out
-    step_s: Seconds | None = None  # mean time of all steps it made; None where it made none
-    last_loss: float  # training loss where it ended
+    samples: Count | None = None  # samples used until the target; the last batch of an epoch can be smaller
+    train_s: Seconds | None = None  # training time until the target, without evaluations
+    step_s: Seconds | None = None  # mean time of all its steps; None without steps
+    last_loss: float  # training loss at its end
 
     @model_validator(mode="after")
     def _reached_has_steps(self) -> Self:

@@ -1,4 +1,4 @@
-"""A run's summary: what lists, reports and `--json` show of it."""
+"""The summary of a run, which lists, reports and `--json` show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Summary(BaseModel):
-    """A run in a dozen numbers; None where it is not known (yet)."""
+    """The main results of a run. None means unknown, or not known yet."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
@@ -21,14 +21,14 @@ class Summary(BaseModel):
     test_loss: float | None = None
     test_accuracy: float | None = None
     flops: int | None = None
-    mfu: float | None = None  # needs this machine's measured peak: engine calibrate
-    peak_memory_bytes: int | None = None  # of training: weights, optimizer state and one step's peak
-    process_memory_bytes: int | None = None  # the whole process at its highest, PyTorch included
+    mfu: float | None = None  # needs the measured peak of this machine (`engine calibrate`)
+    peak_memory_bytes: int | None = None  # training memory: weights, optimizer state and the peak of one step
+    process_memory_bytes: int | None = None  # process memory: peak of the whole process, with PyTorch
     energy_j: float | None = None
-    target_step: int | None = None  # None: no target, or not reached
-    target_seconds: float | None = None  # of training
-    busy: bool | None = (
-        None  # whether something else used the machine: throughput and times are then worse than its own
-    )
+    target_step: int | None = None  # None if there is no target, or it was not reached
+    target_seconds: float | None = None  # training time to the target
+    busy: bool | None = None  # whether other programs used the machine, which worsens throughput and times
     busy_why: str = ""
-    imported: Literal["report", "curve"] | None = None  # not made here: what it came from
+    imported: Literal["report", "curve"] | None = (
+        None  # form of the file that an imported run comes from; None for a run of this store
+    )

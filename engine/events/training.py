@@ -1,4 +1,4 @@
-"""What training reports: steps, evaluations, memory, where a step's time goes."""
+"""Events of training: steps, evaluations, memory, step breakdown, ranks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from engine.events.machine import BUSY_FROM
 
 
 class Compiled(Event):
-    """Compiling or recording the step, before the clock starts."""
+    """The step was compiled or recorded as a graph, before the training clock starts."""
 
     kind: Literal["compiled"] = "compiled"
     seconds: Seconds
 
 
 class Memory(Event):
-    """What training needs, apart from everything else the process holds (on a CPU PyTorch alone is about 320 MB).
+    """Training memory, without the rest of the process (on a CPU PyTorch alone takes about 320 MB).
 
-    Weights, gradients and optimizer state are exact. `step_peak_bytes` is the allocator's peak above weights, optimizer
-    state and data within one step: activations, gradients and scratch. On CUDA `allocated_bytes` is the allocator's
-    peak over the whole run, data and evaluations included, and `reserved_bytes` what it took from the device.
+    Weights, gradients and optimizer state are exact. `step_peak_bytes` is the allocator's peak within one step, above
+    weights, optimizer state and data: activations, gradients and scratch. On CUDA `allocated_bytes` is the allocator's
+    peak over the whole run with data and evaluations, and `reserved_bytes` is what it reserved on the device.
     """
 
     kind: Literal["memory"] = "memory"
@@ -39,46 +39,48 @@ class Memory(Event):
 
     @property
     def training_bytes(self) -> int | None:
-        """Weights, optimizer state and the peak of a step; the data set is apart."""
+        """Weights, optimizer state and the peak of a step, without the data set; None if that peak is unknown."""
         return None if self.step_peak_bytes is None else self.weight_bytes + self.optimizer_bytes + self.step_peak_bytes
 
 
 class StepSplit(Event):
-    """Where the time of a step goes, from a few steps that were profiled outside training and moved nothing.
+    """Step breakdown: the time of each part of a step, from a few profiled steps that did not change the training.
 
-    Seconds per optimizer step, medians over the profiled ones. None where there is no such part, or where the way of
-    running cannot be taken apart; `reason` then says why. What evaluation takes is in the run's own evaluations.
+    Seconds per optimizer step, as medians over the profiled steps. None if there is no such part, or if the execution
+    mode cannot be profiled; `reason` then says why. The time of evaluations is in the Evaluation events.
     """
 
     kind: Literal["step_split"] = "step_split"
     data_s: Seconds | None = None  # fetching the batch
     forward_s: Seconds | None = None
     backward_s: Seconds | None = None
-    optimizer_s: Seconds | None = None  # with clipping and averaging, where the run has them
-    read_back_s: Seconds | None = None  # of losses to the host
-    steps: Count = 0  # how many were profiled
-    seconds: Seconds = 0.0  # what all of it took
+    optimizer_s: Seconds | None = None  # includes gradient clipping and weight averaging
+    read_back_s: Seconds | None = None  # copying losses to the host
+    steps: Count = 0  # number of profiled steps
+    seconds: Seconds = 0.0  # total time of profiling
     method: EncodableStr = ""
     reason: EncodableStr = ""
 
 
 class Ranks(Event):
-    """What each rank of a data-parallel run did over some steps: one value per rank, rank 0 first.
+    """Times and memory of each rank of a data-parallel run over some steps: one value per rank, rank 0 first.
 
-    Ranks wait for each other in every step, so their `step_s` are alike; who is slow shows in `own_s`, the part of it in
-    which a rank did not wait. None where it cannot be told, as of FSDP on a GPU, where exchange and work overlap freely.
+    Ranks wait for each other in every step, so their `step_s` are nearly equal. `own_s`, the part without waiting,
+    shows which rank is slow. None means unknown, as with FSDP on a GPU, where communication and computation overlap.
     """
 
     kind: Literal["ranks"] = "ranks"
     kept: ClassVar[Kept] = "series"
-    elapsed_s: Seconds  # at the end of the window
+    elapsed_s: Seconds  # end of the window
     steps: tuple[StepNumber, StepNumber]  # first and last of the window
     device: tuple[str, ...]
-    step_s: tuple[Seconds, ...]  # mean of a step
-    communication_s: tuple[Seconds | None, ...]  # of it, while an exchange with the others was under way
-    waited_s: tuple[Seconds | None, ...]  # of it, while training stood still for that; the rest went on beside it
-    cpu_per_wall: tuple[Annotated[float, Field(ge=0)] | None, ...]  # processor time of the rank by time that passed
-    memory_bytes: tuple[Count | None, ...]  # held at the end of the window
+    step_s: tuple[Seconds, ...]  # mean time of a step
+    communication_s: tuple[Seconds | None, ...]  # part of step_s with communication in progress
+    waited_s: tuple[
+        Seconds | None, ...
+    ]  # part of step_s in which training waited for communication; the rest overlapped
+    cpu_per_wall: tuple[Annotated[float, Field(ge=0)] | None, ...]  # CPU time of the rank / wall time
+    memory_bytes: tuple[Count | None, ...]  # allocated at the end of the window
     method: EncodableStr
 
     @model_validator(mode="after")
@@ -94,7 +96,7 @@ class Ranks(Event):
 
     @property
     def own_s(self) -> tuple[float | None, ...]:
-        """Seconds of a step in which each rank worked by itself."""
+        """Seconds of a step in which each rank did not wait for the others."""
         return tuple(
             None if waited is None else max(0.0, step - waited)
             for step, waited in zip(self.step_s, self.waited_s, strict=True)
@@ -102,7 +104,7 @@ class Ranks(Event):
 
     @property
     def straggler(self) -> int | None:
-        """The rank the others wait for: its own work takes 1.2 times that of the quickest; None where there is none."""
+        """The rank that the others wait for: its `own_s` is over 1.2 times that of the fastest rank; else None."""
         own = [s for s in self.own_s if s is not None]
         if len(own) < max(2, len(self.device)) or max(own) <= BUSY_FROM * min(own):
             return None
@@ -110,7 +112,7 @@ class Ranks(Event):
 
 
 class WarmUp(Event):
-    """Work before the clock starts: first calls allocate, pick kernels and fill caches."""
+    """Steps before the training clock starts, because first calls allocate, select kernels and fill caches."""
 
     kind: Literal["warm_up"] = "warm_up"
     seconds: Seconds
@@ -118,22 +120,22 @@ class WarmUp(Event):
 
 
 class Steps(Event):
-    """A batch of consecutive optimizer steps, read from the device at once.
+    """Consecutive optimizer steps, whose losses were read from the device at once.
 
-    `train_s` is the training clock (no warm-up, no evaluation) before the first and after the last of the steps, the
-    device synchronised at both; `elapsed_s` is wall time since Started at the same two moments.
+    `train_s` is the training clock (without warm-up and evaluation) before the first and after the last of the steps,
+    with the device synchronised at both. `elapsed_s` is the wall time since Started at the same two moments.
     """
 
     kind: Literal["steps"] = "steps"
     kept: ClassVar[Kept] = "columns"
     first: StepNumber  # number of the first step, counting from 1
-    loss: Float32s  # (n,) mean loss of each step's batch, before that step
-    samples: Int32s  # (n,) examples in each step
-    lr: Rate  # of every step, or one for all of them
+    loss: Float32s  # (n,) mean loss of each batch, before its optimizer step
+    samples: Int32s  # (n,) samples of each step
+    lr: Rate  # learning rate: (n,) values, or one for all steps
     train_s: tuple[Seconds, Seconds]
     elapsed_s: tuple[Seconds, Seconds]
-    norm_steps: Int32s = Field(default=NOTHING, validate_default=True)  # (k,) numbers of the steps whose ...
-    grad_norm: Float32s = Field(default=NOTHING, validate_default=True)  # (k,) ... gradient norm was measured
+    norm_steps: Int32s = Field(default=NOTHING, validate_default=True)  # (k,) numbers of the steps in grad_norm
+    grad_norm: Float32s = Field(default=NOTHING, validate_default=True)  # (k,) gradient norms of these steps
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:
@@ -143,7 +145,7 @@ class Steps(Event):
                 f"{n} losses do not go with {len(self.samples)} sample counts and {np.size(self.lr)} rates"
             )
         if self.samples.min() < 0:
-            raise ValueError("a step of fewer than no samples")
+            raise ValueError("a step has a negative number of samples")
         if self.train_s[0] > self.train_s[1] or self.elapsed_s[0] > self.elapsed_s[1]:
             raise ValueError("time that runs backwards")
         if len(self.norm_steps) != len(self.grad_norm):
@@ -155,8 +157,10 @@ class Steps(Event):
 
 @with_config(ConfigDict(val_json_bytes="base64"))
 class PackedSteps(TypedDict):
-    """`Steps` as its line holds it, arrays still bytes: who reads a long log unpacks a thousand of them at once, in a
-    third of the time. `engine.store.decode_steps` asks of it what `Steps` asks of itself."""
+    """`Steps` with arrays as bytes. Unpacking a thousand of them at once takes a third of the time when reading a log.
+
+    `engine.store.event_log.decode_steps` applies the same checks as `Steps`.
+    """
 
     first: StepNumber
     loss: bytes
@@ -172,7 +176,7 @@ PACKED_STEPS: TypeAdapter[PackedSteps] = TypeAdapter(PackedSteps)
 
 
 class Evaluation(Event):
-    """Loss and accuracy on the held-out split, after `step` steps."""
+    """Test loss and test accuracy after `step` steps."""
 
     kind: Literal["evaluation"] = "evaluation"
     kept: ClassVar[Kept] = "columns"
@@ -181,7 +185,7 @@ class Evaluation(Event):
     elapsed_s: Seconds
     test_loss: float
     test_accuracy: float  # 0..1
-    seconds: Seconds  # what this evaluation took
+    seconds: Seconds  # duration of this evaluation
 
 
 class TargetReached(Event):

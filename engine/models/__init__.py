@@ -1,7 +1,7 @@
-"""Model families as arithmetic: parameters, FLOPs and bytes in closed form, without building a model.
+"""Parameters, FLOPs and bytes of the model families in closed form, without building a model.
 
-To add a family: a spec in the configuration, a file here with its `Family`, its line in `FAMILIES`, and its module in
-`pytorch/models.py`.
+This room imports `common`, `config` and `data`. To add a family, add its spec to the configuration, a file here with
+its `Family`, its entry in `FAMILIES`, and its module to `pytorch/models.py`.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ FAMILIES: Mapping[str, AnyFamily] = {
 
 
 def family_of(model: ModelSpec) -> AnyFamily:
-    """What the engine knows of the family of a model."""
+    """The arithmetic of a model's family."""
     return FAMILIES[model.family]
 
 
 def input_shape(model: ModelSpec, data: Dataset) -> tuple[int, ...]:
-    """Shape of one example as the model reads it; of text (seq_len,) characters.
+    """Shape of one sample as the model reads it.
 
-    MLP (values,); CNN (channels, height, width) or (1, length); RNN (steps, features); Transformer (patches, values of
-    a patch).
+    Text (seq_len,) characters; MLP (values,); CNN (channels, height, width) or (1, length); RNN (steps, features);
+    Transformer (patches, values of a patch).
     """
     return data.shape if data.kind == "text" else family_of(model).input_shape(model, data)
 
 
 def products(model: ModelSpec, data: Dataset) -> list[Product]:
-    """Every matrix product of a forward pass over one example, in order.
+    """Every matrix product of a forward pass over one sample, in order.
 
-    Raises ConfigError when a signal is too short for the convolutions.
+    Raises ConfigError if a signal is too short for the convolutions.
     """
     return family_of(model).products(model, data)
 
 
 def stages(model: ModelSpec, data: Dataset, batch_size: int) -> list[Stage]:
-    """The stages that checkpointing frees together, in order; the last one ends with the loss."""
+    """The stages whose activations checkpointing frees together, in order. The last one ends with the loss."""
     return family_of(model).stages(model, data, batch_size)
 
 
@@ -56,24 +56,25 @@ def stages(model: ModelSpec, data: Dataset, batch_size: int) -> list[Stage]:
 
 
 def parameters(model: ModelSpec, data: Dataset) -> int:
-    """Number of trained values: weights and biases of matrix products, embeddings, positions and norms."""
+    """Number of trained parameters: weights and biases of matrix products, embeddings, positions and norms."""
     return sum(product.parameters for product in products(model, data)) + family_of(model).other_parameters(model, data)
 
 
 def matrix_parameters(model: ModelSpec, data: Dataset) -> int:
-    """Number of entries of weight matrices, which muon updates by its own rule; kernels of convolutions do not
-    count."""
+    """Number of entries of weight matrices, which muon orthogonalises; kernels of convolutions are not counted."""
     return sum(p.fan_in * p.fan_out for p in products(model, data) if p.weights and p.kind != "conv")
 
 
 def forward_flops_per_example(model: ModelSpec, data: Dataset) -> int:
-    """FLOPs of a forward pass, per example."""
+    """FLOPs of a forward pass, per sample."""
     return sum(product.forward_flops for product in products(model, data))
 
 
 def train_flops_per_example(model: ModelSpec, data: Dataset) -> int:
-    """FLOPs of a forward and a backward pass, per example. What checkpointing computes a second time is not counted,
-    because it is cost and not progress."""
+    """FLOPs of a forward and a backward pass, per sample.
+
+    Activations that checkpointing computes again are not counted, as in model FLOPs utilisation (MFU).
+    """
     return sum(product.train_flops for product in products(model, data))
 
 
@@ -81,7 +82,7 @@ def train_flops_per_example(model: ModelSpec, data: Dataset) -> int:
 
 
 def optimizer_bytes(optimizer: Optimizer, model: ModelSpec, data: Dataset) -> int:
-    """Bytes of optimizer state that grow with the model; step counters, some bytes per tensor, are left out."""
+    """Bytes of optimizer state. Step counters, a few bytes per tensor, are left out."""
     facts, count, entries = optimizer.facts, parameters(model, data), matrix_parameters(model, data)
     per_parameter = facts.states_per_parameter + (facts.states_with_momentum if optimizer.momentum else 0)
     per_entry = per_parameter if facts.states_per_matrix_entry is None else facts.states_per_matrix_entry
@@ -91,9 +92,10 @@ def optimizer_bytes(optimizer: Optimizer, model: ModelSpec, data: Dataset) -> in
 def activation_bytes(model: ModelSpec, data: Dataset, batch_size: int, *, checkpointing: bool = False) -> int:
     """Bytes of the tensors that autograd keeps for the backward pass of one float32 batch, without parameters and data.
 
-    With checkpointing: the outputs of all stages but the last, the last stage, and the largest other stage while it is
-    computed again. Exact for PyTorch's own kernels, with an attention that keeps no score matrix. Where oneDNN or cuDNN
-    runs a whole LSTM they keep more; the scratch memory of convolutions is not documented and not counted.
+    With checkpointing, these are the outputs of all stages but the last, the last stage, and the largest other stage
+    while it is computed again. The count is exact for PyTorch's own kernels with an attention that keeps no score
+    matrix. An LSTM that oneDNN or cuDNN runs as a whole keeps more. The scratch memory of convolutions is not
+    documented and not counted.
     """
     found = stages(model, data, batch_size)
     values = sum(stage.inside for stage in found)
@@ -104,10 +106,10 @@ def activation_bytes(model: ModelSpec, data: Dataset, batch_size: int, *, checkp
 
 
 def workspace_bytes(model: ModelSpec, data: Dataset, batch_size: int) -> int:
-    """An estimate of temporary memory in a backward pass: the gradient of the largest layer, before and after it."""
+    """Estimated bytes of activation gradients in a backward pass: for the largest layer, two of its outputs."""
     return 2 * FLOAT_BYTES * batch_size * largest_output(model, data)
 
 
 def largest_output(model: ModelSpec, data: Dataset) -> int:
-    """Values of the largest output of a layer, per example."""
+    """Number of values in the largest output of a layer, per sample."""
     return max(p.rows * p.fan_out for p in products(model, data) if p.kind != "attention")

@@ -1,4 +1,4 @@
-"""Arithmetic of convolutional nets: LeNet-5 on images, three strided convolutions on signals."""
+"""Arithmetic of convolutional networks: LeNet-5 for images, three strided convolutions for signals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.config.models import CNN
 from engine.data.datasets import Dataset
 from engine.models.arithmetic import Family, Product, Stage, join
 
-SIDE = 32  # LeNet's input; smaller images are enlarged and padded to it (pytorch/data.py)
+SIDE = 32  # input of LeNet-5 in pixels; smaller images are enlarged and padded to it (pytorch/data.py)
 KERNEL = 5
 POOL = 2
 SIGNAL_CHANNELS = 25
@@ -32,6 +32,7 @@ class CNNFamily(Family[CNN]):
         return channels, max(SIDE, scale * height), max(SIDE, scale * width)
 
     def products(self, model: CNN, data: Dataset) -> list[Product]:
+        """Convolutions, then fully connected layers. Raises ConfigError if a signal is too short."""
         channels, sizes = cnn_channels(model, data), _map_sizes(model, data)
         kernels = (KERNEL**2,) * 2 if data.kind == "image" else SIGNAL_KERNELS
         ins = [self.input_shape(model, data)[0], *channels]
@@ -43,6 +44,7 @@ class CNNFamily(Family[CNN]):
         return convolutions + [Product("linear", i, o) for i, o in pairwise(dims)]
 
     def stages(self, model: CNN, data: Dataset, batch_size: int) -> list[Stage]:
+        """One stage per convolution, and one for all fully connected layers."""
         channels, sizes = cnn_channels(model, data), _map_sizes(model, data)
         found = []
         for c, size in zip(channels, sizes, strict=False):
@@ -55,49 +57,55 @@ class CNNFamily(Family[CNN]):
         return [*found, Stage(sum(channels[len(sizes) :]) + data.num_classes, data.num_classes)]
 
     def image_border(self, model: CNN, data: Dataset) -> tuple[int, tuple[int, int]]:
+        """Enlarges small images, and pads them to LeNet's input."""
         _, height, width = self.input_shape(model, data)
         return enlargement(*data.shape[1:]), (height, width)
 
     def why_not_shape(self, model: CNN, data: Dataset, shape: tuple[int, ...]) -> str:
+        """Names the layer with other weights: the first convolution, or the first fully connected layer."""
         if data.kind != "image" or len(shape) != 3:
             return ""
         channels = data.shape[0]
         if shape[0] != channels:
             return f"its first convolution reads {channels} channel{'' if channels == 1 else 's'}, not {shape[0]}"
         try:
-            there = cnn_features(model, dataclasses.replace(data, shape=shape))
+            needed = cnn_features(model, dataclasses.replace(data, shape=shape))
         except ConfigError:  # too small for the convolutions
             return ""
-        here = cnn_features(model, data)
+        trained = cnn_features(model, data)
         return (
-            f"its first fully connected layer has weights for {here:,} values, where {join(shape)} would give {there:,}"
-            if there != here
+            f"its first fully connected layer has weights for {trained:,} values, but {join(shape)} gives {needed:,}"
+            if needed != trained
             else ""
         )
 
 
 def enlargement(height: int, width: int) -> int:
-    """Whole number by which an image smaller than LeNet's input is enlarged before it is padded."""
+    """Integer factor by which an image smaller than LeNet's input is enlarged before it is padded."""
     return max(1, min(SIDE // height, SIDE // width))
 
 
 def cnn_channels(model: CNN, data: Dataset) -> tuple[int, ...]:
-    """LeNet's 6-16-120-84 for images, 25-25-25 for signals, each times the width and at least 1."""
+    """Channels and units of the layers: 6-16-120-84 for images, 25-25-25 for signals, times the width, at least 1."""
     base = (6, 16, 120, 84) if data.kind == "image" else (SIGNAL_CHANNELS,) * len(SIGNAL_KERNELS)
     return tuple(max(1, round(n * model.width)) for n in base)
 
 
 def cnn_features(model: CNN, data: Dataset) -> int:
-    """Values that the first fully connected layer reads.
+    """Number of inputs of the first fully connected layer.
 
-    Raises ConfigError when a signal is too short for the convolutions.
+    Raises ConfigError if a signal is too short for the convolutions.
     """
     channels, sizes = cnn_channels(model, data), _map_sizes(model, data)
     return channels[1] * prod(s // POOL for s in sizes[-1]) if data.kind == "image" else channels[-1] * sizes[-1][0]
 
 
 def _map_sizes(model: CNN, data: Dataset) -> list[tuple[int, ...]]:
-    """(height, width) or (length,) of the output of each convolution, before pooling."""
+    """(height, width) or (length,) of the output of each convolution, before pooling.
+
+    Raises:
+        ConfigError: A signal is too short.
+    """
     size, sizes = CNNFamily().input_shape(model, data)[1:], []
     if data.kind == "image":
         for _ in range(2):
@@ -109,7 +117,7 @@ def _map_sizes(model: CNN, data: Dataset) -> list[tuple[int, ...]]:
         size = ((size[0] + 2 - kernel) // 2 + 1,)
         if size[0] < 1:
             raise ConfigError(
-                f"model.family='cnn' does not go with examples of {data.shape[0]} values: its first convolution spans "
+                f"model.family='cnn' does not go with samples of {data.shape[0]} values: its first convolution spans "
                 f"{SIGNAL_KERNELS[0]}.",
                 fix="Choose model.family=mlp.",
             )

@@ -1,4 +1,4 @@
-"""Arithmetic of recurrent nets."""
+"""Arithmetic of recurrent networks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engine.config.models import RNN
 from engine.data.datasets import Dataset
 from engine.models.arithmetic import Family, Product, Stage
 
-GATES = {"tanh": 1, "gru": 3, "lstm": 4}
+GATES = {"tanh": 1, "gru": 3, "lstm": 4}  # products of hidden_size units per step and direction
 
 
 class RNNFamily(Family[RNN]):
@@ -23,14 +23,17 @@ class RNNFamily(Family[RNN]):
         return (data.shape[1], data.shape[0] * data.shape[2]) if data.kind == "image" else (*data.shape, 1)
 
     def products(self, model: RNN, data: Dataset) -> list[Product]:
+        """For each layer and direction the product of the input and that of the state; then the output layer."""
         (steps, *features), hidden, directions = self.input_shape(model, data), model.hidden_size, _directions(model)
         gates, text = GATES[model.cell] * hidden, data.kind == "text"
         first = hidden if text else features[0]
         found = []
         for layer in range(model.num_layers):
             fan_in = first if layer == 0 else directions * hidden
-            needs_gradient = None if layer or text else 0  # the input of the first layer: embeddings do, pixels do not
-            # The first state is zero and no operation's output, so it needs no gradient.
+            needs_gradient = (
+                None if layer or text else 0
+            )  # inputs of the first layer: embeddings need a gradient, pixels do not
+            # The initial state is a constant 0, so it needs no gradient.
             found += directions * [
                 Product("recurrent", fan_in, gates, rows=steps, input_gradient_rows=needs_gradient),
                 Product("recurrent", hidden, gates, rows=steps, input_gradient_rows=steps - 1),
@@ -38,33 +41,35 @@ class RNNFamily(Family[RNN]):
         return [*found, Product("linear", rnn_features(model, data), data.num_classes, rows=steps if text else 1)]
 
     def stages(self, model: RNN, data: Dataset, batch_size: int) -> list[Stage]:
+        """One stage per recurrent layer, and one for the output layer."""
         steps, hidden, directions = self.input_shape(model, data)[0], model.hidden_size, _directions(model)
-        # Per step, tanh keeps its state and the joined outputs; gates keep their products and differences as well.
+        # Per step, tanh keeps its state and the concatenated outputs; gates also keep their products and differences.
         per_step, first_state = (2, hidden) if model.cell == "tanh" else (8, 0)
         layer = directions * (per_step * steps * hidden + first_state)
-        text, joined = data.kind == "text", directions * steps * hidden
-        copies = 0  # of the input in step-major order; a batch of one already has it, and oneDNN's LSTM needs none
+        text, outputs = data.kind == "text", directions * steps * hidden
+        copies = 0  # of the input in step-major order; a batch of one has it already, and oneDNN's LSTM needs none
         if text:
             copies = steps * hidden  # the embedded characters
         elif model.cell != "lstm" and batch_size > 1:
             copies = directions * prod(self.input_shape(model, data))
-        answers = steps * data.num_classes if text else data.num_classes
-        last = Stage(answers, answers)
+        logits = steps * data.num_classes if text else data.num_classes
+        last = Stage(logits, logits)
         if not text and model.readout == "last" and model.bidirectional:
-            last = Stage(
-                answers + directions * hidden - joined, answers
-            )  # two states are copied, then the rest is freed
-        return [Stage(layer + copies, joined), *[Stage(layer, joined)] * (model.num_layers - 1), last]
+            # The last states of both directions are copied; then all outputs are freed.
+            last = Stage(logits + directions * hidden - outputs, logits)
+        return [Stage(layer + copies, outputs), *[Stage(layer, outputs)] * (model.num_layers - 1), last]
 
     def other_parameters(self, model: RNN, data: Dataset) -> int:
+        """The embedding of characters."""
         return data.num_classes * model.hidden_size if data.kind == "text" else 0
 
     def is_fused_recurrence(self, model: RNN) -> bool:
+        """True for an LSTM, which oneDNN runs as one kernel."""
         return model.cell == "lstm"
 
 
 def rnn_features(model: RNN, data: Dataset) -> int:
-    """Values that the fully connected layer behind the recurrence reads."""
+    """Number of inputs of the fully connected layer after the recurrent layers."""
     state = model.hidden_size * _directions(model)
     steps = RNNFamily().input_shape(model, data)[0]
     return state * steps if data.kind != "text" and model.readout == "all" else state

@@ -8,16 +8,16 @@ from engine.config.models import Transformer
 from engine.data.datasets import Dataset
 from engine.models.arithmetic import Family, Product, Stage
 
-FEED_FORWARD = 4  # width of a block's feed-forward net, in model widths
+FEED_FORWARD = 4  # width of a block's MLP / d_model (Vaswani et al. 2017, arXiv:1706.03762)
 
 
 class TransformerFamily(Family[Transformer]):
-    """Blocks of attention and a feed-forward net over patches or characters."""
+    """Blocks of attention and MLP over patches or characters."""
 
-    limits_context = True  # each position has a learned vector, and there are seq_len of them
+    limits_context = True  # there are learned position embeddings for seq_len positions
 
     def input_shape(self, model: Transformer, data: Dataset) -> tuple[int, ...]:
-        """(patches, values of a patch); (seq_len,) characters of a text."""
+        """(patches, values of a patch), or (seq_len,) characters of a text."""
         if data.kind == "text":
             return data.shape
         side = self.patch_size(model, data)
@@ -27,12 +27,13 @@ class TransformerFamily(Family[Transformer]):
         return ceil(height / side) * ceil(width / side), channels * side**2
 
     def products(self, model: Transformer, data: Dataset) -> list[Product]:
+        """The patch embedding, the products of all blocks, and the output layer."""
         positions, *patch = self.input_shape(model, data)
         d, text = model.d_model, data.kind == "text"
         block = [
             Product("linear", d, 3 * d, rows=positions, bias=0),
-            # The queries of each head by its keys, then its weights by its values. A causal mask hides half of the
-            # result, but all of it is computed, and the flop counter counts it.
+            # Queries by keys, then attention weights by values. A causal mask hides half of the result, but all of it
+            # is computed, and the flop counter counts it.
             Product("attention", d, positions, rows=positions, weights=False),
             Product("attention", positions, d, rows=positions, weights=False),
             Product("linear", d, d, rows=positions, bias=0),
@@ -44,25 +45,28 @@ class TransformerFamily(Family[Transformer]):
         return [*first, *model.num_layers * block, head]
 
     def stages(self, model: Transformer, data: Dataset, batch_size: int) -> list[Stage]:
+        """One stage for the embedding, one per block, and one for the output layer."""
         positions, d, text = self.input_shape(model, data)[0], model.d_model, data.kind == "text"
-        # Per position of a block: two residual streams, two norms, queries, keys and values, the output of attention,
-        # and twice four model widths around GELU; the log-sums of attention per head; means and deviations of the
-        # norms.
+        # Per position of a block: the residual stream twice, two norms, queries, keys, values, the output of attention,
+        # and the input and output of GELU; the log-sum-exp of each attention head; mean and deviation of each norm.
         block = Stage(positions * ((8 + 2 * FEED_FORWARD) * d + model.num_heads + 4), positions * d)
-        answers = positions * data.num_classes if text else data.num_classes
-        head = positions * (d + 2) + (positions * d if text else d) + answers
-        return [Stage(0, positions * d), *[block] * model.num_layers, Stage(head, answers)]
+        logits = positions * data.num_classes if text else data.num_classes
+        head = positions * (d + 2) + (positions * d if text else d) + logits
+        return [Stage(0, positions * d), *[block] * model.num_layers, Stage(head, logits)]
 
     def other_parameters(self, model: Transformer, data: Dataset) -> int:
+        """Norms (weight only), position embeddings, and the embedding of characters."""
         norms, positions = 2 * model.num_layers + 1, self.input_shape(model, data)[0]
         return model.d_model * (norms + positions + (data.num_classes if data.kind == "text" else 0))
 
     def patch_size(self, model: Transformer, data: Dataset) -> int:
+        """An eighth of an image's shorter side, or at most 64 patches of a signal, unless the model sets it."""
         if isinstance(model.patch_size, int):
             return model.patch_size
         return max(1, round(min(data.shape[1:]) / 8)) if data.kind == "image" else ceil(data.shape[0] / 64)
 
     def image_border(self, model: Transformer, data: Dataset) -> tuple[int, tuple[int, int]]:
+        """Pads an image to whole patches."""
         side = self.patch_size(model, data)
         _, height, width = data.shape
         return 1, (ceil(height / side) * side, ceil(width / side) * side)

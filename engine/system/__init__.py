@@ -1,0 +1,1 @@
+"""Files, locks, processes and the disk: what the operating system provides. This room imports `common` only."""

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, readable by their owner only."""
+"""Private folders, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from pathlib import Path
 
 
 def private_folder(path: Path) -> Path:
+    """Create a folder, with its parents, that only its owner can read; returns `path`."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """All of the text under its name, or nothing; readable by the owner only."""
+    """Write `text` to `path` completely or not at all; only the owner can read it.
+
+    Raises:
+        OSError: It cannot be written. An earlier file at `path` is then unchanged.
+    """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -1,6 +1,7 @@
-"""Who needs a store, and who runs a run: locks of the operating system, which die with the process that holds them.
+"""File locks that say which processes need a store, and which process runs a run.
 
-No pid, no time stamp and no file that someone must delete: whatever is killed, nothing stale is left behind.
+The operating system releases a lock when its process ends. Unlike pid files or time stamps, a lock can therefore not be
+left behind by a killed process.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine.system.disk_space import same_file
+
 _NEEDED = "needed.lock"
-_ANNOUNCE_S = 1.0  # the supervisor looks at the lock for microseconds at a time
+_ANNOUNCE_S = 1.0  # more than enough: the supervisor holds the lock for microseconds when it looks
 
 _announced: dict[Path, int] = {}  # store -> descriptor that holds its lock
 _announcing = threading.Lock()
 
 
 def lock(fd: int, kind: int = fcntl.LOCK_EX, *, patience_s: float = 0.0) -> bool:
-    """Lock an open file; False when another still has it after `patience_s`."""
+    """Lock an open file; False if another process still holds the lock after `patience_s` seconds."""
     until = time.monotonic() + patience_s
     while True:
         try:
@@ -33,32 +36,32 @@ def lock(fd: int, kind: int = fcntl.LOCK_EX, *, patience_s: float = 0.0) -> bool
         time.sleep(0.05)
 
 
-# --- who needs a store ---------------------------------------------------------------------------------------------
+# --- processes that need a store ------------------------------------------------------------------------------------
 
 
 def announce(root: Path) -> None:
-    """Show that this process needs the store's supervisor, and its runs to go on, for as long as it lives."""
+    """Hold the shared lock that keeps the store's supervisor and runs alive while this process needs them."""
     with _announcing:
         held = _announced.get(root)
-        if held is not None and _is_still_there(held, root / _NEEDED):
-            return
+        if held is not None and same_file(root / _NEEDED, held):
+            return  # otherwise the store was deleted and created again, with another lock file
         withdraw(root)
         fd = os.open(root / _NEEDED, os.O_RDWR | os.O_CREAT, 0o600)
         if lock(fd, fcntl.LOCK_SH, patience_s=_ANNOUNCE_S):
             _announced[root] = fd
-        else:  # the next time
+        else:  # the supervisor holds it just now; the next call tries again
             os.close(fd)
 
 
 def withdraw(root: Path) -> None:
-    """This process needs the store no more."""
+    """Release the lock of `announce`."""
     fd = _announced.pop(root, None)
     if fd is not None:
         os.close(fd)
 
 
 def is_needed(root: Path) -> bool:
-    """Whether a process that announced itself lives."""
+    """Whether a process holds the lock of `announce`."""
     fd = os.open(root / _NEEDED, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         return not lock(fd)
@@ -66,20 +69,15 @@ def is_needed(root: Path) -> bool:
         os.close(fd)
 
 
-def _is_still_there(fd: int, path: Path) -> bool:
-    """A store that was removed and made again has another file: nobody looks at ours any more."""
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except OSError:
-        return False
-
-
-# --- who runs a run ------------------------------------------------------------------------------------------------
+# --- the process of a run ---------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def claim(folder: Path, *, patience_s: float = 0.0) -> Iterator[bool]:
-    """Be the one process that writes a run's log; False when another is. Raises OSError when the folder is gone."""
+    """Context manager: True if this process holds the run's lock and can write its log; False if another one holds it.
+
+    Raises OSError if the run's folder does not exist.
+    """
     fd = os.open(folder, os.O_RDONLY)
     try:
         yield lock(fd, patience_s=patience_s)
@@ -88,7 +86,7 @@ def claim(folder: Path, *, patience_s: float = 0.0) -> Iterator[bool]:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether a process is at work on a run."""
+    """Whether a process holds the lock of a run, that is, writes its log."""
     try:
         fd = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,4 +1,4 @@
-"""Which process is which: a pid alone is no identity, for pids are used again."""
+"""Identity of processes (pid and start time, because pids are reused), and their environments."""
 
 from __future__ import annotations
 
@@ -11,33 +11,32 @@ from pathlib import Path
 
 import psutil
 
-RUN_VARIABLE = "ISOFLOP_RUN"  # in the environment of a run's process, and so of every helper it starts
-_TOLERANCE_S = 0.05  # start times are known to a hundredth of a second
+RUN_VARIABLE = "ISOFLOP_RUN"  # environment variable with run ids, inherited by every process that a run starts
+_TOLERANCE_S = 0.05  # start times have a resolution of 0.01 s
 _SECRET_NAME = re.compile(
     r"^STREAMLIT_|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|AUTH|(API|ACCESS|PRIVATE|SSH|ENCRYPTION)_?KEY"
     r"|_(PAT|PWD|PASS|DSN)$|^PGPASS",
     re.IGNORECASE,
 )
-_SECRET_VALUE = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # an address with a password in it
+_SECRET_VALUE = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # a URL with a password
 _FOR_DOWNLOADS = re.compile(r"(^|_)PROXY$|^ISOFLOP_MIRROR$", re.IGNORECASE)
 
-
-_HOSTS_PIDS = "pid:[4026531836]"  # the first namespace of every kernel: PROC_PID_INIT_INO of include/linux/proc_ns.h
+_HOSTS_PIDS = "pid:[4026531836]"  # the pid namespace of the host: PROC_PID_INIT_INO in include/linux/proc_ns.h
 
 
 def has_own_pids(proc: Path = Path("/proc")) -> bool:
-    """Whether this process lives in a container with process numbers of its own, which a driver of the host may not know."""
+    """Whether this process is in a container with its own pids, which drivers on the host may not know."""
     try:
         return str((proc / "self" / "ns" / "pid").readlink()) != _HOSTS_PIDS
-    except OSError:  # no such thing here, or not for us to see
+    except OSError:  # not Linux, or no permission
         return False
 
 
 def process_started(pid: int) -> float | None:
-    """When a process began, or None when there is none (or only its zombie).
+    """Start time of a process in seconds; None if there is no such process, or only its zombie.
 
-    On Linux in seconds since boot: psutil's Unix time moves with every step of the clock, and a run must not lose its
-    supervisor because the clock was set. Elsewhere in Unix time.
+    On Linux it counts from boot, because psutil's Unix time changes when the clock is set, and a run must not lose its
+    supervisor then. On other systems it is Unix time.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
@@ -53,20 +52,21 @@ def process_started(pid: int) -> float | None:
 
 
 def is_same_process(pid: int, started: float) -> bool:
+    """Whether the process that began at `started` (as `process_started` returns it) still runs."""
     found = process_started(pid)
     return found is not None and abs(found - started) < _TOLERANCE_S
 
 
 def own_identity() -> tuple[int, float]:
-    """This process's pid and when it began."""
+    """Pid and start time of this process."""
     pid = os.getpid()
     return pid, process_started(pid) or 0.0
 
 
 def end_helpers(session: int, run_id: str) -> None:
-    """Kill what a run's process that is gone left in its session: compilers, and the processes that call them.
+    """Kill the processes that an ended run left in its session: compilers and their parents.
 
-    The session's number may long be someone else's, so each of them must also carry the run's name in its environment.
+    Session numbers are reused, so a process is killed only if its environment also names the run.
     """
     for pid in psutil.pids():
         with contextlib.suppress(OSError, psutil.Error):
@@ -76,7 +76,7 @@ def end_helpers(session: int, run_id: str) -> None:
 
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what looks like a secret, by its name or its value; proxies stay, downloads need them."""
+    """The environment without variables that look like secrets. Proxies stay, because downloads need them."""
     return {
         name: value
         for name, value in environment.items()
@@ -85,5 +85,5 @@ def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def holds_secret(name: str, value: str) -> bool:
-    """Whether a variable of the environment looks like a secret, by its name or its value."""
+    """Whether an environment variable looks like a secret, by its name or its value."""
     return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))

@@ -365,7 +365,7 @@ def test_a_path_in_the_home_of_nobody_is_refused_in_words(capsys):
 
 def test_the_plan_of_a_calibration_says_what_it_does_and_claims_no_training(call, ask):
     _, said, _ = call("plan", "--preset", "calibrate")
-    assert "A calibration trains nothing" in said and "(estimated)" in said
+    assert "A calibration does not train a model" in said and "(estimated)" in said
     assert not any(word in said for word in ("parameters", "FLOP", "epoch"))
     known = ask("plan", "--set", "task=calibrate")
     assert (known["task"], known["parameters"], known["estimated_seconds"] > 0) == ("calibrate", None, True)

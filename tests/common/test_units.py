@@ -1,4 +1,4 @@
-"""Each quantity is written in one way."""
+"""Each quantity has one format."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from engine.common import units
         (units.duration(12.5e-6), "12.5 µs"),
         (units.duration(0.0532), "53.2 ms"),
         (units.duration(3.2), "3.20 s"),
-        (units.duration(59.99), "1:00 min"),
-        (units.duration(125), "2:05 min"),
+        (units.duration(59.99), "1 min 00 s"),
+        (units.duration(125), "2 min 05 s"),
         (units.duration(3840), "1 h 04 min"),
         (units.age(1), "just now"),
         (units.age(200), "3 min ago"),
@@ -49,18 +49,29 @@ from engine.common import units
         (units.temperature(61.4), "61 °C"),
     ],
 )
-def test_a_quantity_is_written_in_its_unit(text, expected):
+def test_a_quantity_is_shown_with_its_unit(text, expected):
     assert text == expected
 
 
 FORMATTERS = [
-    units.count, units.nbytes, units.duration, units.flops, units.flops_per_s, units.samples_per_s, units.percent,
-    units.accuracy, units.loss, units.lr, units.power, units.energy, units.temperature,
-]  # fmt: skip
+    units.count,
+    units.nbytes,
+    units.duration,
+    units.flops,
+    units.flops_per_s,
+    units.samples_per_s,
+    units.percent,
+    units.accuracy,
+    units.loss,
+    units.lr,
+    units.power,
+    units.energy,
+    units.temperature,
+]
 
 
 @pytest.mark.parametrize("formatter", FORMATTERS)
-def test_unknown_is_a_dash_and_no_number_is_said_as_such(formatter):
+def test_none_is_a_dash_and_nan_and_infinity_are_named(formatter):
     assert formatter(None) == units.UNKNOWN
     assert formatter(math.nan).startswith("NaN")
     assert formatter(math.inf).startswith("∞")

@@ -40,7 +40,7 @@ every_data_set = pytest.mark.parametrize("data", get_args(DatasetName))
 
 def shown_in_report(config: RunConfig) -> set[str]:
     """Titles of the settings that the report of a run shows."""
-    return {title for _, title, _, says in configuration._settings(config) if says}
+    return {title for _, title, _, is_shown in configuration._settings(config) if is_shown}
 
 
 # --- optimizers ---------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_the_form_has_the_title_and_the_fields_of_a_data_set(data):
 @every_data_set
 def test_a_data_set_without_a_file_of_the_user_has_a_plan(data):
     if DATA[data].is_yours:
-        pytest.skip("needs a file; tests/test_userdata.py reads one of each kind")
+        pytest.skip("needs a file; tests/data reads one of each kind")
     family = next(name for name, model in MODELS.items() if model.reads_text) if DATA[data].kind == "text" else "mlp"
     config = with_overrides(BASE, [f"model.family={family}", f"data={data}"])
     facts = loading.facts(data, config.source)

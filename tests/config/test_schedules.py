@@ -16,8 +16,8 @@ def factors(steps=STEPS, **fields):
     return [lr_factor(RunConfig(**fields), i, i / steps) for i in range(steps)]
 
 
-def theirs(build, steps=STEPS):
-    """What a scheduler of PyTorch sets for each step, from a learning rate of 1."""
+def of_torch(build, steps=STEPS):
+    """The learning rates that a scheduler of PyTorch sets for each step, from a learning rate of 1."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler, rates = build(optimizer), []
     for _ in range(steps):
@@ -32,25 +32,27 @@ def test_constant_is_the_learning_rate():
 
 
 @pytest.mark.parametrize("end", [0.0, 0.1])
-def test_cosine_is_torchs(end):
-    reference = theirs(lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=STEPS, eta_min=end))
+def test_cosine_matches_torch(end):
+    reference = of_torch(lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=STEPS, eta_min=end))
     assert factors(schedule="cosine", lr_end=end) == pytest.approx(reference)
 
 
-def test_step_is_torchs_multi_step():
-    reference = theirs(lambda o: lr_scheduler.MultiStepLR(o, milestones=[10, 30], gamma=0.2))
+def test_step_matches_multi_step_of_torch():
+    reference = of_torch(lambda o: lr_scheduler.MultiStepLR(o, milestones=[10, 30], gamma=0.2))
     assert factors(schedule="step", lr_gamma=0.2, lr_milestones=(0.25, 0.75)) == pytest.approx(reference)
 
 
-def test_one_cycle_is_torchs():
-    """PyTorch ends on the last step and turns a step early; a share of a long run is the same curve."""
+def test_one_cycle_matches_torch():
+    """PyTorch counts steps from both ends, so its curve is shifted by one step; in a long run this is negligible."""
     steps = 2_000
-    reference = theirs(lambda o: lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=steps, cycle_momentum=False), steps)
+    reference = of_torch(
+        lambda o: lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=steps, cycle_momentum=False), steps
+    )
     assert factors(steps, schedule="one-cycle") == pytest.approx(reference, abs=3e-3)
 
 
-def test_warm_up_is_torchs_linear():
-    reference = theirs(lambda o: lr_scheduler.LinearLR(o, start_factor=1 / 10, total_iters=9))
+def test_warm_up_matches_linear_of_torch():
+    reference = of_torch(lambda o: lr_scheduler.LinearLR(o, start_factor=1 / 10, total_iters=9))
     assert factors(warmup_steps=10, schedule="warm-up") == pytest.approx(reference)
 
 
@@ -60,10 +62,10 @@ def test_warm_up_comes_before_cosine():
         cosine = lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS - 10)
         return lr_scheduler.SequentialLR(optimizer, [warm_up, cosine], milestones=[10])
 
-    assert factors(warmup_steps=10, schedule="cosine") == pytest.approx(theirs(both), abs=1e-6)
+    assert factors(warmup_steps=10, schedule="cosine") == pytest.approx(of_torch(both), abs=1e-6)
 
 
-def test_warm_up_takes_a_tenth_of_the_run_where_it_is_not_told():
+def test_warm_up_takes_a_tenth_of_the_run_by_default():
     rates = factors(100, schedule="warm-up")
     assert 0 < rates[0] < rates[5] < rates[9] < 1
     assert rates[10:] == [1.0] * 90

@@ -170,7 +170,7 @@ def test_a_name_with_what_cannot_be_seen_is_refused_in_a_sentence_that_shows_it(
 
 
 def test_a_name_that_is_too_long_is_refused_with_the_limit(store):
-    with pytest.raises(ConfigError, match=r"has 10,000 characters\. A name may have at most 200"):
+    with pytest.raises(ConfigError, match=r"has 10,000 characters\. Shorten it to at most 200"):
         store.create(RunConfig(), name="x" * 10_000)
 
 

@@ -1,4 +1,4 @@
-"""Facts of the data sets, the split that never moves, and the numbers examples are standardised by."""
+"""Facts of the data sets, the fixed test split, and the standardisation."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def test_every_data_set_has_a_title():
     assert all(facts.title for facts in DATA.values())
 
 
-def test_every_set_of_a_stated_size_says_its_classes_source_and_licence():
+def test_every_data_set_of_fixed_size_has_classes_source_and_licence():
     assert set(DATASETS) == set(DATA) - USER_DATA - {"text", "synthetic"}
     for known in KNOWN.values():
         assert len(known.classes) == known.facts.num_classes and known.facts.source and known.facts.licence
 
 
-def test_every_file_is_known_by_its_sha256():
+def test_every_file_has_a_sha256():
     digests = [b.sha256 for b in BUNDLED.values()] + [a.sha256 for r in RELEASES.values() for a in r.archives]
     assert all(len(digest) == 64 and int(digest, 16) for digest in digests)
 
@@ -35,24 +35,24 @@ def test_no_release_is_a_pickle():
 
 
 @pytest.mark.parametrize("order", [np.sort, np.random.default_rng(0).permuted])
-def test_a_fifth_of_every_class_is_held_out_whatever_the_order(order):
+def test_a_fifth_of_every_class_is_in_the_test_split_in_any_order(order):
     labels = order(np.repeat([3, 1, 8], [50, 500, 5]))
-    held = datasets.held_out(labels)
-    assert [int(held[labels == label].sum()) for label in (3, 1, 8)] == [10, 100, 1]
+    mask = datasets.split_mask(labels)
+    assert [int(mask[labels == label].sum()) for label in (3, 1, 8)] == [10, 100, 1]
 
 
-def test_the_held_out_examples_are_those_a_search_class_by_class_picks():
+def test_the_test_split_is_that_of_a_search_class_by_class():
     labels = np.random.default_rng(1).integers(-3, 40, size=2_000)
     rng = np.random.default_rng(20_260_101)
     expected = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         expected[rng.permutation(members)[: round(0.2 * len(members))]] = True
-    assert np.array_equal(datasets.held_out(labels), expected)
+    assert np.array_equal(datasets.split_mask(labels), expected)
 
 
 @pytest.mark.parametrize("shape", [(997, 5), (97, 3, 4, 6)])
-def test_mean_and_std_are_numpys_and_block_borders_do_not_show(shape):
+def test_mean_and_std_match_numpy_across_blocks(shape):
     x = np.random.default_rng(2).normal(1e4, 3, shape).astype(np.float32)
     axes = (0,) if len(shape) == 2 else (0, 2, 3)
     mean = sum(b.sum(axis=axes, dtype=np.float64) for b in datasets._blocks(x, values=100)) / (x.size / shape[1])

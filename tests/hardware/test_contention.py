@@ -119,7 +119,7 @@ def test_a_run_beside_a_busy_neighbour_on_its_core_is_marked(store):
         os.sched_setaffinity(0, cores)
         busy.kill(), busy.wait()
     summary = store.run(run_id).summary()
-    assert (summary.busy, "times as long as undisturbed" in summary.busy_why) == (True, True)
+    assert (summary.busy, "times as long as" in summary.busy_why) == (True, True)
 
 
 def test_what_was_found_is_told_again_only_when_it_changes():

@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 
 def test_a_budget_beyond_the_wall_time_is_refused_by_name(config):
     long = with_overrides(config, ["budget.epochs=none", "budget.seconds=100"])
-    with pytest.raises(LimitReached, match=r"budget\.seconds=100 is more than the 1:30 min .*limits\.wall_time_s"):
+    with pytest.raises(LimitReached, match=r"budget\.seconds=100 is more than the 1 min 30 s .*limits\.wall_time_s"):
         check_before(long, plan(long), Limits(wall_time_s=90))
     check_before(long, plan(long), Limits(wall_time_s=None))
 
@@ -45,7 +45,7 @@ def test_wall_time_counts_from_the_beginning_by_a_clock_that_is_never_set(tmp_pa
     now = 64.9
     guard.check(steps=1)
     now = 65.1
-    with pytest.raises(LimitReached, match=r"1:00 min of wall time.*limits\.wall_time_s"):
+    with pytest.raises(LimitReached, match=r"1 min 00 s of wall time.*limits\.wall_time_s"):
         guard.check(steps=1)
 
 

@@ -212,7 +212,7 @@ def test_a_report_holds_the_trials_draws_the_law_and_says_how_to_run_it_again(st
 @pytest.mark.parametrize(
     ("assignments", "says"),
     [
-        (["law.batch_sizes=4,8,8", "law.full_batch=false"], "a law takes at least 3 different ones"),
+        (["law.batch_sizes=4,8,8", "law.full_batch=false"], "the law needs at least 3 different batch sizes"),
         (["law.target_loss=0"], "law.target_loss=0 is not allowed"),
         (["schedule=cosine"], "set schedule=constant"),
         (["optimizer.name=gd"], "set optimizer.name=sgd"),
@@ -242,7 +242,7 @@ def test_the_time_it_takes_is_estimated_before_it_runs(capsys):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_is_a_preset_of_the_command_line_alone(name):
-    words = {"digits-law": "batch law 1 to full", "calibrate": "calibration of this machine · cpu"}
+    words = {"digits-law": "batch-size law, batch 1 to full", "calibrate": "calibration of this machine · cpu"}
     assert preset_config(name).task != RunConfig().task
     assert words[name] in describe(preset_config(name))
 

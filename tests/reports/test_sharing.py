@@ -457,7 +457,7 @@ def test_the_process_that_reads_is_under_limits(store, other, tmp_path, monkeypa
     file = written(frozen([make_run(store)]), tmp_path / "r.json")
     empty = traces(other)
     monkeypatch.setattr(importing, "IMPORT_MEMORY_BYTES", 1 << 26)
-    with pytest.raises(StoreError, match=r"r\.json: .*(broke down|memory)"):
+    with pytest.raises(StoreError, match=r"r\.json: .*(crashed|memory)"):
         sharing.import_files(other, [file])
     monkeypatch.setattr(importing, "IMPORT_MEMORY_BYTES", 4 << 30)
     monkeypatch.setattr(importing, "IMPORT_S", 0.05)

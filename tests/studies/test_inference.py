@@ -224,7 +224,7 @@ def test_a_latency_survives_its_log():
 
 def test_a_matrix_is_a_cell_for_every_combination():
     assert len(MATRIX.cells) == 6 and MATRIX.threads == 2
-    assert describe(MATRIX) == "LeNet answers: batch 1-64 x 1-2 threads · mnist5k · cpu"
+    assert describe(MATRIX) == "inference of LeNet: batch 1-64 x 1-2 threads · mnist5k · cpu"
 
 
 def test_a_matrix_survives_its_assignments():
@@ -238,8 +238,8 @@ def test_a_matrix_survives_its_assignments():
         (["batch_size=full"], "batch_size=full does not go with task='infer'"),
         (['infer.cells=[{"threads": 2}]'], "set threads=2"),
         (['infer.cells=[{"batch_size": 0}]'], "infer.cells.0.batch_size=0"),
-        (['infer.cells=[{}, {}]'], "the same cell twice"),
-        (["infer.weights=a.safetensors"], "exclude each other"),
+        (['infer.cells=[{}, {}]'], "contains a combination twice"),
+        (["infer.weights=a.safetensors"], "are both set"),
         (["infer.run=xyz"], "16 hex digits"),
         (["infer.runtime=tensorrt"], "one of eager"),
         (["infer.load=half-open"], "one of closed, open"),
@@ -264,13 +264,13 @@ def refusal(config, *assignments: str) -> str:
 def test_an_imagenet_shape_into_lenet_is_refused_with_the_layer_it_does_not_fit():
     assert refusal(LENET, "infer.shape=1x1x224x224") == (
         "infer.shape=1x1x224x224 is not what this LeNet takes: it takes 1x28x28, and its first fully connected layer has "
-        "weights for 400 values, where 1x224x224 would give 44,944. Leave infer.shape empty for 1x28x28, or scale your "
+        "weights for 400 values, but 1x224x224 gives 44,944. Leave infer.shape empty for 1x28x28, or scale your "
         "examples to that."
     )
 
 
 def test_other_shapes_are_refused_with_their_reason():
-    assert "weights for 784 values, and 1x32x32 are 1,024" in refusal(MLP, "infer.shape=1x32x32")
+    assert "weights for 784 values, but 1x32x32 gives 1,024" in refusal(MLP, "infer.shape=1x32x32")
     assert "reads 1 channel, not 3" in refusal(LENET, "infer.shape=3x28x28")
     assert "Set batch_size=64" in refusal(LENET, "infer.shape=64x1x28x28")
     assert "it takes 1x28x28" in refusal(infer_config(preset_config("mnist-gru")), "infer.shape=1x30x28")

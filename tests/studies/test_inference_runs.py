@@ -196,7 +196,7 @@ def inferred(store, **more):
 
 def test_a_list_shows_the_best_throughput_and_the_words(store):
     line = line_of(row_of(inferred(store)))
-    assert line.words == "LeNet answers: batch 1-8 x 1 thread · inference_mode, int8 · mnist5k · cpu"
+    assert line.words == "inference of LeNet: batch 1-8 x 1 thread · inference_mode, int8 · mnist5k · cpu"
     assert (line.samples_per_s, line.test_accuracy, line.steps) == (8 / 4e-4, 0.98, 0)
 
 

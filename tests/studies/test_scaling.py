@@ -140,7 +140,7 @@ def test_the_whole_set_cannot_grow_with_the_ranks():
 
 
 def test_a_batch_smaller_than_the_ranks_is_refused_in_the_forms_own_words():
-    with pytest.raises(ConfigError, match="each rank needs an example"):
+    with pytest.raises(ConfigError, match="each rank needs a sample"):
         scaling.lanes_of(with_overrides(BASE, ["batch_size=2"]), [1, 4], weak=False, most=4)
 
 

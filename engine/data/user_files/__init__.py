@@ -1,8 +1,8 @@
-"""The user's own files: a table, arrays, a folder of images, a text; what is in them, or one sentence why not.
+"""Reads the user's own files: a table, arrays, a folder of images or a text.
 
-Nothing is unpickled, and sizes are checked before they are believed. The page asks `inspect`, which parses in a process
-of its own with limits on memory and time; a run's process calls `read`. Row numbers are those of a spreadsheet: the
-header is row 1.
+Nothing is unpickled, and sizes are checked before memory is allocated. Pages call `inspect`, which parses in a separate
+process with limits of memory and time; the process of a run calls `read`. Error messages count rows as a spreadsheet
+does: the header is row 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m engine.userdata`: the process in which `inspection.py` has a file parsed, under limits."""
+"""`python -m engine.data.user_files`: the process with limits in which `inspection.py` lets a file be parsed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from engine.data.user_files.reading import facts_of
 from engine.system import sandbox
 
 
-def _answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a file."""
-    path = Path(asked["path"])
-    source = Source(path=asked["path"], label=asked["label"], seq_len=asked["seq_len"] or 2)
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a file. Raises ConfigError if it cannot be read."""
+    path = Path(request["path"])
+    source = Source(path=request["path"], label=request["label"], seq_len=request["seq_len"] or 2)
     try:
-        return asdict(facts_of(asked["data"], path, source))
+        return asdict(facts_of(request["data"], path, source))
     except OSError as error:
-        raise system_error(error, path) from None
+        failure = system_error(error, path)
+        raise failure from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Images: a folder with a subfolder per class, all brought to one size."""
+"""Reads a folder of images with one subfolder per class. All images are scaled to one size."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from engine.data.user_files.labels import labelled, split
 
 MAX_IMAGES = 200_000
 MAX_IMAGE_BYTES = 50_000_000
-IMAGE_SIDE = 64  # larger images are scaled down to it
+IMAGE_SIDE = 64  # longer side in pixels; larger images are scaled down
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"}
 
-_ORIENTATION = 0x0112  # the Exif tag; 5 to 8 say that the camera was held upright (CIPA DC-008, 4.6.4)
+_ORIENTATION = 0x0112  # Exif tag; values 5 to 8 swap width and height (CIPA DC-008, 4.6.4)
 
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """Images before they are decoded."""
+    """The images of a folder before they are decoded."""
 
     paths: list[Path]
     y: np.ndarray  # (n,) int64
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]  # all are brought to: channels, height, width
+    shape: tuple[int, int, int]  # (channels, height, width) to which all images are scaled
 
 
 def read_images(path: Path, _: Source) -> Arrays:
-    """(n, c, h, w) uint8, of the size that most have; raises ConfigError as `userdata.read` does."""
+    """Images (n, c, h, w) uint8 in the most common size. Raises ConfigError as `user_files.read` does."""
     folder = _folder(path)
     digest = hashlib.sha256()
     x = np.empty((len(folder.paths), *folder.shape), np.uint8)
@@ -55,14 +55,18 @@ def read_images(path: Path, _: Source) -> Arrays:
 
 
 def images_facts(path: Path) -> Dataset:
-    """From the headers of the images alone: decoding all of them is the run's work."""
+    """The facts of a folder, from the headers of its images. Raises ConfigError as `user_files.read` does."""
     folder = _folder(path)
     test = int(split(folder.y, folder.classes).sum())
     return Dataset(path.name, "image", folder.shape, len(folder.classes), len(folder.paths) - test, test)
 
 
 def _folder(root: Path) -> _Folder:
-    """Raises ConfigError when it is not one subfolder of images per class, or there is too much in it."""
+    """The images of a folder.
+
+    Raises:
+        ConfigError: The folder does not have one subfolder of images per class, or has too many images.
+    """
     classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and _is_inside(entry, root))
     if not classes:
         raise ConfigError("has no subfolders.", fix="Put the images of each class into a subfolder with its name.")
@@ -73,7 +77,7 @@ def _folder(root: Path) -> _Folder:
         if not files:
             raise ConfigError(
                 f"its subfolder {quoted(name)} has no image ({', '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}).",
-                fix="Name the folder whose subfolders are the classes.",
+                fix="Choose the folder whose subfolders are the classes.",
             )
         paths += files
         y += [label] * len(files)
@@ -85,10 +89,10 @@ def _folder(root: Path) -> _Folder:
 
 
 def _is_inside(entry: os.DirEntry[str], root: Path) -> bool:
-    """Not hidden, and no link that leads out of the folder."""
+    """Whether an entry is not hidden and not a link to a place outside the folder."""
     if entry.name.startswith(".") or entry.name == "__MACOSX":
         return False
-    # realpath: Path.resolve raises RuntimeError of a link to itself
+    # not Path.resolve, which raises RuntimeError for a link to itself
     return not entry.is_symlink() or Path(os.path.realpath(entry.path)).is_relative_to(os.path.realpath(root))
 
 
@@ -101,7 +105,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 
 def _common_shape(paths: Sequence[Path]) -> tuple[int, int, int]:
-    """Grey if all are; the most common size, scaled down to 64 pixels on its longer side."""
+    """(channels, height, width) of the most common size, scaled down to IMAGE_SIDE; 1 channel if all are grey."""
     sizes: Counter[tuple[int, int]] = Counter()
     grey = True
     for path in paths:
@@ -114,10 +118,10 @@ def _common_shape(paths: Sequence[Path]) -> tuple[int, int, int]:
 
 
 def _upright_size(image: Any) -> tuple[int, int]:
-    """Width and height, turned as its camera said: what `_pixels` will find. Reads no more than the header."""
+    """Width and height after the rotation that Exif states, as in `_pixels`. Reads only the header."""
     width, height = image.size
-    turned = "exif" in image.info and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-    return (height, width) if turned else (width, height)
+    is_rotated = "exif" in image.info and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    return (height, width) if is_rotated else (width, height)
 
 
 def _is_grey(image: Any) -> bool:
@@ -126,30 +130,44 @@ def _is_grey(image: Any) -> bool:
 
 @contextlib.contextmanager
 def _opened(file: Path | IO[bytes], name: str) -> Iterator[Any]:
-    """An image whose header was read; what goes wrong inside the block is said of it."""
+    """Context manager: the image with its header read. Errors inside the block become errors about this image.
+
+    Raises:
+        ConfigError: The image is damaged or has too many pixels.
+        PermissionError: The file is not readable for this user.
+    """
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # odd metadata: the pixels count
+            warnings.simplefilter("ignore", UserWarning)  # for unusual metadata
             with Image.open(file) as image:
                 yield image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ConfigError(f"{quoted(name)} has too many pixels.", fix="Make it smaller or remove it.") from None
-    except PermissionError:  # an OSError too, and not the image's fault
+    except PermissionError:  # an OSError as well, but the image is not damaged
         raise
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error):  # Pillow's
-        raise ConfigError(f"{quoted(name)} is not a whole image.", fix="Repair or remove it.") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        EOFError,
+        IndexError,
+        struct.error,
+        zlib.error,
+    ):  # raised by Pillow
+        raise ConfigError(f"{quoted(name)} is not a complete image.", fix="Repair or remove it.") from None
 
 
 def _pixels(content: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
-    """(c, h, w) uint8: turned as its camera said, scaled, and cropped about the centre."""
+    """Pixels (c, h, w) uint8: rotated as Exif states, scaled, and cropped around the centre."""
     from PIL import Image, ImageOps
 
     channels, height, width = shape
     with _opened(io.BytesIO(content), name) as image:
-        image.draft(None, (2 * width, 2 * height))  # JPEG decodes at a fraction of its size, which is much faster
+        image.draft(None, (2 * width, 2 * height))  # decodes a JPEG at reduced size, which is much faster
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):  # 16 bits, which convert() would clip
             upright = Image.fromarray((np.asarray(upright) // 256).clip(0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""What is in a file, found in a process of its own (`__main__.py`) and remembered until the file changes."""
+"""Facts of a user's file, found in a separate process (`__main__.py`) and cached until the file changes."""
 
 from __future__ import annotations
 
@@ -15,40 +15,42 @@ from engine.common.errors import ConfigError
 from engine.config.data import DATA, DatasetName, Source
 from engine.data.datasets import Dataset
 from engine.data.downloads import cache_folder, keep
-from engine.data.user_files.files import about, existing
+from engine.data.user_files.files import existing, naming_file
 from engine.system import sandbox
 
 INSPECT_MEMORY_BYTES = 4 << 30
 INSPECT_S = 60
 
 _DATASET = TypeAdapter(Dataset)
-_FORMAT = 2  # raise it when a reader finds something else in the same file
+_FORMAT = 2  # increase it when a reader returns other facts for the same file
 
 
 def inspect(data: DatasetName, source: Source) -> Dataset:
-    """What `read` would find, without its examples.
+    """The facts of the data set that `read` would return.
 
-    Parsed once per version of the file, in a process that may use 4 GiB and 60 s; remembered in memory and in the cache
-    folder. Raises ConfigError as `read` does, and when the process runs into its limits.
+    Each version of the file is parsed once, in a process with limits of 4 GiB and 60 s. The facts are cached in memory
+    and in the cache folder. Raises ConfigError as `read` does, and if the process exceeds its limits.
     """
     path = existing(data, source)
-    return about(source, lambda: _known(_Version.of(data, source, path)))
+    return naming_file(source, lambda: _cached_facts(_Version.of(data, source, path)))
 
 
-def _known(version: _Version) -> Dataset:
+def _cached_facts(version: _Version) -> Dataset:
     found = _inspected(version)
     if isinstance(found, ConfigError):
-        raise ConfigError(found.message, fix=found.fix)  # a new one: raised, the remembered one would keep its frames
+        raise ConfigError(
+            found.message, fix=found.fix
+        )  # a copy, because the cached one would keep the frames of its traceback
     return found
 
 
 class _Version(NamedTuple):
-    """A file at one moment and how it is looked at: what is remembered goes by it."""
+    """The key of the cache: a file at one moment, and the options with which it is read."""
 
     data: DatasetName
     path: str
-    size: int  # of a folder: number of files
-    ctime_ns: int  # of a folder: the newest. Not the mtime: `cp -p` brings an old one along, chmod leaves it
+    size: int  # bytes of a file; number of files in a folder
+    ctime_ns: int  # newest ctime of a folder. Not the mtime, which `cp -p` copies and chmod does not change
     label: str
     seq_len: int
 
@@ -59,7 +61,7 @@ class _Version(NamedTuple):
         return cls(data, str(path), *_size_and_ctime(path), label, seq_len)
 
     @property
-    def remembered_at(self) -> Path:
+    def cache_path(self) -> Path:
         digest = hashlib.sha256(repr((_FORMAT, *self)).encode()).hexdigest()
         return cache_folder() / "inspected" / f"{digest[:32]}.json"
 
@@ -77,9 +79,13 @@ def _size_and_ctime(path: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=256)
 def _inspected(version: _Version) -> Dataset | ConfigError:
-    """A file that is wrong stays so until it changes: its error is remembered too, running out of time is not."""
+    """The facts or the error of a file. Both are cached, but not NoAnswer: another attempt can succeed.
+
+    Raises:
+        NoAnswer: The process crashed or ran out of time.
+    """
     with contextlib.suppress(OSError, ValidationError):
-        return _DATASET.validate_json(version.remembered_at.read_bytes())
+        return _DATASET.validate_json(version.cache_path.read_bytes())
     try:
         answer = sandbox.ask(
             "engine.data.user_files", version._asdict(), seconds=INSPECT_S, memory_bytes=INSPECT_MEMORY_BYTES
@@ -90,5 +96,5 @@ def _inspected(version: _Version) -> Dataset | ConfigError:
         return error
     facts = _DATASET.validate_python(answer)
     with contextlib.suppress(OSError):  # without a cache it is parsed again
-        keep(version.remembered_at, _DATASET.dump_json(facts))
+        keep(version.cache_path, _DATASET.dump_json(facts))
     return facts

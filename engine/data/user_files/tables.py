@@ -1,4 +1,4 @@
-"""A table: a CSV with a row of column names; one column is the label, the others are features."""
+"""Reads a table: a CSV with a header row. One column is the label; the others are features."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ MAX_COLUMNS = 100_000
 
 
 def read_csv(path: Path, source: Source) -> Arrays:
-    """Features (n, f) float32 in the order of their columns; raises ConfigError as `userdata.read` does."""
+    """Features (n, f) float32 in the order of their columns.
+
+    Raises:
+        ConfigError: As `user_files.read` does.
+    """
     names, delimiter = _header(path)
     label = _label_column(names, source.label)
     table = _table(path, names, delimiter, label)
@@ -41,11 +45,15 @@ def read_csv(path: Path, source: Source) -> Arrays:
 
 
 def _header(path: Path) -> tuple[list[str], str]:
-    """Column names, and what separates them: comma, semicolon or tab."""
+    """The column names and the delimiter: comma, semicolon or tab.
+
+    Raises:
+        ConfigError: The file is not a CSV in UTF-8, or its first row is not a header.
+    """
     with path.open("rb") as file:
         start = file.readline(16 << 20)
         if b"\0" in start + file.read(65_536):
-            raise ConfigError("is not a CSV: it holds zero bytes.")
+            raise ConfigError("is not a CSV: it contains zero bytes.")
     try:
         line = start.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -54,7 +62,7 @@ def _header(path: Path) -> tuple[list[str], str]:
     try:
         names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
     except csv.Error:
-        raise ConfigError("is not a CSV: its first row is not a row of names.") from None
+        raise ConfigError("is not a CSV: its first row is not a header.") from None
     _check_names(names)
     return names, delimiter
 
@@ -62,15 +70,17 @@ def _header(path: Path) -> tuple[list[str], str]:
 def _check_names(names: Sequence[str]) -> None:
     if len(names) < 2:
         raise ConfigError(
-            f"has {len(names)} column, at least a feature and a label are needed.", fix="Separate columns by commas."
+            f"has {len(names)} column; a feature and a label are needed.", fix="Separate the columns by commas."
         )
     if len(names) > MAX_COLUMNS:
-        raise ConfigError(f"has {len(names):,} columns, more than {MAX_COLUMNS:,}.")
+        raise ConfigError(f"has {len(names):,} columns, more than the limit of {MAX_COLUMNS:,}.")
     twice = [name for name, count in Counter(names).items() if count > 1]
     numbers = [name for name in names if _is_number(name)]
-    # 0, 1, 2, … are names that pandas gives; 5.1, -3 or the same number twice are not
+    # pandas names columns 0, 1, 2, ...; names such as 5.1 or -3, or a number that occurs twice, are data
     if len(numbers) >= len(names) - 1 and (any(map(_is_number, twice)) or not all(map(str.isdigit, numbers))):
-        raise ConfigError("its first row holds numbers, not names.", fix="Put a row of column names above the data.")
+        raise ConfigError(
+            "its first row has numbers instead of column names.", fix="Add a row of column names above the data."
+        )
     if twice:
         where = [str(i + 1) for i, name in enumerate(names) if name == twice[0]]
         raise ConfigError(
@@ -97,32 +107,33 @@ _CONVERSION = re.compile(r"column #(\d+): Row #(\d+): CSV conversion error to \w
 
 
 def _table(path: Path, names: Sequence[str], delimiter: str, label: int) -> pa.Table:
-    """Features as float32, the label as text. Columns are called by their position: names may hold anything."""
+    """Features as float32, the label as text. Columns are named by position, because users' names can be any text."""
     columns = list(map(str, range(len(names))))
     types = {name: pa.string() if i == label else pa.float32() for i, name in enumerate(columns)}
-    # one thread: only then does an error say its row
+    # one thread, because only then errors state the row
     reading = arrow_csv.ReadOptions(use_threads=False, column_names=columns, skip_rows=1, block_size=16 << 20)
     parsing = arrow_csv.ParseOptions(delimiter=delimiter)
     try:
-        with pa.OSFile(str(path)) as file:  # by its path it would unpack what is called .gz
+        with pa.OSFile(str(path)) as file:  # not the path, because read_csv would unpack a .gz
             return arrow_csv.read_csv(file, reading, parsing, arrow_csv.ConvertOptions(column_types=types))
     except pa.ArrowInvalid as error:
-        raise _table_error(str(error), names, path) from None
+        failure = _table_error(str(error), names, path)
+        raise failure from None
 
 
 def _table_error(text: str, names: Sequence[str], path: Path) -> ConfigError:
-    """What pyarrow found wrong, in our words."""
+    """The ConfigError for an error message of pyarrow."""
     if found := _RAGGED.search(text):
         row, expected, there = found.groups()
         return ConfigError(
-            f"row {_line(path, int(row))} has {there} columns, the header has {expected}.",
+            f"row {_line(path, int(row))} has {there} columns, but the header has {expected}.",
             fix="Repair or remove the row.",
         )
     if found := _CONVERSION.search(text):
         column, row, value = found.groups()
         return ConfigError(
-            f"row {_line(path, int(row))}, column {quoted(names[int(column)])} holds {quoted(value)}, "
-            "features are numbers.",
+            f"row {_line(path, int(row))}, column {quoted(names[int(column)])} has the value {quoted(value)}, "
+            "but features must be numbers.",
             fix="Remove the column, or name it in source.label if it is the label.",
         )
     if "Empty CSV" in text:
@@ -131,14 +142,18 @@ def _table_error(text: str, names: Sequence[str], path: Path) -> ConfigError:
 
 
 def _line(path: Path, row: int) -> int:
-    """Where a spreadsheet shows a row: pyarrow passes over blank lines and does not count them."""
+    """The row number in a spreadsheet, which counts blank lines; pyarrow's `row` does not."""
     with path.open("rb") as file:
         filled = (number for number, line in enumerate(file, start=1) if line.strip(b"\r\n"))
         return next(islice(filled, row - 1, None), row)
 
 
 def _feature(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
-    """(n,) float32, all finite."""
+    """The values of a column, (n,) float32.
+
+    Raises:
+        ConfigError: A value is missing or not finite.
+    """
     if column.null_count:
         row = _line(path, pc.index(column.is_null(), pa.scalar(True)).as_py() + 2)
         raise ConfigError(
@@ -147,12 +162,16 @@ def _feature(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
     values = column.to_numpy()
     if not np.isfinite(values).all():
         row = _line(path, int(np.argmin(np.isfinite(values))) + 2)
-        raise ConfigError(f"row {row}, column {quoted(name)} is not finite in 32 bits.", fix="Remove or scale it.")
+        raise ConfigError(f"row {row}, column {quoted(name)} is not finite in float32.", fix="Remove or scale it.")
     return values
 
 
 def _text_labels(column: pa.ChunkedArray, name: str, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(n,) int64 and the classes: sorted as numbers where all of them are numbers, else as text."""
+    """Labels (n,) int64, and the classes: sorted as numbers if all are numbers, else as text.
+
+    Raises:
+        ConfigError: A label is empty, or `numbered` refuses the labels.
+    """
     encoded = pc.utf8_trim_whitespace(column).combine_chunks().dictionary_encode()
     texts, index = encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
     if "" in texts:

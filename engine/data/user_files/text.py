@@ -1,4 +1,4 @@
-"""A text: UTF-8, character by character."""
+"""Reads a UTF-8 text as tokens, one per character."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ from engine.config.data import Source
 from engine.data.datasets import Arrays, Dataset
 
 MAX_CHARACTERS = 10_000
-MIN_WINDOWS = 2  # of each split
+MIN_WINDOWS = 2  # in each split
 
 
 def read_text(path: Path, source: Source) -> Arrays:
-    """A text's tokens; raises ConfigError as `userdata.read` does."""
+    """The tokens of a text.
+
+    Raises:
+        ConfigError: As `user_files.read` does.
+    """
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"is not text in UTF-8: byte {error.start:,} is wrong.", fix="Save it as UTF-8.") from None
+        raise ConfigError(f"is not text in UTF-8: byte {error.start:,} is invalid.", fix="Save it as UTF-8.") from None
     if "\0" in text:
-        raise ConfigError("is not text: it holds zero bytes.")
+        raise ConfigError("is not text: it contains zero bytes.")
     return text_arrays(path.name, text, seq_len=source.seq_len, sha256=hashlib.sha256(content).hexdigest())
 
 
 def text_arrays(title: str, text: str, *, seq_len: int, sha256: str | None = None) -> Arrays:
-    """A text as tokens: each character's place in the sorted alphabet; the first 90 % to train, the rest held out.
+    """A text as tokens (n,), each the index of a character in the sorted alphabet; the last 10 % are the test split.
 
-    Raises ConfigError when a split is shorter than two windows of seq_len + 1, or has over 10,000 different characters.
+    Raises ConfigError if a split has fewer than two windows of `seq_len` characters, or the text has more than 10,000
+    different characters.
     """
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     seen = np.zeros(sys.maxunicode + 1, bool)
@@ -55,15 +60,20 @@ def text_arrays(title: str, text: str, *, seq_len: int, sha256: str | None = Non
 
 
 def text_facts(title: str, length: int, alphabet: int, *, seq_len: int) -> Dataset:
-    """What is known of a text by its length and its number of different characters; raises as `text_arrays` does."""
+    """The facts of a text with `length` characters, `alphabet` of them different.
+
+    Raises:
+        ConfigError: As `text_arrays` does.
+    """
     if alphabet > MAX_CHARACTERS:
         raise ConfigError(
-            f"has {alphabet:,} different characters, more than {MAX_CHARACTERS:,}.", fix="Use another text."
+            f"has {alphabet:,} different characters, more than the limit of {MAX_CHARACTERS:,}.",
+            fix="Use another text.",
         )
     train, test = ((part - 1) // seq_len for part in (_cut(length), length - _cut(length)))
     if test < MIN_WINDOWS or train < MIN_WINDOWS:
         raise ConfigError(
-            f"has {length:,} characters, too few for source.seq_len={seq_len}: the tenth that is held out must have "
+            f"has {length:,} characters, too few for source.seq_len={seq_len}: the test split, a tenth of it, needs "
             f"{MIN_WINDOWS * seq_len + 1:,}.",
             fix="Use a longer text or lower source.seq_len.",
         )
@@ -71,4 +81,4 @@ def text_facts(title: str, length: int, alphabet: int, *, seq_len: int) -> Datas
 
 
 def _cut(length: int) -> int:
-    return int(0.9 * length)  # as nanoGPT cuts it
+    return int(0.9 * length)  # the split of nanoGPT, data/shakespeare_char/prepare.py
