@@ -22,7 +22,7 @@ from engine.config.presets import DEFAULT_PRESET, PRESETS, STUDIES
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command of `argv` (default: sys.argv) and return the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     try:
         code: int = arguments.function(arguments)
         return code
@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
         super().error(visible(message))  # it quotes what was typed, or pasted
 
 
-def _parser() -> _Parser:
+def build_parser() -> _Parser:
     common = _Parser(add_help=False)
     common.add_argument("--store", help="folder of all runs (default $ISOFLOP_HOME or ~/.isoflop)")
     common.add_argument("--json", action="store_true", help="print one JSON document on the last line of stdout")

@@ -422,7 +422,7 @@ def test_a_crash_in_the_middle_of_an_import_leaves_nothing(store, other, tmp_pat
     empty = traces(other)
     code = (
         "import os, pathlib, sys\n"
-        "from engine import sharing\nfrom engine.store import Store\n"
+        "from engine.reports import sharing\nfrom engine.store.store import Store\n"
         "rename, seen = pathlib.Path.rename, []\n"
         "def dying(self, target):\n"
         "    if self.parent.name == 'runs':\n"
