@@ -33,6 +33,7 @@ POLL_S = 0.5
 
 
 def cpu_s(server: psutil.Process) -> float:
+    """CPU seconds of the server's process so far."""
     times = server.cpu_times()
     return times.user + times.system
 
@@ -80,6 +81,7 @@ def measure_idle_bytes(page: HTTPConnection, cookie: str, run_id: str) -> int:
 
 
 def main() -> None:
+    """Measure, print a table and save the result."""
     load_before = load()
     results: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as home, serve_dashboard(Path(home)) as url:

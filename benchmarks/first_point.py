@@ -25,6 +25,7 @@ DRAWN = """() => {
 
 
 def open_page(browser: Browser, url: Served) -> Page:
+    """Open the Train page and wait until its form is ready."""
     page = url.new_context(browser, viewport={"width": 1440, "height": 900}).new_page()
     page.goto(f"{url}/{EXPERIMENT}")
     page.get_by_role("button", name="Run", exact=True).wait_for(timeout=60_000)
@@ -44,12 +45,14 @@ def click_to_point(page: Page, before: str | None) -> tuple[float, str]:
 
 
 def stop(page: Page) -> None:
+    """Press Stop and wait until the run has ended."""
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("button", name="Export").wait_for(timeout=30_000)
     time.sleep(1)
 
 
 def main() -> None:
+    """Measure warm and cold starts, print a table and save the result."""
     load_before = load()
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as home:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)

@@ -71,6 +71,7 @@ class Net:
 
 
 def net(preset: str, folder: Path) -> Net:
+    """The model of a preset with new weights."""
     config = infer_config(preset_config(preset))
     arrays = loading.load(config.data, config.source)
     _, held_out = tensors(arrays, config.model)
@@ -80,6 +81,7 @@ def net(preset: str, folder: Path) -> Net:
 
 
 def fresh_weights(config: RunConfig, folder: Path) -> Path:
+    """Save new random weights and return their file."""
     from engine.pytorch.tasks.infer import _fresh_weights
 
     return _fresh_weights(config, loading.facts(config.data, config.source), folder)
@@ -153,6 +155,7 @@ def by_hand(model: nn.Module, inputs: Sequence[Tensor], seconds: float) -> np.nd
 
 
 def by_another_clock(call: Callable[[Any], Any], inputs: Sequence[Any], count: int) -> np.ndarray:
+    """Latencies in seconds by CLOCK_MONOTONIC_RAW."""
     raw, now = time.CLOCK_MONOTONIC_RAW, time.clock_gettime_ns
     begun, ended = np.empty(count, np.int64), np.empty(count, np.int64)
     with torch.inference_mode():
@@ -328,6 +331,7 @@ def ladder(preset: str, seconds: float, runtimes: Sequence[str]) -> list[dict[st
 
 
 def main() -> None:
+    """Run the chosen parts, print tables and save the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("overhead", "plain", "stopwatch", "sweet", "cache", "ladder")
     parser.add_argument("--only", choices=parts, action="append")

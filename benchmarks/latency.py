@@ -91,12 +91,14 @@ def _end_supervisor(store: Store) -> None:
 
 
 def warm() -> list[FirstPoint]:
+    """First points with a running supervisor."""
     with fresh_client() as client:
         submit(client)  # not counted: it starts the supervisor and waits for the fork server
         return [submit(client) for _ in range(SUBMITS)]
 
 
 def cold() -> list[FirstPoint]:
+    """First points without a supervisor."""
     points = []
     for _ in range(COLD_STARTS):
         with fresh_client() as client:
@@ -105,6 +107,7 @@ def cold() -> list[FirstPoint]:
 
 
 def main() -> None:
+    """Measure, print a table and save the result."""
     load_before = measure.load()
     figures, rows = {}, []
     for title, points in (("warm supervisor", warm()), ("from nothing", cold())):

@@ -67,6 +67,7 @@ class Viewer(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        """Poll until the benchmark ends."""
         cursor, _ = poll(self.page, self.cookie, self.run_id, "")
         while not self.is_over:
             self.looking.wait()
@@ -85,6 +86,7 @@ class Viewer(threading.Thread):
 
 
 def viewers() -> dict[str, Any]:
+    """Measure with and without 25 viewers."""
     with tempfile.TemporaryDirectory() as home, serve_dashboard(Path(home)) as url:
         client = Client(Store(Path(home)))
         server = server_process(urllib.parse.urlsplit(url).port)
@@ -123,6 +125,7 @@ def running(client: Client, preset: str) -> Run:
 
 
 def window(server: psutil.Process, looking: threading.Event, *, watched: bool) -> dict[str, Any]:
+    """Server CPU time and training speed in one window."""
     looking.set() if watched else looking.clear()
     time.sleep(REFRESH_S)  # until the last of them looks, or has stopped to
     own, began, cpu, own_cpu = psutil.Process(), time.time(), cpu_s(server), cpu_s(psutil.Process())
@@ -173,6 +176,7 @@ def make_runs(store: Store, number: int) -> None:
 
 
 def started(steps: int) -> Started:
+    """The Started event of a run with so many steps."""
     return Started(
         at=time.time(), parameters=101_770, train_flops_per_example=408_576, train_examples=4_000, test_examples=1_000,
         total_steps=steps, setup_s=0.1,
@@ -180,6 +184,7 @@ def started(steps: int) -> Started:
 
 
 def many_runs() -> dict[str, Any]:
+    """Measure a store with 10,000 runs."""
     with tempfile.TemporaryDirectory() as home:
         store = Store(Path(home))
         make_runs(store, RUNS)
@@ -221,6 +226,7 @@ def running_soon(client: Client) -> float:
 
 
 def queries_of(store: Store) -> dict[str, Callable[[], Any]]:
+    """The measured queries by title."""
     return {
         "top 100 by accuracy": lambda: store.listing(order="test_accuracy", limit=100),
         "100 of lowest loss": lambda: store.listing(order="final_train_loss", descending=False, limit=100),
@@ -231,11 +237,13 @@ def queries_of(store: Store) -> dict[str, Callable[[], Any]]:
 
 
 def queried(ask: Callable[[], Any]) -> Spread:
+    """Seconds of a query, repeated."""
     ask()
     return Spread.of([timed(ask) for _ in range(QUERIES)])
 
 
 def timed(do: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
     began = time.perf_counter()
     do()
     return time.perf_counter() - began
@@ -243,6 +251,7 @@ def timed(do: Callable[[], Any]) -> float:
 
 @contextlib.contextmanager
 def browser() -> Iterator[Any]:
+    """A headless Chromium."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -327,6 +336,7 @@ DRAWN = """() => [...document.querySelectorAll('.js-plotly-plot')].some(
 
 
 def long_run() -> dict[str, Any]:
+    """Measure the page of a run with 100,000 steps."""
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as home, serve_dashboard(Path(home)) as url, browser() as chromium:
         store, address = Store(Path(home)), urllib.parse.urlsplit(url)
@@ -393,6 +403,7 @@ PARTS = {"viewers": viewers, "runs": many_runs, "long": long_run}
 
 
 def main() -> None:
+    """Run the chosen parts, print tables and save the result."""
     chosen, load_before = sys.argv[1:] or list(PARTS), load()
     path = RESULTS / "load.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -407,6 +418,7 @@ def main() -> None:
 
 
 def viewer_rows(r: dict[str, Any]) -> Iterator[list[str]]:
+    """The rows of the table on viewers."""
     ratio = Spread(**r["training_speed_watched_over_alone"])
     slower, noisy = 1 - ratio.median, ratio.p90 - ratio.p10 > 0.06  # by twice what is asked for: it cannot be told
     yield ["data route, p95", f"{r['route_p95_s'] * 1e3:.1f} ms", "< 1 s", verdict(r["route_p95_s"] < 1)]
@@ -417,6 +429,7 @@ def viewer_rows(r: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def run_rows(r: dict[str, Any]) -> Iterator[list[str]]:
+    """The rows of the table on many runs."""
     for name, p95 in r["page_p95_s"].items():
         yield [f"{name} on the page, p95", f"{p95:.2f} s", "< 1 s", verdict(p95 < 1)]
     for name, spread in r["queries_s"].items():
@@ -428,6 +441,7 @@ def run_rows(r: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def long_rows(r: dict[str, Any]) -> Iterator[list[str]]:
+    """The rows of the table on a long run."""
     for name, figures in r.items():
         if name != "load_1min":
             if seconds := figures.get("opened_from_list_s"):

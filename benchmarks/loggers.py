@@ -57,13 +57,17 @@ class Logger(ABC):
     def __init__(self, folder: Path) -> None: ...
 
     @abstractmethod
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the values of one step."""
 
     @abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish writing and release everything."""
 
 
 class Isoflop(Logger):
+    """Isoflop's event log."""
+
     kept = 4
 
     def __init__(self, folder: Path) -> None:
@@ -75,6 +79,7 @@ class Isoflop(Logger):
         self.loss, self.lr, self.samples, self.grad_norm = [], [], [], []
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Collect the values; append a Steps event per chunk."""
         self.loss.append(values["loss"])
         self.lr.append(values["lr"])
         self.samples.append(values["samples"])
@@ -93,22 +98,27 @@ class Isoflop(Logger):
         self._clear()
 
     def close(self) -> None:
+        """Append the rest and close the log."""
         if self.loss:
             self._append(self.first + len(self.loss) - 1, self.begun_s)
         self.events.close(Finished(at=time.time()))
 
 
 class TensorBoard(Logger):
+    """A SummaryWriter of torch.utils.tensorboard."""
+
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(folder))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One add_scalar call per value."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Close the writer."""
         self.writer.close()
 
 
@@ -125,40 +135,52 @@ class MLflow(Logger):
         mlflow.start_run()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One log_metrics call per step."""
         self.mlflow.log_metrics(values, step=step, synchronous=self.synchronous)
 
     def close(self) -> None:
+        """End the run."""
         self.mlflow.flush_async_logging()
         self.mlflow.end_run()
 
 
 class MLflowAsync(MLflow):
+    """MLflow with its asynchronous logging."""
+
     synchronous = False
 
 
 class WandB(Logger):
+    """W&B in offline mode."""
+
     def __init__(self, folder: Path) -> None:
         import wandb
 
         self.run = wandb.init(mode="offline", dir=str(folder), project="benchmark")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One log call per step."""
         self.run.log(values, step=step)
 
     def close(self) -> None:
+        """Finish the run."""
         self.run.finish()
 
 
 class Trackio(Logger):
+    """Trackio with a local folder."""
+
     def __init__(self, folder: Path) -> None:
         import trackio
 
         self.run = trackio.init(project="benchmark", name=folder.name, embed=False)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One log call per step."""
         self.run.log(values, step=step)
 
     def close(self) -> None:
+        """Finish the run."""
         self.run.finish()
 
 
@@ -191,6 +213,7 @@ class Training:
         self.x, self.y = torch.randn(4_000, 784).split(batch_size), torch.randint(10, (4_000,)).split(batch_size)
 
     def step(self, step: int) -> float:
+        """Train one step and return its loss."""
         i = step % len(self.x)
         loss = nn.functional.cross_entropy(self.model(self.x[i]), self.y[i])
         self.optimizer.zero_grad()
@@ -251,6 +274,7 @@ def _subfolder(folder: Path) -> Path:
 
 
 def work(peer: Peer) -> None:
+    """Answer requests in the process of one logger."""
     torch.set_num_threads(1)
     rng = random.Random(0)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
@@ -274,6 +298,7 @@ def compare(
 
 
 def show(figures: Mapping[str, Mapping[str, Spread]]) -> None:
+    """Print the table of all loggers."""
     columns = [
         "us/scalar, thread",
         "us/scalar, process",
@@ -288,6 +313,7 @@ def show(figures: Mapping[str, Mapping[str, Spread]]) -> None:
 
 
 def main() -> None:
+    """Measure all installed loggers, print a table and save the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--peers", type=names_of(PEERS), help=f"some of {','.join(PEERS)}; writes no file")

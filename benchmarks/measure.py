@@ -30,6 +30,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """Median and percentiles of the values."""
         p10, median, p90 = np.percentile(values, [10, 50, 90])
         return cls(len(values), float(median), float(p10), float(p90))
 
@@ -81,6 +82,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def verdict(reached: bool) -> str:
+    """Whether a goal was reached, as a word."""
     return "reached" if reached else "MISSED"
 
 

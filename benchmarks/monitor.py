@@ -109,6 +109,7 @@ def _recorder(core: int) -> Iterator[None]:
 
 
 def side_by_side(rng: random.Random, core: int) -> dict[str, Spread]:
+    """Training alone and with a recorder on the same core, in random order."""
     step_s(core, recorded=True)  # not counted: imports, allocator, caches
     plain, slowdowns = [], {"wall": [], "cpu": []}  # type: ignore[var-annotated]
     for _ in range(PAIRS):
@@ -120,6 +121,7 @@ def side_by_side(rng: random.Random, core: int) -> dict[str, Spread]:
 
 
 def main() -> None:
+    """Measure, print a table and save the result."""
     torch.set_num_threads(1)
     load_before = measure.load()
     with tempfile.TemporaryDirectory() as name:

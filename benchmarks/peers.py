@@ -70,6 +70,7 @@ class Workload:
 
     @property
     def config(self) -> RunConfig:
+        """The configuration of Isoflop's task for this workload."""
         return parse_config(
             {
                 "model": self.model,
@@ -119,12 +120,14 @@ class Isoflop(Contestant):
     """The training task's own clock: steps and reading their losses back, as in `training_loop`."""
 
     def round_s(self) -> float:
+        """Seconds of the task's training clock."""
         with tempfile.TemporaryDirectory() as folder:
             events = list(train(self.config, Path(folder), clock=self.clock))
         self.evaluation = [event for event in events if isinstance(event, Evaluation)][-1]
         return [event for event in events if isinstance(event, Steps)][-1].train_s[1]
 
     def held_out_loss(self) -> float:
+        """The test loss of the last evaluation."""
         return self.evaluation.test_loss
 
 
@@ -150,6 +153,7 @@ class Tutorial(Contestant):
         return self.model, optimizer, DataLoader(examples, batch_size=self.batch_size, shuffle=True)
 
     def round_s(self) -> float:
+        """Seconds of the loop."""
         return self.loop_s(*self.fresh(), torch.Tensor.backward)
 
     def loop_s(
@@ -159,6 +163,7 @@ class Tutorial(Contestant):
         loader: DataLoader,
         backward: Callable[[torch.Tensor], None],
     ) -> float:
+        """Seconds from the first batch to the last loss."""
         start, step, running_loss = self.clock(), 0, 0.0
         while step < self.steps:
             for x, y in loader:
@@ -174,6 +179,7 @@ class Tutorial(Contestant):
         return self.clock() - start
 
     def held_out_loss(self) -> float:
+        """The test loss of the trained model."""
         with torch.inference_mode():
             return self.criterion(self.model(self.split.test_x), self.split.test_y).item()
 
@@ -188,6 +194,7 @@ class Accelerate(Tutorial):
         self.accelerator = Accelerator(cpu=True)
 
     def round_s(self) -> float:
+        """Seconds of the loop with prepared objects."""
         prepared = self.accelerator.prepare(*self.fresh())
         took = self.loop_s(*prepared, self.accelerator.backward)
         self.accelerator.free_memory()  # it holds on to what it prepared
@@ -200,6 +207,7 @@ class Lightning(Tutorial):
     options: Mapping[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 
     def round_s(self) -> float:
+        """Seconds of Trainer.fit."""
         import lightning
 
         clock = self.clock
@@ -272,6 +280,7 @@ class Keras(Contestant):
         self.first_state = [keras.ops.convert_to_numpy(variable).copy() for variable in self.state]
 
     def round_s(self) -> float:
+        """Seconds of fit()."""
         import keras
 
         clock = self.clock
@@ -299,6 +308,7 @@ class Keras(Contestant):
         return stopwatch.took
 
     def held_out_loss(self) -> float:
+        """The test loss of the trained model."""
         return float(self.model.evaluate(self.test_x, self.test_y, verbose=0))
 
 
@@ -327,6 +337,7 @@ ENV = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false 
 
 
 def facts_of(config: RunConfig) -> Dataset:
+    """The data set of a configuration."""
     return loading.facts(config.data, config.source)
 
 
@@ -341,6 +352,7 @@ class Split:
 
     @classmethod
     def of(cls, config: RunConfig) -> Split:
+        """Load the data of a configuration."""
         splits = datasets.tensors(loading.load(config.data, config.source), config.model)
         return cls(*(part.contiguous() for examples in splits for part in next(examples.in_order(len(examples)))))
 
@@ -357,6 +369,7 @@ def plain_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
 
 
 def keras_optimizer(config: RunConfig) -> Any:
+    """The same optimizer in Keras."""
     import keras
 
     spec = config.optimizer
@@ -462,6 +475,7 @@ class Limits:
 
     @classmethod
     def measured(cls) -> Limits:
+        """Measure them on this machine, in a quiet process."""
         a, b, c = torch.rand(3, _GEMM_SIDE, _GEMM_SIDE)
         gemm = 2 * _GEMM_SIDE**3 / _p05_s(lambda: torch.mm(a, b, out=c))
         return cls(gemm, *(_triad_bytes_per_s(values) for values in _TRIAD_VALUES.values()))
@@ -566,6 +580,7 @@ def trained_alike(name: str, standings: Mapping[str, Standing]) -> bool:
 
 
 def show(name: str, standings: Mapping[str, Standing], fractions: Mapping[str, float]) -> None:
+    """Print the table of one workload."""
     print(f"\n{WORKLOADS[name].title}; {WORKLOADS[name].steps} steps a round\n")
     header = ["", "samples/s", "over tutorial", "Isoflop over it", "first round, s", "held-out loss", "of limit"]
     measure.table(
@@ -590,6 +605,7 @@ def show(name: str, standings: Mapping[str, Standing], fractions: Mapping[str, f
 
 
 def main() -> None:
+    """Measure the chosen workloads and peers, print tables and save the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--only", choices=WORKLOADS, action="append", help="this workload; writes no file")
@@ -627,6 +643,7 @@ def main() -> None:
 def figures_of(
     name: str, workers: Mapping[str, Worker], limits: Limits, clock: str, rounds: int, rng: random.Random
 ) -> dict[str, object]:
+    """The figures of one workload for the result file."""
     config, plan = WORKLOADS[name].config, planner.plan(WORKLOADS[name].config)
     standings, left_out = compare(name, workers, clock=clock, rounds=rounds, rng=rng)
     least_s = roofline_s(config, limits)

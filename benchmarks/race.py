@@ -34,7 +34,7 @@ STEPS = {"Batch": 70, "Mini-batch 64": 2_800, "Stochastic": 9_000}  # some 1.5 s
 _PROCESS = """
 import json, sys, time
 from pathlib import Path
-from engine import worker
+from engine.runtime import worker
 began = time.perf_counter()
 for folders in json.loads(sys.argv[1]):
     worker.run(*map(Path, folders))
@@ -52,6 +52,7 @@ class Measured:
 
     @property
     def total_train_s(self) -> float:
+        """Training seconds of all configurations."""
         return sum(self.train_s.values())
 
 
@@ -96,6 +97,7 @@ def ratios(heat: Sequence[Measured], alone: Sequence[Measured]) -> dict[str, Spr
 
 
 def main() -> None:
+    """Measure, print a table and save the result."""
     load_before, cores = measure.load(), probe.probe().cpu.usable_cores
     run_once(in_a_heat=True)  # fills the file cache
     heat, alone, loads = [], [], [load_before]

@@ -135,6 +135,7 @@ def side_by_side(rng: random.Random) -> dict[str, Spread]:
 
 
 def main() -> None:
+    """Measure, print a table and save the result."""
     torch.set_num_threads(1)
     load_before = measure.load()
     both = side_by_side(random.Random(0))

@@ -49,6 +49,7 @@ REFERENCES = {
 
 
 def main() -> None:
+    """Train all references, print a table and save the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=REFERENCES, action="append")
     parser.add_argument("--text", type=Path, help="tinyshakespeare.txt")

@@ -102,6 +102,7 @@ def measured(
 
 
 def ratio(several: Sequence[Measured], one: Sequence[Measured]) -> Spread:
+    """Throughput on several ranks / on one, per round."""
     return Spread.of([a.samples_per_s / b.samples_per_s for a, b in zip(several, one, strict=True)])
 
 
@@ -112,11 +113,13 @@ def cpu_ratio(several: Sequence[Measured], one: Sequence[Measured]) -> Spread | 
 
 
 def share(several: Sequence[Measured], name: str) -> Spread | None:
+    """A figure of the runs on several ranks, if all have it."""
     known = [value for m in several if (value := getattr(m, name)) is not None]
     return Spread.of(known) if known else None
 
 
 def main(rounds: int = ROUNDS) -> None:
+    """Measure, print a table and save the result."""
     load_before, cores = measure.load(), probe.probe().cpu.usable_cores
     executor = LocalExecutor()
     executor.warm()

@@ -54,6 +54,7 @@ class Workload:
 
     @property
     def config(self) -> RunConfig:
+        """The configuration of the task for this workload."""
         return parse_config(
             {
                 "model": self.model,
@@ -143,6 +144,8 @@ def _plain_model(config: RunConfig) -> nn.Module:
 
 @dataclass(frozen=True, slots=True)
 class Result:
+    """The figures of one workload."""
+
     tutorial_samples_per_s: Spread
     isoflop_samples_per_s: Spread
     ratio: Spread  # of the two sides of one round
@@ -150,6 +153,7 @@ class Result:
 
 
 def compare(workload: Workload, *, rounds: int, rng: random.Random, clock: Clock) -> Result:
+    """Measure both sides of a workload in random order, and compare their losses."""
     config = workload.config
     training, _ = tensors(loading.load(config.data, config.source), config.model)
     _, losses = isoflop(config, clock)  # the first of each is not counted: imports, allocator, caches
@@ -177,6 +181,7 @@ def _difference(losses: np.ndarray, reference: np.ndarray) -> float:
 
 
 def main() -> None:
+    """Measure all workloads, print a table and save the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--only", choices=WORKLOADS, action="append")

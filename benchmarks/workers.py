@@ -56,11 +56,13 @@ class Worker:
         return answer
 
     def answer(self) -> dict[str, Any]:
+        """Wait for the next answer of the process."""
         assert self.process.stdout
         line = self.process.stdout.readline()
         return json.loads(line) if line else {"error": f"ended: {self._last_words()}"}
 
     def close(self) -> None:
+        """End the process; kill it after 30 s."""
         try:
             self.process.communicate(timeout=30)
         except subprocess.TimeoutExpired:

@@ -464,7 +464,7 @@ def test_the_study_is_plain_json(store):
         (["--seeds", "0"], "--seeds 0 is not allowed"),
         (["--steps", "0"], "budget.steps=0 is not allowed"),
         (["--weak", "--preset", "mnist-gd", "--ranks", "1,2"], "--weak excludes batch_size=full"),
-        (["--set", "parallel.num_ranks=2"], "are what a study varies"),
+        (["--set", "parallel.num_ranks=2"], "A scaling study sets parallel.num_ranks"),
         (["--set", "device=cuda:0", "--ranks", "1,2"], "cuda:0"),
         (["--target", "fast", "--ranks", "1,2"], "target 'fast' is not understood"),
         (["--preset", "nope"], "preset='nope' is not known"),
