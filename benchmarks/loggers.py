@@ -1,16 +1,16 @@
-"""What recording every step costs, Isoflop's event log beside other trackers: `python -m benchmarks.loggers`.
+"""The cost of recording every step, with Isoflop's event log and with other trackers: `python -m benchmarks.loggers`.
 
 Five scalars a step: loss, lr, samples, grad_norm, train_s. Two figures for each logger:
 
 - per scalar, in a tight loop: CPU time of the thread that logs, and of the whole process until the logger is closed (its
-  own threads finish what they were handed). W&B's service is another process and not in it.
+  own threads finish their work). W&B's service is another process, whose time is not included.
 - slowdown of training 784-128-10 (fused Adam, data in memory, `loss.item()`) that logs in each step, against the same
   loop without, the two in random order inside one process: wall time of the loop, and process CPU until closed.
 
-Isoflop is given the five values step by step, gathers 100 steps and appends a Steps event, as the training task does
-every 0.1 s. Four of the values it keeps of every step, and its cost is divided by four: of the clock it keeps the ends.
-Peers log to a local folder and send nothing. Each logger has a process of its own, and rounds alternate in random order,
-as in `peers`; both cores are theirs, for they count on another core for their threads.
+Isoflop receives the five values step by step, collects 100 steps and appends a Steps event, as the training task does every
+0.1 s. It keeps four of the values of every step and only the first and last train_s, so its cost is divided by four. The
+other loggers write to a local folder and send nothing. Each logger has its own process, and rounds alternate in random
+order, as in `peers`. The loggers can use both cores, because their threads expect another core.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GOAL_S_PER_SCALAR = 0.3e-6
 BATCH_SIZES = (64, 1)
 SCALARS = ("loss", "lr", "samples", "grad_norm", "train_s")
 _LOOP_S = 0.3
-_CHUNK_STEPS = 100  # what engine.pytorch.train does of 784-128-10 between two readings of the losses, and less
+_CHUNK_STEPS = 100  # the training task does more steps of 784-128-10 than this between two readings of the losses
 HOW = (
     "one process per logger, rounds of all in random order; s_per_scalar: CPU time in a tight loop, of the logging thread "
     "and of the process until closed; slowdown: extra per step of a loop that logs each step over one that does not"
@@ -51,7 +51,7 @@ HOW = (
 class Logger(ABC):
     """One run's log in a folder."""
 
-    kept = len(SCALARS)  # of every step
+    kept = len(SCALARS)  # values kept per step
 
     @abstractmethod
     def __init__(self, folder: Path) -> None: ...
@@ -123,7 +123,7 @@ class TensorBoard(Logger):
 
 
 class MLflow(Logger):
-    """SQLite, which MLflow takes by itself; its folder of files is no longer offered without an opt-out."""
+    """MLflow with SQLite, its default; its file store needs an opt-in."""
 
     synchronous = True
 
@@ -239,7 +239,7 @@ class Training:
 
 
 def tight_loop(logger: Logger) -> dict[str, float]:
-    """CPU seconds per scalar kept: of the thread that logs, and of the process until the logger is closed."""
+    """CPU seconds per kept scalar: of the logging thread, and of the process until the logger is closed."""
     values = dict.fromkeys(SCALARS, 1.0)
     begun_process, begun_thread, begun = time.process_time(), time.thread_time(), time.perf_counter()
     step = 0
@@ -255,7 +255,7 @@ def tight_loop(logger: Logger) -> dict[str, float]:
 
 
 def slowdowns(make: type[Logger], folder: Path, rng: random.Random) -> dict[str, float]:
-    """Extra time per step as a share of a step without, of either batch size."""
+    """Extra time per step as a share of a step without a logger, for each batch size."""
     found = {}
     for batch_size in BATCH_SIZES:
         took = {}
@@ -287,7 +287,7 @@ def work(peer: Peer) -> None:
 def compare(
     workers: Mapping[str, Worker], *, rounds: int, rng: random.Random
 ) -> tuple[dict[str, dict[str, Spread]], dict[str, str]]:
-    """Each logger's figures, and why one has none; the first round, with imports and new databases, does not count."""
+    """The figures of each logger, and reasons for those without; the first round, with imports and new databases, is left out."""
     first, left_out = first_answers(workers, PEERS)
     answers: dict[str, list[dict[str, float]]] = {name: [] for name in first}
     for _ in range(rounds):

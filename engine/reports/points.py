@@ -14,8 +14,8 @@ from engine.store.columns import Table
 MAX_UNPACKED_BYTES = 500_000_000  # of all columns and files of an imported report
 
 
-def _pack(values: np.ndarray) -> dict[str, Any]:  # noqa: DOC501
-    """Pack a column without loss: whole numbers (or nanoseconds) as differences, others as float32 or float64."""
+def _pack(values: np.ndarray) -> dict[str, Any]:
+    """Pack a column without loss: whole numbers (or nanoseconds) as differences, others as float32 or float64."""  # noqa: DOC501
     for per in (1, 1_000_000_000):
         whole = _whole(values, per)
         if whole is not None:

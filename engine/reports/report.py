@@ -106,12 +106,12 @@ class Report(FrozenModel):
         return self.model_dump_json()
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Self:  # noqa: DOC501
+    def from_json(cls, text: str | bytes) -> Self:
         """Parse a report of this or an earlier schema.
 
         Raises:
             StoreError: The text is not a report, is damaged, or has a newer schema.
-        """
+        """  # noqa: DOC501
         try:
             data = json.loads(text, parse_constant=_refuse_constant)
             version = data["schema_version"]

@@ -144,12 +144,12 @@ def _table(text: str, choices: CurveChoices) -> _Table:
     return _Table(cells[list(place.values())].set_axis(list(place), axis=1), named, unit, notes)
 
 
-def _cells(text: str) -> pd.DataFrame:  # noqa: DOC501
+def _cells(text: str) -> pd.DataFrame:
     """Every cell as stripped text, the header first, without empty rows.
 
     Raises:
         ConfigError: The table is empty, damaged or too large.
-    """
+    """  # noqa: DOC501
     cells = _parsed(text)
     if (longest := max((int(column.str.len().max()) for _, column in cells.items()), default=0)) > MAX_CELL:
         raise _unreadable(f"a cell has {longest:,} characters, the limit is {MAX_CELL:,}")
@@ -165,12 +165,12 @@ def _cells(text: str) -> pd.DataFrame:  # noqa: DOC501
     return cells
 
 
-def _parsed(text: str) -> pd.DataFrame:  # noqa: DOC501
+def _parsed(text: str) -> pd.DataFrame:
     """The cells as text, because pandas reads more texts as numbers or dates than people do.
 
     Raises:
         ConfigError: The text is not a table.
-    """
+    """  # noqa: DOC501
     import pandas as pd  # imported here, because the command line must start without it
 
     if "\0" in text:  # the parser would end a cell there

@@ -45,12 +45,12 @@ def saved_reports(store: Store) -> list[SavedReport]:
     return sorted(found, key=lambda report: report.origin.at, reverse=True)
 
 
-def saved_report(store: Store, report_id: str) -> SavedReport:  # noqa: DOC501
+def saved_report(store: Store, report_id: str) -> SavedReport:
     """The imported report with this id.
 
     Raises:
         StoreError: There is none, or it cannot be read.
-    """
+    """  # noqa: DOC501
     try:
         path = _path(store, report_id)
         if path.stat().st_size > _MOST_BYTES:

@@ -115,12 +115,12 @@ class Archive:
         _check_no_overlap(path, members, self._zip.start_dir)
         self.names = frozenset(names)
 
-    def read(self, name: str) -> bytes:  # noqa: DOC501
+    def read(self, name: str) -> bytes:
         """The bytes of a member, counted while they are unpacked, because the size in the zip can be wrong.
 
         Raises:
             StoreError: The member is damaged, or unpacks to too many bytes.
-        """
+        """  # noqa: DOC501
         pieces = []
         try:
             with self._zip.open(name) as member:
@@ -162,8 +162,8 @@ _LOCAL = struct.Struct(
 )  # local file header, APPNOTE.TXT 4.3.7 (pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT)
 
 
-def _check_no_overlap(path: Path, members: list[zipfile.ZipInfo], end: int) -> None:  # noqa: DOC501
-    """Refuse members that share bytes, because then a few kilobytes unpack to gigabytes (CVE-2024-0450)."""
+def _check_no_overlap(path: Path, members: list[zipfile.ZipInfo], end: int) -> None:
+    """Refuse members that share bytes, because then a few kilobytes unpack to gigabytes (CVE-2024-0450)."""  # noqa: DOC501
     before = 0
     with path.open("rb") as file:
         for member in sorted(members, key=lambda m: m.header_offset):
