@@ -1,7 +1,10 @@
-"""Side-by-side measurements: `python -m benchmarks.training_loop`, `.recording`, `.latency`; results in `results/`."""
+"""Side-by-side measurements, one module per topic; they write their results to `results/`.
+
+Run one with `python -m benchmarks.MODULE`. docs/benchmarks.md has the figures. Benchmarks can import every room.
+"""
 
 import os
 
-# libgomp reads these when torch is imported: one thread, and none that spins while it waits (as engine.executor does).
+# libgomp reads these when torch is imported: one thread, which sleeps while it waits (as in engine/runtime/executor.py).
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["OMP_NUM_THREADS"] = "1"

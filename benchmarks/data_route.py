@@ -1,8 +1,8 @@
-"""What a live update costs the server: `python -m benchmarks.data_route`.
+"""The cost of a live update on the server: `python -m benchmarks.data_route`.
 
-A real server, a real run, polls twice a second with the cursor of the last answer, as a page does. The server's CPU time
-is read from its process before and after each poll; what it uses without being asked is measured apart, in turn, and
-taken off. Bytes are the body's, uncompressed.
+A real server and a real run are polled twice a second with the cursor of the last answer, as a page does. The server's CPU
+time is read from its process in windows with and without polls; the CPU time without polls is subtracted. Bytes are those of
+the uncompressed body.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ POLL_S = 0.5
 
 
 def cpu_s(server: psutil.Process) -> float:
+    """CPU seconds of the server's process so far."""
     times = server.cpu_times()
     return times.user + times.system
 
 
 def server_process(port: int | None) -> psutil.Process:
-    """The child of ours that was told to serve on `port`."""
+    """The child process that serves on `port`."""
     return next(p for p in psutil.Process(os.getpid()).children() if str(port) in p.cmdline())
 
 
 def poll(page: HTTPConnection, cookie: str, run_id: str, cursor: str) -> tuple[str, int]:
-    """The new cursor and the size of the answer, bytes, over a connection that stays open as a browser's does."""
+    """Poll once; return the new cursor and the size of the answer in bytes. The connection stays open, as in a browser."""
     page.request(
         "GET", f"/api/runs/{run_id}/points?{urllib.parse.urlencode({'after': cursor})}", headers={"Cookie": cookie}
     )
@@ -52,7 +53,7 @@ def poll(page: HTTPConnection, cookie: str, run_id: str, cursor: str) -> tuple[s
 
 
 def measure(page: HTTPConnection, cookie: str, server: psutil.Process, run_id: str) -> dict[str, Spread | float]:
-    """Interleaved halves of two seconds: polled, left alone, polled, ..."""
+    """Windows of two seconds, with and without polls in alternation."""
     cursor, size = poll(page, cookie, run_id, "")
     full, sizes, polled, alone = size, [], 0.0, 0.0
     for _ in range(UPDATES // 4):
@@ -74,12 +75,13 @@ def measure(page: HTTPConnection, cookie: str, server: psutil.Process, run_id: s
 
 
 def measure_idle_bytes(page: HTTPConnection, cookie: str, run_id: str) -> int:
-    """An update when nothing is new: the run is over."""
+    """Size in bytes of an update with nothing new, after the run has ended."""
     cursor, _ = poll(page, cookie, run_id, "")
     return poll(page, cookie, run_id, cursor)[1]
 
 
 def main() -> None:
+    """Measure, print a table and save the result."""
     load_before = load()
     results: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as home, serve_dashboard(Path(home)) as url:

@@ -25,6 +25,7 @@ DRAWN = """() => {
 
 
 def open_page(browser: Browser, url: Served) -> Page:
+    """Open the Train page and wait until its form is ready."""
     page = url.new_context(browser, viewport={"width": 1440, "height": 900}).new_page()
     page.goto(f"{url}/{EXPERIMENT}")
     page.get_by_role("button", name="Run", exact=True).wait_for(timeout=60_000)
@@ -32,7 +33,11 @@ def open_page(browser: Browser, url: Served) -> Page:
 
 
 def click_to_point(page: Page, before: str | None) -> tuple[float, str]:
-    """Seconds from the click to a drawn chart with a loss of a run other than `before`, and that run."""
+    """Click Run; return the seconds until a chart shows a loss of a run other than `before`, and the id of that run.
+
+    Raises:
+        TimeoutError: No point is drawn within a minute.
+    """
     start = time.perf_counter()
     page.get_by_role("button", name="Run", exact=True).click()
     while time.perf_counter() - start < 60:
@@ -44,12 +49,14 @@ def click_to_point(page: Page, before: str | None) -> tuple[float, str]:
 
 
 def stop(page: Page) -> None:
+    """Press Stop, and wait until the run has ended and one second more."""
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("button", name="Export").wait_for(timeout=30_000)
     time.sleep(1)
 
 
 def main() -> None:
+    """Measure warm and cold starts, print a table and save the result."""
     load_before = load()
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as home:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -68,7 +75,7 @@ def main() -> None:
     figures = {"warm": Spread.of(warm), "first_click_s": first_click, "from_nothing_s": cold}
     rows = [
         ["page open for some seconds, supervisor warm", figures["warm"].text(), "< 1"],
-        ["first click, just after the page is there", f"{first_click:.2f}", "-"],
+        ["first click, just after the page has loaded", f"{first_click:.2f}", "-"],
         ["from starting the server on an empty store", f"{cold:.2f}", "< 8"],
     ]
     table(["click to first point on the page, s", "median (p10-p90)", "goal"], rows)

@@ -1,15 +1,15 @@
-"""Inference: what the harness adds to a request, whether its latencies are true, and whether its advice is the best there is.
+"""Inference: the overhead of the harness, the accuracy of its latencies, and the quality of its advice.
 
 overhead   requests through the task's timed loop, and through a bare loop with one clock around all of them; in turns
-plain      the median latency of the task, and of the ten lines everybody writes around inference_mode; in turns
+plain      the median latency of the task, and of ten hand-written lines around inference_mode; in turns
 stopwatch  the task's latencies, and those of another clock (CLOCK_MONOTONIC_RAW) in other code; in turns
-sweet      the cell the task's matrix names for a limit, and the best of all cells measured one by one by the plain loop
+sweet      the combination that the task's matrix names for a limit, and the best of all combinations by the plain loop
 cache      time per new character of a decoder with its KV cache and without
-ladder     the same trained weights in every form that runs here
+ladder     the same trained weights in every runtime that is available
 
-Nets are 784-128-10 and LeNet on MNIST; trained weights where accuracy is shown, fresh ones where only time is. Ratios are taken
-within a round, sides in random order. `--clock cpu` counts the thread's own CPU time where the sides are compared over whole
-blocks (overhead): other programs on the same cores then fall out.
+Models are 784-128-10 and LeNet on MNIST, with trained weights if accuracy is shown and new ones otherwise. Ratios are taken
+within a round, with the sides in random order. `--clock cpu` counts the thread's own CPU time in `overhead`, so that other
+programs on the same cores have no effect.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from engine.studies.inference import Quantile, in_words, matrix, sweet_spot
 NETS = {"784-128-10": "mnist-mlp", "LeNet": "lenet"}
 BATCH_SIZES = tuple(2**i for i in range(11))
 GOALS = {"overhead": 1.02, "plain": 1.0, "stopwatch": 0.05, "sweet": 0.95}
-BLOCK_S = 0.05  # of one side in one round
-SHORT_BLOCK_S = 0.005  # of overhead: most blocks are then free of what other programs do
+BLOCK_S = 0.05  # length of one side in one round
+SHORT_BLOCK_S = 0.005  # for `overhead`; so short that other programs do not interrupt most blocks
 CLOCKS: dict[str, Callable[[], int]] = {"wall": time.perf_counter_ns, "cpu": time.thread_time_ns}
 
 
 @dataclass(frozen=True, slots=True)
 class Net:
-    """A net with fresh weights, as the task serves it and as one writes it by hand, and different inputs for both."""
+    """A model with new weights, in the form of the task and written by hand, with inputs for both."""
 
     served: Callable[[Tensor], Tensor]
     plain: nn.Sequential
@@ -64,13 +64,14 @@ class Net:
     config: RunConfig
 
     def inputs(self, batch_size: int) -> list[Tensor]:
-        """As many different ones as the task takes, within 64 MiB."""
+        """As many different inputs as the task uses, within 64 MiB."""
         count = max(1, min(32, 2**26 // (4 * batch_size * self.held_out[0].numel())))
         rows = np.resize(np.random.default_rng(0).permutation(len(self.held_out)), (count, batch_size))
         return [self.held_out[torch.from_numpy(r)] for r in rows]
 
 
 def net(preset: str, folder: Path) -> Net:
+    """The model of a preset with new weights."""
     config = infer_config(preset_config(preset))
     arrays = loading.load(config.data, config.source)
     _, held_out = tensors(arrays, config.model)
@@ -80,13 +81,14 @@ def net(preset: str, folder: Path) -> Net:
 
 
 def fresh_weights(config: RunConfig, folder: Path) -> Path:
+    """Save new random weights and return their file."""
     from engine.pytorch.tasks.infer import _fresh_weights
 
     return _fresh_weights(config, loading.facts(config.data, config.source), folder)
 
 
 def plain_net(preset: str, same: nn.Sequential) -> nn.Sequential:
-    """The net as a tutorial writes it down, with the same weights."""
+    """The model as in a tutorial, with the same weights."""
     if preset == "mnist-mlp":
         layers: list[nn.Module] = [nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)]
     else:
@@ -103,7 +105,7 @@ def plain_net(preset: str, same: nn.Sequential) -> nn.Sequential:
 
 
 def harness(call: Callable[[Any], Any], inputs: Sequence[Any], seconds: float, watch: Stopwatch) -> np.ndarray:
-    """Latencies of the task's own timed loop, s."""
+    """Latencies in seconds of the task's own timed loop."""
     with torch.inference_mode():
         gc.disable()
         until = time.perf_counter_ns() + int(seconds * 1e9)
@@ -113,7 +115,7 @@ def harness(call: Callable[[Any], Any], inputs: Sequence[Any], seconds: float, w
 
 
 def bare(call: Callable[[Any], Any], inputs: Sequence[Any], count: int, clock: Callable[[], int]) -> float:
-    """Seconds of a request in a loop that does nothing else, by one clock around all of them."""
+    """Seconds per request in a loop that does nothing else, with one clock around all requests."""
     with torch.inference_mode():
         gc.disable()
         source: Iterator[Any] = itertools.cycle(inputs)
@@ -128,7 +130,7 @@ def bare(call: Callable[[Any], Any], inputs: Sequence[Any], count: int, clock: C
 def timed_harness(
     call: Callable[[Any], Any], inputs: Sequence[Any], count: int, watch: Stopwatch, clock: Callable[[], int]
 ) -> float:
-    """The same of the task's loop, from outside it."""
+    """Seconds per request of the task's loop, with one clock around it."""
     with torch.inference_mode():
         gc.disable()
         begun = clock()
@@ -139,7 +141,7 @@ def timed_harness(
 
 
 def by_hand(model: nn.Module, inputs: Sequence[Tensor], seconds: float) -> np.ndarray:
-    """What everybody writes."""
+    """Latencies in seconds of the usual hand-written loop."""
     times = []
     with torch.inference_mode():
         until = time.perf_counter() + seconds
@@ -153,6 +155,7 @@ def by_hand(model: nn.Module, inputs: Sequence[Tensor], seconds: float) -> np.nd
 
 
 def by_another_clock(call: Callable[[Any], Any], inputs: Sequence[Any], count: int) -> np.ndarray:
+    """Latencies in seconds by CLOCK_MONOTONIC_RAW."""
     raw, now = time.CLOCK_MONOTONIC_RAW, time.clock_gettime_ns
     begun, ended = np.empty(count, np.int64), np.empty(count, np.int64)
     with torch.inference_mode():
@@ -168,7 +171,7 @@ def by_another_clock(call: Callable[[Any], Any], inputs: Sequence[Any], count: i
 
 
 def overhead(made: Net, rounds: int, rng: random.Random, clock: Callable[[], int]) -> Spread:
-    """Time of a request through the task's loop by that of a bare loop, batch 1, one thread."""
+    """Time of a request in the task's loop / in a bare loop, at batch 1 on one thread."""
     torch.set_num_threads(1)
     inputs, watch = made.inputs(1), Stopwatch()
     count = max(20, int(SHORT_BLOCK_S / np.median(harness(made.served, inputs, 0.2, watch))))
@@ -185,7 +188,7 @@ def overhead(made: Net, rounds: int, rng: random.Random, clock: Callable[[], int
 
 
 def plain(made: Net, rounds: int, rng: random.Random) -> tuple[Spread, Spread, Spread]:
-    """Median latency by hand, of the task, and the ratio of the two, batch 1, one thread."""
+    """Median latency by hand and of the task, and their ratio, at batch 1 on one thread."""
     torch.set_num_threads(1)
     inputs, watch, pairs = made.inputs(1), Stopwatch(), []
     harness(made.served, inputs, 0.2, watch), by_hand(made.plain, inputs, 0.2)
@@ -201,7 +204,7 @@ def plain(made: Net, rounds: int, rng: random.Random) -> tuple[Spread, Spread, S
 
 
 def stopwatch(made: Net, batch_size: int, rounds: int, rng: random.Random) -> tuple[Spread, Spread]:
-    """The task's p50 and mean by those of another clock in other code, one thread."""
+    """The task's p50 and mean / those of another clock in other code, on one thread."""
     torch.set_num_threads(1)
     inputs, watch, p50s, means = made.inputs(batch_size), Stopwatch(), [], []
     count = max(20, int(BLOCK_S / np.median(harness(made.served, inputs, 0.2, watch))))
@@ -219,18 +222,18 @@ def stopwatch(made: Net, batch_size: int, rounds: int, rng: random.Random) -> tu
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What the matrix said, and what the plain loop found of it."""
+    """The combination that the matrix names, and what the plain loop measures for it."""
 
     sentence: str
     chosen: Cell | None
     chosen_samples_per_s: float | None  # by the plain loop
-    chosen_is_within: bool  # the limit, by the plain loop
+    chosen_is_within: bool  # whether it is within the limit, by the plain loop
     best: tuple[int, int] | None  # batch size and threads, by the plain loop
     best_samples_per_s: float | None
 
     @property
     def share(self) -> float | None:
-        """Of the best throughput within the limit: what following the advice comes to."""
+        """Throughput of the advice / best throughput within the limit; None if unknown."""
         if not self.chosen_samples_per_s or not self.best_samples_per_s:
             return None
         return self.chosen_samples_per_s / self.best_samples_per_s
@@ -239,7 +242,7 @@ class Advice:
 def sweet(
     made: Net, threads: Sequence[int], seconds: float, limit_s: float, quantile: Quantile, rng: random.Random
 ) -> Advice:
-    """The task's matrix first, then every cell by hand for as long, in random order and in five turns as well.
+    """The task's matrix first, then every combination by hand for as long, in random order, also in five turns.
 
     By hand, throughput is that of the median request: what a busy machine does to a few of them is left out on both sides.
     """
@@ -275,7 +278,7 @@ def sweet(
 
 
 def cache(rounds: int) -> dict[str, float]:
-    """Seconds per new character of the decoder of 0.8 M parameters, batch 1, one thread."""
+    """Seconds per new character of a decoder with 0.8 M parameters, at batch 1 on one thread."""
     base = infer_config(
         preset_config("char-decoder"), prompt_len=32, new_tokens=32, requests=10 * rounds, rounds=rounds
     )
@@ -290,7 +293,7 @@ def cache(rounds: int) -> dict[str, float]:
 
 
 def ladder(preset: str, seconds: float, runtimes: Sequence[str]) -> list[dict[str, Any]]:
-    """Every form of trained weights at batch 1 and 64, one thread."""
+    """Every runtime with trained weights, at batch 1 and 64 on one thread."""
     with tempfile.TemporaryDirectory() as folder:
         for _ in train(with_overrides(preset_config(preset), ["budget.epochs=10"]), Path(folder)):
             pass
@@ -324,10 +327,11 @@ def ladder(preset: str, seconds: float, runtimes: Sequence[str]) -> list[dict[st
     return rows
 
 
-# --- the whole ----------------------------------------------------------------------------------------------------
+# --- main ---------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
+    """Run the chosen parts, print tables and save the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("overhead", "plain", "stopwatch", "sweet", "cache", "ladder")
     parser.add_argument("--only", choices=parts, action="append")

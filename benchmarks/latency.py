@@ -1,8 +1,8 @@
-"""From asking for a run to its first point: `mnist-mlp` for one epoch, through a real supervisor in a store of its own.
+"""From the submission of a run to its first point: `mnist-mlp` for one epoch, through a real supervisor in a store of its own.
 
-Warm, the supervisor's fork server has torch imported; from nothing, there is not even a supervisor. Two ends are
-measured: when the log says that the first step was done, and when a reader that looks every few milliseconds saw it
-(which also waits for the log to be flushed).
+Warm: the supervisor's fork server has imported torch. From nothing: no supervisor is running. Two moments are measured: the
+time of the first step according to the log, and the time when a reader that polls every few milliseconds sees it, which
+includes the flush of the log.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class FirstPoint:
-    """Seconds since the run was asked for."""
+    """Seconds since the submission."""
 
-    starting_s: float  # its process is at work
-    started_s: float  # model and data stand
-    in_log_s: float  # the first step is done and read back
-    seen_s: float  # a reader has it
+    starting_s: float  # its process has started
+    started_s: float  # model and data are ready
+    in_log_s: float  # the first step is done and its loss read back
+    seen_s: float  # a reader sees it
 
 
 def submit(client: Client) -> FirstPoint:
-    """Ask for a run, wait for its first point and then for its end, so that the next finds a quiet machine."""
+    """Submit a run, wait for its first point and then for its end, so that the next run has the machine to itself."""
     asked = time.time()
     run = client.store.run(client.submit(CONFIG))
     _wait(lambda: _look(run) and len(run.steps))
@@ -72,7 +72,7 @@ def _wait(condition) -> None:
 
 @contextlib.contextmanager
 def fresh_client() -> Iterator[Client]:
-    """A client of a new store; whatever supervisor it started is ended with it."""
+    """A client of a new store; the supervisor that it starts ends with it."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         store = Store(Path(folder))
         try:
@@ -91,12 +91,14 @@ def _end_supervisor(store: Store) -> None:
 
 
 def warm() -> list[FirstPoint]:
+    """First points with a running supervisor."""
     with fresh_client() as client:
         submit(client)  # not counted: it starts the supervisor and waits for the fork server
         return [submit(client) for _ in range(SUBMITS)]
 
 
 def cold() -> list[FirstPoint]:
+    """First points without a supervisor."""
     points = []
     for _ in range(COLD_STARTS):
         with fresh_client() as client:
@@ -105,6 +107,7 @@ def cold() -> list[FirstPoint]:
 
 
 def main() -> None:
+    """Measure, print a table and save the result."""
     load_before = measure.load()
     figures, rows = {}, []
     for title, points in (("warm supervisor", warm()), ("from nothing", cold())):
@@ -113,7 +116,7 @@ def main() -> None:
         rows.append([title, str(len(points)), *(spread.text(3) for spread in spreads.values())])
     in_log = figures["warm_supervisor"]["in_log_s"]
     print("Seconds since submit, median (p10-p90); mnist-mlp, one epoch\n")
-    measure.table(["", "n", "process at work", "model and data stand", "first point in log", "seen by a reader"], rows)
+    measure.table(["", "n", "process started", "model and data ready", "first point in log", "seen by a reader"], rows)
     reached = in_log.median <= GOAL_S
     print(f"\nFirst point in the log, warm: {in_log.median:.3f} s, goal {GOAL_S:g} s: {measure.verdict(reached)}")
     measure.save("latency", figures | {"goal_warm_in_log_s": GOAL_S, "reached": reached}, load_before=load_before)

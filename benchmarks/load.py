@@ -1,15 +1,15 @@
-"""What many viewers, many runs and a long run cost: `python -m benchmarks.load [viewers] [runs] [long]`.
+"""The cost of many viewers, many runs and a long run: `python -m benchmarks.load [viewers] [runs] [long]`.
 
 - viewers: 25 browsers poll one run every 2 s. Windows with them and without alternate within one run; the training's
-  speed in a window is read from its own log, the server's CPU time from its process. The pollers run on this machine,
-  too, and their CPU time is part of what slows the training.
-- runs: 10,000 runs, made with the engine's own store and event log. Opened without an index, then listed, searched,
-  sorted and turned in a real Chromium, from the action to the new list on the page (a search waits 0.3 s for more to be
-  typed, which is included).
+  speed in a window is read from its own log, the server's CPU time from its process. The viewers run on this machine
+  too, so their CPU time also slows the training.
+- runs: 10,000 runs, made with the engine's own store and event log. Opened without an index; then listed,
+  searched, sorted and paged in a real Chromium, from the action to the new list on the page. A search includes the 0.3 s
+  that the page waits for more typing.
 - long: a run of 100,000 steps, each with loss, learning rate, gradient norm, samples and time, eight hardware readings
-  four times a second and 100 evaluations, written with 1, 10 and 100 steps at a time. To the drawn curve in Chromium:
-  from the list of runs in a dashboard that is open, and, apart, from the address in a browser that holds nothing yet,
-  which then loads Streamlit's pages and 5 MB of Plotly first. Every sample opens another run.
+  four times a second and 100 evaluations, written with 1, 10 and 100 steps at a time. Time to the drawn
+  curve in Chromium: from the list of runs in an open dashboard, and separately from the address in an empty browser, which
+  first loads Streamlit's pages and 5 MB of Plotly. Every sample opens another run.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ STEPS, LONG_RUNS = 100_000, 4
 
 
 class Viewer(threading.Thread):
-    """Polls as a page does, with the cursor of the last answer, while it is told to look."""
+    """Polls as a page does, with the cursor of the last answer, while `looking` is set."""
 
     def __init__(self, url: Served, run_id: str, looking: threading.Event, late_s: float) -> None:
         super().__init__(daemon=True)
@@ -67,16 +67,17 @@ class Viewer(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        """Poll while `looking` is set, until `is_over`."""
         cursor, _ = poll(self.page, self.cookie, self.run_id, "")
         while not self.is_over:
             self.looking.wait()
-            self.page.close()  # opened anew by the next request: a server lets go of a connection nobody uses for 5 s
-            time.sleep(self.late_s)  # 25 people do not look at the same moment
+            self.page.close()  # the next request opens it again, because the server closes connections that are idle for 5 s
+            time.sleep(self.late_s)  # so that the 25 viewers do not poll at the same moment
             while self.looking.is_set():
                 began = time.perf_counter()
                 try:
                     cursor, size = poll(self.page, self.cookie, self.run_id, cursor)
-                except RemoteDisconnected:  # more than 5 s late: a browser would ask again, and so do we
+                except RemoteDisconnected:  # more than 5 s late; a browser would also try again
                     self.page.close()
                     continue
                 self.seconds.append(time.perf_counter() - began)
@@ -85,18 +86,19 @@ class Viewer(threading.Thread):
 
 
 def viewers() -> dict[str, Any]:
+    """Measure with and without 25 viewers."""
     with tempfile.TemporaryDirectory() as home, serve_dashboard(Path(home)) as url:
         client = Client(Store(Path(home)))
         server = server_process(urllib.parse.urlsplit(url).port)
         run = running(client, "mnist-mlp")
         looking = threading.Event()
         everybody = [Viewer(url, run.run_id, looking, i * REFRESH_S / VIEWERS) for i in range(VIEWERS)]
-        time.sleep(5)  # everyone has the first answer
+        time.sleep(5)  # every viewer has its first answer
         windows = [window(server, looking, watched=bool(i % 2)) for i in range(2 * PAIRS)]
         looking.clear()
         for viewer in everybody:
             viewer.is_over = True
-        time.sleep(REFRESH_S)  # the last of them asks no server that is gone
+        time.sleep(REFRESH_S)  # so that no viewer polls a server that has ended
         run.refresh()
         client.cancel(run.run_id)
         wait(lambda: run.refresh() is not None and run.is_over)
@@ -115,7 +117,7 @@ def viewers() -> dict[str, Any]:
 
 
 def running(client: Client, preset: str) -> Run:
-    """A training under way for minutes, past its first seconds."""
+    """Start a training of several minutes and wait until its first seconds have passed."""
     config = with_overrides(preset_config(preset), ["budget.epochs=none", "budget.seconds=600"])
     run = client.store.run(client.submit(config))
     wait(lambda: run.refresh() is not None and len(run.steps) > 1_000)
@@ -123,8 +125,9 @@ def running(client: Client, preset: str) -> Run:
 
 
 def window(server: psutil.Process, looking: threading.Event, *, watched: bool) -> dict[str, Any]:
+    """Server CPU time and training speed in one window."""
     looking.set() if watched else looking.clear()
-    time.sleep(REFRESH_S)  # until the last of them looks, or has stopped to
+    time.sleep(REFRESH_S)  # until the last viewer has started or stopped polling
     own, began, cpu, own_cpu = psutil.Process(), time.time(), cpu_s(server), cpu_s(psutil.Process())
     time.sleep(WINDOW_S)
     return {"time": (began, time.time()), "server_s": cpu_s(server) - cpu, "own_s": cpu_s(own) - own_cpu}
@@ -139,7 +142,11 @@ def speed(run: Run, began: float, ended: float) -> float:
 
 
 def wait(is_so: Callable[[], bool], *, seconds: float = 120.0) -> float:
-    """Seconds until it was so."""
+    """Wait until `is_so()`; return the seconds.
+
+    Raises:
+        TimeoutError: It is not so within `seconds`.
+    """
     began = time.perf_counter()
     while not is_so():
         if time.perf_counter() - began > seconds:
@@ -173,6 +180,7 @@ def make_runs(store: Store, number: int) -> None:
 
 
 def started(steps: int) -> Started:
+    """The Started event of a run with so many steps."""
     return Started(
         at=time.time(), parameters=101_770, train_flops_per_example=408_576, train_examples=4_000, test_examples=1_000,
         total_steps=steps, setup_s=0.1,
@@ -180,6 +188,7 @@ def started(steps: int) -> Started:
 
 
 def many_runs() -> dict[str, Any]:
+    """Measure a store with 10,000 runs."""
     with tempfile.TemporaryDirectory() as home:
         store = Store(Path(home))
         make_runs(store, RUNS)
@@ -221,6 +230,7 @@ def running_soon(client: Client) -> float:
 
 
 def queries_of(store: Store) -> dict[str, Callable[[], Any]]:
+    """The measured queries by title."""
     return {
         "top 100 by accuracy": lambda: store.listing(order="test_accuracy", limit=100),
         "100 of lowest loss": lambda: store.listing(order="final_train_loss", descending=False, limit=100),
@@ -231,11 +241,13 @@ def queries_of(store: Store) -> dict[str, Callable[[], Any]]:
 
 
 def queried(ask: Callable[[], Any]) -> Spread:
+    """Seconds of a query, repeated."""
     ask()
     return Spread.of([timed(ask) for _ in range(QUERIES)])
 
 
 def timed(do: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
     began = time.perf_counter()
     do()
     return time.perf_counter() - began
@@ -243,6 +255,7 @@ def timed(do: Callable[[], Any]) -> float:
 
 @contextlib.contextmanager
 def browser() -> Iterator[Any]:
+    """A headless Chromium."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -252,7 +265,7 @@ def browser() -> Iterator[Any]:
 
 
 def on_the_page(page: Any, url: str, store: Store) -> dict[str, list[float]]:
-    """Seconds from an action to the list it leads to."""
+    """Seconds from an action to the resulting list."""
     page.goto(f"{url}/runs")
     says = page.locator(".st-key-pages [data-testid=stCaptionContainer]")
     says.wait_for()
@@ -282,7 +295,7 @@ def on_the_page(page: Any, url: str, store: Store) -> dict[str, list[float]]:
             sort.click()
             page.get_by_role("option").nth(1 + i % 10).click()
 
-        sorts.append(until("1–100 of", choose))  # another order begins at its first page
+        sorts.append(until("1–100 of", choose))  # another order starts at the first page
     return {"search": searches, "sort": sorts, "turn a page": turn}
 
 
@@ -293,7 +306,7 @@ def make_long_run(store: Store, per_record: int) -> str:
     """100,000 steps of 10 ms each, read back `per_record` at a time."""
     config = with_overrides(RunConfig(), ["schedule=cosine", "max_grad_norm=1"])
     run_id = store.create(config, name=f"{per_record} at a time")
-    with claim(store.folder(run_id)):  # or the supervisor takes it for a run whose process is gone
+    with claim(store.folder(run_id)):  # otherwise the supervisor ends it as a run without a process
         _write_long_run(store.folder(run_id), per_record)
     return run_id
 
@@ -327,6 +340,7 @@ DRAWN = """() => [...document.querySelectorAll('.js-plotly-plot')].some(
 
 
 def long_run() -> dict[str, Any]:
+    """Measure the page of a run with 100,000 steps."""
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as home, serve_dashboard(Path(home)) as url, browser() as chromium:
         store, address = Store(Path(home)), urllib.parse.urlsplit(url)
@@ -376,7 +390,7 @@ def _columns(paints: list[tuple[float, float]]) -> dict[str, list[float]]:
 
 
 def painted(chromium: Any, url: Served, run_id: str, server: psutil.Process) -> tuple[float, float]:
-    """Seconds from the address to the drawn curve, in a browser that holds nothing yet; the server's CPU time for it."""
+    """Seconds from the address to the drawn curve in an empty browser, and the server's CPU seconds."""
     context = url.new_context(chromium, viewport={"width": 1440, "height": 900})
     page = context.new_page()
     began, cpu = time.perf_counter(), cpu_s(server)
@@ -387,12 +401,13 @@ def painted(chromium: Any, url: Served, run_id: str, server: psutil.Process) -> 
     return seconds, cpu_s(server) - cpu
 
 
-# --- all of it ----------------------------------------------------------------------------------------------------
+# --- main ---------------------------------------------------------------------------------------------------------
 
 PARTS = {"viewers": viewers, "runs": many_runs, "long": long_run}
 
 
 def main() -> None:
+    """Run the chosen parts, print tables and save the result."""
     chosen, load_before = sys.argv[1:] or list(PARTS), load()
     path = RESULTS / "load.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -407,8 +422,12 @@ def main() -> None:
 
 
 def viewer_rows(r: dict[str, Any]) -> Iterator[list[str]]:
+    """The rows of the table on viewers."""
     ratio = Spread(**r["training_speed_watched_over_alone"])
-    slower, noisy = 1 - ratio.median, ratio.p90 - ratio.p10 > 0.06  # by twice what is asked for: it cannot be told
+    slower, noisy = (
+        1 - ratio.median,
+        ratio.p90 - ratio.p10 > 0.06,
+    )  # a spread of twice the goal, so that the ratio is not conclusive
     yield ["data route, p95", f"{r['route_p95_s'] * 1e3:.1f} ms", "< 1 s", verdict(r["route_p95_s"] < 1)]
     share = r["server_core_share"]["median"]
     yield ["server, of a core", f"{share:.1%}", "< 50 %", verdict(share < 0.5)]
@@ -417,6 +436,7 @@ def viewer_rows(r: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def run_rows(r: dict[str, Any]) -> Iterator[list[str]]:
+    """The rows of the table on many runs."""
     for name, p95 in r["page_p95_s"].items():
         yield [f"{name} on the page, p95", f"{p95:.2f} s", "< 1 s", verdict(p95 < 1)]
     for name, spread in r["queries_s"].items():
@@ -428,6 +448,7 @@ def run_rows(r: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def long_rows(r: dict[str, Any]) -> Iterator[list[str]]:
+    """The rows of the table on a long run."""
     for name, figures in r.items():
         if name != "load_1min":
             if seconds := figures.get("opened_from_list_s"):

@@ -1,16 +1,16 @@
-"""What recording every step costs, Isoflop's event log beside other trackers: `python -m benchmarks.loggers`.
+"""The cost of recording every step, with Isoflop's event log and with other trackers: `python -m benchmarks.loggers`.
 
 Five scalars a step: loss, lr, samples, grad_norm, train_s. Two figures for each logger:
 
 - per scalar, in a tight loop: CPU time of the thread that logs, and of the whole process until the logger is closed (its
-  own threads finish what they were handed). W&B's service is another process and not in it.
+  own threads finish their work). W&B's service is another process, whose time is not included.
 - slowdown of training 784-128-10 (fused Adam, data in memory, `loss.item()`) that logs in each step, against the same
   loop without, the two in random order inside one process: wall time of the loop, and process CPU until closed.
 
-Isoflop is given the five values step by step, gathers 100 steps and appends a Steps event, as the training task does
-every 0.1 s. Four of the values it keeps of every step, and its cost is divided by four: of the clock it keeps the ends.
-Peers log to a local folder and send nothing. Each logger has a process of its own, and rounds alternate in random order,
-as in `peers`; both cores are theirs, for they count on another core for their threads.
+Isoflop receives the five values step by step, collects 100 steps and appends a Steps event, as the training task does every
+0.1 s. It keeps four of the values of every step and only the first and last train_s, so its cost is divided by four. The
+other loggers write to a local folder and send nothing. Each logger has its own process, and rounds alternate in random
+order, as in `peers`. The loggers can use both cores, because their threads expect another core.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GOAL_S_PER_SCALAR = 0.3e-6
 BATCH_SIZES = (64, 1)
 SCALARS = ("loss", "lr", "samples", "grad_norm", "train_s")
 _LOOP_S = 0.3
-_CHUNK_STEPS = 100  # what engine.pytorch.train does of 784-128-10 between two readings of the losses, and less
+_CHUNK_STEPS = 100  # the training task does more steps of 784-128-10 than this between two readings of the losses
 HOW = (
     "one process per logger, rounds of all in random order; s_per_scalar: CPU time in a tight loop, of the logging thread "
     "and of the process until closed; slowdown: extra per step of a loop that logs each step over one that does not"
@@ -51,19 +51,23 @@ HOW = (
 class Logger(ABC):
     """One run's log in a folder."""
 
-    kept = len(SCALARS)  # of every step
+    kept = len(SCALARS)  # values kept per step
 
     @abstractmethod
     def __init__(self, folder: Path) -> None: ...
 
     @abstractmethod
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the values of one step."""
 
     @abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish writing and release everything."""
 
 
 class Isoflop(Logger):
+    """Isoflop's event log."""
+
     kept = 4
 
     def __init__(self, folder: Path) -> None:
@@ -75,6 +79,7 @@ class Isoflop(Logger):
         self.loss, self.lr, self.samples, self.grad_norm = [], [], [], []
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Collect the values; append a Steps event per chunk."""
         self.loss.append(values["loss"])
         self.lr.append(values["lr"])
         self.samples.append(values["samples"])
@@ -93,27 +98,32 @@ class Isoflop(Logger):
         self._clear()
 
     def close(self) -> None:
+        """Append the rest and close the log."""
         if self.loss:
             self._append(self.first + len(self.loss) - 1, self.begun_s)
         self.events.close(Finished(at=time.time()))
 
 
 class TensorBoard(Logger):
+    """A SummaryWriter of torch.utils.tensorboard."""
+
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(folder))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One add_scalar call per value."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Close the writer."""
         self.writer.close()
 
 
 class MLflow(Logger):
-    """SQLite, which MLflow takes by itself; its folder of files is no longer offered without an opt-out."""
+    """MLflow with SQLite, its default; its file store needs an opt-in."""
 
     synchronous = True
 
@@ -125,40 +135,52 @@ class MLflow(Logger):
         mlflow.start_run()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One log_metrics call per step."""
         self.mlflow.log_metrics(values, step=step, synchronous=self.synchronous)
 
     def close(self) -> None:
+        """End the run."""
         self.mlflow.flush_async_logging()
         self.mlflow.end_run()
 
 
 class MLflowAsync(MLflow):
+    """MLflow with its asynchronous logging."""
+
     synchronous = False
 
 
 class WandB(Logger):
+    """W&B in offline mode."""
+
     def __init__(self, folder: Path) -> None:
         import wandb
 
         self.run = wandb.init(mode="offline", dir=str(folder), project="benchmark")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One log call per step."""
         self.run.log(values, step=step)
 
     def close(self) -> None:
+        """Finish the run."""
         self.run.finish()
 
 
 class Trackio(Logger):
+    """Trackio with a local folder."""
+
     def __init__(self, folder: Path) -> None:
         import trackio
 
         self.run = trackio.init(project="benchmark", name=folder.name, embed=False)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One log call per step."""
         self.run.log(values, step=step)
 
     def close(self) -> None:
+        """Finish the run."""
         self.run.finish()
 
 
@@ -191,6 +213,7 @@ class Training:
         self.x, self.y = torch.randn(4_000, 784).split(batch_size), torch.randint(10, (4_000,)).split(batch_size)
 
     def step(self, step: int) -> float:
+        """Train one step and return its loss."""
         i = step % len(self.x)
         loss = nn.functional.cross_entropy(self.model(self.x[i]), self.y[i])
         self.optimizer.zero_grad()
@@ -216,7 +239,7 @@ class Training:
 
 
 def tight_loop(logger: Logger) -> dict[str, float]:
-    """CPU seconds per scalar kept: of the thread that logs, and of the process until the logger is closed."""
+    """CPU seconds per kept scalar: of the logging thread, and of the process until the logger is closed."""
     values = dict.fromkeys(SCALARS, 1.0)
     begun_process, begun_thread, begun = time.process_time(), time.thread_time(), time.perf_counter()
     step = 0
@@ -232,7 +255,7 @@ def tight_loop(logger: Logger) -> dict[str, float]:
 
 
 def slowdowns(make: type[Logger], folder: Path, rng: random.Random) -> dict[str, float]:
-    """Extra time per step as a share of a step without, of either batch size."""
+    """Extra time per step as a share of a step without a logger, for each batch size."""
     found = {}
     for batch_size in BATCH_SIZES:
         took = {}
@@ -251,6 +274,7 @@ def _subfolder(folder: Path) -> Path:
 
 
 def work(peer: Peer) -> None:
+    """Answer requests in the process of one logger."""
     torch.set_num_threads(1)
     rng = random.Random(0)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
@@ -263,7 +287,7 @@ def work(peer: Peer) -> None:
 def compare(
     workers: Mapping[str, Worker], *, rounds: int, rng: random.Random
 ) -> tuple[dict[str, dict[str, Spread]], dict[str, str]]:
-    """Each logger's figures, and why one has none; the first round, with imports and new databases, does not count."""
+    """The figures of each logger, and reasons for those without; the first round, with imports and new databases, is left out."""
     first, left_out = first_answers(workers, PEERS)
     answers: dict[str, list[dict[str, float]]] = {name: [] for name in first}
     for _ in range(rounds):
@@ -274,6 +298,7 @@ def compare(
 
 
 def show(figures: Mapping[str, Mapping[str, Spread]]) -> None:
+    """Print the table of all loggers."""
     columns = [
         "us/scalar, thread",
         "us/scalar, process",
@@ -288,6 +313,7 @@ def show(figures: Mapping[str, Mapping[str, Spread]]) -> None:
 
 
 def main() -> None:
+    """Measure all installed loggers, print a table and save the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--peers", type=names_of(PEERS), help=f"some of {','.join(PEERS)}; writes no file")

@@ -1,4 +1,4 @@
-"""What every measurement shares: spread, a table to read, a result file that says where its figures were had."""
+"""Shared by all measurements: spread, table, and a result file with the conditions."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """Median and percentiles of the values."""
         p10, median, p90 = np.percentile(values, [10, 50, 90])
         return cls(len(values), float(median), float(p10), float(p90))
 
     def text(self, digits: int = 2, *, scale: float = 1.0) -> str:
-        """median (p10-p90)"""
+        """The text "median (p10-p90)", with values multiplied by `scale`."""
         median, p10, p90 = (f"{v * scale:,.{digits}f}" for v in (self.median, self.p10, self.p90))
         return f"{median} ({p10}-{p90})"
 
 
 def conditions() -> dict[str, Any]:
-    """Where and with what: enough to repeat it, nothing that identifies the machine."""
+    """Hardware and versions: enough to repeat the measurement, nothing that identifies the machine."""
     cpu = probe.probe().cpu
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -56,7 +57,7 @@ def conditions() -> dict[str, Any]:
 
 
 def load() -> float:
-    """Programs that wanted a core over the last minute: above the number of cores, times are not to be trusted."""
+    """Load average over the last minute; above the number of cores, times are not reliable."""
     return os.getloadavg()[0]
 
 
@@ -70,7 +71,7 @@ def save(name: str, figures: Mapping[str, Any], *, load_before: float) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as what is in them, the first to the left."""
+    """Print a table; the first column is left-aligned."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     for row in [header, ["-" * w for w in widths], *rows]:
         print(
@@ -81,11 +82,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def verdict(reached: bool) -> str:
+    """Whether a goal was reached, as a word."""
     return "reached" if reached else "MISSED"
 
 
 def _plain(value: Any) -> Any:
-    """Numbers rounded to six digits: a file a person reads and compares."""
+    """The value with numbers rounded to six digits, so that people can read and compare the file."""
     match value:
         case Spread():
             return _plain(asdict(value))

@@ -1,7 +1,7 @@
-"""What it costs that the supervisor reads the whole machine four times a second and keeps it for the page Hardware.
+"""The cost of the machine monitor, which reads the whole machine four times a second for the page Hardware.
 
-Directly: CPU time of a beat, readings and writing, over the quarter of a second it is for. Side by side: the same training
-alone, and with a recorder in a process of its own on the same core, which is the worst place for it.
+Directly: CPU time of one reading and writing, over the quarter of a second between readings. Side by side: the same training
+alone, and with a recorder in its own process on the same core, which is the worst case.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RECORDER = (
 
 
 def beat_s(root: Path) -> list[float]:
-    """CPU seconds of each of some beats; the process is otherwise quiet, so that a beat finds its caches cold."""
+    """CPU seconds of single readings; the process sleeps in between, so that the caches are cold."""
     monitor, costs = Monitor(), []
     recorder = Recorder(root)
     for _ in range(BEATS):
@@ -56,7 +56,7 @@ def beat_s(root: Path) -> list[float]:
 
 
 def poll_s(root: Path) -> dict[str, list[float]]:
-    """CPU seconds of the data route's answers: to a browser that has nothing, to one that follows, with nothing new."""
+    """CPU seconds of the data route: first answer, answer with new points, answer with nothing new."""
     monitor, recorder = Monitor(), Recorder(root)
     for _ in range(3_600):
         recorder.beat(monitor)
@@ -109,6 +109,7 @@ def _recorder(core: int) -> Iterator[None]:
 
 
 def side_by_side(rng: random.Random, core: int) -> dict[str, Spread]:
+    """Training alone and with a recorder on the same core, in random order."""
     step_s(core, recorded=True)  # not counted: imports, allocator, caches
     plain, slowdowns = [], {"wall": [], "cpu": []}  # type: ignore[var-annotated]
     for _ in range(PAIRS):
@@ -120,6 +121,7 @@ def side_by_side(rng: random.Random, core: int) -> dict[str, Spread]:
 
 
 def main() -> None:
+    """Measure, print a table and save the result."""
     torch.set_num_threads(1)
     load_before = measure.load()
     with tempfile.TemporaryDirectory() as name:

@@ -1,14 +1,14 @@
-"""Isoflop's training task against the other ways to train the same net: `python -m benchmarks.peers`.
+"""Isoflop's training task against other ways to train the same model: `python -m benchmarks.peers`.
 
-The peers have an environment of their own (`requirements-peers.txt`); one that is not installed is left out with a line
-that says so. All do the same number of steps of the same net at the same batch size, from its first weights in each
-round. Time runs from the first batch to the last loss known on the host. Building, compiling and warming up are outside
-of it; the first round, which has them, does not count and is told apart. Peers are used as their documentation shows,
-without bars, loggers and checkpoints unless their name says so.
+The peers have their own environment (`requirements-peers.txt`); a peer that is not installed is left out, with a message. All
+do the same number of steps of the same model at the same batch size, from the initial weights in each round. The time runs
+from the first batch to the last loss on the host. Building, compiling and warm-up are not included; the first round, which
+has them, is listed separately. Peers are used as their documentation shows, without progress bars, loggers and checkpoints
+unless their name says so.
 
-Every contestant, Isoflop too, lives in a process of its own that waits for the word to run a round, so that rounds of all
-of them alternate in random order: Keras takes one backend per process, JAX brings its own thread pool and Lightning its
-own hooks, and none is to disturb another or to be treated differently. All are confined to the same core.
+Every contestant, Isoflop included, has its own process that runs a round on request, so that the rounds of all alternate in
+random order. Keras allows one backend per process, JAX has its own thread pool and Lightning its own hooks, and none can
+disturb another. All run on the same core.
 
 `--clock cpu` counts the CPU time of each one's process, for machines that are not quiet.
 """
@@ -59,7 +59,7 @@ _MOMENTUM = {"name": "momentum", "lr": 0.02, "momentum": 0.9}
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is trained in a round: whole epochs, or less than one."""
+    """The training of a round: whole epochs, or less than one."""
 
     title: str
     steps: int
@@ -70,6 +70,7 @@ class Workload:
 
     @property
     def config(self) -> RunConfig:
+        """The configuration of Isoflop's task for this workload."""
         return parse_config(
             {
                 "model": self.model,
@@ -108,23 +109,25 @@ class Contestant(ABC):
 
     @abstractmethod
     def round_s(self) -> float:
-        """Seconds of one training from first weights."""
+        """Seconds of one training from the initial weights."""
 
     @abstractmethod
     def held_out_loss(self) -> float:
-        """After the last round, on the held-out split: who does not train shall not win."""
+        """The test loss after the last round, which shows that the contestant really trained."""
 
 
 class Isoflop(Contestant):
-    """The training task's own clock: steps and reading their losses back, as in `training_loop`."""
+    """The training task with its own clock: steps and reading back losses, as in `training_loop`."""
 
     def round_s(self) -> float:
+        """Seconds of the task's training clock."""
         with tempfile.TemporaryDirectory() as folder:
             events = list(train(self.config, Path(folder), clock=self.clock))
         self.evaluation = [event for event in events if isinstance(event, Evaluation)][-1]
         return [event for event in events if isinstance(event, Steps)][-1].train_s[1]
 
     def held_out_loss(self) -> float:
+        """The test loss of the last evaluation."""
         return self.evaluation.test_loss
 
 
@@ -137,7 +140,7 @@ class Tutorial(Contestant):
         self.criterion = mean_loss if self.config.data == "text" else nn.CrossEntropyLoss()
 
     def fresh(self) -> tuple[nn.Module, torch.optim.Optimizer, DataLoader]:
-        """The task's net and first weights in the memory layout everyone starts with, warmed up as the task does it."""
+        """The task's model and initial weights in PyTorch's default memory layout, warmed up as in the task."""
         self.model = models.build(self.config.model, facts_of(self.config), seed=self.config.seed)
         self.model.to(memory_format=torch.contiguous_format)
         optimizer = plain_optimizer(self.config, self.model)
@@ -145,11 +148,12 @@ class Tutorial(Contestant):
             x, y = self.split.train_x[: self.batch_size], self.split.train_y[: self.batch_size]
             self.criterion(self.model(x), y).backward()
             optimizer.zero_grad()
-        torch.manual_seed(self.config.seed)  # of the order
+        torch.manual_seed(self.config.seed)  # fixes the order of the data
         examples = TensorDataset(self.split.train_x, self.split.train_y)
         return self.model, optimizer, DataLoader(examples, batch_size=self.batch_size, shuffle=True)
 
     def round_s(self) -> float:
+        """Seconds of the loop."""
         return self.loop_s(*self.fresh(), torch.Tensor.backward)
 
     def loop_s(
@@ -159,6 +163,7 @@ class Tutorial(Contestant):
         loader: DataLoader,
         backward: Callable[[torch.Tensor], None],
     ) -> float:
+        """Seconds from the first batch to the last loss."""
         start, step, running_loss = self.clock(), 0, 0.0
         while step < self.steps:
             for x, y in loader:
@@ -174,6 +179,7 @@ class Tutorial(Contestant):
         return self.clock() - start
 
     def held_out_loss(self) -> float:
+        """The test loss of the trained model."""
         with torch.inference_mode():
             return self.criterion(self.model(self.split.test_x), self.split.test_y).item()
 
@@ -188,18 +194,20 @@ class Accelerate(Tutorial):
         self.accelerator = Accelerator(cpu=True)
 
     def round_s(self) -> float:
+        """Seconds of the loop with prepared objects."""
         prepared = self.accelerator.prepare(*self.fresh())
         took = self.loop_s(*prepared, self.accelerator.backward)
-        self.accelerator.free_memory()  # it holds on to what it prepared
+        self.accelerator.free_memory()  # otherwise it keeps the prepared objects
         return took
 
 
 class Lightning(Tutorial):
-    """A LightningModule as in its quick start, in a Trainer without what costs time beside training."""
+    """A LightningModule as in its quick start, in a Trainer without logger, checkpoints and progress bar."""
 
     options: Mapping[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 
     def round_s(self) -> float:
+        """Seconds of Trainer.fit."""
         import lightning
 
         clock = self.clock
@@ -242,13 +250,13 @@ class Lightning(Tutorial):
 
 
 class LightningDefault(Lightning):
-    """With what Trainer() brings: TensorBoard every 50 steps, a checkpoint each epoch, a progress bar (into a file)."""
+    """With the defaults of Trainer(): TensorBoard every 50 steps, a checkpoint each epoch, a progress bar (into a file)."""
 
     options: Mapping[str, Any] = {}
 
 
 class Keras(Contestant):
-    """compile() and fit() on NumPy arrays; KERAS_BACKEND says on what. Compiled once: rounds set the state back."""
+    """compile() and fit() on NumPy arrays; KERAS_BACKEND names the backend. Compiled once; each round resets the state."""
 
     steps_at_once = 1
 
@@ -265,13 +273,16 @@ class Keras(Contestant):
         self.model.compile(
             optimizer=keras_optimizer(self.config),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            steps_per_execution=min(self.steps_at_once, self.steps),  # it would run more steps than it was asked for
+            steps_per_execution=min(
+                self.steps_at_once, self.steps
+            ),  # with more, Keras would run more steps than requested
         )
         self.model.optimizer.build(self.model.trainable_variables)
         self.state = [*self.model.variables, *self.model.optimizer.variables]
         self.first_state = [keras.ops.convert_to_numpy(variable).copy() for variable in self.state]
 
     def round_s(self) -> float:
+        """Seconds of fit()."""
         import keras
 
         clock = self.clock
@@ -299,11 +310,12 @@ class Keras(Contestant):
         return stopwatch.took
 
     def held_out_loss(self) -> float:
+        """The test loss of the trained model."""
         return float(self.model.evaluate(self.test_x, self.test_y, verbose=0))
 
 
 class KerasStepsAtOnce(Keras):
-    """The option Keras documents against per-step overhead; it exists on the JAX backend only."""
+    """Keras's documented option against per-step overhead; only the JAX backend has it."""
 
     steps_at_once = 20
 
@@ -323,16 +335,17 @@ COMPILED = {"keras-jax", "keras-jax-20"}  # the others are PyTorch, eager
 ENV = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
 
 
-# --- the same thing in everyone's words ---------------------------------------------------------------------------
+# --- the same workload for each library ---------------------------------------------------------------------------
 
 
 def facts_of(config: RunConfig) -> Dataset:
+    """The data set of a configuration."""
     return loading.facts(config.data, config.source)
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Examples as the task's net reads them; of text, windows side by side."""
+    """The samples of a split as the task's model reads them; for text, adjacent windows."""
 
     train_x: torch.Tensor
     train_y: torch.Tensor
@@ -341,12 +354,13 @@ class Split:
 
     @classmethod
     def of(cls, config: RunConfig) -> Split:
+        """Load the data of a configuration."""
         splits = datasets.tensors(loading.load(config.data, config.source), config.model)
         return cls(*(part.contiguous() for examples in splits for part in next(examples.in_order(len(examples)))))
 
 
 def mean_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Of text, (batch, seq_len, characters): every position is an answer."""
+    """Mean cross-entropy; for text, logits are (batch, seq_len, characters) and every position counts."""
     return nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
 
 
@@ -357,6 +371,7 @@ def plain_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
 
 
 def keras_optimizer(config: RunConfig) -> Any:
+    """The same optimizer in Keras."""
     import keras
 
     spec = config.optimizer
@@ -372,12 +387,12 @@ def keras_optimizer(config: RunConfig) -> Any:
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:
-    """Images as Keras lays them out."""
+    """Images in the channels-last layout of Keras."""
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == 4 else x
 
 
 def keras_model(config: RunConfig) -> Any:
-    """The same layers and parameters out of Keras's own; first weights are Keras's."""
+    """The same layers and parameters in Keras, with Keras's own initial weights."""
     from keras import Input, Sequential, layers
 
     facts = facts_of(config)
@@ -396,7 +411,7 @@ def keras_model(config: RunConfig) -> Any:
 
 
 def keras_decoder(config: RunConfig) -> Any:
-    """The task's pre-norm decoder: no biases, learned positions, exact GELU, a head of its own."""
+    """The task's pre-norm decoder: no biases, learned positions, exact GELU, an untied output layer."""
     import keras
     from keras import layers
 
@@ -426,8 +441,8 @@ def keras_decoder(config: RunConfig) -> Any:
 
 
 def work(peer: Peer) -> None:
-    """A contestant's process."""
-    importlib.import_module(peer.packages[0])  # no part of a round
+    """Answer requests in the process of one contestant."""
+    importlib.import_module(peer.packages[0])  # the import is not part of a round
     torch.set_num_threads(1)
     current: dict[str, Contestant] = {}
 
@@ -448,13 +463,13 @@ def work(peer: Peer) -> None:
 # --- the physical limit -------------------------------------------------------------------------------------------
 
 _GEMM_SIDE = 512
-_TRIAD_VALUES = {"l3": 2**19, "dram": 2**24}  # 3 arrays of 2 MiB lie in an L3 cache, 3 of 64 MiB do not
+_TRIAD_VALUES = {"l3": 2**19, "dram": 2**24}  # 3 arrays of 2 MiB fit into an L3 cache, 3 of 64 MiB do not
 _VALUES_MOVED = {"adam": 7, "adamw": 7, "momentum": 5}  # weight, gradient and state read, all but the gradient written
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """One thread's best: the 5th percentile of many short calls, which other programs disturb least."""
+    """Peaks of one thread: the 5th percentile of many short calls, on which other programs have the least effect."""
 
     gemm_flops_per_s: float
     l3_bytes_per_s: float
@@ -462,13 +477,14 @@ class Limits:
 
     @classmethod
     def measured(cls) -> Limits:
+        """Measure the peaks in this process."""
         a, b, c = torch.rand(3, _GEMM_SIDE, _GEMM_SIDE)
         gemm = 2 * _GEMM_SIDE**3 / _p05_s(lambda: torch.mm(a, b, out=c))
         return cls(gemm, *(_triad_bytes_per_s(values) for values in _TRIAD_VALUES.values()))
 
 
 def _triad_bytes_per_s(values: int) -> float:
-    """a = b + 3c; reading a before it is written over is not counted."""
+    """Bandwidth of a = b + 3c, without counting that the CPU reads a before it writes to it."""
     a, b, c = (torch.ones(values) for _ in range(3))
     return 3 * a.nbytes / _p05_s(lambda: torch.add(b, c, alpha=3.0, out=a))
 
@@ -497,7 +513,7 @@ def roofline_s(config: RunConfig, limits: Limits) -> float:
 # --- side by side -------------------------------------------------------------------------------------------------
 
 GOALS_OVER_LIGHTNING = {"mlp-64": 4.0, "mlp-1": 6.0, "lenet-64": 1.5}  # median ratio of samples per second, at least
-PARITY = "decoder-32"  # bound by matrix products that are the same for all: not behind, within the spread
+PARITY = "decoder-32"  # limited by matrix products, which are the same for all; the goal is not to be slower, within the spread
 _LEARNED_FACTOR = 2.0
 HOW = (
     "one process per contestant, all on the same core; rounds of all in random order; seconds from the first batch to the "
@@ -507,19 +523,19 @@ HOW = (
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A peer on a workload."""
+    """The result of a peer on a workload."""
 
     samples_per_s: Spread
-    over_tutorial: Spread | None  # ratios of the two in one round; None of itself, or when the other did not run
+    over_tutorial: Spread | None  # ratio within a round; None for the tutorial itself, or if one of the two did not run
     isoflop_over_it: Spread | None
-    first_round_s: float  # building, compiling and warming up with it
+    first_round_s: float  # includes building, compiling and warm-up
     held_out_loss: float
 
 
 def compare(
     name: str, workers: Mapping[str, Worker], *, clock: str, rounds: int, rng: random.Random
 ) -> tuple[dict[str, Standing], dict[str, str]]:
-    """Standings, and why a worker has none."""
+    """The standings, and reasons for peers without one."""
     first, left_out = first_answers(workers, PEERS, workload=name, clock=clock, first=True)
     speeds: dict[str, list[float]] = {peer: [] for peer in first}
     for _ in range(rounds):
@@ -542,7 +558,7 @@ def compare(
 
 
 def verdicts(name: str, standings: Mapping[str, Standing]) -> dict[str, bool]:
-    """What is aimed at on a workload, in words, and whether it was reached."""
+    """The goals of a workload as text, and whether each was reached."""
     found = {}
     for peer, standing in standings.items():
         if peer == "isoflop" or (ratio := standing.isoflop_over_it) is None:
@@ -559,13 +575,14 @@ def verdicts(name: str, standings: Mapping[str, Standing]) -> dict[str, bool]:
 
 
 def trained_alike(name: str, standings: Mapping[str, Standing]) -> bool:
-    """Whether all brought the loss down from that of a guess by about as much: first weights and order differ."""
+    """Whether all reduced the loss by a similar amount; initial weights and order differ between libraries."""
     guess = math.log(facts_of(WORKLOADS[name].config).num_classes)
     learned = [guess - standing.held_out_loss for standing in standings.values()]
     return max(learned) <= _LEARNED_FACTOR * min(learned)
 
 
 def show(name: str, standings: Mapping[str, Standing], fractions: Mapping[str, float]) -> None:
+    """Print the table of one workload."""
     print(f"\n{WORKLOADS[name].title}; {WORKLOADS[name].steps} steps a round\n")
     header = ["", "samples/s", "over tutorial", "Isoflop over it", "first round, s", "held-out loss", "of limit"]
     measure.table(
@@ -590,6 +607,7 @@ def show(name: str, standings: Mapping[str, Standing], fractions: Mapping[str, f
 
 
 def main() -> None:
+    """Measure the chosen workloads and peers, print tables and save the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--only", choices=WORKLOADS, action="append", help="this workload; writes no file")
@@ -607,7 +625,7 @@ def main() -> None:
     )
     peers, left_out = installed(PEERS, asked.peers or PEERS)
     with one_core(), contextlib.ExitStack() as stack:
-        limits = Limits.measured()  # before there are workers, which want the same core
+        limits = Limits.measured()  # before the workers start, because they use the same core
         workers = stack.enter_context(started("benchmarks.peers", peers, ENV))
         workloads = {
             name: figures_of(name, workers, limits, asked.clock, asked.rounds, rng) for name in asked.only or WORKLOADS
@@ -627,6 +645,7 @@ def main() -> None:
 def figures_of(
     name: str, workers: Mapping[str, Worker], limits: Limits, clock: str, rounds: int, rng: random.Random
 ) -> dict[str, object]:
+    """The figures of one workload for the result file."""
     config, plan = WORKLOADS[name].config, planner.plan(WORKLOADS[name].config)
     standings, left_out = compare(name, workers, clock=clock, rounds=rounds, rng=rng)
     least_s = roofline_s(config, limits)

@@ -1,11 +1,12 @@
-"""What it costs a run to take turns with others: the lanes of a race in one heat against the same lanes one after another.
+"""The cost of taking turns: the configurations of a race in one seed block, against the same ones one after another.
 
-Each side is a fresh process that runs `worker.run`, as a supervisor has it run: once for all lanes together, or once for
-each. Every lane makes a fixed number of steps, so both sides do the same work. They alternate, heat and alone, and each
-pair of neighbours gives one ratio: of the training seconds (the lanes' own clocks, added up), of each lane's samples per
-second, and of the wall time of `worker.run`: loading, warming up and evaluating included, starting the process not.
+Each side is a new process that calls `worker.run`, as the supervisor does: once for all configurations, or once for each.
+Every configuration makes a fixed number of steps, so both sides do the same work. The sides alternate, and each pair of
+neighbours gives ratios: of the training seconds (the sum of the training clocks), of the samples per second of each
+configuration, and of the wall time of `worker.run`, which includes loading, warm-up and evaluation, but not the start of
+the process.
 
-`python -m benchmarks.race`. While other programs want the cores too, nothing is decided, and the table says so.
+`python -m benchmarks.race`. While other programs use the cores, the result is not conclusive, and the table says so.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from engine.studies.races import DEFAULT_RACE, RACES
 
 PAIRS = 7
 GOAL = 1.03
-STEPS = {"Batch": 70, "Mini-batch 64": 2_800, "Stochastic": 9_000}  # some 1.5 s of training each
+STEPS = {"Batch": 70, "Mini-batch 64": 2_800, "Stochastic": 9_000}  # about 1.5 s of training each
 _PROCESS = """
 import json, sys, time
 from pathlib import Path
-from engine import worker
+from engine.runtime import worker
 began = time.perf_counter()
 for folders in json.loads(sys.argv[1]):
     worker.run(*map(Path, folders))
@@ -44,7 +45,7 @@ print(json.dumps(time.perf_counter() - began))
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One process: seconds of wall time, and by lane its training seconds and samples per second."""
+    """One process: wall seconds, and training seconds and samples per second by configuration."""
 
     wall_s: float
     train_s: dict[str, float]
@@ -52,24 +53,29 @@ class Measured:
 
     @property
     def total_train_s(self) -> float:
+        """Training seconds of all configurations."""
         return sum(self.train_s.values())
 
 
 def lanes() -> dict[str, RunConfig]:
-    """The race's lanes, each with a number of steps in the place of seconds."""
+    """The configurations of the race, with a budget in steps instead of seconds."""
     return {
         lane.label: with_overrides(lane.config, ["budget.seconds=none", f"budget.steps={STEPS[lane.label]}"])
         for lane in RACES[DEFAULT_RACE].lanes
     }
 
 
-def run_once(*, in_a_heat: bool) -> Measured:
-    """All lanes in a fresh process. Raises RuntimeError where one of them did not make its steps."""
+def run_once(*, in_seed_block: bool) -> Measured:
+    """Run all configurations in a new process.
+
+    Raises:
+        RuntimeError: A run did not make all its steps.
+    """
     with tempfile.TemporaryDirectory() as home:
         store = Store(Path(home))
         ids = {label: store.create(config) for label, config in lanes().items()}
         folders = [str(store.folder(run_id)) for run_id in ids.values()]
-        calls = [folders] if in_a_heat else [[folder] for folder in folders]
+        calls = [folders] if in_seed_block else [[folder] for folder in folders]
         done = subprocess.run(
             [sys.executable, "-c", _PROCESS, json.dumps(calls)],
             env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}, stdout=subprocess.PIPE, text=True, check=True,
@@ -85,7 +91,7 @@ def run_once(*, in_a_heat: bool) -> Measured:
 
 
 def ratios(heat: Sequence[Measured], alone: Sequence[Measured]) -> dict[str, Spread]:
-    """Heat over alone, of each pair of neighbours; above 1 the heat takes longer."""
+    """Seed block / one after another, for each pair of neighbours; above 1, the seed block takes longer."""
     pairs = list(zip(heat, alone, strict=True))
     by_lane = {label: Spread.of([h.train_s[label] / a.train_s[label] for h, a in pairs]) for label in STEPS}
     return {
@@ -96,13 +102,14 @@ def ratios(heat: Sequence[Measured], alone: Sequence[Measured]) -> dict[str, Spr
 
 
 def main() -> None:
+    """Measure, print a table and save the result."""
     load_before, cores = measure.load(), probe.probe().cpu.usable_cores
-    run_once(in_a_heat=True)  # fills the file cache
+    run_once(in_seed_block=True)  # fills the file cache
     heat, alone, loads = [], [], [load_before]
     for pair in range(PAIRS):
         began = time.perf_counter()
-        heat.append(run_once(in_a_heat=True))
-        alone.append(run_once(in_a_heat=False))
+        heat.append(run_once(in_seed_block=True))
+        alone.append(run_once(in_seed_block=False))
         loads.append(measure.load())
         print(f"pair {pair + 1} of {PAIRS}: {time.perf_counter() - began:.1f} s", flush=True)
     found = ratios(heat, alone)

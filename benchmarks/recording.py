@@ -1,8 +1,8 @@
-"""What it costs to record everything: every step's loss, samples and clocks, and the hardware at 4 Hz.
+"""The cost of recording: loss, samples and clocks of every step, and the hardware at 4 Hz.
 
-Directly: the CPU time of appending the events of a real run to its log, as it runs, over its steps, and of a sampler beat.
-From these the share of a step is derived. Side by side: the same training with and without the recording that
-worker.run does. Its noise is larger than what is looked for, so it can only show that nothing big was missed.
+Directly: the CPU time per step of appending the events of a real run to its log, and of one hardware reading. From these the
+share of a step is derived. Side by side: the same training with and without the recording of worker.run. Its noise is larger
+than the expected effect, so it can only rule out a large cost.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from engine.store.event_log import EventLog
 ROUNDS = 15
 BEATS = 200
 BEATS_PER_S = 4
-SCALARS_PER_STEP = 2  # loss and examples are kept of every step; its number and clocks follow from its event
+SCALARS_PER_STEP = 2  # loss and samples are stored for every step; its number and clocks follow from the event
 GOAL_SHARE, GOAL_S_PER_SCALAR = 0.01, 0.3e-6
 CONFIG: RunConfig = preset_config("mnist-mlp")  # 784-128-10, Adam, B=64, 20 epochs
 
@@ -39,7 +39,7 @@ CONFIG: RunConfig = preset_config("mnist-mlp")  # 784-128-10, Adam, B=64, 20 epo
 
 
 def append_s_per_step() -> tuple[float, float]:
-    """CPU seconds a step's share of the log costs: (its Steps events alone, all that the task says).
+    """CPU seconds per step of the log: (its Steps events alone, all events of the task).
 
     Appended while the run runs, so with caches as training leaves them and with the writes to the file that come due.
     """
@@ -54,7 +54,7 @@ def append_s_per_step() -> tuple[float, float]:
 
 
 def append_in_a_row_s_per_step() -> float:
-    """CPU seconds a step costs when nothing but appending happens, for half a second.
+    """CPU seconds per step of a loop that only appends, for half a second.
 
     The figures of other trackers were had in this way: caches are warm, and a write is shared by more steps.
     """
@@ -69,14 +69,14 @@ def append_in_a_row_s_per_step() -> float:
 
 
 def beat_s(folder: Path) -> list[float]:
-    """CPU seconds of each of some sampler beats, reading and appending; the process is otherwise quiet."""
+    """CPU seconds of single hardware readings with their append; the process sleeps in between."""
     log = EventLog(folder / "events.jsonl")
     costs = []
     with contextlib.ExitStack() as stack:
         readers = sampler.open_readers(CONFIG.device, time.perf_counter, stack)
         sampling = sampler.Sampler(CONFIG.device, time.perf_counter, log.append)
         for _ in range(BEATS):
-            time.sleep(0.02)  # as in a run, a beat finds its caches cold
+            time.sleep(0.02)  # so that the caches are cold, as in a run
             before = time.thread_time()
             sampling.beat(readers)
             costs.append(time.thread_time() - before)
@@ -87,7 +87,7 @@ def beat_s(folder: Path) -> list[float]:
 
 
 def step_s(clock: Clock, *, recorded: bool) -> float:
-    """Seconds of the run's own training and recording per step."""
+    """Seconds per step of training and recording."""
     with tempfile.TemporaryDirectory() as name:
         events = train(CONFIG, Path(name))
         with _recording(Path(name)) if recorded else contextlib.nullcontext(lambda event: None) as record:
@@ -95,7 +95,7 @@ def step_s(clock: Clock, *, recorded: bool) -> float:
 
 
 def _time_between_steps(events: Iterator[AnyEvent], record: Callable[[AnyEvent], None], clock: Clock) -> float:
-    """Time to produce and record Steps events; evaluations and the rest are recorded off the clock's account."""
+    """Time to produce and record Steps events; other events are recorded outside this time."""
     spent, steps = 0.0, 0
     while True:
         before = clock()
@@ -109,7 +109,7 @@ def _time_between_steps(events: Iterator[AnyEvent], record: Callable[[AnyEvent],
 
 @contextlib.contextmanager
 def _recording(folder: Path) -> Iterator[Callable[[AnyEvent], None]]:
-    """As worker.run does it: a log, a sampler thread of 4 Hz into the same log."""
+    """Recording as in worker.run: a log, and a sampler thread at 4 Hz that writes into it."""
     log = EventLog(folder / "events.jsonl")
     sampling = sampler.Sampler(CONFIG.device, time.perf_counter, log.append)
     sampling.start()
@@ -121,7 +121,7 @@ def _recording(folder: Path) -> Iterator[Callable[[AnyEvent], None]]:
 
 
 def side_by_side(rng: random.Random) -> dict[str, Spread]:
-    """The step without recording, and how much longer one with it takes, by wall clock and by the process's CPU time."""
+    """Seconds of a step without recording, and the extra time with it, by wall clock and by CPU time."""
     step_s(time.perf_counter, recorded=True)  # not counted: imports, allocator, caches
     found: dict[str, Spread] = {}
     for name, clock in (("wall", time.perf_counter), ("cpu", time.process_time)):
@@ -135,6 +135,7 @@ def side_by_side(rng: random.Random) -> dict[str, Spread]:
 
 
 def main() -> None:
+    """Measure, print a table and save the result."""
     torch.set_num_threads(1)
     load_before = measure.load()
     both = side_by_side(random.Random(0))

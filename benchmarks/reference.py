@@ -1,7 +1,7 @@
-"""Trainings whose outcome others published: does Isoflop arrive where they did? `python -m benchmarks.reference`.
+"""Trainings with published results, compared with those of Isoflop: `python -m benchmarks.reference`.
 
-MNIST is downloaded on first use, or taken from `mnist.npz` in the cache folder ($ISOFLOP_DATA). nanoGPT's text is not
-part of the product: name it with `--text tinyshakespeare.txt`, or its row is left out.
+MNIST is downloaded on first use, or taken from `mnist.npz` in the cache folder ($ISOFLOP_DATA). The text of nanoGPT is
+not part of Isoflop: give it with `--text tinyshakespeare.txt`, or its row is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.pytorch.tasks.train import train
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A training, what is published of it, and how far from that is still the same result."""
+    """A training, its published result, and the tolerance."""
 
     title: str
     preset: str
@@ -49,6 +49,7 @@ REFERENCES = {
 
 
 def main() -> None:
+    """Train all references, print a table and save the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=REFERENCES, action="append")
     parser.add_argument("--text", type=Path, help="tinyshakespeare.txt")

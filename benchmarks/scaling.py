@@ -1,13 +1,13 @@
-"""What a second rank gains here: the same training on one process and on two, in turns.
+"""The gain of a second rank: the same training on one process and on two, in turns.
 
-Each run is a process forked as a supervisor has it forked: on one rank alone, on two with the same global batch (strong
+Each run is a process that the fork server starts, as for a supervisor: on one rank alone, on two with the same global batch (strong
 scaling), and on two with that batch for each (weak scaling). The three alternate, forwards and backwards, and each round
 gives a ratio of samples per second on the training clock, which leaves out loading, warming up and evaluation. Ranks are
 processes on this machine's cores that exchange gradients over the loopback by gloo, one thread each.
 
-`python -m benchmarks.scaling [ROUNDS]`. Two ranks want two cores: while other programs want them too nothing is decided, and
-the table says so. The processor time of a step is told beside: others hardly move it, and it is what a rank's step would
-take at best with a core for itself and no waiting.
+`python -m benchmarks.scaling [ROUNDS]`. Two ranks need two cores: while other programs use them, the result is not conclusive,
+and the table says so. The table also has the CPU time of a step, on which other programs have little effect. It is the time
+of a rank's step on a core of its own, without waiting.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from engine.studies.races import Lane
 from engine.studies.scaling import rank_times
 
 ROUNDS = 7
-STEPS = {"mnist-mlp": 1_500, "lenet": 200, "char-decoder": 60}  # some seconds each
-BATCH = {"char-decoder": 32}  # as in the comparison with peers; the others have their preset's 64
+STEPS = {"mnist-mlp": 1_500, "lenet": 200, "char-decoder": 60}  # a few seconds each
+BATCH = {"char-decoder": 32}  # as in `peers`; the other presets have 64
 TITLES = {
     "mnist-mlp": "784-128-10, Adam, B=64",
     "lenet": "LeNet, B=64",
@@ -47,12 +47,12 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run: samples per second, and of several ranks the share of a step in which the mean rank stands still."""
+    """One run: samples per second, and with several ranks the share of a step that the mean rank waits."""
 
     samples_per_s: float
     waits: float | None
-    under_way: float | None  # share of a step in which an all-reduce is under way, waiting or not
-    cpu_s: float | None  # processor time of a step, of the mean rank
+    under_way: float | None  # share of a step in which an all-reduce is running, whether the rank waits or not
+    cpu_s: float | None  # CPU seconds of a step, mean over ranks
 
 
 def lanes(preset: str) -> list[Lane]:
@@ -63,7 +63,11 @@ def lanes(preset: str) -> list[Lane]:
 
 
 def run_once(executor: LocalExecutor, store: Store, config: RunConfig) -> Measured:
-    """A run to its end. Raises RuntimeError where it did not make its steps."""
+    """Run a configuration to its end.
+
+    Raises:
+        RuntimeError: The run did not make all its steps.
+    """
     run_id = store.create(config)
     job = executor.start(store.folder(run_id))
     while job.is_alive():
@@ -90,7 +94,7 @@ def run_once(executor: LocalExecutor, store: Store, config: RunConfig) -> Measur
 def measured(
     executor: LocalExecutor, store: Store, preset: str, rounds: int
 ) -> tuple[dict[str, list[Measured]], list[float]]:
-    """All rounds of a preset by lane, and the load after each round."""
+    """The runs of a preset by configuration, and the load after each round."""
     found: dict[str, list[Measured]] = {name: [] for name in ("one", "strong", "weak")}
     loads = []
     named = list(zip(found, lanes(preset), strict=True))
@@ -103,21 +107,24 @@ def measured(
 
 
 def ratio(several: Sequence[Measured], one: Sequence[Measured]) -> Spread:
+    """Throughput on several ranks / on one, per round."""
     return Spread.of([a.samples_per_s / b.samples_per_s for a, b in zip(several, one, strict=True)])
 
 
 def cpu_ratio(several: Sequence[Measured], one: Sequence[Measured]) -> Spread | None:
-    """Processor time of a rank's step by that of one rank alone: 0.5 is ideal for half of a batch, 1 for a whole one."""
+    """CPU time of a rank's step / that of one rank alone. Ideal is 0.5 for half of a batch and 1 for a whole one."""
     known = [a.cpu_s / b.cpu_s for a, b in zip(several, one, strict=True) if a.cpu_s and b.cpu_s]
     return Spread.of(known) if known else None
 
 
 def share(several: Sequence[Measured], name: str) -> Spread | None:
+    """The spread of a field over the runs that have it; None if none has."""
     known = [value for m in several if (value := getattr(m, name)) is not None]
     return Spread.of(known) if known else None
 
 
 def main(rounds: int = ROUNDS) -> None:
+    """Measure, print a table and save the result."""
     load_before, cores = measure.load(), probe.probe().cpu.usable_cores
     executor = LocalExecutor()
     executor.warm()
@@ -137,7 +144,7 @@ def main(rounds: int = ROUNDS) -> None:
     measure.table(
         ["", *columns], [[TITLES[preset], *(write(f) for write in columns.values())] for preset, f in figures.items()]
     )
-    is_decided = max(loads) <= cores + 0.5  # two ranks are two programs, and the clock of a load is slow
+    is_decided = max(loads) <= cores + 0.5  # two ranks are two programs, and the load average is slow
     if not is_decided:
         print(f"\nInconclusive: up to {max(loads):.1f} programs wanted {cores} cores.")
     measure.save(

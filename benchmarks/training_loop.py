@@ -1,12 +1,12 @@
-"""Isoflop's training task against the loop of the tutorials: same net, weights, data, batch size, steps; one thread.
+"""Isoflop's training task against the loop of the tutorials: same model, weights, data, batch size, steps; one thread.
 
 Each round trains both from the start, in random order, inside one process. The tutorial's loop is timed from its first
-batch to its last loss; Isoflop's time is the training clock of its own events (steps and reading losses back, without
-warm-up and evaluation, which the other does not do either). Then the same batches go through plain autograd and
-torch.optim: losses that differ would mean that speed was bought with another computation.
+batch to its last loss. Isoflop's time is the training clock of its events: steps and reading back losses, without warm-up
+and evaluation, which the tutorial's loop does not do either. Then plain autograd and torch.optim train on the same batches.
+Different losses would mean that Isoflop is faster because it computes something else.
 
-`--clock cpu` counts the process's CPU time instead of wall time: where other programs want the cores too, their share
-then falls out of the ratio.
+`--clock cpu` counts the process's CPU time instead of wall time: if other programs use the cores, the ratio then
+does not include their share.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is trained, for how many steps, and the ratio of samples per second it shall reach."""
+    """A training, its number of steps, and the goal for the ratio of samples per second."""
 
     title: str
     goal: float
@@ -54,6 +54,7 @@ class Workload:
 
     @property
     def config(self) -> RunConfig:
+        """The configuration of the task for this workload."""
         return parse_config(
             {
                 "model": self.model,
@@ -88,9 +89,9 @@ def tutorial(config: RunConfig, training: Examples, clock: Clock) -> float:
     batch_size, steps = _sizes(config)
     model = _plain_model(config)
     criterion = nn.CrossEntropyLoss()
-    optimizer = optimizers.Reference(config.optimizer, model)  # torch.optim with its defaults: not fused
+    optimizer = optimizers.Reference(config.optimizer, model)  # torch.optim with its defaults, which are not fused
     loader = DataLoader(TensorDataset(training.x, training.y), batch_size=batch_size, shuffle=True)
-    for _ in range(3):  # warm-up, as on the other side: the weights stay
+    for _ in range(3):  # warm-up, as on the other side; the weights do not change
         criterion(model(training.x[:batch_size]), training.y[:batch_size]).backward()
         optimizer.zero_grad()
     start, step, samples, running_loss = clock(), 0, 0, 0.0
@@ -111,10 +112,10 @@ def tutorial(config: RunConfig, training: Examples, clock: Clock) -> float:
 
 
 def reference_losses(config: RunConfig, training: Examples) -> np.ndarray:
-    """Losses of plain autograd and torch.optim over the very batches the task draws."""
+    """Losses of plain autograd and torch.optim on the same batches as the task."""
     batch_size, steps = _sizes(config)
     model = _plain_model(config)
-    optimizer = optimizers.Reference(config.optimizer, model)  # torch.optim with its defaults: not fused
+    optimizer = optimizers.Reference(config.optimizer, model)  # torch.optim with its defaults, which are not fused
     batches, losses = iter(Batches(training, batch_size, config.seed)), []
     for _ in range(steps):
         x, y = next(batches)
@@ -133,7 +134,7 @@ def _sizes(config: RunConfig) -> tuple[int, int]:
 
 
 def _plain_model(config: RunConfig) -> nn.Module:
-    """The task's net and first weights in the memory layout everyone starts with."""
+    """The task's model and initial weights in PyTorch's default memory layout."""
     facts = loading.facts(config.data, config.source)
     return models.build(config.model, facts, seed=config.seed).to(memory_format=torch.contiguous_format)
 
@@ -143,6 +144,8 @@ def _plain_model(config: RunConfig) -> nn.Module:
 
 @dataclass(frozen=True, slots=True)
 class Result:
+    """The figures of one workload."""
+
     tutorial_samples_per_s: Spread
     isoflop_samples_per_s: Spread
     ratio: Spread  # of the two sides of one round
@@ -150,9 +153,12 @@ class Result:
 
 
 def compare(workload: Workload, *, rounds: int, rng: random.Random, clock: Clock) -> Result:
+    """Measure both sides of a workload in random order, and compare their losses."""
     config = workload.config
     training, _ = tensors(loading.load(config.data, config.source), config.model)
-    _, losses = isoflop(config, clock)  # the first of each is not counted: imports, allocator, caches
+    _, losses = isoflop(
+        config, clock
+    )  # the first run of each side is not counted, because of imports, allocator and caches
     tutorial(config, training, clock)
     pairs = []
     for _ in range(rounds):
@@ -168,7 +174,7 @@ def compare(workload: Workload, *, rounds: int, rng: random.Random, clock: Clock
     )
 
 
-_COMPARED_STEPS = 20  # later, rounding grows by itself: max pooling and ReLU turn a last bit into another path
+_COMPARED_STEPS = 20  # later steps differ by rounding, which max pooling and ReLU amplify
 
 
 def _difference(losses: np.ndarray, reference: np.ndarray) -> float:
@@ -177,6 +183,7 @@ def _difference(losses: np.ndarray, reference: np.ndarray) -> float:
 
 
 def main() -> None:
+    """Measure all workloads, print a table and save the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--only", choices=WORKLOADS, action="append")

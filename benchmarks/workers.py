@@ -1,7 +1,6 @@
-"""Contestants as processes that wait for the word: what `peers` and `loggers` share.
+"""Worker processes that run on request, shared by `peers` and `loggers`.
 
-Each speaks JSON lines over its pipes, all of them confined to the same core, so that rounds of all alternate and none
-disturbs another.
+Each one exchanges JSON lines over its pipes. All run on the same core and take turns, so that none disturbs another.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A contestant: its title, its class, and the packages it needs."""
+    """A library or logger to measure: its title, its class, and the packages it needs."""
 
     title: str
     kind: type[Any]
@@ -31,11 +30,11 @@ class Peer:
 
 
 class WorkerError(RuntimeError):
-    """What a worker says went wrong."""
+    """The error of a worker."""
 
 
 class Worker:
-    """A contestant's process. It answers a line of JSON with a line of JSON; what it prints goes into a file."""
+    """The process of one peer. It answers a line of JSON with a line of JSON; its other output goes to a file."""
 
     def __init__(self, module: str, name: str, env: Mapping[str, str], folder: Path) -> None:
         self.log = folder / f"{name}.log"
@@ -46,7 +45,11 @@ class Worker:
             )  # fmt: skip
 
     def ask(self, **request: Any) -> dict[str, float]:
-        """Its answer; raises WorkerError when it failed or is gone."""
+        """Send a request and wait for the answer.
+
+        Raises:
+            WorkerError: The worker failed or has ended.
+        """
         assert self.process.stdin
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(request) + "\n")
@@ -56,36 +59,38 @@ class Worker:
         return answer
 
     def answer(self) -> dict[str, Any]:
+        """Wait for the next answer of the process."""
         assert self.process.stdout
         line = self.process.stdout.readline()
-        return json.loads(line) if line else {"error": f"ended: {self._last_words()}"}
+        return json.loads(line) if line else {"error": f"ended: {self._last_output()}"}
 
     def close(self) -> None:
+        """End the process; kill it after 30 s."""
         try:
             self.process.communicate(timeout=30)
         except subprocess.TimeoutExpired:
             self.process.kill()
 
-    def _last_words(self) -> str:
-        return (self.log.read_text().strip().splitlines() or ["without a word"])[-1]
+    def _last_output(self) -> str:
+        return (self.log.read_text().strip().splitlines() or ["no output"])[-1]
 
 
 def serve(handle: Callable[..., Mapping[str, Any]]) -> None:
-    """The worker's side: a word that it is ready, then `handle` answers requests. An error is an answer too."""
+    """In the worker: report that it is ready, then answer requests with `handle`. An error is an answer too."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     answers.write("{}\n")
-    os.dup2(2, 1)  # the peers may print what they like
+    os.dup2(2, 1)  # peers can print to stdout, which is a pipe for answers
     for line in sys.stdin:
         try:
             answer = dict(handle(**json.loads(line)))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - any error of a peer becomes its answer
             answer = {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
         answers.write(json.dumps(answer) + "\n")
 
 
 @contextlib.contextmanager
 def started(module: str, peers: Mapping[str, Peer], env: Mapping[str, str]) -> Iterator[dict[str, Worker]]:
-    """A worker of each peer; their files go to a folder for the time."""
+    """One worker per peer; their files go to a temporary folder."""
     workers: dict[str, Worker] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         shared = {"CUDA_VISIBLE_DEVICES": "", "MKL_NUM_THREADS": "1", "HOME": home, **env}
@@ -93,7 +98,7 @@ def started(module: str, peers: Mapping[str, Peer], env: Mapping[str, str]) -> I
             for name, peer in peers.items():
                 workers[name] = Worker(module, name, {**shared, **peer.env}, Path(home))
             for worker in workers.values():
-                worker.answer()  # imports are done: nobody disturbs the first round
+                worker.answer()  # wait until imports are done, so that they do not disturb the first round
             yield workers
         finally:
             for worker in workers.values():
@@ -103,7 +108,7 @@ def started(module: str, peers: Mapping[str, Peer], env: Mapping[str, str]) -> I
 def first_answers(
     workers: Mapping[str, Worker], peers: Mapping[str, Peer], **request: Any
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """What the workers say to a request, and why others could not; that is told at once."""
+    """The answers of all workers to a request, and the errors of those that failed, which are also printed."""
     answers, left_out = {}, {}
     for name, worker in workers.items():
         try:
@@ -114,10 +119,10 @@ def first_answers(
     return answers, left_out
 
 
-def installed(peers: Mapping[str, Peer], asked: Iterable[str]) -> tuple[dict[str, Peer], dict[str, str]]:
-    """Of those asked for the ones that can run, and why the others cannot; that is told at once."""
+def installed(peers: Mapping[str, Peer], names: Iterable[str]) -> tuple[dict[str, Peer], dict[str, str]]:
+    """The requested peers that are installed, and reasons for the others, which are also printed."""
     found, left_out = {}, {}
-    for name in asked:
+    for name in names:
         if absent := [package for package in peers[name].packages if package not in versions([peers[name]])]:
             left_out[name] = f"not installed: {', '.join(absent)}"
             print(f"{peers[name].title} left out: {left_out[name]}")
@@ -127,7 +132,7 @@ def installed(peers: Mapping[str, Peer], asked: Iterable[str]) -> tuple[dict[str
 
 
 def versions(peers: Iterable[Peer]) -> dict[str, str]:
-    """Of the packages that are installed."""
+    """Versions of the installed packages."""
     found = {}
     for package in sorted({package for peer in peers for package in peer.packages}):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -137,7 +142,7 @@ def versions(peers: Iterable[Peer]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """This process and those it starts meanwhile stay on its last core; on all where a system cannot say so (macOS)."""
+    """Keep this process and its children on its last core; without effect on systems without affinity (macOS)."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -150,11 +155,11 @@ def one_core() -> Iterator[None]:
 
 
 def names_of(peers: Mapping[str, Peer]) -> Callable[[str], list[str]]:
-    """Reads `a,b` from the command line."""
+    """A parser of `a,b` for an argument of the command line."""
 
     def parse(text: str) -> list[str]:
         if unknown := set(text.split(",")) - peers.keys():
-            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))} is none of {', '.join(peers)}")
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))} is not one of {', '.join(peers)}")
         return text.split(",")
 
     return parse

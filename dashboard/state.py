@@ -29,7 +29,7 @@ from engine.hardware import probe
 from engine.measurement import calibration
 from engine.planning import limits, planner
 from engine.planning.planner import Plan
-from engine.reports.report import has_own_command, reproduce
+from engine.reports.commands import has_own_command, reproduce
 from engine.runtime.client import Client
 from engine.store.run import Run
 from engine.store.store import Store

@@ -1,4 +1,4 @@
-"""Write docs/report-schema.md from the models: `python docs/report_schema.py`. A test compares the two."""
+"""Generates docs/report-schema.md from the models: `python docs/report_schema.py`. A test compares the two."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ sys.path.insert(0, str(ROOT))
 from pydantic import BaseModel  # noqa: E402
 from pydantic_core import PydanticUndefined  # noqa: E402
 
+from engine.reports.frozen_run import TABLES, ReportRun  # noqa: E402
 from engine.reports.redaction import LONGEST_TEXT  # noqa: E402
-from engine.reports.report import MAX_RUNS, SCHEMA_VERSION, TABLES, Report, ReportRun  # noqa: E402
+from engine.reports.report import MAX_RUNS, SCHEMA_VERSION, Report  # noqa: E402
 from engine.store.columns import COLUMNS  # noqa: E402
 from engine.studies.race_results import Outcome, VariantOutcome  # noqa: E402
 
@@ -28,13 +29,13 @@ _INTRO = f"""# Contents of a report
 `python docs/report_schema.py` generates this page from the code. A test fails when it is out of date.
 
 A report is one JSON document, schema **{SCHEMA_VERSION}**. The HTML page (`<script type="application/json" id="report">`) and the zip
-(`report.json`) contain the same bytes. The page of a long run has fewer points; `recorded_steps` says how many there were.
-A report has up to {MAX_RUNS} runs. Isoflop reads schema 1 and {SCHEMA_VERSION}, and refuses a newer one by its number.
+(`report.json`) contain the same bytes. The HTML page of a long run has fewer points; `recorded_steps` is the number of recorded steps.
+A report has up to {MAX_RUNS} runs. Isoflop reads schema 1 and {SCHEMA_VERSION}, and refuses a newer one.
 
-- **Hash**: the content hash is the SHA-256 of the JSON as it was written, in UTF-8: `sha256sum report.json`. The page shows it; the zip
-  has it in `SHA256SUMS`. In a page, `<` is written as `\\u003c`.
-- **Units**: seconds, bytes, joules, watts, ratios 0 to 1. Moments are Unix time in seconds.
-- **NaN and infinity** are the texts `"NaN"`, `"Infinity"`, `"-Infinity"`. `null` is unknown.
+- **Hash**: the content hash is the SHA-256 of the JSON file in UTF-8: `sha256sum report.json`. The page shows it; the zip
+  has it in `SHA256SUMS`. In the page, `<` is written as `\\u003c`.
+- **Units**: seconds, bytes, joules, watts, ratios 0 to 1. A `Moment` is a Unix time in seconds.
+- **NaN and infinity** are the texts `"NaN"`, `"Infinity"`, `"-Infinity"`. `null` means unknown.
 - **Columns** of a table are packed without loss: base64 of zlib of little-endian numbers, as `{{"float32": "..."}}`, `{{"float64": "..."}}`, or
   `{{"deltas": "...", "per": 1}}`: int64 differences whose running sum, divided by `per` (1 or 1,000,000,000), gives the values. In Python:
 
@@ -54,14 +55,14 @@ report = json.load(open("report.json"))
 loss = column(report["runs"][0]["steps"]["loss"])
 ```
 
-A column that is missing from a table is unknown. Arrays inside other records are base64 of little-endian numbers, not compressed.
+A column that is missing from a table is unknown. Arrays in events are base64 of little-endian numbers, not compressed.
 
-**What is never in it**: paths, user, host, addresses, tokens, values of the environment, serial numbers. The names of your own files are in
-it only if you ask for them (`--file-names`). `python -m engine export last -o report.html --preview` lists everything that is in it.
+**A report never contains** paths, user, host, addresses, tokens, values of the environment, serial numbers. It contains the names of
+your own files only with `--file-names`. `python -m engine export last -o report.html --preview` lists the content of a report.
 
-Names of types below: `Text` is up to {LONGEST_TEXT:,} characters, `Words` any text, `Id` 16 and `Sha256` 64 hexadecimal digits, `Count` a
-whole number from 0 to 2^63, `Moment` a Unix time until the year 10,000, `Seconds` a duration, `Points` a table, `Said` one of the records
-below by its `kind`, `LastWord` one of Finished, Cancelled, Failed, Interrupted. Fields that are not listed are ignored. The same as JSON Schema:
+Types below: `Text` is a text of up to {LONGEST_TEXT:,} characters, `EncodableStr` and `BoundedStr` are texts, `Id` 16 and `Sha256` 64 hexadecimal digits, `Count` a
+whole number from 0 to 2^63, `Moment` a Unix time until the year 10,000, `Seconds` a duration, `Points` a table, `SharedEvent`
+an event (its `kind` names it), `FinalEvent` one of Finished, Cancelled, Failed, Interrupted. Fields that are not listed are ignored. JSON Schema:
 `python -c "import json; from engine.reports.report import Report; print(json.dumps(Report.model_json_schema(mode='serialization')))"`.
 
 ## Tables
@@ -69,6 +70,7 @@ below by its `kind`, `LastWord` one of Finished, Cancelled, Failed, Interrupted.
 
 
 def document() -> str:
+    """The text of docs/report-schema.md."""
     parts = [_INTRO]
     parts += [f"- `{name}`: {', '.join(f'`{column}`' for column in COLUMNS[name])}" for name in TABLES]
     queue: list[type] = [Report, ReportRun]
@@ -100,8 +102,8 @@ def _fields(model: type) -> list[tuple[str, str, str, str]]:
         found = []
         for name, field in model.model_fields.items():
             default = field.get_default(call_default_factory=True) if not field.is_required() else PydanticUndefined
-            told = comments.get(name, "") or (field.description or field.title or "")
-            found.append((name, _type(model, name), _default(default), _cell(told)))
+            about = comments.get(name, "") or (field.description or field.title or "")
+            found.append((name, _type(model, name), _default(default), _cell(about)))
         return found
     return [(name, _type(model, name), "", _cell(comments.get(name, ""))) for name in model.__dataclass_fields__]  # type: ignore[attr-defined]
 
@@ -112,7 +114,7 @@ def _default(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, BaseModel):
-        return "its own defaults"
+        return "all defaults"
     if hasattr(value, "shape"):
         return "empty"
     return _cell(f"`{value!r}`" if value not in ("", [], {}, ()) else "empty")
@@ -133,7 +135,7 @@ def _cell(text: str) -> str:
 
 
 def _comments(model: type) -> dict[str, str]:
-    """What the source says after a field, on its line or, where that was broken, on the last of it."""
+    """The source comment behind each field, on its (last) line."""
     found: dict[str, str] = {}
     for owner in reversed(model.__mro__):
         if owner.__module__.startswith("engine."):

@@ -17,7 +17,7 @@ import pytest
 
 from docs import report_schema
 from engine.access.settings import Settings
-from engine.cli import _parser, main
+from engine.cli.main import build_parser, main
 from engine.config.parsing import parse_config_json, with_overrides
 from engine.config.presets import DEFAULT_PRESET, preset_config
 from engine.config.run import RunConfig
@@ -71,7 +71,7 @@ COMMANDS = [list(words) for words in dict.fromkeys(map(tuple, engine_commands())
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
     """The parser of each command."""
-    return next(a.choices for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return next(a.choices for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
 
 
 def documented_arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -88,7 +88,7 @@ def documented_arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
 def test_every_documented_command_is_parsed(words):
     if words == ["--version"]:
         return
-    arguments = _parser().parse_args(words)
+    arguments = build_parser().parse_args(words)
     if words[0] in CONFIGURED:
         config = with_overrides(preset_config(arguments.preset or DEFAULT_PRESET), arguments.set)
         assert isinstance(config, RunConfig)
@@ -189,7 +189,7 @@ def test_every_documented_setting_is_valid():
 
 def test_the_documented_schema_of_a_report_is_up_to_date():
     written = report_schema.FILE.read_text(encoding="utf-8")
-    assert written == report_schema.document(), "out of date: `make docs` writes it anew"
+    assert written == report_schema.document(), "out of date: run `make docs`"
 
 
 def test_every_field_of_a_report_is_documented():

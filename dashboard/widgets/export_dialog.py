@@ -15,8 +15,9 @@ from engine.common.errors import EngineError
 from engine.common.sanitize import visible
 from engine.config.summary import describe
 from engine.reports import exporters, sharing
+from engine.reports.exporters import steps_csv
 from engine.reports.html import page
-from engine.reports.report import MAX_RUNS, Conclusion, Report, concluded, steps_csv
+from engine.reports.report import MAX_RUNS, Conclusion, Report, concluded
 from engine.store.run import Run
 
 FORMATS = {

@@ -25,7 +25,7 @@ from engine.measurement.provenance import Figure
 from engine.planning import request_checks
 from engine.planning.planner import Plan
 from engine.reports import sharing
-from engine.reports.report import ENVIRONMENT
+from engine.reports.frozen_run import ENVIRONMENT
 from engine.store.listing import RunRow
 from engine.store.run import Run
 from engine.studies.inference import cell_in_words, matrix_of

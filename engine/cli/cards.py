@@ -1,4 +1,4 @@
-"""Runs as people read them in a terminal: one card for each kind of task."""
+"""Runs as text for a terminal: one card per kind of task."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from engine.studies.inference import (
 
 
 def card(run: Run) -> str:
-    """A run that people read in a terminal: what it was, what came out, and how each figure was found."""
+    """The text of a run: its configuration, its results, and how each figure was obtained."""
     if run.imported and run.imported.origin.form == "curve":
         return _curve_card(run)
     return _CARDS.get(run.config.task, _plain_card)(run)
@@ -56,11 +56,11 @@ def _surface_card(run: Run) -> str:
     lines = [f"{run.run_id}  {run.status}", f"  {describe(run.config)}"]
     if s := run.latest(Surface):
         lines += [
-            f"  loss              {units.loss(s.loss_min)} to {units.loss(s.loss_max)} (measured on {s.examples:,} {s.split} examples)",
-            f"  the plane shows   {units.percent(sum(s.explained))} of how the weights moved (derived)",
-            f"  off the plane     {units.loss(s.plane_gap)} of loss between a checkpoint and its shadow, median (derived)",
+            f"  loss              {units.loss(s.loss_min)} to {units.loss(s.loss_max)} (measured on {s.examples:,} {s.split} samples)",
+            f"  plane explains    {units.percent(sum(s.explained))} of the variance of the weights (derived)",
+            f"  plane error       {units.loss(s.plane_gap)} loss at the checkpoints, median (derived)",
             f"  checkpoints       {s.checkpoints:,} (counted)",
-            f"  took              {units.duration(s.seconds)} (measured)",
+            f"  time              {units.duration(s.seconds)} (measured)",
         ]
     if why := run.why():
         lines.append(f"  {visible(why)}")
@@ -73,8 +73,8 @@ def _law_card(run: Run) -> str:
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         *_origin_lines(run),
         f"  {describe(run.config)}",
-        f"  trials            {len(run.trials):,}, {sum(t.tuning for t in run.trials):,} of them to choose learning rates",
-        f"    {'batch size':>10} {'learning rate':>14} {'steps':>9} {'seeds there':>12} {'one step':>10}",
+        f"  trials            {len(run.trials):,}, {sum(t.tuning for t in run.trials):,} of them to tune the learning rate",
+        f"    {'batch size':>10} {'learning rate':>14} {'steps':>9} {'reached':>12} {'step time':>10}",
     ]
     for at in found.sizes:
         steps, reached = units.count(at.steps and round(at.steps)), f"{at.reached} of {at.measured}"
@@ -109,28 +109,28 @@ def _training_card(run: Run) -> str:
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         *_origin_lines(run),
         f"  {describe(run.config)}",
-        f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the held-out split)",
-        f"  train loss        {units.loss(s.final_train_loss)} (measured: mean over the last epoch's batches, at most 100)",
+        f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the test split)",
+        f"  training loss     {units.loss(s.final_train_loss)} (measured: mean over the last epoch, at most 100 batches)",
         f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs (counted), {units.duration(s.train_seconds)} (measured{busy})",
-        f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived: examples by training time{busy})",
-        f"  arithmetic        {units.flops(s.flops)} (derived: closed form per layer)",
+        f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived: samples / training time{busy})",
+        f"  FLOPs             {units.flops(s.flops)} (derived: closed form per layer)",
         f"  MFU               {_mfu_in_words(run)}",
-        f"  training memory   {units.nbytes(s.peak_memory_bytes)} (measured: weights, optimizer and one step's peak)",
-        f"  process memory    {units.nbytes(s.process_memory_bytes)} (measured, PyTorch itself included)",
+        f"  training memory   {units.nbytes(s.peak_memory_bytes)} (measured: weights, optimizer state and the peak of one step)",
+        f"  process memory    {units.nbytes(s.process_memory_bytes)} (measured, includes PyTorch itself)",
     ]
     if run.is_over:
         account = energy.in_store(Store(run.folder.parent.parent), run)
-        short = ", too short a window to be compared" if account.is_short else ""
+        short = ", too short for a comparison" if account.is_short else ""
         how = f"measured, {account.source}{short}" if account.is_measured else visible(energy.how_in_words(account))
         lines.append(f"  energy            {energy.in_words(account)} ({how.rstrip('.')})")
     if found := step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=s.steps):
-        lines.append(f"  a step            {step_breakdown.row_in_words(found)} (measured)")
+        lines.append(f"  step breakdown    {step_breakdown.row_in_words(found)} (measured)")
         lines.append(f"                    {step_breakdown.sentence(found, run.config)}")
     lines += [f"  ! {visible(alert.in_words)}" for alert in alerts.of_run(run, time.time())]
     if s.busy:
         lines.append(f"  ! machine was busy: {visible(s.busy_why)}")
     if compiled := run.latest(Compiled):
-        lines.append(f"  compiling         {units.duration(compiled.seconds)} (measured, before the clock of training)")
+        lines.append(f"  compiling         {units.duration(compiled.seconds)} (measured, not part of training time)")
     if run.config.target.value is not None:
         lines.append(f"  target            {_target(run)}")
     if why := run.why():
@@ -144,7 +144,7 @@ def _mfu_in_words(run: Run) -> str:
         return f"{units.UNKNOWN} ({visible(found.reason)})"
     busy = ", the machine was busy" if run.summary().busy else ""
     peak = units.flops_per_s(found.peak_flops_per_s)
-    return f"{units.percent(found.value, digits=1)} of {peak} (derived; peak measured{busy})"
+    return f"{units.percent(found.value, digits=1)} of {peak} (derived from the measured peak{busy})"
 
 
 def _target(run: Run) -> str:
@@ -156,14 +156,15 @@ def _target(run: Run) -> str:
 
 
 def inference_card(run: Run, limit_s: float | None = None, *, quantile: Quantile = "p99") -> str:
+    """The text of an inference run; with `limit_s`, also which combination to deploy for this latency at `quantile`."""
     found = matrix_of(run)
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         f"  {describe(run.config)}",
-        *_table(found),
-        *_forms(found),
+        *_latency_table(found),
+        *_quality_lines(found),
     ]
-    lines += [f"  - {reason}" for reason in dict.fromkeys(_missing(c) for c in found.cells if c.not_run)]
+    lines += [f"  - {reason}" for reason in dict.fromkeys(_not_run(c) for c in found.cells if c.not_run)]
     if run.last_word and run.last_word.busy and run.last_word.busy.is_busy:
         lines.append(f"  ! machine was busy: {visible(run.last_word.busy.in_words)}")
     if limit_s is not None:
@@ -173,12 +174,12 @@ def inference_card(run: Run, limit_s: float | None = None, *, quantile: Quantile
     return "\n".join(lines)
 
 
-def _table(found: Matrix) -> list[str]:
-    """A line per cell: percentiles are of single requests, throughput is of examples."""
+def _latency_table(found: Matrix) -> list[str]:
+    """A row per combination. Percentiles are of requests, throughput counts samples."""
     if not found.measured:
-        return ["  nothing is measured yet" if not found.is_over else "  nothing was measured"]
+        return ["  no measurements yet" if not found.is_over else "  no measurements"]
     text = found.config.is_text
-    heads = ["requests", "p50", "p90", "p99", "longest", "examples/s", "first answer"]
+    heads = ["requests", "p50", "p90", "p99", "max", "samples/s", "first answer"]
     heads += ["first char.", "each char.", "characters/s"] if text else []
     width = max(len(_name(found, c)) for c in found.measured)
     lines = [f"    {'':<{width}}" + "".join(f"{head:>13}" for head in heads)]
@@ -193,19 +194,19 @@ def _table(found: Matrix) -> list[str]:
             cells.append(units.count(round(latency.tokens_per_s or 0)))
         lines.append(f"    {_name(found, result):<{width}}" + "".join(f"{cell:>13}" for cell in cells))
     if found.config.infer.load == "open":
-        lines += _arrivals(found)
+        lines += _queue_lines(found)
     return lines
 
 
-def _arrivals(found: Matrix) -> list[str]:
+def _queue_lines(found: Matrix) -> list[str]:
     lines = []
     for result in found.measured:
         latency = result.latency
         assert latency and latency.queue
-        left = f", {latency.unanswered:,} not answered in time" if latency.unanswered else ""
+        left = f", {latency.unanswered:,} timed out" if latency.unanswered else ""
         lines.append(
-            f"    {_name(found, result)}: {latency.offered_per_s:.4g} requests/s arrived, {latency.reached_per_s:.4g} answered"
-            f"{left}; waited {units.duration(latency.queue.p50_s)} (p99 {units.duration(latency.queue.p99_s)})"
+            f"    {_name(found, result)}: {latency.offered_per_s:.4g} requests/s sent, {latency.reached_per_s:.4g} answered"
+            f"{left}; queue time p50 {units.duration(latency.queue.p50_s)} (p99 {units.duration(latency.queue.p99_s)})"
         )
     return lines
 
@@ -214,8 +215,8 @@ def _name(found: Matrix, result: CellResult) -> str:
     return cell_in_words(found, result.cell)
 
 
-def _forms(found: Matrix) -> list[str]:
-    """A line per form of the weights, and where one is slower than plain PyTorch, why."""
+def _quality_lines(found: Matrix) -> list[str]:
+    """A line per runtime and precision with its accuracy, and reasons for those slower than plain PyTorch."""
     seen = {(c.cell.precision, c.cell.runtime): c.quality for c in found.cells if c.quality}
     lines = [f"  {form_in_words(found, quality)}" for quality in seen.values()]
     if found.cells:
@@ -224,27 +225,27 @@ def _forms(found: Matrix) -> list[str]:
     return lines
 
 
-def _missing(result: CellResult) -> str:
+def _not_run(result: CellResult) -> str:
     return f"{RUNTIME_WORDS[result.cell.runtime]}, {result.cell.precision}: {visible(result.not_run)}"
 
 
 def _curve_card(run: Run) -> str:
-    """A curve imported from a CSV: its own numbers; how they were measured is unknown."""
+    """The text of a curve imported from a CSV; how its numbers were measured is unknown."""
     s = run.summary()
     return "\n".join(
         [
             f"{run.run_id}  {run.status}  {visible(run.name, 60)}",
             *_origin_lines(run),
-            f"  accuracy          {units.accuracy(s.test_accuracy)} (from the table)",
-            f"  held-out loss     {units.loss(s.test_loss)} (from the table)",
-            f"  training loss     {units.loss(s.final_train_loss)} (from the table, its last row)",
+            f"  test accuracy     {units.accuracy(s.test_accuracy)} (from the table)",
+            f"  test loss         {units.loss(s.test_loss)} (from the table)",
+            f"  training loss     {units.loss(s.final_train_loss)} (last row of the table)",
             f"  steps             {s.steps:,}, {units.duration(s.train_seconds or None)}",
         ]
     )
 
 
 def _origin_lines(run: Run) -> list[str]:
-    """Where an imported run is from; nothing for a run of this store."""
+    """Where an imported run is from; empty for a run of this store."""
     return [f"  ! {visible(line)}" for line in sharing.origin_in_words(run)]
 
 

@@ -1,4 +1,4 @@
-"""What several commands share: exit codes, the arguments every command has, following runs, stopping them by Ctrl-C."""
+"""Shared by several commands: exit codes, common arguments, following runs, and cancelling them by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -35,13 +35,15 @@ Adder = Callable[..., argparse.ArgumentParser]  # (name, function, help text, *p
 
 
 def store_of(a: argparse.Namespace) -> Store:
+    """The store of `--store`, or the default one."""
     return Store(Path(a.store) if a.store else None)
 
 
 def config_of(a: argparse.Namespace) -> RunConfig:
-    """The experiment of the arguments. A run's process works elsewhere, so a file's path is made absolute.
+    """The configuration of the arguments. Paths become absolute, because a worker has another working directory.
 
-    Raises ConfigError when the arguments contradict each other, or name something that is not there.
+    Raises:
+        ConfigError: The arguments contradict each other, or name a file, preset, field or user that does not exist.
     """
     config = _config_as_typed(a)
     if not config.source.path:
@@ -50,8 +52,8 @@ def config_of(a: argparse.Namespace) -> RunConfig:
         path = Path(config.source.path).expanduser().absolute()
     except RuntimeError:  # ~nobody
         raise ConfigError(
-            f"source.path={config.source.path!r} names the home of a user who is not known.",
-            fix="Write the path in full.",
+            f"source.path={config.source.path!r} names the home folder of an unknown user.",
+            fix="Write the full path.",
         ) from None
     return with_overrides(config, [f"source.path={path}"])
 
@@ -65,7 +67,7 @@ def _config_as_typed(a: argparse.Namespace) -> RunConfig:
         text = Path(a.config).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"--config {a.config}: {reason}.", fix="Name a JSON file that is there.") from None
+        raise ConfigError(f"--config {a.config}: {reason}.", fix="Name an existing JSON file.") from None
     return with_overrides(parse_config_json(text, name=a.config), a.set)
 
 
@@ -73,12 +75,13 @@ def _config_as_typed(a: argparse.Namespace) -> RunConfig:
 
 
 def warn(plan: planner.Plan) -> None:
+    """Print the warnings of a plan on stderr."""
     for warning in plan.warnings:
         print(f"  ! {warning}", file=sys.stderr)
 
 
 def print_why(run: Run) -> None:
-    """Why a run ended, for a person who reads stderr beside the JSON on stdout; nothing where there is no reason."""
+    """Print on stderr why a run ended, for people who read it beside the JSON on stdout."""
     if run.why():
         print(f"{run.run_id} {run.status}: {visible(run.why())}", file=sys.stderr)
 
@@ -87,11 +90,13 @@ def print_why(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block, which must be short.
+def ctrl_c_delayed() -> Iterator[None]:
+    """Context manager: delay Ctrl-C to the end of the block, which must be short.
 
-    Between making a run and knowing its id, Ctrl-C would leave the run behind. Raises KeyboardInterrupt at the end of
-    the block if Ctrl-C was pressed in it.
+    Otherwise a Ctrl-C between the submission of a run and the return of its id would leave the run running.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed in the block.
     """
     pressed: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
@@ -107,15 +112,22 @@ def undisturbed() -> Iterator[None]:
 def cancelled_by_ctrl_c(
     client: Client, run_ids: Callable[[], Sequence[str]], *, kept: str = "", json_key: str = ""
 ) -> Iterator[None]:
-    """Ctrl-C in the block cancels the runs, says so, and goes on as KeyboardInterrupt, which `main` turns into 130.
+    """Context manager: Ctrl-C in the block cancels the runs.
 
-    `run_ids` is asked when Ctrl-C comes: the runs known by then. `kept` says what is not lost. With `json_key` a JSON
-    document goes to stdout, with the ids under that key: a list, or for "run_id" the only id or null.
+    Args:
+        client: The client of the store.
+        run_ids: Returns the runs to cancel; called when Ctrl-C is pressed.
+        kept: A sentence for the user on what is not lost.
+        json_key: If set, a JSON document goes to stdout, with the ids under this key: a list, or for "run_id" the only
+            id or null.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; `main` turns this into exit code 130.
     """
     try:
         yield
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C leaves none of them running
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # so that a second Ctrl-C does not interrupt the cancelling
         ids = list(run_ids())
         for run_id in ids:
             client.cancel(run_id, reason="interrupted in the terminal")
@@ -130,40 +142,44 @@ def cancelled_by_ctrl_c(
 
 
 def run_to_its_end(client: Client, config: RunConfig, *, name: str, kept: str = "", as_json: bool) -> Run:
-    """Submit one run and follow it; Ctrl-C cancels it."""
+    """Submit one run and follow it to its end. Ctrl-C cancels it and raises KeyboardInterrupt."""
     run_ids: list[str] = []
     with cancelled_by_ctrl_c(client, lambda: run_ids, kept=kept, json_key="run_id" if as_json else ""):
-        with undisturbed():
+        with ctrl_c_delayed():
             run_ids.append(client.submit(config, name=name))
         return follow(client.store, client, run_ids[0], quiet=as_json)
 
 
 def follow(store: Store, client: Client, run_id: str, *, quiet: bool) -> Run:
-    """The run once it is over, with a progress bar meanwhile unless `quiet`. Raises StoreError when it was deleted."""
+    """Wait until the run is over, with a progress bar unless `quiet`, and return it.
+
+    Raises:
+        StoreError: The run was deleted meanwhile.
+    """
     run = store.run(run_id)
-    woken = time.monotonic()
+    last_wake_s = time.monotonic()
     draw = not quiet and sys.stderr.isatty()
     while not run.is_over:
         time.sleep(POLL_S)
         run.refresh()
         if draw:
             print(f"\r{bar(run)}", end="", file=sys.stderr, flush=True)
-        if not run.is_over and time.monotonic() - woken > _WAKE_EVERY_S:
-            store.folder(run.run_id)  # raises when it was deleted: it will never end
-            client.wake()  # should the supervisor have died, another takes its place
-            woken = time.monotonic()
+        if not run.is_over and time.monotonic() - last_wake_s > _WAKE_EVERY_S:
+            store.folder(run.run_id)  # raises if the run was deleted, because it would never end
+            client.wake()  # if the supervisor has died, this starts another one
+            last_wake_s = time.monotonic()
     if draw:
         print("\r" + " " * 100 + "\r", end="", file=sys.stderr)
     return run
 
 
 def run_ids_of(store: Store, group: str) -> list[str]:
-    """The runs of a group, in the order in which they were asked for."""
+    """The runs of a group, in the order of submission."""
     return [row.run_id for row in reversed(store.rows(group=group))]
 
 
 def follow_all(store: Store, client: Client, run_ids: Sequence[str], *, quiet: bool) -> None:
-    """Follow runs one after another to their ends, with a line for each in a terminal unless `quiet`."""
+    """Follow runs to their ends, one after another; unless `quiet`, a terminal shows a line per run."""
     for number, run_id in enumerate(run_ids):
         if not quiet and sys.stderr.isatty():
             name = visible(store.run(run_id, keep_points=1).name, 60)
@@ -172,7 +188,7 @@ def follow_all(store: Store, client: Client, run_ids: Sequence[str], *, quiet: b
 
 
 def wait(store: Store, run_id: str, *, seconds: float) -> Run:
-    """The run once it is over, or after `seconds`."""
+    """Wait until the run is over, at most `seconds`, and return it."""
     run = store.run(run_id)
     until = time.monotonic() + seconds
     while not run.is_over and time.monotonic() < until:
@@ -182,7 +198,7 @@ def wait(store: Store, run_id: str, *, seconds: float) -> Run:
 
 
 def bar(run: Run) -> str:
-    """Status and progress of a run in one line of a terminal."""
+    """Status and progress of a run as one line for a terminal."""
     share = run.progress()
     if share is None:
         return f"{run.status:<10}" + (_download_in_words(p) if (p := run.latest(Preparing)) else "")

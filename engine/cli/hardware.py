@@ -1,4 +1,4 @@
-"""`python -m engine hardware` and `calibrate`: what this machine offers, what it does now, and what it reaches."""
+"""`python -m engine hardware` and `calibrate`: the hardware, its present readings, and its measured peaks."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ _FIRST_READING_S = 0.5
 
 
 def register(add: common.Adder) -> None:
-    """The commands and their arguments."""
-    calibrating = add("calibrate", calibrate_command, "measure what this machine reaches: peaks, bandwidth, overheads")
+    """Add the commands."""
+    calibrating = add("calibrate", calibrate_command, "measure FLOP/s, bandwidth and overheads of this machine")
     calibrating.add_argument("--device", default="cpu", help="cpu (default), or cuda:i")
-    machine = add("hardware", hardware_command, "what this machine offers, and what it does now")
-    machine.add_argument("--watch", action="store_true", help="go on, a line for each reading, until Ctrl-C")
-    machine.add_argument("--interval", default="1", metavar="SECONDS", help="0.25 to 10 (default %(default)s)")
+    machine = add("hardware", hardware_command, "hardware of this machine, and its present readings")
+    machine.add_argument("--watch", action="store_true", help="print one line per reading until Ctrl-C")
+    machine.add_argument(
+        "--interval", default="1", metavar="SECONDS", help="time between readings, 0.25 to 10 (default %(default)s)"
+    )
 
 
 def hardware_command(a: argparse.Namespace) -> int:
+    """Print the hardware and its readings, once or until Ctrl-C."""
     interval_s = parse_interval(a.interval)
     machine = probe.probe()
     with contextlib.closing(Monitor(dict)) as monitor:
@@ -51,7 +54,7 @@ def hardware_command(a: argparse.Namespace) -> int:
 
 
 def _readings_after(monitor: Monitor, seconds: float) -> Snapshot:
-    monitor.read()  # busy times and rates count from here
+    monitor.read()  # busy times and rates are differences from this reading
     time.sleep(seconds)
     return monitor.read()
 
@@ -78,7 +81,7 @@ def _print_machine(machine: probe.Machine) -> None:
 
 
 def print_snapshot(snapshot: Snapshot) -> None:
-    """What was read, a line each; then what could not be, with each reason once."""
+    """Print a line per reading, then the readings that are not available, grouped by reason."""
     print("\nNow:")
     for name, value in snapshot.readings.items():
         if value is not None:
@@ -94,6 +97,7 @@ def print_snapshot(snapshot: Snapshot) -> None:
 
 
 def reading_in_words(column: str, value: float) -> str:
+    """A reading as text with its unit."""
     if metric_of(column) == "gpu.throttle_bits":
         return gpus.throttle_words(int(value)) or "nothing"
     return units.reading(value, METRICS[metric_of(column)].unit)
@@ -107,29 +111,31 @@ def _title(column: str) -> str:
 
 
 def monitor_line(snapshot: Snapshot) -> str:
-    """The machine in one line of a terminal."""
-    said = snapshot.readings
+    """The main readings as one line for a terminal."""
+    readings = snapshot.readings
 
     def part(title: str, name: str) -> str:
-        value = said.get(name)
+        value = readings.get(name)
         return f"{title} {units.UNKNOWN if value is None else units.reading(value, METRICS[metric_of(name)].unit)}"
 
     parts = [part("CPU", "cpu.busy_percent"), part("memory", "memory.used_bytes"), part("load", "cpu.load_1min")]
-    for gpu in sorted({name.partition(".")[0] for name in said if name.startswith("gpu")}, key=lambda g: int(g[3:])):
+    for gpu in sorted(
+        {name.partition(".")[0] for name in readings if name.startswith("gpu")}, key=lambda g: int(g[3:])
+    ):
         parts += [part(f"GPU {gpu[3:]}", f"{gpu}.utilization_percent"), part("", f"{gpu}.power_w").strip()]
         parts += [part("", f"{gpu}.memory_used_bytes").strip(), part("", f"{gpu}.temperature_c").strip()]
     return f"{time.strftime('%H:%M:%S', time.localtime(snapshot.at))}  {'  '.join(parts)}"
 
 
 def calibrate_command(a: argparse.Namespace) -> int:
-    """Measure what a device reaches, as a run of its own, with every thread count up to the usable cores."""
+    """Calibrate a device as a run of its own, with every number of threads up to the usable cores."""
     store, machine = common.store_of(a), probe.probe()
     probe.check_device(a.device, machine)
     threads = machine.cpu.usable_cores if a.device == "cpu" else 1
     config = with_overrides(preset_config("calibrate"), [f"device={a.device}", f"threads={threads}"])
     if not a.json:
         about = units.duration(calibration.predicted_seconds(threads))
-        print(f"Takes about {about} (estimated); it waits until no other run is at work.", file=sys.stderr)
+        print(f"Takes about {about} (estimated). It starts when no other run is running.", file=sys.stderr)
     run = common.run_to_its_end(Client(store), config, name="Calibration", as_json=a.json)
     if a.json:
         common.print_why(run)

@@ -1,4 +1,4 @@
-"""`python -m engine infer`: how fast a net answers, in a table, with the cell to deploy under a latency limit."""
+"""`python -m engine infer`: measure inference, and find the combination to deploy under a latency limit."""
 
 from __future__ import annotations
 
@@ -30,15 +30,20 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
 
 
 def register(add: common.Adder, config: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command; `config` has the arguments that name a configuration."""
     command = add(
-        "infer", infer_command, "measure how fast a trained net answers, and which batch size to deploy", config
+        "infer",
+        infer_command,
+        "measure latency and throughput of a trained model, and which batch size to deploy",
+        config,
     )
-    command.add_argument("--run", default="", metavar="RUN", help="the training run whose weights answer, or last")
     command.add_argument(
-        "--weights", default="", metavar="FILE", help="your own .safetensors of the configuration's model"
+        "--run", default="", metavar="RUN", help="training run that has the weights: id, beginning of one, or last"
     )
-    command.add_argument("--matrix", action="store_true", help="every combination of the four lists below")
+    command.add_argument(
+        "--weights", default="", metavar="FILE", help="your own .safetensors file for the model of the configuration"
+    )
+    command.add_argument("--matrix", action="store_true", help="measure every combination of the four lists below")
     command.add_argument(
         "--batch-sizes", default="", metavar="1,2,4", help=f"default {BATCH_SIZES[0]} to {BATCH_SIZES[-1]}"
     )
@@ -50,17 +55,21 @@ def register(add: common.Adder, config: argparse.ArgumentParser) -> None:
         metavar="eager,int8",
         help=f"default inference_mode; all, or some of {', '.join(RUNTIMES)}",
     )
-    command.add_argument("--limit-ms", type=float, help="say which cell to deploy for this latency")
+    command.add_argument("--limit-ms", type=float, help="latency limit; prints which combination to deploy")
     command.add_argument(
-        "--quantile", choices=("p50", "p90", "p99", "max"), default="p99", help="that must be within it"
+        "--quantile",
+        choices=("p50", "p90", "p99", "max"),
+        default="p99",
+        help="the percentile that must meet --limit-ms (default %(default)s)",
     )
-    command.add_argument("--name", default="", help="a name to show in lists")
+    command.add_argument("--name", default="", help="name of the run in lists")
 
 
 def infer_command(a: argparse.Namespace) -> int:
+    """Run the measurement and print its results."""
     store = common.store_of(a)
     client = Client(store)
-    config = wanted(a, store)
+    config = config_of(a, store)
     limit_s = _limit_s(a.limit_ms)
     if config.infer.run:
         request_checks.check_run(config, store.run(config.infer.run, keep_points=1))
@@ -69,7 +78,7 @@ def infer_command(a: argparse.Namespace) -> int:
         predicted = predicted_of(store, config, plan)
         print(f"Takes about {units.duration(predicted.total_s)} ({predicted.how}).", file=sys.stderr)
         common.warn(plan)
-    run = common.run_to_its_end(client, config, name=a.name, kept="What is measured stays.", as_json=a.json)
+    run = common.run_to_its_end(client, config, name=a.name, kept="Measured results stay.", as_json=a.json)
     if a.json:
         common.print_why(run)
         measured = as_json(matrix_of(run), limit_s, quantile=a.quantile)
@@ -79,11 +88,15 @@ def infer_command(a: argparse.Namespace) -> int:
     return common.OK if run.status == "finished" else common.FAILED
 
 
-def wanted(a: argparse.Namespace, store: Store) -> RunConfig:
-    """The run the arguments ask for. Raises ConfigError when they contradict each other."""
+def config_of(a: argparse.Namespace, store: Store) -> RunConfig:
+    """The configuration of the inference run.
+
+    Raises:
+        ConfigError: The arguments contradict each other, or a value is not valid.
+    """
     if a.run and (a.preset or a.config or a.weights):
         raise ConfigError(
-            "--run takes model and data from the run: it goes with none of --preset, --config and --weights.",
+            "--run takes model and data from the run, so it excludes --preset, --config and --weights.",
             fix="Leave them out; --set changes what is measured.",
         )
     if a.run:
@@ -91,9 +104,9 @@ def wanted(a: argparse.Namespace, store: Store) -> RunConfig:
         config = with_overrides(infer_config(store.run(run_id, keep_points=1).config, run_id), a.set)
     else:
         base = common.config_of(a)
-        config = base if base.task == "infer" else infer_config(base, **_set_by_hand(a.set, base))
+        config = base if base.task == "infer" else infer_config(base, **_request_fields_set(a.set, base))
         if a.weights:
-            path = Path(a.weights).expanduser().absolute()  # a run's process works elsewhere
+            path = Path(a.weights).expanduser().absolute()  # a worker has another working directory
             config = with_overrides(config, [f"infer.weights={path}"])
     lists = (a.batch_sizes, a.threads, a.precisions, a.runtimes)
     if not a.matrix and not any(lists):
@@ -110,8 +123,8 @@ def wanted(a: argparse.Namespace, store: Store) -> RunConfig:
     )
 
 
-def _set_by_hand(assignments: Sequence[str], base: RunConfig) -> dict[str, Any]:
-    """Fields of the request that `--set` names: a training run's own batch size is not inherited."""
+def _request_fields_set(assignments: Sequence[str], base: RunConfig) -> dict[str, Any]:
+    """Fields of the request that `--set` names. The batch size of a training configuration is not inherited."""
     named = {text.partition("=")[0].strip() for text in assignments}
     own = {name: getattr(base, name) for name in ("batch_size", "threads", "precision") if name in named}
     return own | {key[6:]: getattr(base.infer, key[6:]) for key in named if key.startswith("infer.")}
@@ -134,12 +147,16 @@ def _words(text: str) -> list[str]:
 
 def _limit_s(limit_ms: float | None) -> float | None:
     if limit_ms is not None and not 0 < limit_ms < 1e9:
-        raise ConfigError(f"--limit-ms {limit_ms:g} is not allowed.", fix="It is a number of milliseconds above 0.")
+        raise ConfigError(f"--limit-ms {limit_ms:g} is not allowed.", fix="Choose a number of milliseconds above 0.")
     return None if limit_ms is None else limit_ms / 1e3
 
 
 def last_with_weights(store: Store) -> str:
-    """The newest training run whose weights are there."""
+    """The id of the newest training run that has weights.
+
+    Raises:
+        ConfigError: No such run is in the store.
+    """
     for row in store.rows(limit=200):
         if row.config.task_facts.trains_one_model and row.status in TERMINAL:
             try:
@@ -148,12 +165,12 @@ def last_with_weights(store: Store) -> str:
             except EngineError:
                 continue
     raise ConfigError(
-        "No finished training run is in this store.", fix="Train one: python -m engine run --preset lenet"
+        "The store has no finished training run with weights.", fix="Train one: python -m engine run --preset lenet"
     )
 
 
 def predicted_of(store: Store, config: RunConfig, plan: planner.Plan) -> Prediction:
-    """How long a run of inference takes, from what this store knows of the machine."""
+    """The predicted time of an inference run, from calibrations and earlier results in the store."""
     device = str(probe.environment(probe.probe(), config.device).get("device") or "")
     found = calibration.latest(store, config.device, device)
     return predicted_seconds(
@@ -162,8 +179,9 @@ def predicted_of(store: Store, config: RunConfig, plan: planner.Plan) -> Predict
 
 
 def plan_lines(store: Store, config: RunConfig, plan: planner.Plan) -> list[str]:
+    """The lines of `plan` that only inference has."""
     predicted = predicted_of(store, config, plan)
     return [
-        f"  cells             {len(config.cells)}",
+        f"  combinations      {len(config.cells)}",
         f"  takes about       {units.duration(predicted.total_s)} ({predicted.how})",
     ]

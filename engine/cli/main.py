@@ -1,7 +1,7 @@
-"""`python -m engine …`: the same engine as the page, for scripts and terminals.
+"""The Isoflop engine on the command line. The dashboard uses the same engine and the same store.
 
-People get a readable card and a progress bar; `--json` prints exactly one JSON document, the last line of stdout.
-Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
+Commands print text and a progress bar; with --json they print one JSON document, on the last line of stdout.
+Exit codes: 0 done, 1 failed, 2 usage error, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from engine.config.presets import DEFAULT_PRESET, PRESETS, STUDIES
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command of `argv` (default: sys.argv) and return the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     try:
         code: int = arguments.function(arguments)
         return code
     except (ConfigError, DeviceError, OutOfMemory) as error:
-        return _complain(error, arguments, USAGE)
+        return _print_error(error, arguments, USAGE)
     except EngineError as error:
-        return _complain(error, arguments, USAGE if isinstance(error, StoreError) else FAILED)
+        return _print_error(error, arguments, USAGE if isinstance(error, StoreError) else FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # `… | head` closed the pipe
+    except BrokenPipeError:  # for example, `... | head` closed the pipe
         sys.stderr.close()
         return OK
 
 
-def _complain(error: EngineError, arguments: argparse.Namespace, code: int) -> int:
+def _print_error(error: EngineError, arguments: argparse.Namespace, code: int) -> int:
     print(visible(str(error)), file=sys.stderr)
     if getattr(arguments, "json", False):
         print(json_text({"error": {"type": type(error).__name__, "message": error.message, "fix": error.fix}}))
@@ -46,18 +46,23 @@ def _complain(error: EngineError, arguments: argparse.Namespace, code: int) -> i
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        super().error(visible(message))  # it quotes what was typed, or pasted
+        super().error(visible(message))  # the message quotes the arguments, which can contain control characters
 
 
-def _parser() -> _Parser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     common = _Parser(add_help=False)
-    common.add_argument("--store", help="folder of all runs (default $ISOFLOP_HOME or ~/.isoflop)")
+    common.add_argument("--store", help="folder of the store (default $ISOFLOP_HOME or ~/.isoflop)")
     common.add_argument("--json", action="store_true", help="print one JSON document on the last line of stdout")
     config = _Parser(add_help=False)
     config.add_argument("--preset", help=f"one of {', '.join([*PRESETS, *STUDIES])} (default {DEFAULT_PRESET})")
     config.add_argument("--config", help="a JSON file with a configuration")
     config.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a field, e.g. batch_size=128"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a field of the configuration, e.g. batch_size=128",
     )
 
     parser = _Parser(prog="python -m engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,4 +1,4 @@
-"""`python -m engine race` and `compare`: configurations beside each other, who is better, and how sure that is."""
+"""`python -m engine race` and `compare`: compare configurations, with a statistical verdict."""
 
 from __future__ import annotations
 
@@ -14,67 +14,88 @@ from engine.config.presets import DEFAULT_PRESET, preset_config
 from engine.runtime.client import Client
 from engine.studies import race_results, races
 
-_SEEDS_A_ROUND = 2
+_SEEDS_PER_ROUND = 2
 
 
 def register(add: common.Adder) -> None:
-    """The commands and their arguments."""
-    race = add("race", race_command, "race configurations under equal conditions, and say who won and how sure it is")
+    """Add the commands."""
+    race = add("race", race_command, "compare 2 to 6 configurations under equal conditions, with a statistical verdict")
     race.add_argument("--preset", help=f"one of {', '.join(races.RACES)} (default {races.DEFAULT_RACE})")
     race.add_argument(
-        "--lane", action="append", default=[], metavar="'LABEL: KEY=VALUE ...'", help="a configuration; 2 to 6 of them"
+        "--lane",
+        action="append",
+        default=[],
+        metavar="'LABEL: KEY=VALUE ...'",
+        help="a configuration; give this option 2 to 6 times",
     )
     race.add_argument("--base", default=DEFAULT_PRESET, help="preset that --lane changes (default %(default)s)")
-    race.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of every lane")
     race.add_argument(
-        "--seeds", type=int, default=1, help=f"heats, one per seed; a verdict takes {race_results.CLAIM_SEEDS}"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="set a field of every configuration"
     )
     race.add_argument(
-        "--until-decided", type=int, metavar="SEEDS", help="add seeds until it is decided, at most so many"
+        "--seeds",
+        type=int,
+        default=1,
+        help=f"number of seeds (default %(default)s); a verdict needs {race_results.CLAIM_SEEDS}",
     )
     race.add_argument(
-        "--budget", help="one for all lanes: seconds=6, samples=50000, steps=1000, epochs=2 or flops=1e11"
+        "--until-decided",
+        type=int,
+        metavar="SEEDS",
+        help="add seeds until the result is significant, up to this number",
     )
-    race.add_argument("--target", help="test_accuracy=0.95, test_loss=0.3 or none")
-    race.add_argument("--baseline", default="", metavar="LABEL", help="the lane the others are measured by (the first)")
-    comparing = add("compare", compare_command, "lay runs that are there beside each other")
-    comparing.add_argument("runs", nargs="+", metavar="RUN", help="two or more: ids, or beginnings of them")
-    comparing.add_argument("--target", help="test_accuracy=0.95, test_loss=0.3 or none")
-    comparing.add_argument("--baseline", default="", metavar="LABEL")
+    race.add_argument(
+        "--budget",
+        help="the same budget for all configurations: seconds=6, samples=50000, steps=1000, epochs=2 or flops=1e11",
+    )
+    race.add_argument("--target", help="the target to reach: test_accuracy=0.95, test_loss=0.3 or none")
+    race.add_argument("--baseline", default="", metavar="LABEL", help="the baseline (default: the first configuration)")
+    comparing = add(
+        "compare", compare_command, "compare runs of the store; runs that differ only in the seed are one configuration"
+    )
+    comparing.add_argument("runs", nargs="+", metavar="RUN", help="two or more ids, beginnings of ids, or last")
+    comparing.add_argument("--target", help="the target to reach: test_accuracy=0.95, test_loss=0.3 or none")
+    comparing.add_argument(
+        "--baseline", default="", metavar="LABEL", help="the baseline (default: the first configuration)"
+    )
 
 
 def race_command(a: argparse.Namespace) -> int:
-    """Race configurations under equal conditions, one heat per seed, and say who won and how sure it is."""
+    """Run the race, one seed block per seed, and print the results with the verdict.
+
+    Raises:
+        ConfigError: An argument is not valid.
+    """
     store = common.store_of(a)
     client = Client(store)
     lanes, metric, target = _lanes(a)
     if not 1 <= a.seeds <= races.MOST_SEEDS:
         raise ConfigError(
-            f"seeds={a.seeds} is not allowed.", fix=f"seeds may be a whole number from 1 to {races.MOST_SEEDS}."
+            f"--seeds {a.seeds} is not allowed.", fix=f"Choose a whole number from 1 to {races.MOST_SEEDS}."
         )
     if a.until_decided is not None and not a.seeds <= a.until_decided <= races.MOST_SEEDS:
         raise ConfigError(
             f"--until-decided {a.until_decided} is not allowed.",
-            fix=f"It is the most seeds: from {a.seeds}, those to begin with, to {races.MOST_SEEDS}.",
+            fix=f"It is the maximum number of seeds. Choose {a.seeds} (--seeds) to {races.MOST_SEEDS}.",
         )
     race_results.check_target(metric, target)
     group, seeds, number = secrets.token_hex(8), list(range(a.seeds)), 1
-    asked_for = functools.partial(common.run_ids_of, store, group)
+    submitted = functools.partial(common.run_ids_of, store, group)
     with common.cancelled_by_ctrl_c(
-        client, asked_for, kept="What is finished stays.", json_key="run_ids" if a.json else ""
+        client, submitted, kept="Finished runs stay.", json_key="run_ids" if a.json else ""
     ):
         while True:
-            with common.undisturbed():
+            with common.ctrl_c_delayed():
                 client.submit_seed_blocks(races.seed_blocks(lanes, seeds, group), group=group, round=number)
-            common.follow_all(store, client, asked_for(), quiet=a.json)
+            common.follow_all(store, client, submitted(), quiet=a.json)
             race = races.find(store, group)
             assert race, "its runs were submitted a moment ago"
             result = race_results.outcome(race, metric=metric, target=target, baseline=a.baseline)
             stopped = any(run.status in {"cancelled", "interrupted"} for run in race.runs)
             if a.until_decided is None or result.is_decided or stopped or len(race.seeds) >= a.until_decided:
                 break
-            begun = len(race.seeds)
-            seeds, number = list(range(begun, min(begun + _SEEDS_A_ROUND, a.until_decided))), number + 1
+            done = len(race.seeds)
+            seeds, number = list(range(done, min(done + _SEEDS_PER_ROUND, a.until_decided))), number + 1
     if a.json:
         print(json_text(race_results.as_json(race, result)))
     else:
@@ -83,10 +104,15 @@ def race_command(a: argparse.Namespace) -> int:
 
 
 def _lanes(a: argparse.Namespace) -> tuple[list[races.Lane], races.Metric, float | None]:
-    """The lanes of the arguments, checked, and the target they are to reach."""
+    """The configurations, metric and target of the arguments, checked.
+
+    Raises:
+        ConfigError: The arguments contradict each other, or a value is not valid.
+    """
     if a.preset and a.lane:
         raise ConfigError(
-            "--preset and --lane exclude each other.", fix="Give one of them; --base names a preset for lanes."
+            "--preset and --lane exclude each other.",
+            fix="Give one of them; --base names the preset that --lane changes.",
         )
     if a.lane:
         base = preset_config(a.base)
@@ -102,18 +128,26 @@ def _lanes(a: argparse.Namespace) -> tuple[list[races.Lane], races.Metric, float
         metric, target = race_results.parse_target(a.target)
     races.check_variants(lanes)
     if a.baseline and a.baseline not in (labels := [lane.label for lane in lanes]):
-        raise ConfigError(f"baseline={a.baseline!r} is not a lane.", fix=f"Choose from {', '.join(labels)}.")
+        raise ConfigError(
+            f"--baseline {a.baseline!r} is not the label of a configuration.", fix=f"Choose from {', '.join(labels)}."
+        )
     return lanes, metric, target
 
 
 def compare_command(a: argparse.Namespace) -> int:
-    """Lay runs that are there beside each other; those that differ in nothing but the seed are one lane."""
+    """Compare existing runs; those that differ only in the seed are one configuration.
+
+    Raises:
+        ConfigError: The runs cannot be compared, or have one configuration.
+    """
     store = common.store_of(a)
     race = races.of_runs([store.run(store.find(run_id)) for run_id in a.runs])
-    assert race, "argparse asks for a run at least"
+    assert race, "argparse requires at least one run"
     races.check_comparable([(lane.label, lane.config) for lane in race.lanes])
     if len(race.lanes) < 2:
-        raise ConfigError("These runs are one configuration with several seeds.", fix="Name a run of another one.")
+        raise ConfigError(
+            "These runs have the same configuration with different seeds.", fix="Add a run with another configuration."
+        )
     metric, target = race_results.parse_target(a.target) if a.target else ("test_accuracy", None)
     result = race_results.outcome(race, metric=metric, target=target, baseline=a.baseline)
     print(json_text(race_results.as_json(race, result)) if a.json else "\n".join(race_results.table(result)))

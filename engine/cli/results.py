@@ -1,4 +1,4 @@
-"""The JSON documents of a run for scripts. Their keys are public: a key is never renamed, and never changes its unit."""
+"""The JSON documents of a run for scripts. The keys are public: they keep their names and units."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from engine.studies.inference import as_json, matrix_of
 
 
 def of_run(run: Run) -> dict[str, Any]:
-    """A run's configuration, status and final figures: what `run --json` prints.
+    """Configuration, status and final figures of a run, as `run --json` prints them.
 
-    `summary.mfu` is against the measured peak; `cost` says what it was computed from, or why it is null.
+    `summary.mfu` is relative to the measured peak; `cost` names the inputs, or why it is null.
     """
     costs = cost.as_json(run, calibration_of(run)) if run.config.task_facts.trains_one_model else None
     mfu = costs["measured_peak"]["value"] if costs else None
@@ -54,7 +54,7 @@ def _calibration(run: Run) -> dict[str, Any] | None:
 
 
 def everything(store: Store, run: Run) -> dict[str, Any]:
-    """All that was recorded of a run: what `show --json` prints."""
+    """Everything recorded of a run, as `show --json` prints it."""
     account = energy.in_store(store, run)
     steps, evaluations, hardware_table = run.steps, run.evaluations, run.hardware
     per_example = run.started.train_flops_per_example if run.started else None
@@ -73,7 +73,7 @@ def everything(store: Store, run: Run) -> dict[str, Any]:
         "missing_readings": run.missing_readings,
         "busy": _busy(run),
         "alerts": [asdict(alert) for alert in alerts.of_run(run, time.time())],
-        "step_split": _split(run),
+        "step_split": _step_split(run),
         "energy": account.model_dump(),
         "figures": {name: figure.model_dump() for name, figure in provenance.of_run(run, account).items()},
         "environment": run.started.environment if run.started else None,
@@ -89,8 +89,8 @@ def everything(store: Store, run: Run) -> dict[str, Any]:
     }
 
 
-def _split(run: Run) -> dict[str, Any] | None:
-    """Seconds of each part of a step, and the shares; null where the run did not take one apart."""
+def _step_split(run: Run) -> dict[str, Any] | None:
+    """Seconds and share of each part of a step; None if the run has no step breakdown."""
     if run.step_split is None:
         return None
     found = step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=len(run.steps))
@@ -102,7 +102,7 @@ def _split(run: Run) -> dict[str, Any] | None:
 
 
 def _busy(run: Run) -> dict[str, Any] | None:
-    """Whether something else used the machine; null where the run did not say."""
+    """Whether the machine was busy; None if the run did not record it."""
     busy = run.busy
     return None if busy is None else busy.model_dump() | {"busy": busy.is_busy, "reason": busy.in_words or None}
 

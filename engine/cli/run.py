@@ -1,4 +1,4 @@
-"""`python -m engine run` and `plan`: submit an experiment and follow it, or say what it would need."""
+"""`python -m engine run` and `plan`: run a configuration, or predict its memory and FLOPs."""
 
 from __future__ import annotations
 
@@ -25,27 +25,36 @@ from engine.studies import batch_law
 
 
 def register(add: common.Adder, config: argparse.ArgumentParser) -> None:
-    """The commands and their arguments, beside those of `config` that name a configuration."""
-    run = add("run", run_command, "run an experiment and follow it", config)
-    run.add_argument("--seeds", type=int, default=1, help="run that many seeds, from the configuration's own upwards")
-    run.add_argument("--name", default="", help="a name to show in lists")
-    add("plan", plan_command, "what a run would need, without running it", config)
+    """Add the commands; `config` has the arguments that name a configuration."""
+    run = add("run", run_command, "run a configuration and follow it to its end", config)
+    run.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="number of seeds, starting at the seed of the configuration (default %(default)s)",
+    )
+    run.add_argument("--name", default="", help="name of the run in lists")
+    add("plan", plan_command, "parameters, FLOPs and memory of a run, without running it", config)
 
 
 def run_command(a: argparse.Namespace) -> int:
-    """Submit one run (or one per seed) and follow it to its end."""
+    """Submit one run, or one per seed, and follow it to its end.
+
+    Raises:
+        ConfigError: The number of seeds or the configuration is not valid.
+    """
     store = common.store_of(a)
     client = Client(store)
     base = common.config_of(a)
     if not 1 <= a.seeds <= 1000:
-        raise ConfigError(f"seeds={a.seeds} is not allowed.", fix="seeds may be a whole number from 1 to 1000.")
+        raise ConfigError(f"--seeds {a.seeds} is not allowed.", fix="Choose a whole number from 1 to 1000.")
     common.warn(planner.check(base))
     configs = [with_overrides(base, [f"seed={base.seed + i}"]) for i in range(a.seeds)]
     group = secrets.token_hex(8) if a.seeds > 1 else None
     run_ids: list[str] = []
     with common.cancelled_by_ctrl_c(client, lambda: run_ids, json_key="run_ids" if a.json else ""):
         for config in configs:
-            with common.undisturbed():
+            with common.ctrl_c_delayed():
                 run_ids.append(client.submit(config, name=a.name, group=group))
         runs = [common.follow(store, client, run_id, quiet=a.json) for run_id in run_ids]
     if a.json:
@@ -60,7 +69,7 @@ def run_command(a: argparse.Namespace) -> int:
 
 
 def plan_command(a: argparse.Namespace) -> int:
-    """What a run would need; nothing is started."""
+    """Print what a run would need, without starting it."""
     config, machine = common.config_of(a), probe.probe()
     probe.check_device(config.device, machine)
     planner.check_abilities(config, machine)
@@ -77,18 +86,18 @@ def plan_command(a: argparse.Namespace) -> int:
         return common.OK
     print(describe(config))
     print(f"  parameters        {plan.parameters:,}")
-    print(f"  forward           {units.flops(plan.forward_flops_per_example)} per example (derived)")
+    print(f"  forward           {units.flops(plan.forward_flops_per_example)} per sample (derived)")
     print("\n".join(_LINES.get(config.task, _training_lines)(common.store_of(a), config, plan)))
     for name, size in plan.parts():
         print(f"  {name:<17} {units.nbytes(size)} ({'estimated' if name == 'workspace' else 'derived'})")
-    print(f"  memory together   {units.nbytes(plan.total_bytes)}, {units.nbytes(plan.free_bytes)} free (measured)")
+    print(f"  total memory      {units.nbytes(plan.total_bytes)}, {units.nbytes(plan.free_bytes)} free (measured)")
     print(f"  fits              {'unknown' if plan.fits is None else 'yes' if plan.fits else 'no'}")
     common.warn(plan)
     return common.OK
 
 
 def _training_lines(store: Store, config: RunConfig, plan: planner.Plan) -> list[str]:
-    steps = "until the time is over" if plan.total_steps is None else f"{plan.total_steps:,}"
+    steps = "as many as fit into the time budget" if plan.total_steps is None else f"{plan.total_steps:,}"
     return [_step_line(plan), _steps_line(steps, plan)]
 
 
@@ -97,8 +106,8 @@ def _law_lines(store: Store, config: RunConfig, plan: planner.Plan) -> list[str]
     return [
         _step_line(plan),
         f"  batch sizes       {', '.join(map(str, config.law.sizes(plan.train_examples)))}",
-        f"  takes about       {takes} (estimated, within a factor of some)",
-        _steps_line("as many as the trials take", plan),
+        f"  takes about       {takes} (rough estimate)",
+        _steps_line("depends on the trials", plan),
     ]
 
 
@@ -107,7 +116,7 @@ def _step_line(plan: planner.Plan) -> str:
 
 
 def _steps_line(steps: str, plan: planner.Plan) -> str:
-    return f"  steps             {steps}, {plan.steps_per_epoch:,} per epoch of {plan.train_examples:,} examples"
+    return f"  steps             {steps}, {plan.steps_per_epoch:,} per epoch of {plan.train_examples:,} samples"
 
 
 def _law_seconds(store: Store, config: RunConfig, plan: planner.Plan) -> float:
@@ -120,18 +129,18 @@ def _law_seconds(store: Store, config: RunConfig, plan: planner.Plan) -> float:
 
 
 def _plan_of_a_study(a: argparse.Namespace, config: RunConfig) -> int:
-    """What a run that trains nothing does, and how long: it has no parameters, steps or FLOPs of its own."""
+    """Print the description and the time of a run that trains nothing, so it has no parameters, steps or FLOPs."""
     estimate, about = _STUDY_ESTIMATES.get(config.task), config.task_facts.about
     takes = estimate(config) if estimate else None
     if a.json:
         unknown = {field.name: None for field in dataclasses.fields(planner.Plan)} | {"total_bytes": None}
-        said = {"task": config.task, "about": about, "estimated_seconds": takes}
-        print(json_text(unknown | said | {"fingerprint": config.fingerprint}))
+        known = {"task": config.task, "about": about, "estimated_seconds": takes}
+        print(json_text(unknown | known | {"fingerprint": config.fingerprint}))
         return common.OK
     print(describe(config))
     print(textwrap.fill(about, 100, initial_indent="  ", subsequent_indent="  "))
     if takes is not None:
-        print(f"  takes about       {units.duration(takes)} (estimated), once other runs are over")
+        print(f"  takes about       {units.duration(takes)} (estimated), after all other runs have ended")
     return common.OK
 
 

@@ -1,4 +1,4 @@
-"""`python -m engine scale`: one training on 1, 2, 4 ... ranks, and whether more of them are worth it here."""
+"""`python -m engine scale`: train on 1, 2, 4 ... ranks, and report whether more ranks are worth it."""
 
 from __future__ import annotations
 
@@ -23,38 +23,41 @@ _DEFAULT_PRESET = "lenet"
 
 
 def register(add: common.Adder, config: argparse.ArgumentParser) -> None:
-    """The command and its arguments, beside those that name a configuration."""
+    """Add the command; `config` has the arguments that name a configuration."""
     command = add(
-        "scale", scale_command, "run a training on 1, 2, 4 ... ranks, and say whether more are worth it", config
+        "scale",
+        scale_command,
+        "train on 1, 2, 4 ... ranks, and report speed-up, efficiency and whether more ranks are worth it",
+        config,
     )
     command.add_argument(
-        "--ranks", help="numbers of ranks, as in 1,2,4 (default: up to the cores or GPUs of this machine)"
+        "--ranks", help="numbers of ranks, e.g. 1,2,4 (default: up to the cores or GPUs of this machine)"
     )
     command.add_argument(
-        "--weak", action="store_true", help="weak scaling too: a batch for each rank, not one shared out"
+        "--weak", action="store_true", help="also measure weak scaling: the batch size grows with the ranks"
     )
     command.add_argument(
-        "--seeds", type=int, default=scaling.DEFAULT_SEEDS, help="repeats, one per seed (default %(default)s)"
+        "--seeds", type=int, default=scaling.DEFAULT_SEEDS, help="number of seeds (default %(default)s)"
     )
     command.add_argument("--steps", type=int, help="steps of each run (default: about 3 s on one rank, estimated)")
     command.add_argument(
-        "--target", help="test_accuracy=0.95 or test_loss=0.3: time, energy and money until it is reached"
+        "--target", help="test_accuracy=0.95 or test_loss=0.3; adds time, energy and price to reach it"
     )
 
 
 def scale_command(a: argparse.Namespace) -> int:
-    """Run a study and say what it came to; Ctrl-C cancels what is left of it."""
+    """Run the study and print its results; Ctrl-C cancels the remaining runs."""
     store = common.store_of(a)
     client = Client(store)
-    lanes, seeds, target = _asked(a)
+    lanes, seeds, target = _study_of(a)
     group = secrets.token_hex(8)
     with common.cancelled_by_ctrl_c(
         client,
         functools.partial(common.run_ids_of, store, group),
-        kept="What is finished stays.",
+        kept="Finished runs stay.",
         json_key="run_ids" if a.json else "",
     ):
-        with common.undisturbed():
+        with common.ctrl_c_delayed():
             run_ids = client.submit_seed_blocks(scaling.seed_blocks(lanes, seeds, group), group=group)
         common.follow_all(store, client, run_ids, quiet=a.json)
     study = scaling.find(store, group)
@@ -64,28 +67,34 @@ def scale_command(a: argparse.Namespace) -> int:
     return common.OK if all(run.status == "finished" for run in study.runs) else common.FAILED
 
 
-def _asked(a: argparse.Namespace) -> tuple[list[Any], range, tuple[Any, float] | None]:
-    """Lanes, seeds and target of the arguments, checked before anything is asked for."""
+def _study_of(a: argparse.Namespace) -> tuple[list[Any], range, tuple[Any, float] | None]:
+    """Configurations, seeds and target of the arguments, checked before any run is submitted.
+
+    Raises:
+        ConfigError: An argument is not valid for this machine or study.
+    """
     if not 1 <= a.seeds <= scaling.MOST_SEEDS:
         raise ConfigError(
-            f"seeds={a.seeds} is not allowed.", fix=f"seeds may be a whole number from 1 to {scaling.MOST_SEEDS}."
+            f"--seeds {a.seeds} is not allowed.", fix=f"Choose a whole number from 1 to {scaling.MOST_SEEDS}."
         )
     if not a.preset and not a.config:
         a.preset = _DEFAULT_PRESET
     config, machine = common.config_of(a), probe.probe()
     if config.is_parallel:
         raise ConfigError(
-            "parallel.num_ranks and parallel.devices are what a study varies.", fix="Name them by --ranks."
+            "A scaling study sets parallel.num_ranks and parallel.devices itself.",
+            fix="Leave them out; choose --ranks.",
         )
     ranks = scaling.parse_ranks(a.ranks) if a.ranks else scaling.ranks_here(config, machine)
     if len(ranks) < 2:
         raise ConfigError(
-            "This machine has one device for a rank: there is nothing to share a batch with.",
-            fix="--ranks 1,2 lets two ranks share it, to see what that costs.",
+            "This machine has one device, so there is no second one to scale to.",
+            fix="Give --ranks 1,2 to measure two ranks on one device.",
         )
     if a.weak and config.batch_size == FULL:
         raise ConfigError(
-            "--weak does not go with batch_size=full, which cannot grow.", fix="Leave it out, or choose a batch."
+            "--weak excludes batch_size=full, because a full batch cannot grow.",
+            fix="Leave out --weak, or choose a batch size.",
         )
     steps = scaling.default_steps(config, planner.check(config)) if a.steps is None else a.steps
     base = scaling.as_base(config, steps)

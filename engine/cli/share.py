@@ -19,7 +19,7 @@ from engine.config.presets import DEFAULT_PRESET, PRESETS, preset_config
 from engine.config.summary import describe
 from engine.measurement import energy
 from engine.reports import exporters, sharing
-from engine.reports.report import Report, concluded, steps_csv
+from engine.reports.report import Report, concluded
 from engine.reports.sharing import CurveChoices
 from engine.runtime.client import Client
 from engine.store.run import Run
@@ -27,67 +27,79 @@ from engine.store.store import Store
 from engine.studies import race_results
 
 WEIGHTS = ("model.safetensors", "trajectory.safetensors")
-_ENDINGS = (".html", ".json", ".zip", ".csv", ".parquet")
+_EXTENSIONS = (".html", ".json", ".zip", ".csv", ".parquet")
 
 
 def register(add: common.Adder) -> None:
-    """The commands and their arguments."""
-    export = add("export", export_command, "write runs to one file, or to TensorBoard and MLflow")
-    export.add_argument("runs", nargs="+", metavar="RUN", help="ids, or beginnings of them")
-    export.add_argument("-o", "--output", help=f"FILE{'|'.join(_ENDINGS)}")
-    export.add_argument("--title", default="")
-    export.add_argument("--notes", default="", help="text to stand in the report, or @FILE")
-    export.add_argument("--target", help="of its table: test_accuracy=0.95, test_loss=0.3 or none")
-    export.add_argument("--baseline", default="", metavar="LABEL")
-    export.add_argument("--weights", action="store_true", help="of a .zip: the runs' weights too")
+    """Add the commands."""
+    export = add("export", export_command, "write runs to a file, or to TensorBoard or MLflow")
+    export.add_argument("runs", nargs="+", metavar="RUN", help="ids, beginnings of ids, or last")
+    export.add_argument("-o", "--output", help=f"FILE{'|'.join(_EXTENSIONS)}")
+    export.add_argument("--title", default="", help="title of the report (default: the name of the first run)")
+    export.add_argument("--notes", default="", help="notes for the report, or @FILE")
+    export.add_argument("--target", help="target of the comparison: test_accuracy=0.95, test_loss=0.3 or none")
+    export.add_argument("--baseline", default="", metavar="LABEL", help="baseline of the comparison")
+    export.add_argument("--weights", action="store_true", help=".zip only: include the weights of the runs")
     export.add_argument(
-        "--file-names", action="store_true", help="keep the names of your own files (never where they lie)"
+        "--file-names", action="store_true", help="keep the names of your own files (never their folders)"
     )
-    export.add_argument("--preview", action="store_true", help="say all that would leave, and write nothing")
-    export.add_argument("--tensorboard", metavar="DIR", help="event files for TensorBoard, a folder per run")
-    export.add_argument("--mlflow", metavar="DIR", help="a folder that `mlflow ui` reads")
+    export.add_argument("--preview", action="store_true", help="list the content of the report, and write nothing")
+    export.add_argument("--tensorboard", metavar="DIR", help="write event files for TensorBoard, one folder per run")
+    export.add_argument("--mlflow", metavar="DIR", help="write a folder that `mlflow ui` reads")
 
-    importing = add("import", import_command, "take runs in from reports, or a curve from a CSV")
-    importing.add_argument("files", nargs="+", metavar="FILE", help=".html, .json, .zip of Isoflop, or .csv")
-    importing.add_argument("--name", default="", help="of a curve (default: its file's name)")
+    importing = add("import", import_command, "import runs from reports, or a curve from a CSV")
+    importing.add_argument("files", nargs="+", metavar="FILE", help=".html, .json or .zip exported by Isoflop, or .csv")
+    importing.add_argument("--name", default="", help="CSV only: name of the curve (default: the name of the file)")
     importing.add_argument(
         "--column",
         action="append",
         default=[],
         metavar="ROLE=HEADER",
-        help="of a CSV: loss=HEADER, test_accuracy=..., step=...",
+        help="CSV only: the column of a role, e.g. loss=HEADER, test_accuracy=HEADER, step=HEADER",
     )
     importing.add_argument(
-        "--seconds-in", default="", choices=["", *("s", "ms", "min", "h")], help="of a CSV: the unit of time"
+        "--seconds-in", default="", choices=["", *("s", "ms", "min", "h")], help="CSV only: the unit of time"
     )
     importing.add_argument(
-        "--percent", action=argparse.BooleanOptionalAction, help="of a CSV: whether accuracy is in percent"
+        "--percent", action=argparse.BooleanOptionalAction, help="CSV only: whether accuracy is in percent"
     )
-    importing.add_argument("--preset", default=DEFAULT_PRESET, help="of a CSV: the experiment, as you know it")
-    importing.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of a CSV: e.g. data=digits")
+    importing.add_argument(
+        "--preset", default=DEFAULT_PRESET, help="CSV only: the preset closest to the experiment (default %(default)s)"
+    )
+    importing.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="CSV only: set a field of the configuration, e.g. data=digits",
+    )
 
-    add("reports", reports_command, "the reports that were imported, with their notes and conclusions")
+    add("reports", reports_command, "list imported reports, with notes and conclusions")
 
 
-# --- out ----------------------------------------------------------------------------------------------------------------
+# --- export -------------------------------------------------------------------------------------------------------------
 
 
 def export_command(a: argparse.Namespace) -> int:
-    """Write runs to a file; what kind is said by its ending."""
+    """Write runs to a file; its extension decides the format.
+
+    Raises:
+        ConfigError: No output is given, or its extension is unknown.
+    """
     store = common.store_of(a)
     runs = [store.run(store.find(r)) for r in dict.fromkeys(a.runs)]
     if not (a.output or a.tensorboard or a.mlflow or a.preview):
-        raise ConfigError(
-            "Nothing says where to write.", fix=f"Give -o FILE{'|'.join(_ENDINGS)}, --tensorboard or --mlflow."
-        )
+        raise ConfigError("No output is given.", fix=f"Give -o FILE{'|'.join(_EXTENSIONS)}, --tensorboard or --mlflow.")
     path = Path(a.output) if a.output else None
-    if path and path.suffix not in _ENDINGS:
+    if path and path.suffix not in _EXTENSIONS:
         raise ConfigError(
-            f"-o {path.name}: unknown ending {path.suffix or '(none)'!r}.",
-            fix=f"Choose {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}.",
+            f"-o {path.name}: unknown extension {path.suffix or '(none)'!r}.",
+            fix=f"Choose {', '.join(_EXTENSIONS[:-1])} or {_EXTENSIONS[-1]}.",
         )
     if a.weights and path and path.suffix != ".zip":
-        raise ConfigError(f"-o {path.name}: weights go into a .zip only.", fix="Write a .zip, or leave out --weights.")
+        raise ConfigError(
+            f"-o {path.name}: only a .zip can contain weights.", fix="Write a .zip, or leave out --weights."
+        )
     if a.preview:
         return _preview(a, report_of(store, runs, a))
     written = []
@@ -108,7 +120,11 @@ def export_command(a: argparse.Namespace) -> int:
 
 
 def report_of(store: Store, runs: Sequence[Run], a: argparse.Namespace) -> Report:
-    """The report of the arguments, with what the runs came to as a race where they are one."""
+    """The report of the arguments, with the comparison of the runs if they are comparable.
+
+    Raises:
+        ConfigError: An argument is not valid.
+    """
     metric, target = race_results.parse_target(a.target) if a.target else _own_target(runs)
     return Report.freeze(
         a.title or runs[0].name or describe(runs[0].config), runs, account_of=partial(energy.in_store, store), notes=_notes(a.notes),
@@ -118,9 +134,9 @@ def report_of(store: Store, runs: Sequence[Run], a: argparse.Namespace) -> Repor
 
 
 def _own_target(runs: Sequence[Run]) -> tuple[Any, float | None]:
-    """The target the runs themselves aimed at, where it is one."""
-    aims = {(run.config.target.metric, run.config.target.value) for run in runs}
-    return next(iter(aims)) if len(aims) == 1 else ("test_accuracy", None)
+    """The target of the runs, if they share one."""
+    targets = {(run.config.target.metric, run.config.target.value) for run in runs}
+    return next(iter(targets)) if len(targets) == 1 else ("test_accuracy", None)
 
 
 def _notes(text: str) -> str:
@@ -144,7 +160,7 @@ def _preview(a: argparse.Namespace, report: Report) -> int:
 
 
 def _page(report: Report) -> str:
-    from engine.reports.html import page  # brings Plotly, which other commands do not wait for
+    from engine.reports.html import page  # imports Plotly, which is slow and which other commands do not need
 
     return page.render(report)
 
@@ -157,7 +173,7 @@ def _write(path: Path, store: Store, runs: Sequence[Run], a: argparse.Namespace)
         exporters.write_parquet(path, runs)
         return
     if path.suffix == ".csv":
-        text = steps_csv(runs[0]) if len(runs) == 1 else exporters.steps_of_all(runs)
+        text = exporters.steps_csv(runs[0]) if len(runs) == 1 else exporters.steps_of_all(runs)
     else:
         report = report_of(store, runs, a)
         text = _page(report) if path.suffix == ".html" else report.to_json()
@@ -167,14 +183,14 @@ def _write(path: Path, store: Store, runs: Sequence[Run], a: argparse.Namespace)
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise StoreError(f"{path} cannot be written: {error.strerror}.", fix="Choose another place with -o.") from None
+        raise StoreError(f"{path} cannot be written: {error.strerror}.", fix="Choose another file with -o.") from None
 
 
-# --- in -----------------------------------------------------------------------------------------------------------------
+# --- import -------------------------------------------------------------------------------------------------------------
 
 
 def import_command(a: argparse.Namespace) -> int:
-    """All files come in, or none does."""
+    """Import all files, or none."""
     client = Client(common.store_of(a))
     found = client.import_files([Path(file) for file in a.files], curve=_curve(a))
     if a.json:
@@ -193,10 +209,10 @@ def import_command(a: argparse.Namespace) -> int:
         run = client.store.run(run_id, keep_points=1)
         print(f"{run_id}  {run.status:<11}  {visible(run.name, 60)}  {describe(run.config)}")
     for group_id in found.group_ids:
-        print(f"group {group_id}: its runs were asked for together")
+        print(f"group {group_id}: its runs were submitted together")
     for warning in found.warnings:
         print(f"  ! {visible(warning)}")
-    print("Imported, unverified: what stands in a file is what its author says.")
+    print("Imported, unverified: Isoflop cannot check the numbers in a file.")
     return common.OK
 
 
@@ -205,10 +221,10 @@ def _curve(a: argparse.Namespace) -> CurveChoices:
     for text in a.column:
         role, equals, header = text.partition("=")
         if not equals:
-            raise ConfigError(f"--column {text} is not understood.", fix="Write it as loss=HEADER.")
+            raise ConfigError(f'--column {text} has no "=".', fix="Write it as loss=HEADER.")
         columns[role.strip()] = header.strip()
     if a.preset not in PRESETS:
-        preset_config(a.preset)  # says which there are
+        preset_config(a.preset)  # raises ConfigError, which lists the presets
     return CurveChoices(
         name=a.name,
         columns=columns,
@@ -219,13 +235,13 @@ def _curve(a: argparse.Namespace) -> CurveChoices:
 
 
 def reports_command(a: argparse.Namespace) -> int:
-    """What was imported as a report, newest first."""
+    """List imported reports, newest first."""
     found = sharing.saved_reports(common.store_of(a))
     if a.json:
         print(json_text({"reports": [report.model_dump(exclude={"conclusions"}) for report in found]}))
         return common.OK
     if not found:
-        print("No reports yet. Take one in: python -m engine import FILE")
+        print("No reports yet. Import one: python -m engine import FILE")
     for report in found:
         print(
             f"{report.report_id}  {units.date(report.origin.at)}  {len(report.run_ids)} runs  {visible(report.title, 80)}"

@@ -1,4 +1,4 @@
-"""The commands on runs that are in the store, and on the store itself: list, show, check, link, supervise and others."""
+"""Commands on the runs of a store, and on the store: list, show, check, link, supervise and others."""
 
 from __future__ import annotations
 
@@ -25,40 +25,47 @@ from engine.store.listing import words_of
 
 
 def register(add: common.Adder) -> None:
-    """The commands on runs and their arguments."""
-    listing = add("list", list_command, "the runs of the store, newest first")
-    listing.add_argument("--limit", type=int, default=50)
-    listing.add_argument("--sort", choices=SORTABLE, default="created")
-    for name, function, text in (
-        ("show", show_command, "everything recorded of a run"),
-        ("watch", watch_command, "follow a run until it ends"),
-        ("cancel", cancel_command, "stop a run"),
-        ("delete", delete_command, "delete a run that is over"),
-    ):
-        add(name, function, text).add_argument("run", metavar="RUN", help="id, the beginning of one, or last")
-    rename = add("rename", rename_command, "give a run another name")
-    rename.add_argument("run", metavar="RUN", help="id, the beginning of one, or last")
-    rename.add_argument("name")
-    checking = add("check", check_command, "read every run and say what is missing or rotten")
-    checking.add_argument("--rebuild", action="store_true", help="make the index anew from the run folders")
-    link = add("link", link_command, "print a link that lets one more browser into the dashboard")
-    link.add_argument("--url", default="", help="where the dashboard is (default: where it was started last)")
-    link.add_argument("--sign-everyone-out", action="store_true", help="end every sign-in there is, first")
-    supervise = add(
-        "supervise", supervise_command, "be this store's supervisor, so that runs go on without a dashboard"
+    """Add the commands."""
+    listing = add("list", list_command, "list the runs of the store, newest first")
+    listing.add_argument("--limit", type=int, default=50, help="number of runs (default %(default)s)")
+    listing.add_argument(
+        "--sort", choices=SORTABLE, default="created", help="the value to sort by (default %(default)s)"
     )
-    supervise.add_argument("--idle-seconds", type=float, help="leave after so long without a run (default: stay)")
-    supervise.add_argument("--on-demand", action="store_true", help=argparse.SUPPRESS)  # started by who needs it
+    for name, function, text in (
+        ("show", show_command, "show the results of a run; --json prints everything recorded"),
+        ("watch", watch_command, "follow a run until it ends"),
+        ("cancel", cancel_command, "cancel a run"),
+        ("delete", delete_command, "delete a run that has ended"),
+    ):
+        add(name, function, text).add_argument("run", metavar="RUN", help="id, beginning of an id, or last")
+    rename = add("rename", rename_command, "rename a run")
+    rename.add_argument("run", metavar="RUN", help="id, beginning of an id, or last")
+    rename.add_argument("name", help="the new name")
+    checking = add("check", check_command, "read every run and report missing or damaged data")
+    checking.add_argument("--rebuild", action="store_true", help="rebuild the index from the run folders")
+    link = add("link", link_command, "print a link that signs one more browser in to the dashboard")
+    link.add_argument("--url", default="", help="address of the dashboard (default: where it was last started)")
+    link.add_argument("--sign-everyone-out", action="store_true", help="first end all present sign-ins")
+    supervise = add(
+        "supervise", supervise_command, "run the supervisor of this store, so that runs continue without a dashboard"
+    )
+    supervise.add_argument("--idle-seconds", type=float, help="exit after this time without a run (default: never)")
+    supervise.add_argument("--on-demand", action="store_true", help=argparse.SUPPRESS)  # for the client that starts it
     supervise.add_argument("--grace-seconds", type=float, default=GRACE_S, help=argparse.SUPPRESS)
 
 
 def list_command(a: argparse.Namespace) -> int:
+    """Print one line per run.
+
+    Raises:
+        ConfigError: The limit is below 1.
+    """
     if a.limit < 1:
-        raise ConfigError(f"limit={a.limit} is not allowed.", fix="limit may be a whole number from 1.")
+        raise ConfigError(f"--limit {a.limit} is not allowed.", fix="Choose a whole number from 1.")
     store = common.store_of(a)
     rows = store.rows(limit=a.limit, order=a.sort)
     if any(row.status not in TERMINAL for row in rows):
-        Client(store).wake()  # should its supervisor be gone, a run that says it is alive is looked after again
+        Client(store).wake()  # if the supervisor is gone, a new one finds the runs whose process ended
     if a.json:
         print(
             json_text(
@@ -83,6 +90,7 @@ def list_command(a: argparse.Namespace) -> int:
 
 
 def show_command(a: argparse.Namespace) -> int:
+    """Print one run and the problems of its log."""
     store = common.store_of(a)
     run = store.run(store.find(a.run))
     if a.json:
@@ -95,7 +103,7 @@ def show_command(a: argparse.Namespace) -> int:
 
 
 def watch_command(a: argparse.Namespace) -> int:
-    """Follow a run without owning it: Ctrl-C leaves it running."""
+    """Follow a run to its end; Ctrl-C leaves it running."""
     store = common.store_of(a)
     run = common.follow(store, Client(store), store.find(a.run), quiet=a.json)
     print(json_text(results.of_run(run)) if a.json else cards.card(run))
@@ -103,6 +111,7 @@ def watch_command(a: argparse.Namespace) -> int:
 
 
 def cancel_command(a: argparse.Namespace) -> int:
+    """Cancel a run and wait until it has ended."""
     store = common.store_of(a)
     client = Client(store)
     run_id = store.find(a.run)
@@ -113,18 +122,20 @@ def cancel_command(a: argparse.Namespace) -> int:
 
 
 def rename_command(a: argparse.Namespace) -> int:
+    """Rename a run and wait until the store has the new name."""
     store = common.store_of(a)
     run_id = store.find(a.run)
-    wanted = clean_name(a.name)
-    Client(store).rename(run_id, wanted)
+    new_name = clean_name(a.name)
+    Client(store).rename(run_id, new_name)
     until = time.monotonic() + 15
-    while (name := store.run(run_id, keep_points=1).name) != wanted and time.monotonic() < until:
+    while (name := store.run(run_id, keep_points=1).name) != new_name and time.monotonic() < until:
         time.sleep(common.POLL_S)
-    print(json_text({"run_id": run_id, "name": name}) if a.json else f"{run_id} is called {visible(name)!r}.")
-    return common.OK if name == wanted else common.FAILED
+    print(json_text({"run_id": run_id, "name": name}) if a.json else f"{run_id} has the name {visible(name)!r}.")
+    return common.OK if name == new_name else common.FAILED
 
 
 def delete_command(a: argparse.Namespace) -> int:
+    """Delete a run and wait until its folder is gone."""
     store = common.store_of(a)
     run_id = store.find(a.run)
     Client(store).delete(run_id)
@@ -135,13 +146,13 @@ def delete_command(a: argparse.Namespace) -> int:
     print(
         json_text({"run_id": run_id, "deleted": gone})
         if a.json
-        else f"{run_id} {'is deleted' if gone else 'is still there'}."
+        else f"{run_id} {'is deleted' if gone else 'is not deleted yet'}."
     )
     return common.OK if gone else common.FAILED
 
 
 def check_command(a: argparse.Namespace) -> int:
-    """Read every run and say what is missing or rotten."""
+    """Read every run and print missing or damaged data."""
     store = common.store_of(a)
     rebuilt = rebuild_index(store) if a.rebuild else ""
     found = check(store)
@@ -150,11 +161,8 @@ def check_command(a: argparse.Namespace) -> int:
         print(json_text({"ok": ok, **asdict(found), **({"rebuilt": rebuilt} if a.rebuild else {})}))
         return common.OK if ok else common.FAILED
     if rebuilt:
-        print(f"The index was made anew {rebuilt}, from {found.runs} run folders.")
-    print(
-        "\n".join(map(visible, found.problems))
-        or f"{found.runs} runs, all as they were written ({found.indexed} in the index)."
-    )
+        print(f"The index was rebuilt {rebuilt}, from {found.runs} run folders.")
+    print("\n".join(map(visible, found.problems)) or f"{found.runs} runs, no damage ({found.indexed} in the index).")
     for note in found.notes:
         print(f"  - {note}")
     print("  - " + ", ".join(f"{name} {version}" for name, version in found.versions.items()))
@@ -162,7 +170,11 @@ def check_command(a: argparse.Namespace) -> int:
 
 
 def link_command(a: argparse.Namespace) -> int:
-    """The one-time link of the dashboard, for a browser that is not signed in yet."""
+    """Print a one-time link that signs a browser in to the dashboard.
+
+    Raises:
+        ConfigError: The store does not use sign-in links.
+    """
     store = common.store_of(a)
     method = settings.load(store.root).sign_in.method
     if a.sign_everyone_out:
@@ -172,7 +184,7 @@ def link_command(a: argparse.Namespace) -> int:
             return common.OK
     if method != "link":
         raise ConfigError(
-            f"sign_in.method={method!r}: people do not sign in with links here.",
+            f"This store does not use links, because sign_in.method={method!r}.",
             fix="Open the dashboard and sign in there.",
         )
     link = keys.sign_in_link(store.root, a.url)
@@ -181,7 +193,7 @@ def link_command(a: argparse.Namespace) -> int:
 
 
 def supervise_command(a: argparse.Namespace) -> int:
-    """By hand: stay, and let runs go on with nobody there. On demand: leave some time after the last who needs it."""
+    """Run the supervisor until it is stopped; with --on-demand, exit some time after the last client has left."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     store = common.store_of(a)
     if a.on_demand:
@@ -191,7 +203,7 @@ def supervise_command(a: argparse.Namespace) -> int:
     if not served:
         print("This store already has a supervisor.", file=sys.stderr)
         return common.OK
-    # Its runs may still be at work, for the next supervisor to adopt: leave without multiprocessing's wait for them.
+    # Runs can still be running, and the next supervisor adopts them; a normal exit would wait for them.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(common.OK)

@@ -1,1 +1,4 @@
-"""Reports: runs frozen into one value, and the forms in which they leave."""
+"""Reports: runs frozen into one document, its HTML page, redaction, exports and imports.
+
+This package imports rooms from `common` to `charts`; it knows no Streamlit and no PyTorch.
+"""

@@ -1,6 +1,6 @@
-"""Runs for other tools: all points as Parquet or CSV, TensorBoard's event files, MLflow's folder.
+"""Exports to other tools: all points as Parquet or CSV, event files for TensorBoard, a folder for MLflow.
 
-Parquet needs pyarrow, which is always there; the other two need the tool's own library, for its format is its own.
+pyarrow is always installed. TensorBoard and MLflow exports need their own packages, because only these write their formats.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import numpy as np
 
 from engine.common.errors import ConfigError, StoreError
 from engine.common.sanitize import visible
+from engine.reports.redaction import Redaction
 from engine.store.columns import COLUMNS
 from engine.store.csv_tables import csv_cell
 from engine.store.run import Run
 
-SCALARS = {  # what is told as a curve: table, column, name
+SCALARS = {  # name in the other tool: table and column
     "train/loss": ("steps", "loss"),
     "train/lr": ("steps", "lr"),
     "train/grad_norm": ("grad_norms", "grad_norm"),
@@ -31,9 +32,12 @@ SCALARS = {  # what is told as a curve: table, column, name
 
 
 def write_parquet(path: Path, runs: Sequence[Run]) -> None:
-    """One table of all points: run_id, name, table, and every column of every table; null where a table has none.
+    """Write one table of all points: run_id, name, table, and every column of every table.
 
-    NaN and infinity stay what they are: null is unknown, NaN was measured.
+    NaN and infinity are kept, because they were measured; null is unknown.
+
+    Raises:
+        StoreError: The file cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -57,7 +61,7 @@ def write_parquet(path: Path, runs: Sequence[Run]) -> None:
         draft.replace(path)
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be written: {error.strerror or error}.", fix="Choose another place with -o."
+            f"{path} cannot be written: {error.strerror or error}.", fix="Choose another file with -o."
         ) from None
     finally:
         draft.unlink(missing_ok=True)
@@ -79,8 +83,21 @@ def _column(values: np.ndarray | None, rows: int, table: str) -> Any:
     return pa.array(values, from_pandas=not is_measured)
 
 
+def steps_csv(run: Run) -> str:
+    """The steps of a run as CSV: numbers only, so that no spreadsheet reads a formula; unmeasured cells are empty."""
+    examples = run.started.train_examples if run.started else 0
+    norms = dict(zip(run.grad_norms["step"].tolist(), run.grad_norms["grad_norm"].tolist(), strict=True))
+    lines = ["step,loss,seconds,samples,lr,epoch,grad_norm"]
+    columns = (run.steps[name].tolist() for name in ("step", "loss", "seconds", "samples", "lr"))
+    for step, loss, seconds, samples, lr in zip(*columns, strict=True):
+        epoch = f"{samples / examples:.6g}" if examples else ""
+        norm = f"{norms[step]:.9g}" if step in norms else ""
+        lines.append(f"{step:.0f},{loss:.9g},{seconds:.9f},{samples:.0f},{lr:.9g},{epoch},{norm}")
+    return "\n".join(lines) + "\n"
+
+
 def steps_of_all(runs: Sequence[Run]) -> str:
-    """The steps of several runs under one header, a row each, with the run's id."""
+    """The steps of several runs as one CSV: a row per step, with the run's id."""
     columns = COLUMNS["steps"]
     lines = [",".join(("run_id", *columns))]
     for run in runs:
@@ -97,12 +114,12 @@ def _library(name: str, package: str) -> Any:
         return import_module(name)
     except ImportError:
         raise ConfigError(
-            f"This needs {package}, which is not installed.", fix=f"Install it beside Isoflop: pip install {package}."
+            f"This needs {package}, which is not installed.", fix=f"Install it: pip install {package}."
         ) from None
 
 
 def _scalars(run: Run) -> Iterator[tuple[str, int, float, float]]:
-    """Name, step, value and Unix time of each point, NaN included."""
+    """Name, step, value and Unix time in seconds of each point, NaN included."""
     began = run.started.at if run.started else run.created
     for name, (table, column) in SCALARS.items():
         rows = getattr(run, table)
@@ -114,9 +131,7 @@ def _scalars(run: Run) -> Iterator[tuple[str, int, float, float]]:
 
 
 def _parameters(run: Run) -> dict[str, str]:
-    """The configuration, field by field, as text; without where a file lies."""
-    from engine.reports.redaction import Redaction
-
+    """The fields of the configuration as text, without paths."""
     flat: dict[str, str] = {}
 
     def add(prefix: str, value: Any) -> None:
@@ -131,32 +146,43 @@ def _parameters(run: Run) -> dict[str, str]:
 
 
 def write_tensorboard(folder: Path, runs: Sequence[Run]) -> list[Path]:
-    """Event files in a folder per run, by the package `tensorboard`. Raises ConfigError where it is not installed."""
+    """Write event files with the package `tensorboard`, one folder per run, and return their paths.
+
+    Raises:
+        ConfigError: The package is not installed.
+        StoreError: The folder cannot be written.
+    """
     writer_module = _library("tensorboard.summary.writer.event_file_writer", "tensorboard")
     event_pb2 = _library("tensorboard.compat.proto.event_pb2", "tensorboard")
     summary_pb2 = _library("tensorboard.compat.proto.summary_pb2", "tensorboard")
     written = []
     for run in runs:
-        place = _made(folder / run.run_id)
+        place = _created(folder / run.run_id)
         writer = writer_module.EventFileWriter(str(place))
         for name, step, value, at in _scalars(run):
-            told = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, simple_value=value)])
-            writer.add_event(event_pb2.Event(wall_time=at, step=step, summary=told))
+            summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, simple_value=value)])
+            writer.add_event(event_pb2.Event(wall_time=at, step=step, summary=summary))
         writer.close()
         for number, file in enumerate(sorted(place.glob(f"events.out.tfevents.*.{socket.gethostname()}.*"))):
-            written.append(
-                file.rename(place / f"events.out.tfevents.{int(run.created):010d}.{run.run_id}.{number}")
-            )  # not the host
+            # The package puts the host's name into the file name.
+            written.append(file.rename(place / f"events.out.tfevents.{int(run.created):010d}.{run.run_id}.{number}"))
     return written
 
 
 def write_mlflow(folder: Path, runs: Sequence[Run]) -> list[Path]:
-    """A folder that `mlflow ui --backend-store-uri` reads, by the package `mlflow`. Raises ConfigError where it is not there."""
+    """Write a folder that `mlflow ui --backend-store-uri` reads, with the package `mlflow`, and return its run files.
+
+    Raises:
+        ConfigError: The package is not installed.
+        StoreError: The folder cannot be written.
+    """
     for variable in ("MLFLOW_ALLOW_FILE_STORE", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-        os.environ.setdefault(variable, "true")  # 3.17 asks for the first, and would report its use
+        os.environ.setdefault(
+            variable, "true"
+        )  # MLflow 3.17 requires the first and sends usage statistics without the others
     mlflow = _library("mlflow", "mlflow-skinny")
     entities = _library("mlflow.entities", "mlflow-skinny")
-    place = _made(folder)
+    place = _created(folder)
     client = mlflow.MlflowClient(tracking_uri=place.absolute().as_uri())
     found = client.get_experiment_by_name("Isoflop")
     experiment = found.experiment_id if found else client.create_experiment("Isoflop")
@@ -179,7 +205,7 @@ def write_mlflow(folder: Path, runs: Sequence[Run]) -> list[Path]:
     return sorted(path for path in place.rglob("meta.yaml"))
 
 
-def _made(folder: Path) -> Path:
+def _created(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""What must not leave this machine with a report, taken out of every text in it.
+"""Removes paths, secrets, addresses, serial numbers, and user and host names from the texts of a report.
 
-A message may hold a path, an address, a token, or the name of who ran it: it came from an error, a driver or a file. What
-it is about stays: an error without its path still says what went wrong.
+An error message, a driver or a file can put them into a text. The rest of the text stays: an error without its path
+still says what went wrong.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LONGEST_TEXT = 2_000
 _WEIGHTS = "weights.safetensors"
 
 _IN_PATH = r"~'\"<>:,;()/\\"
-# A folder's name may hold some blanks; a path may be quoted, or end where the next word begins.
+# The name of a folder can contain a few spaces. A path can be quoted, or end before the next word.
 _PATH = re.compile(
     rf"(?<![\w./:\\])(?:~|[A-Za-z]:)?[/\\]+(?:[^\s{_IN_PATH}]+(?: [^\s{_IN_PATH}]+){{0,4}} ?[/\\])+([^\s{_IN_PATH}]+)"
 )
@@ -61,19 +61,19 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def anonymous(text: str) -> str:
-    """A message without paths, secrets, addresses, serial numbers, user and host. The name of a file stays."""
+    """The text without paths, secrets, addresses, serial numbers, user and host; file names stay."""
     text = _PATH.sub(r"…/\1", text.replace(str(Path.home()), "~"))
-    for word, pattern in _RULES:
-        text = pattern.sub(word, text)
+    for replacement, pattern in _RULES:
+        text = pattern.sub(replacement, text)
     for value in _environment_values():
         text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "(environment)", text)
-    for word, name in _identity():
-        text = re.sub(rf"\b{re.escape(name)}\b", word, text)
+    for replacement, name in _identity():
+        text = re.sub(rf"\b{re.escape(name)}\b", replacement, text)
     return text[:LONGEST_TEXT]
 
 
 def _environment_values() -> list[str]:
-    """What the environment holds that an ordinary text does not by chance; longest first."""
+    """Values of environment variables that an ordinary text would not contain by chance; longest first."""
     values = {
         value
         for name, value in os.environ.items()
@@ -87,7 +87,7 @@ def _environment_values() -> list[str]:
 def _identity() -> tuple[tuple[str, str], ...]:
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container may run as a number without a name
+    except (KeyError, OSError):  # in a container, the user id can lack a name
         user = ""
     named = (("(host)", socket.gethostname()), ("(user)", user))
     return tuple((word, name) for word, name in named if len(name) >= 3 and not name.isdigit())
@@ -95,17 +95,18 @@ def _identity() -> tuple[tuple[str, str], ...]:
 
 @dataclass(frozen=True, slots=True)
 class Redaction:
-    """What of one run's texts may leave; `file_names` keeps the names of the user's own files, never where they lie."""
+    """Redacts the texts of one run; `file_names` keeps the names of the user's own files, but never their folders."""
 
     config: RunConfig
     file_names: bool = False
 
     def text(self, text: str) -> str:
+        """The redacted text."""
         text = anonymous(self._without_source(text))
         return text if self.file_names else _FILE.sub(_file, text)
 
     def configuration(self) -> RunConfig:
-        """The configuration with the names of its files alone, or with none of them."""
+        """The configuration with bare file names, or with neutral names if file names are removed."""
         config = self.config
         if config.source.path:
             source = config.source.model_copy(update={"path": self._shown(config.source.path)})
@@ -116,25 +117,25 @@ class Redaction:
         return config
 
     def model(self, value: Model) -> Model:
-        """An event with each text in it gone through; what is chosen from a list of words is no text."""
+        """The event with every text redacted; values of a `Literal` are not texts."""
         redacted: Model = _each_text(value, self.text)
         return redacted
 
     def _shown(self, path: str) -> str:
-        """The name of the user's file at `path`, or a name of ours where names stay here."""
-        name, ours = anonymous(_name(path)), self._own_name(path)
-        return name if self.file_names or name == ours else ours
+        """The name of the user's file at `path`, or a neutral name if file names are removed."""
+        name, neutral = anonymous(_name(path)), self._neutral_name(path)
+        return name if self.file_names or name == neutral else neutral
 
-    def _own_name(self, path: str) -> str:
+    def _neutral_name(self, path: str) -> str:
         if path == self.config.infer.weights:
             return _WEIGHTS
         return DATA[self.config.data].file_name or "data"
 
     def _without_source(self, text: str) -> str:
-        """A message that names the user's file: its path may be relative, hold blanks, or be cut at the front."""
+        """The text without the paths of the user's files, which can be relative, contain spaces, or be cut at the front."""
         for path in filter(None, (self.config.source.path, self.config.infer.weights)):
             name, shown = _name(path), self._shown(path)
-            for written in (os.path.expanduser(path), path, f"…{path[-99:]}"):  # noqa: PTH111 - it leaves ~nobody alone
+            for written in (os.path.expanduser(path), path, f"…{path[-99:]}"):  # noqa: PTH111 - unlike Path.expanduser, it accepts an unknown ~user
                 text = text.replace(written, shown) if name in written else text
             text = text if self.file_names or len(name) < 3 else text.replace(name, shown)
         return text
@@ -142,7 +143,7 @@ class Redaction:
 
 def _name(path: str) -> str:
     name = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-    return name if name.strip("~. ") else "data"  # never empty: the configuration would not be valid
+    return name if name.strip("~. ") else "data"  # an empty name would make the configuration invalid
 
 
 def _file(found: re.Match[str]) -> str:
@@ -157,7 +158,7 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
             fields = {
                 n: getattr(value, n)
                 for n, field in type(value).model_fields.items()
-                if _may_hold_text(field.annotation)
+                if _can_hold_text(field.annotation)
             }
             return value.model_copy(update={name: _each_text(inner, change) for name, inner in fields.items()})
         case dict():
@@ -168,11 +169,11 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
             return value
 
 
-def _may_hold_text(annotation: Any) -> bool:
+def _can_hold_text(annotation: Any) -> bool:
     if typing.get_origin(annotation) is typing.Literal:
         return False
     if arguments := typing.get_args(annotation):
-        return any(map(_may_hold_text, arguments))
+        return any(map(_can_hold_text, arguments))
     return (
         annotation is str or annotation is Any or (isinstance(annotation, type) and issubclass(annotation, BaseModel))
     )

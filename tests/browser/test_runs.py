@@ -122,7 +122,7 @@ def test_a_report_that_is_dropped_in_comes_in_marked_and_one_sentence_says_what_
     other.write_text("{}", encoding="utf-8")
     page.goto(f"{app_url}/runs?q=guest")
     drop(page, other)
-    expect(page.get_by_text("This is not a report, or not all of one")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("This is not a report, or it is incomplete")).to_be_visible(timeout=30_000)
     drop(page, report)
     expect(page.get_by_text("1 run came in, marked imported, unverified")).to_be_visible(timeout=30_000)
     page.goto(f"{app_url}/runs?q=guest")

@@ -360,7 +360,7 @@ def test_runs_are_exported_as_one_report(call, store, tmp_path, kind):
 
 def test_a_path_in_the_home_of_nobody_is_refused_in_words(capsys):
     assert cli.main(["plan", "--set", "data=csv", "--set", "source.path=~nobody-here/x.csv"]) == 2
-    assert "names the home of a user who is not known" in capsys.readouterr().err
+    assert "names the home folder of an unknown user" in capsys.readouterr().err
 
 
 def test_the_plan_of_a_calibration_says_what_it_does_and_claims_no_training(call, ask):

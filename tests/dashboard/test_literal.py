@@ -27,8 +27,10 @@ from engine.events.lifecycle import Artifact, Failed, Preparing, Queued
 from engine.events.machine import HardwareSample
 from engine.hardware import probe
 from engine.hardware.probe import CpuDevice, GpuDevice, Machine
+from engine.reports.commands import reproduce
+from engine.reports.exporters import steps_csv
 from engine.reports.html.page import render
-from engine.reports.report import Report, json_in, reproduce, steps_csv
+from engine.reports.report import Report, json_in
 from engine.runtime.client import Client
 from engine.store.event_log import EventLog
 from engine.store.run import Run

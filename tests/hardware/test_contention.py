@@ -23,9 +23,10 @@ from engine.events.lifecycle import Failed, Finished
 from engine.events.machine import Busy, HardwareSample
 from engine.hardware import probe
 from engine.hardware.contention import Contention
+from engine.reports.frozen_run import ReportRun
 from engine.reports.html.page import render
 from engine.reports.html.results import QUANTITIES
-from engine.reports.report import Report, ReportRun
+from engine.reports.report import Report
 from engine.runtime import worker
 from engine.store import migrations
 from engine.store.event_log import EventLog
@@ -204,7 +205,7 @@ def test_an_index_of_schema_4_learns_which_runs_were_disturbed(store):
 def test_a_report_marks_figures_of_speed_and_no_others(store):
     frozen = ReportRun.freeze(make_run(store, num_steps=20, last=last(BUSY)))
     marked = {q.title for q in QUANTITIES if "machine was busy" in q.text(frozen)}
-    assert marked == {"Throughput", "Training time", "Time per step", "Arithmetic rate"}
+    assert marked == {"Throughput", "Training time", "Time per step", "FLOP/s"}
     assert "2.50 times as long" in next(q for q in QUANTITIES if q.title == "Throughput").how(frozen)
 
 

@@ -20,8 +20,9 @@ from engine.events.lifecycle import Finished, Progress, Started
 from engine.events.studies import Trial
 from engine.planning import planner
 from engine.pytorch.tasks.batch_law import batch_law as task
+from engine.reports.commands import reproduce
 from engine.reports.html.page import render
-from engine.reports.report import Report, reproduce
+from engine.reports.report import Report
 from engine.runtime import worker
 from engine.store.event_log import EventLog
 from engine.store.stop_requests import StopRequest, ask_to_stop

@@ -37,8 +37,8 @@ def test_the_table_of_keras():
     np.testing.assert_array_equal(run.steps["loss"], [0.71, 0.35, 0.25])
     np.testing.assert_array_equal(run.evaluations["test_accuracy"], [0.85, 0.91, 0.92])
     assert math.isnan(run.evaluations["test_loss"][-1])
-    assert "'accuracy' was left out: beside a held-out accuracy it is that of training." in notes
-    assert "rows are counted" in notes and "An epoch was taken as the 4,000 training examples of mnist5k." in notes
+    assert "'accuracy' was left out, because beside a test accuracy it is the training accuracy." in notes
+    assert "rows are counted" in notes and "One epoch was read as the 4,000 training examples of mnist5k." in notes
     assert run.steps["samples"].tolist() == [0, 4_000, 8_000]
     assert run.name == "curve" and math.isnan(run.steps["seconds"][0])
 
@@ -52,8 +52,11 @@ def test_the_table_of_lightning_where_rows_share_steps():
 
 def test_a_column_that_only_a_person_knows_can_be_named():
     run, notes = run_of(TENSORBOARD, columns={"loss": "Value"})
-    assert run.steps["step"].tolist() == [1, 11, 21] and "Steps are counted from 0 there, and from 1 here." in notes
-    assert run.steps["seconds"].tolist() == [0, 1, 3.5] and "Time was taken as that of a clock" in notes
+    assert (
+        run.steps["step"].tolist() == [1, 11, 21]
+        and "The file counts steps from 0; Isoflop counts them from 1." in notes
+    )
+    assert run.steps["seconds"].tolist() == [0, 1, 3.5] and "Time was read as Unix time" in notes
     assert run.steps["loss"].tolist() == [2.3, 1.1, 0.7]
 
 
@@ -63,20 +66,20 @@ def test_a_column_that_only_a_person_knows_can_be_named():
         ("time (ms)", {}, 0.05, ""),
         ("time_min", {}, 3000.0, ""),
         ("hours", {}, 180_000.0, ""),
-        ("elapsed", {}, 50.0, "Time was taken as seconds: its column does not say."),
+        ("elapsed", {}, 50.0, "Time was read as seconds, because its column names no unit."),
         ("elapsed", {"seconds_in": "min"}, 3000.0, ""),
     ],
 )
 def test_the_unit_of_time_is_read_chosen_or_said_to_be_guessed(header, choices, seconds, says):
     run, notes = run_of(f"step,{header},loss\n1,10,2\n2,50,1\n", **choices)
     assert run.steps["seconds"][-1] == pytest.approx(seconds)
-    assert ("taken as seconds" in notes) is bool(says) and says in notes
+    assert ("read as seconds" in notes) is bool(says) and says in notes
 
 
 @pytest.mark.parametrize(
     ("cells", "choices", "last", "says"),
     [
-        (("91.5", "97.3"), {}, 0.973, "Accuracy was taken as percent: its largest value is 97.3."),
+        (("91.5", "97.3"), {}, 0.973, "Accuracy was read as percent, because its largest value is 97.3."),
         (("0.915", "0.973"), {}, 0.973, ""),
         (("0.5", "0.9"), {"percent": True}, 0.009, ""),
     ],
@@ -102,18 +105,21 @@ def test_a_number_is_read_to_the_last_bit_and_cells_beyond_the_header_are_left_o
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a,b\n1,2\n", r"No column is a loss or an accuracy: there are 'a', 'b'\. Name one: --column loss=HEADER"),
-        ("step,loss\n", "no rows under its header"),
+        (
+            "a,b\n1,2\n",
+            r"No column is a loss or an accuracy. The columns are 'a', 'b'\. Choose one: --column loss=HEADER",
+        ),
+        ("step,loss\n", "no rows below its header"),
         ("step,loss\n1,two\n", r"Row 2, column 'loss': 'two' is not a number\."),
         ("step,loss\n1,2\n\n2,1_10\n", r"Row 3, column 'loss': '1_10' is not a number\."),
         ("step,loss\n1,0x10\n", r"'0x10' is not a number\."),
         ("step,loss\n1,\uff11\n", "is not a number"),
-        ("step,loss\n1,1\x002\n", "cannot be read: it holds a NUL character"),
+        ("step,loss\n1,1\x002\n", "cannot be read: it contains a NUL character"),
         ('step,loss\n1,"2\n', "cannot be read"),
-        ("step,loss\n1,2\n3,1\n2,1\n", r"Steps fall from 3 to 2\. One file is one curve"),
+        ("step,loss\n1,2\n3,1\n2,1\n", r"Steps decrease from 3 to 2\. Put each run into a file of its own"),
         ("step,loss\n1.5,2\n", "not a whole number"),
         ("step,loss\n1e30,2\n", "not a whole number"),
-        ("step,time,loss\n1,5,1\n2,4,1\n", "seconds falls from row to row"),
+        ("step,time,loss\n1,5,1\n2,4,1\n", "seconds decreases from one row to the next"),
         ("loss," + ",".join(map(str, range(3_000))) + "\n1" + ",1" * 3_000 + "\n", "3,001 columns"),
         ('step,loss\n1,"' + "x" * 200_000 + '"\n', "cannot be read"),
     ],
@@ -124,7 +130,7 @@ def test_a_table_that_is_no_curve_is_one_sentence(text, says):
 
 
 def test_a_column_that_is_not_there_is_named():
-    with pytest.raises(EngineError, match=r"There is no column 'val'\. There are step, loss"):
+    with pytest.raises(EngineError, match=r"There is no column 'val'\. Choose from step, loss"):
         run_of("step,loss\n1,1\n", columns={"test_loss": "val"})
 
 

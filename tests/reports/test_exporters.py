@@ -95,7 +95,7 @@ def test_without_the_tools_own_library_a_sentence_says_which(store, tmp_path, wr
     monkeypatch.setattr(exporters, "import_module", missing)
     with pytest.raises(
         ConfigError,
-        match=f"This needs {package}, which is not installed. Install it beside Isoflop: pip install {package}",
+        match=f"This needs {package}, which is not installed. Install it: pip install {package}",
     ):
         write(tmp_path / "out", [make_run(store, num_steps=20)])
     assert not (tmp_path / "out").exists()

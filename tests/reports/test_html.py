@@ -46,7 +46,7 @@ def race(store):
 def test_a_race_tells_its_verdict_and_what_each_lane_spent_to_the_target(race):
     said = text_of(render(race))
     assert re.search(r"Preliminary, 2 of 6 seeds: fast takes [\d.]+ times as long to the target as slow", said)
-    assert re.search(r"To the target 80 % Training time Steps Examples Arithmetic Accuracy", said)
+    assert re.search(r"To the target 80 % Training time Steps Samples FLOPs Test accuracy", said)
     assert re.search(r"slow 2 of 2 runs [\d.]+ s \d+ [\d,.]+ k? ?[\d.]+ GFLOP", said)
     assert re.search(r"fast 2 of 2 runs [\d.]+ s \(\d+ %\)", said)
 
@@ -98,7 +98,7 @@ def test_studies_are_drawn_by_their_own_charts(store, tmp_path):
     assert 'id="chart-law-0"' in page and 'id="chart-surface-2"' in page
     said = text_of(page)
     assert re.search(r"B_crit 30 E_min/S_min", said)
-    assert "What the machine reaches AMD EPYC 9575F" in said and "fp32 products at 1 thread 90.0 GFLOP/s" in said
+    assert "Measured peaks of the machine AMD EPYC 9575F" in said and "fp32 products at 1 thread 90.0 GFLOP/s" in said
     assert f"it shows {100 * sum(read_surface(surface).explained):.0f} % of the paths' variance" in said
     assert "Results" not in said
 

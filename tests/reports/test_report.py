@@ -21,9 +21,11 @@ from engine.config.presets import PRESETS, preset_config
 from engine.config.run import RunConfig
 from engine.events.lifecycle import Failed
 from engine.reports import redaction
-from engine.reports import report as report_module
+from engine.reports.commands import reproduce
+from engine.reports.exporters import steps_csv
 from engine.reports.html.page import render
-from engine.reports.report import Points, Report, json_in, reproduce, steps_csv
+from engine.reports.points import Points, UnpackBudget
+from engine.reports.report import Report, json_in
 from engine.store.store import Store
 from tests.fakes import make_run
 
@@ -68,7 +70,7 @@ def test_a_column_is_packed_without_loss(values):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda data: data.update(schema_version=3), "schema 3; this Isoflop reads up to 2"),
+        (lambda data: data.update(schema_version=3), "schema 3; this version of Isoflop reads up to 2"),
         (lambda data: data.update(runs=[]), "damaged"),
         (lambda data: data["runs"][0]["config"].update(batch_size=-1), "damaged"),
         (lambda data: data["runs"][0]["steps"].update(loss={"float32": "AAAA"}), "damaged"),
@@ -103,7 +105,7 @@ def test_what_is_no_report_is_refused(text):
 
 def test_a_report_that_unpacks_to_too_much_is_refused(report):
     with pytest.raises(ValueError, match="more than 10,000 bytes"):
-        Report.model_validate_json(report.to_json(), context=report_module.Room(10_000))
+        Report.model_validate_json(report.to_json(), context=UnpackBudget(10_000))
 
 
 def test_the_page_holds_the_report_itself(report):
@@ -178,7 +180,7 @@ def test_a_path_without_a_name_of_its_own_still_makes_a_report_that_opens(store,
 def test_the_hash_of_a_users_file_is_in_the_report(store):
     config = with_overrides(RunConfig(), ["data=csv", "source.path=/tmp/iris.csv"])
     page = render(Report.freeze("t", [make_run(store, config, num_steps=20)]))
-    assert settings_of(page)["SHA-256 of the data"] == f"<code>{'5a' * 32}</code>"
+    assert settings_of(page)["SHA-256 of the data file"] == f"<code>{'5a' * 32}</code>"
 
 
 @pytest.mark.parametrize("config", [RunConfig(), *(preset.config for preset in PRESETS.values())])
@@ -241,7 +243,7 @@ def test_the_page_keeps_training_memory_and_compiling_apart_from_the_rest(store)
     page = render(Report.freeze("t", [make_run(store, config)]))
     rows = settings_of(page)
     assert (rows["Training memory"], rows["Process memory"], rows["Compiling"]) == ("2.14 MiB", "411 MiB", "12.4 s")
-    assert "weights 398 KiB, optimizer state 795 KiB, one step at its peak 996 KiB" in page
+    assert "weights 398 KiB, optimizer state 795 KiB, peak of one step 996 KiB" in page
 
 
 def test_the_page_says_when_a_target_was_reached_or_that_it_was_not(store):
@@ -257,7 +259,7 @@ def test_the_page_says_why_a_run_failed(report):
 
 def test_a_run_that_never_started_has_a_page(store):
     run = store.run(store.create(RunConfig(), name="waiting"))
-    assert "nothing to draw yet" in render(Report.freeze("t", [run]))
+    assert "There are no charts yet" in render(Report.freeze("t", [run]))
 
 
 def test_steps_csv_has_a_row_of_numbers_per_step(store):

@@ -29,7 +29,7 @@ from engine.reports import sharing
 from engine.reports.html.page import render
 from engine.reports.report import Report, concluded
 from engine.reports.sharing import rebuilding
-from engine.reports.sharing.__main__ import _answer
+from engine.reports.sharing.__main__ import import_file
 from engine.runtime import worker
 from engine.runtime.client import Client
 from engine.runtime.supervisor import Supervisor
@@ -57,7 +57,7 @@ def here(monkeypatch):
 
     def ask(module, question, **limits):
         try:
-            return json.loads(json.dumps(_answer(json.loads(json.dumps(question)))))
+            return json.loads(json.dumps(import_file(json.loads(json.dumps(question)))))
         except EngineError as error:
             raise ConfigError(error.message, fix=error.fix) from None
 
@@ -354,7 +354,7 @@ def test_a_thinned_page_comes_in_as_what_it_holds_and_says_so(store, other, tmp_
     imports = sharing.import_files(other, [written(frozen([run]), tmp_path / "r.html")])
     back = other.run(imports.run_ids[0])
     assert len(back.steps) < 40_000 == back.imported.recorded_steps
-    assert f"The file holds {len(back.steps):,} of 40,000 steps: " in imports.warnings[0]
+    assert f"The file contains {len(back.steps):,} of 40,000 steps; " in imports.warnings[0]
     assert back.steps["loss"].max() == run.steps["loss"].max()
     assert back.summary().model_copy(update={"imported": None}) == run.summary()
     assert other.rows()[0].summary.steps == 40_000
@@ -396,7 +396,7 @@ def test_of_several_files_all_come_in_or_none(store, other, tmp_path):
     bad = tmp_path / "bad.json"
     bad.write_text(good.read_text()[:-200])
     empty = traces(other)
-    with pytest.raises(StoreError, match=r"bad\.json: This is not a report, or not all of one"):
+    with pytest.raises(StoreError, match=r"bad\.json: This is not a report, or it is incomplete"):
         sharing.import_files(other, [good, bad])
     assert traces(other) == empty
 
@@ -424,7 +424,7 @@ def test_a_crash_in_the_middle_of_an_import_leaves_nothing(store, other, tmp_pat
     empty = traces(other)
     code = (
         "import os, pathlib, sys\n"
-        "from engine import sharing\nfrom engine.store import Store\n"
+        "from engine.reports import sharing\nfrom engine.store.store import Store\n"
         "rename, seen = pathlib.Path.rename, []\n"
         "def dying(self, target):\n"
         "    if self.parent.name == 'runs':\n"

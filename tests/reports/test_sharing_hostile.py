@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from engine.common.errors import StoreError
-from engine.reports import report as report_module
-from engine.reports import sharing
+from engine.reports import points, sharing
 from engine.reports.html.page import render
-from engine.reports.report import Points, Report
+from engine.reports.points import Points
+from engine.reports.report import Report
 from engine.reports.sharing import zips
 from engine.store.integrity_check import check
 from engine.store.store import Store
@@ -88,15 +88,15 @@ def test_an_honest_zip_comes_in(report, tmp_path):
     [
         ("../evil", "leads out of its folder"),
         ("a/../../evil", "leads out of its folder"),
-        ("/etc/cron.d/evil", "begins at a root or a drive"),
-        ("C:/evil", "begins at a root or a drive"),
-        ("c:evil", "begins at a root or a drive"),
-        ("..\\evil", "holds a backslash"),
-        ("\\\\server\\share", "holds a backslash"),
-        ("a//b", "not one of an ordinary file"),
-        ("./a", "not one of an ordinary file"),
-        ("a\x1b[31m", "not one of an ordinary file"),
-        ("a\u202eb", "not one of an ordinary file"),
+        ("/etc/cron.d/evil", "is an absolute path"),
+        ("C:/evil", "is an absolute path"),
+        ("c:evil", "is an absolute path"),
+        ("..\\evil", "contains a backslash"),
+        ("\\\\server\\share", "contains a backslash"),
+        ("a//b", "not an ordinary file name"),
+        ("./a", "not an ordinary file name"),
+        ("a\x1b[31m", "not an ordinary file name"),
+        ("a\u202eb", "not an ordinary file name"),
     ],
 )
 def test_a_zip_with_a_name_that_leads_elsewhere_is_refused(report, refused, name, says):
@@ -106,7 +106,7 @@ def test_a_zip_with_a_name_that_leads_elsewhere_is_refused(report, refused, name
 
 
 def test_a_name_that_is_cut_by_a_zero_byte_is_seen_as_it_is(report, refused):
-    assert "not one of an ordinary file" in refused(
+    assert "not an ordinary file name" in refused(
         zipped(report, ("a.txtX", b"")).replace(b"a.txtX", b"a.txt\0"), "r.zip"
     )
 
@@ -123,7 +123,7 @@ def test_a_zip_with_a_device_is_refused(report, refused):
 
 def test_a_zip_of_too_many_members_is_refused(report, refused):
     extra = [(f"csv/{number}", b"") for number in range(2_000)]
-    assert "2,001 members, more than 2,000" in refused(zipped(report, *extra), "r.zip")
+    assert "2,001 members, the limit is 2,000" in refused(zipped(report, *extra), "r.zip")
 
 
 def test_a_zip_that_would_unpack_to_too_much_is_refused(report, refused, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_zip_that_would_unpack_to_too_much_is_refused(report, refused, monkeyp
 
 
 def test_a_bomb_is_refused_by_its_ratio(report, refused):
-    assert "'bomb' in it unpacks to more than 200 times its size" in refused(
+    assert "'bomb' unpacks to more than 200 times its size" in refused(
         zipped(report, ("bomb", bytes(10_000_000))), "r.zip"
     )
 
@@ -165,7 +165,7 @@ def test_a_zip_with_overlapping_members_is_refused(report, refused):
             setattr(again, attribute, getattr(first, attribute))
         archive.filelist.append(again)
         archive.NameToInfo["quoted"] = again
-    assert "overlaps another member" in refused(out.getvalue(), "r.zip")
+    assert "overlaps another one" in refused(out.getvalue(), "r.zip")
 
 
 def test_an_encrypted_zip_is_refused(report, refused):
@@ -173,29 +173,29 @@ def test_an_encrypted_zip_is_refused(report, refused):
     data[6] |= 1
     directory = data.rindex(b"PK\x01\x02")
     data[directory + 8] |= 1
-    assert "'report.json' in it is encrypted" in refused(bytes(data), "r.zip")
+    assert "'report.json' is encrypted" in refused(bytes(data), "r.zip")
 
 
 def test_a_zip_packed_in_another_way_is_refused(report, refused):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("report.json", report.to_json())
-    assert "packed in a way that is not read" in refused(out.getvalue(), "r.zip")
+    assert "unsupported compression" in refused(out.getvalue(), "r.zip")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_zip_with_a_name_twice_is_refused(report, refused):
-    assert "'report.json' is in it twice" in refused(zipped(report, ("report.json", b"{}")), "r.zip")
+    assert "contains 'report.json' twice" in refused(zipped(report, ("report.json", b"{}")), "r.zip")
 
 
 def test_a_zip_without_a_report_is_refused(report, refused):
-    assert "holds no report.json" in refused(zipped(report, ("note.txt", b""), with_report=False), "r.zip")
+    assert "contains no report.json" in refused(zipped(report, ("note.txt", b""), with_report=False), "r.zip")
 
 
 @pytest.mark.parametrize("share", [0.2, 0.9, 0.999])
 def test_a_truncated_zip_is_refused(report, refused, share):
     data = zipped(report)
-    assert "not a whole zip file" in refused(data[: int(share * len(data))], "r.zip")
+    assert "not a complete zip file" in refused(data[: int(share * len(data))], "r.zip")
 
 
 def test_a_zip_with_a_rotten_byte_is_refused(report, refused):
@@ -207,7 +207,7 @@ def test_a_zip_with_a_rotten_byte_is_refused(report, refused):
 def test_weights_that_are_not_as_exported_or_no_safetensors_are_refused(tmp_path, refused):
     store = Store(tmp_path / "theirs")
     run = make_run(store, num_steps=40)
-    for content, says in ((b"\x80\x04pickled", "is no safetensors file"), (None, "is not as it was exported")):
+    for content, says in ((b"\x80\x04pickled", "is not a safetensors file"), (None, "was changed after the export")):
         (run.folder / "model.safetensors").write_bytes(content or b"good")
         report = frozen([run], files=("model.safetensors",))
         data = content or b"evil"
@@ -250,14 +250,14 @@ def bomb() -> dict:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (set_in("schema_version", value=3), "has schema 3; this Isoflop reads up to 2. Update Isoflop."),
+        (set_in("schema_version", value=3), "has schema 3; this version of Isoflop reads up to 2. Update Isoflop."),
         (set_in("schema_version", value="2; drop"), "has schema 2; drop"),
         (set_in("runs", value=[]), "damaged: runs"),
         (set_in("runs", value={}), "not a report"),
-        (lambda d: d["runs"].append(d["runs"][0]), "is in it twice"),
+        (lambda d: d["runs"].append(d["runs"][0]), "it contains the run "),
         (set_in("runs", 0, "run_id", value="../../../etc/passw"), "damaged: runs.0.run_id"),
         (set_in("runs", 0, "group", value="../x"), "damaged: runs.0.group"),
-        (set_in("runs", 0, "heat", value={"id": "../" * 30, "lanes": 2}), "heat.id is not an id"),
+        (set_in("runs", 0, "heat", value={"id": "../" * 30, "lanes": 2}), "heat.id is not a valid id"),
         (set_in("runs", 0, "steps", "loss", value={"float32": "AAAA"}), "damaged"),
         (steps(loss=column(1, 2, 3)), "differ in length"),
         (steps(step=column(2, 1)), "step falls"),
@@ -275,8 +275,8 @@ def bomb() -> dict:
         (set_in("runs", 0, "config", "batch_size", value=-1), "damaged: runs.0.config"),
         (set_in("runs", 0, "status", value="victorious"), "damaged: runs.0.status"),
         (set_in("runs", 0, "name", value="x" * 10_000), "damaged: runs.0.name"),
-        (set_in("runs", 0, "said", value=[{"kind": "hologram"}]), "records of a kind 'hologram'"),
-        (set_in("runs", 0, "said", value=[{"kind": "finished", "at": 0}]), "has its own place"),
+        (set_in("runs", 0, "said", value=[{"kind": "hologram"}]), "events of the kind 'hologram'"),
+        (set_in("runs", 0, "said", value=[{"kind": "finished", "at": 0}]), "has a field of its own"),
         (set_in("runs", 0, "files", value=[{"name": "../evil", "size_bytes": 1, "sha256": "0" * 64}]), "damaged: runs.0.files"),
         (set_in("conclusions", value=[{"outcome": {"lanes": "all"}}]), "damaged: conclusions"),
         (set_in("notes", value="x" * 30_000), "damaged: notes"),
@@ -287,7 +287,7 @@ def test_a_report_that_was_tampered_with_is_refused(report, refused, change, say
 
 
 def test_a_report_that_unpacks_to_more_than_may_be_is_refused(report, refused, monkeypatch):
-    monkeypatch.setattr(report_module, "MAX_UNPACKED_BYTES", 5_000_000)  # of 500 million
+    monkeypatch.setattr(points, "MAX_UNPACKED_BYTES", 5_000_000)  # of 500 million
     text = changed(report, steps(loss=bomb()))
     assert len(text) < 50_000
     assert "would unpack to more than 5,000,000 bytes" in refused(text, "r.json")
@@ -314,9 +314,9 @@ def test_what_is_no_report_is_refused(refused, text):
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
-def test_a_bare_word_that_json_does_not_know_is_named(report, refused, word):
+def test_a_constant_without_quotes_is_refused_and_named(report, refused, word):
     text = report.to_json().replace('"recorded_steps":200', f'"recorded_steps":{word}')
-    assert f"holds the bare word {word}" in refused(text, "r.json")
+    assert f"contains {word} without quotes" in refused(text, "r.json")
 
 
 def test_a_huge_whole_number_is_refused(report, refused):
@@ -329,14 +329,14 @@ def test_a_huge_whole_number_is_refused(report, refused):
 
 
 def test_bytes_that_are_no_text_are_refused(refused):
-    assert "neither a zip nor text" in refused(b"\xff\xfe\x00{", "r.json")
+    assert "neither a zip nor UTF-8 text" in refused(b"\xff\xfe\x00{", "r.json")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_a_truncated_report_is_refused(report, refused, share):
     for text, name in ((report.to_json(), "r.json"), (render(report), "r.html")):
         begin = text.index('id="report"') if name == "r.html" else 0
-        assert "not a report, or not all of one" in refused(text[: begin + int(share * len(report.to_json()))], name)
+        assert "not a report, or it is incomplete" in refused(text[: begin + int(share * len(report.to_json()))], name)
 
 
 def test_a_page_without_a_report_is_refused(refused):
@@ -346,13 +346,13 @@ def test_a_page_without_a_report_is_refused(refused):
 def test_a_file_that_is_too_large_is_not_even_opened(tmp_path):
     with (tmp_path / "r.json").open("wb") as file:
         file.truncate(60_000_000)
-    with pytest.raises(Exception, match="60,000,000 bytes, more than the 50,000,000"):
+    with pytest.raises(Exception, match="60,000,000 bytes; the limit is 50,000,000"):
         sharing.import_files(Store(tmp_path / "s"), [tmp_path / "r.json"])
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "r.json")
-    with pytest.raises(Exception, match="no file that can be read"):
+    with pytest.raises(Exception, match="not a readable file"):
         sharing.import_files(Store(tmp_path / "s"), [tmp_path / "r.json"])
 
 
@@ -363,7 +363,7 @@ def test_a_wrong_hash_comes_in_with_a_warning_that_names_it(report, tmp_path):
     store, page = Store(tmp_path / "s"), tmp_path / "r.html"
     page.write_text(render(report).replace('"test_accuracy":0.', '"test_accuracy":0.9', 1))
     found = sharing.import_files(store, [page])
-    assert f"names {report.content_hash}" in found.warnings[0] and "changed after it was exported" in found.warnings[0]
+    assert f"names {report.content_hash}" in found.warnings[0] and "changed after the export" in found.warnings[0]
     assert store.run(found.run_ids[0]).imported.origin.hash_matches is False
 
 

@@ -18,8 +18,9 @@ from engine.config.presets import preset_config
 from engine.events.base import TERMINAL
 from engine.events.inference import Histogram, Latency, NotRun, Quality
 from engine.events.lifecycle import Artifact
+from engine.reports.commands import reproduce
 from engine.reports.html.page import render
-from engine.reports.report import Report, json_in, reproduce
+from engine.reports.report import Report, json_in
 from engine.runtime.client import Client
 from engine.store.listing import line_of, row_of
 from engine.studies.inference import RUNTIMES, known_latencies, matrix_of, sweet_spot
@@ -112,7 +113,7 @@ def arguments(*words):
 
 
 def config_of(store, *words):
-    return infer.wanted(arguments(*words), store)
+    return infer.config_of(arguments(*words), store)
 
 
 def test_a_matrix_is_every_batch_size_by_every_thread_count(store):
@@ -134,7 +135,7 @@ def test_all_runtimes_is_the_whole_ladder(store):
 
 
 def test_last_is_the_newest_run_with_weights(store):
-    with pytest.raises(ConfigError, match="No finished training run"):
+    with pytest.raises(ConfigError, match="no finished training run"):
         infer.last_with_weights(store)
     weights = Artifact(name="model.safetensors", size_bytes=1, sha256="0" * 64)
     wanted = make_run(store, num_steps=20, said=[weights])
@@ -211,7 +212,7 @@ def test_a_report_holds_every_cell_and_leaks_no_path(store):
     found = report.runs[0].matrix
     assert [c.quantile_s("p50") for c in found.cells] == [1e-4, 4e-4, 2e-4, None]
     page = render(report)
-    assert "How fast it answers" in page and "Training loss" not in page
+    assert ">Inference<" in page and "Training loss" not in page
     assert "/home/somebody" not in page and "x.txt" not in page
     assert "takes 2.00 times as long as plain PyTorch at batch 1" in page
 

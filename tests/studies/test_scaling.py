@@ -461,10 +461,10 @@ def test_the_study_is_plain_json(store):
     [
         (["--ranks", "two"], "ranks='two' is not understood"),
         (["--ranks", "1"], "One rank alone is no study"),
-        (["--seeds", "0"], "seeds=0 is not allowed"),
+        (["--seeds", "0"], "--seeds 0 is not allowed"),
         (["--steps", "0"], "budget.steps=0 is not allowed"),
-        (["--weak", "--preset", "mnist-gd", "--ranks", "1,2"], "--weak does not go with batch_size=full"),
-        (["--set", "parallel.num_ranks=2"], "are what a study varies"),
+        (["--weak", "--preset", "mnist-gd", "--ranks", "1,2"], "--weak excludes batch_size=full"),
+        (["--set", "parallel.num_ranks=2"], "A scaling study sets parallel.num_ranks"),
         (["--set", "device=cuda:0", "--ranks", "1,2"], "cuda:0"),
         (["--target", "fast", "--ranks", "1,2"], "target 'fast' is not understood"),
         (["--preset", "nope"], "preset='nope' is not known"),

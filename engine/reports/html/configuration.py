@@ -1,4 +1,4 @@
-"""What was run, on what, and the commands that run it again."""
+"""The configuration, the machine, and the commands that repeat the runs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from engine.config.base import Spec
 from engine.config.run import RunConfig
 from engine.config.summary import describe
 from engine.config.tasks import Cell
+from engine.reports.commands import reproduce
+from engine.reports.frozen_run import ENVIRONMENT, ReportRun
 from engine.reports.html.parts import Group, Head, PlacedRun, grouped, listed
-from engine.reports.report import ENVIRONMENT, ReportRun, reproduce
 
 _SEED = RunConfig.model_fields["seed"].title or "Seed"
 _BASICS = {
@@ -22,8 +23,10 @@ Row = tuple[str, list[str], str]  # title, a cell for each column, and "differs"
 
 
 def configuration(runs: Sequence[PlacedRun]) -> tuple[str, list[Head], list[Row]]:
-    """The configuration in a sentence, or the heads of the columns where there are several; and its fields: those that
-    say something about one of them."""
+    """The configuration as a sentence, or one column head per configuration, and the fields worth showing.
+
+    A field is worth showing if it is basic or not at its default in one of the configurations.
+    """
     groups = grouped(runs)
     firsts = [group.first.run for group in groups]
     seeds = [", ".join(map(str, sorted(group.seeds))) for group in groups]
@@ -31,36 +34,35 @@ def configuration(runs: Sequence[PlacedRun]) -> tuple[str, list[Head], list[Row]
     values = [{title: text for _, title, text, _ in some} for some in settings]
     rows: list[Row] = []
     in_order = sorted((setting for some in settings for setting in some), key=lambda setting: setting[0])
-    for title in dict.fromkeys(title for _, title, _, says in in_order if says):
+    for title in dict.fromkeys(title for _, title, _, is_shown in in_order if is_shown):
         cells = seeds if title == _SEED else [known.get(title, units.UNKNOWN) for known in values]
         rows.append((title, cells, "differs" if len(set(cells)) > 1 else ""))
     first = " of the first seed" if any(len(group.seeds) > 1 for group in groups) else ""
     rows.append((f"Fingerprint{first}", [run.fingerprint for run in firsts], "code"))
     if any(run.data_sha256 for run in firsts):
-        rows.append(("SHA-256 of the data", [run.data_sha256 or units.UNKNOWN for run in firsts], "code"))
+        rows.append(("SHA-256 of the data file", [run.data_sha256 or units.UNKNOWN for run in firsts], "code"))
     if len(groups) == 1:
         return describe(firsts[0].config), [], rows
     return "", [Head.of(group.label, group.first.place) for group in groups], rows
 
 
 def _settings(config: RunConfig) -> Iterator[tuple[int, str, str, bool]]:
-    """Each field: its place in a configuration, the title the configuration gives it, its value, and whether that says
-    something."""
+    """Each field: its position in the configuration, its title, its value as text, and whether it is worth showing."""
     for place, (name, field) in enumerate(RunConfig.model_fields.items()):
         value = getattr(config, name)
         if not isinstance(value, Spec):
-            says = name in _BASICS or value != field.default
-            says &= name not in config.task_facts.unused
-            yield place, field.title or name, _in_words(value), says
+            is_shown = name in _BASICS or value != field.default
+            is_shown &= name not in config.task_facts.unused
+            yield place, field.title or name, _in_words(value), is_shown
             continue
         for inner, part in type(value).model_fields.items():
             title = part.title or {"family": "Model"}.get(inner, inner.replace("_", " ").capitalize())
             title = f"Budget: {title.lower()}" if name == "budget" else title
-            says = name == "model" or inner in _BASICS or getattr(value, inner) != part.default
-            says |= name == "optimizer" and inner in config.optimizer.facts.knobs
-            says &= name != "target" or config.target.value is not None
-            says &= name not in config.task_facts.unused
-            yield place, title, _in_words(getattr(value, inner)), says
+            is_shown = name == "model" or inner in _BASICS or getattr(value, inner) != part.default
+            is_shown |= name == "optimizer" and inner in config.optimizer.facts.knobs
+            is_shown &= name != "target" or config.target.value is not None
+            is_shown &= name not in config.task_facts.unused
+            yield place, title, _in_words(getattr(value, inner)), is_shown
 
 
 def _in_words(value: object) -> str:
@@ -79,7 +81,7 @@ Facts = tuple[tuple[str, str], ...]  # title and text of each
 
 
 def machines(runs: Sequence[PlacedRun]) -> list[tuple[str, Facts]]:
-    """Each different machine once, after the labels of its runs; these are empty where all runs have the same."""
+    """Each different machine once, with the labels of its runs, or "" if all runs share one machine."""
     found: dict[Facts, list[str]] = {}
     for run in runs:
         found.setdefault(_facts(run.run), []).append(run.label)
@@ -89,12 +91,9 @@ def machines(runs: Sequence[PlacedRun]) -> list[tuple[str, Facts]]:
 def _facts(run: ReportRun) -> Facts:
     known = {key: value for key, value in run.environment.items() if value is not None}
     if known.get("cpu") == known.get("device"):
-        known.pop("cpu", None)  # said once
+        known.pop("cpu", None)  # the device names it already
     facts = [
-        (
-            title,
-            value if isinstance(value := known[key], str) else write(value),
-        )  # a file from elsewhere may hold a text
+        (title, value if isinstance(value := known[key], str) else write(value))  # an imported file can hold a text
         for key, (title, write) in ENVIRONMENT.items()
         if key in known
     ]
@@ -104,8 +103,10 @@ def _facts(run: ReportRun) -> Facts:
 
 
 def commands(runs: Sequence[PlacedRun]) -> list[tuple[str, str]]:
-    """Each different shell command once, after the labels of the runs it repeats; these are empty where it repeats all.
-    Of a group's seeds it runs the first. An imported curve has no command."""
+    """Each different shell command once, with the labels of the runs it repeats, or "" if it repeats all.
+
+    For runs that differ only in the seed it names the first seed. An imported curve has no command.
+    """
     groups = [g for g in grouped(runs) if g.first.run.imported is None or g.first.run.imported.form != "curve"]
     found: dict[str, list[str]] = {}
     for group in groups:

@@ -1,6 +1,6 @@
-"""The HTML report: one page that needs nothing but itself. No request, no server, charts, printable.
+"""The HTML report: one self-contained page that makes no request, needs no server, and can be printed.
 
-The data it was drawn from is inside it, with its hash, and comes back as runs where it is imported.
+It contains the report's JSON and its hash, so that an import restores the runs.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from engine.common import units
 from engine.common.sanitize import visible
 from engine.config.summary import describe
 from engine.events.imported import Origin
+from engine.reports.frozen_run import ReportRun
 from engine.reports.html.configuration import commands, configuration, machines
 from engine.reports.html.parts import MOST_NAMED, Chart, Head, PlacedRun, listed, placed
 from engine.reports.html.race import verdicts
 from engine.reports.html.results import headlines, results
 from engine.reports.html.studies import run_charts, studies
-from engine.reports.report import Report, ReportRun
+from engine.reports.report import Report
 
-MAX_HTML_BYTES = 3_000_000  # goes through a mail server
+MAX_HTML_BYTES = 3_000_000  # small enough for an e-mail
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(report: Report) -> str:
-    """The page. It stays under 3 MB: where the points of all steps would not fit, it holds fewer of them and says so."""
+    """Render the page. It stays under 3 MB: if all steps do not fit, it contains fewer and says so."""
     runs = placed(report)
     drawn, cards = run_charts(runs), studies(runs)
     figures = _packed([*drawn, *(chart for card in cards for chart in card.charts)])
@@ -46,14 +47,14 @@ def render(report: Report) -> str:
         _environment()
         .get_template("page.html")
         .render(
-            # Nothing may be fetched; the one inline script is known by its hash, Plotly comes as a blob that it makes.
+            # Nothing can be fetched. The one inline script is allowed by its hash; it loads Plotly from a blob.
             policy=f"default-src 'none'; script-src 'sha256-{script_hash}' blob:; style-src 'unsafe-inline'; "
             "img-src data: blob:; base-uri 'none'; form-action 'none'",
             style=_asset("report.css"),
             script=script,
             plotly=_plotly_js(),
             figures=figures,
-            data=data.replace("<", "\\u003c"),  # no text in it can end its script element
+            data=data.replace("<", "\\u003c"),  # so that no text in it ends the script element
             content_hash=hashlib.sha256(data.encode()).hexdigest(),
             report=report,
             about=describe(report.runs[0].config) if is_single else f"{len(runs)} runs",
@@ -78,7 +79,7 @@ def render(report: Report) -> str:
 
 
 def _fitting(report: Report, max_bytes: int) -> tuple[Report, str]:
-    """The report with as many points as fit into `max_bytes` beside the chart library and the page, and its JSON."""
+    """The report with as many points as fit into `max_bytes` beside the chart library, and its JSON."""
     room = max_bytes - len(_plotly_js()) - 60_000 - 12_000 * len(report.runs)
     held, data, max_rows = report, report.to_json(), 64_000
     while len(data) > room and max_rows >= 500:
@@ -87,12 +88,15 @@ def _fitting(report: Report, max_bytes: int) -> tuple[Report, str]:
     return held, data
 
 
-# --- what is said first -------------------------------------------------------------------------------------------
+# --- notes above the results ----------------------------------------------------------------------------------------
 
 
 def _troubles(runs: Sequence[PlacedRun]) -> list[tuple[str, str, str]]:
-    """Why runs did not finish, and what of them could not be read; the same of several runs once. Each is the class of
-    its box ("note" or "trouble"), the labels of the runs, which are empty in a report of one, and the text."""
+    """Why runs did not finish, and which events could not be read; a text that several runs share appears once.
+
+    Each item has the CSS class of its box ("note" or "trouble"), the labels of the runs ("" in a report of one run) and
+    the text.
+    """
     found: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         for kind, text in _troubles_of(run.run):
@@ -112,22 +116,24 @@ def _troubles_of(run: ReportRun) -> Iterator[tuple[str, str]]:
 def _where_from(origin: Origin) -> str:
     what = "a table of numbers" if origin.form == "curve" else f"the report {origin.title!r}"
     bad = (
-        " Its content hash did not match: it was changed after it was exported." if origin.hash_matches is False else ""
+        " Its content hash did not match, because the file was changed after the export."
+        if origin.hash_matches is False
+        else ""
     )
-    said = "".join(f" {note}" for note in origin.notes) if origin.form == "curve" else ""
-    return f"Imported from {what} on {units.date(origin.at)}, unverified.{bad}{said}"
+    notes = "".join(f" {note}" for note in origin.notes) if origin.form == "curve" else ""
+    return f"Imported from {what} on {units.date(origin.at)}, unverified.{bad}{notes}"
 
 
 def _thinned(runs: Sequence[ReportRun]) -> str:
-    """That the page holds fewer points than were recorded; empty where it holds all."""
+    """A sentence that the page contains fewer points than were recorded; "" if it contains all."""
     thinned = [run for run in runs if run.is_thinned]
     if not thinned:
         return ""
     held, recorded = sum(len(run.steps) for run in thinned), sum(run.recorded_steps for run in thinned)
     whose = f" of {len(thinned)} runs" if len(runs) > 1 else ""
     return (
-        f"This file holds {held:,} of {recorded:,} steps{whose}, with every extreme of the loss; the .json and "
-        ".zip exports hold all. The numbers below come from all of them."
+        f"This file contains {held:,} of {recorded:,} steps{whose}, with every extreme of the loss; the .json and "
+        ".zip exports contain all. The numbers below are computed from all steps."
     )
 
 
@@ -135,7 +141,7 @@ def _thinned(runs: Sequence[ReportRun]) -> str:
 
 
 def _legend(runs: Sequence[PlacedRun]) -> list[tuple[Head, list[tuple[str, str]]]]:
-    """One entry for each colour, which a lane's seeds share: whose it is, and text and status of each badge."""
+    """One entry per colour, which the seeds of a configuration share: its label, and text and status of each badge."""
     sharing: dict[int, list[PlacedRun]] = {}
     for run in runs:
         sharing.setdefault(run.place, []).append(run)
@@ -153,7 +159,7 @@ def _packed(charts: Sequence[Chart]) -> str:
 
 @functools.cache
 def _plotly_js() -> str:
-    """The library that comes with plotly's Python package: what is inside cannot be blocked, changed or missing."""
+    """Plotly.js from the Python package. Inside the page it cannot be blocked, changed or missing."""
     return _zipped(plotly.offline.get_plotlyjs())
 
 
@@ -171,7 +177,7 @@ def _asset(name: str) -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    """Every value a template prints goes through `_shown` and is then escaped; a name it does not know is an error."""
+    """Every printed value goes through `_shown` and is then escaped; an unknown name is an error."""
     return Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -183,5 +189,5 @@ def _environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    """A text with nothing hidden in it. What a macro or `safe` made is HTML already and stays as it is."""
+    """Remove invisible characters from a text. Markup from a macro or `safe` is HTML already and stays unchanged."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

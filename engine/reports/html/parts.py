@@ -1,4 +1,4 @@
-"""What several parts of the HTML report share: runs with their label and colour, the lanes of a race, and charts."""
+"""Shared parts of the HTML report: runs with label and colour, groups of seeds, column heads and charts."""
 
 from __future__ import annotations
 
@@ -9,36 +9,38 @@ from typing import Any, cast
 import plotly.graph_objects as go
 
 from engine.charts import training
-from engine.reports.report import Report, ReportRun
+from engine.reports.frozen_run import ReportRun
+from engine.reports.report import Report
 
-MOST_NAMED = 6  # runs that a sentence names, or a table shows unfolded
+MOST_NAMED = 6  # a sentence names so many runs; a table with more columns starts folded
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedRun:
-    """A run of the report with the place that decides its colour. The charts read it as they read the run itself."""
+    """A run of the report with the position that decides its colour. Charts read its columns through `__getattr__`."""
 
     run: ReportRun
     place: int
     name: str
-    lane: bool = False  # whether the place is that of a lane, which other runs share
-    label: str = ""  # different from the labels of all other runs of the report
+    lane: bool = False  # whether `place` belongs to a configuration of a race, which other runs share
+    label: str = ""  # unique in the report
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.run, name)
 
     @property
     def lane_label(self) -> str:
+        """The label of the run's configuration, without the seed."""
         return self.label.partition(" · seed ")[0] if self.lane else self.label
 
 
 def curves(runs: Sequence[PlacedRun]) -> training.Runs:
-    """The same runs for the charts: `__getattr__` gives them every column, which a type checker cannot see."""
+    """The same runs, typed for the charts: a type checker does not see the columns behind `__getattr__`."""
     return cast(training.Runs, runs)
 
 
 def placed(report: Report) -> list[PlacedRun]:
-    """The runs in their order. Where the report is one race, the runs of a lane share a place."""
+    """The runs in order. If the report is one race, the runs of a configuration share a place."""
     runs = [PlacedRun(run, place, run.name) for place, run in enumerate(report.runs)]
     lanes = [lane for conclusion in report.conclusions for lane in conclusion.outcome.lanes]
     lane_of = {run_id: (place, lane.label) for place, lane in enumerate(lanes) for run_id in lane.run_ids}
@@ -52,18 +54,19 @@ def placed(report: Report) -> list[PlacedRun]:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Runs of one lane that differ only in their seed: the first of them, their label, and the seeds."""
+    """Runs that differ only in their seed: the first of them, and the seeds."""
 
     first: PlacedRun
     seeds: tuple[int, ...]
 
     @property
     def label(self) -> str:
+        """The label of the configuration, without the seed."""
         return self.first.lane_label
 
 
 def grouped(runs: Sequence[PlacedRun]) -> list[Group]:
-    """Each lane's runs that differ only in their seed as one group; a run outside a race is a group of its own."""
+    """One group per set of runs that differ only in their seed; a run outside a race is a group of its own."""
     found: dict[tuple[int, str], Group] = {}
     for run in runs:
         alike = run.run.config.model_copy(update={"seed": 0, "checkpoints": 0}).fingerprint
@@ -74,20 +77,21 @@ def grouped(runs: Sequence[PlacedRun]) -> list[Group]:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The head of a column or row: a label after a short line with the colour and CSS border style of the curves."""
+    """The head of a column or row: a label, and the colour and CSS border style of its curves."""
 
     label: str
-    colour: str = ""  # no line where it is empty
+    colour: str = ""  # "" draws no line
     line: str = ""
 
     @classmethod
     def of(cls, label: str, place: int) -> Head:
+        """The head with the line style of the curves at `place`."""
         line = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[training.dash(place)]
         return cls(label, training.colour(place), line)
 
 
 def listed(labels: Sequence[str], num_runs: int) -> str:
-    """The labels of some of `num_runs` runs in a sentence, with the number of those it leaves out."""
+    """The labels of some of `num_runs` runs as a list in a sentence; beyond `MOST_NAMED` it only counts them."""
     if len(labels) == num_runs > 1:
         return "All runs"
     more = f" and {len(labels) - MOST_NAMED} more" if len(labels) > MOST_NAMED else ""
@@ -96,10 +100,10 @@ def listed(labels: Sequence[str], num_runs: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart of the page: its key among the packed figures, the figure, and what it shows in words."""
+    """A chart of the page: its key among the packed figures, the figure, and its description for screen readers."""
 
     key: str
     figure: go.Figure
     label: str
-    title: str = ""  # the heading over it, where it has one
-    height: str = ""  # "tall" or "mid", as report.css has them, or "own": as high as the figure says
+    title: str = ""  # the heading above it; "" for none
+    height: str = ""  # "tall" or "mid" (see report.css), or "own" for the height of the figure

@@ -1,4 +1,4 @@
-"""What a race came to: verdicts in sentences, and what each lane spent to the target and reached in the end."""
+"""The results of a race: verdicts in sentences, and cost to target and final figures of each configuration."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from engine.reports.report import Report
 from engine.studies import race_results
 from engine.studies.race_results import Outcome, VariantOutcome
 
-Cost = tuple[str, str, Callable[[float | None], str]]  # axis, title, and how a value is written
+Cost = tuple[str, str, Callable[[float | None], str]]  # axis, title, formatter
 _COSTS: tuple[Cost, ...] = (
     ("seconds", "Training time", units.duration),
     ("steps", "Steps", lambda value: units.count(value and round(value))),
-    ("samples", "Examples", lambda value: units.count(value and round(value))),
-    ("flops", "Arithmetic", units.flops),
+    ("samples", "Samples", lambda value: units.count(value and round(value))),
+    ("flops", "FLOPs", units.flops),
     ("joules", "Energy", units.energy),
     ("money", "Price", lambda value: units.UNKNOWN if value is None else f"{value:.3g}"),
 )
@@ -29,14 +29,15 @@ class Verdict:
     """The card of one conclusion."""
 
     sentences: list[str]
-    noise: str  # what luck alone does to the accuracy; empty where it is not known
+    noise: str  # how much accuracy varies between seeds; "" if unknown
     heads: list[str]
-    rows: list[tuple[Head, list[str]]]  # a lane, and a cell for each head
-    busy: str  # how many runs of which lanes were disturbed
+    rows: list[tuple[Head, list[str]]]  # a configuration, and a cell per head
+    busy: str  # how many runs of which configurations had a busy machine
     result: Outcome
 
 
 def verdicts(report: Report, runs: Sequence[PlacedRun]) -> list[Verdict]:
+    """One card per conclusion of the report."""
     return [_verdict(conclusion.outcome, runs) for conclusion in report.conclusions]
 
 
@@ -50,7 +51,7 @@ def _verdict(result: Outcome, runs: Sequence[PlacedRun]) -> Verdict:
     noise = ""
     if result.noise_floor is not None:
         noise = (
-            f"Luck alone moves accuracy by about {100 * result.noise_floor:.2f} points (derived); a verdict takes "
+            f"Between seeds, accuracy varies by about {100 * result.noise_floor:.2f} points (derived); a verdict needs "
             f"{race_results.CLAIM_SEEDS} seeds."
         )
     costs = [cost for cost in _COSTS if any(lane.cost.get(cost[0]) is not None for lane in result.lanes)]
@@ -63,9 +64,9 @@ def _verdict(result: Outcome, runs: Sequence[PlacedRun]) -> Verdict:
         ]
     )
     return Verdict(
-        sentences or ["No verdict yet: no seed ended in two lanes."],
+        sentences or ["No verdict yet, because no seed has finished in two configurations."],
         noise,
-        [*to_target, "Accuracy", "Held-out loss", "Throughput", "Training memory"],
+        [*to_target, "Test accuracy", "Test loss", "Throughput", "Training memory"],
         [_lane_row(lane, result, costs, runs) for lane in result.lanes],
         ", ".join(f"{lane.busy} of {sum(lane.status.values())} of {lane.label}" for lane in result.lanes if lane.busy),
         result,
@@ -94,5 +95,5 @@ def _lane_row(
 
 
 def _beside(text: str, share: float | None) -> str:
-    """A figure, and what share of the baseline's it is."""
+    """A figure, with its share of the baseline's value in brackets."""
     return text if share is None else f"{text} ({units.percent(share)})".replace(" %", "\u00a0%")

@@ -1,4 +1,4 @@
-"""The figures a run came to: the headlines of a single run, and the table of all of them."""
+"""The figures of the runs: the headlines of a single run, and the table of results."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from engine.charts import training
 from engine.common import units
 from engine.measurement import energy
-from engine.reports.report import ReportRun
+from engine.reports.frozen_run import ReportRun
 
-_HEADLINES = {"Held-out accuracy", "Training loss", "Throughput", "Training time"}
+_HEADLINES = {"Test accuracy", "Training loss", "Throughput", "Training time"}
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A line of the results: what it is called, its value in a run, and how the value was had."""
+    """A row of the results: its title, its value in a run, and how the value was obtained."""
 
     title: str
     text: Callable[[ReportRun], str]
     how: str | Callable[[ReportRun], str]
-    always: bool = True  # False: left out where no run has it
-    figure: str = ""  # its name among the run's figures, which say window and uncertainty
-    is_pale: Callable[[ReportRun], bool] = lambda run: False  # greyed: mostly uncertainty
+    always: bool = True  # False: left out if no run has a value
+    figure: str = ""  # its key in `ReportRun.figures`, which holds window and uncertainty
+    is_pale: Callable[[ReportRun], bool] = lambda run: False  # greyed, because the value is mostly uncertainty
 
 
-def _held_out(run: ReportRun) -> str:
-    what = "every next character of {} passages" if run.config.is_text else "{} examples"
-    return f"measured on {what.format(units.count(run.test_examples))} not trained on, at the last evaluation"
+def _test_how(run: ReportRun) -> str:
+    what = "every next character of {} test passages" if run.config.is_text else "{} test samples"
+    return f"measured on {what.format(units.count(run.test_examples))}, at the last evaluation"
 
 
 def _energy(run: ReportRun) -> str:
@@ -44,7 +44,7 @@ def _energy_how(run: ReportRun) -> str:
 
 
 def _detail(title: str, figure: str = "") -> Quantity:
-    """Something made of the run's energy, where it was measured."""
+    """A quantity derived from the run's energy, if that was measured."""
 
     def found(run: ReportRun) -> energy.Detail:
         rows = energy.details(run.energy) if run.energy else []
@@ -61,7 +61,7 @@ def _detail(title: str, figure: str = "") -> Quantity:
 
 
 def _speed(title: str, text: Callable[[ReportRun], str], how: str, figure: str, *, says_why: bool = True) -> Quantity:
-    """A figure of speed, with a mark where something else used the machine; one of them also says what that did."""
+    """A figure of speed, marked if the machine was busy; `says_why` adds the reason to its provenance."""
     return Quantity(
         title,
         lambda run: f"{text(run)} (machine was busy)" if run.summary.busy else text(run),
@@ -84,13 +84,13 @@ def _training_memory_how(run: ReportRun) -> str:
     m = run.memory
     if m is None or m.training_bytes is None:
         return "not recorded"
-    parts = {"weights": m.weight_bytes, "optimizer state": m.optimizer_bytes, "one step at its peak": m.step_peak_bytes}
+    parts = {"weights": m.weight_bytes, "optimizer state": m.optimizer_bytes, "peak of one step": m.step_peak_bytes}
     named = ", ".join(f"{name} {units.nbytes(size)}" for name, size in parts.items())
-    return f"measured: {named}; {m.method}. The data set is apart: {units.nbytes(m.data_bytes)}"
+    return f"measured: {named}; {m.method}. Without the data set: {units.nbytes(m.data_bytes)}"
 
 
 def _process_memory(run: ReportRun) -> int | None:
-    """Before there was a record of training memory alone, a report's peak was that of the process."""
+    """Older reports have no training memory; their peak is that of the process."""
     summary = run.summary
     return summary.process_memory_bytes if run.memory else summary.process_memory_bytes or summary.peak_memory_bytes
 
@@ -105,9 +105,9 @@ def _per_step(run: ReportRun) -> float | None:
 
 
 QUANTITIES = (
-    Quantity("Held-out accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _held_out, figure="test_accuracy"),
-    Quantity("Target", _target, "the first of two evaluations in a row that reach it", always=False),
-    Quantity("Held-out loss", lambda r: units.loss(r.summary.test_loss), _held_out, figure="test_loss"),
+    Quantity("Test accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _test_how, figure="test_accuracy"),
+    Quantity("Target", _target, "the first of two evaluations in a row that reach the target", always=False),
+    Quantity("Test loss", lambda r: units.loss(r.summary.test_loss), _test_how, figure="test_loss"),
     Quantity(
         "Training loss",
         lambda r: units.loss(r.summary.final_train_loss),
@@ -127,32 +127,32 @@ QUANTITIES = (
         "train_seconds",
         says_why=False,
     ),
-    _speed("Time per step", lambda r: units.duration(_per_step(r)), "derived: training time by steps", "step_seconds"),
+    _speed("Time per step", lambda r: units.duration(_per_step(r)), "derived: training time / steps", "step_seconds"),
     Quantity(
         "Set-up and warm-up",
         lambda r: units.duration((r.setup_s or 0) + (r.warm_up_s or 0) if r.setup_s is not None else None),
-        "measured, apart from training time",
+        "measured; not part of training time",
     ),
     Quantity(
         "Compiling",
         lambda r: units.duration(r.compiled_s),
-        "measured, apart from training time: once, before the first step",
+        "measured once before the first step; not part of training time",
         always=False,
     ),
     Quantity("Steps", lambda r: f"{r.summary.steps:,}", "counted"),
-    Quantity("Examples seen", lambda r: units.count(r.summary.samples), "counted"),
-    Quantity("Epochs", lambda r: f"{r.summary.epochs:.4g}", "derived: examples seen by training examples"),
+    Quantity("Samples", lambda r: units.count(r.summary.samples), "counted"),
+    Quantity("Epochs", lambda r: f"{r.summary.epochs:.4g}", "derived: samples / size of the training set"),
     Quantity("Parameters", lambda r: units.count(r.parameters), "counted"),
     Quantity(
-        "Arithmetic",
+        "FLOPs",
         lambda r: units.flops(r.summary.flops),
-        "derived: closed form per layer, forward and backward, a multiply-add is 2",
+        "derived: closed form per layer, forward and backward; a multiply-add counts as 2",
         figure="flops",
     ),
     _speed(
-        "Arithmetic rate",
+        "FLOP/s",
         lambda r: units.flops_per_s(_per_second(r)),
-        "derived: arithmetic by training time",
+        "derived: FLOPs / training time",
         "flops_per_s",
     ),
     Quantity(
@@ -176,16 +176,17 @@ QUANTITIES = (
 )
 
 
-Value = tuple[str, str, bool]  # text; method, window and uncertainty for the pointer; whether it is pale
+Value = tuple[str, str, bool]  # text; method, window and uncertainty for the tooltip; whether it is greyed
 
 
 def headlines(run: ReportRun) -> list[tuple[str, Value]]:
+    """Title and value of the main figures of one run."""
     titles = _HEADLINES | {"Training memory" if run.memory else "Process memory"}
     return [(q.title, _value(q, run)) for q in QUANTITIES if q.title in titles]
 
 
 def results(runs: Sequence[ReportRun]) -> list[tuple[str, list[Value], str]]:
-    """Each quantity that is known of some run: its title, its value in each run, and how the values were had."""
+    """Each quantity that at least one run has: title, value per run, and how the values were obtained."""
     return [
         (q.title, [_value(q, run) for run in runs], _how(q, runs))
         for q in QUANTITIES
@@ -201,4 +202,4 @@ def _value(quantity: Quantity, run: ReportRun) -> Value:
 def _how(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
     known = [run for run in runs if quantity.text(run) != units.UNKNOWN] or runs
     ways = list(dict.fromkeys(quantity.how if isinstance(quantity.how, str) else quantity.how(run) for run in known))
-    return "; ".join(ways[:3]) + ("; the others alike, in the data" if len(ways) > 3 else "")
+    return "; ".join(ways[:3]) + ("; see the data for the others" if len(ways) > 3 else "")

@@ -1,4 +1,4 @@
-"""The charts of the runs, and a card for each study: batch-size laws, loss surfaces, calibrations, steps, inference."""
+"""The charts of the runs, and a card per study: batch-size law, loss surface, calibration, step breakdown, inference."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from engine.events.inference import Latency
 from engine.events.machine import Calibration
 from engine.events.studies import Surface
 from engine.measurement import calibration, step_breakdown
+from engine.reports.frozen_run import ReportRun
 from engine.reports.html.parts import Chart, PlacedRun, curves, grouped
-from engine.reports.report import ReportRun
 from engine.studies import batch_law
 from engine.studies.inference import RUNTIME_WORDS, Matrix, cell_in_words, form_in_words, slower_in_words
 from engine.studies.loss_surface import SURFACE_FILE, SurfaceData, surface_of
 
-_MIN_POINTS = 300  # of a curve, however many runs share a chart
+_MIN_POINTS = 300  # of each curve, also if many runs share a chart
 _HOW_LATENCY = {
-    "closed": "Measured: one request at a time, sent when the last one was answered; after warm-up, the device synchronised, cells "
-    "in turns. First answer: from the weights on disk.",
-    "open": "Measured: requests arrived by chance at the rate; latency counts from the arrival, waiting included; after warm-up, "
-    "the device synchronised, cells in turns. First answer: from the weights on disk.",
+    "closed": "Measured after warm-up, with the device synchronised, combinations in turns. Each request is sent when the one "
+    "before it is answered (closed loop). First answer: from loading the weights to the first output.",
+    "open": "Measured after warm-up, with the device synchronised, combinations in turns. Requests arrive at random at the given "
+    "rate (open loop); latency includes the wait in the queue. First answer: from loading the weights to the first output.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A card. It shows what is there of these, in this order."""
+    """A card. It shows the parts that are not empty, in this order."""
 
     title: str
     charts: Sequence[Chart] = ()
     about: str = ""
-    facts: Sequence[tuple[str, str, str]] = ()  # title, value, how it was had
+    facts: Sequence[tuple[str, str, str]] = ()  # title, value, how it was obtained
     heads: Sequence[str] = ()
     rows: Sequence[tuple[str, list[str]]] = ()  # title, and a cell for each head but the first
-    words: Sequence[tuple[str, str, str]] = ()  # a paragraph: label of its run or nothing, text, aside
+    words: Sequence[tuple[str, str, str]] = ()  # paragraphs: label of the run or "", text, aside
     notes: Sequence[Sequence[str]] = ()  # boxes, each with its lines
     how: str = ""
 
 
 def run_charts(runs: Sequence[PlacedRun]) -> list[Chart]:
-    """The charts of training that have something to show. Many runs share the points that one could have."""
+    """The training charts that have data. Many runs share the number of points that a single run would have."""
     max_points = max(_MIN_POINTS, training.MAX_POINTS // max(1, len(runs) // 2))
     found = []
     for chart in training.shown(curves(runs)):
@@ -64,14 +64,14 @@ def run_charts(runs: Sequence[PlacedRun]) -> list[Chart]:
             over_time = f"{title} over training time"
             figure = chart.draw(curves(runs), axis="seconds", max_points=max_points)
             found.append(Chart("accuracy-time", figure, over_time, over_time))
-    if len(runs) > 1:  # the legend stands once, above the charts
+    if len(runs) > 1:  # one legend above the charts serves all of them
         for made in found:
             made.figure.update_layout(showlegend=False)
     return found
 
 
 def studies(runs: Sequence[PlacedRun]) -> list[Study]:
-    """The cards of what is no curve over a training, in the order of the page."""
+    """The cards of the studies, in the order of the page."""
     known = [study for section in SECTIONS.values() for study in section(runs)]
     return [*known, *_others(runs)]
 
@@ -91,22 +91,20 @@ def _title(title: str, run: PlacedRun, runs: Sequence[PlacedRun]) -> str:
 
 
 def _laws(runs: Sequence[PlacedRun]) -> Iterator[Study]:
-    """A card for each batch-size law: its chart, what it comes to, and what is not in it."""
+    """A card per batch-size law: its chart, its results, and its notes."""
     for i, run in enumerate(runs):
         trials = run.run.trials
         if not trials:
             continue
         found = batch_law.outcome(trials)
         figure = training.batch_law_chart(trials, found.law, found.step_time)
-        chart = Chart(
-            f"law-{i}", figure, "Steps, examples and time to the target against the batch size", height="tall"
-        )
+        chart = Chart(f"law-{i}", figure, "Steps, samples and time to the target against the batch size", height="tall")
         title = _title("Batch-size law", run, runs)
         yield Study(title, [chart], facts=batch_law.facts(found), notes=[[note] for note in found.notes])
 
 
 def _surfaces(runs: Sequence[PlacedRun]) -> Iterator[Study]:
-    """A card for each loss surface, with how much of the paths it shows."""
+    """A card per loss surface, with the share of the weights' path that its plane explains."""
     labels = {run.run.run_id: run.label for run in runs}
     for i, run in enumerate(runs):
         surface = _surface(run.run)
@@ -114,57 +112,57 @@ def _surfaces(runs: Sequence[PlacedRun]) -> Iterator[Study]:
             continue
         paths = [labels.get(run_id, f"run {run_id[:6]}") for run_id in surface.paths]
         figure = descent_path_chart(surface, paths, [training.colour(place) for place in range(len(paths))])
-        said, gap = surface.said, ""
-        if said.plane_gap is not None:
-            gap = f" At the checkpoints it is {said.plane_gap:.2g} off the loss itself, in the median."
+        event, gap = surface.said, ""
+        if event.plane_gap is not None:
+            gap = f" At the checkpoints it differs from the loss by {event.plane_gap:.2g} (median)."
         yield Study(
             f"Loss surface: {run.label}",
             [Chart(f"surface-{i}", figure, "Loss surface with the paths of the runs", height="mid")],
-            how=f"The loss on {said.examples:,} {said.split} examples, on the plane {said.plane} of {said.parameters:,} "
-            f"dimensions: it shows {percent(sum(surface.explained))} of the paths' variance.{gap} "
-            "A ring is where a run began, a full dot where it ended. Measured; shares derived.",
+            how=f"The loss on {event.examples:,} {event.split} samples, on the plane {event.plane} of {event.parameters:,} "
+            f"dimensions. The plane explains {percent(sum(surface.explained))} of the variance of the paths.{gap} "
+            "An open circle marks the start of a run, a filled one its end. Measured; shares derived.",
         )
 
 
 def _surface(run: ReportRun) -> SurfaceData | None:
-    """What a landscape run computed; None where it is not here, or not whole."""
-    said = next((event for event in run.said if isinstance(event, Surface)), None)
+    """The surface that a landscape run computed; None if it is missing or incomplete."""
+    event = next((event for event in run.said if isinstance(event, Surface)), None)
     data = next((file.data for file in run.files if file.name == SURFACE_FILE), None)
-    if said is None or not data:
+    if event is None or not data:
         return None
     try:
-        return surface_of(load(data), said, run.config.landscape.runs, run.run_id)
+        return surface_of(load(data), event, run.config.landscape.runs, run.run_id)
     except (StoreError, SafetensorError, ValueError):
         return None
 
 
 def _calibrations(runs: Sequence[PlacedRun]) -> Iterator[Study]:
-    """A card for each calibration: what the machine reached."""
+    """A card per calibration, with the measured peaks of the machine."""
     for made in (event for run in runs for event in run.run.said if isinstance(event, Calibration)):
         versions = ", ".join(f"{name} {version}" for name, version in made.versions.items() if version)
-        said = [*calibration.missing_in_words(made), *calibration.doubts(made, now=made.at)]
+        notes = [*calibration.missing_in_words(made), *calibration.doubts(made, now=made.at)]
         yield Study(
-            "What the machine reaches",
+            "Measured peaks of the machine",
             about=f"{made.device_name}; {versions}; {units.date(made.at)}. Measured.",
             facts=calibration.facts(made),
-            notes=[said] if said else [],
+            notes=[notes] if notes else [],
         )
 
 
 def _splits(runs: Sequence[PlacedRun]) -> Iterator[Study]:
-    """One card with a bar for each run whose step was taken apart, and what each says."""
+    """One card with a bar and a sentence for each run that has a step breakdown."""
     groups = grouped(runs)
     known = [(group.label, group.first.run, parts) for group in groups if (parts := _parts(group.first.run))]
     if not known:
         return
     methods = "; ".join(dict.fromkeys(run.step_split.method for _, run, _ in known if run.step_split))
-    seeds = "" if len(groups) == len(runs) else " Of each lane the first seed."
+    seeds = "" if len(groups) == len(runs) else " The first seed of each configuration."
     figure = split_chart([(label, parts) for label, _, parts in known])
     yield Study(
         "Where a step's time goes",
         [Chart("split", figure, "Where the time of a step goes", height="own")],
         words=[_split_in_words(label if len(runs) > 1 else "", run, parts) for label, run, parts in known],
-        how=f"Measured: {methods}; evaluation from the run's own evaluations, by its steps.{seeds}",
+        how=f"Measured: {methods}; evaluation is the time of the run's evaluations / steps.{seeds}",
     )
 
 
@@ -179,16 +177,16 @@ def _split_in_words(label: str, run: ReportRun, parts: list[step_breakdown.Part]
 
 
 def _inferences(runs: Sequence[PlacedRun]) -> Iterator[Study]:
-    """A card for each run of inference: its cells, its forms of the weights, and why some of them are slower."""
+    """A card per inference run: its combinations, the quality of each precision, and why some are slower."""
     for i, run in enumerate(runs):
         if SECTIONS.get(run.run.config.task) is not _inferences:
             continue
         found, is_text = run.run.matrix, run.run.config.is_text
-        heads = ["", "Requests", "p50", "p90", "p99", "Longest", "Examples/s", "First answer"]
+        heads = ["", "Requests", "p50", "p90", "p99", "Max", "Samples/s", "First answer"]
         heads += ["First character", "Each character"] if is_text else []
         rows = [(cell_in_words(found, c.cell), _latency_cells(c.latency, is_text)) for c in found.measured if c.latency]
         yield Study(
-            _title("How fast it answers", run, runs),
+            _title("Inference", run, runs),
             [Chart(f"{key}-{i}", figure, title, title, "own") for key, title, figure in _inference_figures(found)],
             heads=heads,
             rows=rows,
@@ -207,12 +205,12 @@ def _inference_in_words(run: ReportRun, found: Matrix) -> list[str]:
 
 
 def _inference_figures(found: Matrix) -> Iterator[tuple[str, str, go.Figure]]:
-    """The charts of a run of inference that have something to show: key, title and figure."""
+    """The charts of an inference run that have data: key, title and figure."""
     if not found.measured:
         return
     if len(found.cells) > 1:
-        yield "throughput", "Throughput of each cell (measured)", heat_map(found)
-        yield "p99", "Latency of each cell, p99 (measured)", heat_map(found, "p99")
+        yield "throughput", "Throughput of each combination (measured)", heat_map(found)
+        yield "p99", "Latency of each combination, p99 (measured)", heat_map(found, "p99")
     if len(found.batch_sizes) > 1:
         yield "curve", "Throughput against latency", curve_chart(found)
     if len({(c.cell.runtime, c.cell.precision) for c in found.measured}) > 1:
@@ -221,8 +219,8 @@ def _inference_figures(found: Matrix) -> Iterator[tuple[str, str, go.Figure]]:
         yield "ttft", "Time to first token", token_chart(found, "ttft")
         yield "tpot", "Time per output token", token_chart(found, "tpot")
     if len(found.cells) == 1 and (latency := found.measured[0].latency):
-        yield "histogram", "How long requests took (measured)", histogram_chart(latency)
-        yield "timeline", "When they took it (measured)", timeline_chart(latency)
+        yield "histogram", "Histogram of latency (measured)", histogram_chart(latency)
+        yield "timeline", "Latency over time (measured)", timeline_chart(latency)
 
 
 def _latency_cells(latency: Latency, is_text: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m engine.sharing`: the process in which a file from elsewhere is read, under limits, and becomes run folders."""
+"""`python -m engine.reports.sharing`: the limited process that reads an imported file and writes run folders."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from engine.system.files import write_atomically
 
 
 @dataclasses.dataclass
-class _Opened:
-    """A report as it came: its hash, the hash it names for itself, and the files beside it."""
+class _OpenedFile:
+    """An opened file: its report, the hash of its JSON, the hash that it claims, and a reader for the files beside it."""
 
     report: Report
     form: str
@@ -34,11 +34,11 @@ class _Opened:
     read: Callable[[str], bytes | None] = lambda name: None
 
 
-def _answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """Make the folders of all runs of a file in a staging folder; says what was made and what is to be known of it."""
-    path, name, now = Path(asked["path"]), asked["name"], asked["now"]
-    opened = _open(path, name, CurveChoices.model_validate_json(asked["choices"]), now)
-    report, store, staging = opened.report, Store(Path(asked["root"])), Path(asked["staging"])
+def import_file(request: dict[str, Any]) -> dict[str, Any]:
+    """Write the folders of all runs of a file into a staging folder; return the new ids and the warnings."""
+    path, name, now = Path(request["path"]), request["name"], request["now"]
+    opened = _open(path, name, CurveChoices.model_validate_json(request["choices"]), now)
+    report, store, staging = opened.report, Store(Path(request["root"])), Path(request["staging"])
     matches = _matches(opened)
     origin = Origin(
         at=now, form=opened.form, title=visible(report.title, 200), made=report.created, isoflop=visible(report.isoflop, 40),
@@ -48,11 +48,11 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     warnings = list(opened.notes)
     if matches is False:
         warnings.append(
-            f"The hash does not match: the file names {opened.named_hash}, and what is in it has {opened.content_hash}. "
-            "It was changed after it was exported."
+            f"The content hash does not match, because the file was changed after the export: it names {opened.named_hash}, "
+            f"but its content has {opened.content_hash}."
         )
     if len({run.created for run in report.runs}) and report.created > now + 86_400:
-        warnings.append("By its own account the report was made in the future.")
+        warnings.append("The report's date is in the future.")
     for run in report.runs:
         new_id = names.runs[run.run_id]
         missing = rebuild(
@@ -60,7 +60,7 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
             staging / "runs" / new_id,
             origin,
             names,
-            owner=asked["owner"],
+            owner=request["owner"],
             order=store.next_order(),
             read=opened.read,
         )
@@ -68,19 +68,21 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     if thinned := [run for run in report.runs if run.is_thinned]:
         held, recorded = sum(len(run.steps) for run in thinned), sum(run.recorded_steps for run in thinned)
         whose = f" of {len(thinned)} runs" if len(report.runs) > 1 else ""
-        warnings.append(f"The file holds {held:,} of {recorded:,} steps{whose}: the .json and .zip exports hold all.")
+        warnings.append(
+            f"The file contains {held:,} of {recorded:,} steps{whose}; the .json and .zip exports contain all."
+        )
     run_ids, group_ids = list(names.runs.values()), list(names.groups.values())
     report_id = secrets.token_hex(8) if opened.form == "report" else None
     if report_id:
         saved = SavedReport(
             report_id=report_id, title=origin.title, created=report.created, origin=origin, notes=report.notes, run_ids=run_ids,
-            conclusions=[_under(names, conclusion) for conclusion in report.conclusions], group_ids=group_ids, owner=asked["owner"],
+            conclusions=[_with_new_ids(names, conclusion) for conclusion in report.conclusions], group_ids=group_ids, owner=request["owner"],
         )  # fmt: skip
         write_atomically(staging / "reports" / f"{report_id}.json", saved.model_dump_json())
     return {"run_ids": run_ids, "group_ids": group_ids, "report_id": report_id, "warnings": warnings}
 
 
-def _open(path: Path, name: str, choices: CurveChoices, now: float) -> _Opened:
+def _open(path: Path, name: str, choices: CurveChoices, now: float) -> _OpenedFile:
     with path.open("rb") as file:
         head = file.read(1_024).lstrip()
     if head.startswith(b"PK"):
@@ -90,27 +92,27 @@ def _open(path: Path, name: str, choices: CurveChoices, now: float) -> _Opened:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise StoreError(
-            "This is neither a zip nor text in UTF-8.", fix="Choose a file that Isoflop exported, or a CSV."
+            "This is neither a zip nor UTF-8 text.", fix="Choose a file that Isoflop exported, or a CSV."
         ) from None
     if head.startswith(b"<"):
         json_text = json_in(text)
-        return _Opened(Report.from_json(json_text), "report", _hash(json_text), hash_in(text))
+        return _OpenedFile(Report.from_json(json_text), "report", _hash(json_text), hash_in(text))
     if head.startswith((b"{", b"[")) or not name.lower().endswith((".csv", ".tsv", ".txt")):
-        return _Opened(Report.from_json(text), "report", _hash(text))
+        return _OpenedFile(Report.from_json(text), "report", _hash(text))
     report, notes = read_curve(text, name, choices, now=now)
-    return _Opened(report, "curve", notes=notes)
+    return _OpenedFile(report, "curve", notes=notes)
 
 
-def _open_zip(path: Path) -> _Opened:
+def _open_zip(path: Path) -> _OpenedFile:
     archive = Archive(path)
     if REPORT not in archive.names:
-        raise StoreError(f"This zip holds no {REPORT}.", fix="Choose a zip that Isoflop exported.")
+        raise StoreError(f"This zip contains no {REPORT}.", fix="Choose a zip that Isoflop exported.")
     text = archive.read(REPORT)
     named = ""
     if SUMS in archive.names:
         lines = archive.read(SUMS).decode(errors="replace").splitlines()
         named = next((line.partition("  ")[0] for line in lines if line.endswith(f"  {REPORT}")), "")[:64]
-    return _Opened(
+    return _OpenedFile(
         Report.from_json(text), "report", hashlib.sha256(text).hexdigest(), named,
         read=lambda name: archive.read(name) if name in archive.names else None,
     )  # fmt: skip
@@ -120,15 +122,15 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _matches(opened: _Opened) -> bool | None:
-    """Against the hash the file names; by its bytes, or by what they say where somebody laid them out anew."""
+def _matches(opened: _OpenedFile) -> bool | None:
+    """Whether the claimed hash is that of the bytes, or of the report after reformatting; None if none is claimed."""
     if not opened.named_hash:
         return None
     return opened.named_hash in {opened.content_hash, opened.report.content_hash}
 
 
-def _under(names: Names, conclusion: Conclusion) -> Conclusion:
-    """The same with the ids its runs have here."""
+def _with_new_ids(names: Names, conclusion: Conclusion) -> Conclusion:
+    """The conclusion with the new ids of its runs."""
     lanes = [
         dataclasses.replace(lane, run_ids=[names.runs[run_id] for run_id in lane.run_ids])
         for lane in conclusion.outcome.lanes
@@ -140,4 +142,4 @@ def _under(names: Names, conclusion: Conclusion) -> Conclusion:
 
 
 if __name__ == "__main__":
-    sandbox.serve(_answer)
+    sandbox.serve(import_file)

@@ -1,8 +1,7 @@
-"""A curve from somebody else's CSV: a loss or an accuracy per step, epoch or second, as a run to lay beside others.
+"""Reads a curve from a CSV (a loss or an accuracy per step, epoch or second) as a run, to compare it with others.
 
-The names of the columns decide their roles, and their names or values decide their units; the notes name each guess,
-and whoever imports the table can choose otherwise. Nothing else is known of the run: its configuration is what whoever
-imports it says.
+The names of the columns decide their roles, and their names or values decide their units. The notes name each guess, and
+the user can choose otherwise. Nothing else is known of the run; the user states its configuration.
 """
 
 from __future__ import annotations
@@ -27,7 +26,9 @@ from engine.events.base import is_number
 from engine.events.lifecycle import Finished
 from engine.events.summary import Summary
 from engine.measurement.energy import Account
-from engine.reports.report import SCHEMA_VERSION, Points, Report, ReportRun
+from engine.reports.frozen_run import ReportRun
+from engine.reports.points import Points
+from engine.reports.report import SCHEMA_VERSION, Report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,19 +36,19 @@ if TYPE_CHECKING:
 MAX_COLUMNS, MAX_ROWS, MAX_CELL = 2_000, 2_000_000, 131_072  # MAX_CELL: characters, the csv module's own limit
 ROLES = ("step", "epoch", "seconds", "samples", "loss", "test_loss", "test_accuracy", "lr")
 UNITS = {"s": 1.0, "ms": 1e-3, "min": 60.0, "h": 3_600.0}
-_CLOCK_FROM = 1e9  # seconds: a Unix time, not a duration
+_CLOCK_FROM = 1e9  # seconds; a larger value is a Unix time, not a duration
 
 
 class CurveChoices(BaseModel):
-    """What whoever imports a table says of it; the rest is guessed, and the notes name each guess."""
+    """What the user says about a table. The rest is guessed, and the notes name each guess."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str = ""
     columns: dict[str, str] = {}  # role: header
     seconds_in: str = ""  # s, ms, min, h
-    percent: bool | None = None  # whether accuracy is
-    config: RunConfig = RunConfig()  # the data set decides what it can be compared with
+    percent: bool | None = None  # whether accuracy is in percent
+    config: RunConfig = RunConfig()  # its data set decides which runs it can be compared with
 
 
 _TRAINING = r"(?:train(?:ing)?|batch)"
@@ -78,32 +79,40 @@ _NUMBER = (
 
 @dataclass
 class _Table:
-    """The columns that have a role, as text, and what was found out about them."""
+    """The columns that have a role, as text, with their units and the notes on guesses."""
 
-    cells: pd.DataFrame  # (rows, roles), stripped; "" where a row has no such cell
+    cells: pd.DataFrame  # (rows, roles), stripped; "" for an empty or missing cell
     headers: dict[str, str]  # role: header
-    unit: dict[str, str]  # role: unit, where the header says one
+    unit: dict[str, str]  # role: unit, if the header names one
     notes: list[str] = field(default_factory=list)
 
     def numbers(self, role: str) -> np.ndarray:
-        """(rows,) float64; NaN where the cell is empty, and `holds` tells that apart. Raises ConfigError naming the row."""
+        """A column as (rows,) float64; NaN for an empty cell, which `has_value` distinguishes from a NaN in the file.
+
+        Raises:
+            ConfigError: A cell is not a number; the message names its row.
+        """
         cells = self.cells[role]
         wrong = cells[(cells != "") & ~cells.str.fullmatch(_NUMBER)]
         if len(wrong):
             raise ConfigError(
                 f"Row {wrong.index[0] + 2}, column {visible(self.headers[role], 40)!r}: "
                 f"{visible(wrong.iloc[0], 30)!r} is not a number.",
-                fix="Mend the row, or name another column.",
+                fix="Correct the row, or choose another column.",
             )
         return cells.where(cells != "", "nan").to_numpy(dtype=object).astype(np.float64)
 
-    def holds(self, roles: Sequence[str]) -> np.ndarray:
-        """(rows,) whether any of the cells says something, NaN included."""
+    def has_value(self, roles: Sequence[str]) -> np.ndarray:
+        """(rows,) bool, whether any of the cells is not empty."""
         return (self.cells[list(roles)] != "").any(axis=1).to_numpy()
 
 
 def read_curve(text: str, file_name: str, choices: CurveChoices, *, now: float) -> tuple[Report, list[str]]:
-    """The table as a report of one run, and what was guessed. Raises ConfigError in one sentence."""
+    """The table as a report of one run, and notes on what was guessed.
+
+    Raises:
+        ConfigError: The text is not a table with a curve, or a chosen column or unit does not exist.
+    """
     table = _table(text, choices)
     axes = _axes(table, choices)
     name = clean_name(visible(choices.name or PurePath(file_name).stem, 100))
@@ -117,14 +126,18 @@ def read_curve(text: str, file_name: str, choices: CurveChoices, *, now: float) 
 
 
 def _table(text: str, choices: CurveChoices) -> _Table:
-    """The columns of the text that have a role. Raises ConfigError for what is no table, or one without a curve."""
+    """The columns of the text that have a role.
+
+    Raises:
+        ConfigError: The text is not a table, or no column is a curve.
+    """
     cells = _cells(text)
     headers, cells = [str(header).lstrip("\ufeff") for header in cells.iloc[0]], cells.iloc[1:].reset_index(drop=True)
     place, notes = _roles(headers, choices.columns)
     if not place.keys() & {"loss", "test_loss", "test_accuracy"}:
         raise ConfigError(
-            f"No column is a loss or an accuracy: there are {', '.join(repr(visible(h, 30)) for h in headers[:8])}.",
-            fix="Name one: --column loss=HEADER or test_accuracy=HEADER.",
+            f"No column is a loss or an accuracy. The columns are {', '.join(repr(visible(h, 30)) for h in headers[:8])}.",
+            fix="Choose one: --column loss=HEADER or test_accuracy=HEADER.",
         )
     named = {role: headers[number] for role, number in place.items()}
     unit = {role: unit for role, header in named.items() if (unit := _unit_in(header, role))}
@@ -132,28 +145,36 @@ def _table(text: str, choices: CurveChoices) -> _Table:
 
 
 def _cells(text: str) -> pd.DataFrame:
-    """Every cell as stripped text, the header first; a row without any text is left out. Raises ConfigError."""
+    """Every cell as stripped text, the header first, without empty rows.
+
+    Raises:
+        ConfigError: The table is empty, damaged or too large.
+    """  # noqa: DOC501
     cells = _parsed(text)
     if (longest := max((int(column.str.len().max()) for _, column in cells.items()), default=0)) > MAX_CELL:
-        raise _unreadable(f"a cell has {longest:,} characters, more than {MAX_CELL:,}")
+        raise _unreadable(f"a cell has {longest:,} characters, the limit is {MAX_CELL:,}")
     cells = cells.apply(lambda column: column.str.strip())
     cells = cells[(cells != "").any(axis=1)]
     if len(cells) < 2:
-        raise ConfigError("The table has no rows under its header.", fix="The first row names the columns.")
+        raise ConfigError("The table has no rows below its header.", fix="Add rows; the first row names the columns.")
     if cells.shape[1] > MAX_COLUMNS or len(cells) > MAX_ROWS + 1:
         raise ConfigError(
             f"The table has {cells.shape[1]:,} columns and {len(cells) - 1:,} rows.",
-            fix=f"At most {MAX_COLUMNS:,} columns and {MAX_ROWS:,} rows are read.",
+            fix=f"The limit is {MAX_COLUMNS:,} columns and {MAX_ROWS:,} rows.",
         )
     return cells
 
 
 def _parsed(text: str) -> pd.DataFrame:
-    """The cells as they stand in the text; all stay text, because pandas takes more for a number or a date than people do."""
-    import pandas as pd  # here, because the command line must start without it
+    """The cells as text, because pandas reads more texts as numbers or dates than people do.
+
+    Raises:
+        ConfigError: The text is not a table.
+    """  # noqa: DOC501
+    import pandas as pd  # imported here, because the command line must start without it
 
     if "\0" in text:  # the parser would end a cell there
-        raise _unreadable("it holds a NUL character")
+        raise _unreadable("it contains a NUL character")
     delimiter = max(",;\t", key=text.lstrip("\r\n").partition("\n")[0].count)
 
     def read(**more: Any) -> pd.DataFrame:
@@ -163,7 +184,7 @@ def _parsed(text: str) -> pd.DataFrame:
         return cells
 
     try:
-        # Columns by number: cells beyond the header are left out, instead of the first column becoming an index.
+        # With numbered columns, pandas drops cells beyond the header instead of using the first column as an index.
         columns = range(read(nrows=1).shape[1])
         return read(names=columns, usecols=columns)
     except pd.errors.EmptyDataError:
@@ -177,15 +198,19 @@ def _unreadable(why: str) -> ConfigError:
 
 
 def _roles(headers: Sequence[str], chosen: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
-    """Which column (by number) has which role, the chosen ones first, and what was guessed. Raises ConfigError."""
+    """The number of each role's column, chosen ones first, and notes on what was guessed.
+
+    Raises:
+        ConfigError: A chosen role or column does not exist.
+    """
     place = dict[str, int]()
     for role, header in chosen.items():
         if role not in ROLES:
-            raise ConfigError(f"{role!r} is no column of a curve.", fix=f"Choose from {', '.join(ROLES)}.")
+            raise ConfigError(f"{role!r} is not a role of a column.", fix=f"Choose from {', '.join(ROLES)}.")
         if header not in headers:
             raise ConfigError(
                 f"There is no column {visible(header, 40)!r}.",
-                fix=f"There are {', '.join(visible(h, 30) for h in headers[:12])}.",
+                fix=f"Choose from {', '.join(visible(h, 30) for h in headers[:12])}.",
             )
         place[role] = headers.index(header)
     for number, header in enumerate(headers):
@@ -193,17 +218,17 @@ def _roles(headers: Sequence[str], chosen: Mapping[str, str]) -> tuple[dict[str,
         if number not in place.values() and (role := next(fits, "")):
             place[role] = number
     guessed = list[str]()
-    if "accuracy" in place:  # Keras calls the one on training examples so, beside val_accuracy
+    if "accuracy" in place:  # in Keras, the training accuracy, beside val_accuracy
         number = place.pop("accuracy")
         header = repr(visible(headers[number], 30))
         if "test_accuracy" in place:
-            guessed.append(f"{header} was left out: beside a held-out accuracy it is that of training.")
+            guessed.append(f"{header} was left out, because beside a test accuracy it is the training accuracy.")
         else:
             place["test_accuracy"] = number
-            guessed.append(f"{header} was taken as accuracy on held-out examples.")
+            guessed.append(f"{header} was read as test accuracy.")
     if "train_accuracy" in place:
         header = repr(visible(headers[place.pop("train_accuracy")], 30))
-        guessed.append(f"{header} was left out: accuracy in training is not recorded here.")
+        guessed.append(f"{header} was left out, because Isoflop does not record training accuracy.")
     used = ", ".join(f"{visible(headers[number], 30)!r} as {role}" for role, number in place.items())
     return place, [f"Columns: {used}.", *guessed]
 
@@ -213,14 +238,18 @@ def _plain(header: str) -> str:
 
 
 def _unit_in(header: str, role: str) -> str:
-    """The unit that a header names; "" where it names none."""
+    """The unit that a header names, or ""."""
     if found := _UNIT_IN.search(header.lower()):
         return _UNIT_NAMES.get(found[1] or found[2], found[1] or found[2])
     return _UNIT_NAMES.get(_plain(header), "") if role == "seconds" else ""
 
 
 def _axes(table: _Table, choices: CurveChoices) -> dict[str, np.ndarray]:
-    """(rows,) step, seconds, elapsed and samples; what is not known is NaN. Raises ConfigError."""
+    """The axes step, seconds, elapsed and samples, each (rows,); NaN if unknown.
+
+    Raises:
+        ConfigError: A cell is not a number, or a step is not a whole number.
+    """
     unknown = np.full(len(table.cells), math.nan)
     seconds = _seconds(table, choices) if "seconds" in table.headers else unknown
     samples = table.numbers("samples") if "samples" in table.headers else unknown
@@ -228,19 +257,19 @@ def _axes(table: _Table, choices: CurveChoices) -> dict[str, np.ndarray]:
     if "epoch" in table.headers and "samples" not in table.headers and data:
         samples = np.rint(table.numbers("epoch") * data.train_examples)
         examples = f"{data.train_examples:,} training examples of {choices.config.data}"
-        table.notes.append(f"An epoch was taken as the {examples}.")
+        table.notes.append(f"One epoch was read as the {examples}.")
     if "step" not in table.headers:
-        table.notes.append("There is no column of steps: rows are counted instead.")
+        table.notes.append("There is no step column, so rows are counted instead.")
         step = np.arange(1.0, len(unknown) + 1)
     else:
         step = table.numbers("step")
         known = step[np.isfinite(step)]
         if (known != np.rint(known)).any() or (known < 0).any() or (known >= 2**53 - 1).any():
             raise ConfigError(
-                "A step is not a whole number from 0.", fix="Name the column of steps: --column step=HEADER."
+                "A step is not a whole number from 0.", fix="Choose the step column: --column step=HEADER."
             )
         if len(known) and known.min() == 0:
-            table.notes.append("Steps are counted from 0 there, and from 1 here.")
+            table.notes.append("The file counts steps from 0; Isoflop counts them from 1.")
             step = step + 1
     return {"step": step, "seconds": seconds, "elapsed": seconds, "samples": samples}
 
@@ -248,14 +277,14 @@ def _axes(table: _Table, choices: CurveChoices) -> dict[str, np.ndarray]:
 def _seconds(table: _Table, choices: CurveChoices) -> np.ndarray:
     unit = choices.seconds_in or table.unit.get("seconds", "")
     if unit and unit not in UNITS:
-        raise ConfigError(f"Time in {unit!r} is not understood.", fix=f"Choose from {', '.join(UNITS)}.")
+        raise ConfigError(f"The unit of time {unit!r} is not known.", fix=f"Choose from {', '.join(UNITS)}.")
     seconds = table.numbers("seconds")
     known = seconds[np.isfinite(seconds)]
     if not unit and len(known) and known.min() > _CLOCK_FROM:
-        table.notes.append("Time was taken as that of a clock, and counted from the first row.")
+        table.notes.append("Time was read as Unix time, and is counted from the first row.")
         return (seconds - known.min()) * (1e-3 if known.min() > 1e11 else 1.0)
     if not unit:
-        table.notes.append("Time was taken as seconds: its column does not say.")
+        table.notes.append("Time was read as seconds, because its column names no unit.")
     return seconds * UNITS[unit or "s"]
 
 
@@ -266,14 +295,18 @@ def _is_percent(table: _Table, choices: CurveChoices) -> bool:
     most = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
     percent = table.unit.get("test_accuracy") == "%" or most > 1.5
     if percent:
-        table.notes.append(f"Accuracy was taken as percent: its largest value is {most:g}.")
+        table.notes.append(f"Accuracy was read as percent, because its largest value is {most:g}.")
     return percent
 
 
 def _series(
     table: _Table, roles: Sequence[str], axes: Mapping[str, np.ndarray], more: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """The rows that say something of these roles, the last one of each step, with the columns of `more` beside them."""
+    """The rows that have a value of these roles, the last one of each step, with the columns of `more`.
+
+    Raises:
+        ConfigError: Steps or an axis decrease.
+    """
     import pandas as pd
 
     roles = [role for role in roles if role in table.headers]
@@ -281,24 +314,20 @@ def _series(
         return {}
     beside = [role for role in more if role in table.headers]
     rows = pd.DataFrame({**axes, **{role: table.numbers(role) for role in [*roles, *beside]}})
-    rows = rows[table.holds(roles) & np.isfinite(axes["step"])]
+    rows = rows[table.has_value(roles) & np.isfinite(axes["step"])]
     step = rows["step"].to_numpy()
     if len(falls := np.flatnonzero(np.diff(step) < 0)):
         a, b = step[falls[0] : falls[0] + 2]
-        raise ConfigError(
-            f"Steps fall from {a:.0f} to {b:.0f}.", fix="One file is one curve: give each run a file of its own."
-        )
+        raise ConfigError(f"Steps decrease from {a:.0f} to {b:.0f}.", fix="Put each run into a file of its own.")
     once = rows.drop_duplicates("step", keep="last")
     if len(once) < len(rows):
-        table.notes.append(f"{len(rows) - len(once):,} rows have the step of the next one, and were left out.")
+        table.notes.append(f"{len(rows) - len(once):,} rows were left out, because the next row has the same step.")
     columns = {str(name): once[name].to_numpy(copy=True) for name in once}
     for name in (name for name in ("seconds", "elapsed", "samples") if name in columns):
-        if not np.isfinite(columns[name]).all():  # unknown throughout, or known throughout
+        if not np.isfinite(columns[name]).all():  # a column is known completely or not at all
             columns[name].fill(math.nan)
         if (np.diff(columns[name]) < 0).any():
-            raise ConfigError(
-                f"{name} falls from row to row.", fix="One file is one curve: give each run a file of its own."
-            )
+            raise ConfigError(f"{name} decreases from one row to the next.", fix="Put each run into a file of its own.")
     return columns
 
 
@@ -327,7 +356,7 @@ def _run(points: Mapping[str, dict[str, np.ndarray]], name: str, config: RunConf
         run_id=secrets.token_hex(8), name=name, created=now, config=config, fingerprint=config.fingerprint, status="finished",
         why="", summary=summary, parameters=None, train_flops_per_example=None, train_examples=None, test_examples=None,
         setup_s=None, warm_up_s=None, peak_memory_method="", energy_method="",
-        energy=Account(source="none", method="A table of numbers says nothing of energy."), environment={}, missing_readings={},
+        energy=Account(source="none", method="A table of numbers contains no energy."), environment={}, missing_readings={},
         problems=[], recorded_steps=len(steps), steps=steps, evaluations=evaluations, hardware=Points({}), throughput=Points({}),
         last_word=Finished(at=now),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Files from elsewhere into the store: each is read in a process of its own, and all of them come in or none does."""
+"""Imports files into the store. A process of its own reads each file, and either all files are imported or none is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_ON_DISK = 2 << 30
 
 @dataclass
 class Imports:
-    """What came in, and what is to be known of it."""
+    """The ids of imported runs, groups and reports, and warnings about the files."""
 
     run_ids: list[str] = field(default_factory=list)
     group_ids: list[str] = field(default_factory=list)
@@ -41,10 +41,19 @@ def import_files(
     curve: CurveChoices | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Imports:
-    """The runs of reports (JSON, HTML, zip) and curves (CSV), as a whole or not at all.
+    """Import the runs of reports (JSON, HTML, zip) and curves (CSV), all or none.
 
-    `names` are what the files are called, where that is not what their paths say; `owner` is who imports. Raises
-    StoreError or ConfigError in one sentence that names the file.
+    Args:
+        store: The store that receives the runs.
+        paths: The files.
+        names: The names of the files, if their paths are temporary (uploads).
+        owner: The user who imports.
+        curve: How to read a CSV.
+        clock: Unix time in seconds.
+
+    Raises:
+        StoreError: A file is not a report, is damaged or too large when unpacked, or the store cannot be written.
+        ConfigError: A file does not exist, cannot be read, or is too large. Both errors name the file.
     """
     if trouble := store.trouble():
         raise trouble
@@ -58,7 +67,7 @@ def import_files(
             found.run_ids += made["run_ids"]
             found.group_ids += made["group_ids"]
             found.report_ids += [made["report_id"]] if made["report_id"] else []
-            found.warnings += [_about(name, warning) for warning in made["warnings"]]
+            found.warnings += [_prefixed(name, warning) for warning in made["warnings"]]
         store.put_in_place(staging)
     return found
 
@@ -68,35 +77,35 @@ def _check(path: Path, name: str) -> None:
         status = path.stat()
         readable = os.access(path, os.R_OK)
     except (OSError, ValueError):
-        raise ConfigError(_about(name, "there is no such file."), fix="Name a file that is there.") from None
+        raise ConfigError(_prefixed(name, "the file does not exist."), fix="Name an existing file.") from None
     if not stat.S_ISREG(status.st_mode) or not readable:
-        raise ConfigError(_about(name, "it is no file that can be read."), fix="Name an HTML, JSON, zip or CSV file.")
+        raise ConfigError(_prefixed(name, "this is not a readable file."), fix="Name an HTML, JSON, zip or CSV file.")
     if status.st_size > MAX_BYTES:
         raise ConfigError(
-            _about(name, f"it has {status.st_size:,} bytes, more than the {MAX_BYTES:,} that are read."),
-            fix="Export fewer runs, or the HTML page, which holds fewer points.",
+            _prefixed(name, f"the file has {status.st_size:,} bytes; the limit is {MAX_BYTES:,}."),
+            fix="Export fewer runs, or the HTML page, which contains fewer points.",
         )
 
 
 def _read(
     store: Store, staging: Path, path: Path, name: str, owner: str, curve: CurveChoices, now: float
 ) -> dict[str, Any]:
-    question = {
+    request = {
         "path": str(path.absolute()), "name": name, "root": str(store.root), "staging": str(staging), "owner": owner,
         "choices": curve.model_dump_json(), "now": now,
     }  # fmt: skip
     try:
         made: dict[str, Any] = sandbox.ask(
             "engine.reports.sharing",
-            question,
+            request,
             seconds=IMPORT_S,
             memory_bytes=IMPORT_MEMORY_BYTES,
             file_bytes=_MOST_ON_DISK,
         )
         return made
     except ConfigError as error:
-        raise StoreError(_about(name, error.message), fix=error.fix) from None
+        raise StoreError(_prefixed(name, error.message), fix=error.fix) from None
 
 
-def _about(name: str, what: str) -> str:
+def _prefixed(name: str, what: str) -> str:
     return f"{visible(name, 80)}: {what}"

@@ -1,4 +1,4 @@
-"""Imported reports as the store keeps them: title, notes and conclusions, beside the runs they came with."""
+"""Imported reports in the store: title, notes and conclusions; their runs are ordinary runs of the store."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _MOST_BYTES = 2**24
 
 
 class SavedReport(BaseModel):
-    """A report without its runs: those are runs of the store, and may have been deleted since."""
+    """An imported report without its runs, which are in the store and can have been deleted since."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     report_id: str
     title: str
-    created: float  # by the report's own account
+    created: float  # Unix time that the report itself names
     origin: Origin
     notes: str
     conclusions: list[Conclusion]
@@ -36,7 +36,7 @@ class SavedReport(BaseModel):
 
 
 def saved_reports(store: Store) -> list[SavedReport]:
-    """Newest import first. One that cannot be read hides no other."""
+    """All imported reports, newest import first; unreadable ones are skipped."""
     found = []
     for path in (store.root / "reports").glob("*.json"):
         if _ID.fullmatch(path.stem):
@@ -46,7 +46,11 @@ def saved_reports(store: Store) -> list[SavedReport]:
 
 
 def saved_report(store: Store, report_id: str) -> SavedReport:
-    """Raises StoreError where there is none, or it cannot be read."""
+    """The imported report with this id.
+
+    Raises:
+        StoreError: There is none, or it cannot be read.
+    """  # noqa: DOC501
     try:
         path = _path(store, report_id)
         if path.stat().st_size > _MOST_BYTES:
@@ -57,32 +61,32 @@ def saved_report(store: Store, report_id: str) -> SavedReport:
 
 
 def delete_report(store: Store, report_id: str) -> None:
-    """Forget a report; its runs stay."""
+    """Delete an imported report; its runs stay."""
     with contextlib.suppress(FileNotFoundError):
         _path(store, report_id).unlink()
 
 
 def origin_in_words(run: Run) -> list[str]:
-    """What is to be known of a run that was not made here, a sentence each; nothing of one that was."""
+    """Sentences on where an imported run is from; empty for a run of this store."""
     if run.imported is None:
         return []
     origin = run.imported.origin
     what = (
-        "a table of numbers; its configuration is what was said when it was imported"
+        "a table of numbers; the person who imported it stated its configuration"
         if origin.form == "curve"
         else f"the report {origin.title!r}"
     )
-    said = [f"Imported, unverified: on {units.date(origin.at)}, from {what}."]
+    sentences = [f"Imported, unverified: on {units.date(origin.at)}, from {what}."]
     if origin.hash_matches is False:
-        said.append("Its content hash does not match: the file was changed after it was exported.")
+        sentences.append("Its content hash does not match, because the file was changed after the export.")
     if len(run.steps) < run.imported.recorded_steps:
-        said.append(
-            f"It holds {len(run.steps):,} of {run.imported.recorded_steps:,} steps; the figures are from all of them."
+        sentences.append(
+            f"It contains {len(run.steps):,} of {run.imported.recorded_steps:,} steps; its figures are computed from all of them."
         )
-    return said + list(origin.notes)
+    return sentences + list(origin.notes)
 
 
 def _path(store: Store, report_id: str) -> Path:
     if not _ID.fullmatch(report_id):
-        raise ValueError("no id")
+        raise ValueError("not an id")
     return store.root / "reports" / f"{report_id}.json"

@@ -1,4 +1,4 @@
-"""Everything that leaves with a report, said before it is written."""
+"""Lists the content of a report before it is written."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from dataclasses import dataclass
 from engine.common import units
 from engine.common.sanitize import visible
 from engine.config.summary import describe
-from engine.reports.report import ENVIRONMENT, TABLES, Report, ReportRun
+from engine.reports.frozen_run import ENVIRONMENT, TABLES, ReportRun
+from engine.reports.report import Report
 
 
 @dataclass(frozen=True, slots=True)
-class Leaving:
-    """One thing that is in the report: of which run (none: of all), what it is, and the text itself."""
+class ReportItem:
+    """One item of the report: the id of its run ("" for the whole report), what it is, and its text."""
 
     run: str
     what: str
     text: str
 
 
-def preview(report: Report) -> list[Leaving]:
-    """What stands in the report. What it never holds (paths, user, host, addresses, tokens) is not listed: it is not there."""
-    rows = [Leaving("", "Title", report.title), Leaving("", "Isoflop", report.isoflop)]
-    rows += [Leaving("", "Notes", report.notes)] if report.notes else []
+def preview(report: Report) -> list[ReportItem]:
+    """List the content of the report."""
+    rows = [ReportItem("", "Title", report.title), ReportItem("", "Isoflop", report.isoflop)]
+    rows += [ReportItem("", "Notes", report.notes)] if report.notes else []
     rows += [
-        Leaving(
+        ReportItem(
             "",
             "Conclusion",
-            f"a race of {', '.join(lane.label for lane in c.outcome.lanes)}: table, costs and verdicts",
+            f"race of {', '.join(lane.label for lane in c.outcome.lanes)}: table, costs and verdicts",
         )
         for c in report.conclusions
     ]
     for run in report.runs:
-        rows += [Leaving(run.run_id, what, visible(text)) for what, text in _of_run(run) if text]
+        rows += [ReportItem(run.run_id, what, visible(text)) for what, text in _of_run(run) if text]
     return rows
 
 
@@ -44,16 +45,16 @@ def _of_run(run: ReportRun) -> list[tuple[str, str]]:
         ("Name of your weights", run.config.infer.weights),
         ("Column of your file", run.config.source.label),
         ("Hash of your file", run.data_sha256 or ""),
-        ("State", f"{run.status}, begun {units.date(run.created)}"),
-        ("Reason of its end", run.why),
+        ("Status", f"{run.status}, created {units.date(run.created)}"),
+        ("Reason of the status", run.why),
         ("Machine", "; ".join(f"{ENVIRONMENT[k][0]} {ENVIRONMENT[k][1](v)}" for k, v in run.environment.items() if k in ENVIRONMENT and v is not None)),
-        ("Not available there", "; ".join(sorted({why.rstrip(".") for why in run.missing_readings.values()}))),
-        ("Problems of its log", "; ".join(run.problems)),
+        ("Not available on that machine", "; ".join(sorted({why.rstrip(".") for why in run.missing_readings.values()}))),
+        ("Problems of the log", "; ".join(run.problems)),
         ("Points", ", ".join(f"{len(getattr(run, table)):,} {table.replace('_', ' ')}" for table in TABLES)),
         ("Summary, energy and figures", f"{len(run.figures)} figures with their methods"),
-        ("Other records", ", ".join(f"{n} {kind}" for kind, n in _counted(run).items())),
+        ("Other events", ", ".join(f"{n} {kind}" for kind, n in _counted(run).items())),
         ("Files", ", ".join(f"{file.name} ({units.nbytes(file.size_bytes)})" for file in run.files)),
-        ("Imported before from", run.imported.title if run.imported else ""),
+        ("Imported from", run.imported.title if run.imported else ""),
     ]  # fmt: skip
     return rows
 

@@ -1,4 +1,4 @@
-"""A report's runs as run folders again: a configuration, and a log that says what the report says, under new ids."""
+"""Writes the runs of a report as run folders: a configuration and an event log with the report's content, under new ids."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ from engine.events.lifecycle import (
     Terminal,
 )
 from engine.events.training import Compiled, WarmUp
+from engine.reports.frozen_run import ENVIRONMENT, TABLES, Attachment, ReportRun
+from engine.reports.points import Points
 from engine.reports.redaction import Redaction
-from engine.reports.report import ENVIRONMENT, TABLES, Attachment, Points, Report, ReportRun
+from engine.reports.report import Report
 from engine.store.columns import COLUMNS
 from engine.store.event_log import LINE_BYTES, encode
 from engine.store.labels import LABELS_FILE
@@ -40,23 +42,25 @@ from engine.store.weight_path import save_tensors
 from engine.studies.loss_surface import SURFACE_FILE
 from engine.system.files import write_atomically
 
-_ROWS_BYTES = 5_000_000  # of one record: well below the longest line a reader takes
+_ROWS_BYTES = 5_000_000  # of one event; well below the longest line that a reader accepts
 _PATHS = "path."
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the runs of a report are called here: nothing keeps its id."""
+    """The new ids of the runs and groups of a report."""
 
     runs: Mapping[str, str]
     groups: Mapping[str, str]
 
     @classmethod
     def of(cls, report: Report) -> Names:
+        """Draw a new id for every run and group."""
         groups = dict.fromkeys(run.group for run in report.runs if run.group)
         return cls({run.run_id: secrets.token_hex(8) for run in report.runs}, {g: secrets.token_hex(8) for g in groups})
 
     def heat(self, run: ReportRun) -> SeedBlock | None:
+        """The run's seed block with a new id; None if it has none."""
         if run.heat is None or run.group is None:
             return None
         digest = hashlib.sha256(f"{self.groups[run.group]} {run.heat.id}".encode()).hexdigest()[:16]
@@ -73,9 +77,19 @@ def rebuild(
     order: int,
     read: Callable[[str], bytes | None],
 ) -> list[str]:
-    """Write the run's folder; returns what is missing in it. `read` gives files that lie beside the JSON.
+    """Write the folder of a run and return a sentence for each file that is missing.
 
-    Raises StoreError where the run says what no log can hold.
+    Args:
+        run: The run of the report.
+        folder: The folder to create.
+        origin: Where the report is from.
+        names: The new ids.
+        owner: The user who imports.
+        order: The position of the run in the store's queue.
+        read: Returns the bytes of a file beside the JSON, or None.
+
+    Raises:
+        StoreError: The run contains a value that an event log cannot hold.
     """
     try:
         folder.mkdir(mode=0o700)
@@ -85,13 +99,12 @@ def rebuild(
             at=run.created, order=order, name=_name(run.name if run.asked_name is None else run.asked_name),
             group=names.groups[run.group] if run.group else None, heat=names.heat(run), owner=owner,
         )  # fmt: skip
-        config = Redaction(run.config, file_names=True).configuration()  # a name alone: nothing is ever opened by it
-        if ours := tuple(names.runs.get(run_id, run_id) for run_id in config.landscape.runs):
-            config = config.model_copy(update={"landscape": config.landscape.model_copy(update={"runs": ours})})
-        if theirs := names.runs.get(
-            config.infer.run
-        ):  # whose weights answered; one that is not in the file keeps its id
-            config = config.model_copy(update={"infer": config.infer.model_copy(update={"run": theirs})})
+        config = Redaction(run.config, file_names=True).configuration()  # only a file name, which is never opened
+        if new_ids := tuple(names.runs.get(run_id, run_id) for run_id in config.landscape.runs):
+            config = config.model_copy(update={"landscape": config.landscape.model_copy(update={"runs": new_ids})})
+        # The run whose weights were used; if the report does not contain it, its old id stays.
+        if weights_run := names.runs.get(config.infer.run):
+            config = config.model_copy(update={"infer": config.infer.model_copy(update={"run": weights_run})})
         write_atomically(folder / "config.json", config.model_dump_json(indent=1))
         if run.asked_name is not None:
             write_atomically(folder / LABELS_FILE, json.dumps({"name": _name(run.name)}))
@@ -108,14 +121,19 @@ def _name(text: str) -> str:
 
 
 def _write_log(path: Path, events: Sequence[AnyEvent], last: Terminal) -> None:
-    """As a worker leaves it: the last word counts what is there and holds the checksum of all before it."""
+    """Write the log as a worker does: the final event has the counts and the checksum of all lines before it.
+
+    Raises:
+        StoreError: An event is longer than a line of the log can be.
+    """
     checksum, steps, evaluations = 0, 0, 0
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         for event in events:
             line = encode(event)
             if len(line) > LINE_BYTES:
                 raise StoreError(
-                    f"The report holds a record of {len(line):,} bytes.", fix=f"At most {LINE_BYTES:,} are read."
+                    f"The report contains an event of {len(line):,} bytes.",
+                    fix=f"The limit is {LINE_BYTES:,} bytes. Export fewer points.",
                 )
             checksum = zlib.crc32(line, checksum)
             file.write(line)
@@ -160,7 +178,7 @@ def _events(run: ReportRun, origin: Origin) -> Iterator[AnyEvent]:
 
 
 def _rows(name: str, table: Points) -> Iterator[Rows]:
-    """The table in pieces that are short enough for a line each; a column that it does not hold is left out."""
+    """The table as events, each short enough for a line; unknown columns are left out."""
     key = KEY_OF[name]
     kept = {c: table[c] for c in COLUMNS[name] if c == key or table.knows(c)}
     piece = _ROWS_BYTES // (11 * len(kept))
@@ -172,7 +190,7 @@ def _final_event(run: ReportRun) -> Terminal:
     if run.last_word:
         return run.last_word
     at = run.created
-    match run.status:  # of a report from before last words were in it, or of a run that had said none
+    match run.status:  # an older report, or a run that had no final event yet
         case "finished":
             return Finished(
                 at=at, energy_j=run.summary.energy_j, energy_method=run.energy_method,
@@ -194,26 +212,32 @@ def _final_event(run: ReportRun) -> Terminal:
 def _files(
     run: ReportRun, folder: Path, names: Names, read: Callable[[str], bytes | None]
 ) -> tuple[list[Artifact], list[str]]:
-    """The files that came along, checked and written; and what is not there."""
+    """Check and write the attached files; return their events, and a sentence for each missing file.
+
+    Raises:
+        StoreError: A file does not have its hash, or is not a safetensors file.
+    """
     made, missing = [], []
     for file in run.files:
         data = read(f"weights/{run.run_id}/{file.name}") if file.data is None else file.data
         if data is None:
-            missing.append(f"{file.name} is not in the file.")
+            missing.append(f"{file.name} is missing in the imported file.")
             continue
         if len(data) != file.size_bytes or hashlib.sha256(data).hexdigest() != file.sha256:
             raise StoreError(
-                f"{file.name} of run {run.run_id} is not as it was exported.", fix="Export or send it again."
+                f"{file.name} of run {run.run_id} was changed after the export.", fix="Export or send it again."
             )
-        made.append(_written(file, data, run, folder, names))
+        made.append(_write_file(file, data, run, folder, names))
     return made, missing
 
 
-def _written(file: Attachment, data: bytes, run: ReportRun, folder: Path, names: Names) -> Artifact:
+def _write_file(file: Attachment, data: bytes, run: ReportRun, folder: Path, names: Names) -> Artifact:
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, OverflowError):
-        raise StoreError(f"{file.name} of run {run.run_id} is no safetensors file.", fix="Export it again.") from None
+        raise StoreError(
+            f"{file.name} of run {run.run_id} is not a safetensors file.", fix="Export it again."
+        ) from None
     if file.name == SURFACE_FILE and any(f"{_PATHS}{old}." in key for key in tensors for old in names.runs):
         return save_tensors(folder, file.name, {_renamed(key, names): array for key, array in tensors.items()})
     path = folder / file.name
@@ -225,6 +249,6 @@ def _written(file: Attachment, data: bytes, run: ReportRun, folder: Path, names:
 
 
 def _renamed(key: str, names: Names) -> str:
-    """`path.<run id>.<column>` with the run's id here."""
+    """`path.<run id>.<column>` with the new id of the run."""
     parts = key.split(".")
     return ".".join(names.runs.get(part, part) for part in parts) if key.startswith(_PATHS) else key

@@ -1,7 +1,7 @@
-"""A report as a zip: the JSON that is the truth, the page drawn from it, its points as CSV and, where asked, its weights.
+"""A report as a zip: its JSON, the HTML page, the points as CSV and, on request, the weights.
 
-A zip from elsewhere is gone through before anything in it is unpacked, and counted while it is; of its members only those
-of our own names are read, and none is written under a name of its own.
+An imported zip is checked before anything is unpacked, and its bytes are counted while it is unpacked. Only members with
+known names are read, and none is written under a name from the zip.
 """
 
 from __future__ import annotations
@@ -19,27 +19,32 @@ from pathlib import Path
 from typing import IO
 
 from engine.common.errors import StoreError
-from engine.reports.report import MAX_UNPACKED_BYTES, Report
+from engine.reports.points import MAX_UNPACKED_BYTES
+from engine.reports.report import Report
 from engine.store.csv_tables import csv_of
 from engine.store.run import Run
 
 MAX_MEMBERS = 2_000
 MAX_RATIO = 200
-_SMALL = 65_536  # bytes unpacked: a ratio says nothing about less
+_SMALL = 65_536  # bytes; below this, the ratio is not checked
 REPORT, PAGE, SUMS = "report.json", "report.html", "SHA256SUMS"
 _README = """Made by Isoflop {version}: {title}
 
-report.json   everything, and what an import reads; docs/report-schema.md says what stands where
-report.html   the same to look at, in any browser, offline; of long runs with fewer points
+report.json   the whole report; an import reads this file (format: docs/report-schema.md)
+report.html   the report as a page for any browser, offline; long runs have fewer points in it
 csv/          the points of each run, one file per table
-weights/      weights of runs as safetensors, where they were asked for
-SHA256SUMS    checks all of it: sha256sum -c SHA256SUMS
+weights/      the weights of the runs as safetensors, if they were requested
+SHA256SUMS    check all files: sha256sum -c SHA256SUMS
 """
 
 
 def write_zip(path: Path, report: Report, runs: Mapping[str, Run]) -> None:
-    """All or nothing under `path`; `runs` are those of the report by id. Raises StoreError."""
-    from engine.reports.html import page  # brings Plotly, which an import does not need
+    """Write the zip, completely or not at all; `runs` maps the ids of the report to runs of the store.
+
+    Raises:
+        StoreError: The file cannot be written.
+    """
+    from engine.reports.html import page  # imports Plotly, which an import of files does not need
 
     members: dict[str, bytes | Path] = {
         "README.txt": _README.format(version=report.isoflop, title=report.title).encode(),
@@ -59,14 +64,14 @@ def write_zip(path: Path, report: Report, runs: Mapping[str, Run]) -> None:
             _add(archive, SUMS, "".join(sums).encode(), report.created)
         draft.replace(path)
     except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror}.", fix="Choose another place with -o.") from None
+        raise StoreError(f"{path} cannot be written: {error.strerror}.", fix="Choose another file with -o.") from None
     finally:
         draft.unlink(missing_ok=True)
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes | Path, created: float) -> str:
-    """Returns the member's SHA-256. Its date is the report's: the same report makes the same file."""
-    info = zipfile.ZipInfo(name, time.gmtime(min(max(created, 3.2e8), 4.3e9))[:6])  # what a zip can say
+    """Add a member and return its SHA-256. Its date is that of the report, so that equal reports give equal files."""
+    info = zipfile.ZipInfo(name, time.gmtime(min(max(created, 3.2e8), 4.3e9))[:6])  # the range of dates in a zip
     info.compress_type = zipfile.ZIP_STORED if isinstance(content, Path) else zipfile.ZIP_DEFLATED
     info.external_attr = 0o600 << 16
     digest = hashlib.sha256()
@@ -81,33 +86,41 @@ def _opened(content: bytes | Path) -> IO[bytes]:
     return content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
 
 
-# --- a zip from elsewhere -------------------------------------------------------------------------------------------
+# --- an imported zip -------------------------------------------------------------------------------------------------
 
 
 class Archive:
-    """A zip that was gone through. Raises StoreError, naming the member, for one that is not an honest zip of ours."""
+    """An imported zip whose members were all checked.
+
+    Raises:
+        StoreError: The zip is damaged or unsafe; the message names the member.
+    """
 
     def __init__(self, path: Path) -> None:
         self._left = MAX_UNPACKED_BYTES
         try:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
-            raise _refused("it is not a whole zip file", "Export or send it again.") from None
+            raise _refused("it is not a complete zip file", "Export or send it again.") from None
         members = self._zip.infolist()
         if len(members) > MAX_MEMBERS:
-            raise _refused(f"it has {len(members):,} members, more than {MAX_MEMBERS:,}")
+            raise _refused(f"it has {len(members):,} members, the limit is {MAX_MEMBERS:,}")
         for member in members:
             _check_member(member)
         names = [member.orig_filename for member in members]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise _refused(f"{_shown(twice)} is in it twice")
+            raise _refused(f"it contains {_shown(twice)} twice")
         if sum(member.file_size for member in members) > MAX_UNPACKED_BYTES:
             raise _refused(f"it would unpack to more than {MAX_UNPACKED_BYTES:,} bytes")
-        _check_apart(path, members, self._zip.start_dir)
+        _check_no_overlap(path, members, self._zip.start_dir)
         self.names = frozenset(names)
 
     def read(self, name: str) -> bytes:
-        """A member, counted as it unpacks, whatever the zip says of its size."""
+        """The bytes of a member, counted while they are unpacked, because the size in the zip can be wrong.
+
+        Raises:
+            StoreError: The member is damaged, or unpacks to too many bytes.
+        """  # noqa: DOC501
         pieces = []
         try:
             with self._zip.open(name) as member:
@@ -117,7 +130,7 @@ class Archive:
                         raise _refused(f"it unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")
                     pieces.append(piece)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError):
-            raise _refused(f"{_shown(name)} in it is damaged", "Export or send it again.") from None
+            raise _refused(f"its member {_shown(name)} is damaged", "Export or send it again.") from None
         return b"".join(pieces)
 
 
@@ -126,39 +139,41 @@ def _check_member(member: zipfile.ZipInfo) -> None:
     shown = _shown(name)
     parts = name.removesuffix("/").split("/")
     if "\\" in name:
-        raise _refused(f"the name {shown} in it holds a backslash")
+        raise _refused(f"the member name {shown} contains a backslash")
     if name.startswith("/") or re.match(r"[A-Za-z]:", name):
-        raise _refused(f"the name {shown} in it begins at a root or a drive")
+        raise _refused(f"the member name {shown} is an absolute path")
     if ".." in parts:
-        raise _refused(f"the name {shown} in it leads out of its folder")
+        raise _refused(f"the member name {shown} leads out of its folder")
     if any(part in {"", "."} for part in parts) or not name.isprintable():
-        raise _refused(f"the name {shown} in it is not one of an ordinary file")
+        raise _refused(f"the member name {shown} is not an ordinary file name")
     if member.flag_bits & 0x41:
-        raise _refused(f"{shown} in it is encrypted", "Send it without a password.")
+        raise _refused(f"its member {shown} is encrypted", "Send it without a password.")
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
-        raise _refused(f"{shown} in it is a link or a device, not a file")
+        raise _refused(f"its member {shown} is a link or a device, not a file")
     if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-        raise _refused(f"{shown} in it is packed in a way that is not read", "Pack it by deflate.")
+        raise _refused(f"its member {shown} uses an unsupported compression", "Use deflate.")
     if member.file_size > max(_SMALL, MAX_RATIO * member.compress_size):
-        raise _refused(f"{shown} in it unpacks to more than {MAX_RATIO} times its size")
+        raise _refused(f"its member {shown} unpacks to more than {MAX_RATIO} times its size")
 
 
-_LOCAL = struct.Struct("<4s5H3L2H")  # https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT 4.3.7
+_LOCAL = struct.Struct(
+    "<4s5H3L2H"
+)  # local file header, APPNOTE.TXT 4.3.7 (pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT)
 
 
-def _check_apart(path: Path, members: list[zipfile.ZipInfo], end: int) -> None:
-    """No two members share bytes: that is how a few kilobytes unpack to gigabytes (CVE-2024-0450)."""
+def _check_no_overlap(path: Path, members: list[zipfile.ZipInfo], end: int) -> None:
+    """Refuse members that share bytes, because then a few kilobytes unpack to gigabytes (CVE-2024-0450)."""  # noqa: DOC501
     before = 0
     with path.open("rb") as file:
         for member in sorted(members, key=lambda m: m.header_offset):
             file.seek(member.header_offset)
             header = file.read(_LOCAL.size)
             if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
-                raise _refused("it is not a whole zip file", "Export or send it again.")
+                raise _refused("it is not a complete zip file", "Export or send it again.")
             *_, name_size, extra_size = _LOCAL.unpack(header)
             if member.header_offset < before:
-                raise _refused(f"{_shown(member.orig_filename)} in it overlaps another member")
+                raise _refused(f"its member {_shown(member.orig_filename)} overlaps another one")
             before = member.header_offset + _LOCAL.size + name_size + extra_size + member.compress_size
     if before > end:
         raise _refused("its members overlap its directory")

@@ -9,7 +9,7 @@
   const save = document.getElementById("save");
   save.hidden = false;
   save.addEventListener("click", () => {
-    // "<" travels as an escape so that no text can end its script element; undone, the bytes are those of the hash.
+    // "<" is escaped so that no text ends the script element. Unescaped, the bytes match the content hash.
     const json = text("report").replace(/\\(u003c|.)/g, (all, c) => (c === "u003c" ? "<" : all));
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([json], { type: "application/json" }));
@@ -27,7 +27,7 @@
     script.src = URL.createObjectURL(code);
     await new Promise((done, failed) => {
       script.onload = done;
-      script.onerror = () => failed(new Error("the chart library did not load"));
+      script.onerror = () => failed(new Error("the chart library could not be loaded"));
       document.head.append(script);
     });
     URL.revokeObjectURL(script.src);
@@ -42,8 +42,8 @@
     };
   }
 
-  // As report.css has it, on a screen and on paper.
-  const heights = { tall: [720, 560], mid: [460, 360], own: [0, 0] };  // "own": as high as its figure says
+  // [on screen, on paper], as in report.css.
+  const heights = { tall: [720, 560], mid: [460, 360], own: [0, 0] };  // "own": the height of the figure
   const kindOf = (chart) => Object.keys(heights).find((kind) => chart.classList.contains(kind));
   const heightOf = (chart) => (kindOf(chart) === "own" ? [chart.clientHeight, chart.clientHeight] : heights[kindOf(chart)] ?? [280, 205]);
   const restyle = (extra) => charts.map((chart) => Plotly.relayout(chart, { ...look(), ...extra(chart) }));
@@ -70,6 +70,6 @@
     const note = document.getElementById("no-charts");
     note.hidden = false;
     note.className = "note";
-    note.textContent = `The charts need a browser of 2023 or newer (${error.message}); every number is below.`;
+    note.textContent = `The charts need a browser from 2023 or newer (${error.message}). All numbers are below.`;
   }
 })();
