@@ -556,7 +556,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(store, race):
 PAGE = """
 import json, pathlib
 import streamlit as st
-from dashboard.race import race_view
+from dashboard.live.race import race_view
 st.session_state["reruns"] = st.session_state.get("reruns", 0) + 1
 race = json.loads(pathlib.Path({lanes!r}).read_text())
 target = {{"metric": "test_accuracy", "value": 0.9}}
@@ -572,9 +572,9 @@ sys.path.insert(0, {root!r})
 import streamlit as st
 from starlette.middleware import Middleware
 from starlette.routing import Route
-from dashboard import api, compare_api
-from dashboard.security import SafetyHeaders
-routes = [Route(r.path, r.endpoint) for r in (*api.ROUTES, *compare_api.ROUTES)]
+from dashboard.api import race, run
+from dashboard.server.headers import SafetyHeaders
+routes = [Route(r.path, r.endpoint) for r in (*run.ROUTES, *race.ROUTES)]
 app = st.App({page!r}, routes=routes, middleware=[Middleware(SafetyHeaders)])
 """
 

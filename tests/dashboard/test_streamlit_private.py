@@ -33,6 +33,7 @@ def test_a_module_and_a_file_that_are_missing_are_said_too(monkeypatch, tmp_path
         streamlit_private.check()
 
 
+@pytest.mark.process
 def test_the_server_does_not_start_without_them():
     code = (
         "import runpy; from streamlit.web.server import server_util; del server_util.get_cookie_secret; "
