@@ -191,7 +191,7 @@ def test_a_gpu_that_is_lost_shows_no_old_figure_as_one_of_now_and_its_reason_onc
     gpus[0].errors |= dict.fromkeys(READS, pynvml.NVML_ERROR_GPU_IS_LOST)
     told.beats(150)
     expect(page.get_by_test_id("value-gpu0-power")).to_have_text("–W")
-    expect(page.get_by_test_id("rest-gpu0")).to_have_text("Nothing of this GPU can be read now. NVML: GPU is lost.")
+    expect(page.get_by_test_id("rest-gpu0")).to_have_text("This GPU cannot be read now. NVML: GPU is lost.")
     expect(page.get_by_test_id("summary-gpu0")).to_have_text("")
     expect(page.get_by_test_id("words-gpu0-temperature")).to_be_hidden()
     expect(page.get_by_test_id("value-gpu1-power")).to_have_text("250W")

@@ -112,7 +112,7 @@ class Race:
         return tuple(
             self.tab.evaluate(
                 "() => { const { polls, updates, view } = document.querySelector('[data-testid=race]').isoflop;"
-                " return [polls, updates, view.asks()]; }"
+                " return [polls, updates, view.needsPoll()]; }"
             )
         )
 

@@ -100,7 +100,7 @@ def real_routes():
         "import json, sys; sys.path.insert(0, '.')\n"
         "from streamlit import config\n"
         "config._main_script_path = 'dashboard/app.py'; config.get_config_options(force_reparse=True)\n"
-        "from tests.test_gate import every_route\n"
+        "from tests.dashboard.test_auth_middleware import every_route\n"
         "from dashboard.app import app\n"
         "found = every_route(app._build_starlette_app().routes)\n"
         "print(json.dumps([[path, sorted(methods)] for path, methods in found]))"

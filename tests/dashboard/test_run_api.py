@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from starlette.testclient import TestClient
 
 from dashboard.api import readers as api_readers
 from dashboard.api import run as run_api
+from dashboard.server import assets
 from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
 from engine.events.lifecycle import Failed, Finished, Preparing, Started
@@ -348,24 +351,21 @@ def test_a_reader_looks_at_the_log_at_most_every_tenth_of_a_second(store, worker
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "card.js",
-        "common.js",
-        "lanes.js",
-        "live.js",
-        "live.css",
-        "race.js",
-        "race.css",
-        "inter.woff2",
-        "icon.svg",
-        "plotly.min.js",
-    ],
+    "name", ["card.js", "inference_picker.js", "lanes.js", "live.css", "inter.woff2", "icon.svg", "plotly.min.js"]
 )
 def test_our_own_files_are_served(client, name):
     response = client.get(f"/assets/{name}", params={"v": "1"})
     assert response.status_code == 200
     assert "immutable" in response.headers["cache-control"]
+
+
+def test_every_script_that_another_one_loads_is_served(client):
+    scripts = "\n".join(
+        path.read_text(encoding="utf-8") for path in Path(assets.__file__).parents[1].glob("assets/*.js")
+    )
+    loaded = set(re.findall(r'load\("(\w+\.js)"\)', scripts))
+    assert len(loaded) > 5
+    assert [name for name in sorted(loaded) if client.get(f"/assets/{name}").status_code != 200] == []
 
 
 @pytest.mark.parametrize(
