@@ -116,7 +116,7 @@ def test_from_a_finished_training_to_the_cell_to_deploy(tab, served, trained):
     limit.fill("60000")
     limit.press("Enter")
     expect(tab.get_by_test_id("sentence")).to_contain_text("Deploy batch 64", timeout=20_000)
-    expect(tab.get_by_test_id("besides")).to_contain_text("held-out examples right")
+    expect(tab.get_by_test_id("besides")).to_contain_text(re.compile(r"\d\d\.\d\d %"))
     wait_for(tab, "() => location.search", lambda text: "limit=60000" in text)
     tab.get_by_test_id("throughput-64x1").click()
     expect(tab.get_by_test_id("detail-title")).to_have_text("Batch 64, 1 thread", timeout=20_000)
