@@ -123,7 +123,7 @@ def test_a_run_is_opened_exported_and_deleted_from_the_list(page, app_url):
     page.get_by_role("button", name="Run", exact=True).click(timeout=30_000)
     expect(page.get_by_test_id("live-status")).to_have_text("Finished", timeout=30_000)
     page.get_by_role("button", name="Export").click()
-    expect(page.get_by_text("Everything that leaves")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Contents of this file")).to_be_visible(timeout=20_000)
     with page.expect_download(timeout=30_000) as download:
         page.get_by_role("button", name="Download isoflop-").click()
     assert b"<html" in download.value.path().read_bytes()[:500]

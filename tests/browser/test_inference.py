@@ -99,7 +99,7 @@ def tab(browser, served):
 def test_from_a_finished_training_to_the_cell_to_deploy(tab, served, trained):
     url, _ = served
     tab.goto(f"{url}/train?run={trained.run_id}")
-    tab.get_by_role("link", name="How fast does it answer?").click(timeout=PATIENCE_MS)
+    tab.get_by_role("link", name="Measure inference").click(timeout=PATIENCE_MS)
     expect(tab.get_by_test_id("stMainBlockContainer")).to_contain_text("Press Run", timeout=PATIENCE_MS)
     for size in (2, 4, 16, 32, 128, 256, 512, 1024):
         tab.get_by_test_id(f"pick-row-{size}").click()

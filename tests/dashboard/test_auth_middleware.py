@@ -369,7 +369,7 @@ def test_an_open_socket_ends_at_the_next_click_of_somebody_who_is_out(talking, s
 
 
 def test_an_open_socket_says_nothing_more_to_somebody_who_is_out(talking, store, monkeypatch):
-    monkeypatch.setattr(auth_middleware, "_LOOK_EVERY_S", 0)
+    monkeypatch.setattr(auth_middleware, "_CHECK_EVERY_S", 0)
     client, headers = talking
     with client.websocket_connect("/_stcore/stream", headers=headers) as ws:
         ws.send_text("in")
@@ -510,7 +510,7 @@ def test_who_is_not_on_the_list_is_told_so(app, store):
     client = browser(app, client=("10.0.0.5", 4000))
     assert client.get("/", headers={"X-User": "ann@lab.example"}).status_code == 200
     answer = client.get("/", headers={"X-User": "<b>@evil.example"})
-    assert (answer.status_code, "&lt;b&gt;@evil.example is not on the list" in answer.text) == (403, True)
+    assert (answer.status_code, "&lt;b&gt;@evil.example may not use this dashboard" in answer.text) == (403, True)
 
 
 def test_broken_settings_shut_the_door(app, store, caplog):
@@ -588,7 +588,7 @@ def test_a_request_that_came_in_elsewhere_is_refused_however_the_server_was_star
     token = keys.link_token(store.root)
     outside = TestClient(app, base_url="http://192.0.2.7:8501", headers={"Host": "localhost:8501"})
     answer = outside.get(f"/?token={token}")
-    assert (answer.status_code, answer.text) == (403, "This dashboard is for its own machine only.")
+    assert (answer.status_code, answer.text) == (403, "This dashboard can be used on its own machine only.")
 
 
 @pytest.mark.process

@@ -534,10 +534,10 @@ def test_a_finished_training_run_leads_to_how_fast_it_answers(folder, trained, a
     app.switch_page(str(ROOT / "pages" / "train.py"))
     app.query_params["run"] = trained.run_id
     app.run()
-    assert ("inference", "How fast does it answer?") in links(app)
+    assert ("inference", "Measure inference") in links(app)
     app.query_params["run"] = make_run(folder).run_id
     app.run()
-    assert "How fast does it answer?" not in [label for _, label in links(app)]
+    assert "Measure inference" not in [label for _, label in links(app)]
 
 
 def test_a_list_opens_a_measurement_where_it_is_shown(matrix_run):
@@ -550,9 +550,9 @@ def test_a_measurement_among_runs_tells_its_own_figures(folder, matrix_run):
         import os
 
         from dashboard import state
-        from dashboard.widgets import run_parts
+        from dashboard.widgets import run_results
 
-        run_parts.final_figures(state.open_run(os.environ["RUN_OF_A_TEST"]))
+        run_results.final_figures(state.open_run(os.environ["RUN_OF_A_TEST"]))
 
     copied(folder, matrix_run)
     with pytest.MonkeyPatch.context() as patch:
