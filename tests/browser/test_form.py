@@ -1,4 +1,4 @@
-"""The form of the Train page in a real browser: it fits, it moves the plan, it takes a file, and each family trains."""
+"""The form of the page Train in a real browser: layout, plan, upload, and training of each model family."""
 
 import numpy as np
 import pytest

@@ -63,7 +63,7 @@ async def socket_echo(websocket):
 
 @pytest.fixture
 def app(store, monkeypatch):
-    """The checks of the dashboard before an app that says whom it was told to speak to."""
+    """The middleware of the dashboard before an app that answers with the user it got."""
     monkeypatch.setenv("ISOFLOP_HOME", str(store.root))
     monkeypatch.setattr("dashboard.server.auth_middleware._WRONG_TOKEN_WAIT_S", 0)
     routes = [WebSocketRoute("/_stcore/stream", socket_echo), Route("/{rest:path}", echo, methods=list(METHODS))]
@@ -95,7 +95,7 @@ def every_route(routes: list[BaseRoute], prefix: str = ""):
 
 @pytest.fixture(scope="module")
 def real_routes():
-    """Of the app that `streamlit run` starts."""
+    """The routes of the app that `streamlit run` starts."""
     code = (
         "import json, sys; sys.path.insert(0, '.')\n"
         "from streamlit import config\n"
@@ -142,7 +142,7 @@ def test_each_rule_is_about_a_route_that_is_there(real_routes):
 
 
 @pytest.mark.process
-def test_only_these_may_be_asked_by_somebody_who_is_not_signed_in(real_routes):
+def test_only_the_health_route_is_open_without_signing_in(real_routes):
     open_ones = {
         (path, method) for path, _ in real_routes for method in (*METHODS, "WEBSOCKET")
         if auth_middleware.decide(filled(path), method) == "anyone"
@@ -158,11 +158,11 @@ def test_only_these_may_be_asked_by_somebody_who_is_not_signed_in(real_routes):
         ("/anything", "WEBSOCKET"), ("/_stcore/health", "TRACE"), ("/api", "GET"), ("/_stcore", "GET"),
     ],
 )  # fmt: skip
-def test_what_no_rule_lets_through_is_nobodys(path, method):
+def test_a_request_without_a_rule_is_refused(path, method):
     assert auth_middleware.decide(path, method) == "nobody"
 
 
-# --- nobody passes without signing in --------------------------------------------------------------------------------
+# --- every route needs signing in --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -199,7 +199,7 @@ def test_a_program_is_told_in_words_and_a_person_is_shown_a_page(app):
 # --- the link --------------------------------------------------------------------------------------------------------
 
 
-def test_the_link_is_traded_for_a_cookie_and_a_clean_address(app, store):
+def test_the_link_is_exchanged_for_a_cookie_and_an_address_without_token(app, store):
     client = browser(app)
     answer = client.get(f"/train?preset=lenet&token={keys.link_token(store.root)}&optimizer.lr=0.1")
     assert (answer.status_code, answer.headers["location"]) == (303, "/train?preset=lenet&optimizer.lr=0.1")
@@ -415,18 +415,18 @@ def test_an_old_cookie_is_no_good_any_more(app, store, monkeypatch):
     assert client.get("/").status_code == 401
 
 
-def test_a_link_on_another_site_is_asked_for_again_from_here(app):
-    """The browser kept the cookie back: it is SameSite=Strict, and another site's page asked."""
+def test_a_link_on_another_site_is_loaded_again_from_our_page(app):
+    """The cookie is SameSite=Strict, so the browser leaves it out after a link on another site."""
     answer = browser(app).get(
         '/train?run=1&x="><script>', headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     )
     assert 'http-equiv="refresh" content="0; url=/train?run=1&amp;x=%22%3E%3Cscript%3E"' in answer.text
 
 
-# --- who it is -------------------------------------------------------------------------------------------------------
+# --- the user -------------------------------------------------------------------------------------------------------
 
 
-def test_nobody_can_say_who_they_are_themselves(app, store):
+def test_a_client_cannot_set_its_own_user(app, store):
     client = browser(app)
     client.get(f"/?token={keys.link_token(store.root)}")
     assert (
@@ -481,8 +481,8 @@ def test_a_name_is_believed_from_the_proxys_own_address_only(app, store, peer, h
         ("10.0.0.5", "10.0.0.5", False),  # cannot be told from the first
     ],
 )
-def test_nobody_borrows_the_proxys_address_by_saying_it(app, store, proxy, peer, believed, forwarded):
-    """As uvicorn runs: its own middleware, before ours, takes what trusted peers forward for the address."""
+def test_a_forwarded_address_is_not_trusted_as_the_proxys(app, store, proxy, peer, believed, forwarded):
+    """With uvicorn's own middleware before ours, which takes the forwarded address from trusted peers."""
     write_atomically(store.root / settings.FILE, TEAM["proxy"].replace("10.0.0.5", proxy))
     served = browser(ProxyHeadersMiddleware(app), client=(peer, 4000))
     answer = served.get("/", headers={"X-User": "ada", "X-Forwarded-For": forwarded})
@@ -496,7 +496,7 @@ def test_a_proxy_on_this_machine_is_believed_whomever_it_forwards(app, store):
         assert served.get("/", headers={"X-User": "ada"} | forwarded).text == "proxy%3Aada"
 
 
-def test_a_viewer_looks_and_hands_no_files_over(app, store):
+def test_a_viewer_may_read_and_may_not_upload(app, store):
     sign_in_with(store, "proxy", '[roles]\nrunner = ["rob"]\n')
     client = browser(app, client=("10.0.0.5", 4000))
     upload = "/_stcore/upload_file/session/file"
@@ -505,7 +505,7 @@ def test_a_viewer_looks_and_hands_no_files_over(app, store):
     assert client.put(upload, headers={"X-User": "rob"}).status_code == 200
 
 
-def test_who_is_not_on_the_list_is_told_so(app, store):
+def test_a_user_who_is_not_on_the_list_gets_a_message(app, store):
     write_atomically(store.root / settings.FILE, TEAM["proxy"] + 'allowed = ["@lab.example"]\n')
     client = browser(app, client=("10.0.0.5", 4000))
     assert client.get("/", headers={"X-User": "ann@lab.example"}).status_code == 200
@@ -513,14 +513,14 @@ def test_who_is_not_on_the_list_is_told_so(app, store):
     assert (answer.status_code, "&lt;b&gt;@evil.example may not use this dashboard" in answer.text) == (403, True)
 
 
-def test_broken_settings_shut_the_door(app, store, caplog):
+def test_invalid_settings_refuse_every_request(app, store, caplog):
     write_atomically(store.root / settings.FILE, "[sign_in]\nmethod = 'nobody'")
     answer = browser(app).get("/", headers={"X-User": "ada"})
     assert (answer.status_code, str(store.root) in answer.text) == (503, False)
     assert "sign_in.method" in caplog.text
 
 
-# --- where it listens ------------------------------------------------------------------------------------------------
+# --- the server's address ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
@@ -555,7 +555,7 @@ def start_dashboard(home, *flags, **environment):
 
 
 def end(process, home):
-    """What it said to the end, and nothing left at work."""
+    """Stop the dashboard and its supervisor. Returns its output."""
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=30)
     end_supervisor(home)
@@ -584,7 +584,7 @@ def free_port():
 
 
 def test_a_request_that_came_in_elsewhere_is_refused_however_the_server_was_started(app, store):
-    """`uvicorn dashboard.app:app --host 0.0.0.0` asks nobody's settings."""
+    """`uvicorn dashboard.app:app --host 0.0.0.0` does not read Streamlit's settings."""
     token = keys.link_token(store.root)
     outside = TestClient(app, base_url="http://192.0.2.7:8501", headers={"Host": "localhost:8501"})
     answer = outside.get(f"/?token={token}")
@@ -613,7 +613,7 @@ def test_a_start_prints_the_link_on_the_terminal_and_no_log_has_it(store):
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_below_a_path_of_its_own_it_is_all_there_and_all_behind_the_gate(store):
+def test_below_a_base_path_every_route_works_and_needs_signing_in(store):
     port = free_port()
     process = start_dashboard(store.root, "--server.port", str(port), "--server.baseUrlPath", "team/flop")
     try:
@@ -632,7 +632,7 @@ def test_below_a_path_of_its_own_it_is_all_there_and_all_behind_the_gate(store):
 
 
 def session_of(port, name, session=""):
-    """The id of the session that somebody of this name gets, who asks for another's."""
+    """The id of the session that a user gets who asks for the session of another one."""
     wanted = ["streamlit", "none", session] if session else ["streamlit"]
     with connect(
         f"ws://127.0.0.1:{port}/_stcore/stream", origin=f"http://127.0.0.1:{port}", subprotocols=wanted,
@@ -645,7 +645,7 @@ def session_of(port, name, session=""):
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_a_session_is_taken_up_again_by_its_own_person_only(store):
+def test_a_session_is_resumed_by_its_own_user_only(store):
     write_atomically(store.root / settings.FILE, TEAM["proxy"].replace("10.0.0.5", "127.0.0.1"))
     port = free_port()
     process = start_dashboard(store.root, "--server.port", str(port))
@@ -665,7 +665,7 @@ def test_a_start_on_every_interface_tells_an_address_that_is_answered(store, mon
     assert "http://[::1]:80/x" in sign_in.greeting(store.root, shared, "::1", 80, "/x/")
 
 
-# --- what the browser is told ----------------------------------------------------------------------------------------
+# --- response headers and files ----------------------------------------------------------------------------------------
 
 
 def test_the_only_inline_script_allowed_is_the_one_in_streamlits_page(app):

@@ -1,4 +1,4 @@
-"""An error nobody foresaw: an id for the viewer, the rest for the log."""
+"""An unexpected error: the viewer gets an id, the log the traceback."""
 
 import re
 
@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from dashboard.widgets import error_page
 
 
-def test_a_page_that_breaks_says_an_id_and_the_log_has_the_rest(caplog):
+def test_a_page_that_fails_shows_an_id_and_the_log_has_the_traceback(caplog):
     def page():
         from dashboard.widgets import error_page
 
@@ -25,7 +25,7 @@ def test_a_page_that_breaks_says_an_id_and_the_log_has_the_rest(caplog):
     assert "secret of /home/alice" in caplog.text
 
 
-def test_what_a_user_can_mend_is_said_as_it_is():
+def test_an_error_that_a_user_can_fix_is_shown_in_full():
     def page():
         from dashboard.widgets import error_page
         from engine.common.errors import StoreError
@@ -35,7 +35,7 @@ def test_what_a_user_can_mend_is_said_as_it_is():
     assert [e.value for e in AppTest.from_function(page).run().error] == ["The store is gone. Start again."]
 
 
-def test_a_route_that_breaks_says_an_id(caplog):
+def test_a_route_that_fails_shows_an_id(caplog):
     def broken(_):
         raise ValueError("secret of /home/alice")
 

@@ -32,7 +32,7 @@ jwt = pytest.importorskip("joserfc.jwt")
 
 
 class Provider:
-    """An OpenID provider on this machine that signs in whoever `claims` say."""
+    """An OpenID provider on this machine that signs in the user in `claims`."""
 
     def __init__(self) -> None:
         self.claims: dict[str, object] = {}
@@ -144,7 +144,7 @@ class Browser:
             return error.code, error.read().decode()
 
     def sign_in(self) -> tuple[int, str]:
-        """From the page that is shown to a stranger, by its button."""
+        """Press the button on the page that a stranger sees."""
         _, page = self.get("/")
         link = page.split('href="')[1].split('"')[0]
         return self.get(link.replace("&amp;", "&"))
@@ -189,7 +189,7 @@ def test_nobody_else_gets_in(browser, provider, claims):
     assert browser.get("/api/runs/0123456789abcdef/points")[0] in {401, 403}
 
 
-def test_a_cookie_with_another_signature_is_nobodys(browser, provider):
+def test_a_cookie_with_another_signature_is_refused(browser, provider):
     provider.claims = {"email": "ada@lab.example"}
     assert browser.sign_in()[0] == 200
     for cookie in browser.cookies:
