@@ -59,7 +59,7 @@ def experiment_form(preset: str, config: RunConfig) -> tuple[str, RunConfig]:
         ConfigError: if the configuration cannot run, with the same message as on the command line.
         Unfinished: while the user still has to choose a file.
     """
-    if not is_shown_paths():
+    if not is_shown():
         _fill(preset, config)
     _keep_hidden_widgets()
     _draw_preset()
@@ -97,7 +97,7 @@ def current() -> tuple[str, RunConfig]:
     return value_of("preset"), with_overrides(_hidden_values(), [family, *assignments(_shown_paths())])
 
 
-def is_shown_paths() -> bool:
+def is_shown() -> bool:
     """Whether the form holds an experiment. Streamlit forgets the widgets of a page when it shows another page."""
     return f"{KEY}preset" in st.session_state
 
