@@ -176,10 +176,17 @@ def test_pause_time_window_and_interval_work(store, open_monitor):
 
 
 READS = (
-    "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetTemperature",
-    "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetClockInfo", "nvmlDeviceGetCurrentClocksEventReasons",
-    "nvmlDeviceGetMemoryInfo", "nvmlGpmSampleGet", "nvmlDeviceGetHandleByIndex",
-)  # fmt: skip
+    "nvmlDeviceGetUtilizationRates",
+    "nvmlDeviceGetPowerUsage",
+    "nvmlDeviceGetEnforcedPowerLimit",
+    "nvmlDeviceGetTemperature",
+    "nvmlDeviceGetTotalEnergyConsumption",
+    "nvmlDeviceGetClockInfo",
+    "nvmlDeviceGetCurrentClocksEventReasons",
+    "nvmlDeviceGetMemoryInfo",
+    "nvmlGpmSampleGet",
+    "nvmlDeviceGetHandleByIndex",
+)
 
 
 def test_a_lost_gpu_shows_no_old_value_as_current_and_its_reason_once(store, open_monitor):

@@ -158,9 +158,11 @@ def shown(browser, tmp_path, monkeypatch):
     readers._readers.cache_clear()
     data: dict = {"version": "", "plotly_version": "1"}
     routes = [
-        *run_api.ROUTES, *inference_api.ROUTES,
-        Route("/", lambda _: HTMLResponse(MOUNT)), Route("/data", lambda _: JSONResponse(data)),
-    ]  # fmt: skip
+        *run_api.ROUTES,
+        *inference_api.ROUTES,
+        Route("/", lambda _: HTMLResponse(MOUNT)),
+        Route("/data", lambda _: JSONResponse(data)),
+    ]
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="error"))

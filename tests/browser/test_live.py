@@ -98,10 +98,16 @@ class Worker:
         step = np.arange(first, first + n)
         self.append(
             Steps(
-                first=first, loss=1 / step, samples=np.full(n, 10), lr=1e-3 / step, train_s=clock, elapsed_s=clock,
-                norm_steps=step, grad_norm=1 / step,
+                first=first,
+                loss=1 / step,
+                samples=np.full(n, 10),
+                lr=1e-3 / step,
+                train_s=clock,
+                elapsed_s=clock,
+                norm_steps=step,
+                grad_norm=1 / step,
             )
-        )  # fmt: skip
+        )
 
 
 def goals(page) -> list[list[object]]:

@@ -63,10 +63,18 @@ class Race:
     def __init__(self, tab, url: str) -> None:
         self.tab, self.url = tab, url
         self.data = {
-            "key": "race", "lanes": [], "target": None, "axis": "steps", "alive": True, "price": 3.6,
-            "palette": list(PALETTE), "version": "", "plotly_version": "1", "charts": as_json(RACE_CHARTS),
+            "key": "race",
+            "lanes": [],
+            "target": None,
+            "axis": "steps",
+            "alive": True,
+            "price": 3.6,
+            "palette": list(PALETTE),
+            "version": "",
+            "plotly_version": "1",
+            "charts": as_json(RACE_CHARTS),
             "how": RACE_COLUMNS,
-        }  # fmt: skip
+        }
 
     def lane(self, label: str, *run_ids: str, color: int | None = None, baseline: bool = False) -> Race:
         runs = [{"id": run_id, "seed": seed} for seed, run_id in enumerate(run_ids)]
@@ -200,9 +208,13 @@ def test_the_lines_equal_the_stored_series_on_every_axis(store, race):
     race.tab.get_by_test_id("race-extra").click()
     seconds, samples = run.steps["seconds"], run.steps["samples"]
     axes = {
-        "steps": run.steps["step"], "samples": samples, "epochs": samples / 4_000, "seconds": seconds,
-        "flops": samples * 408_576, "money": seconds * 3.6 / 3_600,
-    }  # fmt: skip
+        "steps": run.steps["step"],
+        "samples": samples,
+        "epochs": samples / 4_000,
+        "seconds": seconds,
+        "flops": samples * 408_576,
+        "money": seconds * 3.6 / 3_600,
+    }
     for axis, x in axes.items():
         race.tab.get_by_test_id(f"axis-{axis}").click()
         race.settled()
@@ -212,9 +224,10 @@ def test_the_lines_equal_the_stored_series_on_every_axis(store, race):
     race.tab.get_by_test_id("axis-steps").click()
     race.settled()
     for chart, table, column, factor in (
-        ("test_loss", run.evaluations, "test_loss", 1), ("accuracy", run.evaluations, "test_accuracy", 100),
+        ("test_loss", run.evaluations, "test_loss", 1),
+        ("accuracy", run.evaluations, "test_accuracy", 100),
         ("grad_norm", run.grad_norms, "grad_norm", 1),
-    ):  # fmt: skip
+    ):
         (line,) = race.traces(chart)
         assert line["x"] == table["step"].tolist()
         np.testing.assert_allclose(line["y"], factor * table[column], rtol=1e-5)

@@ -1,19 +1,14 @@
-"""Who gets in: every route of the app has a decision, and nobody passes who did not sign in."""
+"""Sign-in: every route has a rule, and no route answers without signing in."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import time
 import tomllib
-import urllib.error
-import urllib.request
 
 import pytest
 from itsdangerous import URLSafeTimedSerializer
@@ -23,19 +18,13 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
-from streamlit.proto.BackMsg_pb2 import BackMsg
-from streamlit.proto.ClientState_pb2 import ClientState
-from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-from websockets.sync.client import connect
 
 from dashboard.server import auth_middleware, sign_in
 from dashboard.server.headers import MIDDLEWARE
 from engine.access import keys, settings
-from engine.access.settings import Roles, Settings, SignIn
-from engine.common.errors import ConfigError
+from engine.access.settings import Settings
 from engine.system.files import write_atomically
-from tests.browser.conftest import end_supervisor
 from tests.conftest import ROOT
 
 URL = "http://127.0.0.1:8501"
@@ -144,20 +133,31 @@ def test_each_rule_is_about_a_route_that_is_there(real_routes):
 @pytest.mark.process
 def test_only_the_health_route_is_open_without_signing_in(real_routes):
     open_ones = {
-        (path, method) for path, _ in real_routes for method in (*METHODS, "WEBSOCKET")
+        (path, method)
+        for path, _ in real_routes
+        for method in (*METHODS, "WEBSOCKET")
         if auth_middleware.decide(filled(path), method) == "anyone"
-    }  # fmt: skip
+    }
     assert open_ones == {("/_stcore/health", method) for method in ("GET", "HEAD", "OPTIONS")}
 
 
 @pytest.mark.parametrize(
     ("path", "method"),
     [
-        ("/_stcore/new", "GET"), ("/_stcore/agent/interact", "POST"), ("/_stcore/metrics", "GET"), ("/api/new", "GET"),
-        ("/api/runs/x/points", "POST"), ("/", "POST"), ("/train", "DELETE"), ("/_stcore/stream", "GET"),
-        ("/anything", "WEBSOCKET"), ("/_stcore/health", "TRACE"), ("/api", "GET"), ("/_stcore", "GET"),
+        ("/_stcore/new", "GET"),
+        ("/_stcore/agent/interact", "POST"),
+        ("/_stcore/metrics", "GET"),
+        ("/api/new", "GET"),
+        ("/api/runs/x/points", "POST"),
+        ("/", "POST"),
+        ("/train", "DELETE"),
+        ("/_stcore/stream", "GET"),
+        ("/anything", "WEBSOCKET"),
+        ("/_stcore/health", "TRACE"),
+        ("/api", "GET"),
+        ("/_stcore", "GET"),
     ],
-)  # fmt: skip
+)
 def test_a_request_without_a_rule_is_refused(path, method):
     assert auth_middleware.decide(path, method) == "nobody"
 
@@ -352,11 +352,14 @@ def nobody_allowed(store):
 @pytest.mark.parametrize(
     "end",
     [
-        another_token, nobody_allowed, lambda store: keys.sign_everyone_out(store.root),
-        lambda store: sign_in_with(store, "proxy"), lambda store: write_atomically(store.root / settings.FILE, "[broken"),
+        another_token,
+        nobody_allowed,
+        lambda store: keys.sign_everyone_out(store.root),
+        lambda store: sign_in_with(store, "proxy"),
+        lambda store: write_atomically(store.root / settings.FILE, "[broken"),
         lambda store: (store.root / settings.FILE).unlink(),
     ],
-)  # fmt: skip
+)
 def test_an_open_socket_ends_at_the_next_click_of_somebody_who_is_out(talking, store, end):
     client, headers = talking
     with client.websocket_connect("/_stcore/stream", headers=headers) as ws:
@@ -520,149 +523,12 @@ def test_invalid_settings_refuse_every_request(app, store, caplog):
     assert "sign_in.method" in caplog.text
 
 
-# --- the server's address ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
-def test_a_start_on_this_machines_own_addresses_needs_nothing(address):
-    sign_in.check_start(address, Settings())
-
-
-@pytest.mark.parametrize("address", [None, "", "0.0.0.0", "::", "192.0.2.7", "no-such-host.invalid"])
-def test_any_other_start_without_signing_in_is_refused_and_told_the_ways(address):
-    with pytest.raises(ConfigError) as refused:
-        sign_in.check_start(address, Settings())
-    assert all(way in str(refused.value) for way in ("oidc", "proxy", "token"))
-    sign_in.check_start(address, Settings(sign_in=SignIn(method="token", token=TOKEN)))
-
-
-def test_a_provider_needs_authlib_and_a_description(monkeypatch):
-    oidc = Settings(sign_in=SignIn(method="oidc", allowed=("@lab.example",)), roles=Roles())
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install Authlib"):
-        sign_in.check_start("0.0.0.0", oidc)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    with pytest.raises(ConfigError, match=r"\[auth\] in \.streamlit/secrets\.toml"):
-        sign_in.check_start("0.0.0.0", oidc)
-
-
-def start_dashboard(home, *flags, **environment):
-    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "dashboard" / "app.py"), *flags]
-    environment = os.environ | {"ISOFLOP_HOME": str(home)} | environment
-    return subprocess.Popen(
-        command, cwd=home, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def end(process, home):
-    """Stop the dashboard and its supervisor. Returns its output."""
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=30)
-    end_supervisor(home)
-    return said
-
-
-@pytest.mark.parametrize(
-    ("flags", "environment"),
-    [
-        (["--server.address", "0.0.0.0"], {}),
-        ([], {"STREAMLIT_SERVER_ADDRESS": "::"}),
-        (["--server.address="], {}),
-    ],
-)
-@pytest.mark.process
-def test_an_open_start_ends_with_exit_code_2(store, flags, environment):
-    process = start_dashboard(store.root, "--server.port", str(free_port()), *flags, **environment)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, "can be reached from other machines" in err, "token=" in out) == (2, True, False)
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def test_a_request_that_came_in_elsewhere_is_refused_however_the_server_was_started(app, store):
     """`uvicorn dashboard.app:app --host 0.0.0.0` does not read Streamlit's settings."""
     token = keys.link_token(store.root)
     outside = TestClient(app, base_url="http://192.0.2.7:8501", headers={"Host": "localhost:8501"})
     answer = outside.get(f"/?token={token}")
     assert (answer.status_code, answer.text) == (403, "This dashboard can be used on its own machine only.")
-
-
-@pytest.mark.process
-def test_a_start_prints_the_link_on_the_terminal_and_no_log_has_it(store):
-    port = free_port()
-    process = start_dashboard(store.root, "--server.port", str(port), "--logger.level", "debug")
-    try:
-        line = next(line for line in process.stdout if "token=" in line)
-        token = line.split("token=")[1].strip()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=30) as answer:
-            assert answer.read() == b"ok"
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/?token={token}")
-        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-        assert opener.open(request, timeout=30).url == f"http://127.0.0.1:{port}/"
-    finally:
-        out, err = end(process, store.root)
-    assert token not in out + err
-    logs = [path for path in store.root.rglob("*") if path.is_file() and path.parent.name != "keys"]
-    assert logs
-    assert all(token.encode() not in path.read_bytes() for path in logs)
-
-
-@pytest.mark.slow
-@pytest.mark.process
-def test_below_a_base_path_every_route_works_and_needs_signing_in(store):
-    port = free_port()
-    process = start_dashboard(store.root, "--server.port", str(port), "--server.baseUrlPath", "team/flop")
-    try:
-        link = "http" + next(line for line in process.stdout if "token=" in line).split("http")[1].strip()
-        assert link.startswith(f"http://127.0.0.1:{port}/team/flop/?token=")
-        paths = ("_stcore/host-config", "assets/live.js", "static/manifest.json", "")
-        urls = [f"http://127.0.0.1:{port}/team/flop/{path}" for path in paths]
-        for url in urls:
-            with pytest.raises(urllib.error.HTTPError, match="401"):
-                urllib.request.urlopen(url, timeout=30)
-        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-        for url in (link, *urls, urls[-1] + "_stcore/health"):
-            assert opener.open(url, timeout=30).status == 200
-    finally:
-        end(process, store.root)
-
-
-def session_of(port, name, session=""):
-    """The id of the session that a user gets who asks for the session of another one."""
-    wanted = ["streamlit", "none", session] if session else ["streamlit"]
-    with connect(
-        f"ws://127.0.0.1:{port}/_stcore/stream", origin=f"http://127.0.0.1:{port}", subprotocols=wanted,
-        additional_headers={"X-User": name}, open_timeout=60,
-    ) as ws:  # fmt: skip
-        ws.send(BackMsg(rerun_script=ClientState()).SerializeToString())
-        messages = (ForwardMsg.FromString(ws.recv(timeout=60)) for _ in range(20))
-        return next(filter(None, (message.new_session.initialize.session_id for message in messages)))
-
-
-@pytest.mark.slow
-@pytest.mark.process
-def test_a_session_is_resumed_by_its_own_user_only(store):
-    write_atomically(store.root / settings.FILE, TEAM["proxy"].replace("10.0.0.5", "127.0.0.1"))
-    port = free_port()
-    process = start_dashboard(store.root, "--server.port", str(port))
-    try:
-        next(line for line in process.stdout if "Isoflop:" in line)
-        of_rob = session_of(port, "rob")
-        assert session_of(port, "eve", of_rob) != of_rob
-        assert session_of(port, "rob", of_rob) == of_rob
-    finally:
-        end(process, store.root)
-
-
-def test_a_start_on_every_interface_tells_an_address_that_is_answered(store, monkeypatch):
-    monkeypatch.setattr("streamlit.get_option", lambda _: ["localhost", "*.lab.example", "192.0.2.7"])
-    shared = Settings(sign_in=SignIn(method="token", token=TOKEN))
-    assert "http://192.0.2.7:8501/ " in sign_in.greeting(store.root, shared, "0.0.0.0", 8501, "")
-    assert "http://[::1]:80/x" in sign_in.greeting(store.root, shared, "::1", 80, "/x/")
 
 
 # --- response headers and files ----------------------------------------------------------------------------------------
@@ -686,10 +552,17 @@ def test_the_keys_are_for_their_owner_alone(store):
 
 def test_streamlits_own_switches_are_set_to_safe():
     expected = {
-        "server.enableStaticServing": False, "server.enableXsrfProtection": True, "runner.postScriptGC": False,
-        "browser.gatherUsageStats": False, "client.showErrorDetails": "none", "client.allowedOrigins": [],
-        "server.fileWatcherType": "none", "server.address": "127.0.0.1", "logger.hideWelcomeMessage": True,
-        "server.maxUploadSize": 200, "server.trustedUserHeaders": json.dumps({auth_middleware.ACTOR_HEADER: "actor"}),
-    }  # fmt: skip
+        "server.enableStaticServing": False,
+        "server.enableXsrfProtection": True,
+        "runner.postScriptGC": False,
+        "browser.gatherUsageStats": False,
+        "client.showErrorDetails": "none",
+        "client.allowedOrigins": [],
+        "server.fileWatcherType": "none",
+        "server.address": "127.0.0.1",
+        "logger.hideWelcomeMessage": True,
+        "server.maxUploadSize": 200,
+        "server.trustedUserHeaders": json.dumps({auth_middleware.ACTOR_HEADER: "actor"}),
+    }
     config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
     assert {key: config[key.split(".")[0]][key.split(".")[1]] for key in expected} == expected

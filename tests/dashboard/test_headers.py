@@ -37,9 +37,22 @@ def test_this_machines_own_names_are_served(client, host):
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "localhost.evil.example", "evil.example:8501", "127.0.0.1.evil.example", "localhost:8501@evil",
-     "127.0.0.1:8501/x", "127.0.0.2", "0.0.0.0", "localhost:99999999", "[::1", "::1", "localhost\n", ""],
-)  # fmt: skip
+    [
+        "evil.example",
+        "localhost.evil.example",
+        "evil.example:8501",
+        "127.0.0.1.evil.example",
+        "localhost:8501@evil",
+        "127.0.0.1:8501/x",
+        "127.0.0.2",
+        "0.0.0.0",
+        "localhost:99999999",
+        "[::1",
+        "::1",
+        "localhost\n",
+        "",
+    ],
+)
 def test_any_other_host_is_refused(client, host):
     assert client.get("/", headers={"Host": host}).status_code == 400
 

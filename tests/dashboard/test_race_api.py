@@ -82,9 +82,11 @@ def test_the_answer_equals_the_stored_series(store, ask):
     run = make_run(store, num_steps=400)
     traces = ask(run.run_id)[run.run_id]["traces"]
     for name, table, column in (
-        ("loss", run.steps, "loss"), ("test_loss", run.evaluations, "test_loss"),
-        ("accuracy", run.evaluations, "test_accuracy"), ("grad_norm", run.grad_norms, "grad_norm"),
-    ):  # fmt: skip
+        ("loss", run.steps, "loss"),
+        ("test_loss", run.evaluations, "test_loss"),
+        ("accuracy", run.evaluations, "test_accuracy"),
+        ("grad_norm", run.grad_norms, "grad_norm"),
+    ):
         trace = traces[name]
         np.testing.assert_allclose(trace["y"], table[column], rtol=1e-5)
         np.testing.assert_array_equal(trace["step"], table["step"])
@@ -137,9 +139,15 @@ def test_the_facts_of_a_run_are_sent_first_and_again_when_it_has_started(store, 
     worker.start()
     started = ask(worker.run_id, after=first["cursor"])[worker.run_id]
     assert first["about"] == {
-        "batch_size": 32, "seed": 3, "target": {"metric": "test_accuracy", "value": 0.5}, "accuracy_is_of_text": False,
-        "train_examples": None, "test_examples": None, "flops_per_example": None, "total_steps": None,
-    }  # fmt: skip
+        "batch_size": 32,
+        "seed": 3,
+        "target": {"metric": "test_accuracy", "value": 0.5},
+        "accuracy_is_of_text": False,
+        "train_examples": None,
+        "test_examples": None,
+        "flops_per_example": None,
+        "total_steps": None,
+    }
     assert "about" not in again
     assert (started["about"]["train_examples"], started["about"]["total_steps"]) == (1_000, 10_000)
 
@@ -158,8 +166,14 @@ def test_current_values_are_those_of_the_newest_points(ask, worker):
     worker.evaluation()
     current = ask(worker.run_id)[worker.run_id]["current"]
     assert current == {
-        "steps": 10, "samples": 100, "train_s": 1.0, "loss": 1.0, "test_loss": 0.5, "accuracy": 0.9, "samples_per_s": 100.0,
-    }  # fmt: skip
+        "steps": 10,
+        "samples": 100,
+        "train_s": 1.0,
+        "loss": 1.0,
+        "test_loss": 0.5,
+        "accuracy": 0.9,
+        "samples_per_s": 100.0,
+    }
 
 
 def test_an_unknown_run_is_an_error_of_its_own_and_the_others_are_answered(ask, worker):

@@ -32,10 +32,17 @@ def log_window(
     n = len(waited)
     worker.log.append(
         Ranks(
-            elapsed_s=last / 100, steps=(first, last), device=("cpu",) * n, step_s=(step_s,) * n, communication_s=waited,
-            waited_s=waited, cpu_per_wall=(0.9,) * n, memory_bytes=memory, method="timed",
+            elapsed_s=last / 100,
+            steps=(first, last),
+            device=("cpu",) * n,
+            step_s=(step_s,) * n,
+            communication_s=waited,
+            waited_s=waited,
+            cpu_per_wall=(0.9,) * n,
+            memory_bytes=memory,
+            method="timed",
         )
-    )  # fmt: skip
+    )
     worker.log._write()
 
 

@@ -47,10 +47,15 @@ class Worker:
     def start(self) -> Worker:
         self.log.append(
             Started(
-                at=1e9, parameters=1, train_flops_per_example=1, train_examples=1_000, test_examples=1,
-                total_steps=10_000, setup_s=0.0,
+                at=1e9,
+                parameters=1,
+                train_flops_per_example=1,
+                train_examples=1_000,
+                test_examples=1,
+                total_steps=10_000,
+                setup_s=0.0,
             )
-        )  # fmt: skip
+        )
         return self
 
     def steps(self, loss, *, lr: float | np.ndarray = 0.1, norms: dict[int, float] | None = None) -> None:
@@ -58,20 +63,30 @@ class Worker:
         clock = (self.elapsed, self.elapsed + 1)
         self.log.append(
             Steps(
-                first=self.step + 1, loss=loss, samples=np.full(len(loss), 10), lr=lr, train_s=clock, elapsed_s=clock,
-                norm_steps=list(norms or {}), grad_norm=list((norms or {}).values()),
+                first=self.step + 1,
+                loss=loss,
+                samples=np.full(len(loss), 10),
+                lr=lr,
+                train_s=clock,
+                elapsed_s=clock,
+                norm_steps=list(norms or {}),
+                grad_norm=list((norms or {}).values()),
             )
-        )  # fmt: skip
+        )
         self.step, self.elapsed = self.step + len(loss), self.elapsed + 1
         self.log._write()
 
     def evaluation(self, loss: float = 0.5) -> None:
         self.log.append(
             Evaluation(
-                step=self.step, train_s=self.elapsed, elapsed_s=self.elapsed, test_loss=loss, test_accuracy=0.9,
+                step=self.step,
+                train_s=self.elapsed,
+                elapsed_s=self.elapsed,
+                test_loss=loss,
+                test_accuracy=0.9,
                 seconds=0.01,
             )
-        )  # fmt: skip
+        )
 
     def hardware(self, missing: dict[str, str] | None = None, **readings: float) -> None:
         self.log.append(HardwareSample(elapsed_s=self.elapsed, readings=readings, missing=missing or {}))
