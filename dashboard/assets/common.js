@@ -431,7 +431,7 @@ export function yRange({ from_zero: fromZero, least, most }, { low, high, positi
 // Ticks of a logarithmic axis over a range of exponents.
 export const decades = ([from, to]) => (to - from > 1.5 ? Math.ceil((to - from) / 5) : "D2");
 
-// The unit to show instead of the engine's base unit, by the largest value in sight: [factor, unit].
+// The unit to show instead of the engine's base unit, by the largest visible value: [factor, unit].
 export function displayUnit(unit, largest) {
   const steps = { bytes: [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]], "bytes/s": [[2 ** 30, "GiB/s"], [2 ** 20, "MiB/s"], [2 ** 10, "KiB/s"]], Hz: [[1e9, "GHz"], [1e6, "MHz"]], J: [[1e6, "MJ"], [1e3, "kJ"]] }[unit];
   const found = steps?.find(([size]) => largest >= size) ?? steps?.at(-1);

@@ -300,7 +300,7 @@ class View extends PollingView {
     return words;
   }
 
-  // Energy from the counter's first and last reading in sight; nothing if the counter was reset in between.
+  // Energy from the counter's first and last visible reading; nothing if the counter was reset in between.
   energyWords(key, [from, to]) {
     const trace = this.traces[key];
     if (!trace) return [];

@@ -33,25 +33,21 @@ def plan_figures(plan: Plan) -> None:
     parts = ", ".join(f"{name} {units.nbytes(size)}" for name, size in plan.parts() if size)
     micro = f", in micro-batches of {plan.micro_batch:,}" if plan.micro_batch < plan.batch_size else ""
     steps = "Steps until the time is over." if plan.total_steps is None else f"{plan.total_steps:,} steps in total."
-    known = provenance.of_plan(plan)
-    with st.container(key="plan"):
-        columns = st.columns(4)
-        _metric(columns[0], "Parameters", f"{plan.parameters:,}", known["parameters"])
-        _metric(
-            columns[1],
+    rows = (
+        ("Parameters", f"{plan.parameters:,}", "parameters", ""),
+        (
             "Per step",
             units.flops(plan.train_flops_per_example * plan.batch_size),
-            known["flops_per_step"],
-            more=f"Batches of {plan.batch_size:,}{micro}." if micro else "",
-        )
-        _metric(columns[2], "Memory", units.nbytes(plan.total_bytes), known["total_bytes"], more=f"Training: {parts}.")
-        _metric(
-            columns[3],
-            "Steps per epoch",
-            f"{plan.steps_per_epoch:,}",
-            known["steps_per_epoch"],
-            more=steps,
-        )
+            "flops_per_step",
+            f"Batches of {plan.batch_size:,}{micro}." if micro else "",
+        ),
+        ("Memory", units.nbytes(plan.total_bytes), "total_bytes", f"Training: {parts}."),
+        ("Steps per epoch", f"{plan.steps_per_epoch:,}", "steps_per_epoch", steps),
+    )
+    known = provenance.of_plan(plan)
+    with st.container(key="plan"):
+        for column, (label, text, key, more) in zip(st.columns(4), rows, strict=True):
+            _metric(column, label, text, known[key], more=more)
 
 
 def final_figures(run: Run) -> None:
@@ -62,40 +58,23 @@ def final_figures(run: Run) -> None:
     if run.config.task in task_texts.ABOUT:
         st.caption(literal(task_texts.ABOUT[run.config.task]))
         return
-    account = account_of(run)
-    s, known = run.summary(), provenance.of_run(run, account)
+    account, s = account_of(run), run.summary()
     flaw = BUSY if s.busy else ""
+    accuracy = "Next-character accuracy" if run.config.is_text else "Test accuracy"
+    samples_per_s = units.count(s.samples_per_s and round(s.samples_per_s))
+    flops = f"{units.flops(s.flops)} (derived)."
+    rows = (
+        (accuracy, units.accuracy(s.test_accuracy), "test_accuracy", "", ""),
+        ("Training loss", units.loss(s.final_train_loss), "final_train_loss", "", ""),
+        ("Samples per second", samples_per_s, "samples_per_s", "", flaw),
+        ("Training time", units.duration(s.train_seconds), "train_seconds", flops, flaw),
+        ("Training memory", units.nbytes(s.peak_memory_bytes), "peak_memory_bytes", _memory_in_words(run), ""),
+    )
+    known = provenance.of_run(run, account)
     with st.container(key=f"final-{run.run_id}"):
         columns = st.columns([1.35, 1, 1.15, 1, 1.1])
-    _metric(
-        columns[0],
-        "Next-character accuracy" if run.config.is_text else "Test accuracy",
-        units.accuracy(s.test_accuracy),
-        known["test_accuracy"],
-    )
-    _metric(columns[1], "Training loss", units.loss(s.final_train_loss), known["final_train_loss"])
-    _metric(
-        columns[2],
-        "Samples per second",
-        units.count(s.samples_per_s and round(s.samples_per_s)),
-        known["samples_per_s"],
-        flaw=flaw,
-    )
-    _metric(
-        columns[3],
-        "Training time",
-        units.duration(s.train_seconds),
-        known["train_seconds"],
-        more=f"{units.flops(s.flops)} (derived).",
-        flaw=flaw,
-    )
-    _metric(
-        columns[4],
-        "Training memory",
-        units.nbytes(s.peak_memory_bytes),
-        known["peak_memory_bytes"],
-        more=_memory_in_words(run),
-    )
+    for column, (label, text, key, more, mark) in zip(columns, rows, strict=True):
+        _metric(column, label, text, known[key], more=more, flaw=mark)
     if besides := _besides(run, account):
         st.caption(literal(" · ".join(besides)))
 
