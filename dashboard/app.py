@@ -1,4 +1,4 @@
-"""What `streamlit run dashboard/app.py` starts: the pages, our routes beside them, and the checks in front of both."""
+"""The app that `streamlit run dashboard/app.py` starts: the pages, our routes, and the checks before both."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from dashboard.server import streamlit_private
 from engine.common.errors import ConfigError
 
 try:
-    streamlit_private.check()  # before the imports that need what it checks
+    streamlit_private.check()  # before the imports that need the checked names
 except ConfigError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
@@ -42,9 +42,11 @@ prefix = auth_middleware.prefix()
 routes = [*run_api.ROUTES, *race_api.ROUTES, *hardware_api.ROUTES, *inference_api.ROUTES, *scaling_api.ROUTES]
 app = st.App(
     ROOT / "dashboard" / "main.py",
-    routes=[Route(prefix + route.path, route.endpoint) for route in routes],  # a Mount would swallow Streamlit's own
+    routes=[
+        Route(prefix + route.path, route.endpoint) for route in routes
+    ],  # a Mount would also match Streamlit's own routes
     middleware=MIDDLEWARE,
     lifespan=lifespan,
-    on_script_error=error_page.in_a_page,
-    exception_handlers={Exception: error_page.in_a_route},
+    on_script_error=error_page.on_page_error,
+    exception_handlers={Exception: error_page.on_route_error},
 )

@@ -35,7 +35,7 @@ page = st.navigation(
 
 
 def store_can_be_read() -> bool:
-    """What is wrong with the store is said above every page; without one there is nothing to show."""
+    """Show what is wrong with the store above every page. Returns whether the page can be shown."""
     try:
         trouble = state.store().trouble()
     except StoreError as error:
@@ -47,5 +47,5 @@ def store_can_be_read() -> bool:
 
 
 if store_can_be_read():
-    run_parts.person()
+    run_parts.show_user()
     page.run()

@@ -1,7 +1,7 @@
-"""What pages share: the store, the supervisor's client, and the experiment in the address bar.
+"""State that pages share: the store, the supervisor's client, and the experiment in the address bar.
 
-A link is a preset and the assignments that lead from it to the experiment, the same words as on the command line:
-`/train?preset=lenet&optimizer.lr=0.05&batch_size=128`. `run=ID` is the run that is looked at.
+A link is a preset and the assignments that lead from it to the experiment, as on the command line:
+`/train?preset=lenet&optimizer.lr=0.05&batch_size=128`. `run=ID` is the run that the page shows.
 """
 
 from __future__ import annotations
@@ -39,32 +39,38 @@ _DOUBLE_CLICK_S = 1.0
 
 @st.cache_resource
 def store() -> Store:
+    """The store of this dashboard, opened once."""
     return Store()
 
 
 def actor() -> Actor:
-    """Who looks at this page, as the gate said when the browser connected."""
-    if told := st.context.headers.get(ACTOR_HEADER):
-        return Actor.parse(unquote(told))
-    return LOCAL  # with no gate in front, as in a test; in a team `local` may do nothing
+    """The user of this page, as the auth middleware set it when the browser connected."""
+    if header := st.context.headers.get(ACTOR_HEADER):
+        return Actor.parse(unquote(header))
+    return LOCAL  # without the middleware, as in a test; in a team `local` has no rights
 
 
 def role() -> Role | None:
-    """What they may do; asked anew each time, so that a role that was taken away is gone at the next click."""
+    """The user's role. It is read each time, so that a role that was taken away is gone at the next click."""
     return policy.role_of(actor(), settings.load(store().root))
 
 
 def client() -> Client:
+    """The supervisor's client, with the rights of this page's user."""
     return Client(store(), actor())
 
 
 def may_read(path: str) -> bool:
-    """Whether this person may have a file of this machine looked at."""
+    """Whether the user may read a file of this machine."""
     return policy.may_read(actor(), path, settings.load(store().root))
 
 
 def check(config: RunConfig) -> Plan:
-    """The plan of a run that may start; raises the sentence that says why it may not. Nothing is read before it may be."""
+    """The plan of a run that may start. No data are read before the user's right to them is checked.
+
+    Raises:
+        EngineError: if the run may not start, with the reason.
+    """
     rules = settings.load(store().root)
     policy.require_data(actor(), config, rules)
     plan = planner.check(config)
@@ -73,28 +79,28 @@ def check(config: RunConfig) -> Plan:
 
 
 def submit(config: RunConfig, *, name: str = "") -> str:
-    """Start a run. The second half of a double click, or a request that came twice, gets the run of the first."""
+    """Start a run. Returns its id; a second click of a double click gets the id of the first run."""
     return client().submit(config, name=name, key=key_of(f"{config.model_dump_json()} {name}"))
 
 
-def key_of(what: str) -> str:
-    """A random key for what is asked for; asked for again within a double click, the same one."""
+def key_of(request: str) -> str:
+    """A random key for a request; the same key if the request is repeated within a double click."""
     before, at, key = st.session_state.get("submitted", ("", -math.inf, ""))
     now = time.monotonic()
-    if what != before or now - at > _DOUBLE_CLICK_S:
+    if request != before or now - at > _DOUBLE_CLICK_S:
         key = secrets.token_hex(16)
-    st.session_state["submitted"] = (what, now, key)
+    st.session_state["submitted"] = (request, now, key)
     return key
 
 
 @st.cache_resource(ttl=60)
 def machine() -> probe.Machine:
-    """What this computer offers; asked again after a minute, as free memory and GPUs change."""
+    """The hardware of this machine. It is read again after a minute, because free memory and GPUs change."""
     return probe.probe()
 
 
 def calibration_of(device: str, name: str | None) -> calibration.LatestCalibration | None:
-    """The newest calibration of a device; looked for again after ten seconds, as that reads the whole list of runs."""
+    """The newest calibration of a device. It is cached for ten seconds, because the search reads the whole list of runs."""
     return _calibration_of(str(store().root), device, name)
 
 
@@ -104,7 +110,7 @@ def _calibration_of(root: str, device: str, name: str | None) -> calibration.Lat
 
 
 def open_run(run_id: str | None) -> Run | None:
-    """The run of an id from a link, or None when it is not (or no longer) there."""
+    """The run with an id from a link, or None if it does not exist."""
     try:
         return readers.shared_run(run_id) if run_id else None
     except StoreError:
@@ -112,7 +118,11 @@ def open_run(run_id: str | None) -> Run | None:
 
 
 def config_from_link(params: Mapping[str, str]) -> tuple[str, RunConfig]:
-    """Preset name and configuration of a link's parameters; raises ConfigError like the command line does."""
+    """Preset name and configuration of a link's parameters.
+
+    Raises:
+        ConfigError: as on the command line.
+    """
     preset = params.get("preset", DEFAULT_PRESET)
     base = preset_config(preset)
     assignments = [f"{key}={value}" for key, value in params.items() if key not in {"preset", "run"}]
@@ -120,7 +130,7 @@ def config_from_link(params: Mapping[str, str]) -> tuple[str, RunConfig]:
 
 
 def link_params(preset: str, config: RunConfig, run_id: str | None = None) -> dict[str, str]:
-    """The parameters `config_from_link` turns back into the same preset and configuration."""
+    """The parameters that `config_from_link` turns back into the same preset and configuration."""
     assignments = overrides_from(PRESETS[preset].config, config)
     params = {"preset": preset} | dict(a.split("=", 1) for a in assignments)
     return params | ({"run": run_id} if run_id else {})
@@ -132,7 +142,7 @@ def closest_preset(config: RunConfig) -> str:
 
 
 def command_line(config: RunConfig) -> str:
-    """What to type in a terminal for the same experiment."""
+    """The CLI command of the same experiment."""
     if has_own_command(config):
         return reproduce(config)
     preset = closest_preset(config)
@@ -141,7 +151,7 @@ def command_line(config: RunConfig) -> str:
 
 
 def wait_until_deleted(run_id: str, *, seconds: float = 3.0) -> None:
-    """The supervisor deletes; a list drawn right after should not show the run any more."""
+    """Wait until the supervisor has deleted a run, at most `seconds` s, so that the next list does not show it."""
     until = time.monotonic() + seconds
     while (store().runs / run_id).exists() and time.monotonic() < until:
         time.sleep(0.05)

@@ -7,7 +7,7 @@ import streamlit as st
 
 from dashboard import state
 from dashboard.views import library
-from dashboard.widgets import component, copy_buttons, run_parts
+from dashboard.widgets import component, copy_buttons, run_parts, run_results
 from dashboard.widgets.run_actions import run_actions
 from engine.config.summary import describe
 from engine.events.base import Status
@@ -63,7 +63,7 @@ def open_one(line: RunLine) -> None:
             run_parts.status_badge(run.status)
             st.markdown(f"**{run_parts.literal(describe(run.config))}**")
         run_parts.why_box(run)
-        run_parts.final_figures(run)
+        run_results.final_figures(run)
         library.label_editor(line)
         run_actions(run, in_library=True)
 

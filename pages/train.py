@@ -4,7 +4,7 @@ import streamlit as st
 
 from dashboard import state
 from dashboard.live.run import live_run
-from dashboard.widgets import config_form, copy_buttons, run_parts
+from dashboard.widgets import config_form, copy_buttons, run_parts, run_results
 from dashboard.widgets.component import preload
 from dashboard.widgets.run_actions import run_actions
 from engine.common.errors import ConfigError, EngineError
@@ -44,7 +44,7 @@ def submit() -> None:
 
 @st.fragment(run_every=0.7)
 def follow(run_id: str) -> None:
-    run = run_parts.at_work(run_id)
+    run = run_parts.refreshed(run_id)
     run_parts.progress_of(run, done.text if (done := run.latest(Progress)) else "Starting")
 
 
@@ -58,7 +58,7 @@ def show(run: Run) -> None:
         state.client().cancel(run_id)
     if over:
         run_parts.why_box(run)
-        run_parts.final_figures(run)
+        run_results.final_figures(run)
     if run.config.task_facts.about:  # a loss surface whose runs are gone
         if over:
             run_actions(run)
@@ -67,8 +67,8 @@ def show(run: Run) -> None:
         return
     live_run(run_id, key=f"live-{run_id}", alive=not over)
     if over:
-        run_parts.split_of(run)
-        run_parts.hardware_of(run)
+        run_results.split_of(run)
+        run_results.hardware_of(run)
         run_actions(run)
 
 
@@ -110,7 +110,7 @@ with right:
             for problem in {str(p): p for p in problems if p}.values():  # a click right after a typo says it twice
                 (run_parts.hint if isinstance(problem, config_form.Unfinished) else run_parts.error_box)(problem)
     if plan:
-        run_parts.plan_figures(plan)
+        run_results.plan_figures(plan)
         for warning in plan.warnings:
             run_parts.warn(warning)
     if run:

@@ -1,6 +1,6 @@
-"""The read-only route of the page Hardware: the readings that the supervisor keeps.
+"""The read-only route of the page Hardware: the readings that the supervisor records.
 
-A browser polls with the cursor of its last answer. When it has nothing yet or has fallen behind, it gets the last 15
+A browser polls with the cursor of its last answer. A new browser, or one that is far behind, gets the last 15
 minutes, each trace thinned with its extremes kept. Otherwise it gets the new rows, with one time for all columns.
 """
 
@@ -28,8 +28,8 @@ from engine.hardware.readings_log import Reader, Readings
 from engine.store.store import default_root
 from engine.system import code_version, disk_space, locks
 
-MOST_CORES = 8  # drawn one by one; of more cores, only the mean, the busiest one and the newest readings are sent
-_ALL_POINTS = 40_000  # of all traces together, for a browser that has nothing yet
+MOST_CORES = 8  # with more cores, only their mean, the busiest one and the newest readings are sent
+_ALL_POINTS = 40_000  # of all traces together, for a new browser
 _FEWEST = 300
 _MOST_NEW_ROWS = 400  # a browser that is further behind gets everything, thinned
 _GAP_S = 2.0
@@ -42,7 +42,7 @@ _readers: dict[Path, Reader] = {}  # by store
 
 
 def readings(root: Path, after: str = "", *, now: float | None = None) -> dict[str, Any]:
-    """The answer to a poll: what is new after the cursor `after`, or everything; and the reason where readings have stopped.
+    """The answer to a poll: the readings after the cursor `after`, or all of them; and the reason if readings have stopped.
 
     `now` is Unix time, s.
     """
@@ -78,19 +78,19 @@ def readings(root: Path, after: str = "", *, now: float | None = None) -> dict[s
 
 
 def _held(text: str) -> tuple[str, int, int] | None:
-    """What a browser holds: the id of the columns, and the numbers of its newest reading and notes; None if nothing."""
+    """What a browser has: the id of the columns and the numbers of its newest reading and notes. None if it has nothing."""
     columns, _, counts = text.partition("-")
     held = cursor.numbers(counts, 2)
     return (columns, held[0], held[1]) if held and held[0] else None
 
 
 def _why_stopped(root: Path) -> str:
-    """Why there are no new readings, in a sentence; empty where no reason is known."""
+    """Why there are no new readings, in a sentence; empty if the reason is unknown."""
     if disk_space.is_short(root):
-        return "The store's disk is nearly full, so readings are not kept."
+        return "The store's disk is nearly full, so readings are not recorded."
     try:
         if not _has_supervisor(root):
-            return "No supervisor runs, and it takes the readings. The dashboard starts one."
+            return "No supervisor is running, so nothing takes readings. The dashboard starts one."
         other = code_version.supervisor_of_other_code(root, code_version.on_disk())
         return f"The supervisor ({other.in_words()}) runs other code than this Isoflop." if other else ""
     except OSError:
@@ -106,7 +106,7 @@ def _has_supervisor(root: Path) -> bool:
 
 
 def _in_order(rows: np.ndarray, now: float) -> np.ndarray:
-    """The rows of the last 15 minutes, without those that lie in the future because the clock was set back."""
+    """The rows of the last 15 minutes, without rows in the future, which exist when the clock was set back."""
     at = rows[:, 0]
     later = np.minimum.accumulate(at[::-1])[::-1]
     return rows[(at >= now - KEPT_S) & (at <= later)]
@@ -119,7 +119,7 @@ def _shown(columns: Sequence[str]) -> list[int]:
 
 
 def _about(found: Readings) -> dict[str, Any]:
-    """What stays the same and is sent once. The engine words the reasons that limit a clock."""
+    """The description of the columns, sent once."""
     columns = found.columns
     return {
         "columns": [columns[n] for n in _shown(columns)],
@@ -152,8 +152,7 @@ def _traces(rows: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _breaks(at: np.ndarray) -> np.ndarray:
-    """Indices of the rows that come after a gap, where the line must be broken: nothing was read for much longer than
-    between the rows around it."""
+    """Indices of the rows after a gap, where the line is broken. A gap is much longer than the intervals around it."""
     gaps = np.diff(at)
     around = np.maximum(np.append(0.0, gaps[:-1]), np.append(gaps[1:], 0.0))
     return 1 + np.flatnonzero(gaps > np.maximum(_GAP_S, 3 * around))
@@ -165,7 +164,7 @@ def _rows(rows: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _latest(row: np.ndarray, columns: Sequence[str]) -> dict[str, Any]:
-    """What a page shows as a value and not as a line: the busy share of each core."""
+    """The readings that a page shows without a line: the busy share of each core."""
     return {"cores": numbers(np.round(row[1 + n]) for n, name in enumerate(columns) if name.startswith("core"))}
 
 
@@ -180,7 +179,7 @@ def _notes(notes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def get_hardware(request: Request) -> Response:
-    """GET /api/hardware?after=CURSOR: the readings as JSON. A poll also tells the recorder that somebody looks."""
+    """GET /api/hardware?after=CURSOR: the readings as JSON. A poll also tells the recorder that a page is open."""
     look(default_root())
     return wire.answer(readings(default_root(), request.query_params.get("after", "")))
 

@@ -1,7 +1,7 @@
 """The read-only route of a comparison: the new points of many runs in one answer.
 
-Every point comes with each possible horizontal axis (step, samples, seconds of training; epochs, FLOPs and money follow
-from them), so that the browser changes the axis without a request. The more runs there are, the fewer points each gets.
+Every point has each possible horizontal axis (step, samples, seconds of training; epochs, FLOPs and money follow
+from them), so that the browser can change the axis without a request. The more runs there are, the fewer points each gets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LONGEST_TEXT = 300
 
 
 def points_each(num_runs: int) -> int:
-    """Most points of one run's trace among so many runs."""
+    """The most points of a trace for each of `num_runs` runs."""
     return min(FULL_POINTS, max(_FEWEST, _ALL_POINTS // max(1, num_runs)))
 
 
@@ -41,7 +41,7 @@ def points_each(num_runs: int) -> int:
 
 
 def points(run: Run, after: str = "", *, most: int = FULL_POINTS) -> dict[str, Any]:
-    """State, current values and the points of one run after the cursor `after`, all from one moment."""
+    """State, current values and the points of one run after the cursor `after`, all from the same moment."""
     with run.lock:
         counts = (len(run.steps), len(run.evaluations), len(run.grad_norms), int(run.started is not None))
         held = cursor.held(after, counts)
@@ -63,7 +63,7 @@ def points(run: Run, after: str = "", *, most: int = FULL_POINTS) -> dict[str, A
 
 
 def _about(run: Run) -> dict[str, Any]:
-    """What the charts need of a configuration and of how it started; sent once, and again when it has started."""
+    """The facts that the charts need about a run: sent once, and again when it has started."""
     started, config = run.started, run.config
     return {
         "batch_size": config.batch_size,
@@ -108,7 +108,7 @@ def _state(run: Run) -> dict[str, Any]:
 
 
 def _trace(run: Run, table: Table, column: str, start: int, most: int, *, full: bool) -> dict[str, Any] | None:
-    """The rows of a column after `start`, thinned with extremes kept, each with every possible x."""
+    """The rows of a column after `start`, thinned with extremes kept, with all horizontal axes."""
     if start >= len(table) or not table.knows(column):
         return None
     y = table[column][start:]
@@ -122,7 +122,7 @@ def _trace(run: Run, table: Table, column: str, start: int, most: int, *, full: 
 
 
 def _noisy(run: Run, table: Table, column: str, start: int, most: int, *, full: bool) -> dict[str, Any]:
-    """A quantity of single steps and, unless every row is sent, means of groups of them with their numbers of rows."""
+    """The values of single steps and, unless every row is sent, means of groups of rows with their sizes."""
     raw = _trace(run, table, column, start, most, full=full)
     y = table[column][start:]
     grouped = means(y, limit(len(table), len(y), min(most, FULL_MEANS), full=full)) if raw else None
@@ -133,7 +133,7 @@ def _noisy(run: Run, table: Table, column: str, start: int, most: int, *, full: 
 
 
 def _along(run: Run, table: Table, rows: np.ndarray) -> dict[str, list[Any]]:
-    """Every possible x of some rows: steps, samples and seconds of training until there."""
+    """The horizontal axes of some rows: steps, samples and seconds of training until then."""
     step = table["step"][rows]
     return {
         "step": step.astype(int).tolist(),
@@ -154,7 +154,7 @@ def _samples(steps: Table, step: np.ndarray) -> np.ndarray:
 
 
 def get_compare(request: Request) -> Response:
-    """`runs=ID,ID&after=CURSOR;CURSOR`. `of` is how many runs the view has in all, where it asks for some of them."""
+    """GET /api/compare?runs=ID,ID&after=CURSOR;CURSOR&of=N: new points; `of` counts all runs of the view, asked for or not."""
     ids = [run_id for run_id in request.query_params.get("runs", "").split(",") if run_id]
     if not 0 < len(ids) <= MOST_RUNS:
         return wire.answer({"error": f"Ask for 1 to {MOST_RUNS} runs, not {len(ids)}."}, 400)

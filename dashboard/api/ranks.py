@@ -1,4 +1,4 @@
-"""What the live view of a run on several ranks gets of each of them: a line per rank and quantity, and how they are now."""
+"""The data of each rank for the live view of a distributed run: a line for each rank and quantity, and the newest values."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from engine.common.sanitize import visible
 from engine.events.training import Ranks
 from engine.store.run import Run
 
-MOST_LINES = 8  # as many as there are colours; the table has all ranks
+MOST_LINES = 8  # the number of colours; the table has all ranks
 _LONGEST_TEXT = 300
-_ALL_POINTS = 500  # of a line: 64 ranks of an hour are not to be sent whole
+_ALL_POINTS = 500  # of a line, because an hour of 64 ranks would be too much to send
 
 Value = Callable[[Ranks, int], float | None]
 
@@ -34,7 +34,8 @@ _COLUMNS: dict[str, Value] = {
 
 
 def traces(run: Run, start: int, *, full: bool) -> dict[str, Any]:
-    """The windows after `start` as lines `rank0_own`, ... of seconds, shares of a step, of a core, and bytes."""
+    """The windows after `start` as lines: `rank0_own` in s, `rank0_waits` as a share of the step, `rank0_cpu` in cores,
+    `rank0_memory` in bytes, and so on for each rank."""
     windows = run.all(Ranks) if full else run.all(Ranks)[start:]
     if not windows:
         return {}
@@ -55,18 +56,20 @@ def _line(windows: list[Ranks], read: Value, rank: int) -> dict[str, Any] | None
 
 
 def now(run: Run) -> dict[str, Any] | None:
-    """Every rank as it was in the last window, and whom the others wait for; None before there is one."""
+    """The newest values of every rank, and the rank that the others wait for. None before the first window."""
     last = run.latest(Ranks)
     if last is None:
         return None
     rows = [
         {
-            "device": visible(last.device[rank], 40), "step_s": short(last.step_s[rank]), "own_s": short(last.own_s[rank]),
-            "waits": short(_share(last, rank)), "cpu": short(last.cpu_per_wall[rank]), "memory": last.memory_bytes[rank],
+            "device": visible(device, 40),
+            "step_s": short(last.step_s[rank]),
+            "own_s": short(last.own_s[rank]),
+            "waits": short(_share(last, rank)),
+            "cpu": short(last.cpu_per_wall[rank]),
+            "memory": last.memory_bytes[rank],
         }
-        for rank in range(len(last.device))
-    ]  # fmt: skip
-    return {
-        "rows": rows, "straggler": last.straggler, "steps": list(last.steps),
-        "method": visible(last.method, _LONGEST_TEXT),
-    }  # fmt: skip
+        for rank, device in enumerate(last.device)
+    ]
+    method = visible(last.method, _LONGEST_TEXT)
+    return {"rows": rows, "straggler": last.straggler, "steps": list(last.steps), "method": method}

@@ -20,10 +20,10 @@ _MOST_READERS = 12
 _IN_USE_S = 5.0
 _MOST_IN_USE = 160  # two comparisons of the largest size
 
-# --- one reader per run -------------------------------------------------------------------------------------------
-
 
 class _Reader:
+    """The run that is read, and when it was read and used last."""
+
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.run: Run | None = None
@@ -32,7 +32,7 @@ class _Reader:
 
 
 class Readers:
-    """One incremental reader per run for all who watch it; idle readers and those of deleted runs are dropped."""
+    """One incremental reader per run for all browsers. Idle readers and readers of deleted runs are dropped."""
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -44,7 +44,11 @@ class Readers:
         return len(self._readers)
 
     def run(self, run_id: str) -> Run:
-        """The run as it was at most 0.1 s ago. Raises StoreError where it does not exist or cannot be read."""
+        """The run as it was at most 0.1 s ago.
+
+        Raises:
+            StoreError: if the run does not exist or cannot be read.
+        """
         reader = self._reader(run_id)
         try:
             folder = self._store.folder(run_id)
@@ -66,18 +70,18 @@ class Readers:
             reader = self._readers.setdefault(run_id, _Reader())
             reader.used = now
             self._readers.move_to_end(run_id)
-            while self._may_let_go(next(iter(self._readers.values())), now):
+            while self._may_drop(next(iter(self._readers.values())), now):
                 self._readers.popitem(last=False)
             return reader
 
-    def _may_let_go(self, oldest: _Reader, now: float) -> bool:
-        """True where the oldest reader can go. Those of an open page stay, because a new one reads the whole log."""
+    def _may_drop(self, oldest: _Reader, now: float) -> bool:
+        """Whether the oldest reader may be dropped. Those of an open page stay, because a new one reads the whole log."""
         held, idle_s = len(self._readers), now - oldest.used
         return idle_s > _IDLE_S or held > _MOST_IN_USE or (held > _MOST_READERS and idle_s > _IN_USE_S)
 
 
 def shared_run(run_id: str) -> Run:
-    """The run from the reader that everybody shares. Raises StoreError where it does not exist."""
+    """The run from the shared readers of this store. Raises StoreError if it does not exist."""
     return _readers(default_root()).run(run_id)
 
 

@@ -1,8 +1,8 @@
-"""The read-only routes of the live charts: a run's new points since a cursor, and the files the browser needs.
+"""The read-only routes of the live charts: a run's new points since a cursor, and the files for the browser.
 
-A browser polls; all browsers share one incremental reader per run, so the cost of an update is that of the new records.
-The cursor says how much of the run the browser holds. Without one it gets the whole run, thinned to what a chart can
-show. A loss or gradient norm that is NaN or infinite has no JSON: it is sent as a gap with a mark.
+All browsers share one incremental reader per run, so an update costs only the reading of the new records. The cursor
+says how much of the run the browser has. Without a cursor it gets the whole run, thinned to what a chart can show. JSON
+has no NaN and no infinity, so such a loss or gradient norm is sent as a gap with a mark.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def _counts(run: Run) -> tuple[int, ...]:
 
 
 def points(run: Run, after: str = "", *, now: float | None = None) -> dict[str, Any]:
-    """The answer to a poll, all from one moment: state, current values and the points after the cursor `after`."""
+    """The answer to a poll: state, current values and the points after the cursor `after`, all from the same moment.
+
+    `now` is Unix time, s.
+    """
     with run.lock:
         counts = _counts(run)
         held = cursor.held(after, counts)
@@ -68,7 +71,7 @@ def points(run: Run, after: str = "", *, now: float | None = None) -> dict[str, 
 
 
 def _traces(run: Run, starts: Mapping[str, int], *, full: bool) -> dict[str, dict[str, Any] | None]:
-    """The new points of every line in `chart_facts.RUN_CHARTS`; `starts` are the rows that the browser holds."""
+    """The new points of every line in `RUN_CHARTS`; `starts` are the rows that the browser has."""
     found: dict[str, dict[str, Any] | None] = {}
     for chart in RUN_CHARTS:
         if chart.shown == "lr_moves" and not _lr_moves(run.config):
@@ -85,7 +88,7 @@ def _traces(run: Run, starts: Mapping[str, int], *, full: bool) -> dict[str, dic
 
 
 def about(config: RunConfig) -> dict[str, Any]:
-    """What the charts need of the configuration; it does not change, so it is sent once."""
+    """The facts that the charts need about the configuration. They do not change, so they are sent once."""
     target = config.target
     return {
         "text": config.is_text,
@@ -101,7 +104,7 @@ def _lr_moves(config: RunConfig) -> bool:
 
 
 def preparing(run: Run) -> dict[str, Any] | None:
-    """The long task that a run does before its first step: its text, and bytes done of a total where known."""
+    """The long task before a run's first step: its text, and the bytes done and in all where known. None if there is none."""
     if run.is_over or len(run.steps):
         return None
     if run.started is None:
@@ -149,14 +152,14 @@ def _state(run: Run, now: float) -> dict[str, Any]:
 
 
 def seconds_left(elapsed: float | None, progress: float | None) -> float | None:
-    """Seconds left, in proportion to the progress so far; None while too little is done for an estimate."""
+    """Seconds left, in proportion to the progress so far. None while there is too little progress for an estimate."""
     if not elapsed or not progress or progress < 0.01 or elapsed < 0.5:
         return None
     return elapsed * (1 - progress) / progress
 
 
 def _trace(table: Table, column: str, start: int, *, full: bool, most: int = FULL_POINTS) -> dict[str, Any] | None:
-    """The rows of a column after `start` as x, y and step (where the table has one), thinned with extremes kept."""
+    """The rows of a column after `start` as x, y and step (if the table has it), thinned with extremes kept."""
     if start >= len(table) or not table.knows(column):
         return None
     y = table[column][start:]
@@ -171,10 +174,7 @@ def _trace(table: Table, column: str, start: int, *, full: bool, most: int = FUL
 
 
 def _noisy(table: Table, column: str, start: int, *, full: bool) -> dict[str, Any]:
-    """A quantity of single steps and means of groups of them, each with its number of rows.
-
-    There are no means where every row is sent.
-    """
+    """The values of single steps and, unless every row is sent, means of groups of rows with their sizes."""
     raw = _trace(table, column, start, full=full)
     if raw is None:
         return {}
@@ -191,6 +191,7 @@ def _times(values: np.ndarray) -> list[float]:
 
 
 def get_points(request: Request) -> Response:
+    """GET /api/runs/ID/points?after=CURSOR: see `points`."""
     try:
         run = shared_run(request.path_params["run_id"])
     except StoreError as error:

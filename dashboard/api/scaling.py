@@ -1,7 +1,7 @@
-"""The read-only route of a scaling study: how far it is, and its charts where they say something new.
+"""The read-only route of a scaling study: its progress, and its charts if they have changed.
 
-The charts are those of `engine.charts_scale`, as a report would draw them; the browser gives them its theme. They are made
-once for everybody who watches.
+The charts are those of a report (`engine.charts.scaling`); the browser applies its theme. They are made once for all
+browsers.
 """
 
 from __future__ import annotations
@@ -39,26 +39,30 @@ _lock = threading.Lock()
 
 
 def answer(group: str, after: str = "") -> dict[str, Any]:
-    """State of a study and its figures; without these where `after` says that the browser has them.
+    """The state of a study and its figures; without the figures if the browser has them already (`after`).
 
-    Raises EngineError for a group that is not there, or is no study.
+    Raises:
+        EngineError: if there is no such group, or it is not a scaling study.
     """
     whole = _fresh(default_root(), group)
     return {k: v for k, v in whole.items() if k != "figures"} if after == whole["cursor"] else whole
 
 
 def _fresh(root: Path, group: str) -> dict[str, Any]:
-    """The answer as of a moment ago: ten browsers are one reading. More repeats may follow a study that was over."""
+    """The answer as of at most 0.3 s ago, so that ten browsers cause one reading.
+
+    A study that was over is read again too, because repeats may have been added.
+    """
     with _lock:
         at, known = _kept.get((root, group), (-1e9, {}))
         if known and time.monotonic() - at < _KEPT_S:
             return known
-        made = _made(_store(root), group, known)
-        _kept[root, group] = time.monotonic(), made
+        new = _new_answer(_store(root), group, known)
+        _kept[root, group] = time.monotonic(), new
         _kept.move_to_end((root, group))
         while len(_kept) > _MOST_KEPT:
             _kept.popitem(last=False)
-        return made
+        return new
 
 
 @functools.cache
@@ -66,19 +70,26 @@ def _store(root: Path) -> Store:
     return Store(root)
 
 
-def _made(store: Store, group: str, known: dict[str, Any]) -> dict[str, Any]:
-    """The answer anew; its figures only where they would look otherwise, as making them costs ten times the rest."""
+def _new_answer(store: Store, group: str, known: dict[str, Any]) -> dict[str, Any]:
+    """A new answer. Its figures are made only if they would look different, because they cost ten times the rest.
+
+    Raises:
+        EngineError: if there is no such study.
+    """
     study = scaling.find(store, group, shared_run)
     if study is None:
         raise EngineError("This study is not in this store.", fix="Start a new one.")
     found = scaling.outcome_of(study)
-    cursor = hashlib.sha256(repr(_looks(found)).encode()).hexdigest()[:16]
+    cursor = hashlib.sha256(repr(_looks_of(found)).encode()).hexdigest()[:16]
     figures = known["figures"] if known.get("cursor") == cursor else _figures(found)
     return {"cursor": cursor} | _state(study) | {"figures": figures}
 
 
-def _looks(found: Outcome) -> list[tuple[object, ...]]:
-    """What the figures show, as finely as one sees it: of a run that goes on coarser, or they would change at every look."""
+def _looks_of(found: Outcome) -> list[tuple[object, ...]]:
+    """The values in the figures, rounded to what is visible.
+
+    Provisional values are rounded more, because otherwise they would change with every poll.
+    """
     rows: list[tuple[object, ...]] = []
     for at in found.lanes:
         digits = 2 if at.is_provisional else 4
@@ -101,10 +112,10 @@ def _figures(found: Outcome) -> dict[str, Any]:
 
 
 def _plain(figure: go.Figure) -> dict[str, Any]:
-    """A figure as JSON without its template: what it looks like is the page's theme."""
-    said: dict[str, Any] = json.loads(figure.to_json())
-    said["layout"].pop("template", None)
-    return {"data": said["data"], "layout": said["layout"]}
+    """A figure as JSON without its template, because the page applies its own theme."""
+    drawn: dict[str, Any] = json.loads(figure.to_json())
+    drawn["layout"].pop("template", None)
+    return {"data": drawn["data"], "layout": drawn["layout"]}
 
 
 def _state(study: Study) -> dict[str, Any]:
@@ -124,11 +135,12 @@ def _state(study: Study) -> dict[str, Any]:
 
 
 def get_scale(request: Request) -> Response:
+    """GET /api/scale?study=GROUP&after=CURSOR: see `answer`."""
     try:
-        said = answer(request.query_params.get("study", ""), request.query_params.get("after", ""))
+        body = answer(request.query_params.get("study", ""), request.query_params.get("after", ""))
     except EngineError as error:
         return wire.answer({"error": visible(error.message, _LONGEST_TEXT)}, 404)
-    return wire.answer(said)
+    return wire.answer(body)
 
 
 ROUTES = [Route("/api/scale", get_scale)]

@@ -1,4 +1,4 @@
-"""What a route sends to a browser: a table's rows thinned, means of groups, marks of NaN, and answers as JSON."""
+"""Data for a browser: thinned rows of a table, means of groups of rows, marks of NaN, and answers as JSON."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from starlette.responses import Response
 
-FULL_POINTS = 1_500  # per trace, when a browser has nothing yet: about what a chart's pixels can show
+FULL_POINTS = 1_500  # per trace, for a new browser: about the width of a chart in pixels
 FULL_MEANS = 500
 _FEWEST_NEW_POINTS = 24  # per trace and update
 _MARKS = 40
 
 
 def answer(body: Mapping[str, Any], status: int = 200) -> Response:
-    """The response to a poll: JSON that no cache keeps. Raises ValueError for NaN and infinity, which JSON lacks."""
+    """The response to a poll: JSON that is not cached. Raises ValueError for NaN and infinity, which JSON lacks."""
     text = json.dumps(body, separators=(",", ":"), allow_nan=False)
     return Response(text, status_code=status, media_type="application/json", headers={"Cache-Control": "no-store"})
 
@@ -25,8 +25,8 @@ def answer(body: Mapping[str, Any], status: int = 200) -> Response:
 def limit(total: int, new: int, most: int, *, full: bool) -> int:
     """Points to send of `new` rows out of `total`.
 
-    An update is as dense as the whole run would be: a fast run then does not fill the browser, and an update that
-    brings half a run is not drawn coarser than the rest.
+    An update is as dense as the whole run would be. So a fast run does not fill the browser, and an update with half a
+    run is not drawn coarser than the rest.
     """
     return most if full else int(max(_FEWEST_NEW_POINTS, most * new / total))
 
@@ -34,8 +34,8 @@ def limit(total: int, new: int, most: int, *, full: bool) -> int:
 def means(y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Means of groups of consecutive rows of `y` (n,): last row, mean and number of finite rows of each group.
 
-    A noisy loss is thinned to its extremes, which say nothing of its mean: the smooth line is drawn through these means
-    instead. None where all rows fit into `most`, because each row is then its own mean.
+    A noisy loss is thinned to its extremes, which do not give its mean, so the smooth line is drawn through these means.
+    None if all rows fit into `most`, because each row is then its own mean.
     """
     group = -(-len(y) // most)
     if group <= 1:
@@ -49,7 +49,10 @@ def means(y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def marks(y: np.ndarray, before: float) -> list[tuple[int, str]]:
-    """Where a value becomes NaN or infinite: the first row of each stretch, and "NaN", "+inf" or "-inf"."""
+    """Where a value becomes NaN or infinite: the first row of each such stretch, and "NaN", "+inf" or "-inf".
+
+    `before` is the value before the first row.
+    """
     odd = np.flatnonzero(~np.isfinite(y))
     found = []
     for i in odd[:10_000].tolist():
@@ -66,6 +69,7 @@ def _word(value: float) -> str | None:
 
 
 def numbers(values: Iterable[float]) -> list[float | None]:
+    """The values as `short` rounds them."""
     return [short(v) for v in values]
 
 

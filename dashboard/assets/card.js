@@ -1,8 +1,8 @@
-// The card that holds one chart: its title with how the points were obtained, its value, its legend and a Plotly figure.
+// The card of one chart: its title, how its points were obtained, its current value, its legend and a Plotly figure.
 //
-// A figure is mounted once and then only redrawn where it would look different, with ranges that are the view's own: zoom and
-// hidden lines are state of the page and survive every update. Measured: a redraw costs 20-28 ms whatever it holds below
-// 10,000 points, so what counts is how many charts are drawn how often.
+// A figure is mounted once and then redrawn only when it would look different. Its ranges belong to the view, so zoom and
+// hidden lines survive every update. Measured: a redraw takes 20-28 ms for any number of points below 10,000, so the cost is
+// the number of redraws.
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
 const { decades, element, refill, setText, textButton, toggleButton, withText } =
@@ -66,7 +66,7 @@ export class Card {
     return button;
   }
 
-  // A legend that only names: [{name, swatch}].
+  // A legend without switches: [{name, swatch}].
   showLegend(entries) {
     refill(this.legend, entries, () => entries.map(({ name, swatch }) => withText("span", "iso-entry", name, "", { style: `--swatch: ${swatch}` })));
   }
@@ -83,14 +83,14 @@ export class Card {
     return series[n % series.length];
   }
 
-  // The theme has changed; a subclass with entries says the `swatch(key)` of each.
+  // The theme has changed. A subclass with entries defines the `swatch(key)` of each.
   restyle() {
     for (const [key, button] of this.entries) button.style.setProperty("--swatch", this.swatch(key));
   }
 
   // --- the figure
 
-  // Draws what `figure()` returns, [traces, layout], where `state` is not the one that is drawn.
+  // Draws the [traces, layout] that `figure()` returns, unless `state` is already drawn.
   async draw(Plotly, state, figure) {
     const wanted = `${state}|${this.view.look.signature}`;
     if (wanted === this.shown && this.mounted) return;
@@ -114,7 +114,7 @@ export class Card {
     this.listen();
   }
 
-  // false: the view itself goes back to the whole range.
+  // false: the view itself restores the whole range.
   doubleClick() {
     return false;
   }
@@ -130,19 +130,19 @@ export class Card {
     plot.on("plotly_unhover", () => this.point((this.hoverX = undefined)));
   }
 
-  // A place on the horizontal axis in the view's own numbers, from what Plotly says of it.
+  // A place on the horizontal axis in the view's own numbers, from Plotly's value.
   onAxis(value) {
     return Number(value);
   }
 
-  // The pointer is there, or has left.
+  // The pointer is at `x`, or has left (undefined).
   point() {}
 
   keepsHover() {
     return true;
   }
 
-  // Whether the vertical axis is logarithmic: as the reader chose, else by the spread of the values.
+  // Whether the vertical axis is logarithmic: the reader's choice, otherwise by the spread of the values.
   isLog(seen, chosen) {
     const { log_from: from } = this.chart;
     return Boolean(from && (chosen ?? (seen.positive < Infinity && seen.high / seen.positive > from)));
@@ -154,7 +154,7 @@ export class Card {
       autosize: true,
       margin: { l: 44, r: 12, t: 8, b: 28 },
       paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: look.background, // the line under the pointer has an edge that contrasts with it: without, white in the dark
+      plot_bgcolor: look.background, // the line under the pointer gets an edge that contrasts with this colour; without it the edge is white in the dark theme
       font: { family: look.font, size: 11, color: look.faint },
       showlegend: false,
       dragmode: look.touch ? false : "zoom", // a finger scrolls the page

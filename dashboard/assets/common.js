@@ -35,7 +35,7 @@ export function loadStylesheet(name) {
   return stylesheets.get(name);
 }
 
-// --- numbers as text (as in engine/units.py) -------------------------------------------------------------------
+// --- numbers as text (as in engine/common/units.py) -------------------------------------------------------------------
 
 export const whole = (value) => Math.round(value).toLocaleString("en-US");
 export const threeDigits = (value) => value.toFixed(Math.abs(value) >= 99.95 || value === 0 ? 0 : Math.abs(value) >= 9.995 ? 1 : 2);
@@ -71,7 +71,7 @@ export function preparingText({ text, done, total }, elapsed) {
   return `${text}… ${megabytes(done)}${total === null ? "" : ` of ${megabytes(total)}`} MB`;
 }
 
-// How far a run is: what it prepares, how long it took, or about how long it still takes.
+// What a run prepares, how long it took, or about how long it will still take.
 export function remainingText({ preparing, over, elapsed_s: elapsed, left_s: left, doing }) {
   if (preparing) return preparingText(preparing, elapsed);
   if (over) return elapsed ? `after ${duration(elapsed)}` : "";
@@ -106,7 +106,7 @@ export function textButton(className, text, testid, act, attributes) {
   return button;
 }
 
-// A button that shows and hides one of several lines; `hidden` holds the keys of the hidden ones.
+// A button that shows or hides one of several lines; `hidden` holds the keys of the hidden ones.
 export function toggleButton(className, testid, hidden, key, act) {
   const button = textButton(className, "", testid, () => {
     const shown = hidden.delete(key);
@@ -130,7 +130,7 @@ export function showProgress(node, share) {
 
 const filled = new WeakMap();
 
-// Makes the children of a node again where `state`, what they show, has changed.
+// Makes the children of a node again when `state`, the data that they show, has changed.
 export function refill(node, state, make) {
   const text = JSON.stringify(state);
   if (filled.get(node) === text) return;
@@ -151,8 +151,8 @@ const TIMEOUT_MS = 15_000;
 const VIEWS = new WeakMap();
 
 // Streamlit calls a component's function again on each rerun of the page and each change of theme, with the same element.
-// The view that is there stays where it `fits`. The clean-up of a call that another call followed must not end the view:
-// that is what the owner is for.
+// The existing view stays if it `fits`. The clean-up of an earlier call must not end the view, so the owner marks the
+// newest call.
 export function keep(parent, fits, make, use) {
   let view = VIEWS.get(parent);
   if (view && !fits(view)) {
@@ -173,15 +173,15 @@ export function keep(parent, fits, make, use) {
   };
 }
 
-// The base of a live view. A subclass builds an `area` that holds its `charts()`, and says:
-// - `asks()`: whether it wants another answer; `news()` fetches one; `settled()` runs after a poll that worked; `rest()` is
-//   the time in ms until the next poll;
+// The base of a live view. A subclass builds an `area` that holds its `charts()`, and defines:
+// - `needsPoll()`: whether to poll again; `fetchUpdate()` polls; `afterPoll()` runs after a poll that worked; `pollDelay()`:
+//   ms until the next poll;
 // - `isReady()`: whether there is anything to show; `showWords()` shows what needs no Plotly and returns whether there are
 //   charts to draw; `redraw()` draws them; `drawn()` runs after that;
 // - `showFacts()`: the line of facts, also between polls.
 export class PollingView {
   constructor(parent, data, { id, className, prefix = `${id}-` }) {
-    Object.assign(this, { parent, prefix, plotlyVersion: data.plotly_version, sawAlive: data.alive, answer: null, receivedAt: 0, cursor: "" });
+    Object.assign(this, { parent, prefix, plotlyVersion: data.plotly_version, wasAlive: data.alive, answer: null, receivedAt: 0, cursor: "" });
     Object.assign(this, { failures: 0, zoom: null, dragging: false, ended: false });
     this.debug = { polls: 0, updates: 0, mounts: 0, loads: 0, bytes: 0, view: this };
     this.node = element("div", `iso-live ${className}`, id);
@@ -226,7 +226,7 @@ export class PollingView {
     return `last update ${duration(age + (performance.now() - this.receivedAt) / 1000)} ago`;
   }
 
-  say(text) {
+  showNotice(text) {
     setText(this.notice, text);
     this.notice.hidden = false;
   }
@@ -265,7 +265,7 @@ export class PollingView {
     this.node.remove();
   }
 
-  // The page was drawn again: its theme may be another.
+  // Reads the theme again: it may have changed when the page was drawn again.
   restyle() {
     this.look = readLook(this.node);
     for (const card of this.charts()) card.restyle();
@@ -302,7 +302,7 @@ export class PollingView {
     this.drawn();
     this.debug.updates += 1;
     if (!document.hidden) await new Promise(requestAnimationFrame);
-    if (!this.ended) this.tellEnd();
+    if (!this.ended) this.reportEnd();
   }
 
   async redraw(Plotly) {
@@ -320,46 +320,46 @@ export class PollingView {
 
   drawn() {}
 
-  // Tells the page once that what it saw alive is over.
-  tellEnd() {
-    if (!this.over || !this.sawAlive) return;
-    this.sawAlive = false;
+  // Tells the page once that the run it showed has ended.
+  reportEnd() {
+    if (!this.over || !this.wasAlive) return;
+    this.wasAlive = false;
     this.onEnd(this.answer.status);
   }
 
   // --- data
 
-  settled() {
+  afterPoll() {
     this.notice.hidden = !this.gone;
-    if (this.gone) this.say(this.gone);
+    if (this.gone) this.showNotice(this.gone);
   }
 
   // One poll at a time; the next is set when this one is drawn, so that a slow browser asks less often.
   async poll() {
     clearTimeout(this.timer);
-    if (this.polling || this.ended || document.hidden || !this.asks()) return;
+    if (this.polling || this.ended || document.hidden || !this.needsPoll()) return;
     this.polling = true;
     let delay;
     try {
       const begun = performance.now();
-      await this.news();
+      await this.fetchUpdate();
       const took = performance.now() - begun;
       await this.paint();
       this.failures = 0;
-      this.settled();
-      delay = Math.max(this.rest(), took);
+      this.afterPoll();
+      delay = Math.max(this.pollDelay(), took);
     } catch {
       if (this.ended) return;
       this.failures += 1;
       delay = Math.min(10_000, 500 * 2 ** this.failures);
-      this.say(`Connection lost, retrying in ${duration(delay / 1000)}.`);
+      this.showNotice(`Connection lost, retrying in ${duration(delay / 1000)}.`);
     } finally {
       this.polling = false;
     }
-    if (!this.ended && this.asks()) this.timer = setTimeout(() => this.poll(), delay);
+    if (!this.ended && this.needsPoll()) this.timer = setTimeout(() => this.poll(), delay);
   }
 
-  // The body of an answer and whether it was found; throws where none came in time, or the view has ended.
+  // The body of an answer, and whether the status was not 404. Throws on a time-out and when the view has ended.
   async fetch(path, parameters) {
     const url = new URL(path, ROOT);
     for (const [name, value] of Object.entries(parameters)) if (value) url.searchParams.set(name, value);
@@ -414,7 +414,7 @@ export function include(seen, y) {
   if (y > 0) seen.positive = Math.min(seen.positive, y);
 }
 
-// `fromZero`, `least` and `most` as in a row of engine/chart_facts.py.
+// `fromZero`, `least` and `most` as in a row of engine/charts/facts.py.
 export function yRange({ from_zero: fromZero, least, most }, { low, high, positive }, log) {
   if (low > high) return log ? [-1, 0] : [0, 1];
   if (log) {
@@ -431,7 +431,7 @@ export function yRange({ from_zero: fromZero, least, most }, { low, high, positi
 // Ticks of a logarithmic axis over a range of exponents.
 export const decades = ([from, to]) => (to - from > 1.5 ? Math.ceil((to - from) / 5) : "D2");
 
-// What is shown instead of the unit the engine keeps, by the largest value in sight: [factor, unit].
+// The unit to show instead of the engine's base unit, by the largest visible value: [factor, unit].
 export function displayUnit(unit, largest) {
   const steps = { bytes: [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]], "bytes/s": [[2 ** 30, "GiB/s"], [2 ** 20, "MiB/s"], [2 ** 10, "KiB/s"]], Hz: [[1e9, "GHz"], [1e6, "MHz"]], J: [[1e6, "MJ"], [1e3, "kJ"]] }[unit];
   const found = steps?.find(([size]) => largest >= size) ?? steps?.at(-1);
@@ -454,8 +454,8 @@ export function timeTicks([from, to]) {
   return { tickvals, ticktext: tickvals.map(label) };
 }
 
-// The right end of the shared time axis moves in steps of about a twelfth: with every update it would draw the eye, and a
-// chart without new points would have to be drawn again.
+// The right end of the shared time axis moves in steps of about a twelfth. If it moved with every update, it would distract,
+// and charts without new points would be drawn again.
 export function roundUp(seconds) {
   const step = TIME_STEPS.find((s) => seconds / s <= 12) ?? 28_800;
   return Math.max(1, Math.ceil(seconds / step + 1e-9) * step);

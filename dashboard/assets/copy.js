@@ -1,11 +1,11 @@
-// Buttons that put this page's address, or a command, on the clipboard. The address is read when the button is pressed:
-// what the page shows by then is in it.
+// Buttons that copy this page's address, or a command. The address is read when the button is pressed, so it contains the
+// present state of the page.
 
 const SHOWN_MS = 1_600;
 
 async function put(text) {
   if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
-  const field = document.createElement("textarea"); // over plain http from another machine there is no clipboard API
+  const field = document.createElement("textarea"); // plain http from another machine has no clipboard API
   field.value = text;
   field.style.position = "fixed";
   field.style.opacity = "0";
@@ -28,7 +28,7 @@ function button(label, what, text) {
       await put(text());
       node.textContent = "Copied";
     } catch {
-      node.textContent = "Not copied: the browser refused";
+      node.textContent = "The browser refused to copy";
     }
     back = setTimeout(() => (node.textContent = label), SHOWN_MS);
   });
@@ -38,9 +38,9 @@ function button(label, what, text) {
 export function mount({ data, parentElement }) {
   const row = document.createElement("div");
   row.className = "iso-copy";
-  const what = data.link ? "To this run, wherever it is shown" : "This page as it is now";
+  const what = data.link ? "Link to this run" : "Link to this page with its present settings";
   const address = () => (data.link ? new URL(data.link, document.baseURI).href : window.location.href);
-  row.append(button("Copy link", `${what}, for who may open this dashboard`, address));
+  row.append(button("Copy link", `${what}, for users of this dashboard`, address));
   if (data.command) row.append(button("Copy command", data.command, () => data.command));
   parentElement.replaceChildren(row);
   return () => row.remove();

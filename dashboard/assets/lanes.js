@@ -1,7 +1,7 @@
-// The numbers of a race, without the page: the points of each run, and the lines, bands and target crossings made of them.
+// The data of a race: the points of each run, and the lines, bands and target crossings computed from them. No page elements.
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
-const { smooth } = await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // the same copy as in the other files
+const { smooth } = await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
 
 const NOISY = ["loss", "grad_norm"];
 const MOST_ON_GRID = 600;
@@ -18,7 +18,7 @@ export const AXES = [
   { id: "joules", label: "Joules", title: "Energy (J)", column: "joules", scale: () => 1, hover: ".4~s", after: "J" },
 ];
 
-// One run, as far as the polls have sent it.
+// One run: the points that the polls have brought so far.
 export class Run {
   constructor(id, seed) {
     Object.assign(this, { id, seed, about: {}, answer: null, traces: {}, cursor: "", over: false, error: "", version: 0 });
@@ -46,7 +46,7 @@ export class Run {
     this.answer = answer;
     this.over = answer.over;
     const full = Object.values(this.traces).some(({ y }) => y.length > 1.4 * most + 60);
-    this.cursor = full && !answer.over ? "" : answer.cursor; // then the whole run is sent again, thinned
+    this.cursor = full && !answer.over ? "" : answer.cursor; // an empty cursor asks for the whole run again, thinned
   }
 
   get status() {
@@ -67,7 +67,7 @@ export class Run {
 
   // The points of a trace as they were sent: {x, y, step}, or null.
   raw(key, axis, view, factor = 1) {
-    return this.kept(`raw ${key} ${axis.id} ${view.price} ${factor}`, () => {
+    return this.cached(`raw ${key} ${axis.id} ${view.price} ${factor}`, () => {
       const trace = this.traces[key];
       const x = trace?.y.length ? this.x(trace, axis, view) : null;
       return x && { x, y: factor === 1 ? trace.y : trace.y.map((v) => (v === null ? null : v * factor)), step: trace.step };
@@ -77,22 +77,22 @@ export class Run {
   // The line of a noisy trace: as it was sent, or smoothed over about `share` of the run's steps.
   line(key, axis, view, share, factor = 1) {
     if (!NOISY.includes(key) || share === 0) return this.raw(key, axis, view, factor);
-    return this.kept(`line ${key} ${axis.id} ${view.price} ${share}`, () => {
+    return this.cached(`line ${key} ${axis.id} ${view.price} ${share}`, () => {
       const means = this.traces[`${key}_mean`];
       const x = means?.y.length ? this.x(means, axis, view) : null;
       return x && { ...smooth({ x, y: means.y, n: means.n }, this.halfLife(means, share)), step: means.step };
     });
   }
 
-  // In steps: a share of all steps of the run where their number is known, else of the next power of two, so that the line does
-  // not change its shape with every update.
+  // The half-life of the smoothing, in steps: a share of all steps of the run. If their number is unknown, it is a share of the
+  // next power of two, so that the line does not change its shape with every update.
   halfLife({ step }, share) {
     const done = step.at(-1) ?? 1;
     const measured = done / Math.max(1, this.traces.loss?.step.at(-1) ?? done);
     return Math.max(0.01, share * measured * (this.about.total_steps ?? 2 ** Math.ceil(Math.log2(Math.max(1, done)))));
   }
 
-  // Where a trace stopped being a number: [{x, step, word}].
+  // Where a trace became NaN or infinite: [{x, step, word}].
   marks(key, axis, view) {
     const found = this.traces[key]?.marks ?? [];
     const columns = { step: 0, samples: 1, train_s: 2 };
@@ -102,7 +102,7 @@ export class Run {
   }
 
   // Where a target is reached: at the first of two evaluations in a row at or beyond it (one alone may be chance), interpolated
-  // from the evaluation before, as in engine/analysis.py.
+  // from the evaluation before, as in engine/studies/paired_tests.py.
   crossing({ metric, value }, axis, view) {
     const upwards = metric === "test_accuracy";
     const trace = this.traces[upwards ? "accuracy" : "test_loss"];
@@ -117,14 +117,14 @@ export class Run {
     return { x: between(x), y, step: Math.round(between(trace.step)) };
   }
 
-  kept(name, make) {
+  cached(name, make) {
     if (!this.lines.has(name)) this.lines.set(name, make());
     return this.lines.get(name);
   }
 }
 
-// Mean, smallest and largest value of several lines at every x of any of them, from where the last one begins to where the
-// first one ends: beyond that it would be the mean of fewer lines.
+// Mean, smallest and largest value of several lines at every x of any of them. It reaches from the latest first point to the
+// earliest last point, because outside it would be the mean of fewer lines.
 export function meanOf(lines) {
   const from = Math.max(...lines.map(({ x }) => x[0]));
   const to = Math.min(...lines.map(({ x }) => x.at(-1)));
@@ -188,7 +188,7 @@ export function noiseFloor(accuracy, testExamples) {
   return Math.sqrt(Math.max(0, 1 - accuracy) / (2 * testExamples));
 }
 
-// The right end of an axis moves in steps: if it moved with every update, it would draw the eye.
+// The right end of an axis moves in steps, because an end that moves with every update distracts.
 export function niceEnd(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value / 10));
@@ -207,7 +207,7 @@ export const mean = (values) => (values.length ? values.reduce((sum, v) => sum +
 const UNDER_WAY = ["stopping", "running", "starting"];
 const BAD = ["failed", "gone", "interrupted", "cancelled"];
 
-// The state of a lane: the one of a seed that is still going on, else the worst one, and how many seeds are over.
+// The state of a lane (a configuration): that of a seed that is not over, otherwise the worst one; and how many seeds are over.
 export function laneState(runs) {
   const statuses = runs.map((run) => run.status);
   const over = runs.filter((run) => run.over).length;

@@ -1,5 +1,5 @@
-// The live view of one run: a line with its state and a grid of charts, fed by polling the server for the points it lacks.
-// Which charts there are, their names, units and axes come from the page (engine/chart_facts.py).
+// The live view of one run: its state and a grid of charts. It polls the server for new points.
+// The page sends the list of charts with their names, units and axes (engine/charts/facts.py).
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
 const load = (name) => import(new URL(`${name}?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
@@ -9,11 +9,11 @@ const {
 } = await load("common.js");
 const { Card } = await load("card.js");
 const ALIVE_MS = 500;
-const EAGER_MS = 150; // until the first point: someone has just pressed Run
+const EAGER_MS = 150; // until the first point, because a user has just pressed Run
 const MOST_POINTS = 2000; // per trace; beyond, the whole run is fetched again, thinned
-const MOST_RANK_LINES = 8; // as in dashboard/ranks.py
+const MOST_RANK_LINES = 8; // as in dashboard/api/ranks.py
 
-// --- what Streamlit calls ---------------------------------------------------------------------------------------
+// --- called by Streamlit ---------------------------------------------------------------------------------------
 
 export function mount({ data, parentElement, setTriggerValue }) {
   const fits = (view) => view.runId === data.run_id;
@@ -47,7 +47,7 @@ const FORMATS = {
   bytes: threeDigits,
 };
 
-// When a card is there at all; `all` are its lines that have points.
+// When a card is shown; `all` are its lines that have points.
 const SHOWN = {
   always: () => true,
   running: ({ answer }, all) => all.length > 0 || !answer?.over,
@@ -118,20 +118,20 @@ class RunCard extends Card {
     const shown = all.filter(({ line }) => !this.hidden.has(line.key));
     const seen = extremes(shown, range);
     const log = this.isLog(seen, this.log);
-    const aim = this.aim();
-    if (aim) include(seen, aim.y);
+    const target = this.target();
+    if (target) include(seen, target.y);
     this.scale?.setAttribute("aria-pressed", String(log));
     const last = all.map(({ line, x }) => `${line.key}:${x.length}:${x.at(-1)}`).join();
-    const state = [this.view.epoch, last, range, log, [...this.hidden], marks.length, aim?.words].join("|");
+    const state = [this.view.epoch, last, range, log, [...this.hidden], marks.length, target?.words].join("|");
     await this.draw(Plotly, state, () => {
       const traces = shown.map((one) => this.trace(one));
-      if (aim?.reached) traces.push(this.reachedPoint(aim));
-      return [traces, this.layout(range, yRange(this.chart, seen, log), log, marks, aim)];
+      if (target?.reached) traces.push(this.reachedPoint(target));
+      return [traces, this.layout(range, yRange(this.chart, seen, log), log, marks, target)];
     });
   }
 
   // The run's target where it belongs on this card, in the card's unit, and where it was reached.
-  aim() {
+  target() {
     const { about, answer } = this.view;
     if (!about.target || about.target.metric !== this.chart.target) return null;
     const { value } = about.target;
@@ -166,9 +166,9 @@ class RunCard extends Card {
     };
   }
 
-  layout(range, rangeY, log, marks, aim) {
+  layout(range, rangeY, log, marks, target) {
     const { look } = this.view;
-    const extras = [divergence(marks, range, look), ...(aim ? [goal(aim, log, look)] : [])];
+    const extras = [divergence(marks, range, look), ...(target ? [targetLine(target, log, look)] : [])];
     return this.frame({
       xaxis: this.xAxis(range, { tickmode: "array", ...timeTicks(range), hoverformat: ".2f", unifiedhovertitle: { text: "%{x:.2f} s" } }),
       yaxis: this.yAxis(rangeY, log, { automargin: log || Boolean(this.chart.wide) }), // 0.00002 needs more room than 44 px
@@ -177,7 +177,7 @@ class RunCard extends Card {
     });
   }
 
-  // The texts of the card: title, value, note or legend, and why there is nothing to draw.
+  // The texts of the card: title, value, note or legend, and the reason if there is nothing to draw.
   describe(all) {
     const { about, answer, missing } = this.view;
     const { title, text_title: textTitle, note, reading, flaw, shown } = this.chart;
@@ -199,7 +199,7 @@ class RunCard extends Card {
     if (this.scale) this.scale.hidden = !all.length;
   }
 
-  // The value in the header as text; null where there is none. Of several ranks it is the highest.
+  // The value in the header as text, or null; of several ranks the highest.
   value(all) {
     const { current, format, factor, lines } = this.chart;
     if (current) {
@@ -221,7 +221,7 @@ class RunCard extends Card {
   }
 }
 
-// NaN has no height: a red line marks when a loss became NaN or infinite, with words at the top.
+// NaN has no height, so a red line with a label marks when a loss became NaN or infinite.
 function divergence(marks, range, look) {
   const inside = marks.filter(([x]) => x >= range[0] && x <= range[1]);
   const middle = (range[0] + range[1]) / 2;
@@ -237,9 +237,9 @@ function divergence(marks, range, look) {
   };
 }
 
-// The target as a dashed line with its words at the left, where no curve is yet. Once it is reached, the words stand in the
+// The target as a dashed line with its label at the left, where no curve is yet. Once it is reached, the label moves to the
 // corner that stays empty: the lower right one of an accuracy that rises, the upper right one of a loss that falls.
-function goal({ y, reached, upwards, words }, log, look) {
+function targetLine({ y, reached, upwards, words }, log, look) {
   const corner = { x: 1, xanchor: "right", yref: "paper", y: upwards ? 0 : 1, yanchor: upwards ? "bottom" : "top" };
   const beside = { x: 0, xanchor: "left", y: log ? Math.log10(y) : y, yanchor: upwards ? "bottom" : "top" };
   return {
@@ -255,7 +255,7 @@ function goal({ y, reached, upwards, words }, log, look) {
 
 // --- the ranks ---------------------------------------------------------------------------------------------------
 
-const RANK_COLUMNS = ["Rank", "Device", "Step", "Own work", "Waits in all-reduce", "CPU", "Memory", ""];
+const RANK_COLUMNS = ["Rank", "Device", "Step", "Own work", "Waiting in all-reduce", "CPU", "Memory", ""];
 
 // Each rank in the last measured window, and the rank that the others wait for.
 class RankTable {
@@ -269,7 +269,7 @@ class RankTable {
     rows.forEach(({ device, step_s, own_s, waits, cpu, memory }, rank) => {
       const row = tableRow("td", [
         String(rank), device, milliseconds(step_s), milliseconds(own_s), percent(waits), percent(cpu), size(memory),
-        rank === straggler ? "the other ranks wait for it" : "",
+        rank === straggler ? "the other ranks wait for this one" : "",
       ]);
       row.toggleAttribute("data-slow", rank === straggler);
       table.append(row);
@@ -318,17 +318,17 @@ class View extends PollingView {
 
   // --- data
 
-  asks() {
+  needsPoll() {
     return !this.over;
   }
 
-  async news() {
+  async fetchUpdate() {
     const { found, answer } = await this.fetch(`api/runs/${encodeURIComponent(this.runId)}/points`, { after: this.cursor });
     if (found) this.take(answer);
     else this.gone = this.over = answer.error;
   }
 
-  rest() {
+  pollDelay() {
     return this.answer?.steps || this.answer?.preparing ? ALIVE_MS : EAGER_MS;
   }
 
@@ -354,7 +354,7 @@ class View extends PollingView {
     this.receivedAt = performance.now();
     this.cursor = Object.values(this.traces).some((t) => t.x.length > MOST_POINTS) ? "" : answer.cursor;
     this.over = answer.over;
-    this.sawAlive ||= !answer.over; // the page may have been drawn just before a short run ended
+    this.wasAlive ||= !answer.over; // the page may have been drawn just before a short run ended
   }
 
   // The first answer about several ranks adds their charts after those of the run.
@@ -388,7 +388,7 @@ class View extends PollingView {
     super.zoomTo(range && [Math.max(0, range[0]), range[1]]);
   }
 
-  // One line each: what is wrong and what to do.
+  // One line for each alert: the problem and what to do.
   showAlerts(alerts) {
     this.alerts.hidden = !alerts.length;
     refill(this.alerts, alerts, () => alerts.map((text) => withText("li", "", text)));

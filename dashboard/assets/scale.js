@@ -1,5 +1,5 @@
-// The live charts of a scaling study, fed by polling one route. The figures come ready from the server
-// (engine/charts_scale.py) and get the page's theme here.
+// The live charts of a scaling study, fed by polling one route. The server sends complete figures
+// (engine/charts/scaling.py); the page's theme is applied here.
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
 const load = (name) => import(new URL(`${name}?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
@@ -35,7 +35,7 @@ class StudyCard extends Card {
 
   listen() {} // nothing to zoom
 
-  // The figure's own axes in the colours and the font of the page.
+  // The axes of a figure in the colours and the font of the page.
   themed(layout) {
     const { look } = this.view;
     const axis = (given) => ({
@@ -76,15 +76,15 @@ class View extends PollingView {
     this.poll();
   }
 
-  asks() {
+  needsPoll() {
     return !this.gone && (!this.answer?.over || this.failures > 0 || this.again);
   }
 
-  rest() {
+  pollDelay() {
     return ALIVE_MS;
   }
 
-  async news() {
+  async fetchUpdate() {
     this.again = false;
     const { found, answer } = await this.fetch("api/scale", { study: this.study, after: this.cursor });
     if (!found) {
@@ -99,7 +99,7 @@ class View extends PollingView {
 
   showWords() {
     const { status, over, progress, now } = this.answer;
-    this.showState(status, over ? null : progress, now && !over ? `now ${now}` : "");
+    this.showState(status, over ? null : progress, now && !over ? `now: ${now}` : "");
     return Object.keys(this.figures).length > 0 || over;
   }
 

@@ -1,11 +1,11 @@
-// Walks on a bowl with two weights, step by step: a canvas that is drawn once per frame, a play button and a slider.
-// The walks come as arrays; the bowl is drawn here, as its level lines are ellipses. Called again with each change of a
-// knob, with the same element: the canvas stays, so nothing flickers.
+// Paths of optimizers on a quadratic loss of two weights: a canvas that is drawn once per frame, a play button and a
+// slider. The paths come as arrays. The loss surface is drawn here, because its level lines are ellipses. Streamlit calls
+// this again with the same element after each change of a setting; the canvas stays, so nothing flickers.
 
 const VIEWS = new WeakMap();
-const X = 5, Y = 2.25; // half the width and height that are shown; the ratio of both is the canvas's
+const X = 5, Y = 2.25; // half the visible width and height; their ratio is the canvas's
 const LEVELS = 13;
-const SECONDS = 8; // a whole walk
+const SECONDS = 8; // of a whole path
 
 export default function ({ data, parentElement }) {
   let view = VIEWS.get(parentElement);
@@ -46,16 +46,17 @@ class View {
   }
 
   show(data) {
-    const news = JSON.stringify(data) !== this.said;
-    this.said = JSON.stringify(data);
+    const text = JSON.stringify(data);
+    const isNew = text !== this.shown;
+    this.shown = text;
     this.data = data;
     this.slider.max = data.steps;
-    if (news) {
+    if (isNew) {
       this.makeLegend();
       this.step = this.calm ? data.steps : 0;
       if (!this.calm) this.play();
     }
-    this.goTo(this.step); // a new theme has other colours
+    this.goTo(this.step); // redraw, because a new theme has other colours
   }
 
   makeLegend() {
@@ -129,7 +130,7 @@ class View {
     for (const walk of this.data.walks) this.drawWalk(c, walk, style);
   }
 
-  // Level lines at losses that are the same factor apart, from the corner's loss downwards.
+  // Level lines at losses that differ by a constant factor, from the loss in the corner downwards.
   drawBowl(c, color, width, height) {
     const kappa = this.data.condition;
     const top = (X * X + kappa * Y * Y) / 2;
@@ -192,7 +193,7 @@ class View {
     c.restore();
   }
 
-  // A red cross where the walk left the picture for good.
+  // A red cross where a diverged path left the visible area.
   drawLost(c, walk, style) {
     let last = 0;
     for (let i = 0; i < walk.x.length; i++) if (Math.abs(walk.x[i]) <= X && Math.abs(walk.y[i]) <= Y) last = i;

@@ -1,4 +1,4 @@
-"""The live view of the page Hardware: the machine's card, and a component that polls `monitor_api.py` itself."""
+"""The live view of the page Hardware: the machine's card, and a component that polls `/api/hardware`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _LIBRARIES = ("torch", "numpy", "streamlit", "plotly", "nvidia-ml-py")
 
 
 def monitor_view() -> None:
-    """Show what this machine is and what it does now."""
+    """Show this machine's hardware and its present load."""
     device_card(state.machine())
-    asked = _live()
-    if asked is not None:
+    interval_s = _live()
+    if interval_s is not None:
         try:
-            state.client().set_monitor_interval(asked)
+            state.client().set_monitor_interval(interval_s)
         except EngineError as error:
             run_parts.error_box(error)
 
@@ -37,12 +37,12 @@ def _live() -> float | None:
         data={"intervals_s": list(INTERVALS_S), "may_set_interval": state.client().may("monitor")} | addresses(),
         on_interval_change=nothing,
     )
-    asked = result.get("interval")
-    return float(asked) if isinstance(asked, int | float) and not isinstance(asked, bool) else None
+    chosen = result.get("interval")
+    return float(chosen) if isinstance(chosen, int | float) and not isinstance(chosen, bool) else None
 
 
 def device_card(machine: Machine) -> None:
-    """Show model, cores, memory, driver and versions; nothing that identifies the machine."""
+    """Show model, cores, memory, driver and versions, but nothing that identifies the machine."""
     with st.container(border=True, key="machine", gap="xxsmall"):
         cores = f"{machine.cpu.usable_cores} usable of {machine.cpu.logical_cores or '?'} cores"
         st.markdown(f"**{run_parts.literal(machine.cpu.name)}**")

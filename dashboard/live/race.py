@@ -1,6 +1,6 @@
 """The live view of a race: lanes (configurations) with their seeds (runs) in shared charts, fed by one poll for all.
 
-As with a single run the page is not rerun for new points. The target is set in the view and comes back as state of the
+As with a single run the page is not rerun for new points. The target is set in the view. It comes back as state of the
 component, because the page needs it too.
 """
 
@@ -26,7 +26,7 @@ _CHARTS = as_json(RACE_CHARTS)
 
 @dataclass(frozen=True, slots=True)
 class RaceState:
-    """What the view told the page. A changed `target` and an `ended` each cause a rerun of the page."""
+    """The state that the view reports to the page. A new `target` and an `ended` each cause a rerun of the page."""
 
     target: dict[str, Any] | None  # {"metric": "test_accuracy" | "test_loss", "value": ratio or nats}; None: no target
     ended: dict[str, int] | None  # in the one rerun after the last run ended: how many finished, failed, ...
@@ -43,12 +43,12 @@ def race_view(
     on_end: Callable[[], None] | None = None,
     on_target: Callable[[], None] | None = None,
 ) -> RaceState:
-    """Rows and charts of a race, alive while one of its runs is.
+    """Draw the table and the charts of a race and update them while one of its runs is running.
 
     `lanes`: `{"label": str, "color": place in the palette, "runs": [{"id": str, "seed": int}], "baseline": bool}`. Seeds
-    and lanes may be added with the same `key`: the view keeps what it has. `target` and `axis` are where the view begins;
-    later they count only when they change, so the state that came back may be passed in again. `alive`: whether a run was
-    going on when the page was drawn; then the page reruns once at the end of the last run.
+    and lanes may be added with the same `key`, and the view keeps its points. `target` and `axis` are the first values of
+    the view. Later they count only when they change, so the state that came back may be passed in again. `alive`: whether a
+    run was running when the page was drawn; then the page reruns once at the end of the last run.
     """
     assert axis in AXES, axis
     shown = [_lane(lane) for lane in lanes]
@@ -58,13 +58,21 @@ def race_view(
     result = mount(
         key=key,
         data={
-            "key": key, "lanes": shown, "target": begin, "axis": axis, "alive": alive, "price": price_per_hour,
-            "palette": list(PALETTE), "charts": _CHARTS, "how": RACE_COLUMNS,
-        } | addresses(),
+            "key": key,
+            "lanes": shown,
+            "target": begin,
+            "axis": axis,
+            "alive": alive,
+            "price": price_per_hour,
+            "palette": list(PALETTE),
+            "charts": _CHARTS,
+            "how": RACE_COLUMNS,
+        }
+        | addresses(),
         default={"target": begin},
         on_target_change=on_target or nothing,
         on_ended_change=on_end or nothing,
-    )  # fmt: skip
+    )
     return RaceState(target_of(result.get("target")), _ended(result.get("ended")))
 
 
@@ -77,11 +85,11 @@ def _lane(lane: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def target_of(said: object) -> dict[str, Any] | None:
-    """The target that a browser sent, or None where it is not a valid one."""
-    if not isinstance(said, Mapping):
+def target_of(sent: object) -> dict[str, Any] | None:
+    """The target that a browser sent, or None if it is not valid."""
+    if not isinstance(sent, Mapping):
         return None
-    metric, value = said.get("metric"), said.get("value")
+    metric, value = sent.get("metric"), sent.get("value")
     if metric not in METRICS or isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not math.isfinite(value) or value <= 0 or (metric == "test_accuracy" and value > 1):
@@ -89,7 +97,7 @@ def target_of(said: object) -> dict[str, Any] | None:
     return {"metric": metric, "value": float(value)}
 
 
-def _ended(said: object) -> dict[str, int] | None:
-    if not isinstance(said, Mapping):
+def _ended(sent: object) -> dict[str, int] | None:
+    if not isinstance(sent, Mapping):
         return None
-    return {str(status): int(n) for status, n in said.items() if isinstance(n, int | float) and math.isfinite(n)}
+    return {str(status): int(n) for status, n in sent.items() if isinstance(n, int | float) and math.isfinite(n)}

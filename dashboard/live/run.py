@@ -1,7 +1,7 @@
-"""The live view of one run: header and charts in one component that polls `api.py` by itself.
+"""The live view of one run: header and charts in one component that polls `/api/runs/ID/points`.
 
 The page is not rerun for new points, so a chart is never mounted twice and the reader's zoom stays. Streamlit sends the
-inline script with each mount, so it is a stub; the component is assets/live.js.
+inline script with each mount, so it is a stub that imports assets/live.js.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _CHARTS = as_json([*RUN_CHARTS, *RANK_CHARTS])
 
 
 def live_run(run_id: str, *, key: str, alive: bool, on_end: Callable[[], None] | None = None) -> None:
-    """Charts of a run, updated while it goes on.
+    """Draw the charts of a run and update them while it runs.
 
-    `alive`: whether the run was going on when the page was drawn. When such a run ends, or has ended meanwhile, `on_end`
-    is called and the page reruns once; a run that was over before is only drawn.
+    `alive`: whether the run was running when the page was drawn. When such a run ends, `on_end` is called and the page
+    reruns once.
     """
     mount = st.components.v2.component("isoflop_live_run", js=stub("live.js"), isolate_styles=False)
     mount(

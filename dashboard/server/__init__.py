@@ -1,0 +1,1 @@
+"""What surrounds the pages: sign-in, request checks, response headers, served files, background tasks."""

@@ -1,7 +1,7 @@
-"""Which request may pass: a decision for each route of the app, and nothing for what has none.
+"""The check of every request: RULES decide who may send it, and a request without a rule is refused.
 
-Streamlit's own routes are decided here like ours. A test walks all routes of the app and fails on one without a
-decision, so that a new route, ours or a newer Streamlit's, is shut until someone thought about it.
+The rules cover Streamlit's own routes as well as ours. A test walks all routes of the app and fails on one without a
+rule, so that a new route, ours or a newer Streamlit's, is closed until it gets one.
 """
 
 from __future__ import annotations
@@ -38,20 +38,21 @@ _LOOK, _ALL = frozenset({"GET", "HEAD"}), frozenset({"GET", "HEAD", "OPTIONS", "
 _MOST_BODY_BYTES = 4_096
 _SLOWEST_BODY_S = 10.0
 _WRONG_TOKEN_WAIT_S = 0.5
-_SAY_EVERY_S = 60.0
-_MOST_SOCKETS = 200  # of one person; everybody who signs in with the shared token is one
-_LOOK_EVERY_S = 1.0  # whether a socket's person is still in, for what the server sends
+_LOG_EVERY_S = 60.0
+_MOST_SOCKETS = 200  # of one user; all users of the shared token count as one
+_CHECK_EVERY_S = 1.0  # how often a socket's user is checked again while the server sends
+_NOT_FOUND = "There is nothing here."
 _CLOSE: Message = {"type": "websocket.close", "code": 1008, "reason": "Sign in first."}
-_FROM_HERE = frozenset({"same-origin", "none"})  # Sec-Fetch-Site of our own page, and of an address that was typed
+_FROM_HERE = frozenset({"same-origin", "none"})  # Sec-Fetch-Site of our own page, and of a typed address
 
 logger = logging.getLogger("isoflop.access")
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Who may send such requests. Paths are without server.baseUrlPath; the first rule that fits decides."""
+    """Who may send requests to a path. Paths are without server.baseUrlPath; the first matching rule decides."""
 
-    path: str  # a regular expression for all of it
+    path: str  # a regular expression that must match all of it
     methods: frozenset[str]
     decision: Decision
 
@@ -61,11 +62,11 @@ def _rule(path: str, decision: Decision, *methods: str) -> Rule:
 
 
 RULES = (
-    _rule(r"/_stcore/health", "anyone", "GET", "HEAD", "OPTIONS"),  # says "ok" and nothing else
+    _rule(r"/_stcore/health", "anyone", "GET", "HEAD", "OPTIONS"),  # the answer is only "ok"
     _rule(r"/sign-in", "sign-in", "GET", "HEAD", "POST"),
     _rule(r"/sign-out", "sign-in"),
     _rule(r"/auth/(login|logout)|/oauth2callback", "provider"),
-    _rule(r"/_stcore/(metrics|script-health-check)", "nobody", *_ALL),  # what Streamlit counts is nobody's business
+    _rule(r"/_stcore/(metrics|script-health-check)", "nobody", *_ALL),  # Streamlit's usage numbers stay private
     _rule(r"/_stcore/agent/.*", "nobody", *_ALL),
     _rule(r"/_stcore/stream", "viewer", "WEBSOCKET"),
     _rule(r"/_stcore/host-config", "viewer"),
@@ -75,27 +76,28 @@ RULES = (
     _rule(r"/(media|component)/.*", "viewer", "GET", "HEAD", "OPTIONS"),
     _rule(r"/api/runs/[^/]+/points|/api/compare|/api/hardware|/api/inference|/api/scale", "viewer"),
     _rule(r"/assets/[^/]+", "viewer"),
-    _rule(r"/(?!_stcore(/|$)|api(/|$)).*", "viewer"),  # Streamlit's page and its scripts, below every other address
+    _rule(r"/(?!_stcore(/|$)|api(/|$)).*", "viewer"),  # Streamlit's page and scripts, at every other address
 )
 
 
 def decide(path: str, method: str) -> Decision:
-    """Who may send this; `nobody` where no rule fits."""
+    """Who may send this request; `nobody` if no rule matches."""
     for rule in RULES:
         if method in rule.methods and re.fullmatch(rule.path, path, re.DOTALL):
             return rule.decision
     return "nobody"
 
 
-class Gate:
-    """Lets a request pass as its rule says, and tells the pages by a header who sends it."""
+class AuthMiddleware:
+    """Middleware that applies RULES to every request and passes the user to the pages in a header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._sockets = Counter[str]()  # of each person
-        self._broken, self._wrong = _Seldom(), _Seldom()
+        self._sockets = Counter[str]()  # of each user
+        self._settings_log, self._sign_in_log = _RateLimiter(), _RateLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request as its rule says (ASGI)."""
         if scope["type"] not in {"http", "websocket"}:
             await self.app(scope, receive, send)
             return
@@ -108,23 +110,23 @@ class Gate:
             await self._watch_socket(scope, receive, send)
 
     async def _watch_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A socket may be open for days: it ends when whoever opened it is signed out, or may no longer look."""
-        actor, asked_at, is_in = Headers(scope=scope)[ACTOR_HEADER], time.monotonic(), True
+        """Close the socket when its user signs out or loses access; it may be open for days."""
+        actor, checked_at, has_access = Headers(scope=scope)[ACTOR_HEADER], time.monotonic(), True
 
-        async def ended(patience_s: float) -> bool:
-            nonlocal asked_at, is_in
-            if is_in and time.monotonic() - asked_at >= patience_s:
-                is_in, asked_at = self._is_still_in(scope), time.monotonic()
-                if not is_in:
+        async def closed(max_age_s: float) -> bool:
+            nonlocal checked_at, has_access
+            if has_access and time.monotonic() - checked_at >= max_age_s:
+                has_access, checked_at = self._has_access(scope), time.monotonic()
+                if not has_access:
                     await send(_CLOSE)
-            return not is_in
+            return not has_access
 
-        async def receive_of_whoever_is_in() -> Message:
+        async def checked_receive() -> Message:
             message = await receive()
-            return {"type": "websocket.disconnect", "code": 1008} if await ended(0) else message
+            return {"type": "websocket.disconnect", "code": 1008} if await closed(0) else message
 
-        async def send_to_whoever_is_in(message: Message) -> None:
-            if not await ended(_LOOK_EVERY_S):
+        async def checked_send(message: Message) -> None:
+            if not await closed(_CHECK_EVERY_S):
                 await send(message)
 
         if self._sockets[actor] >= _MOST_SOCKETS:
@@ -132,58 +134,60 @@ class Gate:
             return
         self._sockets[actor] += 1
         try:
-            await self.app(scope, receive_of_whoever_is_in, send_to_whoever_is_in)
+            await self.app(scope, checked_receive, checked_send)
         finally:
             self._sockets[actor] -= 1
 
     @staticmethod
-    def _is_still_in(scope: Scope) -> bool:
+    def _has_access(scope: Scope) -> bool:
         with contextlib.suppress(ConfigError):
             rules = settings.load(root := default_root())
-            actor = sign_in.who(scope, root, rules)
+            actor = sign_in.actor_of(scope, root, rules)
             if actor is not None and quote(actor.id) == Headers(scope=scope)[ACTOR_HEADER]:
                 return policy.role_of(actor, rules) is not None
         return False
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response | None:
-        """Our own answer instead of the app's; None for a request that passes."""
+        """Our own response instead of the app's; None for a request that passes."""
         root = default_root()
         try:
             rules = settings.load(root)
         except ConfigError as error:
-            if self._broken.times():
+            if self._settings_log.count_due():
                 logger.error("%s", error)
-            return PlainTextResponse("The settings of this store are not in order; its log says more.", status_code=503)
+            return PlainTextResponse(
+                "The settings of this store are invalid. The server's log has the details.", status_code=503
+            )
         headers = MutableHeaders(scope=scope)
-        del headers[ACTOR_HEADER]  # only we say who it is
+        del headers[ACTOR_HEADER]  # only this middleware sets the user
         if not rules.is_team and not _arrived_on_loopback(scope):
-            return PlainTextResponse("This dashboard is for its own machine only.", status_code=403)
+            return PlainTextResponse("This dashboard can be used on its own machine only.", status_code=403)
         if _path(scope) in {"/sign-out", "/auth/logout"} and headers.get("sec-fetch-site", "none") not in _FROM_HERE:
             return PlainTextResponse("Sign out from the page itself.", status_code=403)
         match decide(_path(scope), scope.get("method", "WEBSOCKET")):
             case "anyone":
                 return None
             case "nobody":
-                return PlainTextResponse("There is nothing here.", status_code=404)
+                return PlainTextResponse(_NOT_FOUND, status_code=404)
             case "provider":
-                return None if rules.sign_in.method == "oidc" else PlainTextResponse("There is nothing here.", 404)
+                return None if rules.sign_in.method == "oidc" else PlainTextResponse(_NOT_FOUND, 404)
             case "sign-in":
                 return await self._sign_in_or_out(Request(scope, receive), root, rules)
             case needed:
-                return await self._let_in(scope, root, rules, needed)
+                return await self._authorize(scope, root, rules, needed)
 
-    async def _let_in(self, scope: Scope, root: Path, rules: Settings, needed: Decision) -> Response | None:
+    async def _authorize(self, scope: Scope, root: Path, rules: Settings, needed: Decision) -> Response | None:
         token = _token_in_address(scope)
         if token is not None and scope["type"] == "http" and rules.sign_in.method in {"link", "token"}:
-            return await self._trade(scope, root, rules, token, _address(scope))
-        actor = sign_in.who(scope, root, rules)
+            return await self._exchange_token(scope, root, rules, token, _address(scope))
+        actor = sign_in.actor_of(scope, root, rules)
         if actor is None:
             return _refusal(scope, rules)
         role = policy.role_of(actor, rules)
         if role is None:
-            return _page(f"{actor.name} is not on the list of this dashboard.", 403, sign_out=True)
+            return _page(f"{actor.name} may not use this dashboard. Ask its admin for access.", 403, sign_out=True)
         if needed == "runner" and role == "viewer":
-            return PlainTextResponse("As viewer you may not do this.", status_code=403)
+            return PlainTextResponse("A viewer may not do this.", status_code=403)
         MutableHeaders(scope=scope).append(ACTOR_HEADER, quote(actor.id))
         return None
 
@@ -197,29 +201,33 @@ class Gate:
         if request.method != "POST":
             return _refusal(scope, rules)
         form = parse_qs((await _body(request)).decode(errors="replace"))
-        return await self._trade(scope, root, rules, form.get("token", [""])[0].strip(), prefix() + "/")
+        return await self._exchange_token(scope, root, rules, form.get("token", [""])[0].strip(), prefix() + "/")
 
-    async def _trade(self, scope: Scope, root: Path, rules: Settings, token: str, target: str) -> Response:
-        """A token for a cookie, and on to the address without the token."""
-        if not await asyncio.to_thread(sign_in.accepts, root, rules, token):
-            if sign_in.who(scope, root, rules):  # an old link, followed by somebody who is in already
+    async def _exchange_token(self, scope: Scope, root: Path, rules: Settings, token: str, target: str) -> Response:
+        """Exchange a token for a cookie and redirect to the address without the token."""
+        if not await asyncio.to_thread(sign_in.accept_token, root, rules, token):
+            if sign_in.actor_of(scope, root, rules):  # an old link, opened by somebody who is signed in
                 return RedirectResponse(target, status_code=303)
             await asyncio.sleep(_WRONG_TOKEN_WAIT_S)
-            if times := self._wrong.times():
+            if times := self._sign_in_log.count_due():
                 outcome = "refused" if times == 1 else f"refused {times:,} times"
                 await asyncio.to_thread(policy.audit, root, Actor("token"), "sign in", outcome=outcome)
             return _refusal(scope, rules, wrong=True)
-        await asyncio.to_thread(policy.audit, root, _newcomer(rules), "sign in")
+        await asyncio.to_thread(policy.audit, root, _actor_of_token(rules), "sign in")
         answer = RedirectResponse(target, status_code=303, headers={"Cache-Control": "no-store"})
         answer.set_cookie(
-            sign_in.cookie_name(scope), sign_in.issue_cookie(root, rules), max_age=sign_in.COOKIE_MAX_AGE_S,
-            httponly=True, samesite="strict", secure=sign_in.is_encrypted(scope),
-        )  # fmt: skip
+            sign_in.cookie_name(scope),
+            sign_in.issue_cookie(root, rules),
+            max_age=sign_in.COOKIE_MAX_AGE_S,
+            httponly=True,
+            samesite="strict",
+            secure=sign_in.is_encrypted(scope),
+        )
         return answer
 
 
 async def _body(request: Request) -> bytes:
-    """Nothing for a form that is too long, or too slow to come."""
+    """The body of a form; empty if it is too long or arrives too slowly."""
     body = b""
     with contextlib.suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(_SLOWEST_BODY_S):
@@ -231,22 +239,22 @@ async def _body(request: Request) -> bytes:
     return b""
 
 
-class _Seldom:
-    """Of what anybody may cause, one line a while with how often it was: nobody fills the disk with it."""
+class _RateLimiter:
+    """Limits log lines that an unauthenticated client can cause to one a minute, so that nobody can fill the disk."""
 
     def __init__(self) -> None:
         self._count, self._next = 0, -math.inf
 
-    def times(self) -> int:
-        """How often since it was said last; 0 when it is not to be said now."""
+    def count_due(self) -> int:
+        """Count one event. Returns the events since the last line if a line is due, otherwise 0."""
         self._count += 1
         if time.monotonic() < self._next:
             return 0
-        count, self._count, self._next = self._count, 0, time.monotonic() + _SAY_EVERY_S
+        count, self._count, self._next = self._count, 0, time.monotonic() + _LOG_EVERY_S
         return count
 
 
-def _newcomer(rules: Settings) -> Actor:
+def _actor_of_token(rules: Settings) -> Actor:
     return policy.LOCAL if rules.sign_in.method == "link" else Actor("token", sign_in.TEAM)
 
 
@@ -254,7 +262,7 @@ def _newcomer(rules: Settings) -> Actor:
 
 
 def prefix() -> str:
-    """What stands before every address of ours: server.baseUrlPath."""
+    """The beginning of all our addresses: server.baseUrlPath."""
     base = (st.get_option("server.baseUrlPath") or "").strip("/")
     return f"/{base}" if base else ""
 
@@ -271,20 +279,19 @@ def _token_in_address(scope: Scope) -> str | None:
 
 
 def _address(scope: Scope) -> str:
-    """Where a request goes, without its token. One leading slash: two would name another host."""
+    """The address of a request without its token. It has one leading slash, because two would name another host."""
     query = [(k, v) for k, v in parse_qsl(scope.get("query_string", b"").decode("latin-1")) if k != "token"]
     path = "/" + quote(scope["path"].lstrip("/\\"))
     return path + ("?" + urlencode(query) if query else "")
 
 
 def _arrived_on_loopback(scope: Scope) -> bool:
-    """Whether the address a request came in at is this machine's own: however the server was started, not only by
-    `streamlit run`."""
+    """Whether a request arrived at a loopback address, also if the server was not started by `streamlit run`."""
     host = (scope.get("server") or ("",))[0]
     return sign_in.is_loopback(host) if host and host[0] in "0123456789abcdef:" else True
 
 
-# --- what somebody sees who is not in ---------------------------------------------------------------------------------
+# --- pages for users who are not signed in -----------------------------------------------------------------------------
 
 
 def _refusal(scope: Scope, rules: Settings, *, wrong: bool = False) -> Response:
@@ -292,13 +299,13 @@ def _refusal(scope: Scope, rules: Settings, *, wrong: bool = False) -> Response:
     if "text/html" not in headers.get("accept", ""):
         return PlainTextResponse("Sign in first.", status_code=401)
     if not wrong and headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") == "navigate":
-        # A link on another site: the browser kept the SameSite=Strict cookie back. Asked for again from here it is sent.
+        # After a link on another site the browser leaves out the SameSite=Strict cookie. It sends the cookie when our page
+        # loads the address again.
         return _page("", 401, again=_address(scope))
     match rules.sign_in.method:
         case "link":
-            text = (
-                "That link was used before, or is for another store. " if wrong else ""
-            ) + "Open the link that the terminal printed when the dashboard started, or ask for another one:"
+            used = "That link was used before or belongs to another store. " if wrong else ""
+            text = f"{used}Open the link that the terminal printed when the dashboard started, or get another one with:"
             return _page(text, 401, command="python -m engine link", field="Or paste the token of the link")
         case "token":
             return _page("That token is wrong." if wrong else "", 401, field="Shared token")
@@ -306,7 +313,7 @@ def _refusal(scope: Scope, rules: Settings, *, wrong: bool = False) -> Response:
             links = {name: f"{prefix()}/{sign_in.provider_link(name)}" for name in sign_in.providers()}
             return _page("", 401, links=links)
         case _:
-            return _page("This dashboard is reached through its proxy, which says who you are.", 401)
+            return _page("Open this dashboard through its proxy, which signs you in.", 401)
 
 
 _STYLE = """
@@ -340,7 +347,7 @@ def _page(
     again: str = "",
     sign_out: bool = False,
 ) -> HTMLResponse:
-    """A page of our own, in one answer: somebody who is not in gets nothing else of the app."""
+    """A complete page of our own, because a user who is not signed in gets no other file of the app."""
     parts = [f"<p>{html.escape(text)}</p>" if text else ""]
     if command:
         parts.append(f"<code>{html.escape(command)}</code>")
@@ -360,6 +367,6 @@ def _page(
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"{refresh}<title>Isoflop</title><style>{_STYLE}</style><main><h1>Isoflop</h1>{''.join(parts)}</main></html>"
     )
-    # With no-referrer a browser would say "Origin: null" when it sends the form.
+    # With no-referrer a browser would send "Origin: null" with the form.
     own = {"Cache-Control": "no-store", "Content-Security-Policy": _CSP, "Referrer-Policy": "same-origin"}
     return HTMLResponse(body, status, headers=own)

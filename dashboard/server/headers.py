@@ -1,7 +1,7 @@
-"""Which addresses and which sites may talk to the dashboard, and what every answer tells the browser.
+"""Checks of the host and origin of every request, and the security headers of every response.
 
 A page on the internet can make a browser send requests to 127.0.0.1, and can point its own host name there (DNS
-rebinding). Streamlit checks its own socket only; these checks stand in front of every route.
+rebinding). Streamlit checks its own socket only, so these checks run before every route.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dashboard.server import streamlit_private
-from dashboard.server.auth_middleware import Gate
+from dashboard.server.auth_middleware import AuthMiddleware
 
 
 def _inline_scripts() -> str:
-    """Hashes of the scripts that stand in Streamlit's own page, as installed; any other inline script is refused."""
+    """Hashes of the inline scripts in the installed Streamlit's own page; the browser refuses any other inline script."""
     scripts = re.findall(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", streamlit_private.index_html(), re.DOTALL)
     digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
@@ -37,8 +37,8 @@ HEADERS = {
     "Content-Security-Policy": "; ".join(
         (
             "default-src 'self'",
-            f"script-src 'self' blob: {_inline_scripts()}",  # blob: how Streamlit loads a component's own script
-            "style-src 'self' 'unsafe-inline'",  # its styles are made in the browser
+            f"script-src 'self' blob: {_inline_scripts()}",  # blob: Streamlit loads a component's script this way
+            "style-src 'self' 'unsafe-inline'",  # Streamlit makes its styles in the browser
             "img-src 'self' data: blob:",
             "font-src 'self' data:",
             "media-src 'self' blob:",
@@ -58,29 +58,32 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class SafetyHeaders:
-    """Puts HEADERS on each answer, refusals included."""
+    """Middleware that adds HEADERS to each response, also to refusals."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request and add HEADERS to its response (ASGI)."""
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] in {"http.response.start", "websocket.http.response.start"}:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
-                    headers.setdefault(name, value)  # a page of ours may ask for more
+                    headers.setdefault(name, value)  # one of our pages may set stricter ones
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
 
 
 class OwnPagesOnly:
-    """Refuses requests for another host, and sockets and changes that another site's page asks for."""
+    """Middleware that refuses requests for another host, and sockets and changes from another site's page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle or refuse a request (ASGI)."""
         refusal = why_refused(scope) if scope["type"] in {"http", "websocket"} else None
         if refusal is None:
             await self.app(scope, receive, send)
@@ -92,12 +95,12 @@ class OwnPagesOnly:
 
 
 def why_refused(scope: Scope) -> tuple[int, str] | None:
-    """Status and reason, or None for a request that may pass."""
+    """Status and reason of the refusal, or None for a request that may pass."""
     headers = Headers(scope=scope)
     hosts, origins = headers.getlist("host"), headers.getlist("origin")
     if len(hosts) != 1 or not _is_ours(hosts[0]):
         return 400, "This address is not served here."
-    # Scripts and curl send no Origin and no browser cookie is at stake; a browser always sends one with a change.
+    # Scripts and curl send no Origin, and they have no browser cookie. A browser always sends an Origin with a change.
     needs_origin = scope["type"] == "websocket"
     if (needs_origin or scope["method"] not in _SAFE_METHODS) and not _same_origin(hosts[0], origins, needs_origin):
         return 403, "This request comes from another site."
@@ -105,7 +108,7 @@ def why_refused(scope: Scope) -> tuple[int, str] | None:
 
 
 def _is_ours(host: str) -> bool:
-    """Whether a Host header names one of `server.allowedHosts`; `*.example.org` there stands for all below it."""
+    """Whether a Host header is one of `server.allowedHosts`, where `*.example.org` stands for all hosts below it."""
     found = _HOST.fullmatch(host)
     if not found:
         return False
@@ -117,10 +120,10 @@ def _is_ours(host: str) -> bool:
 
 
 def _same_origin(host: str, origins: list[str], required: bool) -> bool:
-    """Host and port of the Origin are the Host's: another port on this machine is another site."""
+    """Whether Origin and Host have the same host and port; another port on this machine is another site."""
     if not origins:
         return not required
     return len(origins) == 1 and origins[0].lower() in {f"http://{host.lower()}", f"https://{host.lower()}"}
 
 
-MIDDLEWARE = [Middleware(SafetyHeaders), Middleware(OwnPagesOnly), Middleware(Gate)]
+MIDDLEWARE = [Middleware(SafetyHeaders), Middleware(OwnPagesOnly), Middleware(AuthMiddleware)]

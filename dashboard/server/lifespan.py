@@ -1,4 +1,4 @@
-"""What runs beside the pages while the server is up: a supervisor is kept warm for the first click."""
+"""Background tasks of the server: they keep a supervisor running for the first click, and collect garbage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.common.errors import EngineError
 from engine.runtime.client import Client
 from engine.store.store import Store, default_root
 
-_RING_EVERY_S = 2.0  # should it be killed, its runs are looked after again within ten seconds
+_WAKE_EVERY_S = 2.0  # a killed supervisor is replaced within ten seconds
 _COLLECT_EVERY_S = 60.0
 
 logger = logging.getLogger("isoflop.dashboard")
@@ -25,7 +25,10 @@ logger = logging.getLogger("isoflop.dashboard")
 
 @contextlib.asynccontextmanager
 async def lifespan(_: Any) -> AsyncIterator[None]:
-    """The server's own tasks, from its start to its end. Runs outlive a restart of it, not its end: see Client.wake."""
+    """Start the background tasks with the server and stop them with it.
+
+    Runs survive a restart of the server, but not its end: see Client.wake.
+    """
     root = default_root()
     print(
         sign_in.greeting(
@@ -33,7 +36,7 @@ async def lifespan(_: Any) -> AsyncIterator[None]:
         ),
         flush=True,
     )
-    tasks = [asyncio.create_task(_keep_a_supervisor()), asyncio.create_task(_collect_garbage())]
+    tasks = [asyncio.create_task(_keep_supervisor()), asyncio.create_task(_collect_garbage())]
     try:
         yield
     finally:
@@ -41,18 +44,18 @@ async def lifespan(_: Any) -> AsyncIterator[None]:
             task.cancel()
 
 
-async def _keep_a_supervisor() -> None:
-    """A supervisor leaves when nobody rang for a while; one that is there answers a click in milliseconds."""
+async def _keep_supervisor() -> None:
+    """A supervisor exits when it was not needed for a while; a running one starts a run within milliseconds."""
     while True:
         try:
             await asyncio.to_thread(lambda: Client(Store()).wake())
         except (EngineError, OSError) as error:
             logger.warning("no supervisor could be started: %s", error)
-        await asyncio.sleep(_RING_EVERY_S)
+        await asyncio.sleep(_WAKE_EVERY_S)
 
 
 async def _collect_garbage() -> None:
-    """Streamlit's own collection after each script run is off (it livelocks at 30 viewers); this takes its place."""
+    """Streamlit's own collection after each script run is off, because it livelocks at 30 viewers; this replaces it."""
     while True:
         await asyncio.sleep(_COLLECT_EVERY_S)
         await asyncio.to_thread(gc.collect)

@@ -1,7 +1,7 @@
-"""How a browser proves who uses it: a one-time link, a shared token, a proxy's word, or an identity provider.
+"""The ways to sign in: a one-time link, a shared token, a proxy's header, or an identity provider.
 
-The first two are traded for a cookie of ours. A cookie is good for one store, one way to sign in and one port of this
-machine, for browsers do not tell ports apart.
+Link and token are exchanged for a cookie of ours. A cookie is valid for one store, one way to sign in and one port of
+this machine, because browsers send cookies to every port of a host.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from engine.access.settings import Settings
 from engine.common.errors import ConfigError
 
 COOKIE_MAX_AGE_S = 30 * 24 * 3600
-TEAM = "team"  # the name of everyone who knows the shared token
+TEAM = "team"  # the name of all users of the shared token
 WAYS = (
     "In settings.toml of the store choose one of: sign_in.method = 'oidc' (st.login, with a list of allowed e-mails "
     "or domains), 'proxy' (a header from a trusted proxy's address), or 'token' (one secret everybody shares)."
 )
 
 
-# --- where we listen ------------------------------------------------------------------------------------------------
+# --- the server's address ------------------------------------------------------------------------------------------------
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an address or host name; one that cannot be told counts as open."""
+    """Whether an address or host name can be reached from this machine only; False if that is unknown."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
@@ -55,11 +55,15 @@ def is_loopback(address: str) -> bool:
 
 
 def check_start(address: str | None, settings: Settings) -> None:
-    """Raises ConfigError when a start with these settings would let in whoever comes, or nobody at all."""
+    """Check the settings before the server starts.
+
+    Raises:
+        ConfigError: if they would let everybody in, or nobody.
+    """
     if not settings.is_team and not is_loopback(address or "0.0.0.0"):  # noqa: S104 - Streamlit's default
         raise ConfigError(
-            f"server.address={address or '(every interface)'} can be reached from other machines, and nobody would have to sign in.",
-            fix=f"Listen on 127.0.0.1, or let people sign in. {WAYS}",
+            f"server.address={address or '(every interface)'} can be reached from other machines without signing in.",
+            fix=f"Listen on 127.0.0.1, or require signing in. {WAYS}",
         )
     if settings.sign_in.method == "oidc":
         if importlib.util.find_spec("authlib") is None:
@@ -72,15 +76,15 @@ def check_start(address: str | None, settings: Settings) -> None:
 
 
 def greeting(root: Path, settings: Settings, address: str | None, port: int, base_path: str) -> str:
-    """What the terminal shows at the start: where to go, and how to get in. Links asked for later lead there too."""
-    if address in {None, "", "0.0.0.0", "::"}:  # noqa: S104 - every interface: a name that is answered here
+    """The text in the terminal at the start: the dashboard's address and how to sign in. Later links use the same address."""
+    if address in {None, "", "0.0.0.0", "::"}:  # noqa: S104 - every interface, so take an allowed host name
         named = [n for n in st.get_option("server.allowedHosts") if "*" not in n and not is_loopback(n)]
         address = named[0] if named else "127.0.0.1"
     host = f"[{address}]" if address and ":" in address else address
     url = f"http://{host}:{port}/{base_path.strip('/')}"
     keys.remember_url(root, url)
     if settings.sign_in.method == "link":
-        return f"\n  Isoflop: {keys.sign_in_link(root, url)}\n\n  The link lets one browser in. Another one: python -m engine link\n"
+        return f"\n  Isoflop: {keys.sign_in_link(root, url)}\n\n  The link signs one browser in. Get another one: python -m engine link\n"
     return f"\n  Isoflop: {url}   (sign_in.method = {settings.sign_in.method!r})\n"
 
 
@@ -88,6 +92,7 @@ def greeting(root: Path, settings: Settings, address: str | None, port: int, bas
 
 
 def cookie_name(scope: Scope) -> str:
+    """The name of our cookie, which contains the port of the request."""
     return f"isoflop-{_port(Headers(scope=scope).get('host', ''), scope)}"
 
 
@@ -97,11 +102,12 @@ def _port(host: str, scope: Scope) -> str:
 
 
 def is_encrypted(scope: Scope) -> bool:
+    """Whether a request came through TLS."""
     return scope.get("scheme") in {"https", "wss"}
 
 
 def issue_cookie(root: Path, settings: Settings) -> str:
-    """The value of a cookie for someone who showed the link or the token."""
+    """The value of a cookie for a user of the link or the token."""
     return _serializer(root).dumps([settings.sign_in.method, _fingerprint(settings)])
 
 
@@ -110,12 +116,12 @@ def _serializer(root: Path) -> URLSafeTimedSerializer:
 
 
 def _fingerprint(settings: Settings) -> str:
-    """Of the shared token: another token signs everybody out."""
+    """A hash of the shared token, so that a new token signs everybody out."""
     return hashlib.sha256(settings.sign_in.token.encode()).hexdigest()[:16]
 
 
-def accepts(root: Path, settings: Settings, token: str) -> bool:
-    """Whether this is what lets one in; a link's token is used up by asking."""
+def accept_token(root: Path, settings: Settings, token: str) -> bool:
+    """Whether a token is valid. A link's token is valid once, and this call uses it up."""
     match settings.sign_in.method:
         case "link":
             return keys.redeem(root, token)
@@ -125,11 +131,11 @@ def accepts(root: Path, settings: Settings, token: str) -> bool:
             return False
 
 
-# --- who it is ------------------------------------------------------------------------------------------------------
+# --- the user of a request ------------------------------------------------------------------------------------------------------
 
 
-def who(scope: Scope, root: Path, settings: Settings) -> Actor | None:
-    """Who sends a request, or None for somebody who has not signed in."""
+def actor_of(scope: Scope, root: Path, settings: Settings) -> Actor | None:
+    """The user who sends a request, or None if nobody has signed in."""
     match settings.sign_in.method:
         case "proxy":
             return _from_proxy(scope, settings)
@@ -154,36 +160,36 @@ def _held(serializer: URLSafeTimedSerializer, value: str) -> object:
 
 
 def _cookies(scope: Scope, name: str) -> list[str]:
-    """Every cookie of a name: a server on another port of this machine may have set one beside ours."""
+    """All cookies with a name, because a server on another port of this machine may have set one too."""
     parts = ";".join(Headers(scope=scope).getlist("cookie")).split(";")
     return [value for part in parts if (value := cookie_parser(part).get(name))]
 
 
 def _from_proxy(scope: Scope, settings: Settings) -> Actor | None:
     names = Headers(scope=scope).getlist(settings.sign_in.proxy_header)
-    believed = {_plain(address) for address in settings.sign_in.proxy_addresses}
-    if not _peers(scope) <= believed or len(names) != 1:
+    trusted = {_plain(address) for address in settings.sign_in.proxy_addresses}
+    if not _peers(scope) <= trusted or len(names) != 1:
         return None
     name = names[0].strip()
     return Actor("proxy", name) if 0 < len(name) <= policy.LONGEST_NAME else None
 
 
 def _peers(scope: Scope) -> set[str]:
-    """Whose connection it is, at most.
+    """The addresses that the connection may come from.
 
-    uvicorn puts what X-Forwarded-For says in the place of a peer it trusts: with port 0, or with the port that is said
-    there too. So a peer that is named in that header may be one that uvicorn trusts.
+    uvicorn replaces the address of a trusted peer by that in X-Forwarded-For, with port 0 or the port given there. So a
+    peer that stands in that header may really be any address that uvicorn trusts.
     """
     host, port = scope.get("client") or ("", None)
-    said = [part.strip() for line in Headers(scope=scope).getlist("x-forwarded-for") for part in line.split(",")]
-    if port != 0 and not any(part == host or part.startswith((f"{host}:", f"[{host}]")) for part in said):
+    forwarded = [part.strip() for line in Headers(scope=scope).getlist("x-forwarded-for") for part in line.split(",")]
+    if port != 0 and not any(part == host or part.startswith((f"{host}:", f"[{host}]")) for part in forwarded):
         return {_plain(host)}
     trusted = {_plain(part.strip()) for part in os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1").split(",")}
     return trusted | {_plain(host)} if port else trusted
 
 
 def _plain(address: str) -> str:
-    """An address as it is usually written: ::ffff:10.0.0.5 is how a server on `::` sees 10.0.0.5."""
+    """An address in its usual form: a server on `::` sees 10.0.0.5 as ::ffff:10.0.0.5."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -193,7 +199,7 @@ def _plain(address: str) -> str:
 
 def _from_provider(scope: Scope, root: Path) -> Actor | None:
     """The e-mail in the cookie that Streamlit's st.login signs."""
-    # Whoever signed in before everyone was signed out is out, though Streamlit's cookie is signed with a key of its own.
+    # A sign-out of all users also ends sessions by Streamlit's cookie, which is signed with a key of its own.
     days = min(COOKIE_MAX_AGE_S, int(time.time()) - int(keys.signed_out_at(root)) + 0.5) / 86_400
     found = streamlit_private.user_cookie(lambda name: _cookies(scope, name), days)
     try:
@@ -208,12 +214,12 @@ def _from_provider(scope: Scope, root: Path) -> Actor | None:
 
 
 def providers() -> list[str]:
-    """The identity providers of .streamlit/secrets.toml, as st.login names them."""
+    """The names of the identity providers in .streamlit/secrets.toml, for st.login."""
     section = streamlit_private.auth_section()
     named = [name for name, value in section.items() if isinstance(value, Mapping) and "client_id" in value]
     return (["default"] if "client_id" in section else []) + named
 
 
 def provider_link(provider: str) -> str:
-    """Where st.login would send the browser."""
+    """The address to which st.login would send the browser."""
     return f"auth/login?provider={streamlit_private.provider_token(provider)}"

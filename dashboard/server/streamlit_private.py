@@ -1,7 +1,7 @@
-"""The parts of Streamlit that are not public and that the dashboard needs, in one place, checked when the server starts.
+"""The non-public parts of Streamlit that the dashboard needs. They are checked when the server starts.
 
-Streamlit may move or rename them in any release. The imports stand inside the functions, because an installed version
-that lacks one must still reach `check`, which says so.
+Streamlit may move or rename them in any release. The imports are inside the functions, because an installed version
+without one of them must still reach `check`, which reports it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,16 @@ _INDEX_HTML = Path(st.__file__).parent / "static" / "index.html"
 
 
 def check() -> None:
-    """Raises ConfigError when the installed Streamlit lacks something that the dashboard needs."""
+    """Check the installed Streamlit.
+
+    Raises:
+        ConfigError: if it lacks a name or file that the dashboard needs.
+    """
     missing = [name for module, names in NEEDED.items() for name in _missing_in(module, names)]
     missing += [] if _INDEX_HTML.is_file() else [str(_INDEX_HTML.relative_to(_INDEX_HTML.parents[2]))]
     if missing:
         raise ConfigError(
-            f"Streamlit {st.__version__} is installed, and it lacks {', '.join(missing)}, which the dashboard needs.",
+            f"The installed Streamlit {st.__version__} lacks {', '.join(missing)}, which the dashboard needs.",
             fix=f"Install a version that the dashboard was tested with: pip install 'streamlit{TESTED}'.",
         )
 
@@ -46,14 +50,14 @@ def _missing_in(module: str, names: tuple[str, ...]) -> list[str]:
 
 
 def index_html() -> str:
-    """Streamlit's own page, as installed."""
+    """The HTML page of the installed Streamlit."""
     return _INDEX_HTML.read_text(encoding="utf-8")
 
 
 def user_cookie(cookies: Callable[[str], Iterable[str]], max_age_days: float) -> bytes | None:
-    """What the cookie of st.login holds, JSON, once its signature and age are checked; None where there is none.
+    """The JSON in the cookie of st.login, after its signature and age are checked. None if there is no such cookie.
 
-    `cookies` gives the values of all cookies with a name: a long one is split over several names.
+    `cookies` gives the values of all cookies with a name, because a long cookie is split over several names.
     """
     from streamlit.auth_util import get_cookie_with_chunks
     from streamlit.web.server.server_util import get_cookie_secret
@@ -70,7 +74,7 @@ def user_cookie(cookies: Callable[[str], Iterable[str]], max_age_days: float) ->
 
 
 def auth_section() -> Mapping[str, Any]:
-    """The section [auth] of .streamlit/secrets.toml; empty where there is none."""
+    """The section [auth] of .streamlit/secrets.toml; empty if there is none."""
     from streamlit.auth_util import get_secrets_auth_section
 
     section = get_secrets_auth_section()
@@ -78,7 +82,7 @@ def auth_section() -> Mapping[str, Any]:
 
 
 def provider_token(provider: str) -> str:
-    """How st.login names a provider in the address of its sign-in."""
+    """The name of a provider in the address of st.login's sign-in."""
     from streamlit.auth_util import encode_provider_token
 
     return encode_provider_token(provider)

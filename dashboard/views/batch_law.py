@@ -191,7 +191,7 @@ def _offer(config: RunConfig, plan: Plan, run: Run | None) -> None:
 @st.fragment(run_every=1.5)
 def _follow(run_id: str) -> None:
     """How far the run is, and the chart of the batch sizes it has finished; the page is drawn anew at its end."""
-    run = run_parts.at_work(run_id)
+    run = run_parts.refreshed(run_id)
     said = run.latest(Progress)
     trials = known_trials(run)
     done = len({t.batch_size for t in trials})

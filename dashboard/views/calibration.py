@@ -154,7 +154,7 @@ def _offer(config: RunConfig, *, busy: bool) -> None:
 @st.fragment(run_every=0.7)
 def _follow(run_id: str) -> None:
     """How far it is; the page is drawn anew at its end."""
-    run = run_parts.at_work(run_id)
+    run = run_parts.refreshed(run_id)
     said = run.latest(Progress)
     text = (
         said.text if said and run.started else "Waiting for other runs to end" if run.status == "queued" else "Starting"

@@ -249,7 +249,7 @@ def _offer(config: RunConfig, kept: dict[str, str], key: str) -> None:
 @st.fragment(run_every=1)
 def _follow(run_id: str) -> None:
     """How far the surface is; the page is drawn anew once it is there."""
-    run = run_parts.at_work(run_id)
+    run = run_parts.refreshed(run_id)
     said = run.latest(Progress)
     text = f"{said.text}: {said.done:,} of {said.total:,} losses" if said else f"Loss surface: {run.status}"
     run_parts.progress_of(run, text)

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, get_args
 import streamlit as st
 
 from dashboard import state
-from dashboard.api.inference import places
+from dashboard.api.inference_cells import places
 from dashboard.widgets import copy_buttons, run_parts
 from dashboard.widgets.component import addresses, nothing, stub
 from dashboard.widgets.run_actions import run_actions

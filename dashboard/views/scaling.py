@@ -10,7 +10,7 @@ import streamlit as st
 from dashboard import state
 from dashboard.api import readers
 from dashboard.live.race import race_view
-from dashboard.widgets import config_form, run_parts
+from dashboard.widgets import form_fields, run_parts
 from dashboard.widgets.component import addresses, stub
 from engine.access import settings
 from engine.common import units
@@ -98,8 +98,8 @@ def _draw(asked: ScalingRequest, preset: str) -> None:
     )  # fmt: skip
     info = Parallel.model_fields["strategy"]
     strategy = st.selectbox(
-        info.title or "", list(config_form.WORDS["parallel.strategy"]), key="scale.strategy",
-        format_func=config_form.WORDS["parallel.strategy"].__getitem__, help=info.description,
+        info.title or "", list(form_fields.WORDS["parallel.strategy"]), key="scale.strategy",
+        format_func=form_fields.WORDS["parallel.strategy"].__getitem__, help=info.description,
     )  # fmt: skip
     config = with_overrides(config, [f"parallel.strategy={strategy}"])
     steps, asked.seeds = _draw_amount(config)

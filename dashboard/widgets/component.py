@@ -1,4 +1,4 @@
-"""Mounts a live view: one Streamlit component per page."""
+"""The scripts of Streamlit components: each is a stub that imports one of our files."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ export default async function (component) {
 
 
 def stub(file: str, function: str = "mount") -> str:
-    """The inline script that calls a function of one of our files."""
+    """The inline script that calls `function` of one of our files."""
     return _STUB.replace("FILE", file).replace("FUNCTION", function)
 
 
 def preload() -> None:
-    """Let the browser load what the charts need while the user still chooses what to run."""
+    """Let the browser load Plotly and the styles while the user still fills in the form."""
     mount = st.components.v2.component("isoflop_preload", js=stub("live.js", "preload"), isolate_styles=False)
     mount(key="preload", data=addresses(), height=1)
 
 
 def addresses() -> dict[str, str]:
+    """The versions of our files and of Plotly, which are part of their addresses."""
     return {"version": assets.assets_version(), "plotly_version": assets.PLOTLY_VERSION}
 
 
 def nothing() -> None:
-    """A trigger without a callback is not declared; the page reruns either way."""
+    """A callback without effect: Streamlit declares a trigger only if it has a callback."""

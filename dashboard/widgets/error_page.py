@@ -1,4 +1,4 @@
-"""What nobody foresaw: the page gets an id, the server's log the rest under that id. No viewer sees a traceback."""
+"""Unexpected errors: the page shows an id, and the server's log has the traceback under that id."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from dashboard.widgets import run_parts
 from engine.common.errors import EngineError
 
 logger = logging.getLogger("isoflop.dashboard")
-_WORDS = "Something broke that should not. The server's log says more under the id {}."
+_WORDS = "Unexpected error. The server's log has the details under the id {}."
 
 
-def in_a_page(error: Exception) -> bool:
-    """Streamlit calls this for an error of a page's script; True: it is said already."""
+def on_page_error(error: Exception) -> bool:
+    """Show an error of a page's script. Called by Streamlit; True means that the error is handled."""
     if isinstance(error, EngineError):
         run_parts.error_box(error)
     else:
-        st.error(_WORDS.format(_logged(error)), icon=":material/error:")
+        st.error(_WORDS.format(_log(error)), icon=":material/error:")
     return True
 
 
-def in_a_route(_: Request, error: Exception) -> Response:
-    return PlainTextResponse(_WORDS.format(_logged(error)), status_code=500)
+def on_route_error(_: Request, error: Exception) -> Response:
+    """The response of a route that raised an unexpected error."""
+    return PlainTextResponse(_WORDS.format(_log(error)), status_code=500)
 
 
-def _logged(error: Exception) -> str:
+def _log(error: Exception) -> str:
     error_id = secrets.token_hex(4)
     logger.error("error %s", error_id, exc_info=error)
     return error_id

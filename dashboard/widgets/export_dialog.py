@@ -1,4 +1,4 @@
-"""The dialog that exports runs: a title, notes, everything that would leave, and then the file."""
+"""The dialog that exports runs: title, summary, a preview of the contents, and the file."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ from engine.reports.report import MAX_RUNS, Conclusion, Report, concluded
 from engine.store.run import Run
 
 FORMATS = {
-    ".html": ("Page", "text/html", "One file with charts that opens offline in any browser, below 3 MB; comes back in as data."),
-    ".json": ("JSON", "application/json", "All that was recorded; what an import reads."),
+    ".html": (
+        "Page",
+        "text/html",
+        "One file with charts, below 3 MB. It opens offline in any browser and can be imported again.",
+    ),
+    ".json": ("JSON", "application/json", "All recorded data. It can be imported again."),
     ".zip": ("Zip", "application/zip", "The JSON, the page and every table as CSV."),
-    ".csv": ("CSV", "text/csv", "One row per step: numbers, for a spreadsheet."),
-    ".parquet": ("Parquet", "application/vnd.apache.parquet", "All points of all tables, for pandas, polars or DuckDB."),
-}  # fmt: skip
+    ".csv": ("CSV", "text/csv", "One row per step, for a spreadsheet."),
+    ".parquet": ("Parquet", "application/vnd.apache.parquet", "All rows of all tables, for pandas, Polars or DuckDB."),
+}
 _POINTS_ALONE = {".csv", ".parquet"}
 _MOST_ROWS = 500
 
 
 @st.dialog("Export", width="large")
 def export_dialog(run_ids: Sequence[str]) -> None:
-    """What leaves is shown before there is a file."""
+    """Draw the dialog. The contents of the file are shown before the file is made."""
     runs = [run for run in map(state.open_run, run_ids) if run]
     if not 1 <= len(runs) <= MAX_RUNS:
         st.warning(f"Choose 1 to {MAX_RUNS} runs.", icon=":material/warning:")
@@ -42,11 +46,11 @@ def export_dialog(run_ids: Sequence[str]) -> None:
     named = visible(runs[0].name or describe(runs[0].config), 150) + more
     title = st.text_input("Title", named, max_chars=200, key="export.title") or named
     notes = st.text_area(
-        "Notes",
+        "Summary",
         key="export.notes",
         max_chars=20_000,
         height=80,
-        placeholder="What was found out. It stands in the report as typed.",
+        placeholder="What did you find? Shown in the report as you type it.",
     )
     ending = st.segmented_control(
         "File", list(FORMATS), key="export.format", default=".html", required=True, format_func=lambda e: FORMATS[e][0]
@@ -54,24 +58,31 @@ def export_dialog(run_ids: Sequence[str]) -> None:
     assert ending
     st.caption(FORMATS[ending][2])
     names = st.toggle(
-        "Names of your own files", key="export.names",
-        help="Of data you uploaded or named. Where they lie, and who you are, never leaves.",
-    )  # fmt: skip
+        "Include the names of your own files",
+        key="export.names",
+        help="Names of uploaded or local data files. Folders and user names are never included.",
+    )
     try:
         report = _frozen(tuple(run_ids), runs, names).model_copy(update={"title": title, "notes": notes or ""})
     except EngineError as error:
         run_parts.error_box(error)
         return
-    _show_what_leaves(report, ending, runs)
+    _show_contents(report, ending, runs)
     file = f"isoflop-{runs[0].run_id if len(runs) == 1 else f'{len(runs)}-runs'}{ending}"
     st.download_button(
-        f"Download {file}", lambda: _content(report, ending, runs), file, FORMATS[ending][1], type="primary",
-        icon=":material/download:", on_click="ignore", key="export.download",
-    )  # fmt: skip
+        f"Download {file}",
+        lambda: _content(report, ending, runs),
+        file,
+        FORMATS[ending][1],
+        type="primary",
+        icon=":material/download:",
+        on_click="ignore",
+        key="export.download",
+    )
 
 
 def _frozen(run_ids: tuple[str, ...], runs: Sequence[Run], names: bool) -> Report:
-    """Frozen once for as long as the dialog shows the same runs, whatever is typed."""
+    """The report without title and summary, made once while the dialog shows the same runs."""
     key = (run_ids, names, tuple(run.offset for run in runs))
     kept = st.session_state.get("export.frozen")
     if kept is None or kept[0] != key:
@@ -84,7 +95,7 @@ def _frozen(run_ids: tuple[str, ...], runs: Sequence[Run], names: bool) -> Repor
 
 
 def _conclusions(runs: Sequence[Run]) -> list[Conclusion]:
-    """Of a race as it stands; with the target its runs aimed at, where it is one."""
+    """The conclusions of several runs as a race, with the runs' target if they all have the same one."""
     if len(runs) < 2:
         return []
     aims = {(run.config.target.metric, run.config.target.value) for run in runs}
@@ -92,27 +103,33 @@ def _conclusions(runs: Sequence[Run]) -> list[Conclusion]:
     return concluded(runs, metric=metric, target=target)
 
 
-def _show_what_leaves(report: Report, ending: str, runs: Sequence[Run]) -> None:
-    st.markdown("**Everything that leaves**")
+def _show_contents(report: Report, ending: str, runs: Sequence[Run]) -> None:
+    st.markdown("**Contents of this file**")
     rows = sharing.preview(report)
     if ending in _POINTS_ALONE:
         rows = [row for row in rows if row.run and row.what in {"Name", "Points"}]
     labels = {run.run_id: visible(run.name or describe(run.config), 60) for run in runs}
     table = pd.DataFrame(
         {
-            "Of": [labels.get(row.run, "the report") for row in rows[:_MOST_ROWS]],
-            "What": [row.what for row in rows[:_MOST_ROWS]],
+            "Run": [labels.get(row.run, "the report") for row in rows[:_MOST_ROWS]],
+            "Kind": [row.what for row in rows[:_MOST_ROWS]],
             "Text": [visible(row.text, 400) for row in rows[:_MOST_ROWS]],
         }
     )
-    table = table if len(runs) > 1 else table.drop(columns="Of")
+    table = table if len(runs) > 1 else table.drop(columns="Run")
     st.dataframe(
-        table, hide_index=True, height=min(38 + 35 * len(table), 300), key="export.leaves",
-        column_config={"What": st.column_config.TextColumn(width=150), "Text": st.column_config.TextColumn(width="large")},
-    )  # fmt: skip
-    left = f" {len(rows) - _MOST_ROWS:,} more lines of the same kinds are not shown." if len(rows) > _MOST_ROWS else ""
+        table,
+        hide_index=True,
+        height=min(38 + 35 * len(table), 300),
+        key="export.leaves",
+        column_config={
+            "Kind": st.column_config.TextColumn(width=150),
+            "Text": st.column_config.TextColumn(width="large"),
+        },
+    )
+    left = f" {len(rows) - _MOST_ROWS:,} more rows of the same kinds are not shown." if len(rows) > _MOST_ROWS else ""
     st.caption(
-        f"Never in it: folders, user and host names, addresses, tokens, serial numbers, values of the environment.{left}"
+        f"Never included: folders, user and host names, addresses, tokens, serial numbers, environment variables.{left}"
     )
 
 

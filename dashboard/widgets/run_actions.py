@@ -1,4 +1,4 @@
-"""What one does with a run that is over: open it, run it again, export it, rename it, delete it."""
+"""Actions on a run that is over: open, run again, export, rename, delete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.store.run import Run
 
 
 def run_actions(run: Run, *, in_library: bool = False) -> None:
-    """What one does with a run that is over: open, run again, export, delete, repeat in a terminal."""
+    """Draw the buttons for a run that is over, and its CLI command."""
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{run.run_id}"):
         if in_library:
             st.page_link(
@@ -27,11 +27,13 @@ def run_actions(run: Run, *, in_library: bool = False) -> None:
         if run_parts.has_weights(run):
             st.page_link(
                 "../pages/inference.py",
-                label="How fast does it answer?",
+                label="Measure inference",
                 icon=":material/bolt:",
                 query_params={"of": run.run_id},
             )
-        is_known = run.imported is None or run.imported.origin.form == "report"  # of somebody's curve nobody knows
+        is_known = (
+            run.imported is None or run.imported.origin.form == "report"
+        )  # the configuration of an imported curve is unknown
         if (
             is_known
             and state.client().may("submit")
@@ -39,9 +41,11 @@ def run_actions(run: Run, *, in_library: bool = False) -> None:
         ):
             _run_again(run)
         if st.button(
-            "Export", icon=":material/download:", key=f"export-{run.run_id}",
-            help="One HTML file with everything recorded that opens offline, or JSON, zip, CSV, Parquet. Shows what leaves first.",
-        ):  # fmt: skip
+            "Export",
+            icon=":material/download:",
+            key=f"export-{run.run_id}",
+            help="An HTML file that opens offline, or JSON, zip, CSV, Parquet. Shows the contents first.",
+        ):
             export_dialog.export_dialog([run.run_id])
         link = f"{run_parts.page_of(run).rpartition('/')[2].removesuffix('.py')}?{urlencode(run_parts.address_of(run))}"
         copy_buttons.copy_buttons(
@@ -65,7 +69,7 @@ def run_actions(run: Run, *, in_library: bool = False) -> None:
             _confirm_delete(run.run_id, describe(run.config))
     if not is_known:
         return
-    with st.expander("The same in a terminal"):
+    with st.expander("CLI command"):
         st.code(state.command_line(run.config), language="shell", wrap_lines=True)
 
 
@@ -82,13 +86,13 @@ def _run_again(run: Run) -> None:
     except EngineError as error:
         run_parts.error_box(error)
         return
-    st.switch_page(run_parts.TRAIN, query_params={"run": run_id})  # which leads on to where a study is shown
+    st.switch_page(run_parts.TRAIN, query_params={"run": run_id})  # Train redirects to the page of a study
 
 
 @st.dialog("Delete this run?")
 def _confirm_delete(run_id: str, words: str) -> None:
     st.write(run_parts.literal(words))
-    st.caption("Its configuration, every recorded point and its weights are removed from this machine.")
+    st.caption("Its configuration, all recorded data and its weights are removed from this machine.")
     with st.container(horizontal=True):
         if st.button("Delete", type="primary", icon=":material/delete:", key="delete-for-good"):
             try:

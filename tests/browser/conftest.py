@@ -20,9 +20,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="session")
@@ -37,13 +43,13 @@ def browser():
 
 @pytest.fixture(scope="session")
 def app_url(tmp_path_factory):
-    """The address of a dashboard, one in each process of pytest; nothing of it is left running afterwards."""
+    """The address of a dashboard, one for each process of pytest. It is stopped afterwards."""
     with serve_dashboard(tmp_path_factory.mktemp("browser-store")) as url:
         yield url
 
 
 class Served(str):
-    """The address of a running dashboard, the folder of its store, and the cookie of somebody who is signed in there."""
+    """The address of a running dashboard, with the folder of its store and the cookie of a signed-in user."""
 
     home: Path
     cookie: str  # name=value
@@ -55,12 +61,12 @@ class Served(str):
         opener = urllib.request.build_opener(_Stay)
         try:
             opener.open(f"{url}/?token={(home / 'keys' / 'link.token').read_text()}", timeout=20)
-        except urllib.error.HTTPError as answer:  # on to the address without the token
+        except urllib.error.HTTPError as answer:  # a redirect to the address without the token
             served.cookie = answer.headers["Set-Cookie"].split(";")[0]
         return served
 
     def new_context(self, browser, **options):
-        """A browser context of somebody who is signed in."""
+        """A browser context of a signed-in user."""
         context = browser.new_context(**options)
         name, value = self.cookie.split("=", 1)
         context.add_cookies([{"name": name, "value": value, "url": str(self), "httpOnly": True, "sameSite": "Strict"}])
@@ -74,7 +80,7 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 @contextlib.contextmanager
 def serve_dashboard(home: Path) -> Iterator[Served]:
-    """A dashboard on a free port, started from another directory than ours; its supervisor ends with it."""
+    """Start a dashboard on a free port, from another directory than ours, and stop it with its supervisor."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -105,7 +111,7 @@ def _wait_until_up(url: str, server: subprocess.Popen, home: Path) -> None:
 
 
 def end_supervisor(home: Path) -> None:
-    """By its command line: one that has just been started has not written its pid yet."""
+    """Stop the supervisor of a store, found by its command line, because a new one has not written its pid yet."""
     of_home = {"supervise", str(home.resolve())}
     found = [p for p in psutil.process_iter(["cmdline"]) if of_home <= set(p.info["cmdline"] or [])]
     family = [member for process in found for member in (*process.children(recursive=True), process)]
@@ -132,7 +138,7 @@ def page(browser, app_url):
 
 
 def _harmless(message) -> bool:
-    """Streamlit probes its health below a page's own address first: two 404s on a deep link."""
+    """Streamlit probes its health below a page's own address first, which gives two 404s on a deep link."""
     return "/_stcore/" in message.location.get("url", "")
 
 

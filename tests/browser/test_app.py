@@ -1,4 +1,4 @@
-"""The dashboard as its first user meets it: a real server, a real browser, real training."""
+"""The dashboard with a real server, a real browser and real training."""
 
 import pytest
 from playwright.sync_api import expect
@@ -12,7 +12,7 @@ UPDATES = f"""() => document.querySelector('{LIVE}').isoflop.updates"""
 
 
 def wait_for(page, script, good, *, seconds=30):
-    """`page.wait_for_function` would need unsafe-eval; asking again and again does not."""
+    """Evaluate a script until its value is good. `page.wait_for_function` would need unsafe-eval."""
     for _ in range(int(seconds * 10)):
         value = page.evaluate(script)
         if good(value):
@@ -30,7 +30,7 @@ def start_a_long_run(page, app_url):
 
 
 def drag_over_the_first_chart(page):
-    """Zoom with the mouse, as a reader does; returns the range of the time axis it leads to."""
+    """Zoom with the mouse. Returns the new range of the time axis."""
     box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
     y = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + 0.2 * box["width"], y)
@@ -123,7 +123,7 @@ def test_a_run_is_opened_exported_and_deleted_from_the_list(page, app_url):
     page.get_by_role("button", name="Run", exact=True).click(timeout=30_000)
     expect(page.get_by_test_id("live-status")).to_have_text("Finished", timeout=30_000)
     page.get_by_role("button", name="Export").click()
-    expect(page.get_by_text("Everything that leaves")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Contents of this file")).to_be_visible(timeout=20_000)
     with page.expect_download(timeout=30_000) as download:
         page.get_by_role("button", name="Download isoflop-").click()
     assert b"<html" in download.value.path().read_bytes()[:500]

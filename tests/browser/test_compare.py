@@ -1,4 +1,4 @@
-"""The page Compare in a real browser: a race from the click to its verdict, stopped, on a phone, at another view."""
+"""The page Compare in a real browser: a race from the click to its verdict, a stopped race, a phone, another view."""
 
 import pytest
 from playwright.sync_api import expect
@@ -84,7 +84,7 @@ def test_a_target_typed_in_a_chart_or_dragged_is_the_tables(compare):
     compare.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2 - 30, steps=5)
     compare.mouse.up()
     expect(table).not_to_contain_text("to reach 70 % test accuracy", timeout=PATIENCE_MS)
-    value = compare.get_by_label("Value")  # the form has the last word where it speaks last
+    value = compare.get_by_label("Value")  # the newest input counts
     value.fill("60")
     value.press("Enter")
     expect(table).to_contain_text("to reach 60 % test accuracy", timeout=PATIENCE_MS)

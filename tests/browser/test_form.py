@@ -1,4 +1,4 @@
-"""The form of the Train page in a real browser: it fits, it moves the plan, it takes a file, and each family trains."""
+"""The form of the page Train in a real browser: layout, plan, upload, and training of each model family."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_a_group_that_is_open_stays_open_while_it_is_filled_in(page, app_url):
     clipping = page.get_by_role("textbox", name="Gradient clipping")
     clipping.fill("1")
     clipping.press("Enter")
-    expect(page.get_by_text("Tricks · 1 set")).to_be_visible(timeout=10_000)
+    expect(page.get_by_text("Regularization and memory · 1 set")).to_be_visible(timeout=10_000)
     expect(clipping).to_be_visible()
     expect(page).to_have_url(f"{app_url}/train?preset=mnist-mlp&max_grad_norm=1")
 
@@ -83,7 +83,7 @@ def test_an_uploaded_table_trains(page, app_url):
     rows = [f"{x:.3f},{-x:.3f},{'ab'[int(x > 0)]}" for x in np.random.default_rng(0).normal(size=100)]
     file = {"name": "../mine.csv", "mimeType": "text/csv", "buffer": "\n".join(["x,y,kind", *rows]).encode()}
     page.locator("input[type=file]").set_input_files(file)
-    expect(page.get_by_text("80 to train on, 20 held out")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("80 training examples, 20 test examples")).to_be_visible(timeout=30_000)
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.get_by_test_id("live-status")).to_have_text("Finished", timeout=60_000)
 

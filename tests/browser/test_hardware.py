@@ -1,4 +1,4 @@
-"""The page Hardware in a real browser: on this machine with a real run, and with GPUs that a test made."""
+"""The page Hardware in a real browser: on this machine with a real run, and with fake GPUs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ mount({ data, parentElement: document.body, setTriggerValue(name, value) { windo
 GPM = {pynvml.NVML_GPM_METRIC_SM_UTIL: 41.0, pynvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL: 12.0}
 
 
-# --- with GPUs of our own making ------------------------------------------------------------------------------------
+# --- with fake GPUs ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def store(tmp_path, monkeypatch):
     return Store(tmp_path.resolve())
 
 
-class Told:
-    """A recorder that a test drives, with a past that lies seconds apart."""
+class FakeRecorder:
+    """A recorder with a clock of its own, which begins 4 minutes ago."""
 
     def __init__(self, store, nvml):
         self.monitor = Monitor(nvml=nvml, wall=lambda: self.at)
@@ -95,11 +95,11 @@ def open_monitor(browser, store):
 
 def test_two_gpus_are_shown_and_one_field_that_fails_hides_no_other(store, open_monitor):
     lame = FakeGpu(gpm=GPM, throttle=0x4, errors={"nvmlDeviceGetTemperature": pynvml.NVML_ERROR_NOT_SUPPORTED})
-    told = Told(
+    recorded = FakeRecorder(
         store,
         FakeNvml(lame, FakeGpu(uuid="GPU-b", name="NVIDIA <b>A100</b>", processes=((1, 5 << 30), (os.getpid(), 1)))),
     )
-    told.beats(200)
+    recorded.beats(200)
     page = open_monitor()
     expect(page.get_by_test_id("value-gpu0-power")).to_have_text("250W")
     expect(page.get_by_test_id("value-gpu0-activity")).to_have_text("87%")
@@ -115,8 +115,8 @@ def test_two_gpus_are_shown_and_one_field_that_fails_hides_no_other(store, open_
 
 
 def test_of_sixteen_gpus_two_are_open_and_the_others_a_click_away(store, open_monitor):
-    told = Told(store, FakeNvml(*(FakeGpu(uuid=f"GPU-{n}", gpm=GPM) for n in range(16))))
-    told.beats(20)
+    recorded = FakeRecorder(store, FakeNvml(*(FakeGpu(uuid=f"GPU-{n}", gpm=GPM) for n in range(16))))
+    recorded.beats(20)
     page = open_monitor()
     expect(page.get_by_test_id("chart-gpu1-power")).to_be_visible()
     expect(page.get_by_test_id("chart-gpu15-power")).to_be_hidden()
@@ -126,9 +126,9 @@ def test_of_sixteen_gpus_two_are_open_and_the_others_a_click_away(store, open_mo
 
 
 def test_new_readings_move_the_charts_without_mounting_them_again_and_zoom_stays_for_all(store, open_monitor):
-    told = Told(store, FakeNvml(FakeGpu(gpm=GPM)))
-    told.recorder.spans = (Span("a" * 16, "<img src=x> *mine*", told.at + 60, told.at + 100),)
-    told.beats(440)
+    recorded = FakeRecorder(store, FakeNvml(FakeGpu(gpm=GPM)))
+    recorded.recorder.spans = (Span("a" * 16, "<img src=x> *mine*", recorded.at + 60, recorded.at + 100),)
+    recorded.beats(440)
     page = open_monitor()
     expect(page.get_by_test_id("run-" + "a" * 16).get_by_role("link")).to_have_text("<img src=x> *mine*")
     assert (
@@ -146,7 +146,7 @@ def test_new_readings_move_the_charts_without_mounting_them_again_and_zoom_stays
     wait_for(page, f"() => {DEBUG}.view.zoom", bool, seconds=10)
     mounts = page.evaluate(f"() => {DEBUG}.mounts")
     updates = page.evaluate(f"() => {DEBUG}.updates")
-    told.beats(20)
+    recorded.beats(20)
     wait_for(page, f"() => {DEBUG}.updates", lambda n: n > updates + 2)
     ranges = page.evaluate(
         "() => [...document.querySelectorAll('.js-plotly-plot')].map((p) => p.layout.xaxis.range.map((x) => +new Date(x)))"
@@ -159,15 +159,15 @@ def test_new_readings_move_the_charts_without_mounting_them_again_and_zoom_stays
     expect(page.get_by_test_id("reset-zoom")).to_be_hidden()
 
 
-def test_pause_window_and_interval_do_as_they_say(store, open_monitor):
-    told = Told(store, FakeNvml(FakeGpu()))
-    told.beats(300)
+def test_pause_time_window_and_interval_work(store, open_monitor):
+    recorded = FakeRecorder(store, FakeNvml(FakeGpu()))
+    recorded.beats(300)
     page = open_monitor()
     page.get_by_test_id("window-60").click()
     expect(page.get_by_test_id("window-60")).to_have_attribute("aria-pressed", "true")
     page.get_by_test_id("pause").click()
     polls = page.evaluate(f"() => {DEBUG}.polls")
-    page.wait_for_timeout(2_500)  # it asks every second
+    page.wait_for_timeout(2_500)  # it polls every second
     assert page.evaluate(f"() => {DEBUG}.polls") <= polls + 1
     page.get_by_test_id("pause").click()
     wait_for(page, f"() => {DEBUG}.polls", lambda n: n > polls + 1)
@@ -176,50 +176,57 @@ def test_pause_window_and_interval_do_as_they_say(store, open_monitor):
 
 
 READS = (
-    "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetTemperature",
-    "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetClockInfo", "nvmlDeviceGetCurrentClocksEventReasons",
-    "nvmlDeviceGetMemoryInfo", "nvmlGpmSampleGet", "nvmlDeviceGetHandleByIndex",
-)  # fmt: skip
+    "nvmlDeviceGetUtilizationRates",
+    "nvmlDeviceGetPowerUsage",
+    "nvmlDeviceGetEnforcedPowerLimit",
+    "nvmlDeviceGetTemperature",
+    "nvmlDeviceGetTotalEnergyConsumption",
+    "nvmlDeviceGetClockInfo",
+    "nvmlDeviceGetCurrentClocksEventReasons",
+    "nvmlDeviceGetMemoryInfo",
+    "nvmlGpmSampleGet",
+    "nvmlDeviceGetHandleByIndex",
+)
 
 
-def test_a_gpu_that_is_lost_shows_no_old_figure_as_one_of_now_and_its_reason_once(store, open_monitor):
+def test_a_lost_gpu_shows_no_old_value_as_current_and_its_reason_once(store, open_monitor):
     gpus = FakeGpu(gpm=GPM), FakeGpu(uuid="GPU-b", name="NVIDIA H200")
-    told = Told(store, FakeNvml(*gpus))
-    told.beats(100)
+    recorded = FakeRecorder(store, FakeNvml(*gpus))
+    recorded.beats(100)
     page = open_monitor()
     expect(page.get_by_test_id("value-gpu0-power")).to_have_text("250W")
     gpus[0].errors |= dict.fromkeys(READS, pynvml.NVML_ERROR_GPU_IS_LOST)
-    told.beats(150)
+    recorded.beats(150)
     expect(page.get_by_test_id("value-gpu0-power")).to_have_text("–W")
-    expect(page.get_by_test_id("rest-gpu0")).to_have_text("Nothing of this GPU can be read now. NVML: GPU is lost.")
+    expect(page.get_by_test_id("rest-gpu0")).to_have_text("This GPU cannot be read now. NVML: GPU is lost.")
     expect(page.get_by_test_id("summary-gpu0")).to_have_text("")
     expect(page.get_by_test_id("words-gpu0-temperature")).to_be_hidden()
     expect(page.get_by_test_id("value-gpu1-power")).to_have_text("250W")
     expect(page.get_by_test_id("rest-gpu1")).to_be_hidden()
 
 
-def test_a_gpu_that_was_let_alone_is_a_marked_gap_with_its_reason(store, open_monitor, monkeypatch):
+def test_a_gpu_that_was_not_read_has_a_marked_gap_with_its_reason(store, open_monitor, monkeypatch):
     monkeypatch.setattr(history, "REST_AFTER_S", 20)
-    told = Told(store, FakeNvml(FakeGpu()))
-    told.beats(120)
-    page = open_monitor()  # which is a look
-    told.beats(10)
+    recorded = FakeRecorder(store, FakeNvml(FakeGpu()))
+    recorded.beats(120)
+    page = open_monitor()  # this counts as a look
+    recorded.beats(10)
     expect(page.get_by_test_id("value-gpu0-power")).to_have_text("250W")
     expect(page.get_by_test_id("rest-gpu0")).to_contain_text("nobody opened this page and no run used a GPU")
     marks = "() => document.querySelector('[data-testid=plot-gpu0-power]').layout.shapes.map((s) => s.label?.text)"
     wait_for(page, marks, lambda words: "not read" in words)
 
 
-def test_in_a_container_processes_are_not_called_anothers(store, open_monitor, monkeypatch):
+def test_in_a_container_processes_have_no_owner(store, open_monitor, monkeypatch):
     monkeypatch.setattr(monitor, "has_own_pids", lambda _: True)
-    Told(store, FakeNvml(FakeGpu(processes=((4_000_001, 5 << 30),)))).beats(20)
+    FakeRecorder(store, FakeNvml(FakeGpu(processes=((4_000_001, 5 << 30),)))).beats(20)
     holders = open_monitor().get_by_test_id("processes-gpu0")
     expect(holders).to_contain_text("a process · 5.00 GiB")
     expect(holders).to_contain_text("the owners are not known")
 
 
-def test_the_method_stands_behind_each_title(store, open_monitor):
-    Told(store, FakeNvml(FakeGpu())).beats(20)
+def test_each_title_explains_the_method(store, open_monitor):
+    FakeRecorder(store, FakeNvml(FakeGpu())).beats(20)
     page = open_monitor()
     titles = page.locator(".iso-asks:visible")
     assert titles.count() > 8
@@ -262,12 +269,12 @@ def test_opening_the_page_shows_history_and_the_run_that_trains(browser, served,
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
     client.cancel(run_id)
     page.reload()
-    assert wait_for(page, POINTS, lambda n: n > 0) > before  # at once: all of it, not what came since
+    assert wait_for(page, POINTS, lambda n: n > 0) > before  # the whole history at once
     context.close()
     assert errors == []
 
 
-def test_somebody_chooses_how_often_and_the_supervisor_obeys(browser, served):
+def test_the_chosen_interval_reaches_the_supervisor(browser, served):
     url, home = served
     context = url.new_context(browser, viewport={"width": 1440, "height": 900})
     page = context.new_page()

@@ -34,7 +34,7 @@ PAGE = """
 import json, pathlib, sys
 sys.path.insert(0, {root!r})
 import streamlit as st
-from dashboard.parts import literal
+from dashboard.widgets.run_parts import literal
 for i, text in enumerate(json.loads(pathlib.Path({samples!r}).read_text())):
     with st.container(key=f"sample-{{i}}"):
         st.caption(literal(text))

@@ -1,4 +1,4 @@
-"""The live view in a real browser, fed by our own routes from logs written here: no Streamlit, no training."""
+"""The live view of a run in a real browser, with our own routes and logs that the tests write."""
 
 from __future__ import annotations
 
@@ -98,21 +98,27 @@ class Worker:
         step = np.arange(first, first + n)
         self.append(
             Steps(
-                first=first, loss=1 / step, samples=np.full(n, 10), lr=1e-3 / step, train_s=clock, elapsed_s=clock,
-                norm_steps=step, grad_norm=1 / step,
+                first=first,
+                loss=1 / step,
+                samples=np.full(n, 10),
+                lr=1e-3 / step,
+                train_s=clock,
+                elapsed_s=clock,
+                norm_steps=step,
+                grad_norm=1 / step,
             )
-        )  # fmt: skip
+        )
 
 
 def goals(page) -> list[list[object]]:
-    """Heights and words of the lines and labels on the chart of accuracy."""
+    """Heights of the lines and texts of the labels on the chart of accuracy."""
     return page.evaluate(
         """() => { const { shapes = [], annotations = [] } = document.querySelector('[data-testid="plot-accuracy"]').layout;
         return [shapes.map((s) => s.y0), annotations.map((a) => a.text)]; }"""
     )
 
 
-def test_a_download_is_told_with_a_bar_only_where_its_size_is_known(store, open_run):
+def test_a_download_has_a_progress_bar_only_if_its_size_is_known(store, open_run):
     worker = Worker(store)
     worker.append(Preparing(text="Downloading mnist", done_bytes=12_000_000, total_bytes=47_000_000))
     page = open_run(worker.run_id)
@@ -139,7 +145,7 @@ def test_a_busy_machine_is_marked_beside_the_throughput_while_the_run_goes_on(st
     assert "2.50 times as long" in mark.get_attribute("title")
 
 
-def test_each_chart_says_how_its_points_were_had(store, open_run):
+def test_each_chart_says_how_its_points_were_obtained(store, open_run):
     page = open_run(make_run(store, gpu=True).run_id)
     titles = page.locator(".iso-asks:visible")
     expect(titles.first).to_have_attribute("title", re.compile("measured"), timeout=20_000)
@@ -149,7 +155,7 @@ def test_each_chart_says_how_its_points_were_had(store, open_run):
     expect(page.get_by_test_id("how-accuracy")).to_contain_text("one standard error")
 
 
-def test_compiling_is_told_while_it_lasts_and_how_long_it_took_after(store, open_run):
+def test_compiling_is_shown_while_it_lasts_and_its_time_afterwards(store, open_run):
     worker = Worker(store, "execution=compiled")
     worker.append(STARTED.model_copy(update={"at": time.time()}))
     page = open_run(worker.run_id)
@@ -160,7 +166,7 @@ def test_compiling_is_told_while_it_lasts_and_how_long_it_took_after(store, open
     expect(page.get_by_test_id("live-left")).not_to_contain_text("Compiling")
 
 
-def test_a_target_is_in_sight_from_the_start_and_its_words_change_when_it_is_reached(store, open_run):
+def test_a_target_is_visible_from_the_start_and_its_label_changes_when_it_is_reached(store, open_run):
     worker = Worker(store, "target.value=0.95")
     worker.append(STARTED)
     worker.append(Evaluation(step=0, train_s=0, elapsed_s=0.1, test_loss=2.3, test_accuracy=0.1, seconds=0.01))

@@ -83,7 +83,7 @@ def test_each_rank_is_seen_on_the_page_train(page, app_url):
     page.goto(f"{app_url}/train?preset=lenet&budget.epochs=1&parallel.num_ranks=2&parallel.devices=[cpu,cpu]")
     page.get_by_role("button", name="Run", exact=True).click()
     table = page.get_by_test_id("live-ranks")
-    expect(table).to_contain_text("Waits in all-reduce", timeout=PATIENCE_MS)
+    expect(table).to_contain_text("Waiting in all-reduce", timeout=PATIENCE_MS)
     assert table.locator("tr").count() == 3
     expect(page.get_by_test_id("live-status")).to_have_text("Finished", timeout=PATIENCE_MS)
     for chart in ("rank_own", "rank_waits", "rank_cpu", "rank_memory"):

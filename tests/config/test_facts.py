@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from dashboard.widgets import config_form, run_parts
+from dashboard.widgets import form_fields, run_parts
 from engine import models
 from engine.cli import cards, results
 from engine.cli import run as cli_run
@@ -66,8 +66,8 @@ def test_an_optimizer_has_a_plan_with_its_state_and_scratch(name):
 @every_optimizer
 def test_the_form_has_the_label_and_every_knob_of_an_optimizer(name):
     facts = OPTIMIZERS[name]
-    assert config_form.WORDS["optimizer.name"][name] == facts.label
-    assert {f"optimizer.{knob}" for knob in facts.knobs} <= set(config_form._PATHS)
+    assert form_fields.WORDS["optimizer.name"][name] == facts.label
+    assert {f"optimizer.{knob}" for knob in facts.knobs} <= set(form_fields.PATHS)
     assert Optimizer(name=name, lr=facts.usual_lr).facts is facts
 
 
@@ -96,7 +96,7 @@ def test_no_family_is_forgotten():
 def test_a_family_has_a_plan_a_label_in_the_form_and_a_name_in_lists(family):
     config = with_overrides(BASE, [f"model.family={family}", "data=digits"])
     assert planner.plan(config, free_bytes=2**34).train_flops_per_example > 0
-    assert config_form.WORDS["family"][family] == MODELS[family].label
+    assert form_fields.WORDS["family"][family] == MODELS[family].label
     assert describe(config).startswith(config.model.in_words(DATA["digits"]) + " · ")
 
 
@@ -130,8 +130,8 @@ def test_no_data_set_is_forgotten():
 @every_data_set
 def test_the_form_has_the_title_and_the_fields_of_a_data_set(data):
     facts = DATA[data]
-    assert config_form.WORDS["data"][data] == facts.title
-    assert set(config_form._source_fields(data)) <= set(config_form._PATHS)
+    assert form_fields.WORDS["data"][data] == facts.title
+    assert set(form_fields.source_fields(data)) <= set(form_fields.PATHS)
     assert set(facts.fields) <= set(Source.model_fields)
     assert facts.is_yours <= ("path" in facts.fields)
 

@@ -1,19 +1,14 @@
-"""Who gets in: every route of the app has a decision, and nobody passes who did not sign in."""
+"""Sign-in: every route has a rule, and no route answers without signing in."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import time
 import tomllib
-import urllib.error
-import urllib.request
 
 import pytest
 from itsdangerous import URLSafeTimedSerializer
@@ -23,19 +18,13 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
-from streamlit.proto.BackMsg_pb2 import BackMsg
-from streamlit.proto.ClientState_pb2 import ClientState
-from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-from websockets.sync.client import connect
 
 from dashboard.server import auth_middleware, sign_in
 from dashboard.server.headers import MIDDLEWARE
 from engine.access import keys, settings
-from engine.access.settings import Roles, Settings, SignIn
-from engine.common.errors import ConfigError
+from engine.access.settings import Settings
 from engine.system.files import write_atomically
-from tests.browser.conftest import end_supervisor
 from tests.conftest import ROOT
 
 URL = "http://127.0.0.1:8501"
@@ -63,7 +52,7 @@ async def socket_echo(websocket):
 
 @pytest.fixture
 def app(store, monkeypatch):
-    """The checks of the dashboard before an app that says whom it was told to speak to."""
+    """The middleware of the dashboard before an app that answers with the user it got."""
     monkeypatch.setenv("ISOFLOP_HOME", str(store.root))
     monkeypatch.setattr("dashboard.server.auth_middleware._WRONG_TOKEN_WAIT_S", 0)
     routes = [WebSocketRoute("/_stcore/stream", socket_echo), Route("/{rest:path}", echo, methods=list(METHODS))]
@@ -95,12 +84,12 @@ def every_route(routes: list[BaseRoute], prefix: str = ""):
 
 @pytest.fixture(scope="module")
 def real_routes():
-    """Of the app that `streamlit run` starts."""
+    """The routes of the app that `streamlit run` starts."""
     code = (
         "import json, sys; sys.path.insert(0, '.')\n"
         "from streamlit import config\n"
         "config._main_script_path = 'dashboard/app.py'; config.get_config_options(force_reparse=True)\n"
-        "from tests.test_gate import every_route\n"
+        "from tests.dashboard.test_auth_middleware import every_route\n"
         "from dashboard.app import app\n"
         "found = every_route(app._build_starlette_app().routes)\n"
         "print(json.dumps([[path, sorted(methods)] for path, methods in found]))"
@@ -142,27 +131,38 @@ def test_each_rule_is_about_a_route_that_is_there(real_routes):
 
 
 @pytest.mark.process
-def test_only_these_may_be_asked_by_somebody_who_is_not_signed_in(real_routes):
+def test_only_the_health_route_is_open_without_signing_in(real_routes):
     open_ones = {
-        (path, method) for path, _ in real_routes for method in (*METHODS, "WEBSOCKET")
+        (path, method)
+        for path, _ in real_routes
+        for method in (*METHODS, "WEBSOCKET")
         if auth_middleware.decide(filled(path), method) == "anyone"
-    }  # fmt: skip
+    }
     assert open_ones == {("/_stcore/health", method) for method in ("GET", "HEAD", "OPTIONS")}
 
 
 @pytest.mark.parametrize(
     ("path", "method"),
     [
-        ("/_stcore/new", "GET"), ("/_stcore/agent/interact", "POST"), ("/_stcore/metrics", "GET"), ("/api/new", "GET"),
-        ("/api/runs/x/points", "POST"), ("/", "POST"), ("/train", "DELETE"), ("/_stcore/stream", "GET"),
-        ("/anything", "WEBSOCKET"), ("/_stcore/health", "TRACE"), ("/api", "GET"), ("/_stcore", "GET"),
+        ("/_stcore/new", "GET"),
+        ("/_stcore/agent/interact", "POST"),
+        ("/_stcore/metrics", "GET"),
+        ("/api/new", "GET"),
+        ("/api/runs/x/points", "POST"),
+        ("/", "POST"),
+        ("/train", "DELETE"),
+        ("/_stcore/stream", "GET"),
+        ("/anything", "WEBSOCKET"),
+        ("/_stcore/health", "TRACE"),
+        ("/api", "GET"),
+        ("/_stcore", "GET"),
     ],
-)  # fmt: skip
-def test_what_no_rule_lets_through_is_nobodys(path, method):
+)
+def test_a_request_without_a_rule_is_refused(path, method):
     assert auth_middleware.decide(path, method) == "nobody"
 
 
-# --- nobody passes without signing in --------------------------------------------------------------------------------
+# --- every route needs signing in --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -199,7 +199,7 @@ def test_a_program_is_told_in_words_and_a_person_is_shown_a_page(app):
 # --- the link --------------------------------------------------------------------------------------------------------
 
 
-def test_the_link_is_traded_for_a_cookie_and_a_clean_address(app, store):
+def test_the_link_is_exchanged_for_a_cookie_and_an_address_without_token(app, store):
     client = browser(app)
     answer = client.get(f"/train?preset=lenet&token={keys.link_token(store.root)}&optimizer.lr=0.1")
     assert (answer.status_code, answer.headers["location"]) == (303, "/train?preset=lenet&optimizer.lr=0.1")
@@ -352,11 +352,14 @@ def nobody_allowed(store):
 @pytest.mark.parametrize(
     "end",
     [
-        another_token, nobody_allowed, lambda store: keys.sign_everyone_out(store.root),
-        lambda store: sign_in_with(store, "proxy"), lambda store: write_atomically(store.root / settings.FILE, "[broken"),
+        another_token,
+        nobody_allowed,
+        lambda store: keys.sign_everyone_out(store.root),
+        lambda store: sign_in_with(store, "proxy"),
+        lambda store: write_atomically(store.root / settings.FILE, "[broken"),
         lambda store: (store.root / settings.FILE).unlink(),
     ],
-)  # fmt: skip
+)
 def test_an_open_socket_ends_at_the_next_click_of_somebody_who_is_out(talking, store, end):
     client, headers = talking
     with client.websocket_connect("/_stcore/stream", headers=headers) as ws:
@@ -369,7 +372,7 @@ def test_an_open_socket_ends_at_the_next_click_of_somebody_who_is_out(talking, s
 
 
 def test_an_open_socket_says_nothing_more_to_somebody_who_is_out(talking, store, monkeypatch):
-    monkeypatch.setattr(auth_middleware, "_LOOK_EVERY_S", 0)
+    monkeypatch.setattr(auth_middleware, "_CHECK_EVERY_S", 0)
     client, headers = talking
     with client.websocket_connect("/_stcore/stream", headers=headers) as ws:
         ws.send_text("in")
@@ -415,18 +418,18 @@ def test_an_old_cookie_is_no_good_any_more(app, store, monkeypatch):
     assert client.get("/").status_code == 401
 
 
-def test_a_link_on_another_site_is_asked_for_again_from_here(app):
-    """The browser kept the cookie back: it is SameSite=Strict, and another site's page asked."""
+def test_a_link_on_another_site_is_loaded_again_from_our_page(app):
+    """The cookie is SameSite=Strict, so the browser leaves it out after a link on another site."""
     answer = browser(app).get(
         '/train?run=1&x="><script>', headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     )
     assert 'http-equiv="refresh" content="0; url=/train?run=1&amp;x=%22%3E%3Cscript%3E"' in answer.text
 
 
-# --- who it is -------------------------------------------------------------------------------------------------------
+# --- the user -------------------------------------------------------------------------------------------------------
 
 
-def test_nobody_can_say_who_they_are_themselves(app, store):
+def test_a_client_cannot_set_its_own_user(app, store):
     client = browser(app)
     client.get(f"/?token={keys.link_token(store.root)}")
     assert (
@@ -481,8 +484,8 @@ def test_a_name_is_believed_from_the_proxys_own_address_only(app, store, peer, h
         ("10.0.0.5", "10.0.0.5", False),  # cannot be told from the first
     ],
 )
-def test_nobody_borrows_the_proxys_address_by_saying_it(app, store, proxy, peer, believed, forwarded):
-    """As uvicorn runs: its own middleware, before ours, takes what trusted peers forward for the address."""
+def test_a_forwarded_address_is_not_trusted_as_the_proxys(app, store, proxy, peer, believed, forwarded):
+    """With uvicorn's own middleware before ours, which takes the forwarded address from trusted peers."""
     write_atomically(store.root / settings.FILE, TEAM["proxy"].replace("10.0.0.5", proxy))
     served = browser(ProxyHeadersMiddleware(app), client=(peer, 4000))
     answer = served.get("/", headers={"X-User": "ada", "X-Forwarded-For": forwarded})
@@ -496,7 +499,7 @@ def test_a_proxy_on_this_machine_is_believed_whomever_it_forwards(app, store):
         assert served.get("/", headers={"X-User": "ada"} | forwarded).text == "proxy%3Aada"
 
 
-def test_a_viewer_looks_and_hands_no_files_over(app, store):
+def test_a_viewer_may_read_and_may_not_upload(app, store):
     sign_in_with(store, "proxy", '[roles]\nrunner = ["rob"]\n')
     client = browser(app, client=("10.0.0.5", 4000))
     upload = "/_stcore/upload_file/session/file"
@@ -505,167 +508,30 @@ def test_a_viewer_looks_and_hands_no_files_over(app, store):
     assert client.put(upload, headers={"X-User": "rob"}).status_code == 200
 
 
-def test_who_is_not_on_the_list_is_told_so(app, store):
+def test_a_user_who_is_not_on_the_list_gets_a_message(app, store):
     write_atomically(store.root / settings.FILE, TEAM["proxy"] + 'allowed = ["@lab.example"]\n')
     client = browser(app, client=("10.0.0.5", 4000))
     assert client.get("/", headers={"X-User": "ann@lab.example"}).status_code == 200
     answer = client.get("/", headers={"X-User": "<b>@evil.example"})
-    assert (answer.status_code, "&lt;b&gt;@evil.example is not on the list" in answer.text) == (403, True)
+    assert (answer.status_code, "&lt;b&gt;@evil.example may not use this dashboard" in answer.text) == (403, True)
 
 
-def test_broken_settings_shut_the_door(app, store, caplog):
+def test_invalid_settings_refuse_every_request(app, store, caplog):
     write_atomically(store.root / settings.FILE, "[sign_in]\nmethod = 'nobody'")
     answer = browser(app).get("/", headers={"X-User": "ada"})
     assert (answer.status_code, str(store.root) in answer.text) == (503, False)
     assert "sign_in.method" in caplog.text
 
 
-# --- where it listens ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
-def test_a_start_on_this_machines_own_addresses_needs_nothing(address):
-    sign_in.check_start(address, Settings())
-
-
-@pytest.mark.parametrize("address", [None, "", "0.0.0.0", "::", "192.0.2.7", "no-such-host.invalid"])
-def test_any_other_start_without_signing_in_is_refused_and_told_the_ways(address):
-    with pytest.raises(ConfigError) as refused:
-        sign_in.check_start(address, Settings())
-    assert all(way in str(refused.value) for way in ("oidc", "proxy", "token"))
-    sign_in.check_start(address, Settings(sign_in=SignIn(method="token", token=TOKEN)))
-
-
-def test_a_provider_needs_authlib_and_a_description(monkeypatch):
-    oidc = Settings(sign_in=SignIn(method="oidc", allowed=("@lab.example",)), roles=Roles())
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install Authlib"):
-        sign_in.check_start("0.0.0.0", oidc)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    with pytest.raises(ConfigError, match=r"\[auth\] in \.streamlit/secrets\.toml"):
-        sign_in.check_start("0.0.0.0", oidc)
-
-
-def start_dashboard(home, *flags, **environment):
-    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "dashboard" / "app.py"), *flags]
-    environment = os.environ | {"ISOFLOP_HOME": str(home)} | environment
-    return subprocess.Popen(
-        command, cwd=home, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def end(process, home):
-    """What it said to the end, and nothing left at work."""
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=30)
-    end_supervisor(home)
-    return said
-
-
-@pytest.mark.parametrize(
-    ("flags", "environment"),
-    [
-        (["--server.address", "0.0.0.0"], {}),
-        ([], {"STREAMLIT_SERVER_ADDRESS": "::"}),
-        (["--server.address="], {}),
-    ],
-)
-@pytest.mark.process
-def test_an_open_start_ends_with_exit_code_2(store, flags, environment):
-    process = start_dashboard(store.root, "--server.port", str(free_port()), *flags, **environment)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, "can be reached from other machines" in err, "token=" in out) == (2, True, False)
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def test_a_request_that_came_in_elsewhere_is_refused_however_the_server_was_started(app, store):
-    """`uvicorn dashboard.app:app --host 0.0.0.0` asks nobody's settings."""
+    """`uvicorn dashboard.app:app --host 0.0.0.0` does not read Streamlit's settings."""
     token = keys.link_token(store.root)
     outside = TestClient(app, base_url="http://192.0.2.7:8501", headers={"Host": "localhost:8501"})
     answer = outside.get(f"/?token={token}")
-    assert (answer.status_code, answer.text) == (403, "This dashboard is for its own machine only.")
+    assert (answer.status_code, answer.text) == (403, "This dashboard can be used on its own machine only.")
 
 
-@pytest.mark.process
-def test_a_start_prints_the_link_on_the_terminal_and_no_log_has_it(store):
-    port = free_port()
-    process = start_dashboard(store.root, "--server.port", str(port), "--logger.level", "debug")
-    try:
-        line = next(line for line in process.stdout if "token=" in line)
-        token = line.split("token=")[1].strip()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=30) as answer:
-            assert answer.read() == b"ok"
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/?token={token}")
-        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-        assert opener.open(request, timeout=30).url == f"http://127.0.0.1:{port}/"
-    finally:
-        out, err = end(process, store.root)
-    assert token not in out + err
-    logs = [path for path in store.root.rglob("*") if path.is_file() and path.parent.name != "keys"]
-    assert logs
-    assert all(token.encode() not in path.read_bytes() for path in logs)
-
-
-@pytest.mark.slow
-@pytest.mark.process
-def test_below_a_path_of_its_own_it_is_all_there_and_all_behind_the_gate(store):
-    port = free_port()
-    process = start_dashboard(store.root, "--server.port", str(port), "--server.baseUrlPath", "team/flop")
-    try:
-        link = "http" + next(line for line in process.stdout if "token=" in line).split("http")[1].strip()
-        assert link.startswith(f"http://127.0.0.1:{port}/team/flop/?token=")
-        paths = ("_stcore/host-config", "assets/live.js", "static/manifest.json", "")
-        urls = [f"http://127.0.0.1:{port}/team/flop/{path}" for path in paths]
-        for url in urls:
-            with pytest.raises(urllib.error.HTTPError, match="401"):
-                urllib.request.urlopen(url, timeout=30)
-        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-        for url in (link, *urls, urls[-1] + "_stcore/health"):
-            assert opener.open(url, timeout=30).status == 200
-    finally:
-        end(process, store.root)
-
-
-def session_of(port, name, session=""):
-    """The id of the session that somebody of this name gets, who asks for another's."""
-    wanted = ["streamlit", "none", session] if session else ["streamlit"]
-    with connect(
-        f"ws://127.0.0.1:{port}/_stcore/stream", origin=f"http://127.0.0.1:{port}", subprotocols=wanted,
-        additional_headers={"X-User": name}, open_timeout=60,
-    ) as ws:  # fmt: skip
-        ws.send(BackMsg(rerun_script=ClientState()).SerializeToString())
-        messages = (ForwardMsg.FromString(ws.recv(timeout=60)) for _ in range(20))
-        return next(filter(None, (message.new_session.initialize.session_id for message in messages)))
-
-
-@pytest.mark.slow
-@pytest.mark.process
-def test_a_session_is_taken_up_again_by_its_own_person_only(store):
-    write_atomically(store.root / settings.FILE, TEAM["proxy"].replace("10.0.0.5", "127.0.0.1"))
-    port = free_port()
-    process = start_dashboard(store.root, "--server.port", str(port))
-    try:
-        next(line for line in process.stdout if "Isoflop:" in line)
-        of_rob = session_of(port, "rob")
-        assert session_of(port, "eve", of_rob) != of_rob
-        assert session_of(port, "rob", of_rob) == of_rob
-    finally:
-        end(process, store.root)
-
-
-def test_a_start_on_every_interface_tells_an_address_that_is_answered(store, monkeypatch):
-    monkeypatch.setattr("streamlit.get_option", lambda _: ["localhost", "*.lab.example", "192.0.2.7"])
-    shared = Settings(sign_in=SignIn(method="token", token=TOKEN))
-    assert "http://192.0.2.7:8501/ " in sign_in.greeting(store.root, shared, "0.0.0.0", 8501, "")
-    assert "http://[::1]:80/x" in sign_in.greeting(store.root, shared, "::1", 80, "/x/")
-
-
-# --- what the browser is told ----------------------------------------------------------------------------------------
+# --- response headers and files ----------------------------------------------------------------------------------------
 
 
 def test_the_only_inline_script_allowed_is_the_one_in_streamlits_page(app):
@@ -686,10 +552,17 @@ def test_the_keys_are_for_their_owner_alone(store):
 
 def test_streamlits_own_switches_are_set_to_safe():
     expected = {
-        "server.enableStaticServing": False, "server.enableXsrfProtection": True, "runner.postScriptGC": False,
-        "browser.gatherUsageStats": False, "client.showErrorDetails": "none", "client.allowedOrigins": [],
-        "server.fileWatcherType": "none", "server.address": "127.0.0.1", "logger.hideWelcomeMessage": True,
-        "server.maxUploadSize": 200, "server.trustedUserHeaders": json.dumps({auth_middleware.ACTOR_HEADER: "actor"}),
-    }  # fmt: skip
+        "server.enableStaticServing": False,
+        "server.enableXsrfProtection": True,
+        "runner.postScriptGC": False,
+        "browser.gatherUsageStats": False,
+        "client.showErrorDetails": "none",
+        "client.allowedOrigins": [],
+        "server.fileWatcherType": "none",
+        "server.address": "127.0.0.1",
+        "logger.hideWelcomeMessage": True,
+        "server.maxUploadSize": 200,
+        "server.trustedUserHeaders": json.dumps({auth_middleware.ACTOR_HEADER: "actor"}),
+    }
     config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
     assert {key: config[key.split(".")[0]][key.split(".")[1]] for key in expected} == expected

@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import state
 from dashboard.views import calibration as views
-from dashboard.widgets import run_parts
+from dashboard.widgets import run_results
 from engine.cli import cards
 from engine.config.parsing import with_overrides
 from engine.config.presets import preset_config
@@ -153,7 +153,7 @@ def test_what_a_busy_machine_attained_is_marked_on_the_roofline_and_in_its_mfu(o
     run = make_run(own_store, last=busy)
     assert "Machine was busy, so it reached less than it could" in words(shown(roofline_page))
     assert "the machine was busy" in cards._mfu_in_words(run)
-    assert "machine was busy" in run_parts._mfu(run)[0].text
+    assert "machine was busy" in run_results.mfu_details(run)[0].text
 
 
 def test_a_run_without_a_place_says_why(own_store):

@@ -1,4 +1,4 @@
-"""An error nobody foresaw: an id for the viewer, the rest for the log."""
+"""An unexpected error: the viewer gets an id, the log the traceback."""
 
 import re
 
@@ -10,14 +10,14 @@ from streamlit.testing.v1 import AppTest
 from dashboard.widgets import error_page
 
 
-def test_a_page_that_breaks_says_an_id_and_the_log_has_the_rest(caplog):
+def test_a_page_that_fails_shows_an_id_and_the_log_has_the_traceback(caplog):
     def page():
         from dashboard.widgets import error_page
 
         try:
             raise ValueError("secret of /home/alice")
         except ValueError as error:
-            assert error_page.in_a_page(error)
+            assert error_page.on_page_error(error)
 
     (shown,) = AppTest.from_function(page).run().error
     assert "alice" not in shown.value
@@ -25,21 +25,21 @@ def test_a_page_that_breaks_says_an_id_and_the_log_has_the_rest(caplog):
     assert "secret of /home/alice" in caplog.text
 
 
-def test_what_a_user_can_mend_is_said_as_it_is():
+def test_an_error_that_a_user_can_fix_is_shown_in_full():
     def page():
         from dashboard.widgets import error_page
         from engine.common.errors import StoreError
 
-        assert error_page.in_a_page(StoreError("The store is gone.", fix="Start again."))
+        assert error_page.on_page_error(StoreError("The store is gone.", fix="Start again."))
 
     assert [e.value for e in AppTest.from_function(page).run().error] == ["The store is gone. Start again."]
 
 
-def test_a_route_that_breaks_says_an_id(caplog):
+def test_a_route_that_fails_shows_an_id(caplog):
     def broken(_):
         raise ValueError("secret of /home/alice")
 
-    app = Starlette(routes=[Route("/", broken)], exception_handlers={Exception: error_page.in_a_route})
+    app = Starlette(routes=[Route("/", broken)], exception_handlers={Exception: error_page.on_route_error})
     answer = TestClient(app, raise_server_exceptions=False).get("/")
     assert (answer.status_code, "alice" in answer.text) == (500, False)
     assert "secret of /home/alice" in caplog.text

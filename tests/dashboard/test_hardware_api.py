@@ -1,4 +1,4 @@
-"""The route of the page Hardware: all at first, then what is new, and why nothing is where that is so."""
+"""The route of the page Hardware: first all readings, then the new ones, and the reason if there are none."""
 
 from __future__ import annotations
 
@@ -125,12 +125,12 @@ def test_a_browser_that_slept_gets_the_whole_thinned(writer, ask):
 
 
 @pytest.mark.parametrize("cursor", ["x", "0-0-0", "a" * 16 + "-5-5", "1" * 90, "é", "../../etc", "-1--1--1"])
-def test_a_cursor_that_is_none_of_ours_begins_anew(writer, ask, cursor):
+def test_an_unknown_cursor_gets_everything_again(writer, ask, cursor):
     fill(writer, 3)
     assert ask(cursor)["reset"]
 
 
-def test_another_file_in_its_place_begins_anew(store, writer, ask):
+def test_a_new_file_gets_everything_again(store, writer, ask):
     fill(writer, 3)
     cursor = ask()["cursor"]
     (store.root / CURRENT).unlink()
@@ -146,9 +146,7 @@ def test_old_rows_and_those_of_a_clock_that_was_set_back_are_left_out(writer, as
 
 
 def test_no_line_leads_across_a_time_without_readings(writer, ask):
-    fill(
-        writer, 8, every_s=10, until=time.time() - 40
-    )  # read seldom is no gap, and neither is what begins anew after it
+    fill(writer, 8, every_s=10, until=time.time() - 40)  # a long interval is no gap, and neither is its end
     fill(writer, 8, until=time.time() - 30)
     fill(writer, 8)
     trace = ask()["traces"]["cpu.busy_percent"]
@@ -169,14 +167,14 @@ def test_reasons_runs_and_processes_come_when_they_change(writer, ask):
     assert ask(first["cursor"])["missing"] == {}
 
 
-def test_without_readings_it_says_why(store, ask):
+def test_without_readings_the_answer_has_the_reason(store, ask):
     assert "No supervisor is running" in ask()["why"]
     with (store.root / "supervisor.lock").open("w") as held:
         assert locks.lock(held.fileno())
         assert ask()["why"] == ""
 
 
-def test_readings_that_stopped_say_why_to_those_who_look_on(writer, ask):
+def test_when_readings_stop_the_reason_is_in_every_answer(writer, ask):
     fill(writer, 3, until=time.time() - 60)
     answer = ask()
     assert "No supervisor is running" in answer["why"]
@@ -196,19 +194,19 @@ def test_a_damaged_file_is_no_error(store, ask, content):
     assert ask()["traces"] == {}
 
 
-def test_what_is_no_number_cannot_break_the_answer(writer, ask):
+def test_nan_and_infinity_cannot_break_the_answer(writer, ask):
     writer.append(time.time(), [np.inf, np.nan, -np.inf, 1.0, None])
     answer = ask()
     assert json.dumps(answer, allow_nan=False)
     assert list(answer["traces"]) == ["gpu0.power_w"]
 
 
-def test_who_may_look_may_ask_and_nobody_else(store):
+def test_viewers_may_read_and_nobody_may_post(store):
     assert auth_middleware.decide("/api/hardware", "GET") == "viewer"
     assert auth_middleware.decide("/api/hardware", "POST") == "nobody"
 
 
-def test_a_poll_is_a_look_and_says_why_gpus_were_left_alone(writer, ask, store):
+def test_a_poll_counts_as_a_look_and_says_why_gpus_were_not_read(writer, ask, store):
     fill(writer, 4)
     writer.note({"missing": {}, "rests": [[1.0, None]]})
     answer = ask()

@@ -1,4 +1,4 @@
-"""Who is let in: this machine's own names, and for sockets and changes our own pages only."""
+"""Requests are served for this machine's own names, and sockets and changes for our own pages only."""
 
 from __future__ import annotations
 
@@ -37,14 +37,27 @@ def test_this_machines_own_names_are_served(client, host):
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "localhost.evil.example", "evil.example:8501", "127.0.0.1.evil.example", "localhost:8501@evil",
-     "127.0.0.1:8501/x", "127.0.0.2", "0.0.0.0", "localhost:99999999", "[::1", "::1", "localhost\n", ""],
-)  # fmt: skip
+    [
+        "evil.example",
+        "localhost.evil.example",
+        "evil.example:8501",
+        "127.0.0.1.evil.example",
+        "localhost:8501@evil",
+        "127.0.0.1:8501/x",
+        "127.0.0.2",
+        "0.0.0.0",
+        "localhost:99999999",
+        "[::1",
+        "::1",
+        "localhost\n",
+        "",
+    ],
+)
 def test_any_other_host_is_refused(client, host):
     assert client.get("/", headers={"Host": host}).status_code == 400
 
 
-def test_a_host_that_was_allowed_is_served_and_a_star_stands_for_what_is_below(client, monkeypatch):
+def test_an_allowed_host_is_served_and_a_star_stands_for_all_hosts_below(client, monkeypatch):
     names = ["isoflop.example.org", "*.lab.example", "10.1.2.3", "::1"]
     monkeypatch.setattr("streamlit.get_option", lambda key: names if key == "server.allowedHosts" else None)
     hosts = (
@@ -71,7 +84,7 @@ def test_a_change_from_another_site_or_port_is_refused(client, method, origin):
 
 
 @pytest.mark.parametrize("headers", [{"Origin": "http://127.0.0.1:8501"}, {}])
-def test_a_change_from_our_own_page_or_a_script_is_let_in(client, headers):
+def test_a_change_from_our_own_page_or_a_script_is_served(client, headers):
     assert client.post("/", headers=headers).status_code == 200
 
 
@@ -82,7 +95,7 @@ def test_a_socket_needs_our_own_origin(client, origin):
         pass
 
 
-def test_a_socket_from_our_own_page_is_let_in(client):
+def test_a_socket_from_our_own_page_is_served(client):
     with client.websocket_connect("/ws", headers=OWN | {"Origin": "http://127.0.0.1:8501"}) as ws:
         assert ws.receive_text() == "in"
 

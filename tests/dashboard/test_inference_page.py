@@ -20,6 +20,7 @@ from dashboard.widgets import run_parts
 from engine.access.policy import Actor
 from engine.charts import inference as charts_inference
 from engine.charts.inference import curve_chart, heat_map, ladder_chart
+from engine.common import units
 from engine.common.errors import ConfigError
 from engine.config.inference import infer_config, infer_matrix
 from engine.config.presets import preset_config
@@ -118,6 +119,10 @@ def figures(*runs, **asked):
     return answer
 
 
+def accuracy_of(run):
+    return units.accuracy(run.summary().test_accuracy)
+
+
 def test_whoever_has_nothing_gets_every_cell_and_then_only_those_that_moved(store, matrix_run):
     run, rest = half(store, matrix_run)
     first = figures(run)
@@ -157,7 +162,7 @@ def test_the_sentence_is_the_engines_and_accuracy_stands_beside_it(matrix_run):
     assert answer["verdict"]["sweet"] == f"{best.batch_size}x1-fp32-inference_mode"
     whole = in_words(matrix_of(matrix_run), 10.0)
     assert whole.startswith(answer["verdict"]["sentence"] + " ")
-    assert any("held-out examples right" in text for text in answer["verdict"]["besides"])
+    assert any(accuracy_of(matrix_run) in text for text in answer["verdict"]["besides"])
 
 
 def test_before_the_accuracy_is_known_the_sentence_says_that_it_comes(store, matrix_run):
@@ -165,13 +170,13 @@ def test_before_the_accuracy_is_known_the_sentence_says_that_it_comes(store, mat
     run.by_key(Quality).clear()
     assert run.latencies
     besides = figures(run, limit_s=100.0)["verdict"]["besides"]
-    assert "Its accuracy is measured after the first round." in besides
+    assert "The accuracy is measured after the first round." in besides
 
 
 def test_a_limit_nothing_meets_names_the_nearest_and_still_tells_the_accuracy(matrix_run):
     verdict = figures(matrix_run, limit_s=1e-9)["verdict"]
     assert verdict["sweet"] is None and verdict["sentence"].startswith("No cell stays under")
-    assert any("held-out examples right" in text for text in verdict["besides"])
+    assert any(accuracy_of(matrix_run) in text for text in verdict["besides"])
 
 
 def test_an_open_cell_brings_its_whole_distribution_and_its_time_beside_the_hardware(matrix_run):
@@ -184,7 +189,7 @@ def test_an_open_cell_brings_its_whole_distribution_and_its_time_beside_the_hard
     assert len(detail["timeline"]["x"]) == len(m.start_s)
     assert detail["hardware"]["x"] and len(detail["hardware"]["process_cpu"]) == len(detail["hardware"]["x"])
     titles = [title for title, _, _ in detail["facts"]]
-    assert {"Throughput", "p99", "Accuracy", "First answer", "Peak memory", "Energy"} <= set(titles)
+    assert {"Throughput", "p99", "Test accuracy", "First answer", "Peak memory", "Energy"} <= set(titles)
     assert "detail" not in figures(matrix_run, cell=key, held=detail["version"])
     assert "detail" not in figures(matrix_run, cell="no such cell")
 
@@ -219,9 +224,9 @@ def test_several_rates_are_one_measurement(arrival_runs):
     answer = figures(slow, fast, limit_s=100.0)
     assert [c["offered"] for c in answer["cells"]] == [50.0, 200_000.0]
     assert [row["label"] for row in answer["about"]["rows"]] == ["50/s", "200 k/s"]
-    assert "takes up to 50 requests/s as they come" in answer["verdict"]["sentence"]
+    assert "serves up to 50 requests/s that arrive at random" in answer["verdict"]["sentence"]
     assert answer["verdict"]["sweet"] == "50r-64x1-fp32-inference_mode"
-    assert answer["verdict"]["besides"][0].startswith("At 200 k requests/s its p99 is")
+    assert answer["verdict"]["besides"][0].startswith("At 200 k requests/s the p99 is")
 
 
 def test_no_rate_in_time_and_none_kept_up_with_are_told_apart(arrival_runs):
@@ -229,7 +234,7 @@ def test_no_rate_in_time_and_none_kept_up_with_are_told_apart(arrival_runs):
     none = figures(slow, fast, limit_s=1e-9)["verdict"]
     assert none["sentence"].startswith("No rate stays under your 0.001 µs: at 50 requests/s") and none["sweet"] is None
     behind = figures(keeping_up(slow, 5.0), keeping_up(fast, 5.0), limit_s=100.0)["verdict"]
-    assert behind["sentence"].startswith("Not even 50 requests/s")
+    assert behind["sentence"].startswith("Requests arrive faster than they are answered, even at 50 requests/s")
 
 
 def test_on_a_gpu_precisions_stand_across(store):
@@ -265,7 +270,7 @@ def test_the_route_refuses_in_words_what_it_cannot_tell(client, folder, matrix_r
     assert ask() == (400, "Ask for 1 to 16 runs, not 0.")
     assert ask(runs=",".join(["a" * 16] * 17))[0] == 400
     assert ask(runs="f" * 16)[0] == 404
-    assert ask(runs=other) == (404, f"Run {other} is not one of inference.")
+    assert ask(runs=other) == (404, f"Run {other} does not measure inference.")
 
 
 def test_only_who_may_look_may_ask():
@@ -532,10 +537,10 @@ def test_a_finished_training_run_leads_to_how_fast_it_answers(folder, trained, a
     app.switch_page(str(ROOT / "pages" / "train.py"))
     app.query_params["run"] = trained.run_id
     app.run()
-    assert ("inference", "How fast does it answer?") in links(app)
+    assert ("inference", "Measure inference") in links(app)
     app.query_params["run"] = make_run(folder).run_id
     app.run()
-    assert "How fast does it answer?" not in [label for _, label in links(app)]
+    assert "Measure inference" not in [label for _, label in links(app)]
 
 
 def test_a_list_opens_a_measurement_where_it_is_shown(matrix_run):
@@ -548,9 +553,9 @@ def test_a_measurement_among_runs_tells_its_own_figures(folder, matrix_run):
         import os
 
         from dashboard import state
-        from dashboard.widgets import run_parts
+        from dashboard.widgets import run_results
 
-        run_parts.final_figures(state.open_run(os.environ["RUN_OF_A_TEST"]))
+        run_results.final_figures(state.open_run(os.environ["RUN_OF_A_TEST"]))
 
     copied(folder, matrix_run)
     with pytest.MonkeyPatch.context() as patch:

@@ -24,7 +24,7 @@ from engine.store.store import Store
 from engine.system.files import write_atomically
 from tests.browser.conftest import end_supervisor
 from tests.conftest import ROOT
-from tests.dashboard.test_auth_middleware import free_port
+from tests.dashboard.test_server_start import free_port
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 jwk = pytest.importorskip("joserfc.jwk")
@@ -32,7 +32,7 @@ jwt = pytest.importorskip("joserfc.jwt")
 
 
 class Provider:
-    """An OpenID provider on this machine that signs in whoever `claims` say."""
+    """An OpenID provider on this machine that signs in the user in `claims`."""
 
     def __init__(self) -> None:
         self.claims: dict[str, object] = {}
@@ -73,9 +73,14 @@ class Provider:
         form = urllib.parse.parse_qs((await request.body()).decode())
         now = int(time.time())
         claims = {
-            "iss": self.url, "aud": "isoflop", "sub": "1", "iat": now, "exp": now + 600,
-            "nonce": self.nonces.pop(form["code"][0]), **self.claims,
-        }  # fmt: skip
+            "iss": self.url,
+            "aud": "isoflop",
+            "sub": "1",
+            "iat": now,
+            "exp": now + 600,
+            "nonce": self.nonces.pop(form["code"][0]),
+            **self.claims,
+        }
         signed = jwt.encode({"alg": "RS256", "kid": "one"}, claims, self.key)
         return JSONResponse({"access_token": "a", "token_type": "Bearer", "expires_in": 600, "id_token": signed})
 
@@ -109,9 +114,16 @@ def dashboard(provider, home):
         f'client_id = "isoflop"\nclient_secret = "s"\nserver_metadata_url = "{provider.url}/.well-known/openid-configuration"\n',
     )
     command = [
-        sys.executable, "-m", "streamlit", "run", str(ROOT / "dashboard" / "app.py"),
-        "--server.port", str(port), "--secrets.files", str(described),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        str(ROOT / "dashboard" / "app.py"),
+        "--server.port",
+        str(port),
+        "--secrets.files",
+        str(described),
+    ]
     process = subprocess.Popen(command, env=os.environ | {"ISOFLOP_HOME": str(store.root)}, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     until = time.monotonic() + 60
@@ -144,7 +156,7 @@ class Browser:
             return error.code, error.read().decode()
 
     def sign_in(self) -> tuple[int, str]:
-        """From the page that is shown to a stranger, by its button."""
+        """Press the button on the page that a stranger sees."""
         _, page = self.get("/")
         link = page.split('href="')[1].split('"')[0]
         return self.get(link.replace("&amp;", "&"))
@@ -189,7 +201,7 @@ def test_nobody_else_gets_in(browser, provider, claims):
     assert browser.get("/api/runs/0123456789abcdef/points")[0] in {401, 403}
 
 
-def test_a_cookie_with_another_signature_is_nobodys(browser, provider):
+def test_a_cookie_with_another_signature_is_refused(browser, provider):
     provider.claims = {"email": "ada@lab.example"}
     assert browser.sign_in()[0] == 200
     for cookie in browser.cookies:

@@ -9,7 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard import state
-from dashboard.widgets import config_form, run_parts, uploads
+from dashboard.widgets import form_fields, run_parts, uploads
 from engine.access.policy import Actor
 from engine.common.errors import DeviceError
 from engine.config.data import DATA
@@ -270,7 +270,7 @@ def test_that_means_every_field_there_is():
     said = {line.partition("=")[0] for lines in EVERYTHING.values() for line in lines}
     of_files = {"source.path", "source.label"}  # below
     here = {"device", "threads"}  # depend on the machine
-    assert {config_form._assigned(path) for path in config_form._PATHS} - said == of_files | here
+    assert {form_fields.assigned_path(path) for path in form_fields.PATHS} - said == of_files | here
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_each_data_set_says_what_it_is_or_what_it_waits_for(app, data):
     widget(app, "data").set_value(data).run()
     assert not app.exception and not app.error
     said = " ".join(e.value for e in (*app.caption, *app.info))
-    assert "held out" in said or "nothing is chosen yet" in said
+    assert "test examples" in said or "nothing is chosen yet" in said
     assert ("Downloaded on first use" in said) == (data in {"mnist", "fashion-mnist", "cifar10"})
 
 
@@ -508,7 +508,7 @@ def test_a_run_shows_where_its_steps_time_went_and_what_it_ran_on(app, store):
     said = " ".join(m.value for m in page.markdown).replace("\\", "")
     assert "of a step (70 %) is the optimizer" in said and "Where a step" in said
     assert "AMD EPYC 9575F" in said and "Not available here: RAPL is not readable here" in said
-    assert "MFU of the measured peak: **not told**" in said and "was not calibrated in this store" in said
+    assert "MFU of the measured peak: **unknown**" in said and "was not calibrated in this store" in said
     assert "alice" not in said
 
 

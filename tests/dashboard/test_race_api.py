@@ -82,9 +82,11 @@ def test_the_answer_equals_the_stored_series(store, ask):
     run = make_run(store, num_steps=400)
     traces = ask(run.run_id)[run.run_id]["traces"]
     for name, table, column in (
-        ("loss", run.steps, "loss"), ("test_loss", run.evaluations, "test_loss"),
-        ("accuracy", run.evaluations, "test_accuracy"), ("grad_norm", run.grad_norms, "grad_norm"),
-    ):  # fmt: skip
+        ("loss", run.steps, "loss"),
+        ("test_loss", run.evaluations, "test_loss"),
+        ("accuracy", run.evaluations, "test_accuracy"),
+        ("grad_norm", run.grad_norms, "grad_norm"),
+    ):
         trace = traces[name]
         np.testing.assert_allclose(trace["y"], table[column], rtol=1e-5)
         np.testing.assert_array_equal(trace["step"], table["step"])
@@ -120,7 +122,7 @@ def test_means_stand_for_all_steps(ask, worker):
     assert np.average(means["y"], weights=means["n"]) == pytest.approx(1.09, abs=1e-3)
 
 
-def test_a_value_that_is_no_number_is_a_gap_with_a_mark_wherever_it_stands(ask, worker):
+def test_nan_is_a_gap_with_a_mark_in_every_trace(ask, worker):
     worker.steps([1.0, math.nan], norms={2: math.inf})
     worker.evaluation(loss=math.nan)
     traces = ask(worker.run_id)[worker.run_id]["traces"]
@@ -130,16 +132,22 @@ def test_a_value_that_is_no_number_is_a_gap_with_a_mark_wherever_it_stands(ask, 
     assert "marks" not in traces["accuracy"]
 
 
-def test_what_a_run_is_about_comes_first_and_again_when_it_has_started(store, ask):
+def test_the_facts_of_a_run_are_sent_first_and_again_when_it_has_started(store, ask):
     worker = Worker(store, "target.value=0.5", "batch_size=32", "seed=3")
     first = ask(worker.run_id)[worker.run_id]
     again = ask(worker.run_id, after=first["cursor"])[worker.run_id]
     worker.start()
     started = ask(worker.run_id, after=first["cursor"])[worker.run_id]
     assert first["about"] == {
-        "batch_size": 32, "seed": 3, "target": {"metric": "test_accuracy", "value": 0.5}, "accuracy_is_of_text": False,
-        "train_examples": None, "test_examples": None, "flops_per_example": None, "total_steps": None,
-    }  # fmt: skip
+        "batch_size": 32,
+        "seed": 3,
+        "target": {"metric": "test_accuracy", "value": 0.5},
+        "accuracy_is_of_text": False,
+        "train_examples": None,
+        "test_examples": None,
+        "flops_per_example": None,
+        "total_steps": None,
+    }
     assert "about" not in again
     assert (started["about"]["train_examples"], started["about"]["total_steps"]) == (1_000, 10_000)
 
@@ -158,8 +166,14 @@ def test_current_values_are_those_of_the_newest_points(ask, worker):
     worker.evaluation()
     current = ask(worker.run_id)[worker.run_id]["current"]
     assert current == {
-        "steps": 10, "samples": 100, "train_s": 1.0, "loss": 1.0, "test_loss": 0.5, "accuracy": 0.9, "samples_per_s": 100.0,
-    }  # fmt: skip
+        "steps": 10,
+        "samples": 100,
+        "train_s": 1.0,
+        "loss": 1.0,
+        "test_loss": 0.5,
+        "accuracy": 0.9,
+        "samples_per_s": 100.0,
+    }
 
 
 def test_an_unknown_run_is_an_error_of_its_own_and_the_others_are_answered(ask, worker):
@@ -178,7 +192,7 @@ def test_no_run_or_too_many_are_refused_in_a_sentence(store, client, runs):
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", "1-0-0", "9-9-9-9", "-1-0-0-0", "1" * 500, ";;;;", "1-0-0-1-0-0-0"])
-def test_a_cursor_that_cannot_be_starts_that_run_anew(ask, worker, cursor):
+def test_an_invalid_cursor_gets_that_run_again(ask, worker, cursor):
     worker.steps([1.0])
     answer = ask(worker.run_id, after=cursor)[worker.run_id]
     assert answer["reset"]
@@ -186,12 +200,12 @@ def test_a_cursor_that_cannot_be_starts_that_run_anew(ask, worker, cursor):
 
 
 @pytest.mark.parametrize("of", ["-1", "x", "99999999999", "٣", ""])
-def test_a_number_of_runs_that_cannot_be_is_of_no_harm(client, worker, of):
+def test_an_invalid_number_of_runs_does_no_harm(client, worker, of):
     worker.steps([1.0])
     assert client.get("/api/compare", params={"runs": worker.run_id, "of": of}).status_code == 200
 
 
-def test_an_update_without_news_of_seventy_two_runs_is_small_and_quick(store, client):
+def test_an_empty_update_of_seventy_two_runs_is_small_and_quick(store, client):
     workers = [Worker(store).start() for _ in range(72)]
     for worker in workers:
         worker.steps(np.ones(3_000))
@@ -201,7 +215,7 @@ def test_an_update_without_news_of_seventy_two_runs_is_small_and_quick(store, cl
     after = ";".join(run["cursor"] for run in full.json()["runs"].values())
     begun = time.process_time()
     idle = client.get("/api/compare", params={"runs": runs, "after": after})
-    assert time.process_time() - begun < 2  # 30 ms on a calm machine; work of others does not count
+    assert time.process_time() - begun < 2  # CPU time: 30 ms on an idle machine
     assert all(run["traces"] == {} for run in idle.json()["runs"].values())
     assert len(idle.content) < 72 * 330
     assert len(full.content) < 72 * 20_000
@@ -224,6 +238,6 @@ def test_the_readers_of_a_large_comparison_stay_and_go_when_nobody_asks(store):
     assert len(readers) == api_readers._MOST_READERS
 
 
-def test_who_may_look_may_compare_and_nobody_may_post():
+def test_viewers_may_compare_and_nobody_may_post():
     assert auth_middleware.decide("/api/compare", "GET") == "viewer"
     assert auth_middleware.decide("/api/compare", "POST") == auth_middleware.decide("/api/compare/x", "GET") == "nobody"

@@ -1,4 +1,4 @@
-"""What the live view gets of each rank of a run on several."""
+"""The data of each rank that the live view gets."""
 
 from __future__ import annotations
 
@@ -26,14 +26,23 @@ def worker(store):
     return Worker(store, "parallel.num_ranks=2").start()
 
 
-def say(worker: Worker, first: int, last: int, *, waited=(0.001, 0.004), memory=(100, 200), step_s=0.005) -> None:
+def log_window(
+    worker: Worker, first: int, last: int, *, waited=(0.001, 0.004), memory=(100, 200), step_s=0.005
+) -> None:
     n = len(waited)
     worker.log.append(
         Ranks(
-            elapsed_s=last / 100, steps=(first, last), device=("cpu",) * n, step_s=(step_s,) * n, communication_s=waited,
-            waited_s=waited, cpu_per_wall=(0.9,) * n, memory_bytes=memory, method="timed",
+            elapsed_s=last / 100,
+            steps=(first, last),
+            device=("cpu",) * n,
+            step_s=(step_s,) * n,
+            communication_s=waited,
+            waited_s=waited,
+            cpu_per_wall=(0.9,) * n,
+            memory_bytes=memory,
+            method="timed",
         )
-    )  # fmt: skip
+    )
     worker.log._write()
 
 
@@ -47,8 +56,8 @@ def poll(store, worker):
 
 
 def test_each_rank_has_lines_of_its_own(worker, poll):
-    say(worker, 1, 100)
-    say(worker, 101, 200, waited=(0.0, 0.003))
+    log_window(worker, 1, 100)
+    log_window(worker, 101, 200, waited=(0.0, 0.003))
     traces = poll()["traces"]
     assert traces["rank0_step"] == {"x": [1.0, 2.0], "y": [0.005, 0.005]}
     assert traces["rank0_own"]["y"] == pytest.approx([0.004, 0.005])
@@ -58,10 +67,10 @@ def test_each_rank_has_lines_of_its_own(worker, poll):
 
 
 def test_only_new_windows_come_and_with_them_how_the_ranks_are_now(worker, poll):
-    say(worker, 1, 100)
+    log_window(worker, 1, 100)
     first = poll()
     idle = poll(first["cursor"])
-    say(worker, 101, 200)
+    log_window(worker, 101, 200)
     second = poll(first["cursor"])
     assert "ranks" not in idle
     assert not [name for name in idle["traces"] if name.startswith("rank")]
@@ -70,7 +79,7 @@ def test_only_new_windows_come_and_with_them_how_the_ranks_are_now(worker, poll)
 
 
 def test_the_rank_the_others_wait_for_is_told(worker, poll):
-    say(worker, 1, 100, waited=(0.003, 0.0))
+    log_window(worker, 1, 100, waited=(0.003, 0.0))
     said = poll()["ranks"]
     assert said["straggler"] == 1
     assert [row["own_s"] for row in said["rows"]] == pytest.approx([0.002, 0.005])
@@ -78,7 +87,7 @@ def test_the_rank_the_others_wait_for_is_told(worker, poll):
 
 
 def test_what_was_not_measured_is_no_line_and_no_number(worker, poll):
-    say(worker, 1, 100, waited=(None, None), memory=(None, 200))
+    log_window(worker, 1, 100, waited=(None, None), memory=(None, 200))
     answer = poll()
     lines = {name for name in answer["traces"] if name.startswith("rank")}
     assert lines == {"rank0_step", "rank0_cpu", "rank1_cpu", "rank1_memory"}
@@ -87,7 +96,7 @@ def test_what_was_not_measured_is_no_line_and_no_number(worker, poll):
 
 
 def test_of_many_ranks_all_stand_in_the_table_and_as_many_as_there_are_colours_in_the_charts(worker, poll):
-    say(worker, 1, 100, waited=(0.001,) * 64, memory=(1,) * 64)
+    log_window(worker, 1, 100, waited=(0.001,) * 64, memory=(1,) * 64)
     answer = poll()
     assert len(answer["ranks"]["rows"]) == 64
     assert len([name for name in answer["traces"] if name.endswith("_own")]) == ranks.MOST_LINES
@@ -95,7 +104,7 @@ def test_of_many_ranks_all_stand_in_the_table_and_as_many_as_there_are_colours_i
 
 def test_a_long_run_is_thinned(worker, poll):
     for window in range(1_500):
-        say(worker, 100 * window + 1, 100 * (window + 1), step_s=0.005 if window != 700 else 0.9)
+        log_window(worker, 100 * window + 1, 100 * (window + 1), step_s=0.005 if window != 700 else 0.9)
     line = poll()["traces"]["rank0_step"]
     assert len(line["x"]) <= 1_000
     assert max(line["y"]) == pytest.approx(0.9)

@@ -1,9 +1,11 @@
-"""The routes of the live charts: what a browser gets, and what it never gets."""
+"""The routes of the live charts."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from starlette.testclient import TestClient
 
 from dashboard.api import readers as api_readers
 from dashboard.api import run as run_api
+from dashboard.server import assets
 from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
 from engine.events.lifecycle import Failed, Finished, Preparing, Started
@@ -44,10 +47,15 @@ class Worker:
     def start(self) -> Worker:
         self.log.append(
             Started(
-                at=1e9, parameters=1, train_flops_per_example=1, train_examples=1_000, test_examples=1,
-                total_steps=10_000, setup_s=0.0,
+                at=1e9,
+                parameters=1,
+                train_flops_per_example=1,
+                train_examples=1_000,
+                test_examples=1,
+                total_steps=10_000,
+                setup_s=0.0,
             )
-        )  # fmt: skip
+        )
         return self
 
     def steps(self, loss, *, lr: float | np.ndarray = 0.1, norms: dict[int, float] | None = None) -> None:
@@ -55,20 +63,30 @@ class Worker:
         clock = (self.elapsed, self.elapsed + 1)
         self.log.append(
             Steps(
-                first=self.step + 1, loss=loss, samples=np.full(len(loss), 10), lr=lr, train_s=clock, elapsed_s=clock,
-                norm_steps=list(norms or {}), grad_norm=list((norms or {}).values()),
+                first=self.step + 1,
+                loss=loss,
+                samples=np.full(len(loss), 10),
+                lr=lr,
+                train_s=clock,
+                elapsed_s=clock,
+                norm_steps=list(norms or {}),
+                grad_norm=list((norms or {}).values()),
             )
-        )  # fmt: skip
+        )
         self.step, self.elapsed = self.step + len(loss), self.elapsed + 1
         self.log._write()
 
     def evaluation(self, loss: float = 0.5) -> None:
         self.log.append(
             Evaluation(
-                step=self.step, train_s=self.elapsed, elapsed_s=self.elapsed, test_loss=loss, test_accuracy=0.9,
+                step=self.step,
+                train_s=self.elapsed,
+                elapsed_s=self.elapsed,
+                test_loss=loss,
+                test_accuracy=0.9,
                 seconds=0.01,
             )
-        )  # fmt: skip
+        )
 
     def hardware(self, missing: dict[str, str] | None = None, **readings: float) -> None:
         self.log.append(HardwareSample(elapsed_s=self.elapsed, readings=readings, missing=missing or {}))
@@ -118,7 +136,7 @@ def test_a_poll_with_nothing_new_is_small(worker, client, poll):
     assert answer.json()["traces"] == {}
 
 
-def test_a_poll_with_nothing_new_is_small_when_everything_was_said(store, client, poll):
+def test_a_poll_with_nothing_new_is_small_also_after_every_kind_of_event(store, client, poll):
     worker = Worker(store, "schedule=cosine", "target.value=0.9", "max_grad_norm=1").start()
     worker.log.append(Compiled(seconds=12.4))
     worker.steps(np.ones(50), lr=np.linspace(1, 0, 50), norms=dict.fromkeys(range(1, 51), 1.0))
@@ -139,7 +157,7 @@ def test_gradient_norms_come_once_and_stand_where_they_were_measured(worker, pol
     assert "grad_norm" not in poll(second["cursor"])["traces"]
 
 
-def test_a_gradient_norm_that_is_no_number_is_a_gap_with_a_mark(worker, poll):
+def test_an_infinite_gradient_norm_is_a_gap_with_a_mark(worker, poll):
     worker.steps(np.ones(3), norms={1: 1.0, 3: math.inf})
     trace = poll()["traces"]["grad_norm"]
     assert (trace["y"], trace["marks"]) == ([1.0, None], [[1.0, 3, "+inf"]])
@@ -172,7 +190,7 @@ def test_the_peak_of_a_long_schedule_is_not_thinned_away(store, poll):
     assert max(lr) == pytest.approx(1, abs=1e-4)
 
 
-def test_what_the_charts_need_of_a_configuration_is_sent_once(store, poll):
+def test_the_facts_about_the_configuration_are_sent_once(store, poll):
     worker = Worker(store, "model.family=rnn", "data=text", "schedule=cosine", "target.value=0.5").start()
     first = poll(of=worker)
     target = {"metric": "test_accuracy", "value": 0.5}
@@ -248,7 +266,7 @@ def test_the_smooth_line_goes_through_means_of_all_steps_not_of_the_extremes(wor
 
 
 @pytest.mark.parametrize(("value", "word"), [(math.nan, "NaN"), (math.inf, "+inf"), (-math.inf, "-inf")])
-def test_a_loss_that_is_no_number_is_a_gap_with_a_mark(worker, poll, value, word):
+def test_a_loss_of_nan_or_infinity_is_a_gap_with_a_mark(worker, poll, value, word):
     worker.steps([1.0, value])
     trace = poll()["traces"]["loss"]
     assert trace["y"] == [1.0, None]
@@ -306,7 +324,7 @@ def test_a_reading_that_is_missing_has_its_reason_and_no_trace(worker, poll):
 @pytest.mark.parametrize(
     "cursor", ["nonsense", "1-2", "1-0-0-0-0-0-0", "9-9-9-9-9-9-9-9", "-1-0-0-0-0-0-0-0", "1" * 500]
 )
-def test_a_cursor_that_cannot_be_starts_anew(worker, poll, cursor):
+def test_an_invalid_cursor_gets_everything_again(worker, poll, cursor):
     worker.steps([1.0])
     answer = poll(cursor)
     assert answer["reset"]
@@ -348,19 +366,7 @@ def test_a_reader_looks_at_the_log_at_most_every_tenth_of_a_second(store, worker
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "card.js",
-        "common.js",
-        "lanes.js",
-        "live.js",
-        "live.css",
-        "race.js",
-        "race.css",
-        "inter.woff2",
-        "icon.svg",
-        "plotly.min.js",
-    ],
+    "name", ["card.js", "inference_picker.js", "lanes.js", "live.css", "inter.woff2", "icon.svg", "plotly.min.js"]
 )
 def test_our_own_files_are_served(client, name):
     response = client.get(f"/assets/{name}", params={"v": "1"})
@@ -368,11 +374,20 @@ def test_our_own_files_are_served(client, name):
     assert "immutable" in response.headers["cache-control"]
 
 
+def test_every_script_that_another_one_loads_is_served(client):
+    scripts = "\n".join(
+        path.read_text(encoding="utf-8") for path in Path(assets.__file__).parents[1].glob("assets/*.js")
+    )
+    loaded = set(re.findall(r'load\("(\w+\.js)"\)', scripts))
+    assert len(loaded) > 5
+    assert [name for name in sorted(loaded) if client.get(f"/assets/{name}").status_code != 200] == []
+
+
 @pytest.mark.parametrize(
     "name",
     ["../api.py", "..%2fapi.py", "%2e%2e/app.py", "live.js/../page.css", "page.css", "", "/etc/passwd", "live.js%00"],
 )
-def test_nothing_else_is(client, name):
+def test_no_other_file_is_served(client, name):
     assert client.get(f"/assets/{name}").status_code == 404
 
 
@@ -384,10 +399,10 @@ def test_plotly_is_the_python_packages_own_and_compressed_where_that_is_understo
     assert b"plotly.js" in plain.content[:400]
 
 
-def test_what_goes_wrong_comes_with_every_answer_in_one_line_each(store):
+def test_alerts_come_with_every_answer_as_one_line_each(store):
     worker = Worker(store).start()
     worker.steps([0.5] * 20)
     run = store.run(worker.run_id)
     assert "alerts" not in run_api.points(run, now=1e9 + 4)
-    (said,) = run_api.points(run, now=1e9 + 60)["alerts"]
-    assert said.startswith("No step for 59.0 s; the longest gap before was")
+    (alert,) = run_api.points(run, now=1e9 + 60)["alerts"]
+    assert alert.startswith("No step for 59.0 s; the longest gap before was")
