@@ -34,12 +34,11 @@ from engine.events.base import Status
 from engine.events.inference import Latency
 from engine.events.machine import BUSY_FROM
 from engine.store.run import Run
-from engine.studies import inference as studies_inference
+from engine.studies import inference_runtimes
 from engine.studies.inference import (
     RUNTIME_WORDS,
     Matrix,
     Quantile,
-    Rung,
     SweetSpot,
     cell_in_words,
     in_words,
@@ -49,6 +48,7 @@ from engine.studies.inference import (
     quantile_in_words,
     sweet_spot,
 )
+from engine.studies.inference_runtimes import Rung
 
 MOST_RUNS = 16
 _LONGEST_TEXT = 300
@@ -536,7 +536,7 @@ def _ladder(runs: Sequence[Run]) -> dict[str, Any] | None:
     if len(runs) > 1 or len({(c.cell.runtime, c.cell.precision) for c in found.cells}) < 2:
         return None
     at = _compared_at(found)
-    ladders = {place: studies_inference.ladder(found, batch_size=place[0], threads=place[1]) for place in at}
+    ladders = {place: inference_runtimes.ladder(found, batch_size=place[0], threads=place[1]) for place in at}
     titles = {place: _compared_in_words(found, place) for place in at}
     forms = list(
         dict.fromkeys((r.result.cell.precision, r.result.cell.runtime) for rungs in ladders.values() for r in rungs)

@@ -15,7 +15,7 @@ import streamlit as st
 
 from dashboard import state
 from dashboard.widgets import run_parts
-from engine.charts import training
+from engine.charts.batch_law import batch_law_chart
 from engine.common import units
 from engine.common.errors import ConfigError, EngineError
 from engine.config.parsing import with_overrides
@@ -228,7 +228,7 @@ def _figure(run: Run, trials: Sequence[Trial]) -> go.Figure:
     law = found.law
     if law and not run.is_over and law.b_crit > max(t.batch_size for t in trials):
         law = None  # of what is still to be measured
-    figure = training.batch_law_chart(trials, law, found.step_time)
+    figure = batch_law_chart(trials, law, found.step_time)
     sizes = run.config.law.sizes(run.started.train_examples) if run.started else [t.batch_size for t in trials]
     every = math.ceil(len(sizes) / _MOST_TICKS)
     ends = math.log10(min(sizes)) - 0.1, math.log10(max(sizes)) + 0.15

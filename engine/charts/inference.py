@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from engine.charts.training import ACCENT, MARK, PALETTE, TEMPLATE, colour, dash
+from engine.charts.style import ACCENT, GREY, MARK, colour, dash, new_figure
 from engine.common import units
 from engine.config.tasks import Cell
 from engine.events.inference import Latency, Quantiles
@@ -22,13 +22,12 @@ from engine.studies.inference import (
     Matrix,
     Quantile,
     cell_in_words,
-    ladder,
     limit_in_words,
     quantile_in_words,
     sweet_spot,
 )
+from engine.studies.inference_runtimes import ladder
 
-_GREY = "#737a87"
 _SHADES = [[0.0, "rgba(79,107,237,0.06)"], [1.0, "rgba(79,107,237,0.75)"]]  # the accent colour, from faint to strong
 _DECADES = range(-6, 4)  # of seconds: 1 µs to 1,000 s
 _MOST_BARS = 70
@@ -40,7 +39,7 @@ _MOST_BARS = 70
 def heat_map(found: Matrix, quantile: Quantile | None = None) -> go.Figure:
     """Throughput of every cell, or its latency at a quantile: a row per batch size, a column per other choice."""
     columns, sizes = lines_of(found), found.batch_sizes
-    figure = _figure("", "Batch size")
+    figure = new_figure("", "Batch size")
     values = np.full((len(sizes), len(columns)), np.nan)
     words = [["" for _ in columns] for _ in sizes]
     for column, (_, cells) in enumerate(columns):
@@ -68,7 +67,9 @@ def curve_chart(found: Matrix, limit_s: float | None = None, *, quantile: Quanti
 
     With a limit the cell to deploy has a ring, and the limit a dashed line.
     """
-    figure = _figure(f"Latency, {quantile_in_words(quantile)} (log scale)", f"Throughput ({_unit(found)}, log scale)")
+    figure = new_figure(
+        f"Latency, {quantile_in_words(quantile)} (log scale)", f"Throughput ({_unit(found)}, log scale)"
+    )
     shown = [(name, [c for c in cells if c.latency]) for name, cells in lines_of(found)]
     for place, (name, cells) in enumerate(shown):
         ordered = sorted(cells, key=lambda c: c.cell.batch_size)
@@ -87,7 +88,7 @@ def curve_chart(found: Matrix, limit_s: float | None = None, *, quantile: Quanti
         if best:
             figure.add_scatter(
                 x=[best.quantile_s(quantile)], y=[best.samples_per_s], mode="markers", hoverinfo="skip", showlegend=False,
-                marker={"symbol": "circle-open", "size": 18, "color": _GREY, "line": {"width": 2}},
+                marker={"symbol": "circle-open", "size": 18, "color": GREY, "line": {"width": 2}},
             )  # fmt: skip
     return figure
 
@@ -129,7 +130,7 @@ def _rounded(value: float) -> float:
 
 def ladder_chart(found: Matrix) -> go.Figure:
     """How many times as fast as plain PyTorch by p50: a bar for each way to run the same weights, at every batch size."""
-    figure = _figure("p50 of plain PyTorch by its own", "")
+    figure = new_figure("p50 of plain PyTorch by its own", "")
     threads = found.threads[-1]
     rows = 1
     for place, size in enumerate(found.batch_sizes):
@@ -140,7 +141,7 @@ def ladder_chart(found: Matrix) -> go.Figure:
             marker={"color": colour(place)}, text=[f"{r.speedup:.2f} ×" for r in rungs], textposition="outside", cliponaxis=False,
             hovertemplate="%{y}: %{text}<extra></extra>",
         )  # fmt: skip
-    figure.add_vline(x=1, line={"color": _GREY, "width": 1, "dash": "dot"})
+    figure.add_vline(x=1, line={"color": GREY, "width": 1, "dash": "dot"})
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_layout(
         barmode="group", bargap=0.3, hovermode="closest", height=100 + rows * (14 + 16 * len(found.batch_sizes))
@@ -159,7 +160,7 @@ def _form(cell: Cell) -> str:
 def token_chart(found: Matrix, which: str) -> go.Figure:
     """A text model's time to the first character (`ttft`) or per later character (`tpot`): p50, and p99 dotted."""
     title = {"ttft": "Time to first token", "tpot": "Time per output token"}[which]
-    figure = _figure("Batch size (log scale)", f"{title} (log scale)")
+    figure = new_figure("Batch size (log scale)", f"{title} (log scale)")
     seen: list[float] = []
     for place, (name, cells) in enumerate(lines_of(found)):
         told = [(c.cell.batch_size, times) for c in cells if c.latency and (times := getattr(c.latency, which))]
@@ -196,7 +197,7 @@ def bars(latency: Latency, most: int = _MOST_BARS) -> tuple[np.ndarray, np.ndarr
 
 def histogram_chart(latency: Latency, limit_s: float | None = None) -> go.Figure:
     """The number of requests by latency, over all requests; percentiles as dotted lines."""
-    figure = _figure("Latency (log scale)", "Requests")
+    figure = new_figure("Latency (log scale)", "Requests")
     edges, counts = bars(latency)
     words = [
         f"{units.duration(a)} to {units.duration(b)}: {n:,}" for a, b, n in zip(edges, edges[1:], counts, strict=False)
@@ -207,7 +208,7 @@ def histogram_chart(latency: Latency, limit_s: float | None = None) -> go.Figure
     )  # fmt: skip
     for name in ("p50", "p90", "p99"):
         x = getattr(latency, f"{name}_s")
-        figure.add_vline(x=x, line={"color": _GREY, "width": 1, "dash": "dot"})
+        figure.add_vline(x=x, line={"color": GREY, "width": 1, "dash": "dot"})
         figure.add_annotation(x=math.log10(x), y=1, yref="paper", yanchor="bottom", text=name, showarrow=False)
     if limit_s:
         figure.add_vline(x=limit_s, line={"color": MARK, "width": 1, "dash": "dash"})
@@ -218,7 +219,7 @@ def histogram_chart(latency: Latency, limit_s: float | None = None) -> go.Figure
 
 def timeline_chart(latency: Latency) -> go.Figure:
     """Start and latency of the requests that were kept, the longest ones among them."""
-    figure = _figure("Seconds of the run", "Latency (log scale)")
+    figure = new_figure("Seconds of the run", "Latency (log scale)")
     figure.add_scatter(
         x=latency.start_s, y=latency.latency_s, mode="markers", marker={"size": 3.5, "color": ACCENT, "opacity": 0.55},
         text=[units.duration(float(v)) for v in latency.latency_s], hovertemplate="%{text} at %{x:.2f} s<extra></extra>",
@@ -230,13 +231,6 @@ def timeline_chart(latency: Latency) -> go.Figure:
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
-
-
-def _figure(x_title: str, y_title: str) -> go.Figure:
-    figure = go.Figure(layout={"template": TEMPLATE, "colorway": PALETTE})
-    figure.update_xaxes(title_text=x_title)
-    figure.update_yaxes(title_text=y_title)
-    return figure
 
 
 def _latency_axis(update: Callable[..., object], seen: Sequence[float]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 
-from engine.charts.training import TEMPLATE
+from engine.charts.style import TEMPLATE, literal
 from engine.common.sanitize import visible
 from engine.studies.loss_surface import PathOnSurface, SurfaceData
 
@@ -83,7 +82,7 @@ def _colorbar(low: float, high: float) -> dict[str, object]:
 
 
 def _add_path(figure: go.Figure, path: PathOnSurface, label: str, color: str) -> None:
-    words = html.escape(label, quote=False)  # plotly reads a name as HTML
+    words = literal(label)
     count = len(path.step)
     sizes = np.full(count, 4.0)
     symbols = ["circle"] * count

@@ -6,13 +6,12 @@ it could attain there: nobody timed it apart.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from engine.charts.training import PALETTE, TEMPLATE, colour
+from engine.charts.style import GREY, PALETTE, TEMPLATE, colour, literal
 from engine.common import units
 from engine.common.sanitize import visible
 from engine.events.machine import Calibration
@@ -20,7 +19,6 @@ from engine.hardware.datasheets import VendorPeak
 from engine.measurement import calibration, cost
 from engine.measurement.cost import Roofline
 
-_GREY = "#737a87"
 _LONGEST_LABEL = 40
 _KIND_SYMBOLS: Mapping[str, str] = {
     "linear": "square-open", "conv": "diamond-open", "recurrent": "triangle-up-open", "attention": "star-open",
@@ -43,10 +41,10 @@ def roofline_chart(
     rates = {"cache": memory.cache.p05, "memory": memory.memory.p05}
     for number, (name, rate) in enumerate(rates.items()):
         title = f"{name} {units.bytes_per_s(rate)}"
-        _line(figure, [low, top / rate], [low * rate, top], title, PALETTE[4] if number == 0 else _GREY)
+        _line(figure, [low, top / rate], [low * rate, top], title, PALETTE[4] if number == 0 else GREY)
     for dtype, rate in peaks.items():
         begin = min(max(low, rate / memory.cache.p05), high)
-        _line(figure, [begin, high], [rate, rate], f"{dtype} {units.flops_per_s(rate)}", _GREY)
+        _line(figure, [begin, high], [rate, rate], f"{dtype} {units.flops_per_s(rate)}", GREY)
         _name(figure, high, rate, f"{dtype} {units.flops_per_s(rate)}", "right")
     for name, rate in rates.items():
         above = name == "cache"  # between the two lines there is no room
@@ -84,7 +82,7 @@ def _line(
 ) -> None:
     figure.add_scatter(
         x=x, y=y, mode="lines", name=name, line={"color": color, "width": 1.6, "dash": dash}, showlegend=False,
-        hovertemplate=f"{html.escape(name, quote=False)}<extra></extra>",
+        hovertemplate=f"{literal(name)}<extra></extra>",
     )  # fmt: skip
 
 
@@ -105,18 +103,18 @@ def _add_sheet(figure: go.Figure, sheet: VendorPeak, low: float, high: float, dt
             [min(begin, high), high],
             [rate, rate],
             f"data sheet: {dtype} {units.flops_per_s(rate)}",
-            _GREY,
+            GREY,
             "dash",
         )
     if sheet.memory_bytes_per_s and rates:
         end, rate = max(rates.values()) / sheet.memory_bytes_per_s, sheet.memory_bytes_per_s
         _line(
-            figure, [low, end], [low * rate, end * rate], f"data sheet: memory {units.bytes_per_s(rate)}", _GREY, "dash"
+            figure, [low, end], [low * rate, end * rate], f"data sheet: memory {units.bytes_per_s(rate)}", GREY, "dash"
         )
 
 
 def _add_point(figure: go.Figure, label: str, point: Roofline, color: str) -> None:
-    name = html.escape(label, quote=False)
+    name = literal(label)
     figure.add_scatter(
         x=[point.intensity], y=[point.attained_flops_per_s], mode="markers", name=name, legendgroup=name,
         marker={"color": color, "size": 11},

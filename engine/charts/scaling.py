@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from engine.charts.training import PALETTE, TEMPLATE
+from engine.charts.style import GREY, PALETTE, new_figure
 from engine.common import units
-from engine.studies.scaling import At, Estimate, Mode, Outcome, amdahl
+from engine.studies.scaling import Mode
+from engine.studies.scaling_estimates import Estimate, amdahl
+from engine.studies.scaling_results import At, Outcome
 
-_GREY = "#737a87"
 _COLORS: dict[Mode, str] = {"strong": PALETTE[0], "weak": PALETTE[1]}
 _NAMES: dict[Mode, str] = {"strong": "strong: one batch shared out", "weak": "weak: a batch for each rank"}
 _APART = 0.035  # as a share of a doubling: moves the dots of the two modes apart
@@ -63,7 +64,7 @@ def step_chart(found: Outcome) -> go.Figure:
         "own work": ([at.own_s for at in lanes], PALETTE[0]),
         "waits: all-reduce": ([_exchange_s(at) for at in lanes], PALETTE[1]),
         "waits: slower rank": ([at.for_slowest_s if at.ranks > 1 else None for at in lanes], PALETTE[3]),
-        "whole step, not taken apart": ([at.step_s if at.own_s is None else None for at in lanes], _GREY),
+        "whole step, not taken apart": ([at.step_s if at.own_s is None else None for at in lanes], GREY),
     }
     for name, (seconds, color) in parts.items():
         if any(seconds):
@@ -77,7 +78,7 @@ def step_chart(found: Outcome) -> go.Figure:
     if one and len(lanes) > 1:
         figure.add_scatter(
             x=labels, y=ideal, mode="markers", name="ideal",
-            marker={"symbol": "line-ew-open", "size": 26, "color": _GREY, "line": {"width": 2}},
+            marker={"symbol": "line-ew-open", "size": 26, "color": GREY, "line": {"width": 2}},
             hovertemplate="ideal: %{y:.3g} ms<extra></extra>",
         )  # fmt: skip
     figure.update_layout(barmode="stack")
@@ -97,10 +98,8 @@ def _exchange_s(at: At) -> float | None:
 
 
 def _figure(y_title: str) -> go.Figure:
-    figure = go.Figure(layout={"template": TEMPLATE, "hovermode": "closest"})
+    figure = new_figure("Ranks (log scale)", y_title, hovermode="closest")
     figure.update_layout(legend={"x": 0, "xanchor": "left", "traceorder": "normal", "font": {"size": 11}})
-    figure.update_xaxes(title_text="Ranks (log scale)")
-    figure.update_yaxes(title_text=y_title)
     return figure
 
 
@@ -110,7 +109,7 @@ def _ranks(found: Outcome) -> list[int]:
 
 def _line(figure: go.Figure, x: Sequence[float], y: Sequence[float], name: str, dash: str) -> None:
     figure.add_scatter(
-        x=x, y=y, mode="lines", name=name, line={"color": _GREY, "width": 1.4, "dash": dash}, hoverinfo="skip"
+        x=x, y=y, mode="lines", name=name, line={"color": GREY, "width": 1.4, "dash": dash}, hoverinfo="skip"
     )
     ticks = sorted({int(n) for n in x if float(n).is_integer()})
     if dash == "dash":  # the ideal, at every number of ranks of the study

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from engine.charts.training import PALETTE, TEMPLATE
+from engine.charts.style import PALETTE, TEMPLATE, literal
 from engine.common import units
 from engine.common.sanitize import visible
 from engine.measurement.step_breakdown import TITLES, Part
@@ -21,7 +20,7 @@ def split_chart(rows: Sequence[tuple[str, Sequence[Part]]]) -> go.Figure:
     longest = max((sum(part.seconds for part in parts) for _, parts in rows), default=0.0)
     factor, unit = (1e6, "µs") if longest < 1e-3 else (1e3, "ms") if longest < 1 else (1.0, "s")
     figure = go.Figure(layout={"template": TEMPLATE, "barmode": "stack", "hovermode": "closest"})
-    labels = [html.escape(visible(label, _LONGEST_LABEL), quote=False) for label, _ in rows]
+    labels = [literal(visible(label, _LONGEST_LABEL)) for label, _ in rows]
     for color, (key, title) in zip(PALETTE, TITLES.items(), strict=True):
         found = [next((part for part in parts if part.key == key), None) for _, parts in rows]
         if not any(found):

@@ -16,7 +16,8 @@ from engine.config.training import FULL
 from engine.events.base import TERMINAL
 from engine.events.machine import BUSY_FROM
 from engine.studies.race_results import CLAIM_SEEDS, too_few_in_words
-from engine.studies.scaling import AGREES, LEVEL, At, Estimate, Outcome, rank_times
+from engine.studies.scaling_estimates import LEVEL, Estimate
+from engine.studies.scaling_results import AGREES, At, Outcome, rank_times
 
 _PAYS = 0.7  # efficiency from which another device is called worth it: it does most of the first one's work
 _HALF = 0.5  # below it the devices added together do less than one of them could

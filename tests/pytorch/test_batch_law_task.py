@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from engine.charts import training
+from engine.charts.batch_law import batch_law_chart
 from engine.cli import main as cli
 from engine.common.errors import ConfigError
 from engine.config.parsing import with_overrides
@@ -176,7 +176,7 @@ def test_before_the_first_trial_there_is_nothing_yet():
 
 def test_the_chart_has_a_panel_each_for_steps_examples_and_time_with_their_law():
     found = batch_law.outcome(lawful())
-    figure = training.batch_law_chart([*lawful(), trial(2, 1, None)], found.law, found.step_time)
+    figure = batch_law_chart([*lawful(), trial(2, 1, None)], found.law, found.step_time)
     assert [axis.title.text for axis in figure.select_yaxes()] == [
         "Steps to the target, log scale", "Examples used, log scale", "Training time (s), log scale"
     ]  # fmt: skip
@@ -188,8 +188,8 @@ def test_the_chart_has_a_panel_each_for_steps_examples_and_time_with_their_law()
 
 
 def test_a_chart_without_a_law_shows_the_trials():
-    assert [trace.mode for trace in training.batch_law_chart([trial()], None, None).data] == ["markers"] * 3
-    assert training.batch_law_chart([], None, None).data
+    assert [trace.mode for trace in batch_law_chart([trial()], None, None).data] == ["markers"] * 3
+    assert batch_law_chart([], None, None).data
 
 
 def test_a_report_holds_the_trials_draws_the_law_and_says_how_to_run_it_again(store):

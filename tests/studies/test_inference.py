@@ -18,17 +18,9 @@ from engine.data import loading
 from engine.events.catalog import EVENT
 from engine.events.inference import BIN_RATIO, Histogram, Latency, NotRun, Quality, Quantiles
 from engine.planning import planner, request_checks
-from engine.studies.inference import (
-    RUNTIMES,
-    as_json,
-    curve,
-    in_words,
-    ladder,
-    matrix,
-    offered,
-    predicted_seconds,
-    sweet_spot,
-)
+from engine.studies.inference import RUNTIMES, as_json, curve, in_words, matrix, sweet_spot
+from engine.studies.inference_runtimes import ladder, offered
+from engine.studies.inference_time import predicted_seconds
 
 LENET = infer_config(preset_config("lenet"), "0123456789abcdef")
 MLP = infer_config(preset_config("mnist-mlp"))

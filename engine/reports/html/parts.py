@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import plotly.graph_objects as go
 
-from engine.charts import training
+from engine.charts import style, training
 from engine.reports.report import Report, ReportRun
 
 MOST_NAMED = 6  # runs that a sentence names, or a table shows unfolded
@@ -82,8 +82,8 @@ class Head:
 
     @classmethod
     def of(cls, label: str, place: int) -> Head:
-        line = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[training.dash(place)]
-        return cls(label, training.colour(place), line)
+        line = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[style.dash(place)]
+        return cls(label, style.colour(place), line)
 
 
 def listed(labels: Sequence[str], num_runs: int) -> str:

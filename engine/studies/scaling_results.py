@@ -1,0 +1,273 @@
+"""Results of a scaling study: what the ranks of each run measured, and the figures of each configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from engine.access import settings
+from engine.events.machine import BUSY_FROM
+from engine.events.training import Ranks
+from engine.measurement import energy
+from engine.store.run import Run
+from engine.studies import paired_tests, race_results, races
+from engine.studies.scaling import FEWEST_STEPS, Lane, Mode, Study
+from engine.studies.scaling_estimates import Estimate, mean_of, paired_ratio, scaled_serial_share, serial_share
+
+AGREES = (
+    1e-4  # losses this close are those of the same steps; rounding grows from step to step, and passes it somewhere
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RankTimes:
+    """Means over a run, weighted by the steps of each window; seconds per step, one value per rank.
+
+    `communication_s` is how long an exchange was under way, `waited_s` the part of it in which training stood still; both
+    None where it was not measured.
+    """
+
+    step_s: tuple[float, ...]
+    communication_s: tuple[float, ...] | None
+    waited_s: tuple[float, ...] | None
+    method: str
+
+    @property
+    def own_s(self) -> tuple[float, ...] | None:
+        """What each rank works by itself."""
+        if self.waited_s is None:
+            return None
+        return tuple(max(0.0, step - waited) for step, waited in zip(self.step_s, self.waited_s, strict=True))
+
+    @property
+    def for_slowest_s(self) -> float | None:
+        """What the mean rank waits beyond whoever comes last, and so for nothing but the exchange itself."""
+        if self.waited_s is None:
+            return None
+        return float(np.mean(self.waited_s)) - min(self.waited_s)
+
+    @property
+    def straggler(self) -> tuple[int, float] | None:
+        """The rank the others wait for and its own work by that of the quickest; None where they are alike.
+
+        Steps end together, so a slow rank does not show in the time of a step but in who waits least.
+        """
+        own = self.own_s
+        if own is None or len(own) < 2 or min(own) <= 0 or max(own) <= BUSY_FROM * min(own):
+            return None
+        return own.index(max(own)), max(own) / min(own)
+
+
+def rank_times(windows: Sequence[Ranks]) -> RankTimes | None:
+    """The times of a run's ranks over all its windows; None where it said nothing of them."""
+    if not windows:
+        return None
+    weights = np.array([w.steps[1] - w.steps[0] + 1 for w in windows], dtype=np.float64)
+
+    def mean(columns: list[tuple[float | None, ...]]) -> tuple[float, ...] | None:
+        if any(value is None for column in columns for value in column):
+            return None
+        means: list[float] = np.average(np.array(columns, dtype=np.float64), axis=0, weights=weights).tolist()
+        return tuple(means)
+
+    steps = mean([w.step_s for w in windows])
+    assert steps is not None
+    return RankTimes(
+        steps, mean([w.communication_s for w in windows]), mean([w.waited_s for w in windows]), windows[-1].method
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """A lane in figures: medians over its finished runs, None where nothing is known (yet)."""
+
+    mode: Mode
+    ranks: int
+    label: str
+    batch_size: int | str
+    device: str
+    strategy: str
+    shared: bool  # more ranks than devices: they take turns on cores
+    run_ids: list[str]
+    status: dict[str, int]
+    why: list[str]  # of runs that did not finish
+    busy: int  # of its runs: how many ran while something else used the machine
+    step_s: float | None
+    samples_per_s: float | None
+    speedup: Estimate | None  # samples/s over those of one rank with the same seed
+    is_provisional: bool  # of a run that goes on
+    own_s: float | None  # per step: what the mean rank works by itself
+    waited_s: float | None  # per step: what the mean rank stands still for the others and the exchange
+    for_slowest_s: float | None  # of it, for ranks that are slower
+    communication_s: float | None  # per step: how long an exchange was under way, also beside work
+    cpu_share: float | None  # of a core, of the mean rank
+    memory_bytes: int | None  # of all ranks together
+    same_for: int | None  # strong: first steps whose losses agree with one rank's, in every repeat
+    compared: int  # of so many
+    seconds_to_target: float | None
+    joules: float | None  # of a whole run
+    joules_to_target: float | None
+    money_to_target: float | None
+
+    @property
+    def efficiency(self) -> Estimate | None:
+        return None if self.speedup is None else self.speedup.scaled(1 / self.ranks)
+
+    @property
+    def waited_share(self) -> float | None:
+        """Share of a step in which the mean rank stands still for the others and the exchange."""
+        return None if self.waited_s is None or not self.step_s else min(1.0, self.waited_s / self.step_s)
+
+    @property
+    def per_rank_batch(self) -> float | None:
+        return None if isinstance(self.batch_size, str) else self.batch_size / self.ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a study came to, also while it goes on."""
+
+    study: Study
+    lanes: tuple[At, ...]
+    serial: Estimate | None  # Amdahl's share, of strong scaling
+    scaled_serial: Estimate | None  # Gustafson's, of weak scaling
+    method: str  # how communication was measured
+    target: tuple[races.Metric, float] | None
+    currency: str
+    why_no_energy: str
+
+    @property
+    def base(self) -> At:
+        return self.lanes[0]
+
+    def of(self, mode: Mode) -> list[At]:
+        """The lanes of a mode, the one on one rank first."""
+        return [at for at in self.lanes if at.mode == mode or at.ranks == 1]
+
+    @property
+    def seeds(self) -> int:
+        """Pairs that every lane has finished."""
+        return min((at.speedup.n if at.speedup and not at.is_provisional else 0 for at in self.lanes), default=0)
+
+
+def outcome_of(
+    study: Study, *, target: tuple[races.Metric, float] | None = None, prices: settings.Energy = energy.NO_PRICES
+) -> Outcome:
+    """The figures of a study from whatever is recorded by now."""
+    lanes = tuple(_at(lane, study.base, target, prices) for lane in study.lanes)
+    said = [times.method for run in study.runs if (times := rank_times(run.ranks))]
+    accounts = [energy.of_run(run) for run in study.runs if run.is_over]
+    why = next((a.method for a in accounts if a.joules is None), "")
+    return Outcome(
+        study, lanes, _share_of(study, "strong", serial_share), _share_of(study, "weak", scaled_serial_share),
+        said[-1] if said else "", target, prices.currency, why,
+    )  # fmt: skip
+
+
+def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, prices: settings.Energy) -> At:
+    runs = list(lane.runs.values())
+    finished = [run for run in runs if run.status == "finished"]
+    counted = finished or [run for run in runs if not run.is_over and _rate(run) is not None]
+    times = [t for run in counted if (t := rank_times(run.ranks))]
+    rates = [rate for run in counted if (rate := _rate(run)) is not None]
+    steps = [run.summary().train_seconds / run.summary().steps for run in counted if run.summary().steps]
+    spent = [race_results.to_target(run, *target) for run in finished] if target else []
+    joules_to_target = paired_tests.median_or_not_reached([s.cost["joules"] for s in spent])
+    same_for, compared = _same_steps(lane, base) if lane.mode == "strong" and lane.ranks > 1 else (None, 0)
+    return At(
+        mode=lane.mode, ranks=lane.ranks, label=lane.label, batch_size=lane.config.batch_size,
+        device=lane.config.device, strategy=lane.config.parallel.strategy,
+        shared=lane.ranks > 1 and lane.config.device == "cpu" and bool(lane.config.parallel.devices),
+        run_ids=[run.run_id for run in runs],
+        status={status: sum(run.status == status for run in runs) for status in sorted({run.status for run in runs})},
+        why=sorted({run.why() for run in runs if run.is_over and run.why()}),
+        busy=sum(bool(run.summary().busy) for run in runs),
+        step_s=paired_tests.median_of_known(steps), samples_per_s=paired_tests.median_of_known(rates),
+        speedup=_speedup(lane, base), is_provisional=not finished,
+        own_s=_mean_rank(t.own_s for t in times) if lane.ranks > 1 else paired_tests.median_of_known(steps),
+        waited_s=_mean_rank(t.waited_s for t in times) if lane.ranks > 1 else 0.0 if steps else None,
+        for_slowest_s=paired_tests.median_of_known([w for t in times if (w := t.for_slowest_s) is not None]),
+        communication_s=_mean_rank(t.communication_s for t in times),
+        cpu_share=paired_tests.median_of_known([share for run in counted if (share := _cpu_share(run)) is not None]),
+        memory_bytes=_memory(finished),
+        same_for=same_for, compared=compared,
+        seconds_to_target=paired_tests.median_or_not_reached([s.cost["seconds"] for s in spent]),
+        joules=paired_tests.median_of_known([j for run in finished if (j := run.summary().energy_j) is not None]),
+        joules_to_target=joules_to_target,
+        money_to_target=joules_to_target / 3.6e6 * prices.price_per_kwh
+        if joules_to_target is not None and prices.price_per_kwh is not None else None,
+    )  # fmt: skip
+
+
+def _rate(run: Run) -> float | None:
+    """Examples per second of training time, once a few steps were taken."""
+    summary = run.summary()
+    return summary.samples_per_s if summary.steps >= FEWEST_STEPS or run.status == "finished" else None
+
+
+def _pairs(lane: Lane, base: Lane) -> tuple[list[float], list[float]]:
+    """Rates of a lane's finished runs, and of one rank with the same seed; before one finished, of those that go on."""
+    both = {seed: (run, base.runs[seed]) for seed, run in lane.runs.items() if seed in base.runs}
+    over = [pair for pair in both.values() if all(run.status == "finished" for run in pair)]
+    counted = over or [pair for pair in both.values() if not any(r.is_over and r.status != "finished" for r in pair)]
+    rates = [(a, b) for run, one in counted if (a := _rate(run)) and (b := _rate(one))]
+    return [a for a, _ in rates], [b for _, b in rates]
+
+
+def _speedup(lane: Lane, base: Lane) -> Estimate | None:
+    values, ones = _pairs(lane, base)
+    return paired_ratio(values, ones) if values else None
+
+
+def _share_of(study: Study, mode: Mode, fit: Callable[[ArrayLike, ArrayLike], float]) -> Estimate | None:
+    """A serial share with its interval: fitted to each seed by itself, then their mean."""
+    base, found = study.base, []
+    for seed in study.seeds:
+        one = base.runs.get(seed)
+        runs = [(lane.ranks, lane.runs.get(seed)) for lane in study.lanes if lane.mode == mode and lane.ranks > 1]
+        if one is None or one.status != "finished" or not runs:
+            continue
+        rates = [(n, rate) for n, run in runs if run and run.status == "finished" and (rate := _rate(run))]
+        if len(rates) == len(runs) and (first := _rate(one)):
+            found.append(fit([n for n, _ in rates], [rate / first for _, rate in rates]))
+    return mean_of(found) if found else None
+
+
+def _same_steps(lane: Lane, base: Lane) -> tuple[int | None, int]:
+    """For how many first steps the losses agree with those of one rank, and how many steps both have; the least of all
+    repeats."""
+    found = []
+    for seed, run in lane.runs.items():
+        if (one := base.runs.get(seed)) is None:
+            continue
+        n = min(len(run.steps), len(one.steps))
+        apart = ~(np.abs(run.steps["loss"][:n] - one.steps["loss"][:n]) <= AGREES)  # NaN agrees with nothing
+        if n:
+            found.append((int(np.argmax(apart)) if apart.any() else n, n))
+    return min(found, default=(None, 0))
+
+
+def _cpu_share(run: Run) -> float | None:
+    """Of a core, of the mean rank; one rank is the run's whole process."""
+    known = [c for w in run.ranks for c in w.cpu_per_wall if c is not None]
+    if not run.ranks:
+        percent = run.hardware["process_cpu_percent"]
+        known = (percent[np.isfinite(percent)] / 100).tolist()
+    return float(np.mean(known)) if known else None
+
+
+def _mean_rank(values: Iterable[tuple[float, ...] | None]) -> float | None:
+    """Median over runs of the mean over ranks."""
+    return paired_tests.median_of_known([float(np.mean(per_rank)) for per_rank in values if per_rank is not None])
+
+
+def _memory(runs: Sequence[Run]) -> int | None:
+    """Of all ranks' processes together, at the last look."""
+    known = [sum(b for b in run.ranks[-1].memory_bytes if b is not None) for run in runs if run.ranks]
+    if not known:
+        alone = [b for run in runs if (b := run.summary().process_memory_bytes) is not None]
+        return round(paired_tests.median_of_known([float(b) for b in alone]) or 0) or None
+    return max(known) or None
