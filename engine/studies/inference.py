@@ -16,8 +16,8 @@ from engine.events.inference import Latency, NotRun, Quality
 from engine.measurement import calibration
 from engine.store.run import Run
 
-LEAST_REQUESTS = 100  # of a cell: fewer have no 99th percentile of their own, p99 is then the longest
-LONGEST = 5.0  # times infer.seconds, for a cell whose requests take so long that these are fewer
+LEAST_REQUESTS = 100  # per combination: with fewer, the 99th percentile is the longest request
+LONGEST = 5.0  # times infer.seconds: the most time for a combination with fewer requests than that
 
 Quantile = Literal["p50", "p90", "p99", "max"]
 
@@ -27,61 +27,69 @@ Quantile = Literal["p50", "p90", "p99", "max"]
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """One cell with what is known of it so far."""
+    """The results of one combination so far."""
 
     cell: Cell
     latency: Latency | None = None
     quality: Quality | None = None
-    not_run: str = ""  # why it is not measured
+    not_run: str = ""  # the reason why it is not measured
 
     @property
     def samples_per_s(self) -> float | None:
+        """Throughput; None before it is measured."""
         return self.latency.samples_per_s if self.latency else None
 
     def quantile_s(self, quantile: Quantile = "p99") -> float | None:
+        """A quantile of the latency, s; None before it is measured."""
         return getattr(self.latency, f"{quantile}_s") if self.latency else None
 
     @property
     def has_few_requests(self) -> bool:
-        """Whether its p99 is only the longest of fewer than 100."""
+        """Whether there are so few requests that p99 is the longest one."""
         return self.latency is not None and self.latency.requests < LEAST_REQUESTS
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """All cells of a run, in its order."""
+    """All combinations of a run, in its order."""
 
     config: RunConfig
     cells: tuple[CellResult, ...]
     is_over: bool = False
-    cpu_isa: str = ""  # vector instructions of the processor, where the run said them
+    cpu_isa: str = ""  # vector instructions of the processor; empty where they are not recorded
 
     @property
     def measured(self) -> tuple[CellResult, ...]:
+        """The combinations that have been measured."""
         return tuple(found for found in self.cells if found.latency)
 
     @property
     def batch_sizes(self) -> list[int]:
+        """The batch sizes, rising."""
         return sorted({found.cell.batch_size for found in self.cells})
 
     @property
     def threads(self) -> list[int]:
+        """The thread counts, rising."""
         return sorted({found.cell.threads for found in self.cells})
 
     @property
     def precisions(self) -> list[PrecisionName]:
+        """The precisions, in the run's order."""
         return list(dict.fromkeys(found.cell.precision for found in self.cells))
 
     @property
     def runtimes(self) -> list[RuntimeName]:
+        """The runtimes, in the run's order."""
         return list(dict.fromkeys(found.cell.runtime for found in self.cells))
 
     @property
     def is_trained(self) -> bool:
-        """Whether somebody trained the weights that answer: else accuracy is that of guesses."""
+        """Whether the weights are trained. Without training, the accuracy is that of guessing."""
         return bool(self.config.infer.run or self.config.infer.weights)
 
     def at(self, cell: Cell) -> CellResult | None:
+        """The results of a combination; None where it is not part of the run."""
         return next((found for found in self.cells if found.cell == cell), None)
 
 
@@ -94,9 +102,10 @@ def matrix(
     is_over: bool = False,
     cpu_isa: str = "",
 ) -> Matrix:
+    """The results of a run from its events."""
     by_cell = {latency.cell: latency for latency in latencies}
     by_form = {(quality.precision, quality.runtime): quality for quality in qualities}
-    reasons = {word.cell: word.reason for word in not_run}
+    reasons = {event.cell: event.reason for event in not_run}
     cells = [
         CellResult(cell, by_cell.get(cell), by_form.get((cell.precision, cell.runtime)), reasons.get(cell, ""))
         for cell in config.cells
@@ -119,37 +128,37 @@ def matrix_of(run: Run) -> Matrix:
 
 @dataclass(frozen=True, slots=True)
 class SweetSpot:
-    """The cell to deploy; or None, and `why` there is none."""
+    """The combination to deploy; or None, and `why` there is none."""
 
     best: CellResult | None
     why: str = ""
 
 
 def sweet_spot(found: Matrix, limit_s: float, *, quantile: Quantile = "p99") -> SweetSpot:
-    """The best throughput among the cells whose latency at `quantile` is within the limit.
+    """The combination with the highest throughput among those whose latency at `quantile` is within the limit.
 
-    A cell of fewer than 100 requests is held to the longest of them: that is its p99 by definition.
+    Fewer than 100 requests have their longest one as p99, by definition.
     """
     if not found.measured:
-        return SweetSpot(None, "No cell is measured yet." if not found.is_over else "No cell was measured.")
+        return SweetSpot(None, "Nothing is measured yet." if not found.is_over else "Nothing was measured.")
     within = [c for c in found.measured if (c.quantile_s(quantile) or 0.0) <= limit_s and _keeps_up(c)]
     if within:
         return SweetSpot(max(within, key=lambda c: c.samples_per_s or 0.0))
     if not any(map(_keeps_up, found.measured)):
-        return SweetSpot(None, "No cell answers requests as fast as they arrive: lower the rate.")
+        return SweetSpot(None, "No combination answers requests as fast as they arrive. Lower the rate.")
     nearest = min(filter(_keeps_up, found.measured), key=lambda c: c.quantile_s(quantile) or math.inf)
     return SweetSpot(
         None,
-        f"No cell stays under {limit_in_words(limit_s)}: the nearest is {cell_in_words(found, nearest.cell)} with a "
+        f"No combination stays under {limit_in_words(limit_s)}; the closest is {cell_in_words(found, nearest.cell)} with a "
         f"{quantile_in_words(quantile)} of {units.duration(nearest.quantile_s(quantile))}.",
     )
 
 
-KEEPS_UP = 0.95  # share of the requests that arrived a cell must have answered in its time
+KEEPS_UP = 0.95  # share of the arriving requests that must be answered
 
 
 def _keeps_up(found: CellResult) -> bool:
-    """In the open loop: whether it answers as many requests as arrive. Else its queue only grows."""
+    """Whether requests are answered as fast as they arrive (open loop). Otherwise the queue grows without limit."""
     latency = found.latency
     if latency is None or latency.offered_per_s is None or latency.reached_per_s is None:
         return True
@@ -157,7 +166,7 @@ def _keeps_up(found: CellResult) -> bool:
 
 
 def curve(found: Matrix, *, quantile: Quantile = "p99") -> tuple[CellResult, ...]:
-    """The cells of which no other is both faster to answer and higher in throughput, from the fastest answer up."""
+    """The Pareto front: combinations that no other beats in both latency and throughput, with rising latency."""
     ordered = sorted(found.measured, key=lambda c: (c.quantile_s(quantile) or 0.0, -(c.samples_per_s or 0.0)))
     best, front = -math.inf, []
     for result in ordered:
@@ -168,7 +177,7 @@ def curve(found: Matrix, *, quantile: Quantile = "p99") -> tuple[CellResult, ...
 
 
 def in_words(found: Matrix, limit_s: float, *, quantile: Quantile = "p99") -> str:
-    """The one sentence an engineer needs, and what makes it worth less; or why there is none."""
+    """Which combination to deploy and what limits this result; or why there is none."""
     spot = sweet_spot(found, limit_s, quantile=quantile)
     if spot.best is None or spot.best.latency is None:
         return " ".join([spot.why, *_busy(found.measured)])
@@ -178,51 +187,52 @@ def in_words(found: Matrix, limit_s: float, *, quantile: Quantile = "p99") -> st
         f"{quantile_in_words(quantile)} of {units.duration(spot.best.quantile_s(quantile))}, under your "
         f"{limit_in_words(limit_s)}."
     )
-    return " ".join([text, *_reservations(found, spot.best, quantile)])
+    return " ".join([text, *_limitations(found, spot.best, quantile)])
 
 
-def _reservations(found: Matrix, best: CellResult, quantile: Quantile) -> list[str]:
+def _limitations(found: Matrix, best: CellResult, quantile: Quantile) -> list[str]:
     words, latency, quality = [], best.latency, best.quality
     assert latency
     if quality and found.is_trained:
-        text = f"It answers {units.accuracy(quality.test_accuracy)} of the held-out examples right"
         change = quality.accuracy_change
-        words.append(f"{text}{'' if not change else f', {points(change)} against eager fp32'}.")
+        difference = f", {points(change)} from eager fp32" if change else ""
+        words.append(f"Test accuracy: {units.accuracy(quality.test_accuracy)}{difference}.")
     elif quality:
-        words.append("The weights are untrained: this is about speed alone.")
+        words.append("The weights are untrained, so only the speed counts.")
     if best.has_few_requests and quantile in {"p99", "p90"}:
-        words.append(f"It rests on {latency.requests:,} requests: measure longer to be sure.")
+        words.append(f"Based on only {latency.requests:,} requests. Measure longer to be sure.")
     words += _busy([best])
     if not found.is_over and (left := sum(1 for c in found.cells if not c.latency and not c.not_run)):
-        words.append(f"{left} cell{' is' if left == 1 else 's are'} still to come.")
+        words.append(f"{left} combination{' is' if left == 1 else 's are'} not measured yet.")
     return words
 
 
 def _busy(results: Sequence[CellResult]) -> list[str]:
-    """Whether other programs made these cells slower than the machine is."""
+    """A warning where other programs slowed these measurements down."""
     found = [c.latency.wall_per_cpu for c in results if c.latency and c.latency.wall_per_cpu]
     if not found or (middle := statistics.median(found)) <= calibration.BUSY:
         return []
-    return [f"The machine was busy: it took {middle:.2f} times as long as undisturbed. Measure again when it is quiet."]
+    return [f"The machine was busy, so this took about {middle:.2f} times as long. Measure again when it is quiet."]
 
 
 def points(change: float) -> str:
-    """A change of accuracy: +0.10 points."""
+    """A change of accuracy, given as a share: `+0.10 points`."""
     return f"{change * 100:+.2f} points"
 
 
 def limit_in_words(limit_s: float) -> str:
-    """As it was typed: 5 ms, 250 µs, 2 s."""
+    """A limit as a user writes it: `5 ms`, `250 µs`, `2 s`."""
     scale, unit = (1.0, "s") if limit_s >= 1 else (1e3, "ms") if limit_s >= 1e-3 else (1e6, "µs")
     return f"{limit_s * scale:g} {unit}"
 
 
 def quantile_in_words(quantile: Quantile) -> str:
+    """`p99`, or `longest latency`."""
     return "longest latency" if quantile == "max" else quantile
 
 
 def cell_in_words(found: Matrix, cell: Cell) -> str:
-    """batch 32 on 2 threads, and what else differs between the cells."""
+    """`batch 32 on 2 threads`, and what else differs between the combinations."""
     words = f"batch {cell.batch_size}"
     if found.config.device == "cpu":
         words += f" on {cell.threads} thread{'' if cell.threads == 1 else 's'}"
@@ -249,9 +259,9 @@ RUNTIME_WORDS: Mapping[RuntimeName, str] = {
 
 
 def as_json(found: Matrix, limit_s: float | None = None, *, quantile: Quantile = "p99") -> dict[str, Any]:
-    """The keys of `infer --json` and `show --json`: cells, qualities, sweet spot."""
+    """The value of `inference` in `infer --json` and `show --json`."""
     forms = {(c.cell.precision, c.cell.runtime): c.quality for c in found.cells if c.quality}
-    said: dict[str, Any] = {
+    result: dict[str, Any] = {
         "cells": [_cell_json(c) for c in found.cells],
         "qualities": [quality.model_dump(exclude={"kind"}) for quality in forms.values()],
         "trained": found.is_trained,
@@ -259,13 +269,13 @@ def as_json(found: Matrix, limit_s: float | None = None, *, quantile: Quantile =
     }
     if limit_s is not None:
         spot = sweet_spot(found, limit_s, quantile=quantile)
-        said["sweet_spot"] = {
+        result["sweet_spot"] = {
             "limit_s": limit_s,
             "quantile": quantile,
             "cell": spot.best.cell.model_dump() if spot.best else None,
             "sentence": in_words(found, limit_s, quantile=quantile),
         }
-    return said
+    return result
 
 
 def _cell_json(result: CellResult) -> dict[str, Any]:
@@ -273,8 +283,8 @@ def _cell_json(result: CellResult) -> dict[str, Any]:
     if result.latency is None:
         return base | {"not_run": result.not_run or None, "latency": None}
     latency = result.latency
-    said = latency.model_dump(exclude={"kind", "cell", "histogram", "start_s", "latency_s"})
-    said["samples_per_j"] = latency.samples_per_j
-    said["histogram"] = {"edges_s": latency.histogram.edges_s, "counts": latency.histogram.counts}
-    said["timeline"] = {"start_s": latency.start_s, "latency_s": latency.latency_s}
-    return base | {"not_run": None, "latency": said}
+    values = latency.model_dump(exclude={"kind", "cell", "histogram", "start_s", "latency_s"})
+    values["samples_per_j"] = latency.samples_per_j
+    values["histogram"] = {"edges_s": latency.histogram.edges_s, "counts": latency.histogram.counts}
+    values["timeline"] = {"start_s": latency.start_s, "latency_s": latency.latency_s}
+    return base | {"not_run": None, "latency": values}

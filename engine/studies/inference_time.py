@@ -21,7 +21,7 @@ from engine.studies.inference_runtimes import offered
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Estimated seconds of a run before it: of each cell, and of all with set-up, forms and their quality."""
+    """Estimated seconds of a run: of each combination, and in total with set-up, conversion and evaluation."""
 
     cells: Mapping[Cell, float]
     total_s: float
@@ -32,21 +32,23 @@ _FORM_S: Mapping[RuntimeName, float] = {
     "eager": 0.0, "inference_mode": 0.0, "channels_last": 0.0, "compiled": 0.0, "exported": 2.0, "onnxruntime": 5.0,
     "int8": 0.3, "onnxruntime-int8": 6.0,
 }  # fmt: skip
-_COMPILE_FIRST_S = 15.0  # the compiler starts
-_COMPILE_S = 5.0  # of one batch size and thread count: torch.compile makes code for each
+_COMPILE_FIRST_S = 15.0  # start of the compiler
+_COMPILE_S = 5.0  # for each batch size and thread count, because torch.compile makes code for each
 _SETUP_S = 0.7
-_FLOPS_PER_S = 1.5e10  # of one thread, where no calibration says more: small products reach a fifth of the peak
+_FLOPS_PER_S = 1.5e10  # of one thread, without a calibration: small products reach a fifth of the peak
 _SMALL_SHARE = 0.2  # of the measured peak
-_OP_S = 6e-6  # one operation started, where no calibration says more
-_OPS = 3  # operations per product: it, its activation, what lies between
+_OP_S = 6e-6  # to start one operation, without a calibration
+_OPS = 3  # operations per matrix product: the product, its activation and one between
 
 
 def predicted_seconds(
     config: RunConfig, plan: Plan, *, calibrated: Calibration | None = None, known: Mapping[Cell, float] | None = None
 ) -> Prediction:
-    """An estimate for every cell and the whole run. `known` holds median latencies of the same net on the same device,
-    from finished runs (`known_latencies`): they are used as they are. Where a cell is limited by its seconds, as most
-    are, the estimate is good to some per cent; where long requests make it last longer, to a factor of two.
+    """An estimate for every combination and the whole run.
+
+    `known` are median latencies of the same model on the same device, from finished runs (`known_latencies`). Most
+    combinations are limited by their seconds, and their estimate is within a few percent. Where long requests make one
+    last longer, the estimate can be wrong by a factor of two.
     """
     infer, known = config.infer, known or {}
     cells = {}
@@ -66,19 +68,19 @@ def predicted_seconds(
     quality_s = 0.5 * plan.test_examples * _request_s(config, plan, one, calibrated, overhead=False)
     first_s = _COMPILE_FIRST_S if any(runtime == "compiled" for _, runtime in forms) else 0.0
     total = _SETUP_S + first_s + sum(cells.values()) + sum(_FORM_S[runtime] + quality_s for _, runtime in forms)
-    rests_on = "latencies of finished runs" if known else "its calibration" if calibrated else "its arithmetic"
-    return Prediction(cells, total, f"estimated from the seconds of each cell and {rests_on}")
+    based_on = "latencies of finished runs" if known else "the calibration" if calibrated else "its FLOPs"
+    return Prediction(cells, total, f"estimated from the seconds of each combination and {based_on}")
 
 
 def request_seconds(config: RunConfig, plan: Plan, cell: Cell, *, calibrated: Calibration | None = None) -> float:
-    """An estimate of how long one request of a cell takes, to begin with where nothing was measured: good to a factor of two."""
+    """A first estimate of the seconds of one request of a combination; it can be wrong by a factor of two."""
     return _request_s(config, plan, cell, calibrated)
 
 
 def _request_s(
     config: RunConfig, plan: Plan, cell: Cell, calibrated: Calibration | None, *, overhead: bool = True
 ) -> float:
-    """Of one request: starting its operations, then arithmetic."""
+    """Seconds of one request: the start of its operations (`overhead`) and its FLOPs."""
     flops_per_s, op_s = _FLOPS_PER_S * min(2, cell.threads), _OP_S
     if calibrated:
         best = calibration.peak(calibrated, "fp32", cell.threads)
@@ -87,7 +89,7 @@ def _request_s(
         op_s = op.p05 if op else op_s
     layers = 4 + len(_products(config))
     passes, flops = 1, float(plan.forward_flops_per_example) * cell.batch_size
-    if config.is_text:  # the arithmetic of one pass is shared by prompt and new characters
+    if config.is_text:  # the FLOPs are those of the prompt's and the new characters' positions
         passes = config.infer.new_tokens
         flops *= (config.infer.prompt_len + config.infer.new_tokens) / max(1, config.source.seq_len)
     return (passes * layers * _OPS * op_s if overhead else 0.0) + flops / flops_per_s
@@ -103,7 +105,7 @@ _MOST_READ = 20
 
 
 def known_latencies(store: Store, config: RunConfig) -> dict[Cell, float]:
-    """Median latencies of the same net on the same device, by cell, from the newest finished runs of inference."""
+    """Median latencies, s, of the same model on the same device, by combination, from the newest finished runs."""
     found: dict[Cell, float] = {}
     words = f"{model_in_words(config.model, config.data)} answers"
     for line in store.listing(search=words, status=("finished",), limit=_MOST_READ).lines:
@@ -111,7 +113,7 @@ def known_latencies(store: Store, config: RunConfig) -> dict[Cell, float]:
             run = store.run(line.run_id, keep_points=1)
         except StoreError:  # deleted meanwhile
             continue
-        if run.imported:  # another machine says nothing of this one
+        if run.imported:  # measured on another machine
             continue
         alike = ("model", "data", "device", "task")
         if all(getattr(run.config, name) == getattr(config, name) for name in alike) and (

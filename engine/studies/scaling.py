@@ -27,22 +27,22 @@ Mode = Literal["strong", "weak"]
 DEFAULT_SEEDS = 3
 MOST_SEEDS = races.MOST_SEEDS
 MOST_RANKS = 64
-RUN_S = 3.0  # what a run on one rank should take: shorter, and the clock of a shared machine is mostly noise
-FEWEST_STEPS, MOST_STEPS = 20, 5_000  # of a tiny net, whose step takes several ranks ten times as long
+RUN_S = 3.0  # target duration of a run on one rank; times of shorter runs on a shared machine are mostly noise
+FEWEST_STEPS, MOST_STEPS = 20, 5_000  # several ranks can take ten times as long for a step of a tiny network
 
 
-# --- what is asked for ------------------------------------------------------------------------------------------------
+# --- the plan ---------------------------------------------------------------------------------------------------------
 
 
 def room(config: RunConfig, machine: Machine) -> int:
-    """How many ranks this machine has a device of their own for: GPUs, or usable cores by the threads of a rank."""
+    """The number of ranks that can have a device each: the GPUs, or the usable cores divided by the threads of a rank."""
     if gpu_index(config.device) is not None:
         return len(machine.gpus)
     return machine.cpu.usable_cores // config.threads
 
 
 def ranks_here(config: RunConfig, machine: Machine, *, beyond: bool = False) -> list[int]:
-    """1, 2, 4 ... up to what this machine has; with `beyond` one more, which must share (never of GPUs)."""
+    """1, 2, 4 ... up to `room`; with `beyond`, on a CPU, one number more, whose ranks share cores."""
     most = max(1, room(config, machine))
     powers = [2**i for i in range(MOST_RANKS.bit_length()) if 2**i <= min(most, MOST_RANKS)]
     if beyond and gpu_index(config.device) is None and powers[-1] < MOST_RANKS:
@@ -51,28 +51,33 @@ def ranks_here(config: RunConfig, machine: Machine, *, beyond: bool = False) -> 
 
 
 def parse_ranks(text: str) -> list[int]:
-    """`1,2,4` as numbers, rising, 1 among them: without it nothing is to be compared with. Raises ConfigError."""
+    """`1,2,4` as rising numbers. 1 is added where it is missing, because the others are compared with it.
+
+    Raises:
+        ConfigError: the text is no list of numbers, a number is not allowed, or there is only 1.
+    """
     try:
         numbers = sorted({int(part) for part in text.replace(" ", "").strip(",").split(",")} | {1})
     except ValueError:
-        raise ConfigError(f"ranks={text!r} is not understood.", fix="Write numbers, as in 1,2,4.") from None
+        raise ConfigError(f"ranks={text!r} is not a list of numbers.", fix="Write numbers, as in 1,2,4.") from None
     if not numbers[0] >= 1 or numbers[-1] > MOST_RANKS:
-        raise ConfigError(f"ranks={text!r} is not allowed.", fix=f"Each may be a whole number from 1 to {MOST_RANKS}.")
+        raise ConfigError(f"ranks={text!r} is not allowed.", fix=f"Write whole numbers from 1 to {MOST_RANKS}.")
     if len(numbers) < 2:
-        raise ConfigError("One rank alone is no study.", fix="Name at least one more: ranks 1,2.")
+        raise ConfigError("A scaling study needs at least two rank counts.", fix="Add one: ranks 1,2.")
     return numbers
 
 
 def with_ranks(config: RunConfig, ranks: int, *, mode: Mode = "strong", shared: bool = False) -> RunConfig:
-    """The same training on so many ranks; `shared` where more of them are wanted than there are cores.
+    """The same training on this number of ranks; `shared` where there are more ranks than cores.
 
-    Raises ConfigError for what does not go with so many, in the sentence of a form.
+    Raises:
+        ConfigError: the configuration cannot run on so many ranks.
     """
     batch: int | str = config.batch_size
     if mode == "weak" and batch == FULL:
         raise ConfigError(
-            "Weak scaling gives every rank a batch of its own, and batch_size=full is all there is.",
-            fix="Choose a smaller batch, or strong scaling alone.",
+            "Weak scaling gives every rank a batch of its own, and batch_size=full has no samples left for a second one.",
+            fix="Choose a smaller batch size, or strong scaling only.",
         )
     if mode == "weak" and isinstance(batch, int):
         batch *= ranks
@@ -83,9 +88,9 @@ def with_ranks(config: RunConfig, ranks: int, *, mode: Mode = "strong", shared: 
 
 
 def as_base(config: RunConfig, steps: int) -> RunConfig:
-    """The training of a study, on one rank: so many steps and no end before them, so that all its runs do the same work.
+    """The training of a study on one rank, with `steps` as its only budget, so that all its runs do the same work.
 
-    Raises ConfigError for a number of steps that cannot be.
+    Raises ConfigError for a number of steps that is not allowed.
     """
     others = [f"budget.{name}=none" for name in BUDGETS if name != "steps"]
     plain = ["task=train", "target.value=none", "checkpoints=0", "parallel.num_ranks=1", "parallel.devices=[]"]
@@ -96,14 +101,14 @@ _ASSUMED_FLOPS_PER_S, _ASSUMED_STEP_S = {"cpu": 2e10, "cuda": 5e12}, 150e-6
 
 
 def default_steps(config: RunConfig, plan: Plan) -> int:
-    """Steps that take about RUN_S on one rank, by a speed that is assumed: good to a factor of some; 1, 2 or 5 x 10^k."""
+    """Steps, 1, 2 or 5 x 10^k, that take about RUN_S on one rank. The assumed speed can be wrong by several times."""
     wanted = RUN_S / _assumed_step_s(config, plan)
     power = 10 ** math.floor(math.log10(max(1.0, wanted)))
     return max(FEWEST_STEPS, min(MOST_STEPS, power * max(k for k in (1, 2, 5) if k * power <= max(1.0, wanted))))
 
 
 def estimate_seconds(config: RunConfig, plan: Plan, num_runs: int, steps: int) -> float:
-    """An estimate of the whole study, where no run is faster than on one rank: good to a factor of some."""
+    """A rough estimate of the whole study, if no run is faster than on one rank. It can be wrong by several times."""
     return num_runs * (1.0 + steps * _assumed_step_s(config, plan))
 
 
@@ -113,9 +118,10 @@ def _assumed_step_s(config: RunConfig, plan: Plan) -> float:
 
 
 def lanes_of(base: RunConfig, ranks: Sequence[int], *, weak: bool, most: int) -> list[races.Lane]:
-    """The configurations of a study, the one on 1 rank first; each named by what it has of ranks and batch.
+    """The configurations of a study, the one on 1 rank first, named by `label_of`.
 
-    Beyond `most` ranks, those with a device of their own, they share. Raises ConfigError for what cannot be.
+    `most` is the number of ranks that can have a device each; more ranks share cores. Raises ConfigError where a
+    configuration is not possible.
     """
     many = [n for n in ranks if n > 1]
     modes: list[tuple[Mode, int]] = [("strong", n) for n in (1, *many)] + ([("weak", n) for n in many] if weak else [])
@@ -129,7 +135,7 @@ def lanes_of(base: RunConfig, ranks: Sequence[int], *, weak: bool, most: int) ->
 
 
 def label_of(mode: Mode, ranks: int, batch_size: int | str) -> str:
-    """2 ranks; of weak scaling also the batch, which is what is different: 2 ranks, batch 128."""
+    """The name of a configuration: `2 ranks`; for weak scaling with its batch size: `2 ranks, batch 128`."""
     words = f"{ranks} rank{'' if ranks == 1 else 's'}"
     if mode == "weak" and ranks > 1 and not isinstance(batch_size, str):
         words += f", batch {batch_size * ranks:,}"
@@ -137,9 +143,9 @@ def label_of(mode: Mode, ranks: int, batch_size: int | str) -> str:
 
 
 def seed_blocks(lanes: Sequence[races.Lane], seeds: Sequence[int], group: str) -> list[list[Submission]]:
-    """A heat of its own for each run: heats of one group follow each other, so no two of them share the machine.
+    """The runs to submit, each in a block of its own: blocks of one group run one after another, so runs never overlap.
 
-    Every second seed goes through the lanes backwards: a machine that grows warm or busy favours neither end.
+    Every second seed takes the lanes in reverse order, so that a machine that grows warm or busy favours neither end.
     """
     ordered = [
         (number, lane, seed)
@@ -152,7 +158,7 @@ def seed_blocks(lanes: Sequence[races.Lane], seeds: Sequence[int], group: str) -
     ]
 
 
-# --- a study that was run ---------------------------------------------------------------------------------------------
+# --- a study in the store ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,42 +171,49 @@ class Lane(RacedVariant):
 
 @dataclass(frozen=True, slots=True)
 class Study(RunsOfLanes):
-    """All runs of one study; the lane on 1 rank first, then strong and weak with rising ranks."""
+    """All runs of one study: the lane on 1 rank first, then strong and weak scaling with rising rank counts."""
 
     race: Race
     lanes: tuple[Lane, ...]
 
     @property
     def base(self) -> Lane:
+        """The lane on 1 rank."""
         return self.lanes[0]
 
 
 def find(store: Store, group: str, open_run: Callable[[str], Run] | None = None) -> Study | None:
-    """The study of a group, or None where the store has none of its runs (any more). Raises ConfigError for other runs."""
+    """The study of a group; None where the store has no run of it (any more). Raises ConfigError for other runs."""
     race = races.find(store, group, open_run)
     return None if race is None else of_race(race)
 
 
 def of_race(race: Race) -> Study:
-    """Lanes as a study; raises ConfigError where they differ in more than ranks and batch, or none is on one rank."""
+    """The runs of a race as a scaling study.
+
+    Raises:
+        ConfigError: they differ in more than rank count and batch size, or none is on one rank.
+    """
     first = next((lane for lane in race.lanes if lane.config.parallel.num_ranks == 1), None)
     if first is None:
-        raise ConfigError(
-            "None of these runs is on one rank: there is nothing to compare with.", fix="Start a new study."
-        )
+        raise ConfigError("None of these runs is on one rank, so there is no baseline.", fix="Start a new study.")
     lanes = [_placed(lane, first) for lane in race.lanes]
     order = {"strong": 0, "weak": 1}
     return Study(race, tuple(sorted(lanes, key=lambda lane: (lane.ranks > 1, order[lane.mode], lane.ranks))))
 
 
 def _placed(lane: RacedVariant, first: RacedVariant) -> Lane:
-    """Which mode a lane is of, by its batch against that of the lane on one rank."""
+    """A lane with its mode, which its batch size shows.
+
+    Raises:
+        ConfigError: it differs from the lane on one rank in more than rank count and batch size.
+    """
     ranks, batch, own = lane.config.parallel.num_ranks, lane.config.batch_size, first.config.batch_size
-    apart = {"parallel": first.config.parallel, "batch_size": own, "seed": first.config.seed}
+    allowed = {"parallel": first.config.parallel, "batch_size": own, "seed": first.config.seed}
     mode: Mode | None = "strong" if batch == own else "weak" if own != FULL and batch == ranks * own else None
-    if mode is None or lane.config.model_copy(update=apart) != first.config:
+    if mode is None or lane.config.model_copy(update=allowed) != first.config:
         raise ConfigError(
-            f"{lane.label!r} differs from {first.label!r} in more than ranks and batch: that is a race, no scaling study.",
+            f"{lane.label!r} differs from {first.label!r} in more than ranks and batch size. This is a race, not a scaling study.",
             fix="Open it under Compare.",
         )
     return Lane(lane.label, lane.config, lane.runs, mode, ranks)

@@ -17,17 +17,16 @@ from engine.studies import paired_tests, race_results, races
 from engine.studies.scaling import FEWEST_STEPS, Lane, Mode, Study
 from engine.studies.scaling_estimates import Estimate, mean_of, paired_ratio, scaled_serial_share, serial_share
 
-AGREES = (
-    1e-4  # losses this close are those of the same steps; rounding grows from step to step, and passes it somewhere
-)
+# Losses this close count as equal. Rounding differences grow from step to step, so they exceed it at some step.
+AGREES = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class RankTimes:
     """Means over a run, weighted by the steps of each window; seconds per step, one value per rank.
 
-    `communication_s` is how long an exchange was under way, `waited_s` the part of it in which training stood still; both
-    None where it was not measured.
+    `communication_s` is the time of communication, `waited_s` the part of it in which the rank waited instead of training.
+    Both are None where they were not measured.
     """
 
     step_s: tuple[float, ...]
@@ -37,23 +36,23 @@ class RankTimes:
 
     @property
     def own_s(self) -> tuple[float, ...] | None:
-        """What each rank works by itself."""
+        """The time of each rank's own work."""
         if self.waited_s is None:
             return None
         return tuple(max(0.0, step - waited) for step, waited in zip(self.step_s, self.waited_s, strict=True))
 
     @property
     def for_slowest_s(self) -> float | None:
-        """What the mean rank waits beyond whoever comes last, and so for nothing but the exchange itself."""
+        """How much longer the mean rank waits than the slowest one, that is, the time it waits for slower ranks."""
         if self.waited_s is None:
             return None
         return float(np.mean(self.waited_s)) - min(self.waited_s)
 
     @property
     def straggler(self) -> tuple[int, float] | None:
-        """The rank the others wait for and its own work by that of the quickest; None where they are alike.
+        """The rank that the others wait for, and its own work / that of the fastest rank; None where ranks are about equal.
 
-        Steps end together, so a slow rank does not show in the time of a step but in who waits least.
+        All ranks end a step together, so the slow rank is not the one with the longest step but the one that waits least.
         """
         own = self.own_s
         if own is None or len(own) < 2 or min(own) <= 0 or max(own) <= BUSY_FROM * min(own):
@@ -62,7 +61,7 @@ class RankTimes:
 
 
 def rank_times(windows: Sequence[Ranks]) -> RankTimes | None:
-    """The times of a run's ranks over all its windows; None where it said nothing of them."""
+    """The times of a run's ranks over all its windows; None where there is no window."""
     if not windows:
         return None
     weights = np.array([w.steps[1] - w.steps[0] + 1 for w in windows], dtype=np.float64)
@@ -82,7 +81,7 @@ def rank_times(windows: Sequence[Ranks]) -> RankTimes | None:
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """A lane in figures: medians over its finished runs, None where nothing is known (yet)."""
+    """The figures of one lane: medians over its finished runs; None where a figure is not known (yet)."""
 
     mode: Mode
     ranks: int
@@ -90,23 +89,23 @@ class At:
     batch_size: int | str
     device: str
     strategy: str
-    shared: bool  # more ranks than devices: they take turns on cores
+    shared: bool  # there are more ranks than cores, so they take turns
     run_ids: list[str]
     status: dict[str, int]
-    why: list[str]  # of runs that did not finish
-    busy: int  # of its runs: how many ran while something else used the machine
+    why: list[str]  # reasons of runs that did not finish
+    busy: int  # number of runs during which other programs used the machine
     step_s: float | None
     samples_per_s: float | None
-    speedup: Estimate | None  # samples/s over those of one rank with the same seed
-    is_provisional: bool  # of a run that goes on
-    own_s: float | None  # per step: what the mean rank works by itself
-    waited_s: float | None  # per step: what the mean rank stands still for the others and the exchange
-    for_slowest_s: float | None  # of it, for ranks that are slower
-    communication_s: float | None  # per step: how long an exchange was under way, also beside work
-    cpu_share: float | None  # of a core, of the mean rank
+    speedup: Estimate | None  # samples/s / samples/s of one rank with the same seed
+    is_provisional: bool  # no run has finished yet
+    own_s: float | None  # per step: the mean rank's own work
+    waited_s: float | None  # per step: how long the mean rank waits for communication and slower ranks
+    for_slowest_s: float | None  # the part of `waited_s` for slower ranks
+    communication_s: float | None  # per step: time of communication, also while the rank works
+    cpu_share: float | None  # of one core, for the mean rank
     memory_bytes: int | None  # of all ranks together
-    same_for: int | None  # strong: first steps whose losses agree with one rank's, in every repeat
-    compared: int  # of so many
+    same_for: int | None  # strong scaling: number of first steps whose losses agree with one rank's, in every repeat
+    compared: int  # the number of steps that were compared
     seconds_to_target: float | None
     joules: float | None  # of a whole run
     joules_to_target: float | None
@@ -114,26 +113,28 @@ class At:
 
     @property
     def efficiency(self) -> Estimate | None:
+        """Speed-up / number of ranks."""
         return None if self.speedup is None else self.speedup.scaled(1 / self.ranks)
 
     @property
     def waited_share(self) -> float | None:
-        """Share of a step in which the mean rank stands still for the others and the exchange."""
+        """Share of a step in which the mean rank waits."""
         return None if self.waited_s is None or not self.step_s else min(1.0, self.waited_s / self.step_s)
 
     @property
     def per_rank_batch(self) -> float | None:
+        """Samples of each rank per step; None for the full batch."""
         return None if isinstance(self.batch_size, str) else self.batch_size / self.ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a study came to, also while it goes on."""
+    """The results of a study, also while it runs."""
 
     study: Study
     lanes: tuple[At, ...]
-    serial: Estimate | None  # Amdahl's share, of strong scaling
-    scaled_serial: Estimate | None  # Gustafson's, of weak scaling
+    serial: Estimate | None  # Amdahl's serial share, from strong scaling
+    scaled_serial: Estimate | None  # Gustafson's serial share, from weak scaling
     method: str  # how communication was measured
     target: tuple[races.Metric, float] | None
     currency: str
@@ -141,6 +142,7 @@ class Outcome:
 
     @property
     def base(self) -> At:
+        """The lane on 1 rank."""
         return self.lanes[0]
 
     def of(self, mode: Mode) -> list[At]:
@@ -149,21 +151,21 @@ class Outcome:
 
     @property
     def seeds(self) -> int:
-        """Pairs that every lane has finished."""
+        """The number of pairs that every lane has finished."""
         return min((at.speedup.n if at.speedup and not at.is_provisional else 0 for at in self.lanes), default=0)
 
 
 def outcome_of(
     study: Study, *, target: tuple[races.Metric, float] | None = None, prices: settings.Energy = energy.NO_PRICES
 ) -> Outcome:
-    """The figures of a study from whatever is recorded by now."""
+    """The results of a study, also while it runs. `prices` gives the cost in money."""
     lanes = tuple(_at(lane, study.base, target, prices) for lane in study.lanes)
-    said = [times.method for run in study.runs if (times := rank_times(run.ranks))]
+    methods = [times.method for run in study.runs if (times := rank_times(run.ranks))]
     accounts = [energy.of_run(run) for run in study.runs if run.is_over]
     why = next((a.method for a in accounts if a.joules is None), "")
     return Outcome(
         study, lanes, _share_of(study, "strong", serial_share), _share_of(study, "weak", scaled_serial_share),
-        said[-1] if said else "", target, prices.currency, why,
+        methods[-1] if methods else "", target, prices.currency, why,
     )  # fmt: skip
 
 
@@ -203,13 +205,13 @@ def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, price
 
 
 def _rate(run: Run) -> float | None:
-    """Examples per second of training time, once a few steps were taken."""
+    """Samples per second of training time; None before the first few steps."""
     summary = run.summary()
     return summary.samples_per_s if summary.steps >= FEWEST_STEPS or run.status == "finished" else None
 
 
 def _pairs(lane: Lane, base: Lane) -> tuple[list[float], list[float]]:
-    """Rates of a lane's finished runs, and of one rank with the same seed; before one finished, of those that go on."""
+    """Samples/s of a lane's finished runs and of one rank with the same seeds; of running ones where none has finished."""
     both = {seed: (run, base.runs[seed]) for seed, run in lane.runs.items() if seed in base.runs}
     over = [pair for pair in both.values() if all(run.status == "finished" for run in pair)]
     counted = over or [pair for pair in both.values() if not any(r.is_over and r.status != "finished" for r in pair)]
@@ -223,7 +225,7 @@ def _speedup(lane: Lane, base: Lane) -> Estimate | None:
 
 
 def _share_of(study: Study, mode: Mode, fit: Callable[[ArrayLike, ArrayLike], float]) -> Estimate | None:
-    """A serial share with its interval: fitted to each seed by itself, then their mean."""
+    """A serial share with its interval: the mean of one fit per seed."""
     base, found = study.base, []
     for seed in study.seeds:
         one = base.runs.get(seed)
@@ -237,21 +239,20 @@ def _share_of(study: Study, mode: Mode, fit: Callable[[ArrayLike, ArrayLike], fl
 
 
 def _same_steps(lane: Lane, base: Lane) -> tuple[int | None, int]:
-    """For how many first steps the losses agree with those of one rank, and how many steps both have; the least of all
-    repeats."""
+    """How many first steps have the same losses as one rank, and how many were compared; the least of all repeats."""
     found = []
     for seed, run in lane.runs.items():
         if (one := base.runs.get(seed)) is None:
             continue
         n = min(len(run.steps), len(one.steps))
-        apart = ~(np.abs(run.steps["loss"][:n] - one.steps["loss"][:n]) <= AGREES)  # NaN agrees with nothing
+        differs = ~(np.abs(run.steps["loss"][:n] - one.steps["loss"][:n]) <= AGREES)  # NaN agrees with nothing
         if n:
-            found.append((int(np.argmax(apart)) if apart.any() else n, n))
+            found.append((int(np.argmax(differs)) if differs.any() else n, n))
     return min(found, default=(None, 0))
 
 
 def _cpu_share(run: Run) -> float | None:
-    """Of a core, of the mean rank; one rank is the run's whole process."""
+    """CPU time / wall time of the mean rank; a run on one rank counts with its whole process."""
     known = [c for w in run.ranks for c in w.cpu_per_wall if c is not None]
     if not run.ranks:
         percent = run.hardware["process_cpu_percent"]
@@ -265,7 +266,7 @@ def _mean_rank(values: Iterable[tuple[float, ...] | None]) -> float | None:
 
 
 def _memory(runs: Sequence[Run]) -> int | None:
-    """Of all ranks' processes together, at the last look."""
+    """Memory of all ranks' processes together at the last reading, the largest of all runs."""
     known = [sum(b for b in run.ranks[-1].memory_bytes if b is not None) for run in runs if run.ranks]
     if not known:
         alone = [b for run in runs if (b := run.summary().process_memory_bytes) is not None]

@@ -68,7 +68,7 @@ def test_a_study_that_is_stopped_says_how_far_it_came_and_can_be_found_again(sca
     expect(scale.get_by_test_id("scale-facts")).to_have_text(all_done(scale), timeout=PATIENCE_MS)
     expect(scale.get_by_test_id("scale-status")).to_have_text("Cancelled")
     expect(scale.locator(".st-key-scale-verdict")).to_contain_text(
-        f"No answer: 0 of {scale.runs} runs finished", timeout=PATIENCE_MS
+        f"No result: 0 of {scale.runs} runs finished", timeout=PATIENCE_MS
     )
     context = app_url.new_context(browser, viewport={"width": 390, "height": 844}, color_scheme="dark")
     phone = context.new_page()

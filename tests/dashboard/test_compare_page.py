@@ -86,7 +86,7 @@ def test_a_race_that_was_run_is_shown_with_its_words_and_its_table(app, store):
     open_page(app, race=GROUP)
     words = said(app)
     assert "Small · Large" in words
-    assert "Preliminary: 1 of 6 seeds" in words
+    assert "1 of 6 seeds" in words
     table = app.dataframe[0].value
     assert list(table.columns) == ["", "Small", "Large", "How"]
     rows = dict(zip(table[""], table["Small"], strict=True))
@@ -116,7 +116,7 @@ def test_lanes_that_cannot_race_are_refused_in_a_sentence(app, store, lanes, say
 def test_another_race_brings_its_own_lanes_and_its_trap_is_labelled(app):
     open_page(app)
     app.selectbox(key="race.preset").set_value("batch-vs-stochastic-same-lr").run()
-    assert "classic mistake" in said(app)
+    assert "common mistake" in said(app)
     assert app.text_area(key="race.lanes").value.count("optimizer.lr=0.01") == 3
     assert "batch-vs-stochastic-same-lr" in app.query_params["preset"]
 

@@ -156,7 +156,7 @@ def test_the_sentence_is_the_engines_and_accuracy_stands_beside_it(matrix_run):
     assert answer["verdict"]["sweet"] == f"{best.batch_size}x1-fp32-inference_mode"
     whole = in_words(matrix_of(matrix_run), 10.0)
     assert whole.startswith(answer["verdict"]["sentence"] + " ")
-    assert any("held-out examples right" in text for text in answer["verdict"]["besides"])
+    assert any("Test accuracy: " in text for text in answer["verdict"]["besides"])
 
 
 def test_before_the_accuracy_is_known_the_sentence_says_that_it_comes(store, matrix_run):
@@ -169,7 +169,7 @@ def test_before_the_accuracy_is_known_the_sentence_says_that_it_comes(store, mat
 
 def test_a_limit_nothing_meets_names_the_nearest_and_still_tells_the_accuracy(matrix_run):
     verdict = figures(matrix_run, limit_s=1e-9)["verdict"]
-    assert verdict["sweet"] is None and verdict["sentence"].startswith("No cell stays under")
+    assert verdict["sweet"] is None and verdict["sentence"].startswith("No combination stays under")
     assert any("held-out examples right" in text for text in verdict["besides"])
 
 

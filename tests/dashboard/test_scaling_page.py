@@ -109,7 +109,7 @@ def test_start_asks_for_all_runs_each_in_a_heat_of_its_own(app, store):
     assert {run.heat.lanes for run in runs} == {1}
     assert len({run.heat.id for run in runs}) == 6
     assert runs[0].group in app.query_params["study"]
-    assert "Measuring: whether more ranks are worth it here" in said(app)
+    assert "Measuring. The first result appears" in said(app)
 
 
 def test_a_double_click_starts_one_study(app, store, monkeypatch):
@@ -179,7 +179,7 @@ def test_a_study_that_was_run_has_its_verdict_its_reasons_and_its_figures(app, s
     assert list(table.columns) == ["", "1 rank", "2 ranks", "2 ranks, batch 128", "How"]
     rows = dict(zip(table[""], table["2 ranks"], strict=True))
     assert rows["Speed-up"].startswith("1.60 (1.60 to 1.60)")
-    assert rows["Batch of a rank"] == "32"
+    assert rows["Batch size per rank"] == "32"
     assert rows["Energy of a run"] == "–"
     assert dict(zip(table[""], table["How"], strict=True))["Energy of a run"] == "not available here"
     assert rows["Waits in all-reduce"] == "16 %, 1.00 ms"
@@ -209,7 +209,7 @@ def test_a_study_that_was_cancelled_says_how_far_it_came(app, store):
         store, group=GROUP, base=BASE, step_s=STEP_S, last={("strong", 2, 0): stopped, ("weak", 2, 0): stopped}
     )
     open_page(app, study=GROUP)
-    assert "No answer: 1 of 3 runs finished" in said(app)
+    assert "No result: 1 of 3 runs finished" in said(app)
     assert not app.error
 
 
