@@ -268,7 +268,7 @@ def _show(run: Run, lanes: Sequence[Lane]) -> None:
 
 def in_words(surface: SurfaceData) -> list[str]:
     """What the picture shows, and what it hides."""
-    said = surface.said
+    said = surface.event
     where = "training" if said.split == "train" else "held-out"
     shown = sum(said.explained)
     directions = (

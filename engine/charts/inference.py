@@ -1,7 +1,7 @@
-"""Figures of inference: throughput and latency of all cells, one against the other, the software ladder, one cell's requests.
+"""Charts of inference: throughput and latency of all combinations, the runtimes, and the requests of one combination.
 
-As in charts.py a figure suits light and dark pages and has no title. While a run goes on, the page draws the same charts from
-its own route.
+A figure suits light and dark pages and has no title. The page draws the same charts from its own route, also while a run
+is running.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _DECADES = range(-6, 4)  # of seconds: 1 µs to 1,000 s
 _MOST_BARS = 70
 
 
-# --- all cells ----------------------------------------------------------------------------------------------------
+# --- all combinations ---------------------------------------------------------------------------------------------
 
 
 def heat_map(found: Matrix, quantile: Quantile | None = None) -> go.Figure:
-    """Throughput of every cell, or its latency at a quantile: a row per batch size, a column per other choice."""
+    """Throughput of every combination, or its latency at a quantile: a row per batch size, a column per other choice."""
     columns, sizes = lines_of(found), found.batch_sizes
     figure = new_figure("", "Batch size")
     values = np.full((len(sizes), len(columns)), np.nan)
@@ -65,7 +65,7 @@ def heat_map(found: Matrix, quantile: Quantile | None = None) -> go.Figure:
 def curve_chart(found: Matrix, limit_s: float | None = None, *, quantile: Quantile = "p99") -> go.Figure:
     """Throughput against latency, both logarithmic: a line through the batch sizes per thread count, precision or runtime.
 
-    With a limit the cell to deploy has a ring, and the limit a dashed line.
+    With a limit, the combination to deploy is circled and a dashed line shows the limit.
     """
     figure = new_figure(
         f"Latency, {quantile_in_words(quantile)} (log scale)", f"Throughput ({_unit(found)}, log scale)"
@@ -94,7 +94,7 @@ def curve_chart(found: Matrix, limit_s: float | None = None, *, quantile: Quanti
 
 
 def lines_of(found: Matrix) -> list[tuple[str, list[CellResult]]]:
-    """The cells in groups that differ in something else than the batch size, each with the group's name."""
+    """The combinations grouped by everything but the batch size, with a name for each group."""
     groups: dict[Cell, list[CellResult]] = {}
     for c in found.cells:
         groups.setdefault(c.cell.model_copy(update={"batch_size": 1}), []).append(c)
@@ -125,12 +125,12 @@ def _rounded(value: float) -> float:
     return value if value < 100 else round(value)
 
 
-# --- software -----------------------------------------------------------------------------------------------------
+# --- runtimes -----------------------------------------------------------------------------------------------------
 
 
 def ladder_chart(found: Matrix) -> go.Figure:
-    """How many times as fast as plain PyTorch by p50: a bar for each way to run the same weights, at every batch size."""
-    figure = new_figure("p50 of plain PyTorch by its own", "")
+    """Speed-up over plain PyTorch by p50: a bar for each runtime and precision at every batch size."""
+    figure = new_figure("Speed-up over plain PyTorch (p50)", "")
     threads = found.threads[-1]
     rows = 1
     for place, size in enumerate(found.batch_sizes):
@@ -154,17 +154,17 @@ def _form(cell: Cell) -> str:
     return name if cell.precision == "fp32" else f"{name}, {cell.precision}"
 
 
-# --- text and arrivals --------------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------------------
 
 
 def token_chart(found: Matrix, which: str) -> go.Figure:
-    """A text model's time to the first character (`ttft`) or per later character (`tpot`): p50, and p99 dotted."""
+    """A text model's time to the first token (`ttft`) or per later token (`tpot`): p50, and p99 dotted."""
     title = {"ttft": "Time to first token", "tpot": "Time per output token"}[which]
     figure = new_figure("Batch size (log scale)", f"{title} (log scale)")
     seen: list[float] = []
     for place, (name, cells) in enumerate(lines_of(found)):
-        told = [(c.cell.batch_size, times) for c in cells if c.latency and (times := getattr(c.latency, which))]
-        seen += _quantiles(figure, sorted(told, key=lambda row: row[0]), name, place)
+        known = [(c.cell.batch_size, times) for c in cells if c.latency and (times := getattr(c.latency, which))]
+        seen += _quantiles(figure, sorted(known, key=lambda row: row[0]), name, place)
     figure.update_xaxes(type="log", tickvals=found.batch_sizes, tickformat=",d")
     _latency_axis(figure.update_yaxes, seen)
     figure.update_layout(hovermode="closest")
@@ -183,11 +183,11 @@ def _quantiles(figure: go.Figure, rows: Sequence[tuple[float, Quantiles]], name:
     return [value for _, times in rows for value in (times.p50_s, times.p99_s)]
 
 
-# --- one cell -----------------------------------------------------------------------------------------------------
+# --- one combination ----------------------------------------------------------------------------------------------
 
 
 def bars(latency: Latency, most: int = _MOST_BARS) -> tuple[np.ndarray, np.ndarray]:
-    """Edges (n + 1,) and counts (n,) of a cell's distribution in at most `most` steps of whole bins, so that all counts are exact."""
+    """Edges (n + 1,) and counts (n,) of a latency distribution: at most `most` bars of whole bins, so counts are exact."""
     counts, edges = np.asarray(latency.histogram.counts), latency.histogram.edges_s
     if not len(counts):
         return edges, counts
@@ -219,7 +219,7 @@ def histogram_chart(latency: Latency, limit_s: float | None = None) -> go.Figure
 
 def timeline_chart(latency: Latency) -> go.Figure:
     """Start and latency of the requests that were kept, the longest ones among them."""
-    figure = new_figure("Seconds of the run", "Latency (log scale)")
+    figure = new_figure("Elapsed time (s)", "Latency (log scale)")
     figure.add_scatter(
         x=latency.start_s, y=latency.latency_s, mode="markers", marker={"size": 3.5, "color": ACCENT, "opacity": 0.55},
         text=[units.duration(float(v)) for v in latency.latency_s], hovertemplate="%{text} at %{x:.2f} s<extra></extra>",
@@ -234,7 +234,7 @@ def timeline_chart(latency: Latency) -> go.Figure:
 
 
 def _latency_axis(update: Callable[..., object], seen: Sequence[float]) -> None:
-    """A logarithmic axis with ticks in the units people use: 500 µs, 1 ms."""
+    """A logarithmic axis with ticks such as 500 µs and 1 ms."""
     positive = [value for value in seen if value > 0]
     update(type="log")
     if not positive:

@@ -1,4 +1,4 @@
-"""Figure of the loss surface: the loss in greys that suit light and dark pages, and the runs' paths in their colours."""
+"""Chart of the loss surface: the loss in greys that suit light and dark pages, and the runs' paths in their colours."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _LONGEST_LABEL = 40
 def descent_path_chart(surface: SurfaceData, labels: Sequence[str], colors: Sequence[str]) -> go.Figure:
     """Loss on the plane (log scale) with the paths of the runs; labels and colours in the order of `surface.paths`.
 
-    A ring is where a run began, a full dot where it ended. Hovering shows the loss itself, at a checkpoint both its own
-    and that of its shadow on the plane.
+    A circle is where a run began, a full dot where it ended. The tooltip shows the loss, at a checkpoint both its own loss
+    and that of its projection on the plane.
     """
     figure = go.Figure(layout={"template": TEMPLATE, "height": 460, "hovermode": "closest"})
     _add_height(figure, surface)
@@ -35,12 +35,12 @@ def descent_path_chart(surface: SurfaceData, labels: Sequence[str], colors: Sequ
 
 
 def _axis_title(surface: SurfaceData, axis: int) -> str:
-    kind = "PC" if surface.said.plane == "pca" else "Random direction"
+    kind = "PC" if surface.event.plane == "pca" else "Random direction"
     return f"{kind} {axis + 1} ({percent(surface.explained[axis])} of the variance)"
 
 
 def percent(share: float) -> str:
-    """56 %, 3.4 %, under 0.1 %."""
+    """A share as text: `56 %`, `3.4 %`, `under 0.1 %`."""
     value = 100 * share
     return f"{value:.0f} %" if value >= 9.95 else f"{value:.1f} %" if value >= 0.05 else "under 0.1 %"
 
@@ -62,7 +62,7 @@ def _add_height(figure: go.Figure, surface: SurfaceData) -> None:
 
 
 def _log10(loss: np.ndarray) -> np.ndarray:
-    """The logarithms, with NaN where the loss is not finite: the plane stays blank there."""
+    """The logarithms, with NaN where the loss is not finite, so that the plane stays blank there."""
     finite = np.where(np.isfinite(loss), loss, math.nan)
     return np.log10(np.maximum(finite, 1e-12))
 

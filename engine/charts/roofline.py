@@ -1,7 +1,7 @@
-"""Figure of the roofline: FLOP/s against FLOPs per byte, both logarithmic, under the measured ceilings of the device.
+"""Chart of the roofline: FLOP/s against FLOPs per byte, both logarithmic, under the measured ceilings of the device.
 
-Full lines are measured, dashed ones a data sheet's. A full dot is a run; an open one a kind of layer of that run, at what
-it could attain there: nobody timed it apart.
+Full lines are measured, dashed lines are from a data sheet. A full dot is a run. An open symbol is a kind of layer of that
+run, at the FLOP/s that it could attain there, because layers are not timed one by one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DTYPES = ("fp32", "tf32", "bf16", "fp16")
 def roofline_chart(
     made: Calibration, threads: int, points: Sequence[tuple[str, Roofline]], *, sheet: VendorPeak | None = None
 ) -> go.Figure:
-    """Ceilings at one thread count and the runs below them; `points` are names and places, in the order of their colours."""
+    """The ceilings at one thread count, and the runs as points: names and rooflines, in the order of the colours."""
     figure = go.Figure(layout={"template": TEMPLATE, "height": 440, "hovermode": "closest"})
     memory = calibration.bandwidth(made, threads)
     peaks = {dtype: best.p05 for dtype in _DTYPES if (best := calibration.peak(made, dtype, threads))}
@@ -47,7 +47,7 @@ def roofline_chart(
         _line(figure, [begin, high], [rate, rate], f"{dtype} {units.flops_per_s(rate)}", GREY)
         _name(figure, high, rate, f"{dtype} {units.flops_per_s(rate)}", "right")
     for name, rate in rates.items():
-        above = name == "cache"  # between the two lines there is no room
+        above = name == "cache"  # there is no room between the two lines
         height = 0.75 if above else 0.25  # as a share of the line: clear of the axis, and of the peaks' names
         at = low ** (1 - height) * (top / rate) ** height
         _name(figure, at, at * rate, f"{name} {units.bytes_per_s(rate)}", "right" if above else "left", above=above)
@@ -70,7 +70,7 @@ def roofline_chart(
 def _reach(
     peaks: Mapping[str, float], slow: float, fast: float, points: Sequence[tuple[str, Roofline]]
 ) -> tuple[float, float]:
-    """The range of the axis of intensities: the ridges and all points, with room on both sides."""
+    """The range of the horizontal axis: the ridges and all points, with room on both sides."""
     at = [rate / bandwidth for rate in peaks.values() for bandwidth in (slow, fast)]
     at += [part.intensity for _, p in points for part in p.parts if part.flops]
     at += [p.intensity for _, p in points]

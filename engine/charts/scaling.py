@@ -1,7 +1,7 @@
-"""Figures of a scaling study: speed-up against the ideal, efficiency, and where a step's time goes for each number of ranks.
+"""Charts of a scaling study: speed-up, efficiency, and the parts of a step for each number of ranks.
 
-Dots are measured, with their intervals; dashed lines are ideals; the dotted line is fitted. A hollow dot belongs to a run that
-is not over.
+Dots are measured, with their intervals; dashed lines are ideals; the dotted line is a fit. Hollow dots are runs that are
+not over, or share cores.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from engine.studies.scaling_estimates import Estimate, amdahl
 from engine.studies.scaling_results import At, Outcome
 
 _COLORS: dict[Mode, str] = {"strong": PALETTE[0], "weak": PALETTE[1]}
-_NAMES: dict[Mode, str] = {"strong": "strong: one batch shared out", "weak": "weak: a batch for each rank"}
-_APART = 0.035  # as a share of a doubling: moves the dots of the two modes apart
+_NAMES: dict[Mode, str] = {"strong": "strong: ranks share one batch", "weak": "weak: one batch per rank"}
+_APART = 0.035  # offset between the dots of the two modes, as a share of a doubling
 _CURVE_POINTS = 60
-_FAR = 2.5  # an interval of two repeats may be wider than any axis: longer ones are cut at this multiple
+_FAR = 2.5  # the axis shows an interval up to this multiple of its value, because some are very wide
 _MS = 1e3
 
 
 def speedup_chart(found: Outcome) -> go.Figure:
-    """Examples per second divided by those of one rank, against the number of ranks; both axes are logarithmic."""
+    """Samples/s divided by those of one rank, against the number of ranks; both axes are logarithmic."""
     figure, ranks = _figure("Speed-up"), _ranks(found)
     _line(figure, ranks, [float(n) for n in ranks], "ideal", "dash")
     if found.serial and len(ranks) > 1 and 0 < found.serial.value < 1:
@@ -45,7 +45,7 @@ def speedup_chart(found: Outcome) -> go.Figure:
 
 
 def efficiency_chart(found: Outcome) -> go.Figure:
-    """Speed-up divided by the number of ranks: the share of one rank's throughput that each rank still reaches."""
+    """Speed-up divided by the number of ranks."""
     figure, ranks = _figure("Efficiency (%)"), _ranks(found)
     _line(figure, ranks, [100.0] * len(ranks), "ideal", "dash")
     shown = [100.0]
@@ -56,7 +56,7 @@ def efficiency_chart(found: Outcome) -> go.Figure:
 
 
 def step_chart(found: Outcome) -> go.Figure:
-    """One step of each lane: a rank's own work, and its waiting for the exchange and for slower ranks."""
+    """The parts of a step of each lane: own work, waiting for communication, and waiting for slower ranks."""
     figure = _figure("Time per step (ms)")
     lanes = [at for at in found.lanes if at.step_s]
     labels = [short_label(at) for at in lanes]
@@ -64,7 +64,7 @@ def step_chart(found: Outcome) -> go.Figure:
         "own work": ([at.own_s for at in lanes], PALETTE[0]),
         "waits: all-reduce": ([_exchange_s(at) for at in lanes], PALETTE[1]),
         "waits: slower rank": ([at.for_slowest_s if at.ranks > 1 else None for at in lanes], PALETTE[3]),
-        "whole step, not taken apart": ([at.step_s if at.own_s is None else None for at in lanes], GREY),
+        "whole step, parts not measured": ([at.step_s if at.own_s is None else None for at in lanes], GREY),
     }
     for name, (seconds, color) in parts.items():
         if any(seconds):
@@ -88,6 +88,7 @@ def step_chart(found: Outcome) -> go.Figure:
 
 
 def short_label(at: At) -> str:
+    """The label of a lane on the axis: `2`, `2 weak`."""
     return f"{at.ranks}{' weak' if at.mode == 'weak' else ''}"
 
 
@@ -142,7 +143,7 @@ def _dots(
             "array": [0.0 if e.high is None else e.high - e.value for e in values],
             "arrayminus": [0.0 if e.low is None else e.value - e.low for e in values],
         },
-        customdata=[_said(at, e) for at, e in zip(lanes, values, strict=True)],
+        customdata=[_tooltip(at, e) for at, e in zip(lanes, values, strict=True)],
         hovertemplate=f"%{{customdata[0]}}: {hover}%{{customdata[1]}}<extra></extra>",
     )  # fmt: skip
     return [
@@ -153,9 +154,9 @@ def _dots(
     ]
 
 
-def _said(at: At, e: Estimate) -> tuple[str, str]:
+def _tooltip(at: At, e: Estimate) -> tuple[str, str]:
     name = f"{at.ranks} rank{'' if at.ranks == 1 else 's'}, {at.mode}" if at.ranks > 1 else "1 rank"
     more = [f"{e.n} repeats" if e.n != 1 else "1 repeat"]
-    more += ["run goes on"] if at.is_provisional else []
+    more += ["not finished"] if at.is_provisional else []
     more += ["cores shared"] if at.shared else []
     return name, f" ({', '.join(more)})"

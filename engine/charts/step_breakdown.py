@@ -1,4 +1,4 @@
-"""Figure of where a step's time goes: one stacked bar per run, its parts in the order of a step."""
+"""Chart of the step breakdown: one stacked bar per run, with the parts in the order of a step."""
 
 from __future__ import annotations
 

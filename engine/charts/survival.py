@@ -11,7 +11,10 @@ from engine.studies.paired_tests import Survival
 
 
 def survival_chart(lanes: Sequence[tuple[str, Survival, float]]) -> go.Figure:
-    """Share of runs that have not reached the target, over seconds of training; lanes in the order of their colours."""
+    """Share of runs that have not reached the target, over training time.
+
+    `lanes` are name, survival function and longest training time, s, of each configuration, in the order of the colours.
+    """
     figure = new_figure("Training time (s)", "Runs that have not reached the target (%)")
     for number, (label, survival, end) in enumerate(lanes):
         x = [0.0, *survival.times, max(end, *survival.times)] if len(survival.times) else [0.0, end]

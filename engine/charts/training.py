@@ -34,16 +34,23 @@ _LONGEST_LABEL = 40
 
 
 class Curves(Tables, Protocol):
-    """What a chart needs of a run; `store.Run` and a run in a report both provide it."""
+    """The parts of a run that a chart needs; `store.run.Run` and a run in a report have them."""
 
     @property
-    def run_id(self) -> str: ...
+    def run_id(self) -> str:
+        """The id of the run."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The user's name of the run; can be empty."""
+
     @property
-    def config(self) -> RunConfig: ...
+    def config(self) -> RunConfig:
+        """The configuration."""
+
     @property
-    def target_reached(self) -> TargetReached | None: ...
+    def target_reached(self) -> TargetReached | None:
+        """The evaluation that reached the target; None where none did."""
 
 
 Runs = Sequence[Curves]
@@ -54,20 +61,22 @@ Runs = Sequence[Curves]
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A row of `chart_facts.RUN_CHARTS` as a figure of some runs."""
+    """A row of `facts.RUN_CHARTS` as a figure of some runs."""
 
     facts: charts_facts.Chart
 
     @property
     def key(self) -> str:
+        """The key of the row."""
         return self.facts.key
 
     @property
     def title(self) -> str:
+        """The title of the row."""
         return self.facts.title
 
     def has_data(self, run: Curves) -> bool:
-        """False until there is something to see: an empty axis says less than no chart."""
+        """Whether the run has points for this chart; an empty chart is not drawn."""
         line = self.facts.lines[0]
         table = getattr(run, line.table)
         if not len(table):
@@ -78,14 +87,15 @@ class Chart:
         return line.table != "hardware" or not bool(np.isnan(values).all())
 
     def title_of(self, runs: Runs) -> str:
-        """The title; another one where all runs read text and that changes what is counted."""
+        """The title; for runs on text data, the row's title for text where it has one."""
         is_text = bool(runs) and all(run.config.is_text for run in runs)
         return self.facts.text_title if is_text and self.facts.text_title else self.title
 
     def draw(self, runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS) -> go.Figure:
         """One line for each run and each line of the row; NaN and infinity as red marks, targets as dashed lines.
 
-        `axis` counts for charts of steps and evaluations; readings and throughput stand over the time since the start.
+        `axis` applies to charts of steps and evaluations; readings and throughput are drawn over the time since the start.
+        A line has at most about `max_points` points.
         """
         facts = self.facts
         lines = [line for line in facts.lines if line.in_report]
@@ -103,7 +113,7 @@ class Chart:
         for run, label, style in _styled(runs):
             for line in lines:
                 table = getattr(run, line.table)
-                if not (len(table) and _knows(table, line.column)):  # an imported table: NaN in it was not measured
+                if not (len(table) and _knows(table, line.column)):  # an imported table may lack it
                     continue
                 x = table["elapsed"] / seconds if facts.is_over_time else _along(table, run, axis)
                 y = table[line.column] * factor
@@ -144,12 +154,12 @@ BY_KEY = {chart.key: chart for chart in CHARTS}
 
 
 def shown(runs: Runs) -> list[Chart]:
-    """The charts that have something to show for at least one of the runs."""
+    """The charts that have points for at least one of the runs."""
     return [chart for chart in CHARTS if any(chart.has_data(run) for run in runs)]
 
 
 def labels(runs: Runs) -> list[str]:
-    """A short, unique name for each run: its own or its configuration as text, with an id where two are equal."""
+    """A short, unique name for each run: its name or its configuration, with its id where two are equal."""
     names = [run.name or describe(run.config) for run in runs]
     names = [visible(name, _LONGEST_LABEL) for name in names]
     twice = {name for name, times in Counter(names).items() if times > 1}
@@ -157,10 +167,10 @@ def labels(runs: Runs) -> list[str]:
 
 
 def ema(y: np.ndarray, span: float) -> np.ndarray:
-    """Exponential moving average of `y` (n,) over about `span` rows, without the usual pull towards the first value.
+    """Exponential moving average of `y` (n,) over about `span` rows, with bias correction as in Adam (Kingma & Ba 2015).
 
-    Both the values and their weights are averaged from zero, and divided (the bias correction of Adam, Kingma & Ba
-    2015). A NaN or infinity has weight 0 and stays NaN, so that the line has a gap there.
+    Both the values and their weights are averaged from zero, and divided, so the first value has no extra weight. A NaN or
+    infinity has weight 0 and becomes NaN, so that the line has a gap there.
     """
     finite = np.isfinite(y)
     keep = 1 - 2 / (max(span, 1.0) + 1)
@@ -172,7 +182,7 @@ def ema(y: np.ndarray, span: float) -> np.ndarray:
 
 
 def _decaying_sum(x: np.ndarray, keep: float) -> np.ndarray:
-    """s[t] = keep * s[t-1] + x[t], in blocks: within one, keep**-t stays far from overflow."""
+    """s[t] = keep * s[t-1] + x[t] for x (n,), in blocks so short that keep**-t does not overflow."""
     block = max(1, min(len(x), int(-50 / math.log(keep))))
     powers = keep ** np.arange(1, block + 1)
     out, carried = np.empty(len(x)), 0.0
@@ -188,9 +198,9 @@ Style = dict[str, Any]  # colour, dash, legendgroup
 
 
 def _styled(runs: Runs) -> list[tuple[Curves, str, Style]]:
-    """Each run with its style and the text before a trace's name, which is empty where there is only one run."""
+    """Each run with the prefix of its traces' names, which is empty for a single run, and its style."""
     words = [f"{literal(label)} · " for label in labels(runs)] if len(runs) > 1 else [""] * len(runs)
-    places = [getattr(run, "place", i) for i, run in enumerate(runs)]  # seeds of a lane share its place
+    places = [getattr(run, "place", i) for i, run in enumerate(runs)]  # seeds of a configuration share its place
     return [
         (run, word, {"colour": colour(i), "dash": dash(i), "legendgroup": str(i) if len(runs) > 1 else None})
         for i, run, word in zip(places, runs, words, strict=True)
@@ -207,7 +217,7 @@ def _raw_and_smooth(
     number: str,
     unit: str = "",
 ) -> None:
-    span = min(200.0, len(y) / 60)  # a longer average lags visibly behind the steep start
+    span = min(200.0, len(y) / 60)  # a longer average would visibly lag behind the steep start
     if span < 2:
         return _line(figure, x, y, name, style, max_points, number, unit)
     kept = minmax(y, max_points)
@@ -240,8 +250,8 @@ def _marks(figure: go.Figure, x: np.ndarray, y: np.ndarray, step: np.ndarray, na
 
     Its text is on the side with more room, on an axis that ends at `reach`.
     """
-    odd = ~np.isfinite(y)
-    begins = np.flatnonzero(odd & ~np.concatenate([[False], odd[:-1]]))[:MAX_MARKS]
+    not_finite = ~np.isfinite(y)
+    begins = np.flatnonzero(not_finite & ~np.concatenate([[False], not_finite[:-1]]))[:MAX_MARKS]
     if not len(begins):
         return
     before = np.array([_last_finite(y[:row]) for row in begins])
@@ -256,7 +266,7 @@ def _marks(figure: go.Figure, x: np.ndarray, y: np.ndarray, step: np.ndarray, na
 
 
 def _targets(figure: go.Figure, runs: Runs, metric: str, axis: Axis, *, scale: float = 1, log: bool = False) -> None:
-    """A dashed line at each different target for `metric`, and a mark where a run reached its own."""
+    """A dashed line at each target for `metric`, and a mark where a run reached its target."""
     aims = [run.config.target for run in runs if run.config.target.metric == metric]
     for value, aim in {aim.value: aim for aim in aims if aim.value}.items():
         assert value is not None
@@ -270,9 +280,7 @@ def _targets(figure: go.Figure, runs: Runs, metric: str, axis: Axis, *, scale: f
         )  # fmt: skip
     for run, label, style in _styled(runs):
         reached, aim = run.target_reached, run.config.target
-        if (
-            reached is None or reached.metric != metric or aim.value is None
-        ):  # a report may say the one without the other
+        if reached is None or reached.metric != metric or aim.value is None:  # a report can have one without the other
             continue
         words = f"{target_in_words(aim)} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
         figure.add_scatter(
@@ -338,7 +346,7 @@ def _along(table: Columns, run: Curves, axis: Axis) -> np.ndarray:
 
 
 def _reach(runs: Runs, axis: Axis) -> float:
-    """Where the longest run ends on the axis."""
+    """The x at which the longest run ends."""
     return max((float(_along(run.steps, run, axis)[-1]) for run in runs if len(run.steps)), default=0.0)
 
 
@@ -350,11 +358,11 @@ def _spans_decades(columns: Iterable[np.ndarray], ratio: float) -> bool:
 
 
 def _axis_title(axis: Axis) -> str:
-    return {"step": "Step", "seconds": "Training time (s)", "samples": "Examples seen"}[axis]
+    return {"step": "Step", "seconds": "Training time (s)", "samples": "Samples seen"}[axis]
 
 
 def _compact(values: np.ndarray) -> np.ndarray:
-    """Half the bytes to send to the browser: whole numbers as int32, others as float32."""
+    """The values with half the bytes for the browser: whole numbers as int32, others as float32."""
     if len(values) and np.isfinite(values).all() and (values == np.rint(values)).all() and np.abs(values).max() < 2**31:
         return values.astype(np.int32)
     return values.astype(np.float32)

@@ -34,7 +34,7 @@ class Figure(BaseModel):
     unit: BoundedStr
     how: How
     method: BoundedStr
-    window: BoundedStr = ""  # the steps, time or examples it covers
+    window: BoundedStr = ""  # the steps, time or samples it covers
     uncertainty: float | None = None  # in the figure's own unit, one standard deviation unless the method says more
     note: BoundedStr = ""  # a reason to trust the value less
 
@@ -70,24 +70,24 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
         s, started = run.summary(), run.started
         trained = f"{s.steps:,} steps, {units.duration(s.train_seconds)} of training"
         at = f"the evaluation after step {run.evaluations.last('step') or 0:,.0f}"
-        held_out = started.test_examples if started else 0
+        num_test = started.test_examples if started else 0
         busy = f"The machine was busy: {s.busy_why}" if s.busy else ""
         unknown_if_busy = "It is unknown whether the machine was busy" if run.is_over and s.busy is None else ""
         accuracy = s.test_accuracy
         found = {
             "test_accuracy": Figure(
-                value=accuracy, unit="share", how="measured", method="share of right answers on examples not trained on",
-                window=f"{held_out:,} examples at {at}", uncertainty=_binomial(accuracy, held_out),
+                value=accuracy, unit="share", how="measured", method="share of correct predictions on the test samples",
+                window=f"{num_test:,} samples at {at}", uncertainty=_binomial(accuracy, num_test),
             ),
             "test_loss": Figure(
-                value=s.test_loss, unit="", how="measured", method="mean cross-entropy on examples not trained on",
-                window=f"{held_out:,} examples at {at}",
+                value=s.test_loss, unit="", how="measured", method="mean cross-entropy on the test samples",
+                window=f"{num_test:,} samples at {at}",
             ),
             "final_train_loss": Figure(
                 value=s.final_train_loss, unit="", how="measured", method="mean over the batches of the last epoch, at most 100",
             ),
             "samples_per_s": Figure(
-                value=s.samples_per_s, unit="samples/s", how="derived", method="examples / training time", window=trained,
+                value=s.samples_per_s, unit="samples/s", how="derived", method="samples / training time", window=trained,
                 note=busy or unknown_if_busy,
             ),
             "train_seconds": Figure(
@@ -120,10 +120,10 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
 
 
 def _as_imported(run: Run, imported: Imported) -> dict[str, Figure]:
-    """The figures of the report. A table or an early report has none; then its numbers, with unknown provenance."""
+    """The figures of the report. A table or an early report has none; its numbers then have unknown provenance."""
     with contextlib.suppress(ValidationError):
-        if told := _FIGURES.validate_python(imported.frozen.get("figures")):
-            return told
+        if figures := _FIGURES.validate_python(imported.frozen.get("figures")):
+            return figures
     s = run.summary()
     values: dict[str, tuple[float | None, str]] = {
         "test_accuracy": (s.test_accuracy, "share"), "test_loss": (s.test_loss, ""), "final_train_loss": (s.final_train_loss, ""),
@@ -145,28 +145,29 @@ _FIGURES = TypeAdapter(dict[str, Figure])
 
 
 def of_energy(account: energy.Account) -> dict[str, Figure]:
-    """The joules and the figures derived from them. An estimate is a range under a name of its own, not a measurement."""
+    """The joules and the figures derived from them. An estimate is not a measurement, so it has a name of its own."""
     if account.source == "estimate":
         assert account.low_j is not None and account.high_j is not None
         middle, half = (account.low_j + account.high_j) / 2, (account.high_j - account.low_j) / 2
         return {
             "energy_estimate_j": Figure(
                 value=middle, unit="J", how="estimated", method=account.method.rstrip("."), uncertainty=half,
-                note="The middle of a range; never to be ranked with measurements",
+                note="The middle of a range; not comparable with measurements",
             )
         }  # fmt: skip
     window = "" if account.window_s is None else f"{units.duration(account.window_s)}, with evaluations"
-    off = _of(account.uncertainty, account.joules)
+    uncertainty = _of(account.uncertainty, account.joules)
     short = energy.too_short(account.uncertainty)
     method = f"{account.source}: {account.method}" if account.is_measured else account.method.rstrip(".")
     figures = {
         "energy_j": Figure(
-            value=account.joules, unit="J", how="measured", method=method, window=window, uncertainty=off, note=short
+            value=account.joules, unit="J", how="measured", method=method, window=window, uncertainty=uncertainty,
+            note=short,
         ),
         "energy_per_1000_samples_j": Figure(
             value=account.per_1000_samples_j, unit="J", how="derived", window=window, note=short,
             uncertainty=_of(account.uncertainty, account.per_1000_samples_j),
-            method="gross energy / examples seen" if account.is_measured else method,
+            method="gross energy / samples seen" if account.is_measured else method,
         ),
         "energy_to_target_j": Figure(
             value=account.to_target_j, unit="J", how="measured",
@@ -177,7 +178,7 @@ def of_energy(account: energy.Account) -> dict[str, Figure]:
             if account.to_target_j is not None else "no target was reached" if account.is_measured else method,
         ),
         "energy_above_idle_j": Figure(
-            value=account.net_j, unit="J", how="derived", window=window, uncertainty=off, note=short,
+            value=account.net_j, unit="J", how="derived", window=window, uncertainty=uncertainty, note=short,
             method=f"gross energy minus that of the idle device ({units.power(account.idle_w)})" if account.net_j is not None
             else account.net_reason or method,
         ),
@@ -199,7 +200,7 @@ def of_plan(plan: Plan) -> dict[str, Figure]:
         "parameters": Figure(value=plan.parameters, unit="", how="derived", method="weights and biases, counted exactly"),
         "flops_per_step": Figure(
             value=plan.train_flops_per_example * plan.batch_size, unit="FLOP", how="derived",
-            method=f"forward and backward for {plan.batch_size:,} examples, matrix products and convolutions only",
+            method=f"forward and backward for {plan.batch_size:,} samples, matrix products and convolutions only",
         ),
         "total_bytes": Figure(
             value=plan.total_bytes, unit="bytes", how="estimated", note=free,
@@ -207,7 +208,7 @@ def of_plan(plan: Plan) -> dict[str, Figure]:
         ),
         "steps_per_epoch": Figure(
             value=plan.steps_per_epoch, unit="steps", how="derived",
-            method=f"{plan.train_examples:,} training examples / batch size, rounded up",
+            method=f"{plan.train_examples:,} training samples / batch size, rounded up",
         ),
     }  # fmt: skip
 

@@ -395,4 +395,4 @@ def test_the_parts_of_a_step_add_up_to_it(store):
 
 def test_a_step_that_was_not_taken_apart_is_drawn_whole(store):
     traces = figure_of(store, step_chart, waited_s={("strong", 2): (None, None)})
-    assert traces["whole step, not taken apart"].y[1] == pytest.approx(6.25, rel=1e-3)
+    assert traces["whole step, parts not measured"].y[1] == pytest.approx(6.25, rel=1e-3)

@@ -107,7 +107,7 @@ def test_a_worker_records_every_trial_and_the_command_line_shows_the_law(store, 
     assert shown["batch_law"]["law"]["b_crit"] == pytest.approx(batch_law.outcome(run.trials).law.b_crit)
     cli.main(["show", run_id, "--store", str(store.root)])
     card = capsys.readouterr().out
-    assert all(word in card for word in ("S_min", "E_min", "B_crit", "95% interval", "per example", "Fastest batch"))
+    assert all(word in card for word in ("S_min", "E_min", "B_crit", "95 % interval", "per sample", "Fastest batch"))
 
 
 def test_a_law_that_is_stopped_keeps_its_trials(store):
@@ -178,7 +178,7 @@ def test_the_chart_has_a_panel_each_for_steps_examples_and_time_with_their_law()
     found = batch_law.outcome(lawful())
     figure = batch_law_chart([*lawful(), trial(2, 1, None)], found.law, found.step_time)
     assert [axis.title.text for axis in figure.select_yaxes()] == [
-        "Steps to the target, log scale", "Examples used, log scale", "Training time (s), log scale"
+        "Steps to the target, log scale", "Samples used, log scale", "Training time (s), log scale"
     ]  # fmt: skip
     assert [trace.mode for trace in figure.data] == ["markers", "lines"] * 3
     at = {
@@ -202,7 +202,7 @@ def test_a_report_holds_the_trials_draws_the_law_and_says_how_to_run_it_again(st
     again = Report.from_json(report.to_json())
     assert again.runs[0].trials == report.runs[0].trials != []
     page = render(again)
-    assert all(words in page for words in ('id="chart-law-0"', "B_crit", "E_min/S_min; 95% interval", "Batch size 2: "))
+    assert all(words in page for words in ('id="chart-law-0"', "B_crit", "E_min/S_min; 95 % interval", "Batch size 2: "))
     assert reproduce(CONFIG) == "python -m engine run --preset digits-law"
 
 

@@ -75,8 +75,7 @@ def test_the_sentence_names_the_combination_its_figures_and_the_accuracy():
     )
     found = matrix(MATRIX, [c.latency for c in FOUND.cells], [quality], is_over=True)
     assert in_words(found, 5e-3) == (
-        "Deploy batch 64 on 2 threads: 40.0 k samples/s with a p99 of 3.20 ms, under your 5 ms. Test "
-        "accuracy: 98.50 %."
+        "Deploy batch 64 on 2 threads: 40.0 k samples/s with a p99 of 3.20 ms, under your 5 ms. Test accuracy: 98.50 %."
     )
 
 

@@ -440,7 +440,7 @@ def test_a_machine_that_was_busy_is_said_with_the_verdict(store):
     done = Finished(at=0, busy=busy)
     lanes = {("strong", 1): 0.01, ("strong", 2): 0.006}
     found = scaling_results.outcome_of(study_of(store, step_s=lanes, last={(*lane, 0): done for lane in lanes}))
-    assert "measure it again when the machine is quiet" in scaling_text.headline(found)
+    assert "measure again when the machine is quiet" in scaling_text.headline(found)
 
 
 def test_one_figure_is_not_said_to_prove_a_law(store):

@@ -104,7 +104,7 @@ def _surfaces(runs: Sequence[PlacedRun]) -> Iterator[Study]:
             continue
         paths = [labels.get(run_id, f"run {run_id[:6]}") for run_id in surface.paths]
         figure = descent_path_chart(surface, paths, [style.colour(place) for place in range(len(paths))])
-        said, gap = surface.said, ""
+        said, gap = surface.event, ""
         if said.plane_gap is not None:
             gap = f" At the checkpoints it is {said.plane_gap:.2g} off the loss itself, in the median."
         yield Study(
