@@ -40,24 +40,41 @@ def batch_law_chart(
     for row, (title, read, fit, number) in enumerate(panels, start=1):
         points = [(t, value) for t in measured if (value := read(t))]
         figure.add_scatter(
-            x=[t.batch_size for t, _ in points], y=[value for _, value in points], mode="markers", name=title,
-            marker={"size": 6, "color": ACCENT, "opacity": 0.6}, customdata=[(t.lr, t.seed) for t, _ in points],
+            x=[t.batch_size for t, _ in points],
+            y=[value for _, value in points],
+            mode="markers",
+            name=title,
+            marker={"size": 6, "color": ACCENT, "opacity": 0.6},
+            customdata=[(t.lr, t.seed) for t, _ in points],
             hovertemplate=f"batch %{{x}}: %{{y:{number}}}<br>lr %{{customdata[0]:.3g}}, seed %{{customdata[1]}}<extra></extra>",
-            row=row, col=1,
-        )  # fmt: skip
+            row=row,
+            col=1,
+        )
         if fit and len(grid):
             figure.add_scatter(
-                x=grid, y=[fit(size) for size in grid], mode="lines", name="law", hoverinfo="skip",
-                line={"color": PALETTE[1], "width": 1.8}, row=row, col=1,
-            )  # fmt: skip
+                x=grid,
+                y=[fit(size) for size in grid],
+                mode="lines",
+                name="law",
+                hoverinfo="skip",
+                line={"color": PALETTE[1], "width": 1.8},
+                row=row,
+                col=1,
+            )
         figure.update_yaxes(type="log", dtick=1, title_text=f"{title}, log scale", row=row, col=1)
     reached = {t.batch_size for t in measured} - {t.batch_size for t in measured if not t.reached}
     missed = sorted({t.batch_size for t in trials} - reached)
     for size in missed:
         figure.add_annotation(
-            x=math.log10(size), y=1, xref="x", yref="y domain", text="×", showarrow=False, font={"color": MARK, "size": 16},
+            x=math.log10(size),
+            y=1,
+            xref="x",
+            yref="y domain",
+            text="×",
+            showarrow=False,
+            font={"color": MARK, "size": 16},
             hovertext=f"batch {size}: not every seed reached the target",
-        )  # fmt: skip
+        )
     middle = math.sqrt(sizes[0] * sizes[-1]) if sizes else 1.0
     if law:
         _vertical_line(figure, law.b_crit, f"B_crit {units.about(law.b_crit)}", row=1, middle=middle)
@@ -82,6 +99,14 @@ def _vertical_line(figure: go.Figure, x: float, text: str, *, row: int, middle: 
     side, shift = ("left", 4) if x < middle else ("right", -4)
     figure.add_vline(x=x, row=row, col=1, line={"color": GREY, "width": 1, "dash": "dot"})
     figure.add_annotation(
-        x=math.log10(x), y=1, yref="y domain", text=text, showarrow=False, xanchor=side, yanchor="top", xshift=shift,
-        row=row, col=1,
-    )  # fmt: skip
+        x=math.log10(x),
+        y=1,
+        yref="y domain",
+        text=text,
+        showarrow=False,
+        xanchor=side,
+        yanchor="top",
+        xshift=shift,
+        row=row,
+        col=1,
+    )

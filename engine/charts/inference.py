@@ -52,10 +52,18 @@ def heat_map(found: Matrix, quantile: Quantile | None = None) -> go.Figure:
             elif c.not_run:
                 words[row][column] = "not run"
     figure.add_heatmap(
-        z=values, x=[name for name, _ in columns], y=[f"{size:,}" for size in sizes], text=words, texttemplate="%{text}",
-        colorscale=_SHADES, showscale=False, xgap=2, ygap=2, hoverongaps=False,
+        z=values,
+        x=[name for name, _ in columns],
+        y=[f"{size:,}" for size in sizes],
+        text=words,
+        texttemplate="%{text}",
+        colorscale=_SHADES,
+        showscale=False,
+        xgap=2,
+        ygap=2,
+        hoverongaps=False,
         hovertemplate="batch %{y}, %{x}: %{text}<extra></extra>",
-    )  # fmt: skip
+    )
     figure.update_xaxes(side="top", type="category")
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False, nticks=len(sizes) + 1)
     figure.update_layout(height=90 + 26 * max(3, len(sizes)), hovermode="closest", margin={"t": 40})
@@ -74,10 +82,15 @@ def curve_chart(found: Matrix, limit_s: float | None = None, *, quantile: Quanti
     for place, (name, cells) in enumerate(shown):
         ordered = sorted(cells, key=lambda c: c.cell.batch_size)
         figure.add_scatter(
-            x=[c.quantile_s(quantile) for c in ordered], y=[c.samples_per_s for c in ordered], name=name, mode="lines+markers",
-            line={"color": colour(place), "width": 1.8, "dash": dash(place)}, marker={"size": 7, "color": colour(place)},
-            text=[_in_words(found, c, quantile) for c in ordered], hovertemplate="%{text}<extra></extra>",
-        )  # fmt: skip
+            x=[c.quantile_s(quantile) for c in ordered],
+            y=[c.samples_per_s for c in ordered],
+            name=name,
+            mode="lines+markers",
+            line={"color": colour(place), "width": 1.8, "dash": dash(place)},
+            marker={"size": 7, "color": colour(place)},
+            text=[_in_words(found, c, quantile) for c in ordered],
+            hovertemplate="%{text}<extra></extra>",
+        )
     latencies = [value for _, cells in shown for c in cells if (value := c.quantile_s(quantile))]
     _latency_axis(figure.update_xaxes, [*latencies, *([limit_s] if limit_s else [])])
     figure.update_yaxes(type="log", dtick=1, exponentformat="SI")
@@ -87,9 +100,13 @@ def curve_chart(found: Matrix, limit_s: float | None = None, *, quantile: Quanti
         best = sweet_spot(found, limit_s, quantile=quantile).best
         if best:
             figure.add_scatter(
-                x=[best.quantile_s(quantile)], y=[best.samples_per_s], mode="markers", hoverinfo="skip", showlegend=False,
+                x=[best.quantile_s(quantile)],
+                y=[best.samples_per_s],
+                mode="markers",
+                hoverinfo="skip",
+                showlegend=False,
                 marker={"symbol": "circle-open", "size": 18, "color": GREY, "line": {"width": 2}},
-            )  # fmt: skip
+            )
     return figure
 
 
@@ -137,10 +154,16 @@ def ladder_chart(found: Matrix) -> go.Figure:
         rungs = [r for r in ladder(found, batch_size=size, threads=threads) if r.speedup]
         rows = max(rows, len(rungs))
         figure.add_bar(
-            orientation="h", x=[r.speedup for r in rungs], y=[_form(r.result.cell) for r in rungs], name=f"batch {size:,}",
-            marker={"color": colour(place)}, text=[f"{r.speedup:.2f} ×" for r in rungs], textposition="outside", cliponaxis=False,
+            orientation="h",
+            x=[r.speedup for r in rungs],
+            y=[_form(r.result.cell) for r in rungs],
+            name=f"batch {size:,}",
+            marker={"color": colour(place)},
+            text=[f"{r.speedup:.2f} ×" for r in rungs],
+            textposition="outside",
+            cliponaxis=False,
             hovertemplate="%{y}: %{text}<extra></extra>",
-        )  # fmt: skip
+        )
     figure.add_vline(x=1, line={"color": GREY, "width": 1, "dash": "dot"})
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_layout(
@@ -176,10 +199,17 @@ def _quantiles(figure: go.Figure, rows: Sequence[tuple[float, Quantiles]], name:
     for field, line in (("p50_s", "solid"), ("p99_s", "dot")):
         y = [getattr(times, field) for _, times in rows]
         figure.add_scatter(
-            x=[x for x, _ in rows], y=y, mode="lines+markers", name=name, showlegend=field == "p50_s", legendgroup=name,
-            line={"color": colour(place), "width": 1.8, "dash": line}, marker={"size": 6, "color": colour(place)},
-            text=[units.duration(v) for v in y], hovertemplate=f"{name}, {field[:3]}: %{{text}}<extra></extra>",
-        )  # fmt: skip
+            x=[x for x, _ in rows],
+            y=y,
+            mode="lines+markers",
+            name=name,
+            showlegend=field == "p50_s",
+            legendgroup=name,
+            line={"color": colour(place), "width": 1.8, "dash": line},
+            marker={"size": 6, "color": colour(place)},
+            text=[units.duration(v) for v in y],
+            hovertemplate=f"{name}, {field[:3]}: %{{text}}<extra></extra>",
+        )
     return [value for _, times in rows for value in (times.p50_s, times.p99_s)]
 
 
@@ -203,9 +233,15 @@ def histogram_chart(latency: Latency, limit_s: float | None = None) -> go.Figure
         f"{units.duration(a)} to {units.duration(b)}: {n:,}" for a, b, n in zip(edges, edges[1:], counts, strict=False)
     ]
     figure.add_scatter(  # a line in steps, because bars have no width of their own on a logarithmic axis
-        x=[edges[0], *edges], y=[0, *counts, 0], mode="lines", line={"color": ACCENT, "width": 1, "shape": "hv"},
-        fill="tozeroy", text=["", *words, ""], hovertemplate="%{text}<extra></extra>", showlegend=False,
-    )  # fmt: skip
+        x=[edges[0], *edges],
+        y=[0, *counts, 0],
+        mode="lines",
+        line={"color": ACCENT, "width": 1, "shape": "hv"},
+        fill="tozeroy",
+        text=["", *words, ""],
+        hovertemplate="%{text}<extra></extra>",
+        showlegend=False,
+    )
     for name in ("p50", "p90", "p99"):
         x = getattr(latency, f"{name}_s")
         figure.add_vline(x=x, line={"color": GREY, "width": 1, "dash": "dot"})
@@ -221,9 +257,13 @@ def timeline_chart(latency: Latency) -> go.Figure:
     """Start and latency of the requests that were kept, the longest ones among them."""
     figure = new_figure("Elapsed time (s)", "Latency (log scale)")
     figure.add_scatter(
-        x=latency.start_s, y=latency.latency_s, mode="markers", marker={"size": 3.5, "color": ACCENT, "opacity": 0.55},
-        text=[units.duration(float(v)) for v in latency.latency_s], hovertemplate="%{text} at %{x:.2f} s<extra></extra>",
-    )  # fmt: skip
+        x=latency.start_s,
+        y=latency.latency_s,
+        mode="markers",
+        marker={"size": 3.5, "color": ACCENT, "opacity": 0.55},
+        text=[units.duration(float(v)) for v in latency.latency_s],
+        hovertemplate="%{text} at %{x:.2f} s<extra></extra>",
+    )
     if len(latency.latency_s):
         _latency_axis(figure.update_yaxes, [float(latency.latency_s.min()), float(latency.latency_s.max())])
     figure.update_layout(hovermode="closest")

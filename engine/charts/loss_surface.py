@@ -50,15 +50,27 @@ def _add_height(figure: go.Figure, surface: SurfaceData) -> None:
     low, high = (float(f(height)) for f in (np.nanmin, np.nanmax)) if np.isfinite(height).any() else (0.0, 1.0)
     high = max(high, low + 1e-6)
     figure.add_heatmap(
-        x=surface.x, y=surface.y, z=height.astype(np.float32), zmin=low, zmax=high, zsmooth="best",
-        colorscale=[[0, _LOW], [1, _HIGH]], customdata=surface.loss.astype(np.float32),
-        hovertemplate="loss %{customdata:.4g}<extra></extra>", colorbar=_colorbar(low, high),
-    )  # fmt: skip
+        x=surface.x,
+        y=surface.y,
+        z=height.astype(np.float32),
+        zmin=low,
+        zmax=high,
+        zsmooth="best",
+        colorscale=[[0, _LOW], [1, _HIGH]],
+        customdata=surface.loss.astype(np.float32),
+        hovertemplate="loss %{customdata:.4g}<extra></extra>",
+        colorbar=_colorbar(low, high),
+    )
     figure.add_contour(
-        x=surface.x, y=surface.y, z=height.astype(np.float32), showscale=False, showlegend=False, hoverinfo="skip",
+        x=surface.x,
+        y=surface.y,
+        z=height.astype(np.float32),
+        showscale=False,
+        showlegend=False,
+        hoverinfo="skip",
         contours={"coloring": "none", "start": low, "end": high, "size": (high - low) / _LEVELS},
         line={"color": _LINE, "width": 0.8},
-    )  # fmt: skip
+    )
 
 
 def _log10(loss: np.ndarray) -> np.ndarray:
@@ -76,9 +88,13 @@ def _colorbar(low: float, high: float) -> dict[str, object]:
     if len(ticks) < 2:
         ticks = [10**low, 10**high]
     return {
-        "title": {"text": "Loss", "side": "right"}, "tickvals": [math.log10(t) for t in ticks],
-        "ticktext": [f"{t:.3g}" for t in ticks], "thickness": 10, "outlinewidth": 0, "len": 0.9,
-    }  # fmt: skip
+        "title": {"text": "Loss", "side": "right"},
+        "tickvals": [math.log10(t) for t in ticks],
+        "ticktext": [f"{t:.3g}" for t in ticks],
+        "thickness": 10,
+        "outlinewidth": 0,
+        "len": 0.9,
+    }
 
 
 def _add_path(figure: go.Figure, path: PathOnSurface, label: str, color: str) -> None:
@@ -89,10 +105,18 @@ def _add_path(figure: go.Figure, path: PathOnSurface, label: str, color: str) ->
     sizes[0], symbols[0] = 11, "circle-open"
     sizes[-1] = 11
     figure.add_scatter(
-        x=path.xy[:, 0], y=path.xy[:, 1], mode="lines+markers", name=words,
-        line={"color": color, "width": 2}, marker={"color": color, "size": sizes, "symbol": symbols, "opacity": 1,
-                                                   "line": {"width": np.where(np.arange(count) == 0, 2, 0)}},
+        x=path.xy[:, 0],
+        y=path.xy[:, 1],
+        mode="lines+markers",
+        name=words,
+        line={"color": color, "width": 2},
+        marker={
+            "color": color,
+            "size": sizes,
+            "symbol": symbols,
+            "opacity": 1,
+            "line": {"width": np.where(np.arange(count) == 0, 2, 0)},
+        },
         customdata=np.column_stack([path.step, path.loss, path.plane_loss]),
-        hovertemplate="step %{customdata[0]:,.0f}<br>loss %{customdata[1]:.4g}, "
-        "on the plane %{customdata[2]:.4g}",
-    )  # fmt: skip
+        hovertemplate="step %{customdata[0]:,.0f}<br>loss %{customdata[1]:.4g}, on the plane %{customdata[2]:.4g}",
+    )

@@ -21,8 +21,11 @@ from engine.measurement.cost import Roofline
 
 _LONGEST_LABEL = 40
 _KIND_SYMBOLS: Mapping[str, str] = {
-    "linear": "square-open", "conv": "diamond-open", "recurrent": "triangle-up-open", "attention": "star-open",
-}  # fmt: skip
+    "linear": "square-open",
+    "conv": "diamond-open",
+    "recurrent": "triangle-up-open",
+    "attention": "star-open",
+}
 _ROOM = 4.0  # factor left free beside the outermost point
 _DTYPES = ("fp32", "tf32", "bf16", "fp16")
 
@@ -57,13 +60,15 @@ def roofline_chart(
         _add_point(figure, visible(label, _LONGEST_LABEL), point, colour(place))
     rates_shown = [*peaks.values(), *(p.attained_flops_per_s for _, p in points), low * memory.memory.p05]
     figure.update_xaxes(
-        type="log", title_text="FLOPs per byte (log scale)", range=[math.log10(low), math.log10(high)],
-        dtick=1,
-    )  # fmt: skip
+        type="log", title_text="FLOPs per byte (log scale)", range=[math.log10(low), math.log10(high)], dtick=1
+    )
     figure.update_yaxes(
-        type="log", title_text="FLOP/s (log scale)", dtick=1, exponentformat="SI",
+        type="log",
+        title_text="FLOP/s (log scale)",
+        dtick=1,
+        exponentformat="SI",
         range=[math.log10(min(rates_shown)) - 0.2, math.log10(max(rates_shown)) + 0.35],
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -81,17 +86,28 @@ def _line(
     figure: go.Figure, x: Sequence[float], y: Sequence[float], name: str, color: str, dash: str = "solid"
 ) -> None:
     figure.add_scatter(
-        x=x, y=y, mode="lines", name=name, line={"color": color, "width": 1.6, "dash": dash}, showlegend=False,
+        x=x,
+        y=y,
+        mode="lines",
+        name=name,
+        line={"color": color, "width": 1.6, "dash": dash},
+        showlegend=False,
         hovertemplate=f"{literal(name)}<extra></extra>",
-    )  # fmt: skip
+    )
 
 
 def _name(figure: go.Figure, x: float, y: float, text: str, side: str, *, above: bool = True) -> None:
     """A line's name beside one of its points. Plotly's annotations take the logarithm on a logarithmic axis."""
     figure.add_annotation(
-        x=math.log10(x), y=math.log10(y), text=text, showarrow=False, xanchor=side, yanchor="bottom" if above else "top",
-        font={"size": 11}, yshift=6 if above else -2,
-    )  # fmt: skip
+        x=math.log10(x),
+        y=math.log10(y),
+        text=text,
+        showarrow=False,
+        xanchor=side,
+        yanchor="bottom" if above else "top",
+        font={"size": 11},
+        yshift=6 if above else -2,
+    )
 
 
 def _add_sheet(figure: go.Figure, sheet: VendorPeak, low: float, high: float, dtypes: Sequence[str]) -> None:
@@ -116,18 +132,32 @@ def _add_sheet(figure: go.Figure, sheet: VendorPeak, low: float, high: float, dt
 def _add_point(figure: go.Figure, label: str, point: Roofline, color: str) -> None:
     name = literal(label)
     figure.add_scatter(
-        x=[point.intensity], y=[point.attained_flops_per_s], mode="markers", name=name, legendgroup=name,
+        x=[point.intensity],
+        y=[point.attained_flops_per_s],
+        mode="markers",
+        name=name,
+        legendgroup=name,
         marker={"color": color, "size": 11},
         hovertemplate=f"{name}<br>{units.flops_per_s(point.attained_flops_per_s)} attained (measured), "
         f"{units.percent(point.attained_fraction)} of what is attainable<br>%{{x:.3~g}} FLOPs per byte (derived)<extra></extra>",
-    )  # fmt: skip
+    )
     for part in point.parts:
         if not part.flops:
             continue
         most = cost.attainable(part.intensity, point.peak_flops_per_s, point.bandwidth_bytes_per_s)
         figure.add_scatter(
-            x=[part.intensity], y=[most], mode="markers", showlegend=False, legendgroup=name, name=f"{name} · {part.kind}",
-            marker={"color": color, "size": 10, "symbol": _KIND_SYMBOLS.get(part.kind, "circle-open"), "line": {"width": 2}},
+            x=[part.intensity],
+            y=[most],
+            mode="markers",
+            showlegend=False,
+            legendgroup=name,
+            name=f"{name} · {part.kind}",
+            marker={
+                "color": color,
+                "size": 10,
+                "symbol": _KIND_SYMBOLS.get(part.kind, "circle-open"),
+                "line": {"width": 2},
+            },
             hovertemplate=f"{name}<br>{part.kind} layers: at most {units.flops_per_s(most)} (derived)<br>"
             "%{x:.3~g} FLOPs per byte (derived)<extra></extra>",
-        )  # fmt: skip
+        )

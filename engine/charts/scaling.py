@@ -15,7 +15,7 @@ from engine.charts.style import GREY, PALETTE, new_figure
 from engine.common import units
 from engine.studies.scaling import Mode
 from engine.studies.scaling_estimates import Estimate, amdahl
-from engine.studies.scaling_results import At, Outcome
+from engine.studies.scaling_results import LaneFigures, Outcome
 
 _COLORS: dict[Mode, str] = {"strong": PALETTE[0], "weak": PALETTE[1]}
 _NAMES: dict[Mode, str] = {"strong": "strong: ranks share one batch", "weak": "weak: one batch per rank"}
@@ -38,9 +38,11 @@ def speedup_chart(found: Outcome) -> go.Figure:
     low, high = min(shown), max(shown)
     ticks = [t for t in (0.125, 0.25, 0.5, *(2.0**i for i in range(7))) if low / 1.5 <= t <= high * 1.5]
     figure.update_yaxes(
-        type="log", range=[float(np.log10(low / 1.2)), float(np.log10(high * 1.2))], tickvals=ticks,
+        type="log",
+        range=[float(np.log10(low / 1.2)), float(np.log10(high * 1.2))],
+        tickvals=ticks,
         ticktext=[f"{t:g}" for t in ticks],
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -69,30 +71,37 @@ def step_chart(found: Outcome) -> go.Figure:
     for name, (seconds, color) in parts.items():
         if any(seconds):
             figure.add_bar(
-                x=labels, y=[None if s is None else _MS * s for s in seconds], name=name, width=0.62,
+                x=labels,
+                y=[None if s is None else _MS * s for s in seconds],
+                name=name,
+                width=0.62,
                 marker={"color": color, "line": {"width": 0}},
-                customdata=[units.duration(s) for s in seconds], hovertemplate=f"{name}: %{{customdata}}<extra></extra>",
-            )  # fmt: skip
+                customdata=[units.duration(s) for s in seconds],
+                hovertemplate=f"{name}: %{{customdata}}<extra></extra>",
+            )
     one = found.base.step_s
     ideal = [_MS * one / (at.ranks if at.mode == "strong" else 1) if one else None for at in lanes]
     if one and len(lanes) > 1:
         figure.add_scatter(
-            x=labels, y=ideal, mode="markers", name="ideal",
+            x=labels,
+            y=ideal,
+            mode="markers",
+            name="ideal",
             marker={"symbol": "line-ew-open", "size": 26, "color": GREY, "line": {"width": 2}},
             hovertemplate="ideal: %{y:.3g} ms<extra></extra>",
-        )  # fmt: skip
+        )
     figure.update_layout(barmode="stack")
     figure.update_xaxes(type="category", title_text="Ranks")
     figure.update_yaxes(rangemode="tozero")
     return figure
 
 
-def short_label(at: At) -> str:
+def short_label(at: LaneFigures) -> str:
     """The label of a lane on the axis: `2`, `2 weak`."""
     return f"{at.ranks}{' weak' if at.mode == 'weak' else ''}"
 
 
-def _exchange_s(at: At) -> float | None:
+def _exchange_s(at: LaneFigures) -> float | None:
     if at.ranks == 1 or at.waited_s is None:
         return None
     return max(0.0, at.waited_s - (at.for_slowest_s or 0.0))
@@ -116,13 +125,15 @@ def _line(figure: go.Figure, x: Sequence[float], y: Sequence[float], name: str, 
     if dash == "dash":  # the ideal, at every number of ranks of the study
         room = 0.06 * max(1.0, float(np.log2(ticks[-1])))
         figure.update_xaxes(
-            type="log", range=[-room * float(np.log10(2)), float(np.log10(ticks[-1])) + room * float(np.log10(2))],
-            tickvals=ticks, ticktext=[str(n) for n in ticks],
-        )  # fmt: skip
+            type="log",
+            range=[-room * float(np.log10(2)), float(np.log10(ticks[-1])) + room * float(np.log10(2))],
+            tickvals=ticks,
+            ticktext=[str(n) for n in ticks],
+        )
 
 
 def _dots(
-    figure: go.Figure, found: Outcome, mode: Mode, read: Callable[[At], Estimate | None], hover: str
+    figure: go.Figure, found: Outcome, mode: Mode, read: Callable[[LaneFigures], Estimate | None], hover: str
 ) -> list[float]:
     """Draws the lanes of a mode with their intervals; returns the values that the axis must contain."""
     known = [(at, e) for at in found.of(mode) if (e := read(at)) is not None]
@@ -132,20 +143,29 @@ def _dots(
     side = -1 if mode == "strong" else 1
     x = [at.ranks * 2 ** (side * _APART * (at.ranks > 1)) for at in lanes]
     figure.add_scatter(
-        x=x, y=[e.value for e in values], mode="lines+markers", name=_NAMES[mode],
+        x=x,
+        y=[e.value for e in values],
+        mode="lines+markers",
+        name=_NAMES[mode],
         line={"color": _COLORS[mode], "width": 1.8},
         marker={
-            "color": _COLORS[mode], "size": 9, "line": {"width": 2, "color": _COLORS[mode]},
+            "color": _COLORS[mode],
+            "size": 9,
+            "line": {"width": 2, "color": _COLORS[mode]},
             "symbol": ["circle-open" if at.is_provisional or at.shared else "circle" for at in lanes],
         },
         error_y={
-            "type": "data", "symmetric": False, "color": _COLORS[mode], "thickness": 1.5, "width": 5,
+            "type": "data",
+            "symmetric": False,
+            "color": _COLORS[mode],
+            "thickness": 1.5,
+            "width": 5,
             "array": [0.0 if e.high is None else e.high - e.value for e in values],
             "arrayminus": [0.0 if e.low is None else e.value - e.low for e in values],
         },
         customdata=[_tooltip(at, e) for at, e in zip(lanes, values, strict=True)],
         hovertemplate=f"%{{customdata[0]}}: {hover}%{{customdata[1]}}<extra></extra>",
-    )  # fmt: skip
+    )
     return [
         min(max(end, e.value / _FAR), e.value * _FAR)
         for e in values
@@ -154,7 +174,7 @@ def _dots(
     ]
 
 
-def _tooltip(at: At, e: Estimate) -> tuple[str, str]:
+def _tooltip(at: LaneFigures, e: Estimate) -> tuple[str, str]:
     name = f"{at.ranks} rank{'' if at.ranks == 1 else 's'}, {at.mode}" if at.ranks > 1 else "1 rank"
     more = [f"{e.n} repeats" if e.n != 1 else "1 repeat"]
     more += ["not finished"] if at.is_provisional else []

@@ -27,17 +27,32 @@ def split_chart(rows: Sequence[tuple[str, Sequence[Part]]]) -> go.Figure:
             continue
         only = found[0] if len(rows) == 1 else None
         figure.add_bar(
-            orientation="h", y=labels, x=[factor * part.seconds if part else None for part in found],
+            orientation="h",
+            y=labels,
+            x=[factor * part.seconds if part else None for part in found],
             name=f"{title} {units.duration(only.seconds)}, {units.percent(only.share)}" if only else title,
-            marker={"color": color, "line": {"width": 0}}, width=0.72,
-            customdata=[(units.duration(part.seconds), units.percent(part.share)) if part else ("", "") for part in found],
+            marker={"color": color, "line": {"width": 0}},
+            width=0.72,
+            customdata=[
+                (units.duration(part.seconds), units.percent(part.share)) if part else ("", "") for part in found
+            ],
             hovertemplate=f"{title}: %{{customdata[0]}} per step, %{{customdata[1]}}<extra></extra>",
-        )  # fmt: skip
+        )
     figure.update_layout(
-        height=_BAR * max(1, len(rows)) + _AROUND, margin={"l": 8 if len(rows) == 1 else 56, "r": 12, "t": 8, "b": 44},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "traceorder": "normal",
-                "maxheight": 0.9, "font": {"size": 11}, "itemwidth": 30},
-    )  # fmt: skip
+        height=_BAR * max(1, len(rows)) + _AROUND,
+        margin={"l": 8 if len(rows) == 1 else 56, "r": 12, "t": 8, "b": 44},
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1,
+            "yanchor": "bottom",
+            "traceorder": "normal",
+            "maxheight": 0.9,
+            "font": {"size": 11},
+            "itemwidth": 30,
+        },
+    )
     figure.update_xaxes(title_text=f"Time per step ({unit})", rangemode="tozero")
     figure.update_yaxes(showgrid=False, autorange="reversed", showticklabels=len(rows) > 1)
     return figure

@@ -20,9 +20,13 @@ def survival_chart(lanes: Sequence[tuple[str, Survival, float]]) -> go.Figure:
         x = [0.0, *survival.times, max(end, *survival.times)] if len(survival.times) else [0.0, end]
         y = [1.0, *survival.share, survival.share[-1]] if len(survival.share) else [1.0, 1.0]
         figure.add_scatter(
-            x=x, y=[100 * v for v in y], mode="lines", name=literal(label), line={"shape": "hv", "width": 2, "color": colour(number)},
+            x=x,
+            y=[100 * v for v in y],
+            mode="lines",
+            name=literal(label),
+            line={"shape": "hv", "width": 2, "color": colour(number)},
             hovertemplate="%{y:.0f} % after %{x:.2f} s<extra></extra>",
-        )  # fmt: skip
+        )
     figure.update_yaxes(range=[-3, 103])
     figure.update_layout(showlegend=True)
     return figure

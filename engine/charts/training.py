@@ -223,26 +223,45 @@ def _raw_and_smooth(
     kept = minmax(y, max_points)
     finite = np.where(np.isfinite(y), y, math.nan)
     figure.add_scatter(
-        x=_compact(x[kept]), y=_compact(finite[kept]), mode="lines", name=name, hoverinfo="skip", showlegend=False,
-        legendgroup=style["legendgroup"], line={"color": style["colour"], "width": 1}, opacity=0.25,
-    )  # fmt: skip
+        x=_compact(x[kept]),
+        y=_compact(finite[kept]),
+        mode="lines",
+        name=name,
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=style["legendgroup"],
+        line={"color": style["colour"], "width": 1},
+        opacity=0.25,
+    )
     _line(figure, x, ema(y, span), name, style, max_points, number, unit)
 
 
 def _line(
-    figure: go.Figure, x: np.ndarray, y: np.ndarray, name: str, style: Style, max_points: int, number: str,
-    unit: str = "", *, dots: bool = False,
-) -> None:  # fmt: skip
+    figure: go.Figure,
+    x: np.ndarray,
+    y: np.ndarray,
+    name: str,
+    style: Style,
+    max_points: int,
+    number: str,
+    unit: str = "",
+    *,
+    dots: bool = False,
+) -> None:
     if not len(y):
         return
     kept = minmax(y, max_points)
     few = dots and len(kept) <= 40
     figure.add_scatter(
-        x=_compact(x[kept]), y=_compact(np.where(np.isfinite(y), y, math.nan)[kept]), name=name,
-        mode="lines+markers" if few else "lines", marker={"size": 5, "color": style["colour"]},
-        line={"color": style["colour"], "width": 1.8, "dash": style["dash"]}, legendgroup=style["legendgroup"],
+        x=_compact(x[kept]),
+        y=_compact(np.where(np.isfinite(y), y, math.nan)[kept]),
+        name=name,
+        mode="lines+markers" if few else "lines",
+        marker={"size": 5, "color": style["colour"]},
+        line={"color": style["colour"], "width": 1.8, "dash": style["dash"]},
+        legendgroup=style["legendgroup"],
         hovertemplate=f"%{{y:{number}}}{unit}",
-    )  # fmt: skip
+    )
 
 
 def _marks(figure: go.Figure, x: np.ndarray, y: np.ndarray, step: np.ndarray, name: str, reach: float) -> None:
@@ -259,10 +278,18 @@ def _marks(figure: go.Figure, x: np.ndarray, y: np.ndarray, step: np.ndarray, na
     sides = ["middle right" if at < reach / 2 else "middle left" for at in x[begins]]
     words = [f" {word} " for word in words]  # off the cross
     figure.add_scatter(
-        x=_compact(x[begins]), y=_compact(before), mode="markers+text", text=words, textposition=sides,
-        marker={"symbol": "x", "size": 10, "color": MARK}, textfont={"color": MARK}, showlegend=False,
-        name=name, hovertemplate="%{text}", cliponaxis=False,
-    )  # fmt: skip
+        x=_compact(x[begins]),
+        y=_compact(before),
+        mode="markers+text",
+        text=words,
+        textposition=sides,
+        marker={"symbol": "x", "size": 10, "color": MARK},
+        textfont={"color": MARK},
+        showlegend=False,
+        name=name,
+        hovertemplate="%{text}",
+        cliponaxis=False,
+    )
 
 
 def _targets(figure: go.Figure, runs: Runs, metric: str, axis: Axis, *, scale: float = 1, log: bool = False) -> None:
@@ -275,19 +302,29 @@ def _targets(figure: go.Figure, runs: Runs, metric: str, axis: Axis, *, scale: f
             type="line", xref="paper", x0=0, x1=1, y0=y, y1=y, line={"color": GREY, "width": 1, "dash": "dash"}
         )
         figure.add_annotation(
-            xref="paper", x=0, xanchor="left", y=math.log10(y) if log else y, yanchor="bottom", showarrow=False,
+            xref="paper",
+            x=0,
+            xanchor="left",
+            y=math.log10(y) if log else y,
+            yanchor="bottom",
+            showarrow=False,
             text=f"target {target_in_words(aim)}",
-        )  # fmt: skip
+        )
     for run, label, style in _styled(runs):
         reached, aim = run.target_reached, run.config.target
         if reached is None or reached.metric != metric or aim.value is None:  # a report can have one without the other
             continue
         words = f"{target_in_words(aim)} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
         figure.add_scatter(
-            x=_where(run, reached, axis), y=[reached.value * scale], mode="markers", showlegend=False,
-            marker={"symbol": "diamond", "size": 10, "color": style["colour"]}, legendgroup=style["legendgroup"],
-            name=f"{label}target", hovertemplate=words,
-        )  # fmt: skip
+            x=_where(run, reached, axis),
+            y=[reached.value * scale],
+            mode="markers",
+            showlegend=False,
+            marker={"symbol": "diamond", "size": 10, "color": style["colour"]},
+            legendgroup=style["legendgroup"],
+            name=f"{label}target",
+            hovertemplate=words,
+        )
 
 
 def target_in_words(target: Target) -> str:

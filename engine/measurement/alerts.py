@@ -41,8 +41,13 @@ def of_run(run: Run, now: float) -> list[Alert]:
     """The alerts of a run at a moment (Unix time, s). A run that is over has only those that affect its figures."""
     with run.lock:
         found = [
-            _diverging(run), _stalled(run, now), _waiting_for_data(run), _gpu_memory(run), _host_memory(run), _throttled(run)
-        ]  # fmt: skip
+            _diverging(run),
+            _stalled(run, now),
+            _waiting_for_data(run),
+            _gpu_memory(run),
+            _host_memory(run),
+            _throttled(run),
+        ]
     return [alert for alert in found if alert]
 
 
@@ -153,9 +158,10 @@ def _waiting_for_data(run: Run) -> Alert | None:
     return Alert(
         "waiting for data",
         f"The GPU is idle {100 - float(np.median(busy)):.0f} % of the time while {units.percent(share)} of a step is fetching data.",
-        "Use a smaller input, or a data set that fits into the GPU's memory." if eager
+        "Use a smaller input, or a data set that fits into the GPU's memory."
+        if eager
         else "Choose execution=eager, which keeps the data on the device.",
-    )  # fmt: skip
+    )
 
 
 def _gpu_memory(run: Run) -> Alert | None:

@@ -212,9 +212,14 @@ def facts(calibration: Calibration) -> list[tuple[str, str, str]]:
 
 
 _SINGLE = {
-    "to_device": "host to device", "to_host": "device to host", "op": "an operation", "launch": "a kernel launch",
-    "round_trip": "launch and wait", "recording": "recording a step", "idle_power": "idle power",
-}  # fmt: skip
+    "to_device": "host to device",
+    "to_host": "device to host",
+    "op": "an operation",
+    "launch": "a kernel launch",
+    "round_trip": "launch and wait",
+    "recording": "recording a step",
+    "idle_power": "idle power",
+}
 
 
 def single_title(measurement: Measurement) -> str | None:

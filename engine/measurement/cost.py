@@ -99,9 +99,13 @@ def mfu(config: RunConfig, attained: float | None, found: LatestCalibration | No
 
 
 def data_sheet_mfu(
-    config: RunConfig, attained: float | None, device_name: str | None, *, quantized: bool = False,
+    config: RunConfig,
+    attained: float | None,
+    device_name: str | None,
+    *,
+    quantized: bool = False,
     peak: VendorPeak | None = None,
-) -> Mfu:  # fmt: skip
+) -> Mfu:
     """MFU against the vendor's dense peak; `peak` replaces the table's entry."""
     if reason := _unfit(config, attained, quantized):
         return Mfu(None, reason)
@@ -301,12 +305,21 @@ def roofline(run: Run, found: LatestCalibration | None, *, input_share: float | 
     if attained > MOST_MFU * roof:
         words += " It is above the roof, so memory bandwidth was measured too low. Calibrate again on a quiet machine."
     return Roofline(
-        step_s=step_s, flops=sum(p.flops for p in parts), bytes_moved=sum(p.bytes_moved for p in parts),
-        working_set_bytes=held, parts=parts, attained_flops_per_s=attained, peak_flops_per_s=measured.peak_flops_per_s,
-        bandwidth_bytes_per_s=rate.p05, served_by="cache" if rate is memory.cache else "memory", times_s=times,
-        input_share=input_share, bound=bound, in_words=words,
+        step_s=step_s,
+        flops=sum(p.flops for p in parts),
+        bytes_moved=sum(p.bytes_moved for p in parts),
+        working_set_bytes=held,
+        parts=parts,
+        attained_flops_per_s=attained,
+        peak_flops_per_s=measured.peak_flops_per_s,
+        bandwidth_bytes_per_s=rate.p05,
+        served_by="cache" if rate is memory.cache else "memory",
+        times_s=times,
+        input_share=input_share,
+        bound=bound,
+        in_words=words,
         try_next=_try_next(bound, config, found.calibration),
-    )  # fmt: skip
+    )
 
 
 def _input_share(run: Run) -> float | None:
@@ -435,13 +448,19 @@ def as_json(run: Run, found: LatestCalibration | None) -> dict[str, Any]:
         "attained_flops_per_s": attained,
         "measured_peak": asdict(mfu(run.config, attained, found)),
         "data_sheet": asdict(data_sheet_mfu(run.config, attained, name)),
-        "calibration": None if found is None else {
-            "run_id": found.run_id, "at": found.calibration.at, "device": device, "device_name": name,
-            "threads": calibration.threads_of(run.config), "dtype": run.config.precision,
+        "calibration": None
+        if found is None
+        else {
+            "run_id": found.run_id,
+            "at": found.calibration.at,
+            "device": device,
+            "device_name": name,
+            "threads": calibration.threads_of(run.config),
+            "dtype": run.config.precision,
         },
         "roofline": None if isinstance(point, str) else _point_as_json(point),
         "roofline_reason": point if isinstance(point, str) else None,
-    }  # fmt: skip
+    }
 
 
 def _point_as_json(point: Roofline) -> dict[str, Any]:

@@ -137,16 +137,24 @@ def of_run(run: Run, *, idle_w: float | None = None, prices: Prices = NO_PRICES)
         joules, window_s, period_s = summary.energy_j, last.energy_window_s, last.energy_period_s
         source = last.energy_source or ("nvml" if probe.gpu_index(run.config.device) is not None else "rapl")
         account = Account(
-            source=source, method=last.energy_method, joules=joules, window_s=window_s, period_s=period_s,
+            source=source,
+            method=last.energy_method,
+            joules=joules,
+            window_s=window_s,
+            period_s=period_s,
             uncertainty=share_unknown(period_s, window_s),
             sampled_j=_sampled(run, window_s) if source == "nvml" else None,
             idle_w=idle_w,
             net_j=joules - idle_w * window_s if idle_w is not None and window_s else None,
-            net_reason="" if idle_w is not None and window_s else NO_IDLE if idle_w is None else "the window is not recorded",
+            net_reason=""
+            if idle_w is not None and window_s
+            else NO_IDLE
+            if idle_w is None
+            else "the window is not recorded",
             per_1000_samples_j=1_000 * joules / summary.samples if summary.samples else None,
             to_target_j=_to_target(run),
             to_target_s=run.target_reached.elapsed_s if run.target_reached else None,
-        )  # fmt: skip
+        )
     return priced(account, prices)
 
 

@@ -9,9 +9,13 @@ from engine.config.run import RunConfig
 from engine.events.training import StepSplit
 
 TITLES = {
-    "data": "Data", "forward": "Forward", "backward": "Backward", "optimizer": "Optimizer", "read_back": "Read-back",
+    "data": "Data",
+    "forward": "Forward",
+    "backward": "Backward",
+    "optimizer": "Optimizer",
+    "read_back": "Read-back",
     "evaluation": "Evaluation",
-}  # fmt: skip
+}
 _AGREES = 0.25  # largest relative difference between profiled steps and the run's steps without a warning
 
 
@@ -33,9 +37,13 @@ def parts(split: StepSplit | None, *, evaluation_s: float, steps: int) -> list[P
     if split is None or split.forward_s is None:
         return []
     seconds = {
-        "data": split.data_s, "forward": split.forward_s, "backward": split.backward_s, "optimizer": split.optimizer_s,
-        "read_back": split.read_back_s, "evaluation": evaluation_s / steps if steps else None,
-    }  # fmt: skip
+        "data": split.data_s,
+        "forward": split.forward_s,
+        "backward": split.backward_s,
+        "optimizer": split.optimizer_s,
+        "read_back": split.read_back_s,
+        "evaluation": evaluation_s / steps if steps else None,
+    }
     known = {key: value for key, value in seconds.items() if value is not None}
     whole = sum(known.values())
     return [Part(key, TITLES[key], value, value / whole if whole else 0.0) for key, value in known.items()]
@@ -55,9 +63,11 @@ def sentence(found: list[Part], config: RunConfig) -> str:
 
 
 _WHAT = {
-    "data": "fetching the batch", "optimizer": "the optimizer", "read_back": "reading losses back",
+    "data": "fetching the batch",
+    "optimizer": "the optimizer",
+    "read_back": "reading losses back",
     "evaluation": "evaluation on the test samples",
-}  # fmt: skip
+}
 
 
 def _much(share: float) -> str:

@@ -168,7 +168,7 @@ def best_batch(law: BatchLaw, step_time: StepTime) -> BestBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class AtBatch:
+class BatchSizeResult:
     """The results of the trials of one batch size."""
 
     batch_size: int
@@ -185,7 +185,7 @@ class AtBatch:
 class Outcome:
     """The results of a run; None where its trials are not sufficient, with the reason in `notes`."""
 
-    sizes: tuple[AtBatch, ...]
+    sizes: tuple[BatchSizeResult, ...]
     law: BatchLaw | None
     b_crit: Interval | None
     step_time: StepTime | None
@@ -254,12 +254,12 @@ def _measuring(trials: Sequence[Trial], size: int) -> int:
     return sum(t.batch_size == size and not t.tuning for t in trials)
 
 
-def _at(trials: Sequence[Trial], size: int, most: int) -> AtBatch:
+def _at(trials: Sequence[Trial], size: int, most: int) -> BatchSizeResult:
     of_size = [t for t in trials if t.batch_size == size]
     measuring = [t for t in of_size if not t.tuning]
     steps = [t.steps for t in measuring if t.steps]
     times = [t.step_s for t in of_size if t.step_s]
-    return AtBatch(
+    return BatchSizeResult(
         batch_size=size,
         lr=measuring[0].lr if measuring else None,
         lrs_tried=len({t.lr for t in of_size if t.tuning}),
@@ -271,7 +271,7 @@ def _at(trials: Sequence[Trial], size: int, most: int) -> AtBatch:
     )
 
 
-def _left_out(at: AtBatch, most: int) -> str:
+def _left_out(at: BatchSizeResult, most: int) -> str:
     if not at.measured:
         return f"Batch size {at.batch_size}: none of {at.lrs_tried} learning rates reached the target (yet); not in the fit."
     if at.reached < at.measured:

@@ -118,9 +118,13 @@ def matrix_of(run: Run) -> Matrix:
     with run.lock:
         isa = run.started.environment.get("cpu_isa") if run.started else ""
         return matrix(
-            run.config, run.latencies.values(), run.qualities.values(), run.not_run.values(), is_over=run.is_over,
+            run.config,
+            run.latencies.values(),
+            run.qualities.values(),
+            run.not_run.values(),
+            is_over=run.is_over,
             cpu_isa=str(isa or ""),
-        )  # fmt: skip
+        )
 
 
 # --- what to deploy -----------------------------------------------------------------------------------------------

@@ -101,9 +101,10 @@ def _share_of_start(line: batch_law.StepTime, result: CellResult) -> float:
 def _line(found: Matrix, cell: Cell) -> batch_law.StepTime | None:
     """The fit t0 + t1 B of the median latencies over all batch sizes, for a runtime, precision and thread count."""
     alike = [
-        c for c in found.measured
+        c
+        for c in found.measured
         if (c.cell.threads, c.cell.precision, c.cell.runtime) == (cell.threads, cell.precision, cell.runtime)
-    ]  # fmt: skip
+    ]
     try:
         return batch_law.fit_step_time([c.cell.batch_size for c in alike], [c.quantile_s("p50") or 0.0 for c in alike])
     except EngineError:

@@ -29,9 +29,15 @@ class Prediction:
 
 
 _FORM_S: Mapping[RuntimeName, float] = {
-    "eager": 0.0, "inference_mode": 0.0, "channels_last": 0.0, "compiled": 0.0, "exported": 2.0, "onnxruntime": 5.0,
-    "int8": 0.3, "onnxruntime-int8": 6.0,
-}  # fmt: skip
+    "eager": 0.0,
+    "inference_mode": 0.0,
+    "channels_last": 0.0,
+    "compiled": 0.0,
+    "exported": 2.0,
+    "onnxruntime": 5.0,
+    "int8": 0.3,
+    "onnxruntime-int8": 6.0,
+}
 _COMPILE_FIRST_S = 15.0  # start of the compiler
 _COMPILE_S = 5.0  # for each batch size and thread count, because torch.compile makes code for each
 _SETUP_S = 0.7

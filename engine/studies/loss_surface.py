@@ -56,10 +56,17 @@ def config_for(runs: Sequence[Run], **choices: Any) -> RunConfig:
     first = runs[0].config
     choices = _affordable(first) | choices
     return RunConfig(
-        task="landscape", model=first.model, data=first.data, source=first.source, batch_size=first.batch_size,
-        grad_accumulation=first.grad_accumulation, device=first.device, threads=first.threads, budget=Budget(steps=1),
+        task="landscape",
+        model=first.model,
+        data=first.data,
+        source=first.source,
+        batch_size=first.batch_size,
+        grad_accumulation=first.grad_accumulation,
+        device=first.device,
+        threads=first.threads,
+        budget=Budget(steps=1),
         landscape=Landscape(runs=tuple(run.run_id for run in runs), **choices),
-    )  # fmt: skip
+    )
 
 
 def _affordable(config: RunConfig) -> dict[str, int]:

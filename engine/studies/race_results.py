@@ -153,10 +153,14 @@ def outcome(
     first = race.lanes[labels.index(baseline)] if baseline else race.lanes[0]
     reached = {
         lane.label: {
-            seed: to_target(run, metric, target, price_per_hour) for seed, run in lane.runs.items() if len(run.evaluations)
-        } if target is not None else {}
+            seed: to_target(run, metric, target, price_per_hour)
+            for seed, run in lane.runs.items()
+            if len(run.evaluations)
+        }
+        if target is not None
+        else {}
         for lane in race.lanes
-    }  # fmt: skip
+    }
     base = _lane_outcome(first, reached[first.label])
     lanes = [
         base
@@ -254,9 +258,13 @@ def _lane_outcome(lane: RacedVariant, reached: Mapping[int, ToTarget]) -> Varian
 
 
 def _against(
-    lane: VariantOutcome, base: VariantOutcome, raced: RacedVariant, first: RacedVariant,
-    reached: Mapping[str, Mapping[int, ToTarget]], looks: int,
-) -> VariantOutcome:  # fmt: skip
+    lane: VariantOutcome,
+    base: VariantOutcome,
+    raced: RacedVariant,
+    first: RacedVariant,
+    reached: Mapping[str, Mapping[int, ToTarget]],
+    looks: int,
+) -> VariantOutcome:
     """The configuration with its verdicts against the baseline, from the seeds that both have finished."""
     both = [s for s in raced.runs if s in first.runs and _is_judged(raced.runs[s]) and _is_judged(first.runs[s])]
     verdicts: dict[str, Verdict] = {}

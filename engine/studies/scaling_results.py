@@ -80,7 +80,7 @@ def rank_times(windows: Sequence[Ranks]) -> RankTimes | None:
 
 
 @dataclass(frozen=True, slots=True)
-class At:
+class LaneFigures:
     """The figures of one lane: medians over its finished runs; None where a figure is not known (yet)."""
 
     mode: Mode
@@ -132,7 +132,7 @@ class Outcome:
     """The results of a study, also while it runs."""
 
     study: Study
-    lanes: tuple[At, ...]
+    lanes: tuple[LaneFigures, ...]
     serial: Estimate | None  # Amdahl's serial share, from strong scaling
     scaled_serial: Estimate | None  # Gustafson's serial share, from weak scaling
     method: str  # how communication was measured
@@ -141,11 +141,11 @@ class Outcome:
     why_no_energy: str
 
     @property
-    def base(self) -> At:
+    def base(self) -> LaneFigures:
         """The lane on 1 rank."""
         return self.lanes[0]
 
-    def of(self, mode: Mode) -> list[At]:
+    def of(self, mode: Mode) -> list[LaneFigures]:
         """The lanes of a mode, the one on one rank first."""
         return [at for at in self.lanes if at.mode == mode or at.ranks == 1]
 
@@ -164,12 +164,18 @@ def outcome_of(
     accounts = [energy.of_run(run) for run in study.runs if run.is_over]
     why = next((a.method for a in accounts if a.joules is None), "")
     return Outcome(
-        study, lanes, _share_of(study, "strong", serial_share), _share_of(study, "weak", scaled_serial_share),
-        methods[-1] if methods else "", target, prices.currency, why,
-    )  # fmt: skip
+        study,
+        lanes,
+        _share_of(study, "strong", serial_share),
+        _share_of(study, "weak", scaled_serial_share),
+        methods[-1] if methods else "",
+        target,
+        prices.currency,
+        why,
+    )
 
 
-def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, prices: settings.Energy) -> At:
+def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, prices: settings.Energy) -> LaneFigures:
     runs = list(lane.runs.values())
     finished = [run for run in runs if run.status == "finished"]
     counted = finished or [run for run in runs if not run.is_over and _rate(run) is not None]
@@ -179,29 +185,37 @@ def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, price
     spent = [race_results.to_target(run, *target) for run in finished] if target else []
     joules_to_target = paired_tests.median_or_not_reached([s.cost["joules"] for s in spent])
     same_for, compared = _same_steps(lane, base) if lane.mode == "strong" and lane.ranks > 1 else (None, 0)
-    return At(
-        mode=lane.mode, ranks=lane.ranks, label=lane.label, batch_size=lane.config.batch_size,
-        device=lane.config.device, strategy=lane.config.parallel.strategy,
+    return LaneFigures(
+        mode=lane.mode,
+        ranks=lane.ranks,
+        label=lane.label,
+        batch_size=lane.config.batch_size,
+        device=lane.config.device,
+        strategy=lane.config.parallel.strategy,
         shared=lane.ranks > 1 and lane.config.device == "cpu" and bool(lane.config.parallel.devices),
         run_ids=[run.run_id for run in runs],
         status={status: sum(run.status == status for run in runs) for status in sorted({run.status for run in runs})},
         why=sorted({run.why() for run in runs if run.is_over and run.why()}),
         busy=sum(bool(run.summary().busy) for run in runs),
-        step_s=paired_tests.median_of_known(steps), samples_per_s=paired_tests.median_of_known(rates),
-        speedup=_speedup(lane, base), is_provisional=not finished,
+        step_s=paired_tests.median_of_known(steps),
+        samples_per_s=paired_tests.median_of_known(rates),
+        speedup=_speedup(lane, base),
+        is_provisional=not finished,
         own_s=_mean_rank(t.own_s for t in times) if lane.ranks > 1 else paired_tests.median_of_known(steps),
         waited_s=_mean_rank(t.waited_s for t in times) if lane.ranks > 1 else 0.0 if steps else None,
         for_slowest_s=paired_tests.median_of_known([w for t in times if (w := t.for_slowest_s) is not None]),
         communication_s=_mean_rank(t.communication_s for t in times),
         cpu_share=paired_tests.median_of_known([share for run in counted if (share := _cpu_share(run)) is not None]),
         memory_bytes=_memory(finished),
-        same_for=same_for, compared=compared,
+        same_for=same_for,
+        compared=compared,
         seconds_to_target=paired_tests.median_or_not_reached([s.cost["seconds"] for s in spent]),
         joules=paired_tests.median_of_known([j for run in finished if (j := run.summary().energy_j) is not None]),
         joules_to_target=joules_to_target,
         money_to_target=joules_to_target / 3.6e6 * prices.price_per_kwh
-        if joules_to_target is not None and prices.price_per_kwh is not None else None,
-    )  # fmt: skip
+        if joules_to_target is not None and prices.price_per_kwh is not None
+        else None,
+    )
 
 
 def _rate(run: Run) -> float | None:

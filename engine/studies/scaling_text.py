@@ -17,7 +17,7 @@ from engine.events.base import TERMINAL
 from engine.events.machine import BUSY_FROM
 from engine.studies.race_results import CLAIM_SEEDS, too_few_in_words
 from engine.studies.scaling_estimates import LEVEL, Estimate
-from engine.studies.scaling_results import AGREES, At, Outcome, rank_times
+from engine.studies.scaling_results import AGREES, LaneFigures, Outcome, rank_times
 
 _WORTH_IT = 0.7  # efficiency from which more ranks are called worth it
 _HALF = 0.5  # below this efficiency, all added devices together do less than one device alone could
@@ -45,11 +45,11 @@ def headline(found: Outcome) -> str:
     return f"{_worth(best)} {_repeats(found, best)}"
 
 
-def _value(at: At) -> float:
+def _value(at: LaneFigures) -> float:
     return at.speedup.value if at.speedup else 0.0
 
 
-def _pays(at: At) -> bool:
+def _pays(at: LaneFigures) -> bool:
     """Whether its efficiency is high enough and its speed-up significant."""
     if at.speedup is None or _value(at) < _WORTH_IT * at.ranks:
         return False
@@ -64,7 +64,7 @@ def _not_yet(found: Outcome) -> str:
     return f"No result: {over} of {len(runs)} runs finished, and no pair of runs on one and on several ranks."
 
 
-def _worth(at: At) -> str:
+def _worth(at: LaneFigures) -> str:
     speedup, n = at.speedup, at.ranks
     assert speedup
     interval = f" (95 % interval {speedup.interval})" if speedup.interval else ""
@@ -81,7 +81,7 @@ def _worth(at: At) -> str:
     return f"{'Faster, at a cost' if efficiency >= _HALF else 'Hardly worth it here'}: {fast}. {cost}"
 
 
-def _repeats(found: Outcome, at: At) -> str:
+def _repeats(found: Outcome, at: LaneFigures) -> str:
     assert at.speedup
     n = at.speedup.n
     words = too_few_in_words(n, "repeats") if n < CLAIM_SEEDS else f"From {n} paired repeats."
@@ -104,14 +104,14 @@ def reasons(found: Outcome) -> list[str]:
     return sentences + _weak(found) + _stragglers(found) + _busy(found)
 
 
-def _explained(found: Outcome) -> At | None:
+def _explained(found: Outcome) -> LaneFigures | None:
     """The lane whose loss is explained: the most ranks that have a device each."""
     judged = [at for at in found.of("strong") if at.ranks > 1 and at.speedup and at.step_s and not at.is_provisional]
     own = [at for at in judged if not at.shared] or judged
     return own[-1] if own else None
 
 
-def _losses(found: Outcome, at: At) -> list[str]:
+def _losses(found: Outcome, at: LaneFigures) -> list[str]:
     """The parts of the time by which a step is longer than the ideal, the largest first."""
     one = found.base.step_s
     if not one or not at.step_s or at.waited_s is None or at.own_s is None:
@@ -126,7 +126,7 @@ def _losses(found: Outcome, at: At) -> list[str]:
     return [text for size, text in sorted(parts, reverse=True) if size > _SHOWS * lost and text]
 
 
-def _communication(found: Outcome, at: At) -> str:
+def _communication(found: Outcome, at: LaneFigures) -> str:
     if not at.waited_s:
         return ""
     waits = (
@@ -149,7 +149,7 @@ def _communication(found: Outcome, at: At) -> str:
     )
 
 
-def _computing(found: Outcome, at: At, one: float) -> str:
+def _computing(found: Outcome, at: LaneFigures, one: float) -> str:
     """Why a rank's own work is more than 1/n: the ranks slow each other down (shown by weak scaling), overhead, small batches."""
     assert at.own_s is not None
     weak = next((w for w in found.of("weak") if w.ranks == at.ranks and w.own_s), None)
@@ -216,7 +216,7 @@ def _busy(found: Outcome) -> list[str]:
     return sentences
 
 
-def _is_starved(at: At) -> bool:
+def _is_starved(at: LaneFigures) -> bool:
     """Whether ranks on a CPU had less CPU time than the time in which they did not wait for each other."""
     if at.cpu_share is None or at.waited_share is None or at.device != "cpu":
         return False
@@ -307,7 +307,7 @@ Row = tuple[str, list[str], str]  # title, a text per lane, how it was obtained
 def rows(found: Outcome) -> list[Row]:
     """The figures of every lane as text, and how each was obtained."""
 
-    def row(title: str, how: str, read: Callable[[At], str]) -> Row:
+    def row(title: str, how: str, read: Callable[[LaneFigures], str]) -> Row:
         return title, [read(at) for at in found.lanes], how
 
     table = [
@@ -347,24 +347,24 @@ def rows(found: Outcome) -> list[Row]:
     return table
 
 
-def _per_rank(at: At) -> str:
+def _per_rank(at: LaneFigures) -> str:
     return "–" if at.per_rank_batch is None else f"{at.per_rank_batch:g}"
 
 
-def _estimate(e: Estimate | None, at: At) -> str:
+def _estimate(e: Estimate | None, at: LaneFigures) -> str:
     if e is None:
         return units.UNKNOWN
     return f"{e.value:.2f}" + (f" ({e.interval})" if e.interval else "") + (" so far" if at.is_provisional else "")
 
 
-def _percent(e: Estimate | None, at: At) -> str:
+def _percent(e: Estimate | None, at: LaneFigures) -> str:
     if e is None:
         return units.UNKNOWN
     ends = f" ({100 * e.low:.0f} to {100 * e.high:.0f})" if e.low is not None and e.high is not None else ""
     return f"{units.percent(e.value)}{ends}" + (" so far" if at.is_provisional else "")
 
 
-def _waits(at: At) -> str:
+def _waits(at: LaneFigures) -> str:
     if at.ranks == 1:
         return "none"
     return units.UNKNOWN if at.waited_s is None else f"{units.percent(at.waited_share)}, {units.duration(at.waited_s)}"
@@ -374,7 +374,7 @@ def _energy_how(found: Outcome) -> str:
     return "measured" if any(at.joules is not None for at in found.lanes) else "not available here"
 
 
-def _reached(at: At, value: float | None, write: Callable[[float], str]) -> str:
+def _reached(at: LaneFigures, value: float | None, write: Callable[[float], str]) -> str:
     if value is not None:
         return write(value)
     return "not reached" if at.status.get("finished") else units.UNKNOWN
