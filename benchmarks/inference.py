@@ -43,7 +43,7 @@ from engine.pytorch.data import tensors
 from engine.pytorch.inference.runtimes import FORMS, Weights
 from engine.pytorch.tasks.infer import Stopwatch, closed_loop, infer
 from engine.pytorch.tasks.train import train
-from engine.studies import inference as inference
+from engine.studies import inference_runtimes
 from engine.studies.inference import Quantile, in_words, matrix, sweet_spot
 
 NETS = {"784-128-10": "mnist-mlp", "LeNet": "lenet"}
@@ -306,7 +306,7 @@ def ladder(preset: str, seconds: float, runtimes: Sequence[str]) -> list[dict[st
     isa = " ".join(probe.probe().cpu.isa)
     found = matrix(config, latencies, qualities, missing, is_over=True, cpu_isa=isa)  # type: ignore[arg-type]
     rows = []
-    for rung in inference.ladder(found, batch_size=1, threads=1):
+    for rung in inference_runtimes.ladder(found, batch_size=1, threads=1):
         large = found.at(rung.result.cell.model_copy(update={"batch_size": 64}))
         latency, quality = rung.result.latency, rung.result.quality
         rows.append(

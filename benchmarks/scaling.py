@@ -33,7 +33,7 @@ from engine.runtime.executor import LocalExecutor
 from engine.store.store import Store
 from engine.studies import scaling
 from engine.studies.races import Lane
-from engine.studies.scaling import rank_times
+from engine.studies.scaling_results import rank_times
 
 ROUNDS = 7
 STEPS = {"mnist-mlp": 1_500, "lenet": 200, "char-decoder": 60}  # a few seconds each

@@ -5,7 +5,7 @@ import streamlit as st
 from dashboard import state
 from dashboard.views import batch_law, compare, descent
 from dashboard.widgets import component, copy_buttons, run_parts
-from engine.charts import training
+from engine.charts import style
 from engine.common.errors import ConfigError, EngineError
 from engine.common.sanitize import shell_words
 from engine.studies import races
@@ -87,7 +87,7 @@ def path_page() -> None:
     first = [(number, lane, lane.runs.get(min(race.seeds))) for number, lane in enumerate(race.lanes)]
     descent.descent_view(
         [
-            {"label": lane.label, "color": training.colour(number), "run_id": run.run_id}
+            {"label": lane.label, "color": style.colour(number), "run_id": run.run_id}
             for number, lane, run in first
             if run is not None
         ]

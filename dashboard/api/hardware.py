@@ -90,7 +90,7 @@ def _why_stopped(root: Path) -> str:
         return "The store's disk is nearly full, so readings are not recorded."
     try:
         if not _has_supervisor(root):
-            return "No supervisor is running, so nothing takes readings. The dashboard starts one."
+            return "No supervisor is running, so nothing is read. The dashboard starts one."
         other = code_version.supervisor_of_other_code(root, code_version.on_disk())
         return f"The supervisor ({other.in_words()}) runs other code than this Isoflop." if other else ""
     except OSError:

@@ -27,8 +27,9 @@ from engine.charts.scaling import efficiency_chart, speedup_chart, step_chart
 from engine.common.errors import EngineError
 from engine.common.sanitize import visible
 from engine.store.store import Store, default_root
-from engine.studies import scaling
-from engine.studies.scaling import Outcome, Study
+from engine.studies import scaling, scaling_results
+from engine.studies.scaling import Study
+from engine.studies.scaling_results import Outcome
 
 _KEPT_S = 0.3
 _MOST_KEPT = 16
@@ -79,7 +80,7 @@ def _new_answer(store: Store, group: str, known: dict[str, Any]) -> dict[str, An
     study = scaling.find(store, group, shared_run)
     if study is None:
         raise EngineError("This study is not in this store.", fix="Start a new one.")
-    found = scaling.outcome_of(study)
+    found = scaling_results.outcome_of(study)
     cursor = hashlib.sha256(repr(_looks_of(found)).encode()).hexdigest()[:16]
     figures = known["figures"] if known.get("cursor") == cursor else _figures(found)
     return {"cursor": cursor} | _state(study) | {"figures": figures}

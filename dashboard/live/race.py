@@ -16,7 +16,7 @@ import streamlit as st
 from dashboard.api.race import MOST_RUNS
 from dashboard.widgets.component import addresses, nothing, stub
 from engine.charts.facts import RACE_CHARTS, RACE_COLUMNS, as_json
-from engine.charts.training import PALETTE
+from engine.charts.style import PALETTE
 from engine.common.sanitize import LONGEST_NAME, visible
 
 AXES = ("steps", "samples", "epochs", "seconds", "flops", "money", "joules")

@@ -15,7 +15,7 @@ import streamlit as st
 
 from dashboard import state
 from dashboard.widgets import run_parts
-from engine.charts import training
+from engine.charts.batch_law import batch_law_chart
 from engine.common import units
 from engine.common.errors import ConfigError, EngineError
 from engine.config.parsing import with_overrides
@@ -29,7 +29,7 @@ from engine.events.studies import Trial
 from engine.planning.planner import Plan
 from engine.store.run import Run
 from engine.studies import batch_law
-from engine.studies.batch_law import AtBatch, Outcome
+from engine.studies.batch_law import BatchSizeResult, Outcome
 
 DEFAULT_LAW = "digits-law"
 _FULL = "full"
@@ -229,7 +229,7 @@ def _figure(run: Run, trials: Sequence[Trial]) -> go.Figure:
     law = found.law
     if law and not run.is_over and law.b_crit > max(t.batch_size for t in trials):
         law = None  # of what is still to be measured
-    figure = training.batch_law_chart(trials, law, found.step_time)
+    figure = batch_law_chart(trials, law, found.step_time)
     sizes = run.config.law.sizes(run.started.train_examples) if run.started else [t.batch_size for t in trials]
     every = math.ceil(len(sizes) / _MOST_TICKS)
     ends = math.log10(min(sizes)) - 0.1, math.log10(max(sizes)) + 0.15
@@ -290,7 +290,7 @@ def in_words(trials: Sequence[Trial], found: Outcome) -> list[str]:
     ]
 
 
-def _cost_of_the_largest(trials: Sequence[Trial], small: AtBatch, large: AtBatch) -> str:
+def _cost_of_the_largest(trials: Sequence[Trial], small: BatchSizeResult, large: BatchSizeResult) -> str:
     few, many = _mean(trials, small, "samples"), _mean(trials, large, "samples")
     rates = (
         f"The best learning rate was {small.lr:.2g} for the one and {large.lr:.2g} for the other: with the same rate for "
@@ -304,7 +304,7 @@ def _cost_of_the_largest(trials: Sequence[Trial], small: AtBatch, large: AtBatch
     ).strip()
 
 
-def _fastest(trials: Sequence[Trial], fitted: Sequence[AtBatch], found: Outcome) -> str:
+def _fastest(trials: Sequence[Trial], fitted: Sequence[BatchSizeResult], found: Outcome) -> str:
     """Measured times; the formula beside them."""
     times = {at.batch_size: _mean(trials, at, "train_s") for at in fitted}
     best = min(times, key=times.__getitem__)
@@ -331,7 +331,7 @@ def _are_neighbours(some: Sequence[int], all_of_them: Sequence[int]) -> bool:
     return last - first + 1 == len(some)
 
 
-def _mean(trials: Sequence[Trial], at: AtBatch, what: str) -> float:
+def _mean(trials: Sequence[Trial], at: BatchSizeResult, what: str) -> float:
     """Geometric mean over the measuring trials of a batch size that all reached the target."""
     values = [getattr(t, what) for t in trials if t.batch_size == at.batch_size and not t.tuning]
     return math.exp(sum(math.log(max(value, 1e-9)) for value in values) / len(values))

@@ -11,7 +11,7 @@ from dashboard import state
 from dashboard.api import readers
 from dashboard.live.race import race_view, target_of
 from dashboard.widgets import run_parts
-from engine.charts.training import survival_chart
+from engine.charts.survival import survival_chart
 from engine.common import units
 from engine.common.errors import ConfigError, EngineError, StoreError
 from engine.common.sanitize import LONGEST_NAME, shell_words, visible

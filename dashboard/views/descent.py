@@ -15,7 +15,7 @@ import streamlit as st
 
 from dashboard import state
 from dashboard.widgets import run_parts
-from engine.charts import training
+from engine.charts import style
 from engine.charts.loss_surface import descent_path_chart, percent
 from engine.common import units
 from engine.common.errors import EngineError
@@ -100,7 +100,7 @@ def _mount_walks(bowl: quadratic_bowl.Bowl, walks: Sequence[quadratic_bowl.Walk]
 def _as_data(walked: quadratic_bowl.Walk) -> dict[str, Any]:
     place = list(quadratic_bowl.RULES).index(walked.name)
     return {
-        "label": _label(walked.name), "color": training.colour(place), "dashed": training.dash(place) != "solid",
+        "label": _label(walked.name), "color": style.colour(place), "dashed": style.dash(place) != "solid",
         "x": _short(walked.xy[:, 0]), "y": _short(walked.xy[:, 1]), "loss": _short(walked.loss),
         "diverged_at": walked.diverged_at,
     }  # fmt: skip
@@ -269,7 +269,7 @@ def _show(run: Run, lanes: Sequence[Lane]) -> None:
 
 def in_words(surface: SurfaceData) -> list[str]:
     """What the picture shows, and what it hides."""
-    said = surface.said
+    said = surface.event
     where = "training" if said.split == "train" else "held-out"
     shown = sum(said.explained)
     directions = (

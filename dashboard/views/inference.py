@@ -33,14 +33,9 @@ from engine.hardware import probe
 from engine.planning import request_checks
 from engine.store.listing import RunRow
 from engine.store.run import Run
-from engine.studies.inference import (
-    RUNTIME_WORDS,
-    Quantile,
-    known_latencies,
-    offered,
-    predicted_seconds,
-    request_seconds,
-)
+from engine.studies.inference import RUNTIME_WORDS, Quantile
+from engine.studies.inference_runtimes import offered
+from engine.studies.inference_time import known_latencies, predicted_seconds, request_seconds
 
 View = Literal["Matrix", "Software", "Arrivals"]
 VIEWS: tuple[View, ...] = get_args(View)

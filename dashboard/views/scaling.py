@@ -24,10 +24,11 @@ from engine.config.run import RunConfig
 from engine.config.summary import describe
 from engine.config.training import FULL
 from engine.hardware import probe
-from engine.studies import scaling, scaling_text
+from engine.studies import scaling, scaling_results, scaling_text
 from engine.studies.race_results import CLAIM_SEEDS, check_target
 from engine.studies.races import Lane, Metric
-from engine.studies.scaling import Outcome, Study
+from engine.studies.scaling import Study
+from engine.studies.scaling_results import Outcome
 
 DEFAULT = "lenet"
 OF_TRAIN = "train"  # in the place of a preset: what the form of the page Train holds
@@ -332,7 +333,7 @@ def _outcome(group: str, target: tuple[Metric, float] | None) -> Outcome | None:
     study = open_study(group)
     if study is None:
         return None
-    return scaling.outcome_of(study, target=target, prices=settings.load(state.store().root).energy)
+    return scaling_results.outcome_of(study, target=target, prices=settings.load(state.store().root).energy)
 
 
 def _draw_verdict(group: str, target: tuple[Metric, float] | None) -> None:

@@ -1,7 +1,7 @@
-"""The charts of a run's page, of a race and of a report: a row each, read by page, polls and report.
+"""The list of charts of a run, a race and the ranks. The page, the poll and the report read it.
 
-To add a chart of a column that a run's tables have, add a row to `RUN_CHARTS`: the poll then sends its lines, the page
-makes a card and the report a figure. A column of a new event also needs its reader in `store.Run`.
+To add a chart of a column in a run's tables, add a row to `RUN_CHARTS`: the poll then sends its lines, the page makes a
+card and the report a figure. A column of a new event also needs its reader in `engine/store/run.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from engine.store.run import THROUGHPUT_WINDOW_S
 Table = Literal["steps", "evaluations", "grad_norms", "throughput", "hardware", "ranks"]
 Format = Literal["loss", "accuracy", "count", "whole", "three_digits", "precise", "bytes"]
 Shown = Literal[
-    "always",  # without points the card says why there are none
-    "running",  # until the run is over without a point
+    "always",  # a card without points gives the reason
+    "running",  # hidden when the run is over and has no points
     "recorded",  # from the first point on
-    "on_gpu",  # for a run on a GPU, and where there are points
-    "on_cpu",  # for a run on the CPU, and where there are points
+    "on_gpu",  # for a run on a GPU, and wherever there are points
+    "on_cpu",  # for a run on the CPU, and wherever there are points
     "lr_moves",  # where a schedule changes the learning rate
-    "chosen",  # where the reader switched it on
+    "chosen",  # where the user switched it on
 ]
 
 
@@ -30,16 +30,16 @@ Shown = Literal[
 class Line:
     """One line of a chart: a column of one of a run's tables."""
 
-    key: str  # of its points in the answer to a poll; with `per_rank` the part after "rank0_"
-    name: str  # in the legend and beside the pointer
+    key: str  # of its points in the answer to a poll; with `per_rank`, the part after "rank0_"
+    name: str  # in the legend and the tooltip
     table: Table
     column: str
-    color: int = 0  # place among the theme's colours
-    is_noisy: bool = False  # values of single steps: faint, with a smooth line through them
-    is_sparse: bool = False  # few points, such as evaluations: they get dots
+    color: int = 0  # index of the theme's colour
+    is_noisy: bool = False  # values of single steps: drawn faint, with a smoothed line
+    is_sparse: bool = False  # few points, such as evaluations: drawn with dots
     per_rank: bool = False  # one line for each rank of a run
     in_report: bool = True
-    most_points: int | None = None  # sent to a browser; None: as many as of any line
+    most_points: int | None = None  # sent to a browser, at most; None is the usual limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,36 +50,36 @@ class Chart:
     title: str
     lines: tuple[Line, ...]
     how: tuple[str, ...]  # one sentence for each kind of point
-    axis_title: str = ""  # of the vertical axis, where that is not the title
+    axis_title: str = ""  # of the vertical axis, where it differs from the title
     unit: str = ""  # as shown; "bytes" is shown as MiB or GiB
-    of: str = ""  # what a share is a share of, after the unit: "% of time"
+    of: str = ""  # the whole of a share, after the unit: "% of time"
     factor: float = 1.0  # from the column's unit to the one shown
-    digits: str = ".4~g"  # d3 format of a value beside the pointer
+    digits: str = ".4~g"  # d3 format of a value in the tooltip
     format: Format = "loss"  # of the value in the card's header
     tick: str = ""  # d3 format of the axis
     note: str = ""
-    text_title: str = ""  # where the data is text and that changes the name
-    log_from: float | None = None  # logarithmic where the largest value is so many times the smallest; None: never
+    text_title: str = ""  # the title for text data, where it differs
+    log_from: float | None = None  # ratio of largest to smallest value from which the axis is logarithmic; None: never
     from_zero: bool = False
-    least: float | None = None  # the axis reaches at least to here
-    most: float | None = None  # and at most a little beyond here
+    least: float | None = None  # the axis reaches at least this value
+    most: float | None = None  # the axis hardly exceeds this value
     current: str = ""  # the value in the answer's `current` that the header shows; "": the last point
     target: str = ""  # the metric whose target is drawn here
     reading: str = ""  # the reading whose absence explains an empty chart
     shown: Shown = "always"
     wide: bool = False  # its tick labels are long, such as 0.00002
-    flaw: bool = False  # a busy machine makes these values worth less
+    flaw: bool = False  # a busy machine makes these values less reliable
 
     @property
     def is_over_time(self) -> bool:
-        """True where the points have no step and stand at the seconds since the run's start."""
+        """True where the points have no step, and their x is the time since the run's start."""
         return all(line.table in {"throughput", "hardware", "ranks"} for line in self.lines)
 
 
 # --- the rows -----------------------------------------------------------------------------------------------------
 
 _READ_BACK = "read from the device ten times a second or less"
-BINOMIAL = "Uncertain by chance alone: one standard error is sqrt(p (1 - p) / n) for a share p of n test examples."
+BINOMIAL = "Its standard error is sqrt(p (1 - p) / n) for a share p of n test samples."
 
 
 def _readings(*names: str) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ LOSS = Chart(
     (
         f"Each step, measured: mean cross-entropy of its batch before the step, {_READ_BACK}.",
         "Smoothed, derived: a moving average.",
-        "Test loss, measured: mean cross-entropy on the test examples at each evaluation.",
+        "Test loss, measured: mean cross-entropy on the test samples at each evaluation.",
         "The figure, measured: mean over the batches of the last epoch, at most 100.",
     ),
     axis_title="Loss",
@@ -125,19 +125,19 @@ TEST_LOSS = Chart(
     "test_loss",
     "Test loss",
     (Line("test_loss", "Test loss", "evaluations", "test_loss", is_sparse=True),),
-    ("Measured: mean cross-entropy on the test examples at each evaluation.",),
+    ("Measured: mean cross-entropy on the test samples at each evaluation.",),
     target="test_loss",
 )
 ACCURACY = Chart(
     "accuracy",
     "Test accuracy",
     (Line("accuracy", "accuracy", "evaluations", "test_accuracy", is_sparse=True),),
-    ("Measured: share of right answers on the test examples at each evaluation.", BINOMIAL),
+    ("Measured: share of correct predictions on the test samples at each evaluation.", BINOMIAL),
     unit="%",
     factor=100,
     digits=".2f",
     format="accuracy",
-    note="on examples not trained on",
+    note="on test samples",
     text_title="Next-character accuracy",
     most=100,
     current="test_accuracy",
@@ -148,9 +148,9 @@ THROUGHPUT = Chart(
     "Throughput",
     (Line("throughput", "throughput", "throughput", "samples_per_s"),),
     (
-        f"Derived: examples divided by training time, over windows of {THROUGHPUT_WINDOW_S:g} s of training time, "
+        f"Derived: samples divided by training time, over windows of {THROUGHPUT_WINDOW_S:g} s of training time, "
         "with the device synchronised at both ends.",
-        "Loading, warm-up, compiling and evaluation are left out.",
+        "Training time does not include loading, warm-up, compiling and evaluation.",
     ),
     unit="samples/s",
     digits=".4s",
@@ -166,8 +166,8 @@ GRAD_NORM = Chart(
     "Gradient norm",
     (Line("grad_norm", "measured", "grad_norms", "grad_norm", is_noisy=True),),
     (
-        "Measured: L2 norm of all gradients together before clipping. It is known for every step where gradients are "
-        "clipped, otherwise for the last step before each time the losses are read from the device.",
+        "Measured: L2 norm of all gradients together before clipping. With clipping it is recorded for every step, otherwise "
+        "for the last step before each time the losses are read from the device.",
     ),
     log_from=100,
     from_zero=True,
@@ -177,7 +177,7 @@ LR = Chart(
     "lr",
     "Learning rate",
     (Line("lr", "learning rate", "steps", "lr", most_points=500),),
-    ("Derived: what the schedule gives for each step.",),
+    ("Derived: the value of the schedule at each step.",),
     digits=".3~g",
     format="precise",
     tick="~g",
@@ -294,14 +294,14 @@ def _ranks(key: str, title: str, what: str, how: str, unit: str, **facts: Any) -
     )
 
 
-# A slow rank does not show in the time of a step, because all ranks end a step together. It shows in the time of its
-# own work, and in that it waits least.
+# All ranks end a step together, so a slow rank does not show in the time of a step. Its own work takes longest, and it
+# waits least.
 RANK_CHARTS = (
     _ranks(
         "rank_own",
         "A step of each rank",
         "own",
-        "Measured by each rank: the time of a whole step, and of it the part that is the rank's own work, not waiting.",
+        "Measured by each rank: the time of a whole step, and the part of it without waiting, the rank's own work.",
         "ms",
         factor=1e3,
         digits=".3~g",
@@ -339,27 +339,27 @@ RANK_CHARTS = (
     ),
 )
 
-# Lanes that end at 0.1 and 0.01 differ as much as those that end at 1 and 0.1, so these axes become logarithmic sooner.
+# A difference between 0.1 and 0.01 counts as much as between 1 and 0.1, so these axes become logarithmic sooner.
 RACE_CHARTS = (
     replace(
         LOSS, lines=LOSS.lines[:1], how=LOSS.how[:2], note="cross-entropy of each batch, nats", log_from=100, target=""
     ),
     replace(TEST_LOSS, note="cross-entropy, nats", log_from=100),
-    replace(ACCURACY, note="of the test examples, %"),
+    replace(ACCURACY, note="of the test samples, %"),
     replace(GRAD_NORM, note="before clipping", shown="chosen"),
 )
-RACE_COLUMNS: dict[str, str] = {  # of the rows above a race's charts; where a lane has several seeds, their mean
+RACE_COLUMNS: dict[str, str] = {  # of the table above a race's charts; with several seeds, their mean
     "Loss": "Training loss, measured: mean over the batches of the last epoch, at most 100.",
-    "Accuracy": f"Test accuracy, measured on the test examples at the last evaluation. {BINOMIAL}",
+    "Accuracy": f"Test accuracy, measured on the test samples at the last evaluation. {BINOMIAL}",
     "Steps": "Counted.",
-    "Samples/s": "Throughput, derived: examples divided by training time; over the newest window while a run goes on, "
-    "over all of its training time when it is over.",
+    "Samples/s": "Throughput, derived: samples divided by training time, over the newest window of a running run, and over "
+    "all of the training time of a finished one.",
     "Target": "Measured: the first of two evaluations in a row that reach it, interpolated from the one before.",
 }
 
 
 def as_json(charts: Iterable[Chart]) -> list[dict[str, Any]]:
-    """The rows as a page's script reads them; what a row leaves empty is left out."""
+    """The rows as JSON for the page's script, without empty fields."""
     return [_known(asdict(chart)) | {"lines": [_known(asdict(line)) for line in chart.lines]} for chart in charts]
 
 

@@ -1,7 +1,7 @@
-"""Figures of a scaling study: speed-up against the ideal, efficiency, and where a step's time goes for each number of ranks.
+"""Charts of a scaling study: speed-up, efficiency, and the parts of a step for each number of ranks.
 
-Dots are measured, with their intervals; dashed lines are ideals; the dotted line is fitted. A hollow dot belongs to a run that
-is not over.
+Dots are measured, with their intervals; dashed lines are ideals; the dotted line is a fit. Hollow dots are runs that are
+not over, or share cores.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from engine.charts.training import PALETTE, TEMPLATE
+from engine.charts.style import GREY, PALETTE, new_figure
 from engine.common import units
-from engine.studies.scaling import At, Estimate, Mode, Outcome, amdahl
+from engine.studies.scaling import Mode
+from engine.studies.scaling_estimates import Estimate, amdahl
+from engine.studies.scaling_results import LaneFigures, Outcome
 
-_GREY = "#737a87"
 _COLORS: dict[Mode, str] = {"strong": PALETTE[0], "weak": PALETTE[1]}
-_NAMES: dict[Mode, str] = {"strong": "strong: one batch shared out", "weak": "weak: a batch for each rank"}
-_APART = 0.035  # as a share of a doubling: moves the dots of the two modes apart
+_NAMES: dict[Mode, str] = {"strong": "strong: ranks share one batch", "weak": "weak: one batch per rank"}
+_APART = 0.035  # offset between the dots of the two modes, as a share of a doubling
 _CURVE_POINTS = 60
-_FAR = 2.5  # an interval of two repeats may be wider than any axis: longer ones are cut at this multiple
+_FAR = 2.5  # the axis shows an interval up to this multiple of its value, because some are very wide
 _MS = 1e3
 
 
 def speedup_chart(found: Outcome) -> go.Figure:
-    """Examples per second divided by those of one rank, against the number of ranks; both axes are logarithmic."""
+    """Samples/s divided by those of one rank, against the number of ranks; both axes are logarithmic."""
     figure, ranks = _figure("Speed-up"), _ranks(found)
     _line(figure, ranks, [float(n) for n in ranks], "ideal", "dash")
     if found.serial and len(ranks) > 1 and 0 < found.serial.value < 1:
@@ -37,14 +38,16 @@ def speedup_chart(found: Outcome) -> go.Figure:
     low, high = min(shown), max(shown)
     ticks = [t for t in (0.125, 0.25, 0.5, *(2.0**i for i in range(7))) if low / 1.5 <= t <= high * 1.5]
     figure.update_yaxes(
-        type="log", range=[float(np.log10(low / 1.2)), float(np.log10(high * 1.2))], tickvals=ticks,
+        type="log",
+        range=[float(np.log10(low / 1.2)), float(np.log10(high * 1.2))],
+        tickvals=ticks,
         ticktext=[f"{t:g}" for t in ticks],
-    )  # fmt: skip
+    )
     return figure
 
 
 def efficiency_chart(found: Outcome) -> go.Figure:
-    """Speed-up divided by the number of ranks: the share of one rank's throughput that each rank still reaches."""
+    """Speed-up divided by the number of ranks."""
     figure, ranks = _figure("Efficiency (%)"), _ranks(found)
     _line(figure, ranks, [100.0] * len(ranks), "ideal", "dash")
     shown = [100.0]
@@ -55,7 +58,7 @@ def efficiency_chart(found: Outcome) -> go.Figure:
 
 
 def step_chart(found: Outcome) -> go.Figure:
-    """One step of each lane: a rank's own work, and its waiting for the exchange and for slower ranks."""
+    """The parts of a step of each lane: own work, waiting for communication, and waiting for slower ranks."""
     figure = _figure("Time per step (ms)")
     lanes = [at for at in found.lanes if at.step_s]
     labels = [short_label(at) for at in lanes]
@@ -63,44 +66,50 @@ def step_chart(found: Outcome) -> go.Figure:
         "own work": ([at.own_s for at in lanes], PALETTE[0]),
         "waits: all-reduce": ([_exchange_s(at) for at in lanes], PALETTE[1]),
         "waits: slower rank": ([at.for_slowest_s if at.ranks > 1 else None for at in lanes], PALETTE[3]),
-        "whole step, not taken apart": ([at.step_s if at.own_s is None else None for at in lanes], _GREY),
+        "whole step, parts not measured": ([at.step_s if at.own_s is None else None for at in lanes], GREY),
     }
     for name, (seconds, color) in parts.items():
         if any(seconds):
             figure.add_bar(
-                x=labels, y=[None if s is None else _MS * s for s in seconds], name=name, width=0.62,
+                x=labels,
+                y=[None if s is None else _MS * s for s in seconds],
+                name=name,
+                width=0.62,
                 marker={"color": color, "line": {"width": 0}},
-                customdata=[units.duration(s) for s in seconds], hovertemplate=f"{name}: %{{customdata}}<extra></extra>",
-            )  # fmt: skip
+                customdata=[units.duration(s) for s in seconds],
+                hovertemplate=f"{name}: %{{customdata}}<extra></extra>",
+            )
     one = found.base.step_s
     ideal = [_MS * one / (at.ranks if at.mode == "strong" else 1) if one else None for at in lanes]
     if one and len(lanes) > 1:
         figure.add_scatter(
-            x=labels, y=ideal, mode="markers", name="ideal",
-            marker={"symbol": "line-ew-open", "size": 26, "color": _GREY, "line": {"width": 2}},
+            x=labels,
+            y=ideal,
+            mode="markers",
+            name="ideal",
+            marker={"symbol": "line-ew-open", "size": 26, "color": GREY, "line": {"width": 2}},
             hovertemplate="ideal: %{y:.3g} ms<extra></extra>",
-        )  # fmt: skip
+        )
     figure.update_layout(barmode="stack")
     figure.update_xaxes(type="category", title_text="Ranks")
     figure.update_yaxes(rangemode="tozero")
     return figure
 
 
-def short_label(at: At) -> str:
+def short_label(at: LaneFigures) -> str:
+    """The label of a lane on the axis: `2`, `2 weak`."""
     return f"{at.ranks}{' weak' if at.mode == 'weak' else ''}"
 
 
-def _exchange_s(at: At) -> float | None:
+def _exchange_s(at: LaneFigures) -> float | None:
     if at.ranks == 1 or at.waited_s is None:
         return None
     return max(0.0, at.waited_s - (at.for_slowest_s or 0.0))
 
 
 def _figure(y_title: str) -> go.Figure:
-    figure = go.Figure(layout={"template": TEMPLATE, "hovermode": "closest"})
+    figure = new_figure("Ranks (log scale)", y_title, hovermode="closest")
     figure.update_layout(legend={"x": 0, "xanchor": "left", "traceorder": "normal", "font": {"size": 11}})
-    figure.update_xaxes(title_text="Ranks (log scale)")
-    figure.update_yaxes(title_text=y_title)
     return figure
 
 
@@ -110,19 +119,21 @@ def _ranks(found: Outcome) -> list[int]:
 
 def _line(figure: go.Figure, x: Sequence[float], y: Sequence[float], name: str, dash: str) -> None:
     figure.add_scatter(
-        x=x, y=y, mode="lines", name=name, line={"color": _GREY, "width": 1.4, "dash": dash}, hoverinfo="skip"
+        x=x, y=y, mode="lines", name=name, line={"color": GREY, "width": 1.4, "dash": dash}, hoverinfo="skip"
     )
     ticks = sorted({int(n) for n in x if float(n).is_integer()})
     if dash == "dash":  # the ideal, at every number of ranks of the study
         room = 0.06 * max(1.0, float(np.log2(ticks[-1])))
         figure.update_xaxes(
-            type="log", range=[-room * float(np.log10(2)), float(np.log10(ticks[-1])) + room * float(np.log10(2))],
-            tickvals=ticks, ticktext=[str(n) for n in ticks],
-        )  # fmt: skip
+            type="log",
+            range=[-room * float(np.log10(2)), float(np.log10(ticks[-1])) + room * float(np.log10(2))],
+            tickvals=ticks,
+            ticktext=[str(n) for n in ticks],
+        )
 
 
 def _dots(
-    figure: go.Figure, found: Outcome, mode: Mode, read: Callable[[At], Estimate | None], hover: str
+    figure: go.Figure, found: Outcome, mode: Mode, read: Callable[[LaneFigures], Estimate | None], hover: str
 ) -> list[float]:
     """Draws the lanes of a mode with their intervals; returns the values that the axis must contain."""
     known = [(at, e) for at in found.of(mode) if (e := read(at)) is not None]
@@ -132,20 +143,29 @@ def _dots(
     side = -1 if mode == "strong" else 1
     x = [at.ranks * 2 ** (side * _APART * (at.ranks > 1)) for at in lanes]
     figure.add_scatter(
-        x=x, y=[e.value for e in values], mode="lines+markers", name=_NAMES[mode],
+        x=x,
+        y=[e.value for e in values],
+        mode="lines+markers",
+        name=_NAMES[mode],
         line={"color": _COLORS[mode], "width": 1.8},
         marker={
-            "color": _COLORS[mode], "size": 9, "line": {"width": 2, "color": _COLORS[mode]},
+            "color": _COLORS[mode],
+            "size": 9,
+            "line": {"width": 2, "color": _COLORS[mode]},
             "symbol": ["circle-open" if at.is_provisional or at.shared else "circle" for at in lanes],
         },
         error_y={
-            "type": "data", "symmetric": False, "color": _COLORS[mode], "thickness": 1.5, "width": 5,
+            "type": "data",
+            "symmetric": False,
+            "color": _COLORS[mode],
+            "thickness": 1.5,
+            "width": 5,
             "array": [0.0 if e.high is None else e.high - e.value for e in values],
             "arrayminus": [0.0 if e.low is None else e.value - e.low for e in values],
         },
-        customdata=[_said(at, e) for at, e in zip(lanes, values, strict=True)],
+        customdata=[_tooltip(at, e) for at, e in zip(lanes, values, strict=True)],
         hovertemplate=f"%{{customdata[0]}}: {hover}%{{customdata[1]}}<extra></extra>",
-    )  # fmt: skip
+    )
     return [
         min(max(end, e.value / _FAR), e.value * _FAR)
         for e in values
@@ -154,9 +174,9 @@ def _dots(
     ]
 
 
-def _said(at: At, e: Estimate) -> tuple[str, str]:
+def _tooltip(at: LaneFigures, e: Estimate) -> tuple[str, str]:
     name = f"{at.ranks} rank{'' if at.ranks == 1 else 's'}, {at.mode}" if at.ranks > 1 else "1 rank"
     more = [f"{e.n} repeats" if e.n != 1 else "1 repeat"]
-    more += ["run goes on"] if at.is_provisional else []
+    more += ["not finished"] if at.is_provisional else []
     more += ["cores shared"] if at.shared else []
     return name, f" ({', '.join(more)})"

@@ -1,4 +1,4 @@
-"""The figures of runs, for reports: made from the same rows as the page's charts (`chart_facts`).
+"""The charts of runs, for reports: made from the same rows as the page's charts (`facts`).
 
 A figure has no title, legend box or background of its own: the card around it names the quantity, and it suits light
 and dark pages. A run's colour depends on its place in the sequence, so pass the same runs in the same order to each chart.
@@ -6,7 +6,6 @@ and dark pages. A run's colour depends on its place in the sequence, so pass the
 
 from __future__ import annotations
 
-import html
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -15,46 +14,43 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from engine.charts import facts as charts_facts
 from engine.charts.facts import RUN_CHARTS
+from engine.charts.style import GREY, MARK, colour, dash, literal, new_figure
 from engine.common import units
 from engine.common.downsample import minmax
 from engine.common.sanitize import visible
 from engine.config.run import RunConfig
 from engine.config.summary import describe
 from engine.config.training import Target
-from engine.events.studies import Trial
 from engine.events.training import TargetReached
 from engine.store.csv_tables import NAN_IS_MEASURED, Columns, Tables
-from engine.studies import batch_law
-from engine.studies.paired_tests import Survival
 
 Axis = Literal["step", "seconds", "samples"]
-
-# At least 3:1 on white and on near-black (WCAG 1.4.11), and at least 0.11 apart in OKLab for normal, protanope and
-# deuteranope sight (Machado et al. 2009): found by search, starting from the accent. Dashes tell further runs apart.
-PALETTE = ("#4f6bed", "#f4620c", "#23a774", "#af3262", "#419dc3", "#775ca2")
-ACCENT = PALETTE[0]
-DASHES = ("solid", "dash", "dot")
-MARK = "#d92d20"  # NaN and infinity
 MAX_POINTS = 2_000
 MAX_MARKS = 20
 _LONGEST_LABEL = 40
 
 
 class Curves(Tables, Protocol):
-    """What a chart needs of a run; `store.Run` and a run in a report both provide it."""
+    """The parts of a run that a chart needs; `store.run.Run` and a run in a report have them."""
 
     @property
-    def run_id(self) -> str: ...
+    def run_id(self) -> str:
+        """The id of the run."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The user's name of the run; can be empty."""
+
     @property
-    def config(self) -> RunConfig: ...
+    def config(self) -> RunConfig:
+        """The configuration."""
+
     @property
-    def target_reached(self) -> TargetReached | None: ...
+    def target_reached(self) -> TargetReached | None:
+        """The evaluation that reached the target; None where none did."""
 
 
 Runs = Sequence[Curves]
@@ -65,20 +61,22 @@ Runs = Sequence[Curves]
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A row of `chart_facts.RUN_CHARTS` as a figure of some runs."""
+    """A row of `facts.RUN_CHARTS` as a figure of some runs."""
 
     facts: charts_facts.Chart
 
     @property
     def key(self) -> str:
+        """The key of the row."""
         return self.facts.key
 
     @property
     def title(self) -> str:
+        """The title of the row."""
         return self.facts.title
 
     def has_data(self, run: Curves) -> bool:
-        """False until there is something to see: an empty axis says less than no chart."""
+        """Whether the run has points for this chart; an empty chart is not drawn."""
         line = self.facts.lines[0]
         table = getattr(run, line.table)
         if not len(table):
@@ -89,14 +87,15 @@ class Chart:
         return line.table != "hardware" or not bool(np.isnan(values).all())
 
     def title_of(self, runs: Runs) -> str:
-        """The title; another one where all runs read text and that changes what is counted."""
+        """The title; for runs on text data, the row's title for text where it has one."""
         is_text = bool(runs) and all(run.config.is_text for run in runs)
         return self.facts.text_title if is_text and self.facts.text_title else self.title
 
     def draw(self, runs: Runs, *, axis: Axis = "step", max_points: int = MAX_POINTS) -> go.Figure:
         """One line for each run and each line of the row; NaN and infinity as red marks, targets as dashed lines.
 
-        `axis` counts for charts of steps and evaluations; readings and throughput stand over the time since the start.
+        `axis` applies to charts of steps and evaluations; readings and throughput are drawn over the time since the start.
+        A line has at most about `max_points` points.
         """
         facts = self.facts
         lines = [line for line in facts.lines if line.in_report]
@@ -107,14 +106,14 @@ class Chart:
         )
         factor, unit = _display_unit(facts, known)
         log = facts.log_from is not None and _spans_decades(known, facts.log_from)
-        figure = _figure(
+        figure = new_figure(
             x_title, _y_title(facts.axis_title or self.title_of(runs), f"{unit} {facts.of}".strip(), log=log)
         )
         reach = _reach(runs, axis)
         for run, label, style in _styled(runs):
             for line in lines:
                 table = getattr(run, line.table)
-                if not (len(table) and _knows(table, line.column)):  # an imported table: NaN in it was not measured
+                if not (len(table) and _knows(table, line.column)):  # an imported table may lack it
                     continue
                 x = table["elapsed"] / seconds if facts.is_over_time else _along(table, run, axis)
                 y = table[line.column] * factor
@@ -155,110 +154,12 @@ BY_KEY = {chart.key: chart for chart in CHARTS}
 
 
 def shown(runs: Runs) -> list[Chart]:
-    """The charts that have something to show for at least one of the runs."""
+    """The charts that have points for at least one of the runs."""
     return [chart for chart in CHARTS if any(chart.has_data(run) for run in runs)]
 
 
-def batch_law_chart(
-    trials: Sequence[Trial], law: batch_law.BatchLaw | None, step_time: batch_law.StepTime | None
-) -> go.Figure:
-    """Steps, examples and training time to the target against the batch size, all logarithmic.
-
-    Dots are measured, one per seed; lines are the law. A red cross at the top marks a batch size where some seed did not
-    reach the target; the dotted lines are at B_crit and at the fastest batch.
-    """
-    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    figure.update_layout(template=TEMPLATE, height=720, hovermode="closest", showlegend=False)
-    figure.update_xaxes(type="log", showgrid=False)
-    figure.update_xaxes(title_text="Batch size (examples, log scale)", row=3)
-    if sizes := sorted({t.batch_size for t in trials}):
-        figure.update_xaxes(tickvals=sizes, tickformat=",d")
-    measured = [t for t in trials if not t.tuning]
-    seen = {t.batch_size for t in measured}
-    grid = np.geomspace(min(seen), max(seen), 200) if law and seen else np.empty(0)
-    panels: tuple[tuple[str, Callable[[Trial], float | None], Callable[[float], float] | None, str], ...] = (
-        ("Steps to the target", lambda t: t.steps, law.steps if law else None, ",.0f"),
-        ("Examples used", lambda t: t.samples, law.samples if law else None, ",.0f"),
-        ("Training time (s)", lambda t: t.train_s, _time(law, step_time), ".3g"),
-    )
-    for row, (title, read, fit, number) in enumerate(panels, start=1):
-        points = [(t, value) for t in measured if (value := read(t))]
-        figure.add_scatter(
-            x=[t.batch_size for t, _ in points], y=[value for _, value in points], mode="markers", name=title,
-            marker={"size": 6, "color": ACCENT, "opacity": 0.6}, customdata=[(t.lr, t.seed) for t, _ in points],
-            hovertemplate=f"batch %{{x}}: %{{y:{number}}}<br>lr %{{customdata[0]:.3g}}, seed %{{customdata[1]}}<extra></extra>",
-            row=row, col=1,
-        )  # fmt: skip
-        if fit and len(grid):
-            figure.add_scatter(
-                x=grid, y=[fit(size) for size in grid], mode="lines", name="law", hoverinfo="skip",
-                line={"color": PALETTE[1], "width": 1.8}, row=row, col=1,
-            )  # fmt: skip
-        figure.update_yaxes(type="log", dtick=1, title_text=f"{title}, log scale", row=row, col=1)
-    there = {t.batch_size for t in measured} - {t.batch_size for t in measured if not t.reached}
-    missed = sorted({t.batch_size for t in trials} - there)
-    for size in missed:
-        figure.add_annotation(
-            x=math.log10(size), y=1, xref="x", yref="y domain", text="×", showarrow=False, font={"color": MARK, "size": 16},
-            hovertext=f"batch {size}: not every seed reached the target",
-        )  # fmt: skip
-    middle = math.sqrt(sizes[0] * sizes[-1]) if sizes else 1.0
-    if law:
-        _standing(figure, law.b_crit, f"B_crit {units.about(law.b_crit)}", row=1, middle=middle)
-    if law and step_time and step_time.t1_s and step_time.t0_s:
-        best = batch_law.best_batch(law, step_time)
-        fastest = f"fastest: {units.about(best.b_star)}, {units.duration(best.time_s)}"
-        _standing(figure, best.b_star, fastest, row=3, middle=middle)
-    return figure
-
-
-def _time(law: batch_law.BatchLaw | None, step_time: batch_law.StepTime | None) -> Callable[[float], float] | None:
-    if law is None or step_time is None:
-        return None
-    return lambda size: law.steps(size) * step_time.seconds(size)
-
-
-def _standing(figure: go.Figure, x: float, text: str, *, row: int, middle: float) -> None:
-    """A dotted line with its name on the side of the middle, where a narrow screen has room.
-
-    On a logarithmic axis Plotly's lines take the value and its annotations the logarithm.
-    """
-    side, shift = ("left", 4) if x < middle else ("right", -4)
-    figure.add_vline(x=x, row=row, col=1, line={"color": _GREY, "width": 1, "dash": "dot"})
-    figure.add_annotation(
-        x=math.log10(x), y=1, yref="y domain", text=text, showarrow=False, xanchor=side, yanchor="top", xshift=shift,
-        row=row, col=1,
-    )  # fmt: skip
-
-
-def survival_chart(lanes: Sequence[tuple[str, Survival, float]]) -> go.Figure:
-    """Share of runs that have not reached the target, over seconds of training; lanes in the order of their colours."""
-    figure = _figure("Training time (s)", "Runs that have not reached the target (%)")
-    for number, (label, survival, end) in enumerate(lanes):
-        x = [0.0, *survival.times, max(end, *survival.times)] if len(survival.times) else [0.0, end]
-        y = [1.0, *survival.share, survival.share[-1]] if len(survival.share) else [1.0, 1.0]
-        figure.add_scatter(
-            x=x, y=[100 * v for v in y], mode="lines", name=_literal(label), line={"shape": "hv", "width": 2, "color": colour(number)},
-            hovertemplate="%{y:.0f} % after %{x:.2f} s<extra></extra>",
-        )  # fmt: skip
-    figure.update_yaxes(range=[-3, 103])
-    figure.update_layout(showlegend=True)
-    return figure
-
-
-# --- names and colours --------------------------------------------------------------------------------------------
-
-
-def colour(place: int) -> str:
-    return PALETTE[place % len(PALETTE)]
-
-
-def dash(place: int) -> str:
-    return DASHES[place // len(PALETTE) % len(DASHES)]
-
-
 def labels(runs: Runs) -> list[str]:
-    """A short, unique name for each run: its own or its configuration as text, with an id where two are equal."""
+    """A short, unique name for each run: its name or its configuration, with its id where two are equal."""
     names = [run.name or describe(run.config) for run in runs]
     names = [visible(name, _LONGEST_LABEL) for name in names]
     twice = {name for name, times in Counter(names).items() if times > 1}
@@ -266,10 +167,10 @@ def labels(runs: Runs) -> list[str]:
 
 
 def ema(y: np.ndarray, span: float) -> np.ndarray:
-    """Exponential moving average of `y` (n,) over about `span` rows, without the usual pull towards the first value.
+    """Exponential moving average of `y` (n,) over about `span` rows, with bias correction as in Adam (Kingma & Ba 2015).
 
-    Both the values and their weights are averaged from zero, and divided (the bias correction of Adam, Kingma & Ba
-    2015). A NaN or infinity has weight 0 and stays NaN, so that the line has a gap there.
+    Both the values and their weights are averaged from zero, and divided, so the first value has no extra weight. A NaN or
+    infinity has weight 0 and becomes NaN, so that the line has a gap there.
     """
     finite = np.isfinite(y)
     keep = 1 - 2 / (max(span, 1.0) + 1)
@@ -281,7 +182,7 @@ def ema(y: np.ndarray, span: float) -> np.ndarray:
 
 
 def _decaying_sum(x: np.ndarray, keep: float) -> np.ndarray:
-    """s[t] = keep * s[t-1] + x[t], in blocks: within one, keep**-t stays far from overflow."""
+    """s[t] = keep * s[t-1] + x[t] for x (n,), in blocks so short that keep**-t does not overflow."""
     block = max(1, min(len(x), int(-50 / math.log(keep))))
     powers = keep ** np.arange(1, block + 1)
     out, carried = np.empty(len(x)), 0.0
@@ -293,47 +194,17 @@ def _decaying_sum(x: np.ndarray, keep: float) -> np.ndarray:
     return out
 
 
-# --- the parts of a figure ----------------------------------------------------------------------------------------
-
-_GREY = "#737a87"  # 4.3:1 on white and on near-black
-_GRID = "rgba(128,128,128,0.16)"
-TEMPLATE = go.layout.Template(
-    layout={
-        "font": {"family": "Inter, system-ui, sans-serif", "size": 12, "color": _GREY},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 56, "r": 12, "t": 12, "b": 44},
-        "height": 280,
-        "hovermode": "x unified",
-        "hoverlabel": {"namelength": -1},
-        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
-        "xaxis": {"showgrid": False, "zeroline": False, "automargin": True, "title": {"standoff": 8}, "nticks": 7},
-        "yaxis": {"gridcolor": _GRID, "zeroline": False, "automargin": True, "title": {"standoff": 8}, "nticks": 6},
-    }
-)
 Style = dict[str, Any]  # colour, dash, legendgroup
 
 
-def _figure(x_title: str, y_title: str) -> go.Figure:
-    figure = go.Figure(layout={"template": TEMPLATE})
-    figure.update_xaxes(title_text=x_title)
-    figure.update_yaxes(title_text=y_title)
-    return figure
-
-
 def _styled(runs: Runs) -> list[tuple[Curves, str, Style]]:
-    """Each run with its style and the text before a trace's name, which is empty where there is only one run."""
-    words = [f"{_literal(label)} · " for label in labels(runs)] if len(runs) > 1 else [""] * len(runs)
-    places = [getattr(run, "place", i) for i, run in enumerate(runs)]  # seeds of a lane share its place
+    """Each run with the prefix of its traces' names, which is empty for a single run, and its style."""
+    words = [f"{literal(label)} · " for label in labels(runs)] if len(runs) > 1 else [""] * len(runs)
+    places = [getattr(run, "place", i) for i, run in enumerate(runs)]  # seeds of a configuration share its place
     return [
         (run, word, {"colour": colour(i), "dash": dash(i), "legendgroup": str(i) if len(runs) > 1 else None})
         for i, run, word in zip(places, runs, words, strict=True)
     ]
-
-
-def _literal(text: str) -> str:
-    """Plotly reads a trace's name as a kind of HTML, with links: a user's text must stay text."""
-    return html.escape(text, quote=False)
 
 
 def _raw_and_smooth(
@@ -346,32 +217,51 @@ def _raw_and_smooth(
     number: str,
     unit: str = "",
 ) -> None:
-    span = min(200.0, len(y) / 60)  # a longer average lags visibly behind the steep start
+    span = min(200.0, len(y) / 60)  # a longer average would visibly lag behind the steep start
     if span < 2:
         return _line(figure, x, y, name, style, max_points, number, unit)
     kept = minmax(y, max_points)
     finite = np.where(np.isfinite(y), y, math.nan)
     figure.add_scatter(
-        x=_compact(x[kept]), y=_compact(finite[kept]), mode="lines", name=name, hoverinfo="skip", showlegend=False,
-        legendgroup=style["legendgroup"], line={"color": style["colour"], "width": 1}, opacity=0.25,
-    )  # fmt: skip
+        x=_compact(x[kept]),
+        y=_compact(finite[kept]),
+        mode="lines",
+        name=name,
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=style["legendgroup"],
+        line={"color": style["colour"], "width": 1},
+        opacity=0.25,
+    )
     _line(figure, x, ema(y, span), name, style, max_points, number, unit)
 
 
 def _line(
-    figure: go.Figure, x: np.ndarray, y: np.ndarray, name: str, style: Style, max_points: int, number: str,
-    unit: str = "", *, dots: bool = False,
-) -> None:  # fmt: skip
+    figure: go.Figure,
+    x: np.ndarray,
+    y: np.ndarray,
+    name: str,
+    style: Style,
+    max_points: int,
+    number: str,
+    unit: str = "",
+    *,
+    dots: bool = False,
+) -> None:
     if not len(y):
         return
     kept = minmax(y, max_points)
     few = dots and len(kept) <= 40
     figure.add_scatter(
-        x=_compact(x[kept]), y=_compact(np.where(np.isfinite(y), y, math.nan)[kept]), name=name,
-        mode="lines+markers" if few else "lines", marker={"size": 5, "color": style["colour"]},
-        line={"color": style["colour"], "width": 1.8, "dash": style["dash"]}, legendgroup=style["legendgroup"],
+        x=_compact(x[kept]),
+        y=_compact(np.where(np.isfinite(y), y, math.nan)[kept]),
+        name=name,
+        mode="lines+markers" if few else "lines",
+        marker={"size": 5, "color": style["colour"]},
+        line={"color": style["colour"], "width": 1.8, "dash": style["dash"]},
+        legendgroup=style["legendgroup"],
         hovertemplate=f"%{{y:{number}}}{unit}",
-    )  # fmt: skip
+    )
 
 
 def _marks(figure: go.Figure, x: np.ndarray, y: np.ndarray, step: np.ndarray, name: str, reach: float) -> None:
@@ -379,8 +269,8 @@ def _marks(figure: go.Figure, x: np.ndarray, y: np.ndarray, step: np.ndarray, na
 
     Its text is on the side with more room, on an axis that ends at `reach`.
     """
-    odd = ~np.isfinite(y)
-    begins = np.flatnonzero(odd & ~np.concatenate([[False], odd[:-1]]))[:MAX_MARKS]
+    not_finite = ~np.isfinite(y)
+    begins = np.flatnonzero(not_finite & ~np.concatenate([[False], not_finite[:-1]]))[:MAX_MARKS]
     if not len(begins):
         return
     before = np.array([_last_finite(y[:row]) for row in begins])
@@ -388,37 +278,53 @@ def _marks(figure: go.Figure, x: np.ndarray, y: np.ndarray, step: np.ndarray, na
     sides = ["middle right" if at < reach / 2 else "middle left" for at in x[begins]]
     words = [f" {word} " for word in words]  # off the cross
     figure.add_scatter(
-        x=_compact(x[begins]), y=_compact(before), mode="markers+text", text=words, textposition=sides,
-        marker={"symbol": "x", "size": 10, "color": MARK}, textfont={"color": MARK}, showlegend=False,
-        name=name, hovertemplate="%{text}", cliponaxis=False,
-    )  # fmt: skip
+        x=_compact(x[begins]),
+        y=_compact(before),
+        mode="markers+text",
+        text=words,
+        textposition=sides,
+        marker={"symbol": "x", "size": 10, "color": MARK},
+        textfont={"color": MARK},
+        showlegend=False,
+        name=name,
+        hovertemplate="%{text}",
+        cliponaxis=False,
+    )
 
 
 def _targets(figure: go.Figure, runs: Runs, metric: str, axis: Axis, *, scale: float = 1, log: bool = False) -> None:
-    """A dashed line at each different target for `metric`, and a mark where a run reached its own."""
+    """A dashed line at each target for `metric`, and a mark where a run reached its target."""
     aims = [run.config.target for run in runs if run.config.target.metric == metric]
     for value, aim in {aim.value: aim for aim in aims if aim.value}.items():
         assert value is not None
         y = value * scale
         figure.add_shape(
-            type="line", xref="paper", x0=0, x1=1, y0=y, y1=y, line={"color": _GREY, "width": 1, "dash": "dash"}
+            type="line", xref="paper", x0=0, x1=1, y0=y, y1=y, line={"color": GREY, "width": 1, "dash": "dash"}
         )
         figure.add_annotation(
-            xref="paper", x=0, xanchor="left", y=math.log10(y) if log else y, yanchor="bottom", showarrow=False,
+            xref="paper",
+            x=0,
+            xanchor="left",
+            y=math.log10(y) if log else y,
+            yanchor="bottom",
+            showarrow=False,
             text=f"target {target_in_words(aim)}",
-        )  # fmt: skip
+        )
     for run, label, style in _styled(runs):
         reached, aim = run.target_reached, run.config.target
-        if (
-            reached is None or reached.metric != metric or aim.value is None
-        ):  # a report may say the one without the other
+        if reached is None or reached.metric != metric or aim.value is None:  # a report can have one without the other
             continue
         words = f"{target_in_words(aim)} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
         figure.add_scatter(
-            x=_where(run, reached, axis), y=[reached.value * scale], mode="markers", showlegend=False,
-            marker={"symbol": "diamond", "size": 10, "color": style["colour"]}, legendgroup=style["legendgroup"],
-            name=f"{label}target", hovertemplate=words,
-        )  # fmt: skip
+            x=_where(run, reached, axis),
+            y=[reached.value * scale],
+            mode="markers",
+            showlegend=False,
+            marker={"symbol": "diamond", "size": 10, "color": style["colour"]},
+            legendgroup=style["legendgroup"],
+            name=f"{label}target",
+            hovertemplate=words,
+        )
 
 
 def target_in_words(target: Target) -> str:
@@ -477,7 +383,7 @@ def _along(table: Columns, run: Curves, axis: Axis) -> np.ndarray:
 
 
 def _reach(runs: Runs, axis: Axis) -> float:
-    """Where the longest run ends on the axis."""
+    """The x at which the longest run ends."""
     return max((float(_along(run.steps, run, axis)[-1]) for run in runs if len(run.steps)), default=0.0)
 
 
@@ -489,11 +395,11 @@ def _spans_decades(columns: Iterable[np.ndarray], ratio: float) -> bool:
 
 
 def _axis_title(axis: Axis) -> str:
-    return {"step": "Step", "seconds": "Training time (s)", "samples": "Examples seen"}[axis]
+    return {"step": "Step", "seconds": "Training time (s)", "samples": "Samples seen"}[axis]
 
 
 def _compact(values: np.ndarray) -> np.ndarray:
-    """Half the bytes to send to the browser: whole numbers as int32, others as float32."""
+    """The values with half the bytes for the browser: whole numbers as int32, others as float32."""
     if len(values) and np.isfinite(values).all() and (values == np.rint(values)).all() and np.abs(values).max() < 2**31:
         return values.astype(np.int32)
     return values.astype(np.float32)

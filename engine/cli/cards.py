@@ -18,17 +18,8 @@ from engine.reports import sharing
 from engine.store.run import Run
 from engine.store.store import Store
 from engine.studies import batch_law
-from engine.studies.inference import (
-    RUNTIME_WORDS,
-    CellResult,
-    Matrix,
-    Quantile,
-    cell_in_words,
-    form_in_words,
-    in_words,
-    matrix_of,
-    slower_in_words,
-)
+from engine.studies.inference import RUNTIME_WORDS, CellResult, Matrix, Quantile, cell_in_words, in_words, matrix_of
+from engine.studies.inference_runtimes import form_in_words, slower_in_words
 
 
 def card(run: Run) -> str:

@@ -24,7 +24,8 @@ from engine.measurement import calibration
 from engine.planning import planner, request_checks
 from engine.runtime.client import Client
 from engine.store.store import Store
-from engine.studies.inference import Prediction, as_json, known_latencies, matrix_of, predicted_seconds
+from engine.studies.inference import as_json, matrix_of
+from engine.studies.inference_time import Prediction, known_latencies, predicted_seconds
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
 

@@ -1,9 +1,9 @@
 """Detects interference: whether other programs slowed a run down, and how much.
 
-A run on the CPU with one thread: wall time / CPU time of the training thread, during training only. Several threads or
-ranks also wait for each other, which is normal, so there only the time counts in which a thread was ready and no core was
-free, as the kernel's scheduler records it. A run on a GPU waits for the GPU, so there only the time counts in which the
-thread that feeds the GPU waited for a core.
+For a run on the CPU with one thread, the slowdown is the wall time divided by the CPU time of the training thread, during
+training only. Several threads or ranks also wait for each other, which is normal, so there only the time counts in which
+a thread was ready and no core was free, as the kernel's scheduler records it. A run on a GPU waits for the GPU, so there
+only the time counts in which the thread that feeds the GPU waited for a core.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEAST_CPU_S = 0.02  # of training: in less time, one interruption can be as lon
 
 
 class Contention:
-    """Watches one run of this process. The training thread reports its turns; any thread may ask for the result so far."""
+    """Watches one run of this process. The training thread reports its turns; any thread can ask for the result so far."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Contention:
         self._by_thread: dict[Path, tuple[int, int]] = {}  # ns on a core and waiting for one, also of ended threads
         self._began: tuple[float, float, float] | None = None  # wall, CPU and waiting for a core, s
         self._gpu_processes: int | None = None
-        self._said: Busy | None = None
+        self._reported: Busy | None = None
         self._thread = 0  # native id of the training thread
 
     def start(self) -> None:
@@ -70,9 +70,9 @@ class Contention:
     def news(self) -> Busy | None:
         """The result so far; None when it hardly differs from that of the last call."""
         found = self.found()
-        if self._said is not None and not _differs(self._said, found):
+        if self._reported is not None and not _differs(self._reported, found):
             return None
-        self._said = found
+        self._reported = found
         return found
 
     def _slowdown(self) -> tuple[float | None, str]:
@@ -85,9 +85,8 @@ class Contention:
             return None, "this system does not report how long a thread waited for a core"
         wall_s, cpu_s, waited_s = (after - before for after, before in zip(now, self._began, strict=True))
         if self._on_gpu:
-            return wall_s / max(
-                wall_s - waited_s, 1e-9
-            ), "wall time / wall time without waiting for a core, of the thread that feeds the GPU"
+            method = "wall time / wall time without waiting for a core, of the thread that feeds the GPU"
+            return wall_s / max(wall_s - waited_s, 1e-9), method
         if cpu_s < _LEAST_CPU_S:
             return None, "it trained for too short a time to measure this"
         return (cpu_s + waited_s) / cpu_s, "(time on a core + time waiting for one) / time on a core, of all threads"
@@ -95,12 +94,13 @@ class Contention:
     def _scheduled(self) -> tuple[float, float, float] | None:
         """Wall time, time on a core and time waiting for a core, s; None where the system does not report them.
 
-        The latter two are of the training thread for a run on a GPU, else of all threads. A thread's schedstat holds both in ns (Documentation/scheduler/sched-stats.rst).
+        The latter two are those of the training thread for a run on a GPU, else of all threads. A thread's schedstat holds
+        both in ns (Documentation/scheduler/sched-stats.rst).
         """
         own = f"{self._thread}/schedstat" if self._on_gpu else "*/schedstat"
         for tasks in self._tasks:
-            self._by_thread |= _by_thread(tasks, own)
-        found = _added_up(self._by_thread)
+            self._by_thread |= _thread_times(tasks, own)
+        found = _total_s(self._by_thread)
         return (self._clock(), *found) if found else None
 
 
@@ -109,10 +109,10 @@ TASKS = Path("/proc/self/task")
 
 def scheduled_s(tasks: Path = TASKS, threads: str = "*/schedstat") -> tuple[float, float] | None:
     """Seconds that this process's threads were on a core and waited for one; None where the system does not report them."""
-    return _added_up(_by_thread(tasks, threads))
+    return _total_s(_thread_times(tasks, threads))
 
 
-def _by_thread(tasks: Path, threads: str) -> dict[Path, tuple[int, int]]:
+def _thread_times(tasks: Path, threads: str) -> dict[Path, tuple[int, int]]:
     """Of each thread, ns on a core and ns waiting for one."""
     found = {}
     for path in tasks.glob(threads):
@@ -122,7 +122,7 @@ def _by_thread(tasks: Path, threads: str) -> dict[Path, tuple[int, int]]:
     return found
 
 
-def _added_up(by_thread: Mapping[Path, tuple[int, int]]) -> tuple[float, float] | None:
+def _total_s(by_thread: Mapping[Path, tuple[int, int]]) -> tuple[float, float] | None:
     times = list(by_thread.values())
     cpu_s, waited_s = sum(ran for ran, _ in times) / 1e9, sum(waited for _, waited in times) / 1e9
     return (cpu_s, waited_s) if cpu_s else None

@@ -27,9 +27,8 @@ class VendorPeak:
     """The figures of a data sheet. None where there is no source; a dtype is left out where the GPU does not support it."""
 
     device_name: str  # as NVML reports it
-    flops_per_s: Mapping[
-        str, float
-    ]  # by dtype: fp32, tf32, bf16, fp16 with fp32 accumulation; int8 in operations per second
+    # By dtype: fp32, tf32, bf16, fp16 with fp32 accumulation; int8 in operations per second.
+    flops_per_s: Mapping[str, float]
     memory_bytes_per_s: float | None
     power_w: float | None
     source: Source
@@ -54,12 +53,16 @@ PEAKS: tuple[VendorPeak, ...] = (
     VendorPeak(
         "NVIDIA H100 80GB HBM3",
         {"fp32": 66.9 * T, "tf32": 494.7 * T, "bf16": 989.4 * T, "fp16": 989.4 * T, "int8": 1978.9 * T},
-        3350 * G, 700, _KLOCKWOOD_H100,
+        3350 * G,
+        700,
+        _KLOCKWOOD_H100,
     ),
     VendorPeak(  # no bandwidth: the sources only say "more than 2 TB/s"
         "NVIDIA H100 PCIe",
         {"fp32": 51.2 * T, "tf32": 378 * T, "bf16": 756 * T, "fp16": 756 * T, "int8": 1513 * T},
-        None, None, _L,
+        None,
+        None,
+        _L,
     ),
     VendorPeak("NVIDIA A100-SXM4-40GB", _A100, 1555 * G, 400, _KLOCKWOOD_A100),
     VendorPeak("NVIDIA A100-SXM4-80GB", _A100, 2039 * G, 400, _KLOCKWOOD_A100),
@@ -68,19 +71,27 @@ PEAKS: tuple[VendorPeak, ...] = (
     VendorPeak(
         "NVIDIA L4",
         {"fp32": 30.3 * T, "tf32": 60 * T, "bf16": 121 * T, "fp16": 121 * T, "int8": 242 * T},
-        None, None, _L,
+        None,
+        None,
+        _L,
     ),
     VendorPeak(  # no bandwidth: the data sheet says 300 GB/s, other pages 320
-        "Tesla T4", {"fp32": 8.1 * T, "fp16": 65 * T, "int8": 130 * T}, None, None, _L,
+        "Tesla T4",
+        {"fp32": 8.1 * T, "fp16": 65 * T, "int8": 130 * T},
+        None,
+        None,
+        _L,
     ),
     VendorPeak(  # with fp32 accumulation, as in PyTorch; 330 TFLOP/s is with fp16 accumulation
         "NVIDIA GeForce RTX 4090",
         {"fp32": 82.58 * T, "tf32": 82.58 * T, "bf16": 165.15 * T, "fp16": 165.15 * T, "int8": 660.6 * T},
-        1008 * G, None, _WAREDB,
+        1008 * G,
+        None,
+        _WAREDB,
     ),
-)  # fmt: skip
+)
 
 
 def vendor_peak(device_name: str) -> VendorPeak | None:
-    """The data sheet of a GPU by its NVML name; None where we have none, and the MFU against it is then unknown."""
+    """The data sheet of a GPU by its NVML name. Where we have none it is None, and the MFU is then unknown."""
     return next((peak for peak in PEAKS if peak.device_name == device_name), None)

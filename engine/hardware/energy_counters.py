@@ -39,7 +39,7 @@ class Joules:
         self._joules = 0.0
 
     def __call__(self) -> float:
-        """Raises Unavailable when a counter was reset, OSError or NVMLError when it cannot be read."""
+        """Joules since the first call. Raises Unavailable when a counter was reset, and what a failed reading raises."""
         now = [counter.read_j() for counter in self._counters]
         if self._last is not None:
             self._joules += sum(map(_energy_between, self._counters, self._last, now))
@@ -61,7 +61,8 @@ def rapl_counters(powercap: Path = Path("/sys/class/powercap")) -> list[Counter]
     Subdomains such as intel-rapl:0:1 are parts of intel-rapl:0, and the domain named psys contains the packages too.
     Adding them would count energy twice. Since 2020 only root may read these files (CVE-2020-8694).
 
-    Raises Unavailable where there is no counter, or one of them cannot be read.
+    Raises:
+        Unavailable: there is no counter, or one of them cannot be read.
     """
     try:
         domains = {path: (path / "name").read_text() for path in sorted(powercap.glob("intel-rapl:*"))}
@@ -135,7 +136,11 @@ class EnergyMeter:
         return COUNTER_PERIOD_S.get(self.source)
 
     def joules(self) -> float:
-        """Joules from start() to the last update(). Raises Unavailable, with the reason, where there are none."""
+        """Joules from start() to the last update().
+
+        Raises:
+            Unavailable: there are none; the text is the reason.
+        """
         if self._count is None:
             raise Unavailable("The energy counter is no longer read." if self._is_measured else self._method)
         return self._joules

@@ -20,8 +20,8 @@ from engine.hardware.rates import Held, Rates, Read, Sources, Unavailable, Value
 
 HOW_PCIE = "NVML GPM over the beat; before Hopper NVML's own window of 20 ms, once a second"
 HOW_NVLINK = "all links, data without protocol: NVML GPM over the beat; before Hopper from the links' counters"
-NOT_OURS_TO_TELL = (
-    "This container numbers processes in its own way, and the driver uses the host's numbers: the owners are not known."
+OWNERS_NOT_KNOWN = (
+    "This container has process ids of its own, but the driver reports the host's, so the owners are not known."
 )
 MOST_PROCESSES = 20  # of each GPU, at most
 _LONGEST_NAME = 100
@@ -51,8 +51,8 @@ THROTTLE = {
     0x200: "the board's limit",
     0x400: "the voltage that is reliable",
 }
-NOT_THROTTLED = 0x001 | 0x002 | 0x100  # there is no work, or somebody set the clock
-# Bits that mean a fault: heat, or power that is missing. To reach the board's power limit at full load is ordinary.
+NOT_THROTTLED = 0x001 | 0x002 | 0x100  # there is no work, or a user set the clock
+# Bits that mean a fault: heat, or too little power. Reaching the board's power limit at full load is normal.
 THROTTLED_BY_FAULT = (0x008, 0x020, 0x040, 0x080)
 
 
@@ -63,18 +63,18 @@ def throttle_words(bits: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
-    """A process that holds memory of a GPU. Of processes that are not ours we keep nothing else."""
+    """A process that holds memory of a GPU. Nothing else is kept about other users' processes."""
 
     gpu: int
     memory_bytes: int | None
-    run_id: str | None  # "" for another process of Isoflop, None for somebody else's
+    run_id: str | None  # "" for a process of Isoflop that is no run, None for another user's
     is_known: bool = True  # False where our processes cannot be told from others
 
 
 def in_words(error: pynvml.NVMLError) -> str:
     """The error as a sentence."""
-    said = str(error).rstrip(".").lower().replace("gpu", "GPU")
-    return f"NVML: {said or type(error).__name__}."
+    text = str(error).rstrip(".").lower().replace("gpu", "GPU")
+    return f"NVML: {text or type(error).__name__}."
 
 
 def name_of(nvml: Any, handle: Any) -> str:
@@ -88,7 +88,11 @@ def name_of(nvml: Any, handle: Any) -> str:
 
 
 def handle_of(device: str, stack: contextlib.ExitStack, nvml: Any = NVML) -> Any:
-    """The NVML handle of "cuda:i", valid until `stack` closes. Raises Unavailable with the reason, also for "cpu"."""
+    """The NVML handle of "cuda:i", valid until `stack` closes.
+
+    Raises:
+        Unavailable: there is no such GPU, or the device is "cpu"; the text is the reason.
+    """
     index = probe.gpu_index(device)
     if index is None:
         with open_nvml(nvml) as (_, reason):  # closed at once, so that a GPU that nobody uses may sleep
@@ -122,7 +126,7 @@ def memory(nvml: Any, handle: Any) -> dict[str, float]:
 def sources(
     index: int, handle: Any, nvml: Any, clock: Callable[[], float], stack: contextlib.ExitStack, num_gpus: int
 ) -> Sources:
-    """The sources of the GPU that NVML counts as `index`; `stack` frees the driver's samples."""
+    """The sources of the GPU with NVML's index `index`; `stack` frees the driver's samples."""
 
     def named(name: str, read: Callable[[], float]) -> Read:
         return lambda: {name: read()}
@@ -172,7 +176,9 @@ class Gpm:
     def only(self, names: tuple[str, ...]) -> Values:
         """Values of the metrics in `names`. Asking for the activity reads all of them; other calls use that reading.
 
-        Raises Unavailable or NVMLError.
+        Raises:
+            Unavailable: this GPU has no such counters, or they could not be read.
+            NVMLError: the driver refused.
         """
         if self.reason:
             raise Unavailable(self.reason)
@@ -186,14 +192,14 @@ class Gpm:
     def _read(self) -> Values:
         before, now = self._samples
         self._nvml.nvmlGpmSampleGet(self._handle, now)
-        asked = pynvml.c_nvmlGpmMetricsGet_t()
-        asked.version, asked.numMetrics = pynvml.NVML_GPM_METRICS_GET_VERSION, len(_GPM)
-        asked.sample1, asked.sample2 = before, now
+        request = pynvml.c_nvmlGpmMetricsGet_t()
+        request.version, request.numMetrics = pynvml.NVML_GPM_METRICS_GET_VERSION, len(_GPM)
+        request.sample1, request.sample2 = before, now
         for place, (number, _) in enumerate(_GPM.values()):
-            asked.metrics[place].metricId = number
+            request.metrics[place].metricId = number
         self._samples.reverse()
-        said = self._nvml.nvmlGpmMetricsGet(asked)
-        return {name: _gpm_value(said.metrics[n], factor) for n, (name, (_, factor)) in enumerate(_GPM.items())}
+        answer = self._nvml.nvmlGpmMetricsGet(request)
+        return {name: _gpm_value(answer.metrics[n], factor) for n, (name, (_, factor)) in enumerate(_GPM.items())}
 
 
 def _gpm_value(metric: Any, factor: int) -> float | Unavailable:
@@ -211,8 +217,8 @@ def _traffic(index: int, nvml: Any, handle: Any, gpm: Gpm, clock: Callable[[], f
     counters = (pynvml.NVML_PCIE_UTIL_TX_BYTES, pynvml.NVML_PCIE_UTIL_RX_BYTES)
 
     def pcie_now() -> Values:  # NVML measures for 20 ms in each of the two calls
-        said = (nvml.nvmlDeviceGetPcieThroughput(handle, counter) * _KIB for counter in counters)
-        return dict(zip(named[pcie], map(float, said), strict=True))
+        rates = (nvml.nvmlDeviceGetPcieThroughput(handle, counter) * _KIB for counter in counters)
+        return dict(zip(named[pcie], map(float, rates), strict=True))
 
     return {
         named[pcie]: Held(pcie_now, clock, max(1.0, 0.2 * num_gpus)),
@@ -221,13 +227,17 @@ def _traffic(index: int, nvml: Any, handle: Any, gpm: Gpm, clock: Callable[[], f
 
 
 def _nvlink_bytes(nvml: Any, handle: Any) -> tuple[int, ...]:
-    """Bytes that all links have sent and received since they came up; NVML counts in KiB. Raises Unavailable."""
+    """Bytes that all links have sent and received since they came up; NVML counts in KiB.
+
+    Raises:
+        Unavailable: the GPU has no NVLink, or does not report its traffic.
+    """
     fields = (pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX)
-    said = nvml.nvmlDeviceGetFieldValues(handle, [(field, _ALL_LINKS) for field in fields])
-    for value in said:
+    values = nvml.nvmlDeviceGetFieldValues(handle, [(field, _ALL_LINKS) for field in fields])
+    for value in values:
         if value.nvmlReturn != pynvml.NVML_SUCCESS:
             raise Unavailable("This GPU reports no NVLink traffic.")
-    return tuple(int(value.value.ullVal) * _KIB for value in said)
+    return tuple(int(value.value.ullVal) * _KIB for value in values)
 
 
 def processes(
@@ -235,12 +245,12 @@ def processes(
 ) -> tuple[tuple[GpuProcess, ...], dict[str, str]]:
     """The processes that hold memory of each GPU, ours first, then the largest; and the reasons where they are not known.
 
-    `ours` maps pid -> run id. `own_pids` tells that this container numbers processes in its own way: NVML may then use the
-    host's numbers, so a process is called somebody else's only once one of ours is among those that NVML lists.
+    `ours` maps pid -> run id. `own_pids` is True in a container that has process ids of its own. NVML may then report the
+    host's ids, so a process counts as another user's only when NVML also lists one of ours.
     """
     found: list[GpuProcess] = []
     missing: dict[str, str] = {}
-    everybody: dict[int, dict[int, int | None]] = {}
+    holders: dict[int, dict[int, int | None]] = {}
     for index, handle in enumerate(handles):
         if isinstance(handle, pynvml.NVMLError):
             missing[f"gpu{index}.processes"] = in_words(handle)
@@ -251,12 +261,12 @@ def processes(
                 held |= {process.pid: process.usedGpuMemory for process in ask(handle)}
             except pynvml.NVMLError as error:
                 missing[f"gpu{index}.processes"] = in_words(error)
-        everybody[index] = held
-    is_known = not own_pids or any(held.keys() & ours.keys() for held in everybody.values())
-    for index, held in everybody.items():
+        holders[index] = held
+    is_known = not own_pids or any(held.keys() & ours.keys() for held in holders.values())
+    for index, held in holders.items():
         of_this = [GpuProcess(index, memory, ours.get(pid), is_known) for pid, memory in held.items()]
         of_this.sort(key=lambda process: (process.run_id is None, -(process.memory_bytes or 0)))
         found += of_this[:MOST_PROCESSES]
         if of_this and not is_known:
-            missing[f"gpu{index}.processes"] = NOT_OURS_TO_TELL
+            missing[f"gpu{index}.processes"] = OWNERS_NOT_KNOWN
     return tuple(found), missing

@@ -1,6 +1,6 @@
 """Keeps the last 15 minutes of the machine's readings in the store, for the page Hardware.
 
-A thread of the supervisor reads everything four times a second, or at the interval that somebody chose. It neither delays
+A thread of the supervisor reads everything four times a second, or at the interval that a user chose. It neither delays
 the supervisor's work nor keeps the supervisor alive. When readings cannot be written, for example on a full disk, it logs
 that and tries again later, and runs are not affected.
 """
@@ -34,21 +34,16 @@ from engine.system.files import write_atomically
 
 SETTINGS, LOOKED = "monitor.json", "monitor.looked"
 KEPT_S = 900.0
-INTERVALS_S = (
-    0.25,
-    1.0,
-    2.0,
-    5.0,
-    10.0,
-)  # the choices on the page; a client may ask for any value between the first and the last
+# The choices on the page. A client may ask for any value between the first and the last.
+INTERVALS_S = (0.25, 1.0, 2.0, 5.0, 10.0)
 REST_AFTER_S = KEPT_S  # the length of the history: a page that is opened again within it shows no gap
 RESTING = (
     f"Not read: for {REST_AFTER_S / 60:.0f} min nobody opened this page and no run used a GPU, so the GPU may sleep."
 )
 _LOOK_EVERY_S = 5.0
 _NOTE_EVERY_S = 1.0
-_TRY_AGAIN_S = 30.0
-_ASK_DRIVER_AGAIN_S = 60.0
+_RETRY_S = 30.0
+_REOPEN_DRIVER_S = 60.0
 _MOST_SPANS = 100
 _LONGEST_WORDS = 120
 
@@ -64,7 +59,11 @@ class MonitorSettings(BaseModel):
 
 
 def parse_interval(text: object) -> float:
-    """Seconds between two readings. Raises ConfigError for a value that is not a number or out of bounds."""
+    """Seconds between two readings.
+
+    Raises:
+        ConfigError: `text` is not a number, or is out of bounds.
+    """
     try:
         return MonitorSettings.model_validate({"interval_s": text}).interval_s
     except ValidationError:
@@ -87,7 +86,7 @@ _looked_at: dict[Path, float] = {}  # store -> when this process last called loo
 
 
 def look(root: Path) -> None:
-    """Tell the recorder that somebody looks at the readings, so that it goes on reading GPUs."""
+    """Tell the recorder that a page shows the readings, so that it goes on reading GPUs."""
     now = time.monotonic()
     if now - _looked_at.get(root, -math.inf) >= _LOOK_EVERY_S:
         _looked_at[root] = now
@@ -97,7 +96,7 @@ def look(root: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The time in which a run was at work; `end` is None while it goes on."""
+    """The time in which a run was running; `end` is None until it ends."""
 
     run_id: str
     words: str  # name or description of the run
@@ -108,8 +107,8 @@ class Span:
 class Recorder:
     """Reads the machine in a thread of its own and keeps the readings in the store at `root`.
 
-    GPUs are not read when nobody has looked and no run has used one for 15 minutes, because a laptop's GPU cannot sleep
-    while it is read four times a second. They are read again after the next look or run.
+    GPUs are not read when for 15 minutes no page showed the readings and no run used a GPU, because a laptop's GPU cannot
+    sleep while it is read four times a second. They are read again when a page asks or a run starts.
     """
 
     def __init__(
@@ -121,21 +120,20 @@ class Recorder:
     ) -> None:
         self.root, self._open_monitor, self._clock = root, open_monitor, clock
         self.interval_s = load_settings(root).interval_s
-        self.processes: Mapping[int, str] = {
-            os.getpid(): ""
-        }  # pid -> run id; the supervisor's thread replaces the whole mapping
-        self.spans: tuple[Span, ...] = ()  # likewise
-        self.uses_a_gpu = False  # likewise: whether a run uses a GPU
-        self._wanted_at: float | None = None  # when readings of GPUs were last asked for
+        # The supervisor's thread replaces these three as a whole.
+        self.processes: Mapping[int, str] = {os.getpid(): ""}  # pid -> run id
+        self.spans: tuple[Span, ...] = ()
+        self.uses_a_gpu = False  # whether a run uses a GPU
+        self._gpus_wanted_at: float | None = None  # when readings of GPUs were last asked for
         self._looked: int | None = None
         self._is_resting = False
         self._rests: list[tuple[float, float | None]] = []  # when GPUs were not read: begin and end, Unix time
-        self._at_work: dict[str, tuple[Run, Span]] = {}
+        self._running: dict[str, tuple[Run, Span]] = {}
         self._log: Writer | None = None
         self._spans_before: tuple[Span, ...] | None = None  # those that an earlier supervisor noted, read once
         self._noted: tuple[float, dict[str, Any]] = (-_NOTE_EVERY_S, {})
-        self._again_at = self._driver_again_at = 0.0
-        self._said = ""
+        self._retry_at = self._reopen_driver_at = 0.0
+        self._logged_error = ""
         self._stopped, self._changed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
@@ -162,18 +160,18 @@ class Recorder:
         self._changed.set()
 
     def look_at(self, runs: Iterable[Run], now: float) -> None:
-        """Take the runs that are at work now (Unix time, s), for their processes and their spans of time."""
+        """Take over the processes and the spans of the `runs` that are running at `now` (Unix time, s)."""
         runs = list(runs)
         self.processes = {run.starting.pid: run.run_id for run in reversed(runs) if run.starting} | {os.getpid(): ""}
         self.uses_a_gpu = any(probe.gpu_index(run.config.device) is not None for run in runs)
         ids = {run.run_id for run in runs}
-        over = [_over(*self._at_work.pop(run_id), now) for run_id in self._at_work.keys() - ids]
+        over = [_ended(*self._running.pop(run_id), now) for run_id in self._running.keys() - ids]
         for run in runs:
             began = run.started or run.starting
-            if began and run.run_id not in self._at_work:
+            if began and run.run_id not in self._running:
                 words = visible(run.name or describe(run.config), _LONGEST_WORDS)
-                self._at_work[run.run_id] = run, Span(run.run_id, words, began.at, None)
-        alive = [span for _, span in self._at_work.values()]
+                self._running[run.run_id] = run, Span(run.run_id, words, began.at, None)
+        alive = [span for _, span in self._running.values()]
         if over or len(alive) != sum(span.end is None for span in self.spans):
             kept = [span for span in self.spans if span.end is not None and span.end > now - KEPT_S]
             self.spans = tuple((kept + over + alive)[-_MOST_SPANS:])
@@ -181,7 +179,7 @@ class Recorder:
     # --- called in the monitor's thread
 
     def _run(self) -> None:
-        """A bug ends only this thread, with a traceback on stderr (supervisor.log). The page shows that readings stopped."""
+        """Read until stop(). A bug ends only this thread, with a traceback in supervisor.log."""
         monitor = self._open_monitor(lambda: self.processes)
         try:
             self._keep_reading(monitor)
@@ -198,33 +196,33 @@ class Recorder:
     def beat(self, monitor: Monitor) -> None:
         """Read everything once and keep the readings."""
         now = self._clock()
-        if now < self._again_at:
+        if now < self._retry_at:
             return
-        self._rest_or_wake(monitor, now)
+        self._update_resting(monitor, now)
         snapshot = monitor.read()
         self._note_rest(snapshot.at)
-        if not self._is_resting and monitor.has_lost_a_gpu(snapshot) and now >= self._driver_again_at:
-            self._driver_again_at = now + _ASK_DRIVER_AGAIN_S
+        if not self._is_resting and monitor.has_lost_a_gpu(snapshot) and now >= self._reopen_driver_at:
+            self._reopen_driver_at = now + _REOPEN_DRIVER_S
             columns = monitor.columns
             monitor.open_gpus()
             if monitor.columns != columns:
-                self._let_go()
+                self._close_log()
                 return
         try:
             self._keep(monitor, snapshot, now)
-            self._said = ""
+            self._logged_error = ""
         except OSError as error:
-            self._let_go()
-            self._again_at = now + _TRY_AGAIN_S
-            if str(error) != self._said:
+            self._close_log()
+            self._retry_at = now + _RETRY_S
+            if str(error) != self._logged_error:
                 logger.warning("readings are not kept for the page Hardware: %s", error)
-            self._said = str(error)
+            self._logged_error = str(error)
 
-    def _rest_or_wake(self, monitor: Monitor, now: float) -> None:
+    def _update_resting(self, monitor: Monitor, now: float) -> None:
         looked = _changed_at(self.root / LOOKED)
-        if self.uses_a_gpu or looked != self._looked or self._wanted_at is None:
-            self._looked, self._wanted_at = looked, now
-        if (now - self._wanted_at > REST_AFTER_S) == self._is_resting:
+        if self.uses_a_gpu or looked != self._looked or self._gpus_wanted_at is None:
+            self._looked, self._gpus_wanted_at = looked, now
+        if (now - self._gpus_wanted_at > REST_AFTER_S) == self._is_resting:
             return
         self._is_resting = not self._is_resting
         if self._is_resting:
@@ -233,7 +231,7 @@ class Recorder:
         columns = monitor.columns
         monitor.open_gpus()
         if monitor.columns != columns:
-            self._let_go()
+            self._close_log()
 
     def _note_rest(self, at: float) -> None:
         rests = [(begin, end) for begin, end in self._rests if end is None or end > at - KEPT_S]
@@ -244,11 +242,15 @@ class Recorder:
         self._rests = rests
 
     def _keep(self, monitor: Monitor, snapshot: Snapshot, now: float) -> None:
-        """Append a snapshot to the log. Raises OSError when it cannot be written or runs will need the room."""
+        """Append a snapshot to the log.
+
+        Raises:
+            OSError: it cannot be written, or the disk is nearly full and the space is reserved for runs.
+        """
         if disk_space.is_short(self.root):
             raise OSError(errno.ENOSPC, "the store's disk is nearly full")
         if self._log and not self._log.is_in_place:
-            self._let_go()
+            self._close_log()
         if self._log is None:
             self._log = self._open_log(monitor)
         self._log.append(snapshot.at, [snapshot.readings[name] for name in self._log.columns.names])
@@ -267,7 +269,7 @@ class Recorder:
         self._noted = (-_NOTE_EVERY_S, {})
         return log
 
-    def _let_go(self) -> None:
+    def _close_log(self) -> None:
         if self._log:
             self._log.close()
             self._log = None
@@ -300,7 +302,7 @@ def _changed_at(path: Path) -> int | None:
         return None
 
 
-def _over(run: Run, span: Span, now: float) -> Span:
+def _ended(run: Run, span: Span, now: float) -> Span:
     return Span(span.run_id, span.words, span.begin, run.last_word.at if run.last_word else now)
 
 

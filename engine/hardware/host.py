@@ -13,10 +13,11 @@ import psutil
 from engine.hardware.energy_counters import Joules, rapl_counters
 from engine.hardware.rates import Held, Rates, Read, Sources, Unavailable, Values, says
 
-SLOW_S, _RARELY_S = 1.0, 10.0  # how often readings are made that cost more than some microseconds
+SLOW_S, _RARELY_S = 1.0, 10.0  # intervals of readings that take more than some microseconds
 _SECTOR_BYTES = 512  # of /proc/diskstats, for every disk (kernel: Documentation/admin-guide/iostats.rst)
 _READ_BYTES = 2**17
-_NOT_A_DISK = re.compile(r"loop|ram|zram|dm-|md|sr|fd")  # in memory, or made of disks, whose bytes would count twice
+# In memory, or made of disks whose bytes would count twice.
+_NOT_A_DISK = re.compile(r"loop|ram|zram|dm-|md|sr|fd")
 _NOT_OUTSIDE = re.compile(r"lo$|ifb|dummy|veth|docker|br-|virbr|tun|tap")
 
 
@@ -83,15 +84,19 @@ class Cores:
         self.names = ("cpu.busy_percent", "cpu.busiest_percent", *(f"core{n}.busy_percent" for n in self.cores))
 
     def __call__(self) -> Values:
-        """Raises Unavailable when the kernel counted no time since the last reading."""
+        """Busy percent of each core, their mean and their maximum.
+
+        Raises:
+            Unavailable: the kernel counted no time since the last reading.
+        """
         now, last = self._ticks(), self._last
         busy = {n: _share(last.get(n), now.get(n)) for n in self.cores}
-        had = [value for value in busy.values() if not isinstance(value, Unavailable)]
-        if not had:
+        known = [value for value in busy.values() if not isinstance(value, Unavailable)]
+        if not known:
             raise Unavailable("The kernel counted no CPU time since the last reading.")
         self._last = now
         readings: dict[str, float | Unavailable] = {f"core{n}.busy_percent": value for n, value in busy.items()}
-        return readings | {"cpu.busy_percent": sum(had) / len(had), "cpu.busiest_percent": max(had)}
+        return readings | {"cpu.busy_percent": sum(known) / len(known), "cpu.busiest_percent": max(known)}
 
 
 class SystemCpu:
@@ -102,7 +107,11 @@ class SystemCpu:
         self._last = self._ticks()
 
     def __call__(self) -> float:
-        """Raises Unavailable when the kernel counted no time since the last call."""
+        """Busy percent.
+
+        Raises:
+            Unavailable: the kernel counted no time since the last call.
+        """
         before, self._last = self._last, self._ticks()
         share = _share(before, self._last)
         if isinstance(share, Unavailable):
@@ -148,7 +157,11 @@ def _share(before: tuple[int, int] | None, after: tuple[int, int] | None) -> flo
 
 
 def frequency_hz(root: Path) -> float:
-    """Mean frequency of the cores, from cpufreq (in kHz) or, without it, /proc/cpuinfo (in MHz). Raises Unavailable."""
+    """Mean frequency of the cores, from cpufreq (in kHz) or, without it, /proc/cpuinfo (in MHz).
+
+    Raises:
+        Unavailable: neither reports it.
+    """
     texts = [_text(path) for path in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")]
     hz = [int(text) * 1e3 for text in texts if text.strip().isdigit()]
     if not hz:
@@ -168,7 +181,11 @@ class Memory:
         self._read = read
 
     def __call__(self) -> Values:
-        """Raises Unavailable where the kernel does not report how much memory is available."""
+        """Used and available memory and used swap, bytes.
+
+        Raises:
+            Unavailable: the kernel does not report how much memory is available.
+        """
         try:
             text = self._read()
         except OSError:
@@ -197,7 +214,11 @@ class Pressure:
         self._name, self._read = f"pressure.{what}_percent", read
 
     def __call__(self) -> Values:
-        """Raises Unavailable where the kernel has no such file."""
+        """Percent of the last 10 s.
+
+        Raises:
+            Unavailable: the kernel has no such file.
+        """
         try:
             found = re.search(rb"^some avg10=([\d.]+)", self._read(), re.MULTILINE)
         except OSError:
@@ -208,9 +229,12 @@ class Pressure:
 
 
 def disk_bytes(diskstats: bytes, disks: frozenset[str]) -> tuple[int, int]:
-    """Bytes that the disks have read and written since boot. Raises Unavailable when none of them is listed.
+    """Bytes that the disks have read and written since boot.
 
-    Of a line of /proc/diskstats, fields 3, 6 and 10 are the name, the sectors read and the sectors written.
+    Fields 3, 6 and 10 of a line of /proc/diskstats are the name, the sectors read and the sectors written.
+
+    Raises:
+        Unavailable: none of the disks is listed.
     """
     fields = [line.split() for line in diskstats.decode(errors="replace").splitlines()]
     ours = [line for line in fields if len(line) >= 10 and line[2] in disks]
@@ -226,7 +250,8 @@ def _disks(root: Path) -> frozenset[str]:
 def network_bytes(dev: bytes, virtual: frozenset[str]) -> tuple[int, int]:
     """Bytes received and sent by the physical interfaces, or, in a container that has none, by its virtual one.
 
-    Raises Unavailable where there is no interface.
+    Raises:
+        Unavailable: there is no interface.
     """
     lines = [line.partition(":") for line in dev.decode(errors="replace").splitlines()[2:]]
     outside = {name.strip(): columns for name, _, columns in lines if not _NOT_OUTSIDE.match(name.strip())}

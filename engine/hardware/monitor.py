@@ -1,7 +1,7 @@
-"""What the whole machine does at a moment: CPU, memory, disk, network, GPUs, and Isoflop's share of it.
+"""The state of the whole machine at one moment: CPU, memory, disk, network, GPUs, and Isoflop's share of it.
 
-A source reads a few quantities at once. Each source fails alone: its readings become None with a reason. Of other
-people's processes, only the GPU memory that they hold is read.
+A source reads a few quantities at once. Each source fails alone: its readings become None with a reason. Only the GPU
+memory of other users' processes is read, nothing else about them.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ METRICS: dict[str, Reading] = {
     "gpu.temperature_c": Reading("Temperature", "°C", "NVML: sensor on the chip"),
     "gpu.sm_clock_hz": Reading("SM clock", "Hz", "NVML: the present clock of the multiprocessors"),
     "gpu.memory_clock_hz": Reading("Memory clock", "Hz", "NVML: the present clock of the device memory"),
-    "gpu.throttle_bits": Reading("Held back by", "", "NVML: why the clocks are not higher at this moment"),
+    "gpu.throttle_bits": Reading("Held back by", "", "NVML: the reasons why the clocks are not higher at this moment"),
     "gpu.pcie_sent_bytes_per_s": Reading("PCIe sent", "bytes/s", gpus.HOW_PCIE),
     "gpu.pcie_received_bytes_per_s": Reading("PCIe received", "bytes/s", gpus.HOW_PCIE),
     "gpu.nvlink_sent_bytes_per_s": Reading("NVLink sent", "bytes/s", gpus.HOW_NVLINK),
@@ -119,7 +119,7 @@ def metric_of(column: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All readings of one moment. A reading that is None has its reason in `missing`."""
+    """All readings of one moment. `missing` has the reason of each reading that is None."""
 
     at: float  # Unix time
     readings: dict[str, float | None]
@@ -164,7 +164,7 @@ class Monitor:
         return tuple(name for names in [*self._sources, *self._gpu_sources] for name in names)
 
     def open_gpus(self) -> None:
-        """Ask the driver for its GPUs. May be called again, because a GPU can come back.
+        """Ask the driver for its GPUs. Call it again to find a GPU that came back.
 
         A GPU that no longer answers keeps its columns, each with the reason.
         """
@@ -188,7 +188,7 @@ class Monitor:
             )
 
     def rest_gpus(self, reason: str) -> None:
-        """Close the driver, so that a GPU that nobody uses may sleep. `open_gpus` opens it again."""
+        """Close the driver, so that an unused GPU can sleep. `open_gpus` opens it again."""
         self._gpu_stack.close()
         self._handles = ()
         self._gpu_sources = {names: says(reason) for names in self._gpu_sources}

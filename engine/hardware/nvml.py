@@ -64,7 +64,7 @@ def _serve(calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]]) -> N
         answer, call = calls.get()
         try:
             answer.set_result(call())
-        except Exception as error:  # not swallowed: `result()` raises it in the thread that made the call
+        except Exception as error:  # noqa: BLE001 - `result()` raises it in the thread that made the call
             answer.set_exception(error)
 
 

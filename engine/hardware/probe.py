@@ -1,4 +1,4 @@
-"""What this machine has: CPU, memory and NVIDIA GPUs, and which of it a run may use.
+"""What this machine has (CPU, memory, NVIDIA GPUs) and what of it a run can use.
 
 Each field is read by itself and is None where it cannot be read. Nothing here identifies a machine: there are no serial
 numbers, UUIDs, host names, user names or network addresses.
@@ -88,13 +88,17 @@ def probe(
 
 
 def device_choices(machine: Machine) -> list[str]:
-    """The values that `device` may have here: cpu, then cuda:0, cuda:1, ..."""
+    """The values that `device` can have here: cpu, then cuda:0, cuda:1, ..."""
     gpus = machine.gpus if machine.gpu_reason is None else ()
     return ["cpu", *(f"cuda:{gpu.index}" for gpu in gpus)]
 
 
 def check_device(device: str, machine: Machine) -> None:
-    """Raises DeviceError, with the reason and the possible choices, when a run cannot use `device` here."""
+    """Check that a run can use `device` here.
+
+    Raises:
+        DeviceError: it cannot; with the reason and the possible choices.
+    """
     choices = device_choices(machine)
     if device in choices:
         return

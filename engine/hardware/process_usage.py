@@ -30,7 +30,11 @@ class ProcessCpu:
         self._last = (clock(), cpu_clock())
 
     def __call__(self) -> float:
-        """Raises Unavailable when no time has passed since the last call."""
+        """Percent of one core.
+
+        Raises:
+            Unavailable: no time has passed since the last call.
+        """
         at, cpu = self._clock(), self._cpu_clock()
         window, used = at - self._last[0], cpu - self._last[1]
         self._last = (at, cpu)
@@ -46,6 +50,7 @@ class CpuOfRanks:
         self._cpu_s = dict.fromkeys(pids, 0.0)
 
     def __call__(self) -> float:
+        """CPU time since the processes started, s."""
         for pid in self._cpu_s:
             with contextlib.suppress(psutil.Error):
                 times = psutil.Process(pid).cpu_times()
@@ -89,9 +94,13 @@ class Own:
         self._last: tuple[float, dict[int, float]] | None = None
 
     def __call__(self) -> Values:
-        """Raises Unavailable where none of the processes is known or visible."""
+        """CPU percent since the last reading, and resident memory in bytes.
+
+        Raises:
+            Unavailable: none of the processes is known or visible.
+        """
         if not (ours := self._processes()):
-            raise Unavailable("Only the supervisor knows Isoflop's processes; the page Hardware shows them.")
+            raise Unavailable("Only the supervisor knows Isoflop's processes; see the page Hardware.")
         found = {pid: use for pid in ours if (use := _use_of(self._proc, pid)) is not None}
         if not found:
             raise Unavailable("None of Isoflop's processes is visible from here.")

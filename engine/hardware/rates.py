@@ -1,4 +1,4 @@
-"""What all hardware readers share: the type of a reading, a counter as a rate, a costly reading kept for a while."""
+"""What all hardware readers share: the type of a reading, a counter as a rate, a slow reading that is cached."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Reading:
 
 
 class Unavailable(Exception):
-    """A reading that does not exist here. The text is a sentence that tells the user why."""
+    """A reading that is not available here. The text is a sentence for the user with the reason."""
 
 
-# The errors that a reader may raise because of the machine. Any other error is a bug in our code.
+# The errors that a reader can raise because of the machine. Any other error is a bug in our code.
 FAILURES = (Unavailable, OSError, psutil.Error, pynvml.NVMLError)
 
 Values = Mapping[str, "float | Unavailable"]
@@ -35,7 +35,7 @@ FIRST = "A rate needs two readings, and this is the first one."
 
 
 def says(reason: str) -> Callable[[], NoReturn]:
-    """A reader of something that does not exist here: it raises Unavailable with the reason."""
+    """A reader of a quantity that is not available here: it raises Unavailable with the reason."""
 
     def read() -> NoReturn:
         raise Unavailable(reason)
@@ -44,7 +44,7 @@ def says(reason: str) -> Callable[[], NoReturn]:
 
 
 class Held(Generic[T]):
-    """A costly reading: made at most once in `every_s` seconds. In between, calls return the same value or error."""
+    """Caches a slow reading for `every_s` seconds. Until then, calls return the same value or raise the same error."""
 
     def __init__(self, read: Callable[[], T], clock: Callable[[], float], every_s: float) -> None:
         self._read, self._clock, self._every_s = read, clock, every_s
@@ -76,7 +76,11 @@ class Rates:
         self._last: tuple[float, tuple[float, ...]] | None = None
 
     def __call__(self) -> Values:
-        """Raises Unavailable at the first call, and when a counter was reset."""
+        """The rates since the last call.
+
+        Raises:
+            Unavailable: this is the first call, or a counter was reset.
+        """
         before, now = self._last, (self._clock(), self._read())
         self._last = now
         if before is None or now[0] <= before[0]:

@@ -55,7 +55,7 @@ class Reading(Event):
 
 
 class Notes(Event):
-    """A JSON object that holds from now on, in place of the one before. Numbers begin at 1 and rise by 1."""
+    """A JSON object that replaces the one before. Numbers begin at 1 and rise by 1."""
 
     kind: Literal["notes"] = "notes"
     number: Count
@@ -69,7 +69,7 @@ _RECORD: TypeAdapter[Columns | Reading | Notes] = TypeAdapter(
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """What a reader found: the rows it asked for, and what is needed to understand them."""
+    """The rows that a reader asked for, with the names of their columns and the notes."""
 
     id: str  # of the columns
     columns: tuple[str, ...]
@@ -82,7 +82,7 @@ class Readings:
 
 
 class Reader:
-    """Follows the log of a store and holds its newest `CAPACITY` readings. Several threads may use one reader."""
+    """Follows the log of a store and holds its newest `CAPACITY` readings. Several threads can use one reader."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -91,7 +91,7 @@ class Reader:
         self._forget()
 
     def read(self, after: int = 0) -> Readings:
-        """The readings after number `after`: all that there are to a reader that begins, or was overtaken.
+        """The readings after number `after`; all that are held where `after` is 0 or older than those.
 
         Raises FileNotFoundError where there is no log, OSError where it cannot be read.
         """
@@ -120,8 +120,14 @@ class Reader:
         self._newest = 0
 
     def _start_anew(self) -> None:
-        """Read both files. The current one is opened first: when it is replaced meanwhile, it is read twice, which
-        changes nothing, because a reading whose number is not new is skipped."""
+        """Read both files.
+
+        The current one is opened first. When it is replaced meanwhile, it is read twice, which changes nothing, because a
+        reading whose number is not new is skipped.
+
+        Raises:
+            FileNotFoundError: there is neither file.
+        """
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -175,9 +181,10 @@ class Writer:
     """Appends to the log of a store, from one thread of one process."""
 
     def __init__(self, root: Path, columns: Sequence[str], gpus: Sequence[str]) -> None:
-        """Go on where an earlier process ended; `held` is what it left. Files that are no such log are replaced.
+        """Continue the log of an earlier process; `held` is what that left. Files that are no such log are replaced.
 
-        Raises OSError where the files cannot be read or written.
+        Raises:
+            OSError: the files cannot be read or written.
         """
         self._root = root
         reader = Reader(root)

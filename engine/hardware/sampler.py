@@ -1,6 +1,6 @@
-"""What the hardware does while a run trains: one HardwareSample per beat, from a thread of the worker.
+"""Reads the hardware while a run trains: one HardwareSample per beat, from a thread of the worker.
 
-Each reading fails alone: it becomes None with a reason, and neither the other readings nor the run suffer. The sampler is
+Each reading fails alone: it becomes None with a reason and affects neither the other readings nor the run. The sampler is
 a thread, because a process costs more: on two cores a separate psutil process took 8-40 % of a small model's speed, a
 thread at 4 Hz nothing measurable (at 100 Hz up to 11 %).
 """
@@ -115,7 +115,7 @@ class Sampler:
     ) -> None:
         self._devices, self._clock, self._emit, self._interval_s = devices, clock, emit, interval_s
         self._energy, self._readers, self._pids = energy, readers, pids
-        self._said: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
         self._beats = 0
         self._abandoned = False
         self._stopped = threading.Event()
@@ -138,8 +138,8 @@ class Sampler:
         if self._energy:
             self._energy.update()
         readings, missing = read_all(readers)
-        news = {name: reason for name, reason in missing.items() if self._said.get(name) != reason}
-        self._said = missing
+        news = {name: reason for name, reason in missing.items() if self._reported.get(name) != reason}
+        self._reported = missing
         self._beats += 1
         if not self._abandoned:
             self._emit(HardwareSample(elapsed_s=at, readings=readings, missing=news))
@@ -280,9 +280,9 @@ def _open_gpu(
 
 
 class Neighbours:
-    """How many processes other than the run's own compute on a GPU. Read at every fourth beat, because the call is slow.
+    """Number of processes other than the run's own that compute on a GPU. Read at every fourth beat: the call is slow.
 
-    In a container NVML may list a process under another number than its own. Then the run's process cannot be told from
+    In a container NVML may list a process under another id than its own. Then the run's process cannot be told from
     others, and the number is unknown.
     """
 
@@ -293,7 +293,11 @@ class Neighbours:
         self._calls, self._others = 0, 0.0
 
     def __call__(self) -> float:
-        """Raises Unavailable where the driver does not list the run's own process."""
+        """The number of other processes.
+
+        Raises:
+            Unavailable: the driver does not list the run's own process.
+        """
         if self._calls % self.EVERY == 0:
             pids = {int(process.pid) for process in self._processes()}
             if not self._own & pids:

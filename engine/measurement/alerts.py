@@ -41,19 +41,24 @@ def of_run(run: Run, now: float) -> list[Alert]:
     """The alerts of a run at a moment (Unix time, s). A run that is over has only those that affect its figures."""
     with run.lock:
         found = [
-            _diverging(run), _stalled(run, now), _waiting_for_data(run), _gpu_memory(run), _host_memory(run), _throttled(run)
-        ]  # fmt: skip
+            _diverging(run),
+            _stalled(run, now),
+            _waiting_for_data(run),
+            _gpu_memory(run),
+            _host_memory(run),
+            _throttled(run),
+        ]
     return [alert for alert in found if alert]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
-_WINDOW_STEPS = 100  # of a mean, at least, so that single batches hardly change it
+_WINDOW_STEPS = 100  # of each mean, at least, so that single batches hardly change it
 _MOST_STEPS = 50_000  # that are looked at
-# A loss diverges when its mean is this many times its best, and has lost this share of the improvement, and the rise is
+# A loss diverges when its mean is this many times its best mean, has lost this share of its improvement, and has risen by
 # this many standard errors.
 _ROSE = 2.0
-_OF_WHAT_WAS_GAINED = 0.25
+_LOST_SHARE = 0.25
 _ERRORS = 5.0
 
 
@@ -65,18 +70,18 @@ def _diverging(run: Run) -> Alert | None:
         if isinstance(run.last_word, Failed):
             return None  # its Failed event already says so
         return Alert("diverging", f"The loss became {'NaN' if np.isnan(loss[-1]) else 'infinite'}.", fix)
-    climb = climbed(loss)
-    if climb is None:
+    rise = risen(loss)
+    if rise is None:
         return None
-    last, low = climb
+    last, low = rise
     return Alert("diverging", f"The training loss rose to {units.loss(last)}, from {units.loss(low)} at its best.", fix)
 
 
-def climbed(loss: np.ndarray) -> tuple[float, float] | None:
+def risen(loss: np.ndarray) -> tuple[float, float] | None:
     """The mean loss of the last steps and the best mean before, if the loss rose and stayed up; else None.
 
-    `loss` (steps,). Single batches are noisy, most of all those of one example, so a rise counts only when two windows in
-    a row show it, and when it is larger than their own spread explains.
+    `loss` is (steps,). Single batches are noisy, most of all those of one sample, so a rise counts only when two windows in
+    a row show it, and when it is larger than their standard errors explain.
     """
     window = max(_WINDOW_STEPS, len(loss) // 20)
     if len(loss) < 4 * window or not np.isfinite(loss).all():
@@ -90,32 +95,32 @@ def climbed(loss: np.ndarray) -> tuple[float, float] | None:
     for mean, error in zip(means[-2:], errors[-2:], strict=True):
         rise = float(mean) - low
         noise = _ERRORS * math.hypot(float(error), float(errors[best]))
-        if mean <= _ROSE * low or rise <= max(noise, _OF_WHAT_WAS_GAINED * (first - low)):
+        if mean <= _ROSE * low or rise <= max(noise, _LOST_SHARE * (first - low)):
             return None
     return last, low
 
 
-# A run stalls when nothing came for this long, and for this many times its longest gap between two points.
-_PATIENCE_S = 15.0
-_OF_ITS_PACE = 20
+# A run stalls when it has recorded no point for this long, and for this many times its longest gap between two points.
+_SILENT_S = 15.0
+_LONGEST_GAPS = 20
 
 
 def _stalled(run: Run, now: float) -> Alert | None:
-    """Compares with the run's own pace. Hardware samples do not count, because another thread makes them."""
+    """Compares with the run's own gaps. Hardware samples do not count, because another thread makes them."""
     if run.is_over or run.started is None or not len(run.steps):
         return None
     newest = max(run.steps.last("elapsed") or 0.0, run.evaluations.last("elapsed") or 0.0)
     silent = now - run.started.at - newest
-    if silent <= _PATIENCE_S:
+    if silent <= _SILENT_S:
         return None
     moments = np.unique(np.concatenate([[0.0], run.steps["elapsed"], run.evaluations["elapsed"]]))
     usual = float(np.diff(moments).max())
-    if silent <= _OF_ITS_PACE * usual:
+    if silent <= _LONGEST_GAPS * usual:
         return None
     return Alert(
         "stalled",
         f"No step for {units.duration(silent)}; the longest gap before was {units.duration(usual)}.",
-        "The machine may be overloaded or out of memory, or a driver may hang: stop the run and start it again.",
+        "The machine can be overloaded or out of memory, or a driver can hang. Stop the run and start it again.",
     )
 
 
@@ -153,9 +158,10 @@ def _waiting_for_data(run: Run) -> Alert | None:
     return Alert(
         "waiting for data",
         f"The GPU is idle {100 - float(np.median(busy)):.0f} % of the time while {units.percent(share)} of a step is fetching data.",
-        "Use a smaller input, or a data set that fits into the GPU's memory." if eager
+        "Use a smaller input, or a data set that fits into the GPU's memory."
+        if eager
         else "Choose execution=eager, which keeps the data on the device.",
-    )  # fmt: skip
+    )
 
 
 def _gpu_memory(run: Run) -> Alert | None:
@@ -195,5 +201,5 @@ def _throttled(run: Run) -> Alert | None:
     return Alert(
         "throttled",
         f"The GPU's clock is limited by {gpus.throttle_words(sum(faults))}.",
-        "The run's figures are lower than on a cool machine: check cooling and power supply.",
+        "The run is slower than on a cool machine. Check cooling and power supply.",
     )

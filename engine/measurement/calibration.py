@@ -14,10 +14,10 @@ from engine.store.run import Run
 from engine.store.store import Store
 
 OLD_S = 30 * 86_400.0
-BUSY = 1.2  # wall time / CPU time of one thread: above it, another program used the core
+BUSY = 1.2  # wall time / CPU time of one thread; above it, another program used the core
 _MOST_READ = 20  # calibrations that are opened, at most, to find one
-_ABOUT_SAME = 1.05  # more threads count as faster from this ratio of rates on
-SMALL = (64, 784, 128)  # M, K, N of the matrix product that represents small nets
+_ABOUT_SAME = 1.05  # ratio of rates from which more threads count as faster
+SMALL = (64, 784, 128)  # M, K, N of the matrix product that represents small networks
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class LatestCalibration:
 
 
 def latest(store: Store, device: str, device_name: str | None) -> LatestCalibration | None:
-    """The newest finished calibration of a device, by its place ("cpu", "cuda:0") and name; None where there is none."""
+    """The newest finished calibration of a device, by its key ("cpu", "cuda:0") and name; None where there is none."""
     if not device_name:
         return None
     for run in _runs(store):
@@ -54,7 +54,7 @@ def _runs(store: Store) -> Sequence[Run]:
 
 
 def of_run(run: Run) -> tuple[str, str | None]:
-    """Device and device name of a run, as the arguments of `latest`. An imported run has no name: it is of another machine."""
+    """Device and device name of a run, as arguments of `latest`. The name of an imported run is None: another machine."""
     if run.imported:
         return run.config.device, None
     name = run.started.environment.get("device") if run.started else None
@@ -152,8 +152,8 @@ def doubts(calibration: Calibration, *, now: float, versions: Mapping[str, str |
             found.append(f"It was made with {name} {was}; {versions[name]} is installed now.")
     if calibration.wall_per_cpu is not None and calibration.wall_per_cpu > BUSY:
         found.append(
-            f"The machine was busy: a call took {calibration.wall_per_cpu:.2f} times its CPU time. That hardly affects the 5th "
-            "percentile of matrix products, but memory bandwidth is shared, and may be measured too low."
+            f"The machine was busy: a call took {calibration.wall_per_cpu:.2f} times its CPU time. This hardly affects the "
+            "figures of matrix products, but the memory bandwidth can be too low."
         )
     if calibration.others_on_gpu:
         found.append(f"{calibration.others_on_gpu} other programs used the GPU at the same time.")
@@ -166,7 +166,7 @@ def spread_in_words(measurement: Measurement) -> str:
     """The number of timings, and how far the rounds differ."""
     if measurement.spread is None:
         return f"{measurement.calls:,} timings"
-    return f"{measurement.calls:,} timings, rounds differ by {units.percent(measurement.spread)} at most"
+    return f"{measurement.calls:,} timings, rounds differ by at most {units.percent(measurement.spread)}"
 
 
 def value_in_words(measurement: Measurement, value: float | None = None) -> str:
@@ -174,11 +174,8 @@ def value_in_words(measurement: Measurement, value: float | None = None) -> str:
     shown = measurement.p05 if value is None else value
     match measurement.unit:
         case "flops_per_s":
-            return (
-                units.flops_per_s(shown)
-                if measurement.dtype != "int8"
-                else units.flops_per_s(shown).replace("FLOP", "OP")
-            )
+            text = units.flops_per_s(shown)
+            return text.replace("FLOP", "OP") if measurement.dtype == "int8" else text
         case "bytes_per_s":
             return units.bytes_per_s(shown)
         case "s":
@@ -209,15 +206,20 @@ def facts(calibration: Calibration) -> list[tuple[str, str, str]]:
     rows += [(_SINGLE[m.name], value_in_words(m), _how(m, "")) for m in calibration.measurements if m.name in _SINGLE]
     small, large = best_threads(calibration)
     if calibration.device == "cpu" and small and large and len(calibration.threads) > 1:
-        words = f"{small} for small nets, {large} for large products"
-        rows.append(("best threads", words, "derived: the fewest of those measured that are within 5 % of the fastest"))
+        words = f"{small} for small networks, {large} for large products"
+        rows.append(("best threads", words, "derived: the fewest measured threads within 5 % of the fastest"))
     return rows
 
 
 _SINGLE = {
-    "to_device": "host to device", "to_host": "device to host", "op": "an operation", "launch": "a kernel launch",
-    "round_trip": "launch and wait", "recording": "recording a step", "idle_power": "idle power",
-}  # fmt: skip
+    "to_device": "host to device",
+    "to_host": "device to host",
+    "op": "an operation",
+    "launch": "a kernel launch",
+    "round_trip": "launch and wait",
+    "recording": "recording a step",
+    "idle_power": "idle power",
+}
 
 
 def single_title(measurement: Measurement) -> str | None:

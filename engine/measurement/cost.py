@@ -1,4 +1,4 @@
-"""What a run costs and what bounds it: FLOP/s attained, MFU, bytes moved, arithmetic intensity, the roofline.
+"""The cost of a run and what limits it: FLOP/s attained, MFU, bytes moved, arithmetic intensity, the roofline.
 
 FLOPs come from `models` and seconds from the training clock, so every figure here can be recomputed from `show --json`.
 Bytes are a lower bound: what each matrix product must read and write once, and what the optimizer touches. Activations,
@@ -34,9 +34,9 @@ from engine.store.run import Run
 
 Bound = Literal["arithmetic", "memory", "overhead", "input", "mixed"]
 MOST_MFU = 1.05  # a higher MFU of a measured peak means that the peak was measured too low
-_BOUNDS = 0.4  # a lower bound of at least this share of a step is called what bounds the run
-_INPUT = 0.3  # data that takes at least this share of a step bounds the run
-_STARVED = 0.8  # a run with a smaller share of its threads' CPU time had to wait
+_BOUNDS = 0.4  # a lower bound of at least this share of a step is said to limit the run
+_INPUT = 0.3  # data that takes at least this share of a step limits the run
+_STARVED = 0.8  # a run with a smaller share of its threads' CPU time had to wait for a core
 _HALF = {"bf16", "fp16"}
 
 
@@ -67,7 +67,7 @@ def _unfit(config: RunConfig, attained: float | None, quantized: bool) -> str:
     if not config.task_facts.trains_one_model:
         return "Only a training run has an MFU."
     if attained is None:
-        return "The run has made no step."
+        return "The run has taken no step."
     if quantized:
         return "Quantised weights: a floating-point peak does not apply to their products."
     if config.parallel.num_ranks > 1:
@@ -99,9 +99,13 @@ def mfu(config: RunConfig, attained: float | None, found: LatestCalibration | No
 
 
 def data_sheet_mfu(
-    config: RunConfig, attained: float | None, device_name: str | None, *, quantized: bool = False,
+    config: RunConfig,
+    attained: float | None,
+    device_name: str | None,
+    *,
+    quantized: bool = False,
     peak: VendorPeak | None = None,
-) -> Mfu:  # fmt: skip
+) -> Mfu:
     """MFU against the vendor's dense peak; `peak` replaces the table's entry."""
     if reason := _unfit(config, attained, quantized):
         return Mfu(None, reason)
@@ -161,11 +165,9 @@ def parts_of_step(config: RunConfig, data: Dataset, *, batch_size: int, micro_ba
 
 
 def _values(product: Product, config: RunConfig, data: Dataset, place: int) -> tuple[int, int]:
-    """Values that a product moves in training: those of the matrix per pass, those of vectors per example."""
+    """Values that a product moves in training: those of the matrix per pass, those of vectors per sample."""
     passes_back = 1 if product.input_gradient_rows == 0 else 2
-    if (
-        not product.weights
-    ):  # one of attention's two products has half of queries, keys, values, output and their gradients
+    if not product.weights:  # each of attention's two products has half of queries, keys, values, output and gradients
         width = product.rows * (product.fan_in if product.fan_out == _positions(config, data) else product.fan_out)
         return 0, 6 * width
     matrix = product.fan_in * product.fan_out
@@ -197,8 +199,10 @@ def _operations(product: Product, config: RunConfig) -> int:
 
 
 def _optimizer_part(config: RunConfig, data: Dataset, passes: int) -> Part:
-    """The optimizer, and the five operations of each pass around its products: taking examples and labels, the loss forward
-    and backward, and keeping the loss."""
+    """The optimizer, and the five operations of each pass around its products.
+
+    These are: gathering samples and labels, the loss forward and backward, and storing the loss.
+    """
     count = models.parameters(config.model, data)
     state = models.optimizer_bytes(config.optimizer, config.model, data)
     touched = 3 * FLOAT_BYTES * count + 2 * state  # reads weights and gradients, writes weights; reads and writes state
@@ -210,7 +214,7 @@ def _optimizer_part(config: RunConfig, data: Dataset, passes: int) -> Part:
 
 
 def working_set_bytes(config: RunConfig, data: Dataset, micro_batch: int) -> int:
-    """Bytes that a step uses: weights, gradients, optimizer state, activations and its examples."""
+    """Bytes that a step uses: weights, gradients, optimizer state, activations and its samples."""
     weights = FLOAT_BYTES * models.parameters(config.model, data)
     kept = models.activation_bytes(config.model, data, micro_batch)
     state = models.optimizer_bytes(config.optimizer, config.model, data)
@@ -291,22 +295,31 @@ def roofline(run: Run, found: LatestCalibration | None, *, input_share: float | 
         "memory": sum(p.bytes_moved for p in parts) / rate.p05,
         "overhead": sum(p.operations for p in parts) * (per_operation.p05 if per_operation else 0.0),
     }
-    had = cpu_share(run)
-    ran_s = step_s * had if had is not None and had < _STARVED else step_s
+    share = cpu_share(run)
+    ran_s = step_s * share if share is not None and share < _STARVED else step_s
     bound = what_bounds(times, ran_s, input_share)
-    said = _bound_in_words(bound, times, step_s, ran_s, input_share)
+    words = _bound_in_words(bound, times, step_s, ran_s, input_share)
     roof = attainable(
         sum(p.flops for p in parts) / sum(p.bytes_moved for p in parts), measured.peak_flops_per_s, rate.p05
     )
     if attained > MOST_MFU * roof:
-        said += " It lies above the roof, so memory bandwidth was measured too low. Calibrate again on a quiet machine."
+        words += " It is above the roof, so memory bandwidth was measured too low. Calibrate again on a quiet machine."
     return Roofline(
-        step_s=step_s, flops=sum(p.flops for p in parts), bytes_moved=sum(p.bytes_moved for p in parts),
-        working_set_bytes=held, parts=parts, attained_flops_per_s=attained, peak_flops_per_s=measured.peak_flops_per_s,
-        bandwidth_bytes_per_s=rate.p05, served_by="cache" if rate is memory.cache else "memory", times_s=times,
-        input_share=input_share, bound=bound, in_words=said,
+        step_s=step_s,
+        flops=sum(p.flops for p in parts),
+        bytes_moved=sum(p.bytes_moved for p in parts),
+        working_set_bytes=held,
+        parts=parts,
+        attained_flops_per_s=attained,
+        peak_flops_per_s=measured.peak_flops_per_s,
+        bandwidth_bytes_per_s=rate.p05,
+        served_by="cache" if rate is memory.cache else "memory",
+        times_s=times,
+        input_share=input_share,
+        bound=bound,
+        in_words=words,
         try_next=_try_next(bound, config, found.calibration),
-    )  # fmt: skip
+    )
 
 
 def _input_share(run: Run) -> float | None:
@@ -325,8 +338,11 @@ def cpu_share(run: Run) -> float | None:
 
 
 def what_bounds(times_s: Mapping[str, float], step_s: float, input_share: float | None = None) -> Bound:
-    """What bounds a step of `step_s`: the input if it takes at least 30 % of it, else the largest of the lower bounds
-    `times_s` if it takes at least 40 %, else "mixed"."""
+    """What limits a step of `step_s` seconds.
+
+    It is the input if that takes at least 30 % of the step, else the largest of the lower bounds `times_s` if that takes at
+    least 40 %, else "mixed".
+    """
     if input_share is not None and input_share >= _INPUT:
         return "input"
     name, longest = max(times_s.items(), key=lambda item: item[1])
@@ -336,35 +352,37 @@ def what_bounds(times_s: Mapping[str, float], step_s: float, input_share: float 
 
 
 _WORDS: Mapping[Bound, str] = {
-    "arithmetic": "Arithmetic bounds it",
-    "memory": "Memory bounds it",
-    "overhead": "The cost of starting operations bounds it",
-    "input": "Its input bounds it",
-    "mixed": "No single ceiling bounds it",
+    "arithmetic": "Limited by compute",
+    "memory": "Limited by memory bandwidth",
+    "overhead": "Limited by the overhead of operations",
+    "input": "Limited by its input",
+    "mixed": "Not limited by a single ceiling",
 }
 
 
 def _bound_in_words(
     bound: Bound, times_s: Mapping[str, float], step_s: float, ran_s: float, input_share: float | None
 ) -> str:
-    """The lower bounds as shares of a step, in a sentence. They may overlap."""
+    """The lower bounds as shares of a step, in a sentence. They can overlap."""
     shares = {name: seconds / ran_s for name, seconds in times_s.items()}
-    step = f"of a step of {units.duration(step_s)}"
-    if ran_s < step_s:
-        step += f", {units.percent(ran_s / step_s)} of which its process ran (the machine was busy, or it waited; the shares are of that time),"
-    said = (
-        f"{step} its matrix products would take {_share(shares['arithmetic'])} at the measured peak, moving its bytes "
-        f"{_at_least(shares['memory'])}, starting its operations {_at_least(shares['overhead'])}"
-    )
+    sentences = [f"{_WORDS[bound]}."]
     if bound == "input" and input_share is not None:
-        said = f"data takes {units.percent(input_share)} of a step; {said}"
-    rest = (
-        ". The rest is work between the products (activations, pooling, norms), operations that are not counted, and products "
-        "too small to run at the peak"
-        if bound == "mixed"
-        else ""
+        sentences.append(f"Data takes {units.percent(input_share)} of a step.")
+    step = f"Of a step of {units.duration(step_s)}"
+    if ran_s < step_s:
+        busy = f"The process ran in {units.percent(ran_s / step_s)} of a step of {units.duration(step_s)}; the machine was busy."
+        sentences.append(busy)
+        step = "Of that time"
+    sentences.append(
+        f"{step}, matrix products at the measured peak take {_share(shares['arithmetic'])}, memory traffic "
+        f"{_at_least(shares['memory'])}, and the start of operations {_at_least(shares['overhead'])}."
     )
-    return f"{_WORDS[bound]}: {said}{rest}."
+    if bound == "mixed":
+        sentences.append(
+            "The rest is work between the products (activations, pooling, norms), operations that are not counted, and "
+            "products too small to reach the peak."
+        )
+    return " ".join(sentences)
 
 
 def _share(share: float) -> str:
@@ -372,14 +390,14 @@ def _share(share: float) -> str:
 
 
 def _at_least(share: float) -> str:
-    return f"at least {units.percent(share)}" if share >= 0.005 else "next to nothing"
+    return f"at least {units.percent(share)}" if share >= 0.005 else "almost nothing"
 
 
 def _try_next(bound: Bound, config: RunConfig, made: Calibration) -> str:
     if bound == "arithmetic":
         return _more_arithmetic(config, made)
     if bound == "input":
-        return "execution=eager keeps the data on the device and gathers a whole epoch at once."
+        return "execution=eager keeps the data on the device and shuffles a whole epoch at once."
     advice = []
     if config.batch_size != FULL:
         advice.append(_LARGER_BATCH[bound])
@@ -390,14 +408,14 @@ def _try_next(bound: Bound, config: RunConfig, made: Calibration) -> str:
     return (
         "; ".join(advice) + "."
         if advice
-        else "its batch is already the whole training set, so only another model or device can help."
+        else "the batch is already the whole training set, so only another model or device can help."
     )
 
 
 _LARGER_BATCH: Mapping[Bound, str] = {
-    "memory": "a larger batch reads the weights less often per example",
-    "overhead": "a larger batch does more per operation",
-    "mixed": "a larger batch makes larger products; compare the samples per second",
+    "memory": "a larger batch size reads the weights less often per sample",
+    "overhead": "a larger batch size does more work per operation",
+    "mixed": "a larger batch size makes larger products; compare the samples/s",
 }
 
 
@@ -415,7 +433,7 @@ def _more_arithmetic(config: RunConfig, made: Calibration) -> str:
     rate, what = max(options, default=(0.0, ""))
     if now is None or rate < 1.1 * now.p05:
         return "it is near the peak of this device in this precision, so only fewer FLOPs or another device can help."
-    return f"{what} ran products {rate / now.p05:.1f} times as fast in the calibration."
+    return f"with {what}, products were {rate / now.p05:.1f} times as fast in the calibration."
 
 
 # --- for scripts --------------------------------------------------------------------------------------------------
@@ -430,19 +448,25 @@ def as_json(run: Run, found: LatestCalibration | None) -> dict[str, Any]:
         "attained_flops_per_s": attained,
         "measured_peak": asdict(mfu(run.config, attained, found)),
         "data_sheet": asdict(data_sheet_mfu(run.config, attained, name)),
-        "calibration": None if found is None else {
-            "run_id": found.run_id, "at": found.calibration.at, "device": device, "device_name": name,
-            "threads": calibration.threads_of(run.config), "dtype": run.config.precision,
+        "calibration": None
+        if found is None
+        else {
+            "run_id": found.run_id,
+            "at": found.calibration.at,
+            "device": device,
+            "device_name": name,
+            "threads": calibration.threads_of(run.config),
+            "dtype": run.config.precision,
         },
         "roofline": None if isinstance(point, str) else _point_as_json(point),
         "roofline_reason": point if isinstance(point, str) else None,
-    }  # fmt: skip
+    }
 
 
 def _point_as_json(point: Roofline) -> dict[str, Any]:
-    said = asdict(point)
-    said["parts"] = [asdict(part) | {"intensity": part.intensity} for part in point.parts]
-    return said | {
+    values = asdict(point)
+    values["parts"] = [asdict(part) | {"intensity": part.intensity} for part in point.parts]
+    return values | {
         "intensity": point.intensity,
         "attainable_flops_per_s": point.attainable_flops_per_s,
         "attained_fraction": point.attained_fraction,

@@ -99,7 +99,7 @@ def _is_short(share: float | None) -> bool:
 
 def too_short(share: float | None) -> str:
     """A warning for an uncertainty above a tenth; empty below."""
-    return f"Shorter than {PERIODS} periods of the counter, so not to be compared" if _is_short(share) else ""
+    return f"Shorter than {PERIODS} periods of the counter, so not comparable" if _is_short(share) else ""
 
 
 def with_doubt(text: str, share: float | None) -> str:
@@ -122,7 +122,7 @@ def in_store(store: Store, run: Run) -> Account:
 
 
 def of_run(run: Run, *, idle_w: float | None = None, prices: Prices = NO_PRICES) -> Account:
-    """The energy of a run that is over; of a run that goes on, `source` is "none".
+    """The energy of a run that is over; for a running run, `source` is "none".
 
     `idle_w` is the power of the same device when nothing runs, from a calibration of this machine.
     """
@@ -137,16 +137,24 @@ def of_run(run: Run, *, idle_w: float | None = None, prices: Prices = NO_PRICES)
         joules, window_s, period_s = summary.energy_j, last.energy_window_s, last.energy_period_s
         source = last.energy_source or ("nvml" if probe.gpu_index(run.config.device) is not None else "rapl")
         account = Account(
-            source=source, method=last.energy_method, joules=joules, window_s=window_s, period_s=period_s,
+            source=source,
+            method=last.energy_method,
+            joules=joules,
+            window_s=window_s,
+            period_s=period_s,
             uncertainty=share_unknown(period_s, window_s),
             sampled_j=_sampled(run, window_s) if source == "nvml" else None,
             idle_w=idle_w,
             net_j=joules - idle_w * window_s if idle_w is not None and window_s else None,
-            net_reason="" if idle_w is not None and window_s else NO_IDLE if idle_w is None else "the window is not recorded",
+            net_reason=""
+            if idle_w is not None and window_s
+            else NO_IDLE
+            if idle_w is None
+            else "the window is not recorded",
             per_1000_samples_j=1_000 * joules / summary.samples if summary.samples else None,
             to_target_j=_to_target(run),
             to_target_s=run.target_reached.elapsed_s if run.target_reached else None,
-        )  # fmt: skip
+        )
     return priced(account, prices)
 
 
@@ -154,7 +162,7 @@ def _as_imported(imported: Imported) -> Account:
     try:
         return Account.model_validate(imported.frozen.get("energy"))
     except ValidationError:
-        return Account(source="none", method="The imported file says nothing about energy.")
+        return Account(source="none", method="The imported file has no energy.")
 
 
 def priced(account: Account, prices: Prices) -> Account:
@@ -210,9 +218,9 @@ def _sampled(run: Run, window_s: float | None) -> float | None:
 
 def _estimated(run: Run, reason: str, prices: Prices) -> Account:
     """A range from the user's power range and how busy the device was; no energy where one of them is missing."""
-    nothing = Account(source="none", method=reason or "The energy of this run was not recorded.")
+    unknown = Account(source="none", method=reason or "The energy of this run was not recorded.")
     if prices.tdp_w is None or run.heat is not None or run.started is None:
-        return nothing
+        return unknown
     seconds = run.hardware.last("elapsed")
     if probe.gpu_index(run.config.device) is not None:
         busy, what = run.hardware["gpu_utilization_percent"], "GPU utilization"
@@ -223,13 +231,13 @@ def _estimated(run: Run, reason: str, prices: Prices) -> Account:
         shares = used[np.isfinite(used)] / 100 / cores if isinstance(cores, int) and cores > 0 else np.empty(0)
         what = "of the CPU's cores in use"
     if not seconds or not len(shares):
-        return nothing
+        return unknown
     low, high = prices.tdp_w
     share = min(1.0, float(shares.mean()))
     formula = f"{low:g} to {high:g} W (set in {settings.FILE}) x {units.percent(share, digits=1)} {what} x {units.duration(seconds)}"
     return Account(
         source="estimate",
-        method=f"Not a measurement: {formula}. No counter: {nothing.method}",
+        method=f"Not a measurement: {formula}. No counter: {unknown.method}",
         low_j=low * share * seconds,
         high_j=high * share * seconds,
     )
@@ -277,7 +285,7 @@ def details(account: Account) -> list[Detail]:
 
     if account.per_1000_samples_j is not None:
         per_1000 = units.energy(account.per_1000_samples_j)
-        row("Energy per 1,000 samples", per_1000, "derived: gross energy / examples seen")
+        row("Energy per 1,000 samples", per_1000, "derived: gross energy / samples seen")
     if account.to_target_j is not None:
         how = "measured: the counter at the evaluation that reached the target"
         row("Energy to target", units.energy(account.to_target_j), how, account.to_target_uncertainty)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -20,8 +20,11 @@ from engine.store.run import Run
 
 How = Literal["measured", "derived", "estimated", "table"]
 BADGES: dict[How, str] = {
-    "measured": "Measured", "derived": "Derived", "estimated": "Estimated", "table": "From a table",
-}  # fmt: skip
+    "measured": "Measured",
+    "derived": "Derived",
+    "estimated": "Estimated",
+    "table": "From a table",
+}
 
 
 class Figure(BaseModel):
@@ -33,7 +36,7 @@ class Figure(BaseModel):
     unit: BoundedStr
     how: How
     method: BoundedStr
-    window: BoundedStr = ""  # the steps, time or examples it covers
+    window: BoundedStr = ""  # the steps, time or samples it covers
     uncertainty: float | None = None  # in the figure's own unit, one standard deviation unless the method says more
     note: BoundedStr = ""  # a reason to trust the value less
 
@@ -56,6 +59,10 @@ class Figure(BaseModel):
         return ". ".join(words) + "."
 
 
+def _figure(value: float | None, unit: str, how: How, method: str, **more: Any) -> Figure:
+    return Figure(value=value, unit=unit, how=how, method=method, **more)
+
+
 def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]:
     """Every figure of a run, by its name in a summary.
 
@@ -69,73 +76,104 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
         s, started = run.summary(), run.started
         trained = f"{s.steps:,} steps, {units.duration(s.train_seconds)} of training"
         at = f"the evaluation after step {run.evaluations.last('step') or 0:,.0f}"
-        held_out = started.test_examples if started else 0
+        num_test = started.test_examples if started else 0
         busy = f"The machine was busy: {s.busy_why}" if s.busy else ""
         unknown_if_busy = "It is unknown whether the machine was busy" if run.is_over and s.busy is None else ""
         accuracy = s.test_accuracy
         found = {
-            "test_accuracy": Figure(
-                value=accuracy, unit="share", how="measured", method="share of right answers on examples not trained on",
-                window=f"{held_out:,} examples at {at}", uncertainty=_binomial(accuracy, held_out),
+            "test_accuracy": _figure(
+                accuracy,
+                "share",
+                "measured",
+                "share of correct predictions on the test samples",
+                window=f"{num_test:,} samples at {at}",
+                uncertainty=_binomial(accuracy, num_test),
             ),
-            "test_loss": Figure(
-                value=s.test_loss, unit="", how="measured", method="mean cross-entropy on examples not trained on",
-                window=f"{held_out:,} examples at {at}",
+            "test_loss": _figure(
+                s.test_loss,
+                "",
+                "measured",
+                "mean cross-entropy on the test samples",
+                window=f"{num_test:,} samples at {at}",
             ),
-            "final_train_loss": Figure(
-                value=s.final_train_loss, unit="", how="measured", method="mean over the batches of the last epoch, at most 100",
+            "final_train_loss": _figure(
+                s.final_train_loss, "", "measured", "mean over the batches of the last epoch, at most 100"
             ),
-            "samples_per_s": Figure(
-                value=s.samples_per_s, unit="samples/s", how="derived", method="examples / training time", window=trained,
+            "samples_per_s": _figure(
+                s.samples_per_s,
+                "samples/s",
+                "derived",
+                "samples / training time",
+                window=trained,
                 note=busy or unknown_if_busy,
             ),
-            "train_seconds": Figure(
-                value=s.train_seconds, unit="s", how="measured",
-                method="wall clock, with the device synchronised, without loading, warm-up, compiling and evaluation",
-                window=f"{s.steps:,} steps, {s.epochs:.3g} epochs", note=busy,
+            "train_seconds": _figure(
+                s.train_seconds,
+                "s",
+                "measured",
+                "wall clock, with the device synchronised, without loading, warm-up, compiling and evaluation",
+                window=f"{s.steps:,} steps, {s.epochs:.3g} epochs",
+                note=busy,
             ),
-            "step_seconds": Figure(
-                value=s.train_seconds / s.steps if s.steps else None, unit="s", how="derived", method="training time / steps",
-                window=trained, note=busy,
+            "step_seconds": _figure(
+                s.train_seconds / s.steps if s.steps else None,
+                "s",
+                "derived",
+                "training time / steps",
+                window=trained,
+                note=busy,
             ),
-            "flops": Figure(
-                value=s.flops, unit="FLOP", how="derived",
-                method="closed form per layer: matrix products and convolutions, forward and backward; a multiply-add counts as 2",
+            "flops": _figure(
+                s.flops,
+                "FLOP",
+                "derived",
+                "closed form per layer: matrix products and convolutions, forward and backward; a multiply-add counts as 2",
             ),
-            "flops_per_s": Figure(
-                value=s.flops / s.train_seconds if s.flops and s.train_seconds else None, unit="FLOP/s", how="derived",
-                method="FLOPs / training time", window=trained, note=busy,
+            "flops_per_s": _figure(
+                s.flops / s.train_seconds if s.flops and s.train_seconds else None,
+                "FLOP/s",
+                "derived",
+                "FLOPs / training time",
+                window=trained,
+                note=busy,
             ),
-            "peak_memory_bytes": Figure(
-                value=s.peak_memory_bytes, unit="bytes", how="measured",
-                method=run.memory.method if run.memory and s.peak_memory_bytes is not None else "not measured in this run",
+            "peak_memory_bytes": _figure(
+                s.peak_memory_bytes,
+                "bytes",
+                "measured",
+                run.memory.method if run.memory and s.peak_memory_bytes is not None else "not measured in this run",
             ),
-            "process_memory_bytes": Figure(
-                value=s.process_memory_bytes, unit="bytes", how="measured",
-                method=run.last_word.peak_memory_method if run.last_word else "known when the run is over",
+            "process_memory_bytes": _figure(
+                s.process_memory_bytes,
+                "bytes",
+                "measured",
+                run.last_word.peak_memory_method if run.last_word else "known when the run is over",
             ),
-        }  # fmt: skip
+        }
     return found | of_energy(account or energy.of_run(run))
 
 
 def _as_imported(run: Run, imported: Imported) -> dict[str, Figure]:
-    """The figures of the report. A table or an early report has none; then its numbers, with unknown provenance."""
+    """The figures of the report. A table or an early report has none; its numbers then have unknown provenance."""
     with contextlib.suppress(ValidationError):
-        if told := _FIGURES.validate_python(imported.frozen.get("figures")):
-            return told
+        if figures := _FIGURES.validate_python(imported.frozen.get("figures")):
+            return figures
     s = run.summary()
     values: dict[str, tuple[float | None, str]] = {
-        "test_accuracy": (s.test_accuracy, "share"), "test_loss": (s.test_loss, ""), "final_train_loss": (s.final_train_loss, ""),
-        "samples_per_s": (s.samples_per_s, "samples/s"), "train_seconds": (s.train_seconds or None, "s"),
-        "step_seconds": (s.train_seconds / s.steps if s.steps and s.train_seconds else None, "s"), "flops": (s.flops, "FLOP"),
+        "test_accuracy": (s.test_accuracy, "share"),
+        "test_loss": (s.test_loss, ""),
+        "final_train_loss": (s.final_train_loss, ""),
+        "samples_per_s": (s.samples_per_s, "samples/s"),
+        "train_seconds": (s.train_seconds or None, "s"),
+        "step_seconds": (s.train_seconds / s.steps if s.steps and s.train_seconds else None, "s"),
+        "flops": (s.flops, "FLOP"),
         "flops_per_s": (s.flops / s.train_seconds if s.flops and s.train_seconds else None, "FLOP/s"),
-        "peak_memory_bytes": (s.peak_memory_bytes, "bytes"), "process_memory_bytes": (s.process_memory_bytes, "bytes"),
-    }  # fmt: skip
+        "peak_memory_bytes": (s.peak_memory_bytes, "bytes"),
+        "process_memory_bytes": (s.process_memory_bytes, "bytes"),
+    }
     how = "from the imported file, which does not say how it was obtained"
     return {
-        name: Figure(
-            value=value, unit=unit, how="table", method=how if value is not None else "the imported file does not say"
-        )
+        name: _figure(value, unit, "table", how if value is not None else "the imported file does not say")
         for name, (value, unit) in values.items()
     } | of_energy(energy.of_run(run))
 
@@ -144,48 +182,66 @@ _FIGURES = TypeAdapter(dict[str, Figure])
 
 
 def of_energy(account: energy.Account) -> dict[str, Figure]:
-    """The joules and the figures derived from them. An estimate is a range under a name of its own, not a measurement."""
+    """The joules and the figures derived from them. An estimate is not a measurement, so it has a name of its own."""
     if account.source == "estimate":
         assert account.low_j is not None and account.high_j is not None
         middle, half = (account.low_j + account.high_j) / 2, (account.high_j - account.low_j) / 2
         return {
-            "energy_estimate_j": Figure(
-                value=middle, unit="J", how="estimated", method=account.method.rstrip("."), uncertainty=half,
-                note="The middle of a range; never to be ranked with measurements",
+            "energy_estimate_j": _figure(
+                middle,
+                "J",
+                "estimated",
+                account.method.rstrip("."),
+                uncertainty=half,
+                note="The middle of a range; not comparable with measurements",
             )
-        }  # fmt: skip
+        }
     window = "" if account.window_s is None else f"{units.duration(account.window_s)}, with evaluations"
-    off = _of(account.uncertainty, account.joules)
+    uncertainty = _of(account.uncertainty, account.joules)
     short = energy.too_short(account.uncertainty)
     method = f"{account.source}: {account.method}" if account.is_measured else account.method.rstrip(".")
     figures = {
-        "energy_j": Figure(
-            value=account.joules, unit="J", how="measured", method=method, window=window, uncertainty=off, note=short
+        "energy_j": _figure(
+            account.joules, "J", "measured", method, window=window, uncertainty=uncertainty, note=short
         ),
-        "energy_per_1000_samples_j": Figure(
-            value=account.per_1000_samples_j, unit="J", how="derived", window=window, note=short,
+        "energy_per_1000_samples_j": _figure(
+            account.per_1000_samples_j,
+            unit="J",
+            how="derived",
+            window=window,
+            note=short,
             uncertainty=_of(account.uncertainty, account.per_1000_samples_j),
-            method="gross energy / examples seen" if account.is_measured else method,
+            method="gross energy / samples seen" if account.is_measured else method,
         ),
-        "energy_to_target_j": Figure(
-            value=account.to_target_j, unit="J", how="measured",
+        "energy_to_target_j": _figure(
+            account.to_target_j,
+            "J",
+            "measured",
             window="" if account.to_target_s is None else f"{units.duration(account.to_target_s)}, with evaluations",
             uncertainty=_of(account.to_target_uncertainty, account.to_target_j),
             note=energy.too_short(account.to_target_uncertainty),
             method="the counter at the evaluation that reached the target, interpolated between samples"
-            if account.to_target_j is not None else "no target was reached" if account.is_measured else method,
+            if account.to_target_j is not None
+            else "no target was reached"
+            if account.is_measured
+            else method,
         ),
-        "energy_above_idle_j": Figure(
-            value=account.net_j, unit="J", how="derived", window=window, uncertainty=off, note=short,
-            method=f"gross energy minus that of the idle device ({units.power(account.idle_w)})" if account.net_j is not None
+        "energy_above_idle_j": _figure(
+            account.net_j,
+            "J",
+            "derived",
+            window=window,
+            uncertainty=uncertainty,
+            note=short,
+            method=f"gross energy minus that of the idle device ({units.power(account.idle_w)})"
+            if account.net_j is not None
             else account.net_reason or method,
         ),
-    }  # fmt: skip
+    }
     if account.sampled_j is not None:
-        figures["energy_sampled_j"] = Figure(
-            value=account.sampled_j, unit="J", how="derived", method="mean sampled power of the board * the counter's window",
-            window=window,
-        )  # fmt: skip
+        figures["energy_sampled_j"] = _figure(
+            account.sampled_j, "J", "derived", "mean sampled power of the board * the counter's window", window=window
+        )
     return figures
 
 
@@ -195,20 +251,27 @@ def of_plan(plan: Plan) -> dict[str, Figure]:
         f"{units.nbytes(plan.free_bytes)} are free on this device now (measured)" if plan.free_bytes is not None else ""
     )
     return {
-        "parameters": Figure(value=plan.parameters, unit="", how="derived", method="weights and biases, counted exactly"),
-        "flops_per_step": Figure(
-            value=plan.train_flops_per_example * plan.batch_size, unit="FLOP", how="derived",
-            method=f"forward and backward for {plan.batch_size:,} examples, matrix products and convolutions only",
+        "parameters": _figure(plan.parameters, "", "derived", "weights and biases, counted exactly"),
+        "flops_per_step": _figure(
+            plan.train_flops_per_example * plan.batch_size,
+            "FLOP",
+            "derived",
+            f"forward and backward for {plan.batch_size:,} samples, matrix products and convolutions only",
         ),
-        "total_bytes": Figure(
-            value=plan.total_bytes, unit="bytes", how="estimated", note=free,
+        "total_bytes": _figure(
+            plan.total_bytes,
+            unit="bytes",
+            how="estimated",
+            note=free,
             method="exact except for the workspace, which is estimated; PyTorch itself needs more",
         ),
-        "steps_per_epoch": Figure(
-            value=plan.steps_per_epoch, unit="steps", how="derived",
-            method=f"{plan.train_examples:,} training examples / batch size, rounded up",
+        "steps_per_epoch": _figure(
+            plan.steps_per_epoch,
+            "steps",
+            "derived",
+            f"{plan.train_examples:,} training samples / batch size, rounded up",
         ),
-    }  # fmt: skip
+    }
 
 
 def _of(share: float | None, value: float | None) -> float | None:

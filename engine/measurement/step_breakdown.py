@@ -9,10 +9,14 @@ from engine.config.run import RunConfig
 from engine.events.training import StepSplit
 
 TITLES = {
-    "data": "Data", "forward": "Forward", "backward": "Backward", "optimizer": "Optimizer", "read_back": "Read-back",
+    "data": "Data",
+    "forward": "Forward",
+    "backward": "Backward",
+    "optimizer": "Optimizer",
+    "read_back": "Read-back",
     "evaluation": "Evaluation",
-}  # fmt: skip
-_AGREES = 0.25  # the profiled steps and the run's steps may differ by this share; above it, the user is told
+}
+_AGREES = 0.25  # largest relative difference between profiled steps and the run's steps without a warning
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +37,13 @@ def parts(split: StepSplit | None, *, evaluation_s: float, steps: int) -> list[P
     if split is None or split.forward_s is None:
         return []
     seconds = {
-        "data": split.data_s, "forward": split.forward_s, "backward": split.backward_s, "optimizer": split.optimizer_s,
-        "read_back": split.read_back_s, "evaluation": evaluation_s / steps if steps else None,
-    }  # fmt: skip
+        "data": split.data_s,
+        "forward": split.forward_s,
+        "backward": split.backward_s,
+        "optimizer": split.optimizer_s,
+        "read_back": split.read_back_s,
+        "evaluation": evaluation_s / steps if steps else None,
+    }
     known = {key: value for key, value in seconds.items() if value is not None}
     whole = sum(known.values())
     return [Part(key, TITLES[key], value, value / whole if whole else 0.0) for key, value in known.items()]
@@ -55,9 +63,11 @@ def sentence(found: list[Part], config: RunConfig) -> str:
 
 
 _WHAT = {
-    "data": "fetching the batch", "optimizer": "the optimizer", "read_back": "reading losses back",
-    "evaluation": "evaluation on held-out examples",
-}  # fmt: skip
+    "data": "fetching the batch",
+    "optimizer": "the optimizer",
+    "read_back": "reading losses back",
+    "evaluation": "evaluation on the test samples",
+}
 
 
 def _much(share: float) -> str:
@@ -69,9 +79,9 @@ def _much(share: float) -> str:
 
 def _arithmetic_knob(config: RunConfig) -> str:
     if config.batch_size in range(1, 32):
-        return "with so small a batch most of it is the overhead of each call; a larger batch spreads it over more examples"
+        return "with such a small batch, most of it is the overhead of each call; a larger batch size shares it among more samples"
     if config.device == "cpu":
-        return "a narrower model or smaller inputs make it faster; more threads help only where layers are wide"
+        return "a narrower model or smaller inputs make it faster; more threads help only with wide layers"
     return "a lower precision (bf16) or execution=cuda-graph makes it faster"
 
 
@@ -81,7 +91,7 @@ def _knob(key: str, config: RunConfig) -> str:
             return "execution=eager keeps the data on the device and takes batches as views"
         return "a smaller input, or a data set that fits into memory, makes it shorter"
     if key == "optimizer":
-        return "with a larger batch one update serves more examples; sgd and momentum do less work than adam or muon"
+        return "a larger batch size needs fewer steps per epoch; sgd and momentum do less work than adam or muon"
     if key == "read_back":
         return "execution=eager reads many losses at once instead of one per step"
     return "a larger evaluate_every evaluates less often; evaluation does not count as training time"
@@ -93,8 +103,8 @@ def agrees(found: list[Part], measured_s: float | None) -> str:
     if not found or not measured_s or abs(sum_s - measured_s) <= _AGREES * measured_s:
         return ""
     return (
-        f"The profiled steps took {units.duration(sum_s)} on average, the run's steps {units.duration(measured_s)}. "
-        "The shares are those of the profiled steps."
+        f"Profiling changed the time of a step ({units.duration(sum_s)} instead of {units.duration(measured_s)}), so the shares "
+        "are approximate."
     )
 
 

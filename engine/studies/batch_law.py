@@ -1,8 +1,8 @@
-"""The batch-size law: steps to a target against batch size, and the batch that is fastest on a clock.
+"""The batch-size law: steps to a target against batch size, and the batch size that reaches the target first.
 
-McCandlish, Kaplan & Amodei 2018 (arXiv:1812.06162): S(B) = S_min (1 + B_crit/B), with B_crit = E_min/S_min. Steps fall
-with the batch until about B_crit and hardly beyond; examples rise from there. Shallue et al. 2019 (JMLR 20(112)) say how to
-measure it: the learning rate tuned at every batch size, every trial counted.
+McCandlish, Kaplan & Amodei 2018 (arXiv:1812.06162): S(B) = S_min (1 + B_crit/B), with B_crit = E_min/S_min. Up to about
+B_crit a larger batch needs fewer steps; above it, mainly more samples. It is measured as in Shallue et al. 2019 (JMLR
+20(112)): the learning rate is tuned at every batch size, and every trial counts.
 """
 
 from __future__ import annotations
@@ -22,30 +22,35 @@ from engine.events.studies import Trial
 
 Floats = NDArray[np.float64]
 
-PROBE = 1_024  # examples a trial's training loss is taken over, at most: with 2,048 and a finer grid LeNet evaluated most of the time
-GRID = 1.1  # evaluations at every step first, then at steps this factor apart, a line drawn between them
-_GRIDS = (300, 41, 41, 41)  # points, log-spaced in B_crit; each lies between the neighbours of the last one's best
-_BEYOND = 1e3  # B_crit is sought this factor beyond the batch sizes measured
+# Samples for the training loss of a trial, at most. With 2,048 and a finer grid, LeNet spent most time on evaluation.
+PROBE = 1_024
+GRID = 1.1  # evaluations are at every step first, then at steps this factor apart, with linear interpolation between
+_GRIDS = (300, 41, 41, 41)  # points of each search, log-spaced in B_crit, around the best point of the search before
+_BEYOND = 1e3  # B_crit is searched up to this factor outside the measured batch sizes
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLaw:
-    """S(B) = s_min + e_min/B optimizer steps, E(B) = B S(B) examples to the target."""
+    """S(B) = s_min + e_min/B optimizer steps, E(B) = B S(B) samples to the target."""
 
-    s_min: float  # steps that are left however large the batch
-    e_min: float  # examples that are needed however small the batch
-    b_crit: float  # e_min/s_min: twice s_min steps and twice e_min examples there
-    rms_log_residual: float  # of ln S: 0.07 is 7 % off, in the mean
+    s_min: float  # the minimum number of steps, at any batch size
+    e_min: float  # the minimum number of samples, at any batch size
+    b_crit: float  # e_min/s_min: the batch size that needs twice s_min steps and twice e_min samples
+    rms_log_residual: float  # of ln S: 0.07 is a mean error of 7 %
 
     def steps(self, batch_size: float) -> float:
+        """Steps to the target."""
         return self.s_min + self.e_min / batch_size
 
     def samples(self, batch_size: float) -> float:
+        """Samples to the target."""
         return self.e_min + self.s_min * batch_size
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
+    """An interval at a confidence level (0..1)."""
+
     low: float
     high: float
     level: float
@@ -53,35 +58,40 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of one step: t0_s + t1_s B. Overhead of a step, and time of an example."""
+    """Seconds of one step, t0_s + t1_s B: the overhead of a step, and the time of each sample."""
 
     t0_s: float
     t1_s: float
 
     def seconds(self, batch_size: float) -> float:
+        """Seconds of one step at a batch size."""
         return self.t0_s + self.t1_s * batch_size
 
 
 class BestBatch(NamedTuple):
-    b_star: float  # may lie between whole numbers; infinite where a larger batch costs no time
+    """The batch size that reaches the target first, and its training time, s."""
+
+    b_star: float  # not rounded to a whole number; infinite where a larger batch takes no more time per step
     time_s: float
 
 
 def fit_batch_law(batch_sizes: ArrayLike, steps: ArrayLike) -> BatchLaw:
-    """Least squares of ln S - ln(S_min + E_min/B): every batch size counts by its relative error.
+    """Least squares of ln S - ln(S_min + E_min/B), so that relative errors count.
 
-    A batch size may come several times (one per seed). For a given B_crit the best S_min is a mean, so the fit is a
-    search along one line, and finds the best of a grid instead of a local minimum. Not the hyperbola in (S, E): as
-    E = B S the errors of both axes would be the same. Where B_crit comes out far beyond the batch sizes measured, they
-    show one end of the law only, and it is not known. Raises EngineError for fewer than 3 different batch sizes, or
-    steps that are not positive numbers: a batch size that did not reach the target has to be left out by its name.
+    `batch_sizes` and `steps` are (n,); a batch size can occur several times (once per seed). For a given B_crit the best
+    S_min is a mean, so the fit is a search in one dimension, on a grid, and cannot end in a local minimum. It does not fit
+    the hyperbola in (S, E), because E = B S and both axes would have the same errors. Where B_crit is far outside the
+    measured batch sizes, they show one end of the law only, and B_crit is not known.
+
+    Raises EngineError for fewer than 3 different batch sizes, or steps that are not positive numbers. Leave out batch sizes
+    that did not reach the target.
     """
     sizes, counts = _points(batch_sizes, steps)
     log_steps = np.log(counts)
 
     def costs(log_b_crit: Floats) -> Floats:
-        off = log_steps - np.log1p(np.exp(log_b_crit)[:, None] / sizes)
-        return np.asarray(np.square(off - off.mean(axis=1, keepdims=True)).sum(axis=1))
+        residual = log_steps - np.log1p(np.exp(log_b_crit)[:, None] / sizes)
+        return np.asarray(np.square(residual - residual.mean(axis=1, keepdims=True)).sum(axis=1))
 
     low, high = math.log(sizes.min() / _BEYOND), math.log(sizes.max() * _BEYOND)
     for points in _GRIDS:
@@ -96,13 +106,13 @@ def fit_batch_law(batch_sizes: ArrayLike, steps: ArrayLike) -> BatchLaw:
 def bootstrap_batch_law(
     batch_sizes: ArrayLike, steps_by_seed: ArrayLike, *, level: float = 0.95, resamples: int = 400, seed: int = 0
 ) -> Interval | None:
-    """Interval of B_crit: steps_by_seed is (seeds, batch sizes). None for a single seed.
+    """Interval of B_crit; `steps_by_seed` is (seeds, batch sizes). None for a single seed.
 
-    Three seeds have ten distinct resamples, so what is drawn are the deviations of ln S from its batch size's mean, of
-    all batch sizes together and widened by sqrt(n/(n-1)), n seeds (Davison & Hinkley 1997, section 6.2.3). Where the means are
-    further from the law than seeds explain (a learning rate badly chosen, a law that does not quite hold), they are
-    widened to that as well: deviations of k batch sizes from 2 parameters, so by rms_log_residual sqrt(k/(k-2)). Still, four runs on
-    8x8 digits that differed in their seeds gave 34, 43, 47 and 48 with intervals of +-15 to 30 %: a little too narrow.
+    Three seeds have only ten distinct resamples, so it draws the deviations of ln S from the mean of its batch size, from
+    all batch sizes together, widened by sqrt(n/(n-1)) for n seeds (Davison & Hinkley 1997, section 6.2.3). Where the means
+    are further from the law than the seeds explain (a badly tuned learning rate, or a law that does not quite hold), the
+    deviations are widened to rms_log_residual sqrt(k/(k-2)), for k batch sizes and 2 parameters. The intervals are still a
+    little too narrow: four runs on 8x8 digits with different seeds gave 34, 43, 47 and 48, with intervals of +-15 to 30 %.
     """
     log_steps = np.log(np.atleast_2d(np.asarray(steps_by_seed, dtype=np.float64)))
     sizes = np.asarray(batch_sizes, dtype=np.float64)
@@ -126,10 +136,10 @@ def bootstrap_batch_law(
 
 
 def fit_step_time(batch_sizes: ArrayLike, step_s: ArrayLike) -> StepTime:
-    """t0_s + t1_s B by least squares of the relative error, neither below zero.
+    """t0_s + t1_s B by least squares of the relative error, neither below zero. `batch_sizes` and `step_s` are (n,).
 
-    Without the weights a step of the full set, a hundred times longer, would decide both. Raises EngineError for fewer
-    than 2 different batch sizes or times that are not positive.
+    With absolute errors, a step of the full batch, which takes a hundred times as long, would determine the fit alone.
+    Raises EngineError for fewer than 2 different batch sizes or times that are not positive.
     """
     sizes, times = _points(batch_sizes, step_s, at_least=2, what="Step times")
     columns = np.stack([1 / times, sizes / times], axis=1)
@@ -142,10 +152,10 @@ def fit_step_time(batch_sizes: ArrayLike, step_s: ArrayLike) -> StepTime:
 
 
 def best_batch(law: BatchLaw, step_time: StepTime) -> BestBatch:
-    """Batch that reaches the target first: B* = sqrt(B_crit t0/t1), T* = S_min t1 (sqrt(B_crit) + sqrt(t0/t1))^2.
+    """The batch size that reaches the target first: B* = sqrt(B_crit t0/t1), T* = S_min t1 (sqrt(B_crit) + sqrt(t0/t1))^2.
 
-    The minimum of S(B) (t0 + t1 B): half of it belongs to the data (B_crit), half to the machine (t0/t1). It is flat;
-    near it any batch will do. Not bounded by the size of a training set.
+    This is the minimum of S(B) (t0 + t1 B), which depends on the data (B_crit) and on the machine (t0/t1). It is flat, so
+    batch sizes near it take about the same time. It is not limited by the size of a training set.
     """
     if step_time.t1_s == 0:
         return BestBatch(math.inf, law.s_min * step_time.t0_s)
@@ -158,24 +168,24 @@ def best_batch(law: BatchLaw, step_time: StepTime) -> BestBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class AtBatch:
-    """What the trials of one batch size say."""
+class BatchSizeResult:
+    """The results of the trials of one batch size."""
 
     batch_size: int
-    lr: float | None  # the best one; None where none reached the target
+    lr: float | None  # the best learning rate; None where none reached the target
     lrs_tried: int
-    reached: int  # of the measuring trials
-    measured: int
-    steps: float | None  # geometric mean of those that reached it; of all or none of them, where `in_fit` says so
-    step_s: float | None  # median of all its trials
+    reached: int  # trials after tuning that reached the target
+    measured: int  # trials after tuning
+    steps: float | None  # geometric mean of the trials that reached the target
+    step_s: float | None  # median of all trials
     in_fit: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A run of the law in numbers; None what its trials cannot say, and `notes` why."""
+    """The results of a run; None where its trials are not sufficient, with the reason in `notes`."""
 
-    sizes: tuple[AtBatch, ...]
+    sizes: tuple[BatchSizeResult, ...]
     law: BatchLaw | None
     b_crit: Interval | None
     step_time: StepTime | None
@@ -184,10 +194,10 @@ class Outcome:
 
 
 def outcome(trials: Sequence[Trial]) -> Outcome:
-    """The law of a run's trials, also while it goes on.
+    """The law from a run's trials, also while it runs.
 
-    A batch size of which some seed did not reach the target is left out of the fit as a whole, and named: its other
-    seeds alone would make it look faster than it is.
+    A batch size is left out of the fit, with a note, if one of its seeds did not reach the target: its other seeds alone
+    would make it look faster than it is.
     """
     most = max((_measuring(trials, size) for size in {t.batch_size for t in trials}), default=0)
     sizes = tuple(_at(trials, size, most) for size in sorted({t.batch_size for t in trials}))
@@ -203,21 +213,21 @@ def outcome(trials: Sequence[Trial]) -> Outcome:
     interval = bootstrap_batch_law(fitted, np.transpose(by_seed))
     if not min(fitted) <= law.b_crit <= max(fitted):
         notes.append(
-            f"B_crit comes out at {law.b_crit:.3g}, outside the batch sizes measured ({min(fitted)} to {max(fitted)}): "
-            "they show one end of the law only."
+            f"B_crit is {law.b_crit:.3g}, outside the measured batch sizes ({min(fitted)} to {max(fitted)}), which show one "
+            "end of the law only."
         )
     best = best_batch(law, step_time) if step_time else None
     return Outcome(sizes, law, interval, step_time, best, tuple(notes))
 
 
 def facts(found: Outcome) -> list[tuple[str, str, str]]:
-    """What a law comes to, as title, value and how it was had; for card and report. Nothing where there is no law."""
+    """The results as title, value and how each was obtained, for the command line and reports."""
     law, time, best = found.law, found.step_time, found.best
     rows = []
     if law:
         i = found.b_crit
         between = (
-            f"; {i.level:.0%} interval {units.about(i.low)} to {units.about(i.high)}"
+            f"; {units.percent(i.level)} interval {units.about(i.low)} to {units.about(i.high)}"
             if i
             else "; one seed gives no interval"
         )
@@ -225,18 +235,18 @@ def facts(found: Outcome) -> list[tuple[str, str, str]]:
             (
                 "S_min",
                 f"{units.about(law.s_min)} steps",
-                f"however large the batch; fitted, {law.rms_log_residual:.0%} off in the mean",
+                f"minimum number of steps (fit, mean error {units.percent(law.rms_log_residual)})",
             ),
-            ("E_min", f"{units.about(law.e_min)} examples", "however small the batch; fitted"),
+            ("E_min", f"{units.about(law.e_min)} samples", "minimum number of samples (fit)"),
             ("B_crit", units.about(law.b_crit), f"E_min/S_min{between}"),
         ]
     if time:
-        text = f"{units.duration(time.t0_s)} + {units.duration(time.t1_s)} per example"
-        rows.append(("One step", text, "fitted to measured times"))
+        text = f"{units.duration(time.t0_s)} + {units.duration(time.t1_s)} per sample"
+        rows.append(("One step", text, "fit of measured times"))
     if best:
-        where = f"about {units.about(best.b_star)}" if math.isfinite(best.b_star) else "the largest there is"
+        where = f"about {units.about(best.b_star)}" if math.isfinite(best.b_star) else "the largest possible"
         text = f"{where}, {units.duration(best.time_s)} of training"
-        rows.append(("Fastest batch", text, "derived: sqrt(B_crit t0/t1); it may be larger than the training set"))
+        rows.append(("Fastest batch", text, "derived: sqrt(B_crit t0/t1); it can be larger than the training set"))
     return rows
 
 
@@ -244,12 +254,12 @@ def _measuring(trials: Sequence[Trial], size: int) -> int:
     return sum(t.batch_size == size and not t.tuning for t in trials)
 
 
-def _at(trials: Sequence[Trial], size: int, most: int) -> AtBatch:
+def _at(trials: Sequence[Trial], size: int, most: int) -> BatchSizeResult:
     of_size = [t for t in trials if t.batch_size == size]
     measuring = [t for t in of_size if not t.tuning]
     steps = [t.steps for t in measuring if t.steps]
     times = [t.step_s for t in of_size if t.step_s]
-    return AtBatch(
+    return BatchSizeResult(
         batch_size=size,
         lr=measuring[0].lr if measuring else None,
         lrs_tried=len({t.lr for t in of_size if t.tuning}),
@@ -261,7 +271,7 @@ def _at(trials: Sequence[Trial], size: int, most: int) -> AtBatch:
     )
 
 
-def _left_out(at: AtBatch, most: int) -> str:
+def _left_out(at: BatchSizeResult, most: int) -> str:
     if not at.measured:
         return f"Batch size {at.batch_size}: none of {at.lrs_tried} learning rates reached the target (yet); not in the fit."
     if at.reached < at.measured:
@@ -271,9 +281,9 @@ def _left_out(at: AtBatch, most: int) -> str:
     return f"Batch size {at.batch_size}: the target was reached before the first step; not in the fit."
 
 
-# What a small net on 8x8 digits took on one thread of an AVX2 CPU: what an estimate before any trial goes by.
+# Measured with a small network on 8x8 digits, on one thread of an AVX2 CPU; used for estimates before any trial.
 _ASSUMED = BatchLaw(s_min=25, e_min=900, b_crit=36, rms_log_residual=0)
-_ASSUMED_OVERHEAD_S = 150e-6  # of a step, and of an evaluation
+_ASSUMED_OVERHEAD_S = 150e-6  # of a step or an evaluation
 _ASSUMED_FLOPS_PER_S = 2e10
 _LRS_TRIED = 3.5
 
@@ -281,8 +291,10 @@ _LRS_TRIED = 3.5
 def estimate_seconds(
     law: Law, *, train_examples: int, forward_flops_per_example: int, train_flops_per_example: int
 ) -> float:
-    """An estimate of the whole run, from a law and a speed that are assumed: good to a factor of some, if the target is
-    about as hard as a training loss of 0.2 on 8x8 digits."""
+    """A rough estimate of the seconds of a whole run, from an assumed law and speed.
+
+    It can be wrong by several times, and assumes a target about as hard as a training loss of 0.2 on 8x8 digits.
+    """
     probe, total = min(PROBE, train_examples), 0.0
     for size in law.sizes(train_examples):
         steps = min(law.max_steps, _ASSUMED.steps(size))
@@ -296,10 +308,15 @@ def estimate_seconds(
 def _points(
     batch_sizes: ArrayLike, values: ArrayLike, *, at_least: int = MIN_BATCH_SIZES, what: str = "The batch law"
 ) -> tuple[Floats, Floats]:
+    """Both as float64 (n,).
+
+    Raises:
+        EngineError: the lengths differ, a number is not positive, or there are too few different batch sizes.
+    """
     sizes = np.atleast_1d(np.asarray(batch_sizes, dtype=np.float64))
     numbers = np.atleast_1d(np.asarray(values, dtype=np.float64))
     if sizes.shape != numbers.shape:
-        raise EngineError(f"{sizes.size} batch sizes do not go with {numbers.size} values.", fix="Give one for each.")
+        raise EngineError(f"There are {sizes.size} batch sizes but {numbers.size} values.", fix="Give one for each.")
     if not (np.isfinite(numbers).all() and (numbers > 0).all() and (sizes > 0).all()):
         raise EngineError(
             f"{what}: not every batch size has a positive number.",

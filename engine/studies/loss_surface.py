@@ -1,9 +1,9 @@
-"""The loss surface around the paths of runs: the plane it is drawn on, and what was computed there.
+"""The loss surface around the weight paths of runs: its plane, and the losses computed on it.
 
-A net with P weights has a loss over P dimensions. Drawn is a plane in it: the one the checkpoints vary most in
-(principal components, as Lorch 2016 and Li et al. 2018, arXiv:1712.09913, do for trajectories), or one of two random,
-filter-normalised directions (Li et al., section 4). Everything off the plane is not seen; `Surface.explained` and the
-losses of `PathOnSurface` say how much that is.
+The loss of a network with P weights is a function in P dimensions. The surface is a plane in it: the plane in which the
+checkpoints vary most (principal components, as in Lorch 2016 and Li et al. 2018, arXiv:1712.09913), or one of two random,
+filter-normalised directions (Li et al., section 4). Structure outside the plane is not shown; `Surface.explained` and the
+losses of `PathOnSurface` show how much that is.
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ from engine.store.weight_path import WeightPath
 
 SURFACE_FILE = "landscape.safetensors"
 MOST_BYTES = 2**30  # of all paths together
-_USUAL_FLOPS = 4e11  # a core did 10 (LeNet) to 40 GFLOP/s (MLP) at this
-_BLOCK = 2**16  # weights looked at together: paths stay float32, sums are float64
-_FLATTEST = 0.1  # a side of the plane is at least this share of the other: a hair's breadth would be drawn as a valley
+_USUAL_FLOPS = 4e11  # by default, at most; a core reached 10 (LeNet) to 40 GFLOP/s (MLP)
+_BLOCK = 2**16  # weights per block: paths stay float32, sums are float64
+_FLATTEST = 0.1  # smallest ratio of the plane's sides; a thinner plane would show a wrong shape
 _SAME = 1e-12  # share of the largest variance below which there is no further direction
 
 
-# --- what is to be computed ---------------------------------------------------------------------------------------
+# --- the plan -----------------------------------------------------------------------------------------------------
 
 
 def config_for(runs: Sequence[Run], **choices: Any) -> RunConfig:
-    """The run that computes the surface of some runs; `choices` are fields of config.Landscape.
+    """The configuration that computes the surface of some runs; `choices` are fields of config.Landscape.
 
-    What is not chosen is as fine as some ten seconds on one CPU core allow. Raises ConfigError where the runs are not
-    of one model on one data set, or kept no checkpoints.
+    By default, the grid is as fine as about ten seconds on one CPU core allow.
+
+    Raises:
+        ConfigError: there is no run, the runs differ in model or data set, or one kept no checkpoints.
     """
     if not runs:
         raise ConfigError("A loss surface needs at least one run.", fix="Choose one that kept checkpoints.")
@@ -54,14 +56,21 @@ def config_for(runs: Sequence[Run], **choices: Any) -> RunConfig:
     first = runs[0].config
     choices = _affordable(first) | choices
     return RunConfig(
-        task="landscape", model=first.model, data=first.data, source=first.source, batch_size=first.batch_size,
-        grad_accumulation=first.grad_accumulation, device=first.device, threads=first.threads, budget=Budget(steps=1),
+        task="landscape",
+        model=first.model,
+        data=first.data,
+        source=first.source,
+        batch_size=first.batch_size,
+        grad_accumulation=first.grad_accumulation,
+        device=first.device,
+        threads=first.threads,
+        budget=Budget(steps=1),
         landscape=Landscape(runs=tuple(run.run_id for run in runs), **choices),
-    )  # fmt: skip
+    )
 
 
 def _affordable(config: RunConfig) -> dict[str, int]:
-    """The finest grid and the most examples that keep the arithmetic within `_USUAL_FLOPS`."""
+    """The finest grid and the most samples within `_USUAL_FLOPS`."""
     data = loading.facts(config.data, config.source)
     per_example = models.forward_flops_per_example(config.model, data)
     defaults = Landscape()
@@ -72,28 +81,36 @@ def _affordable(config: RunConfig) -> dict[str, int]:
 
 
 def check_alike(configs: Mapping[str, RunConfig]) -> None:
-    """Raises ConfigError naming the first field in which a run's weights or examples are others than the first run's."""
+    """Check that runs have the same model and data, so that they share a loss surface. `configs` is by run id.
+
+    Raises:
+        ConfigError: one differs from the first one; it names the first field.
+    """
     (first_id, first), *others = configs.items()
     for run_id, config in others:
         same = first.model_copy(update={"model": config.model, "data": config.data, "source": config.source})
         if differing := overrides_from(first, same):
             field = differing[0].partition("=")[0]
             raise ConfigError(
-                f"Runs {first_id} and {run_id} differ in {field}: they have no loss surface in common.",
+                f"Runs {first_id} and {run_id} differ in {field}, so they have no common loss surface.",
                 fix="Choose runs of the same model on the same data.",
             )
 
 
 def read_paths(runs: Path, ids: Sequence[str]) -> dict[str, WeightPath]:
-    """The paths of some runs of one store; raises StoreError where one is missing, LimitReached where they are too large."""
+    """The weight paths of runs of one store, by run id.
+
+    Raises:
+        StoreError: one is missing, or they differ in the number of weights.
+        LimitReached: together they are too large.
+    """
     paths = {run_id: weight_path.read(runs, run_id) for run_id in ids}
     if len({path.weights.shape[1] for path in paths.values()}) > 1:
         raise StoreError("The runs' checkpoints differ in the number of weights.", fix="Run them again.")
     size = sum(path.weights.nbytes for path in paths.values())
     if size > MOST_BYTES:
         raise LimitReached(
-            f"The checkpoints of {len(paths)} runs are {units.nbytes(size)}, more than the {units.nbytes(MOST_BYTES)} that "
-            "are looked at together.",
+            f"The checkpoints of {len(paths)} runs have {units.nbytes(size)}, more than the limit of {units.nbytes(MOST_BYTES)}.",
             fix="Choose fewer runs, or run them with fewer checkpoints.",
         )
     return paths
@@ -113,11 +130,11 @@ class Plane:
 
 
 def pca_plane(weights: Weights, *, seed: int = 0) -> Plane:
-    """Through the mean of all checkpoints, along the two orthonormal directions of their largest variance.
+    """The plane through the mean of all checkpoints, along the two orthonormal directions of their largest variance.
 
-    From the eigenvectors of the (K, K) matrix of inner products: K checkpoints are few, P weights are many. Where the
-    checkpoints lie on a line or in a point, a random direction stands in for the missing one. The first run goes to
-    the right, and up.
+    It uses the eigenvectors of the (K, K) matrix of inner products, because K checkpoints are few and P weights are many.
+    Where the checkpoints lie on a line or in a point, random directions replace the missing ones. The signs are such that
+    the first run moves to the right and up.
     """
     count, size = sum(map(len, weights)), weights[0].shape[1]
     center = sum((w.sum(0, dtype=np.float64) for w in weights), np.zeros(size)) / count
@@ -137,14 +154,17 @@ def pca_plane(weights: Weights, *, seed: int = 0) -> Plane:
             axes[row] = random.standard_normal(size)
             axes[row] -= axes[:row].T @ (axes[:row] @ axes[row])
         axes[row] /= norm
-        went = (weights[0][-1].astype(np.float64) - weights[0][0]) @ axes[row]
-        axes[row] *= -1 if went < 0 else 1
+        moved = (weights[0][-1].astype(np.float64) - weights[0][0]) @ axes[row]
+        axes[row] *= -1 if moved < 0 else 1
     return Plane(center, axes)
 
 
 def random_plane(point: np.ndarray, shapes: Sequence[tuple[int, ...]], *, seed: int = 0) -> Plane:
-    """Through a point (P,) of weights of these shapes, along two random directions that are filter-normalised: each
-    row of a matrix and each filter of a convolution is as long as the point's own; biases and scales stay (Li et al.)."""
+    """The plane through a point (P,) of weights of these shapes, along two random, filter-normalised directions.
+
+    Each row of a matrix and each filter of a convolution has the norm of the point's own; the directions
+    have zeros for biases and scales (Li et al.).
+    """
     random = np.random.default_rng(seed)
     center, axes, begin = point.astype(np.float64), np.zeros((2, len(point))), 0
     for shape in shapes:
@@ -160,7 +180,7 @@ def random_plane(point: np.ndarray, shapes: Sequence[tuple[int, ...]], *, seed: 
 
 
 def project(plane: Plane, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of weights (k, P) the coordinates (k, 2) of their nearest points on the plane, and how far off it they are (k,)."""
+    """The coordinates (k, 2) of the points on the plane that are nearest to weights (k, P), and the distances (k,)."""
     along, squares = np.zeros((len(weights), 2)), np.zeros(len(weights))
     for part in _parts(weights.shape[1]):
         a = weights[:, part] - plane.center[part]
@@ -171,7 +191,7 @@ def project(plane: Plane, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def explained(weights: Weights, plane: Plane) -> tuple[float, float]:
-    """Share of the checkpoints' variance (around their mean) along each axis, of the second what the first leaves."""
+    """Share of the checkpoints' variance along each axis; for the second, only that orthogonal to the first."""
     first = plane.axes[0] / np.linalg.norm(plane.axes[0])
     second = plane.axes[1] - first * (first @ plane.axes[1])
     basis = np.stack([first, second / np.linalg.norm(second)])
@@ -187,8 +207,10 @@ def explained(weights: Weights, plane: Plane) -> tuple[float, float]:
 
 
 def grid(paths: Sequence[np.ndarray], choices: Landscape) -> tuple[np.ndarray, np.ndarray]:
-    """The x (n,) and y (n,) of the surface: around all paths (k, 2) with the margin; of a random plane at least -1..1,
-    where its directions are as long as the weights."""
+    """The x (n,) and y (n,) of the surface, around all paths (k, 2) with the margin.
+
+    A random plane, whose directions are as long as the weights, has at least -1..1.
+    """
     points = np.concatenate(paths)
     if choices.plane == "random":
         points = np.concatenate([points, [[-1.0, -1.0], [1.0, 1.0]]])
@@ -208,34 +230,35 @@ def _centred(weights: Weights, center: np.ndarray, part: slice) -> np.ndarray:
     return np.concatenate([w[:, part] for w in weights]) - center[part]
 
 
-# --- what was computed --------------------------------------------------------------------------------------------
+# --- the result ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class PathOnSurface:
-    """A run's checkpoints and their shadows on the plane."""
+    """A run's checkpoints and their projections on the plane."""
 
     xy: np.ndarray  # (k, 2)
     step: np.ndarray  # (k,)
     train_s: np.ndarray  # (k,)
-    loss: np.ndarray  # (k,) at the checkpoint itself, on the surface's examples
-    plane_loss: np.ndarray  # (k,) at its shadow
-    distance: np.ndarray  # (k,) from the one to the other, as weights are long
+    loss: np.ndarray  # (k,) at the checkpoint itself, on the surface's samples
+    plane_loss: np.ndarray  # (k,) at its projection
+    distance: np.ndarray  # (k,) between the two, as L2 norm of the weights' difference
 
 
 @dataclass(frozen=True, slots=True)
 class SurfaceData:
-    """The loss on a grid of the plane, and the paths over it. NaN and infinity stand where the net computed them."""
+    """The loss on a grid of the plane, and the paths of the runs. Losses can be NaN or infinite."""
 
     x: np.ndarray  # (nx,)
     y: np.ndarray  # (ny,)
     loss: np.ndarray  # (ny, nx)
-    paths: dict[str, PathOnSurface]  # by run id, in the order asked for
-    said: Surface
+    paths: dict[str, PathOnSurface]  # by run id, in the order of the configuration
+    event: Surface
 
     @property
     def explained(self) -> tuple[float, float]:
-        return self.said.explained
+        """Share of the checkpoints' variance along each axis."""
+        return self.event.explained
 
 
 _COLUMNS = ("xy", "step", "train_s", "loss", "plane_loss", "distance")
@@ -244,21 +267,29 @@ _COLUMNS = ("xy", "step", "train_s", "loss", "plane_loss", "distance")
 def as_tensors(
     x: np.ndarray, y: np.ndarray, loss: np.ndarray, paths: Mapping[str, PathOnSurface]
 ) -> dict[str, np.ndarray]:
-    """What `landscape.safetensors` holds."""
+    """The tensors of `landscape.safetensors`."""
     columns = {f"path.{run_id}.{c}": getattr(path, c) for run_id, path in paths.items() for c in _COLUMNS}
     return {"x": x, "y": y, "loss": loss} | columns
 
 
 def read_surface(run: Run) -> SurfaceData:
-    """What a finished landscape run computed; raises StoreError where it is not there, or damaged."""
+    """The surface that a finished run has computed.
+
+    Raises:
+        StoreError: it is not there, or damaged.
+    """
     if (surface := run.latest(Surface)) is None:
         raise StoreError(f"Run {run.run_id} has computed no loss surface (yet).")
     tensors = weight_path.load_tensors(run.folder / SURFACE_FILE)
     return surface_of(tensors, surface, run.config.landscape.runs, run.run_id)
 
 
-def surface_of(tensors: Mapping[str, np.ndarray], said: Surface, run_ids: Sequence[str], run_id: str) -> SurfaceData:
-    """The surface that a file of run `run_id` holds, with the paths of `run_ids`; raises StoreError where it is none."""
+def surface_of(tensors: Mapping[str, np.ndarray], event: Surface, run_ids: Sequence[str], run_id: str) -> SurfaceData:
+    """The surface in the tensors of run `run_id`, with the paths of `run_ids`.
+
+    Raises:
+        StoreError: a tensor is missing or has a wrong shape.
+    """
     try:
         x, y, loss = tensors["x"], tensors["y"], tensors["loss"]
         paths = {path: PathOnSurface(*(tensors[f"path.{path}.{column}"] for column in _COLUMNS)) for path in run_ids}
@@ -266,4 +297,4 @@ def surface_of(tensors: Mapping[str, np.ndarray], said: Surface, run_ids: Sequen
         raise StoreError(f"{SURFACE_FILE} of run {run_id} lacks {error}.", fix="Run it again.") from None
     if loss.shape != (len(y), len(x)) or any(path.xy.shape != (len(path.step), 2) for path in paths.values()):
         raise StoreError(f"{SURFACE_FILE} of run {run_id} does not hold a surface.", fix="Run it again.")
-    return SurfaceData(x, y, loss, paths, said)
+    return SurfaceData(x, y, loss, paths, event)

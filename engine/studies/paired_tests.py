@@ -1,7 +1,7 @@
-"""What races of runs come to: time to a target, verdicts from paired seeds, noise, survival.
+"""Statistics of races: time to a target, significance tests of paired seeds, noise floor, survival.
 
-Everything here is a pure function of numbers. NaN stands for a value that is not there (a loss that diverged); it never
-reaches a target, and a verdict refuses it rather than drop its pair.
+Everything here is a pure function of numbers. NaN stands for a missing value, such as a diverged loss. It never reaches a
+target. A test raises an error for it instead of dropping its pair.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.common.errors import EngineError
 
 Floats = NDArray[np.float64]
 
-MIN_PAIRS = 6  # fewer never decide: three pairs have ten distinct resamples, five no sign-flip p below 0.0625
+MIN_PAIRS = 6  # fewer are never significant: five pairs have no sign-flip p below 0.0625, three only ten resamples
 _RESAMPLES = 2_000
 _EXACT_UP_TO = 16  # pairs: 2^15 ways to flip signs; beyond, as many are drawn at random
 
@@ -30,8 +30,8 @@ _EXACT_UP_TO = 16  # pairs: 2^15 ways to flip signs; beyond, as many are drawn a
 def crossing(values: ArrayLike, target: float, *, lower_is_better: bool) -> int | None:
     """Index of the first of two evaluations in a row that reach `target`; None where there are none.
 
-    One alone may be luck: it would be the best of many noisy looks, and early. So a series of which only the last
-    evaluation reaches the target has not crossed it. NaN reaches nothing.
+    A single one can be due to noise, because it is the best of many noisy values. So a series of which only the last
+    evaluation reaches the target has not crossed it. NaN never reaches the target.
     """
     reached = _reaches(_row(values), target, lower_is_better)
     both = np.flatnonzero(reached[:-1] & reached[1:])
@@ -39,11 +39,11 @@ def crossing(values: ArrayLike, target: float, *, lower_is_better: bool) -> int 
 
 
 def to_target(x: ArrayLike, values: ArrayLike, target: float, *, lower_is_better: bool) -> float | None:
-    """Where on the axis `x` (steps, seconds, samples, FLOPs, joules) the series reaches `target`; None: it does not.
+    """Position on the axis `x` (steps, seconds, samples, FLOPs, joules) where the series reaches `target`, or None.
 
-    The straight line between the evaluation at the crossing and the one before it meets the target there. The first
-    evaluation of all, and one that follows a NaN or infinity, counts at its own x: no line leads to it.
-    Raises EngineError when there are not as many positions as values.
+    It is interpolated linearly between the evaluation at the crossing and the one before it. The first evaluation of all,
+    and one that follows a NaN or infinity, counts at its own x. `x` and `values` are (n,).
+    Raises EngineError where their lengths differ.
     """
     at, series = _row(x), _row(values)
     _same_length(at, series, "positions", "values")
@@ -66,10 +66,10 @@ def _reaches(values: Floats, target: float, lower_is_better: bool) -> NDArray[np
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What paired seeds say about b against a.
+    """The paired difference of b from a, and whether it is significant.
 
-    `effect` is that of b: mean of b - a, or the ratio b/a - 1 where `relative` (-0.1: b's value is 10 % lower).
-    `low` and `high` bound it at confidence `level`; None where there are too few pairs, or only ranks were compared.
+    `effect` is the mean of b - a, or the ratio b/a - 1 where `relative` (-0.1: b's value is 10 % lower). `low` and `high` are
+    its interval at confidence `level`; None where there are too few pairs, or only ranks were compared.
     """
 
     winner: Literal["a", "b"] | None
@@ -79,8 +79,8 @@ class Verdict:
     low: float | None
     high: float | None
     relative: bool
-    level: float  # of the interval and the test, after the correction for several looks
-    method: str  # in words, for the page
+    level: float  # of the interval and the test, after the correction for several tests
+    method: str  # as text for the page
 
 
 def verdict(
@@ -93,19 +93,20 @@ def verdict(
     looks: int = 1,
     seed: int = 0,
 ) -> Verdict:
-    """Which of two is better, from one value of each per seed: a[i] and b[i] share seed i.
+    """Which of two is better, from one value of each per seed: a[i] and b[i], both (n,), share seed i.
 
-    Decided when two things hold: an exact sign-flip test of the mean difference (Fisher 1935, section 21) has
-    p <= 1 - level, and the studentised bootstrap interval (Efron & Tibshirani 1993, section 12.5) leaves out zero. The
-    first makes "A against A" come out decided in at most 1 - level of all races, whatever the distribution: swapping
-    the two labels of a seed changes nothing. The second guards against skewed differences and is the interval shown.
-    A percentile bootstrap alone is not enough: of 3,000 races of A against A it decided 15 % with 6 pairs, 10 % with 10.
+    The difference is significant ("decided") when two conditions hold: an exact sign-flip test of the mean difference
+    (Fisher 1935, section 21) has p <= 1 - level, and the studentised bootstrap interval (Efron & Tibshirani 1993, section
+    12.5) does not contain zero. The first one limits false positives of "A against A" to 1 - level for any distribution,
+    because swapping the two labels of a seed changes nothing. The second one guards against skewed differences, and is the
+    interval shown. A percentile bootstrap alone is not enough: in 3,000 races of A against A it was significant in 15 %
+    with 6 pairs and in 10 % with 10.
 
-    Fewer than 6 pairs are preliminary: no winner, no interval. `looks` is how often the race may be judged as seeds are
-    added; 1 - level is shared evenly between the looks (Bonferroni; Dunn 1961), stricter than Lan & DeMets 1983 but
-    free of a plan of when to look. Both tests together see less than a t test: where the paired t test of normal
-    differences has a power of 0.80, that of this verdict is 0.58 with 6 pairs, 0.69 with 8, 0.73 with 10 and 0.78 with
-    16 (1,500 simulated races each). With `relative` the logarithms are compared: geometric mean of b/a.
+    Fewer than 6 pairs are preliminary: there is no winner and no interval. `looks` is how often the race is tested as seeds
+    are added; 1 - level is shared evenly between these tests (Bonferroni; Dunn 1961), which is stricter than Lan & DeMets
+    1983 but needs no schedule of tests. Both conditions together have less power than a t test: where the paired t test of
+    normal differences has a power of 0.80, this verdict has 0.58 with 6 pairs, 0.69 with 8, 0.73 with 10 and 0.78 with 16
+    (1,500 simulated races each). With `relative` the logarithms are compared: geometric mean of b/a.
     Raises EngineError for unequal lengths, no pairs, values that are not finite, or ratios of values <= 0.
     """
     first, second = _pairs(a, b, relative)
@@ -135,13 +136,13 @@ def verdict_to_target(
     looks: int = 1,
     seed: int = 0,
 ) -> Verdict:
-    """Which of two reaches a target sooner, where some runs never did: they count, as later than any that did.
+    """Which of two reaches a target sooner, where some runs did not reach it: these count as later than all others.
 
-    `times` of runs that were not reached are not used. Each seed is a win, a loss or a tie (both not reached). Wins and
-    losses are ranked by the ratio of the two times, one that never arrived ranking highest, and the signed ranks go
-    through the exact sign-flip test (Wilcoxon 1945, with Pratt's zeros left out). `effect` is median b / median a - 1,
-    None where half of either or more were not reached; there is no interval. Where all are reached, `verdict` with
-    relative=True sees smaller differences and gives an interval.
+    `times` and `reached` are (n,); the times of runs that did not reach the target are not used. Each seed is a win, a loss
+    or a tie (neither reached it). Wins and losses are ranked by the ratio of the two times, where a run without the target
+    ranks highest, and the signed ranks are tested with the exact sign-flip test (Wilcoxon 1945, with Pratt's zeros left
+    out). `effect` is median b / median a - 1, or None where half or more of either did not reach it; there is no interval.
+    Where all reached it, `verdict` with relative=True detects smaller differences and gives an interval.
     Raises EngineError for unequal lengths, no pairs, or a reached time that is not a positive number.
     """
     a, b = _times(times_a, reached_a), _times(times_b, reached_b)
@@ -160,10 +161,10 @@ def verdict_to_target(
 
 
 def sign_flip_p(difference: ArrayLike, *, seed: int = 0) -> float:
-    """Two-sided p of the mean paired difference, over all ways to swap the labels within pairs (Fisher 1935).
+    """Two-sided p of the mean paired difference (n,), over all ways to swap the labels within pairs (Fisher 1935).
 
-    Exact up to 16 pairs; beyond, from 32,768 random swaps with the observed one counted among them, which keeps the
-    test valid (Phipson & Smyth 2010). No pairs, or none that differ: 1. `scipy.stats.permutation_test` gives the same p
+    It is exact up to 16 pairs. Above, it uses 32,768 random swaps and counts the observed one among them, which keeps the
+    test valid (Phipson & Smyth 2010). Without pairs that differ, p is 1. `scipy.stats.permutation_test` gives the same p
     but takes 1.1 s for 16 pairs, where this takes 16 ms.
     """
     d = _row(difference)
@@ -179,17 +180,17 @@ def sign_flip_p(difference: ArrayLike, *, seed: int = 0) -> float:
 
 @cache
 def _all_signs(n: int) -> Floats:
-    """(2^(n-1), n): every way to flip signs, up to flipping all at once."""
+    """(2^(n-1), n): every way to flip signs; of two ways that differ in all signs, one."""
     ways = np.arange(2 ** (n - 1))[:, None] >> np.arange(n)
     signs: Floats = np.asarray(1.0 - 2.0 * (ways & 1), dtype=np.float64)
     return signs
 
 
 def _studentised_interval(difference: Floats, alpha: float, seed: int) -> tuple[float, float]:
-    """Bootstrap-t interval of the mean; a resample without spread counts as infinitely far, which widens it."""
+    """Bootstrap-t interval of the mean. A resample without spread counts as infinitely far, which widens the interval."""
     n, mean = len(difference), float(difference.mean())
     error = float(difference.std(ddof=1))
-    if error <= 1e-12 * abs(mean):  # every pair says the same
+    if error <= 1e-12 * abs(mean):  # all pairs have the same difference
         return mean, mean
     resamples = difference[np.random.default_rng(seed).integers(0, n, (_RESAMPLES, n))]
     off, spread = resamples.mean(axis=1) - mean, resamples.std(axis=1, ddof=1)
@@ -200,7 +201,7 @@ def _studentised_interval(difference: Floats, alpha: float, seed: int) -> tuple[
 
 
 def _preliminary(n: int, effect: float | None, relative: bool, level: float) -> Verdict:
-    method = f"{n} paired seed{'' if n == 1 else 's'}: too few for a verdict, which takes {MIN_PAIRS}"
+    method = f"{n} paired seed{'' if n == 1 else 's'}; a significance test needs at least {MIN_PAIRS}"
     return Verdict(None, "preliminary", n, effect, None, None, relative, level, method)
 
 
@@ -209,7 +210,7 @@ def _winner(effect: float, lower_is_better: bool) -> Literal["a", "b"]:
 
 
 def _looks(looks: int) -> str:
-    return f", the level shared between {looks} looks" if looks > 1 else ""
+    return f", the level shared between {looks} tests" if looks > 1 else ""
 
 
 def _ratio(log_ratio: float) -> float:
@@ -223,7 +224,7 @@ def _pairs(a: ArrayLike, b: ArrayLike, relative: bool) -> tuple[Floats, Floats]:
         missing = int((~np.isfinite(first)).sum() + (~np.isfinite(second)).sum())
         raise EngineError(
             f"{missing} of {2 * len(first)} values are not finite numbers.",
-            fix="Use verdict_to_target: it counts runs that did not get there instead of dropping them.",
+            fix="Use verdict_to_target, which counts runs without a value instead of dropping them.",
         )
     if relative and min(first.min(), second.min()) <= 0:
         raise EngineError(
@@ -233,7 +234,11 @@ def _pairs(a: ArrayLike, b: ArrayLike, relative: bool) -> tuple[Floats, Floats]:
 
 
 def _times(times: ArrayLike, reached: ArrayLike) -> Floats:
-    """Times with infinity where the target was not reached."""
+    """Times (n,), infinity where the target was not reached.
+
+    Raises:
+        EngineError: a time is not a positive number.
+    """
     t, r = _row(times), np.asarray(reached, dtype=bool)
     _same_length(t, r, "times", "marks of reached")
     if bad := [float(x) for x in t[r] if not (math.isfinite(x) and x > 0)]:
@@ -275,37 +280,37 @@ def t_quantile(p: float, df: int) -> float:
 
 
 def noise_floor(error: float, num_test: int) -> float:
-    """Standard deviation of a test error (0..1) from seed to seed that no tuning removes: sqrt(error/(2 num_test)).
+    """The smallest standard deviation of a test error (0..1) from seed to seed: sqrt(error/(2 num_test)).
 
-    For nets whose ensemble is calibrated, E[p(1-p)] = error/2 per example (after Jordan 2023, arXiv:2304.01910).
-    Measured spreads were 1 to 1.6 times this: a floor, not an estimate.
+    For networks whose ensemble is calibrated, E[p(1-p)] = error/2 per sample (after Jordan 2023, arXiv:2304.01910).
+    Measured standard deviations were 1 to 1.6 times this, so it is a lower bound, not an estimate.
     """
     return math.sqrt(error / (2 * num_test))
 
 
-# --- runs that may not arrive -----------------------------------------------------------------------------------------
+# --- runs that did not reach the target -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Survival:
-    """Share of runs that have not reached the target after each of `times`; a step function, 1 before the first."""
+    """Share of runs that have not reached the target after each of `times`: a step function, 1 before the first time."""
 
-    times: Floats  # (k,) rising, each a moment at which some run arrived
-    share: Floats  # (k,) 0..1, from that moment on
+    times: Floats  # (k,) rising; at each of them a run reached the target
+    share: Floats  # (k,) 0..1, from that time on
 
     @property
     def median(self) -> float | None:
-        """First moment at which at least half have arrived; None when they never have."""
-        arrived = np.flatnonzero(self.share <= 0.5 + 1e-12)
-        return float(self.times[arrived[0]]) if len(arrived) else None
+        """The first time at which at least half have reached the target; None where fewer reached it."""
+        reached = np.flatnonzero(self.share <= 0.5 + 1e-12)
+        return float(self.times[reached[0]]) if len(reached) else None
 
 
 def kaplan_meier(times: ArrayLike, reached: ArrayLike) -> Survival:
     """Share of runs that have not reached the target yet, over time (Kaplan & Meier 1958).
 
-    `times` (n,) is when each run reached the target, or when it ended without (`reached` (n,) is False): until then it
-    counts as on the way. Raises EngineError for unequal lengths or no runs; the times are finite numbers, else
-    scipy raises ValueError.
+    `times` (n,) is when each run reached the target or, where `reached` (n,) is False, when it ended without reaching it
+    (censored). Raises EngineError for unequal lengths or no runs. The times must be finite, otherwise scipy raises
+    ValueError.
     """
     from scipy import stats  # here, because it takes 0.8 s of CPU to import
 
@@ -319,16 +324,17 @@ def kaplan_meier(times: ArrayLike, reached: ArrayLike) -> Survival:
 
 
 def expected_running_time(times: ArrayLike, reached: ArrayLike) -> float | None:
-    """Time to expect when a run that fails is started again: all time spent over successes; None without a success.
+    """Expected time when failed runs are restarted: time spent by all runs / number of successes; None without a success.
 
-    aRT of COCO (Hansen et al. 2021, arXiv:1603.08785): averaging successes alone would reward giving up early.
+    This is the aRT of COCO (Hansen et al. 2021, arXiv:1603.08785). The mean of the successes alone would reward giving up
+    early. `times` and `reached` are (n,).
     """
     t, r = _row(times), np.asarray(reached, dtype=bool)
     _same_length(t, r, "times", "marks of reached")
     return float(t.sum() / r.sum()) if r.any() else None
 
 
-# --- the middle of several runs ---------------------------------------------------------------------------------------
+# --- medians of several runs ------------------------------------------------------------------------------------------
 
 
 def median_of_known(values: Iterable[float | None]) -> float | None:
@@ -338,7 +344,7 @@ def median_of_known(values: Iterable[float | None]) -> float | None:
 
 
 def median_or_not_reached(values: Sequence[float | None]) -> float | None:
-    """The median where a value that was not reached (None) counts as later than any other; None where it is one of them."""
+    """The median, where None counts as larger than any number; None where the median is not a number."""
     if not values:
         return None
     middle = float(np.median([math.inf if value is None else value for value in values]))
@@ -357,7 +363,12 @@ def _row(values: ArrayLike) -> Floats:
 
 
 def _same_length(a: NDArray, b: NDArray, one: str, other: str) -> None:
+    """Check that both are (n,), n > 0.
+
+    Raises:
+        EngineError: they are not.
+    """
     if a.shape != b.shape or a.ndim != 1:
-        raise EngineError(f"{a.size} {one} do not go with {b.size} {other}.", fix="Give one of each per seed or point.")
+        raise EngineError(f"There are {a.size} {one} but {b.size} {other}.", fix="Give one of each per seed or point.")
     if not a.size:
         raise EngineError(f"There are no {one}.", fix="Give at least one.")

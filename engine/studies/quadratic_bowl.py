@@ -1,11 +1,11 @@
 """Descent on a quadratic with two weights: what the rule of an optimizer does without data and without a model.
 
 The loss is (x^2 + kappa y^2) / 2. Its curvature is 1 along x and kappa along y, so kappa is the condition number of its
-Hessian. The rules are those of engine/pytorch/optim.py and of torch.optim (tests/test_toy.py compares), so the walks
-are exact and nothing is measured.
+Hessian. The rules are those of engine/pytorch/training/optimizers.py and torch.optim (tests/studies/test_quadratic_bowl.py
+compares them), so the walks are exact and nothing is measured.
 
-Muon is left out. Its rule is for weight matrices, whose singular values it makes equal; a pair of single weights is no
-matrix, and Muon leaves such weights to AdamW. Its walk would be that of AdamW.
+Muon is left out. Its rule is for weight matrices, whose singular values it makes equal. Two single weights are no matrix,
+and Muon uses AdamW for such weights, so its walk would be that of AdamW.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.config.training import OPTIMIZERS, OptimizerName
 
 START = (-4.0, 1.5)
 _EPS, _ADAGRAD_EPS = 1e-8, 1e-10  # torch.optim's defaults
-_DIVERGED = 1e3  # a walk whose loss is this many times the first does not come back, and is cut
+_DIVERGED = 1e3  # a walk whose loss is this many times the first one has diverged and ends
 
 Step = Callable[[np.ndarray, np.ndarray], np.ndarray]  # weights, gradient -> the next weights
 
@@ -53,7 +53,7 @@ class Hyper:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """The path of an optimizer from the start; cut at the step where it diverged."""
+    """The path of an optimizer from the start; it ends at the step where it diverged."""
 
     name: OptimizerName
     xy: np.ndarray  # (n + 1, 2)
@@ -71,8 +71,11 @@ def walk(
     seed: int = 0,
     start: tuple[float, float] = START,
 ) -> Walk:
-    """The path of `steps` steps. Gradients have normal noise of standard deviation `noise` in each component, the same
-    for every optimizer of a seed; gradient descent (full batch) has none. Raises KeyError for a name not in `RULES`."""
+    """The path of `steps` steps.
+
+    Gradients have normal noise of standard deviation `noise` in each component, the same for every optimizer of a seed;
+    gradient descent (full batch) has none. Raises KeyError for a name not in `RULES`.
+    """
     step_of, w = RULES[name].start(hyper), np.array(start)
     scale = 0.0 if OPTIMIZERS[name].full_batch else noise
     noises = np.random.default_rng(seed).standard_normal((steps, 2)) * scale

@@ -1,4 +1,4 @@
-"""What a race came to: the table, the verdicts, and the sentences for them, from whatever is recorded by now."""
+"""Results of a race, also while it runs: the table, the verdicts, and a sentence for each verdict."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from engine.studies.paired_tests import Verdict
 from engine.studies.races import Metric, Race, RacedVariant
 
 CLAIM_SEEDS = paired_tests.MIN_PAIRS
-# --- what it came to ------------------------------------------------------------------------------------------------
 
-AXES = {  # what a target may cost, and how each is had
+
+# --- the results ------------------------------------------------------------------------------------------------------
+
+AXES = {  # what a run spends until it reaches a target, and how each is obtained
     "steps": "measured",
     "samples": "measured",
     "seconds": "measured",
@@ -38,63 +40,63 @@ class ToTarget:
     """What one run spent until it reached a target, by axis; all None where it did not."""
 
     reached: bool
-    spent_s: float  # seconds of training, until the target or the end; NaN where there was no clock
+    spent_s: float  # seconds of training, until the target or the end; NaN where the time is not known
     cost: dict[str, float | None]
     energy_doubt: float | None = None  # uncertainty of its joules, as a share of them
 
 
 @dataclass(frozen=True, slots=True)
 class VariantOutcome:
-    """A lane in figures: medians over its seeds, None where nothing is known (yet)."""
+    """The figures of one configuration: medians over its seeds; None where a figure is not known (yet)."""
 
     label: str
     run_ids: list[str]
-    status: dict[str, int]  # how many runs are in which state
-    why: list[str]  # of runs that did not finish
-    over: int  # runs that have ended, however
-    judged: int  # runs that reached the target, or have ended and did not; not those that were stopped before
+    status: dict[str, int]  # number of runs in each state
+    why: list[str]  # reasons of runs that did not finish
+    over: int  # runs that have ended in any state
+    judged: int  # runs that reached the target, or finished or diverged without it; not those that were stopped before
     reached: int
-    cost: dict[str, float | None]  # to the target: medians over the judged, None where half of them did not reach it
-    expected_s: float | None  # expected running time: all time spent by the number that arrived
+    cost: dict[str, float | None]  # to the target: medians over the judged runs; None where half did not reach it
+    expected_s: float | None  # expected running time: time spent by all runs / number of runs that reached the target
     test_accuracy: float | None
     test_loss: float | None
     samples_per_s: float | None
     steps_per_s: float | None
     memory_bytes: int | None  # of training: weights, optimizer state and one step's peak
-    busy: int  # of its runs: how many ran while something else used the machine, so that its speed is no fair one
-    has_energy: bool  # whether a counter followed each of its runs: `cost["joules"]` is not known otherwise
-    energy_doubt: float | None  # uncertainty of `cost["joules"]`, as a share: the largest of its runs'
-    loss_noise: float | None  # spread of the training loss around its own mean, late in the run
-    share: dict[str, float | None] = field(default_factory=dict)  # value / the baseline's, by figure
+    busy: int  # number of runs during which other programs used the machine, so that their speed is too low
+    has_energy: bool  # whether a counter measured each of its runs; else `cost["joules"]` is not known
+    energy_doubt: float | None  # uncertainty of `cost["joules"]`, as a share: the largest of its runs
+    loss_noise: float | None  # spread of the training loss around its moving average, late in the run
+    share: dict[str, float | None] = field(default_factory=dict)  # value / value of the baseline, by figure
     verdicts: dict[str, Verdict] = field(default_factory=dict)  # against the baseline, by metric
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a race came to, against a target and a baseline."""
+    """The results of a race, for a target and a baseline."""
 
     metric: Metric
     target: float | None
     baseline: str
     seeds: int
     lanes: list[VariantOutcome]
-    noise_floor: float | None  # of accuracy: what luck alone moves between seeds, at least
+    noise_floor: float | None  # of accuracy: the least variation from seed to seed, as a share
 
     @property
     def is_decided(self) -> bool:
-        """Whether each lane has a verdict on each metric that was asked about."""
+        """Whether each configuration differs significantly from the baseline: in time to the target, else in the metric."""
         rivals = [lane for lane in self.lanes if lane.label != self.baseline]
         key = "to_target" if self.target is not None else self.metric
         return all(lane.verdicts.get(key) and lane.verdicts[key].state == "decided" for lane in rivals)
 
 
 def axes_of(run: Run, price_per_hour: float | None = None) -> dict[str, np.ndarray]:
-    """The evaluations of a run on every axis: (n,) each. Samples are those seen at the step of the evaluation."""
+    """The positions of a run's evaluations on every axis, (n,) each. Samples are those seen at the evaluation's step."""
     steps, seconds = run.evaluations["step"], run.evaluations["seconds"]
     known = np.concatenate([[0.0], run.steps["step"]]), np.concatenate([[0.0], run.steps["samples"]])
     samples = np.interp(steps, *known)
     axes = {"steps": steps, "samples": samples, "seconds": seconds}
-    if run.imported:  # somebody's table may know neither
+    if run.imported:  # an imported table may lack seconds or samples
         axes = {
             name: axis
             for name, axis in axes.items()
@@ -110,8 +112,11 @@ def axes_of(run: Run, price_per_hour: float | None = None) -> dict[str, np.ndarr
 
 
 def to_target(run: Run, metric: Metric, target: float, price_per_hour: float | None = None) -> ToTarget:
-    """By the crossing rule: the first of two evaluations in a row that reach it, interpolated to the one before."""
-    with run.lock:  # a run that goes on is read by others meanwhile
+    """What a run spent until it reached `target`: up to the first of two evaluations in a row that reach it.
+
+    The crossing is interpolated from the evaluation before. `price_per_hour` gives the cost in money.
+    """
+    with run.lock:  # other threads read a run that is still running
         values, lower = run.evaluations[metric], metric == "test_loss"
         axes = axes_of(run, price_per_hour)
         cost = {
@@ -134,18 +139,28 @@ def outcome(
     baseline: str = "",
     price_per_hour: float | None = None,
 ) -> Outcome:
-    """The table and the verdicts of a race, from whatever is recorded by now. Raises ConfigError for a bad target."""
+    """The table and the verdicts of a race, also while it runs.
+
+    `baseline` is the name of a configuration; by default the first one.
+
+    Raises:
+        ConfigError: the target is not allowed, or no configuration has the baseline's name.
+    """
     check_target(metric, target)
     labels = [lane.label for lane in race.lanes]
     if baseline and baseline not in labels:
-        raise ConfigError(f"baseline={baseline!r} is not a lane.", fix=f"Choose from {', '.join(labels)}.")
+        raise ConfigError(f"baseline={baseline!r} is not a configuration.", fix=f"Choose from {', '.join(labels)}.")
     first = race.lanes[labels.index(baseline)] if baseline else race.lanes[0]
     reached = {
         lane.label: {
-            seed: to_target(run, metric, target, price_per_hour) for seed, run in lane.runs.items() if len(run.evaluations)
-        } if target is not None else {}
+            seed: to_target(run, metric, target, price_per_hour)
+            for seed, run in lane.runs.items()
+            if len(run.evaluations)
+        }
+        if target is not None
+        else {}
         for lane in race.lanes
-    }  # fmt: skip
+    }
     base = _lane_outcome(first, reached[first.label])
     lanes = [
         base
@@ -157,16 +172,24 @@ def outcome(
 
 
 def check_target(metric: Metric, target: float | None) -> None:
-    """Raises ConfigError for a target nothing could reach, or everything has."""
+    """Check a target; None is allowed.
+
+    Raises:
+        ConfigError: no run could reach the target, or every run has reached it before training.
+    """
     if target is None:
         return
     if not math.isfinite(target) or target <= 0 or (metric == "test_accuracy" and target > 1):
         allowed = "a share above 0 up to 1 (97 % is 0.97)" if metric == "test_accuracy" else "a number above 0"
-        raise ConfigError(f"target {metric}={target:g} is not allowed.", fix=f"It may be {allowed}.")
+        raise ConfigError(f"target {metric}={target:g} is not allowed.", fix=f"Write {allowed}.")
 
 
 def parse_target(text: str) -> tuple[Metric, float | None]:
-    """`test_accuracy=0.95`, `test_loss=0.3`, or none; raises ConfigError."""
+    """A target as text: `test_accuracy=0.95`, `test_loss=0.3`, or `none`.
+
+    Raises:
+        ConfigError: the text is none of these, or the target is not allowed.
+    """
     name, _, value = text.partition("=")
     if text.strip().lower() == "none":
         return "test_accuracy", None
@@ -175,15 +198,17 @@ def parse_target(text: str) -> tuple[Metric, float | None]:
         target = float(value)
     except (KeyError, ValueError):
         raise ConfigError(
-            f"target {text!r} is not understood.", fix="Write test_accuracy=0.95 or test_loss=0.3."
+            f"target {text!r} is not a target.", fix="Write test_accuracy=0.95 or test_loss=0.3."
         ) from None
     check_target(metric, target)  # type: ignore[arg-type]
     return metric, target  # type: ignore[return-value]
 
 
 def survivals(race: Race, result: Outcome) -> list[tuple[str, paired_tests.Survival, float]]:
-    """For each lane that has begun: its name, the share of its runs that have not reached the target yet, and the longest
-    time any of them trained."""
+    """For each configuration with an evaluation: its name, its survival function, and the longest training time, s.
+
+    The survival function is the share of its runs that have not reached the target yet, over training time.
+    """
     found = []
     for lane in race.lanes:
         runs = [run for run in lane.runs.values() if len(run.evaluations)]
@@ -200,9 +225,11 @@ def _lane_outcome(lane: RacedVariant, reached: Mapping[int, ToTarget]) -> Varian
     runs = list(lane.runs.values())
     over = [run for run in runs if run.is_over]
     counted = [run for run in runs if run.status == "finished"] or [run for run in runs if not run.is_over]
-    summaries = [run.summary() for run in counted]  # a run that only just began would pull the median to nothing
+    summaries = [run.summary() for run in counted]  # not runs that just began, whose figures are near 0
     judged = [
-        reached[seed] for seed, run in lane.runs.items() if seed in reached and (_counts(run) or reached[seed].reached)
+        reached[seed]
+        for seed, run in lane.runs.items()
+        if seed in reached and (_is_judged(run) or reached[seed].reached)
     ]
     return VariantOutcome(
         label=lane.label,
@@ -231,11 +258,15 @@ def _lane_outcome(lane: RacedVariant, reached: Mapping[int, ToTarget]) -> Varian
 
 
 def _against(
-    lane: VariantOutcome, base: VariantOutcome, raced: RacedVariant, first: RacedVariant,
-    reached: Mapping[str, Mapping[int, ToTarget]], looks: int,
-) -> VariantOutcome:  # fmt: skip
-    """The lane with its verdicts against the baseline, from seeds both have ended."""
-    both = [s for s in raced.runs if s in first.runs and _counts(raced.runs[s]) and _counts(first.runs[s])]
+    lane: VariantOutcome,
+    base: VariantOutcome,
+    raced: RacedVariant,
+    first: RacedVariant,
+    reached: Mapping[str, Mapping[int, ToTarget]],
+    looks: int,
+) -> VariantOutcome:
+    """The configuration with its verdicts against the baseline, from the seeds that both have finished."""
+    both = [s for s in raced.runs if s in first.runs and _is_judged(raced.runs[s]) and _is_judged(first.runs[s])]
     verdicts: dict[str, Verdict] = {}
     if both:
         a, b = [first.runs[s] for s in both], [raced.runs[s] for s in both]
@@ -250,25 +281,25 @@ def _against(
     return replace(lane, share=share, verdicts=verdicts)
 
 
-def _counts(run: Run) -> bool:
-    """Whether a run has said all it will about its lane: it finished, or failed by its own configuration."""
+def _is_judged(run: Run) -> bool:
+    """Whether a run counts in verdicts: it finished, or it diverged, which is the fault of its configuration."""
     return run.status == "finished" or (isinstance(run.last_word, Failed) and run.last_word.cause == "Diverged")
 
 
 def _verdict(a: Sequence[Run], b: Sequence[Run], metric: Metric, looks: int) -> Verdict:
-    """On the last evaluation. A run that diverged has lost to any that did not: then only the order counts."""
+    """The verdict on the last evaluations. A diverged run ranks below all others; then ranks are compared, not values."""
     lower = metric == "test_loss"
     values = [[run.evaluations.last(metric) if run.status == "finished" else None for run in runs] for runs in (a, b)]
     if all(is_number(value) for row in values for value in row):
         return paired_tests.verdict(*values, lower_is_better=lower, looks=looks)  # type: ignore[arg-type]
-    there = [[is_number(value) for value in row] for row in values]
+    known = [[is_number(value) for value in row] for row in values]
     losses = [[_positive(value, lower) for value in row] for row in values]
-    ranked = paired_tests.verdict_to_target(losses[0], there[0], losses[1], there[1], looks=looks)
+    ranked = paired_tests.verdict_to_target(losses[0], known[0], losses[1], known[1], looks=looks)
     return replace(ranked, effect=None, relative=False)
 
 
 def _positive(value: float | None, lower: bool) -> float:
-    """What is better when it is smaller, for a comparison of ranks; anything for a value that is not known."""
+    """A positive number that is smaller for a better value, for a comparison of ranks; 1 for an unknown value."""
     if not is_number(value) or value is None:
         return 1.0
     return max(value if lower else 1 - value, 1e-12)
@@ -287,18 +318,20 @@ def _verdict_on_times(pairs: Sequence[tuple[ToTarget, ToTarget]], looks: int) ->
 
 
 def _looks(race: Race) -> int:
-    """How often the race was judged: once for each round of seeds after which there were enough for a verdict."""
-    begun: dict[int, int] = {}  # seed -> the round it came in
+    """Number of times that the race was tested: once for each round of seeds after which there were enough seeds."""
+    begun: dict[int, int] = {}  # seed -> the round that added it
     for run in race.runs:
         number = run.heat.round if run.heat else 1
         begun[run.config.seed] = min(number, begun.get(run.config.seed, number))
     rounds = set(begun.values())
-    return max(1, sum(sum(came <= number for came in begun.values()) >= CLAIM_SEEDS for number in rounds))
+    return max(1, sum(sum(added <= number for added in begun.values()) >= CLAIM_SEEDS for number in rounds))
 
 
 def _loss_spread(run: Run) -> float | None:
-    """Standard deviation of single batches' losses around a running mean, over the last fifth of the run: what the
-    gradient's noise does to the loss. None for too few steps."""
+    """Standard deviation of the batches' losses around a moving average, over the last fifth of the run.
+
+    It shows the noise of the gradient. None for too few steps.
+    """
     with run.lock:
         loss = run.steps["loss"][-max(50, len(run.steps) // 5) :].copy()
     if len(loss) < 50 or not np.isfinite(loss).all():
@@ -308,7 +341,7 @@ def _loss_spread(run: Run) -> float | None:
 
 
 def _noise_floor(race: Race) -> float | None:
-    """sqrt(err / 2 n_test) at the best accuracy so far; before the first evaluation nothing is known."""
+    """The noise floor at the best accuracy so far; None before the first evaluation."""
     best = [run for run in race.runs if run.started and is_number(run.evaluations.last("test_accuracy"))]
     if not best:
         return None
@@ -322,33 +355,38 @@ def _noise_floor(race: Race) -> float | None:
 
 
 def too_few_in_words(n: int, what: str = "seeds") -> str:
-    """The sentence beside a figure from `n` seeds, or repeats, when a verdict takes more."""
-    return f"Preliminary: {n} of the {CLAIM_SEEDS} {what} a verdict takes."
+    """The sentence beside a figure from `n` seeds, or repeats, when a significance test needs more."""
+    return f"Preliminary: {n} of {CLAIM_SEEDS} {what}."
 
 
 def verdict_in_words(lane: str, baseline: str, verdict: Verdict, what: str) -> str:
-    """One sentence: who, by how much, how sure."""
-    if verdict.state == "decided":
-        winner, loser = (lane, baseline) if verdict.winner == "b" else (baseline, lane)
-        return f"{winner} beats {loser}: {_effect_in_words(lane, baseline, verdict, what)}."
-    told = _effect_in_words(lane, baseline, verdict, what)
+    """The paired difference of a configuration from the baseline, its interval, and whether it is significant.
+
+    `what` is "target", "accuracy" or "loss".
+    """
+    effect = _effect_in_words(lane, baseline, verdict, what)
     if verdict.state == "preliminary":
-        return f"Preliminary, {verdict.n} of {CLAIM_SEEDS} seeds: {told}."
-    return f"Inconclusive: {told}, which may be luck."
+        return f"{effect}. {too_few_in_words(verdict.n)}"
+    return f"{effect}. {'Significant' if verdict.state == 'decided' else 'Not significant'}, from {verdict.n} paired seeds."
 
 
 def _effect_in_words(lane: str, baseline: str, verdict: Verdict, what: str) -> str:
     if verdict.effect is None and what != "target":
-        return f"{lane} and {baseline} are compared by rank alone, as a run of one of them diverged"
+        return f"{lane} and {baseline} are compared by rank only, because a run of one of them diverged"
     if verdict.effect is None:
-        return f"{lane} and {baseline} do not both reach the {what} in most seeds"
-    known = verdict.low is not None and verdict.high is not None
+        return f"{lane} and {baseline} are not comparable: at least one of them missed the {what} in half of its seeds"
+    interval = f"{100 * verdict.level:.3g} % interval"
+    ends = None if verdict.low is None or verdict.high is None else (verdict.low, verdict.high)
     if verdict.relative:
-        ends = f" ({verdict.level:.3g} interval {1 + verdict.low:.2f} to {1 + verdict.high:.2f})" if known else ""  # type: ignore[operator]
-        return f"{lane} takes {1 + verdict.effect:.2f} times as long to the {what} as {baseline}{ends}"
-    scale, unit = (100, " points") if what == "accuracy" else (1, "")
-    ends = f" ({verdict.level:.3g} interval {scale * verdict.low:+.3g} to {scale * verdict.high:+.3g})" if known else ""  # type: ignore[operator]
-    return f"{lane} ends {scale * verdict.effect:+.3g}{unit} in {what} from {baseline}{ends}"
+        known = f" ({interval} {1 + ends[0]:.2f} to {1 + ends[1]:.2f})" if ends else ""
+        return f"{lane} takes {1 + verdict.effect:.2f} times as long as {baseline} to reach the {what}{known}"
+    sign, is_accuracy = (-1 if verdict.effect < 0 else 1), what == "accuracy"
+    scale = 100 * sign if is_accuracy else sign
+    known = f" ({interval} {' to '.join(f'{scale * end:.3g}' for end in ends[::sign])})" if ends else ""
+    size = f"{scale * verdict.effect:.3g}"
+    if is_accuracy:
+        return f"{lane} is {size} points {'more' if sign > 0 else 'less'} accurate than {baseline}{known}"
+    return f"{lane} has a test {what} {size} {'higher' if sign > 0 else 'lower'} than {baseline}{known}"
 
 
 def table(result: Outcome) -> list[str]:
@@ -356,12 +394,14 @@ def table(result: Outcome) -> list[str]:
     what = "" if result.target is None else f", target {result.metric} {result.target:g}"
     lines = [f"{result.seeds} seed{'' if result.seeds == 1 else 's'}, baseline {visible(result.baseline)}{what}"]
     if result.noise_floor is not None:
-        lines.append(f"  luck alone moves accuracy by about {100 * result.noise_floor:.2f} points (derived)")
+        lines.append(
+            f"  expect at least ± {100 * result.noise_floor:.2f} points of accuracy from seed to seed (derived)"
+        )
     for lane in result.lanes:
         states = ", ".join(f"{number} {status}" for status, number in lane.status.items())
         lines.append(f"{visible(lane.label)}  ({states})")
         lines.append(
-            f"  accuracy {units.accuracy(lane.test_accuracy)}, loss {units.loss(lane.test_loss)}, "
+            f"  test accuracy {units.accuracy(lane.test_accuracy)}, test loss {units.loss(lane.test_loss)}, "
             f"{units.samples_per_s(lane.samples_per_s)}{busy_in_words(lane)}, {units.nbytes(lane.memory_bytes)} of training memory"
         )
         if result.target is not None:
@@ -376,18 +416,18 @@ def table(result: Outcome) -> list[str]:
 
 
 def busy_in_words(lane: VariantOutcome) -> str:
-    """A mark for figures of speed, where something else used the machine meanwhile."""
+    """A mark for figures of speed, where other programs used the machine; else empty."""
     known = sum(lane.status.values())
     return f" (machine was busy{f' in {lane.busy} of {known} runs' if known > 1 else ''})" if lane.busy else ""
 
 
 def cost_in_words(lane: VariantOutcome) -> str:
-    """What a lane spent to the target; that it was not reached is said, never left out."""
+    """What a configuration spent to reach the target, or that it did not reach it."""
     arrived = f"{lane.reached} of {lane.judged} runs"
     if lane.cost["steps"] is None:
         return f"not reached ({arrived})"
     if lane.cost["steps"] == 0:
-        return f"reached before training began: choose a harder one ({arrived})"
+        return f"reached before training; choose a harder target ({arrived})"
     samples = units.UNKNOWN if lane.cost["samples"] is None else f"{round(lane.cost['samples']):,}"
     return (
         f"{units.duration(lane.cost['seconds'])}, {round(lane.cost['steps']):,} steps, {samples} samples, "

@@ -1,4 +1,4 @@
-"""What a race teaches, in sentences: each from its own figures, nothing that is not measured here."""
+"""Sentences on a race, each made of the race's own measurements."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from engine.studies.race_results import Outcome, VariantOutcome, too_few_in_word
 from engine.studies.races import Race, RacedVariant
 
 BUDGETS_IN_WORDS: Mapping[str, str] = {
-    "seconds": "Equal seconds: the machine decides with. Small batches pay the overhead of many steps, large ones their arithmetic.",
-    "samples": "Equal samples: small batches take more steps from the same examples, so they are favoured where a step costs little.",
-    "epochs": "Equal epochs: stochastic descent takes as many steps as there are examples while batch descent takes one. Small batches are favoured.",
-    "steps": "Equal steps: a step of the full batch reads every example, one of stochastic descent a single one. Large batches are favoured.",
-    "flops": "Equal arithmetic: as equal samples for one net, and it lets nets of different size compete.",
-}  # fmt: skip
+    "seconds": "Same time for all. Small batches lose time to the overhead of each step, large ones to computation per step.",
+    "samples": "Same number of samples for all. Small batches take more steps with them, which favours them where a step is cheap.",
+    "epochs": "Same number of epochs for all. A batch size of 1 takes one step per sample, the full batch one step per epoch. This favours small batches.",
+    "steps": "Same number of steps for all. A step of the full batch reads every sample, a step with batch size 1 only one. This favours large batches.",
+    "flops": "Same FLOPs for all. For one model this is the same as equal samples; models of different size can be compared too.",
+}
 
 
 def formula(config: RunConfig) -> str | None:
-    """The update rule of plain descent for a lane's batch size, as LaTeX; None for other optimizers."""
+    """The update rule of gradient descent for the batch size of `config`, as LaTeX; None for other optimizers."""
     if not config.optimizer.facts.is_plain:
         return None
     if config.batch_size == FULL:
@@ -32,60 +32,67 @@ def formula(config: RunConfig) -> str | None:
 
 
 def recommendation(result: Outcome, *, made_here: bool = True) -> str | None:
-    """Which lane to use and how sure that is; None before any has a figure to go by. A race of elsewhere says nothing of this
-    machine."""
+    """Which configuration is best and whether that is significant; None before there are results.
+
+    `made_here` is False for imported runs, whose times are those of another machine.
+    """
     arrived = [lane for lane in result.lanes if lane.cost["seconds"] is not None and lane.reached]
     if arrived and all(lane.cost["steps"] == 0 for lane in arrived):
-        return f"{target_in_words(result)[0].upper()}{target_in_words(result)[1:]} was reached before training began: choose a harder target."
+        target = target_in_words(result)
+        return f"{target[0].upper()}{target[1:]} was reached before training. Choose a harder target."
     if result.target is not None and arrived:
         best = min(arrived, key=lambda lane: lane.cost["seconds"] or 0.0)
         others = [lane for lane in result.lanes if lane is not best]
-        told = [_slower(lane, best) for lane in others]
+        slower = [_slower(lane, best) for lane in others]
         where = " on this machine" if made_here else ""
         words = f"{best.label} reaches {target_in_words(result)} first{where}, after {units.duration(best.cost['seconds'])} of training"
-        return f"{words}; {', '.join(told)}. {_sure(result, best, 'to_target')}"
+        return f"{words}; {', '.join(slower)}. {_significance(result, best, 'to_target')}"
     known = [lane for lane in result.lanes if lane.test_accuracy is not None]
     if not known or any(status not in TERMINAL for lane in result.lanes for status in lane.status):
         return None
     best = max(known, key=lambda lane: lane.test_accuracy or 0.0)
-    missed = f"No lane reaches {target_in_words(result)} in most of its runs. " if result.target is not None else ""
-    return f"{missed}{best.label} ends with the best accuracy, {units.accuracy(best.test_accuracy)}. {_sure(result, best, 'test_accuracy')}"
+    missed = (
+        "" if result.target is None else f"No configuration reaches {target_in_words(result)} in most of its runs. "
+    )
+    accuracy = units.accuracy(best.test_accuracy)
+    return (
+        f"{missed}{best.label} has the best test accuracy, {accuracy}. {_significance(result, best, 'test_accuracy')}"
+    )
 
 
 def _slower(lane: VariantOutcome, best: VariantOutcome) -> str:
-    mine, least = lane.cost["seconds"], best.cost["seconds"]
-    if mine is None or not least:
-        return f"{lane.label} {_without(lane)}"
-    return f"{lane.label} takes {mine / least:.1f} times as long"
+    own, least = lane.cost["seconds"], best.cost["seconds"]
+    if own is None or not least:
+        return f"{lane.label} {_why_not_reached(lane)}"
+    return f"{lane.label} takes {own / least:.1f} times as long"
 
 
-def _without(lane: VariantOutcome) -> str:
-    """Why a lane has no time to the target."""
+def _why_not_reached(lane: VariantOutcome) -> str:
     if any(status not in TERMINAL for status in lane.status):
         return "has not reached it yet"
     if lane.status.get("failed") == lane.over:
         return "failed"
-    return "does not reach it within the budget" if lane.judged else "was stopped before"
+    return "did not reach it within the budget" if lane.judged else "was stopped before it"
 
 
-def _sure(result: Outcome, best: VariantOutcome, key: str) -> str:
-    """How far seeds carry the sentence before: against the baseline, or of the rivals where the baseline is best."""
-    rivals = [lane for lane in result.lanes if lane.label != result.baseline]
-    about = [best] if best.label != result.baseline else rivals
-    verdicts = [lane.verdicts.get(key) for lane in about]
+def _significance(result: Outcome, best: VariantOutcome, key: str) -> str:
+    """Whether the best configuration differs significantly from the baseline, or from all others where it is the baseline."""
+    is_baseline = best.label == result.baseline
+    compared = [lane for lane in result.lanes if lane is not best] if is_baseline else [best]
+    verdicts = [lane.verdicts.get(key) for lane in compared]
     if any(v is None or v.state == "preliminary" for v in verdicts):
         n = min((v.n if v else 0) for v in verdicts) if verdicts else 0
         return too_few_in_words(n)
-    wins = "b" if best.label != result.baseline else "a"
-    lost = [lane.label for lane, v in zip(about, verdicts, strict=True) if not v or v.winner != wins]
-    if lost and best.label != result.baseline:
-        return f"Against {result.baseline} that may be luck: the verdict is inconclusive."
-    if lost:
-        return f"Against {', '.join(lost)} that may be luck: the verdict is inconclusive."
-    return f"Decided against {result.baseline if best.label != result.baseline else 'all others'}, from {verdicts[0].n if verdicts[0] else 0} paired seeds."
+    winner = "a" if is_baseline else "b"
+    others = [lane.label for lane, v in zip(compared, verdicts, strict=True) if not v or v.winner != winner]
+    if others:
+        return f"The difference from {', '.join(others) if is_baseline else result.baseline} is not significant."
+    against = "all others" if is_baseline else result.baseline
+    return f"Significant against {against} ({verdicts[0].n if verdicts[0] else 0} paired seeds)."
 
 
 def target_in_words(result: Outcome) -> str:
+    """The target of a race that has one: `95 % test accuracy`, `a test loss of 0.30`."""
     assert result.target is not None
     if result.metric == "test_accuracy":
         return f"{units.percent(result.target, digits=0 if round(100 * result.target, 6).is_integer() else 1)} test accuracy"
@@ -93,42 +100,38 @@ def target_in_words(result: Outcome) -> str:
 
 
 def batch_sentences(race: Race, result: Outcome) -> list[str]:
-    """What the full batch costs in samples and what a batch of one costs in time, where both or one of them raced."""
+    """What the full batch costs in samples, and a batch size of 1 in time, for a race with such configurations."""
     raced = {lane.label: lane for lane in race.lanes}
     sentences: list[str] = []
     full = [lane for lane in result.lanes if raced[lane.label].config.batch_size == FULL]
     one = [lane for lane in result.lanes if raced[lane.label].config.batch_size == 1]
     between = [lane for lane in result.lanes if lane not in full and lane not in one]
-    if full and (thrifty := _least(between + one, "samples")) and thrifty is not full[0]:
-        sentences += _of_full(full[0], thrifty, raced[full[0].label])
-    if one and (quick := _fastest(between)):
-        sentences += _of_one(one[0], quick)
+    if full and (fewest := _least(between + one, "samples")):
+        sentences += _of_full(full[0], fewest, raced[full[0].label])
+    if one and (fastest := _fastest(between)):
+        sentences += _of_one(one[0], fastest)
     return sentences
 
 
-def _of_full(full: VariantOutcome, thrifty: VariantOutcome, lane: RacedVariant) -> list[str]:
+def _of_full(full: VariantOutcome, fewest: VariantOutcome, lane: RacedVariant) -> list[str]:
     examples = next((run.started.train_examples for run in lane.runs.values() if run.started), None)
-    mine, least = full.cost["samples"], thrifty.cost["samples"]
-    if examples is None or not least:
+    own, least = full.cost["samples"], fewest.cost["samples"]
+    if examples is None or not least or (own is None and not full.judged):
         return []
-    if mine is None and not full.judged:
-        return []
-    reads = f"Each step of {full.label} reads all {examples:,} training examples"
-    if mine is None:
-        return [
-            f"{reads}; within the budget that was not enough, while {thrifty.label} needed {round(least):,} samples."
-        ]
-    return [
-        f"{reads}: {round(mine):,} samples to the target, {mine / least:.0f} times those of {thrifty.label} ({round(least):,})."
-    ]
+    reads = f"Each step of {full.label} reads all {examples:,} training samples."
+    if own is None:
+        return [f"{reads} It did not reach the target in the budget; {fewest.label} needed {round(least):,} samples."]
+    times = f"{own / least:.0f} times as many as {fewest.label} ({round(least):,})"
+    return [f"{reads} It needs {round(own):,} samples to reach the target, {times}."]
 
 
-def _of_one(one: VariantOutcome, quick: VariantOutcome) -> list[str]:
-    if not one.samples_per_s or not quick.samples_per_s:
+def _of_one(one: VariantOutcome, fastest: VariantOutcome) -> list[str]:
+    if not one.samples_per_s or not fastest.samples_per_s:
         return []
     return [
-        f"{one.label} spends a whole step on each example: {units.duration(1 / one.samples_per_s)} per example, "
-        f"{quick.samples_per_s / one.samples_per_s:.0f} times as long as {quick.label} ({units.duration(1 / quick.samples_per_s)})."
+        f"{one.label} takes one step per sample: {units.duration(1 / one.samples_per_s)} per sample, "
+        f"{fastest.samples_per_s / one.samples_per_s:.0f} times as long as {fastest.label} "
+        f"({units.duration(1 / fastest.samples_per_s)})."
     ]
 
 

@@ -1,6 +1,6 @@
-"""What a scaling study says: whether more devices are worth it here, why not, and its figures for a table and for scripts.
+"""The results of a scaling study in words: whether more ranks are worth it here and why not; a table, and JSON.
 
-Each sentence is made of the study's own figures; what was not measured is not said.
+Each sentence is made of the study's own measurements.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from engine.events.base import TERMINAL
 from engine.events.machine import BUSY_FROM
 from engine.events.training import Ranks
 from engine.studies.race_results import CLAIM_SEEDS, too_few_in_words
-from engine.studies.scaling import AGREES, LEVEL, At, Estimate, Outcome, rank_times
+from engine.studies.scaling_estimates import LEVEL, Estimate
+from engine.studies.scaling_results import AGREES, LaneFigures, Outcome, rank_times
 
-_PAYS = 0.7  # efficiency from which another device is called worth it: it does most of the first one's work
-_HALF = 0.5  # below it the devices added together do less than one of them could
-_SHOWS = 0.1  # of what is lost to the ideal: a smaller part is not named
-_SLOWED = 1.1  # times as long for the same examples: from here on ranks are said to be in each other's way
-_PARTED = 3  # losses that agree for fewer steps are not those of the same training
-_STARVED = 0.8  # of a core that a rank could have used: with less something else wanted it
+_WORTH_IT = 0.7  # efficiency from which more ranks are called worth it
+_HALF = 0.5  # below this efficiency, all added devices together do less than one device alone could
+_SHOWS = 0.1  # a smaller share of the loss against the ideal is not mentioned
+_SLOWED = 1.1  # times as long for the same samples: from here on the ranks are said to slow each other down
+_SAME_STEPS = 3  # losses that agree for fewer steps are not those of the same training
+_STARVED = 0.8  # a rank with a smaller share of its core had to wait for other programs
 
 
 def headline(found: Outcome) -> str:
-    """Whether more ranks are worth it here, and how sure that is."""
+    """Whether more ranks are worth it here, and from how many repeats that is known."""
     judged = [at for at in found.of("strong") if at.ranks > 1 and at.speedup and not at.is_provisional]
     own = [at for at in judged if not at.shared] or judged
     if not own:
@@ -37,18 +38,21 @@ def headline(found: Outcome) -> str:
     paying = [at for at in own if at.ranks < best.ranks and _pays(at)]
     if paying and not _pays(best):
         most = max(paying, key=_value)
-        further = f"{best.ranks} ranks are {_value(best):.2f} times as fast, at {best.ranks / _value(best):.1f} times the device time of an example."
-        return f"{_worth(most)} {further} {_sure(found, most)}"
-    return f"{_worth(best)} {_sure(found, best)}"
+        further = (
+            f"{best.ranks} ranks are {_value(best):.2f} times as fast, at {best.ranks / _value(best):.1f} times the device "
+            "time per sample."
+        )
+        return f"{_worth(most)} {further} {_repeats(found, most)}"
+    return f"{_worth(best)} {_repeats(found, best)}"
 
 
-def _value(at: At) -> float:
+def _value(at: LaneFigures) -> float:
     return at.speedup.value if at.speedup else 0.0
 
 
-def _pays(at: At) -> bool:
-    """Whether each of its devices does most of what one alone does, and that is not luck."""
-    if at.speedup is None or _value(at) < _PAYS * at.ranks:
+def _pays(at: LaneFigures) -> bool:
+    """Whether its efficiency is high enough and its speed-up significant."""
+    if at.speedup is None or _value(at) < _WORTH_IT * at.ranks:
         return False
     return _value(at) > 1 and (at.speedup.low is None or at.speedup.low > 1)
 
@@ -56,64 +60,60 @@ def _pays(at: At) -> bool:
 def _not_yet(found: Outcome) -> str:
     runs = found.study.runs
     if any(run.status not in TERMINAL for run in runs):
-        return "Measuring: whether more ranks are worth it here is known once one and several ranks have finished."
+        return "Measuring. The first result appears when a run on one rank and one on several ranks have finished."
     over = sum(run.status == "finished" for run in runs)
-    return f"No answer: {over} of {len(runs)} runs finished, and none on several ranks together with its run on one."
+    return f"No result: {over} of {len(runs)} runs finished, and no pair of runs on one and on several ranks."
 
 
-def _worth(at: At) -> str:
+def _worth(at: LaneFigures) -> str:
     speedup, n = at.speedup, at.ranks
     assert speedup
-    told = f" (95 % interval {speedup.interval})" if speedup.interval else ""
+    interval = f" (95 % interval {speedup.interval})" if speedup.interval else ""
     efficiency = speedup.value / n
+    times = f"{n} ranks train {speedup.value:.2f} times as fast as one{interval}"
     if speedup.low is not None and speedup.low <= 1 <= (speedup.high or 0):
-        return f"No gain to be seen here: {n} ranks train {speedup.value:.2f} times as fast as one{told}."
+        return f"No significant speed-up here: {times}."
     if speedup.value <= 1:
-        return f"Not worth it here: {n} ranks train only {speedup.value:.2f} times as fast as one{told}: one device is quicker."
-    fast = (
-        f"{n} ranks train {speedup.value:.2f} times as fast as one{told}, {units.percent(efficiency)} of the ideal {n}"
-    )
-    if efficiency >= _PAYS:
+        return f"Not worth it here: {times}, so one device is faster."
+    fast = f"{times}, {units.percent(efficiency)} of the ideal {n}"
+    if efficiency >= _WORTH_IT:
         return f"Worth it here: {fast}."
-    cost = f"Each example costs {1 / efficiency:.1f} times the device time."
-    return f"{'Faster, at a price' if efficiency >= _HALF else 'Hardly worth it here'}: {fast}. {cost}"
+    cost = f"Each sample takes {1 / efficiency:.1f} times the device time."
+    return f"{'Faster, at a cost' if efficiency >= _HALF else 'Hardly worth it here'}: {fast}. {cost}"
 
 
-def _sure(found: Outcome, at: At) -> str:
+def _repeats(found: Outcome, at: LaneFigures) -> str:
     assert at.speedup
     n = at.speedup.n
-    told = too_few_in_words(n, "repeats") if n < CLAIM_SEEDS else f"From {n} paired repeats."
+    words = too_few_in_words(n, "repeats") if n < CLAIM_SEEDS else f"From {n} paired repeats."
     if 2 * sum(lane.busy for lane in found.lanes) > len(found.study.runs):
-        told += " Other programs wanted the cores meanwhile: measure it again when the machine is quiet."
-    return told
+        words += " Other programs used the cores in most runs: measure again when the machine is quiet."
+    return words
 
 
 def reasons(found: Outcome) -> list[str]:
-    """Why the ranks do not reach the ideal, the largest part first; what else is to be known of them."""
-    at = _blamed(found)
-    said = _losses(found, at) if at else []
-    said += [
-        f"{at.label}: {at.ranks} ranks share {_cores(found)}: beyond one rank per core nothing can be gained."
+    """Why the ranks do not reach the ideal, the largest part first; then other facts that affect the figures."""
+    at = _explained(found)
+    sentences = _losses(found, at) if at else []
+    sentences += [
+        f"{at.label}: the ranks share {_cores(found)}. More than one rank per core brings no speed-up."
         for at in found.lanes
         if at.shared and at.speedup and at.mode == "strong"
     ]
     if found.base.strategy == "data-parallel" and found.base.device == "cpu":
-        said.append(
-            "nn.DataParallel, the historical baseline, only passes calls through on a CPU: one process works as if alone."
-        )
-    said += _weak(found) + _stragglers(found) + _busy(found)
-    return said
+        sentences.append("nn.DataParallel, the historical baseline, uses one process on a CPU, as without it.")
+    return sentences + _weak(found) + _stragglers(found) + _busy(found)
 
 
-def _blamed(found: Outcome) -> At | None:
+def _explained(found: Outcome) -> LaneFigures | None:
     """The lane whose loss is explained: the most ranks that have a device each."""
     judged = [at for at in found.of("strong") if at.ranks > 1 and at.speedup and at.step_s and not at.is_provisional]
     own = [at for at in judged if not at.shared] or judged
     return own[-1] if own else None
 
 
-def _losses(found: Outcome, at: At) -> list[str]:
-    """What a step takes beyond its share of one rank's, taken apart."""
+def _losses(found: Outcome, at: LaneFigures) -> list[str]:
+    """The parts of the time by which a step is longer than the ideal, the largest first."""
     one = found.base.step_s
     if not one or not at.step_s or at.waited_s is None or at.own_s is None:
         return []
@@ -127,11 +127,11 @@ def _losses(found: Outcome, at: At) -> list[str]:
     return [text for size, text in sorted(parts, reverse=True) if size > _SHOWS * lost and text]
 
 
-def _communication(found: Outcome, at: At) -> str:
+def _communication(found: Outcome, at: LaneFigures) -> str:
     if not at.waited_s:
         return ""
     waits = (
-        f", {units.percent((at.for_slowest_s or 0) / at.waited_s)} of it for a slower rank"
+        f", of which {units.percent((at.for_slowest_s or 0) / at.waited_s)} for a slower rank"
         if at.for_slowest_s and at.for_slowest_s > _SHOWS * at.waited_s
         else ""
     )
@@ -145,37 +145,33 @@ def _communication(found: Outcome, at: At) -> str:
         else " all-reduce"
     )
     return (
-        f"Communication: of a step of {units.duration(at.step_s)} a rank stands still for {units.duration(at.waited_s)} "
-        f"({units.percent(at.waited_share)}) in the{what}{waits} (measured on {at.ranks} ranks)."
+        f"Communication: in a step of {units.duration(at.step_s)} a rank waits {units.duration(at.waited_s)} "
+        f"({units.percent(at.waited_share)}) for the{what}{waits} (measured on {at.ranks} ranks)."
     )
 
 
-def _computing(found: Outcome, at: At, one: float) -> str:
-    """Computing that did not become 1/n: slowed by the other ranks, where weak scaling shows it, or too small a piece."""
+def _computing(found: Outcome, at: LaneFigures, one: float) -> str:
+    """Why a rank's own work is more than 1/n: the ranks slow each other down (shown by weak scaling), overhead, small batches."""
     assert at.own_s is not None
     weak = next((w for w in found.of("weak") if w.ranks == at.ranks and w.own_s), None)
-    besides = ", and the cores with other programs" if _is_starved(at) or at.busy else ""
+    besides = ", and their cores with other programs" if _is_starved(at) or at.busy else ""
     if weak and weak.own_s and weak.own_s > _SLOWED * one:
         return (
-            f"Shared machine: with the same {_batch(found.base.batch_size)} examples each, {at.ranks} ranks at once compute "
-            f"{weak.own_s / one:.2f} times as long as one alone: they share caches and memory bandwidth{besides}, and {at.strategy} "
-            "adds work of its own (measured together)."
+            f"Shared machine: with {_batch(found.base.batch_size)} samples each, {at.ranks} ranks compute {weak.own_s / one:.2f} "
+            f"times as long as one rank alone. They share caches and memory bandwidth{besides}, and {at.strategy} adds "
+            "overhead (measured together)."
         )
     if at.own_s > one:
         return (
-            f"Overhead: beside waiting a rank works {units.duration(at.own_s)} in a step, longer than the {units.duration(one)} of one "
-            f"rank on all {_batch(found.base.batch_size)} examples: what {at.strategy} does around the training costs more than is "
-            "shared out (measured)."
+            f"Overhead: without waiting, a step of a rank takes {units.duration(at.own_s)}, longer than the {units.duration(one)} "
+            f"of one rank with all {_batch(found.base.batch_size)} samples. The overhead of {at.strategy} is larger than the time "
+            "that sharing the batch saves (measured)."
         )
-    per = (
-        f"{at.per_rank_batch:g} examples in the place of {_batch(found.base.batch_size)}"
-        if at.per_rank_batch
-        else "a share"
-    )
+    batch = f"{at.per_rank_batch:g} samples" if at.per_rank_batch else "its share of the samples"
     return (
-        f"Small pieces: a rank computes {per} in {units.duration(at.own_s)}, {at.own_s / one:.2f} of the "
-        f"{units.duration(one)} on one rank where {1 / at.ranks:.2f} would be ideal: starting operations costs the same for "
-        "fewer examples (measured)."
+        f"Small batches: a rank takes {units.duration(at.own_s)} for {batch}, {at.own_s / one:.2f} times the "
+        f"{units.duration(one)} of one rank for {_batch(found.base.batch_size)}; {1 / at.ranks:.2f} would be ideal. The overhead "
+        "of an operation does not fall with the batch size (measured)."
     )
 
 
@@ -185,43 +181,44 @@ def _weak(found: Outcome) -> list[str]:
         return []
     at = lanes[-1]
     assert at.speedup
-    told = f" ({at.speedup.interval})" if at.speedup.interval else ""
+    interval = f" (95 % interval {at.speedup.interval})" if at.speedup.interval else ""
     return [
-        f"With {_batch(found.base.batch_size)} examples for each rank, {at.ranks} ranks see {at.speedup.value:.2f} times the "
-        f"examples per second{told}. Their batch is then {_batch(at.batch_size)}: another training, whose learning rate wants "
-        "tuning, and beyond the critical batch (Compare, Batch-size law) it takes more examples to the same loss."
+        f"With {_batch(found.base.batch_size)} samples for each rank, {at.ranks} ranks process {at.speedup.value:.2f} times as "
+        f"many samples per second as one{interval}. Their batch size is then {_batch(at.batch_size)}, so the learning rate must "
+        "be tuned again. Above the critical batch size (Compare, Batch-size law) the same loss needs more samples."
     ]
 
 
 def _stragglers(found: Outcome) -> list[str]:
-    """Ranks that hold up the others; once for each lane."""
-    said = []
+    """The rank that the others wait for, in each lane that has one in most of its runs."""
+    sentences = []
     for lane in found.study.lanes:
         seen = [t.straggler for run in lane.runs.values() if (t := rank_times(run.all(Ranks))) and t.straggler]
         if len(seen) * 2 > len(lane.runs):
             rank, times = seen[-1]
-            said.append(
-                f"{lane.label}: rank {rank} works {times:.1f} times as long as the quickest in each step (named from {BUSY_FROM:g} on), "
-                "and the others wait for it."
+            sentences.append(
+                f"{lane.label}: the own work of rank {rank} takes {times:.1f} times as long as that of the fastest rank, and the "
+                f"others wait for it (mentioned from {BUSY_FROM:g} times on)."
             )
-    return said
+    return sentences
 
 
 def _busy(found: Outcome) -> list[str]:
     busy, runs = sum(at.busy for at in found.lanes), len(found.study.runs)
     starved = [at for at in found.lanes if at.ranks > 1 and not at.shared and _is_starved(at)]
-    said = [
-        f"{at.label}: each rank got {at.cpu_share:.2f} of a core: something else wanted the cores." for at in starved
+    sentences = [
+        f"{at.label}: each rank got {units.percent(at.cpu_share)} of a core, because other programs were running."
+        for at in starved
     ]
     if busy:
-        said.append(
-            f"The machine was busy with something else in {busy} of {runs} runs: on a quiet one the figures may differ."
+        sentences.append(
+            f"Other programs used the machine in {busy} of {runs} runs. On a quiet machine figures can differ."
         )
-    return said
+    return sentences
 
 
-def _is_starved(at: At) -> bool:
-    """Whether ranks on a CPU worked for less than the time in which they did not wait for each other."""
+def _is_starved(at: LaneFigures) -> bool:
+    """Whether ranks on a CPU had less CPU time than the time in which they did not wait for each other."""
     if at.cpu_share is None or at.waited_share is None or at.device != "cpu":
         return False
     return at.cpu_share < _STARVED * (1 - at.waited_share)
@@ -237,26 +234,28 @@ def _batch(size: int | str) -> str:
 
 
 def fits(found: Outcome) -> list[str]:
-    """What the two laws make of it."""
-    said = []
+    """The fits of Amdahl's and Gustafson's laws in words."""
+    sentences = []
     if (s := found.serial) is not None:
-        said.append(f"Amdahl's law, fitted: {_amdahl(s)} {_points(found)}")
+        sentences.append(f"Amdahl's law, fitted: {_amdahl(s)} {_points(found)}".rstrip())
     if (s := found.scaled_serial) is not None:
-        said.append(f"Gustafson's law, fitted to weak scaling: serial share {_share(s)} of the time of several ranks.")
-    return said
+        sentences.append(
+            f"Gustafson's law, fitted to weak scaling: serial share {_share(s)} of the time of several ranks."
+        )
+    return sentences
 
 
 def _amdahl(s: Estimate) -> str:
     if s.low is not None and s.high is not None and s.high - s.low > 1:
-        return f"serial share {_share(s)}: these repeats differ too much to tell it."
+        return f"serial share {_share(s)}. The repeats differ too much for a useful estimate."
     if s.value >= 1:
         return (
-            f"serial share {_share(s)}. Above 100 % several ranks are slower than one, which the law, that knows no "
-            "communication, cannot say: more ranks would not help either."
+            f"serial share {_share(s)}. Above 100 %, several ranks are slower than one. The law has no term for communication "
+            "and cannot describe this; more ranks would not help."
         )
     if s.value <= 0:
-        return f"serial share {_share(s)}: no part of a step that ranks would not share is to be seen."
-    return f"serial share {_share(s)}, so at most {1 / s.value:.3g} times as fast however many ranks."
+        return f"serial share {_share(s)}. No serial part of a step is measurable."
+    return f"serial share {_share(s)}, so at most {1 / s.value:.3g} times as fast with any number of ranks."
 
 
 def _share(s: Estimate) -> str:
@@ -270,48 +269,52 @@ def _points(found: Outcome) -> str:
     numbers = [at.ranks for at in found.of("strong") if at.ranks > 1 and at.speedup]
     if len(numbers) > 1:
         return ""
-    return f"It rests on {numbers[0]} ranks alone: one figure, so nothing is left to see whether the law holds."
+    return f"Based on one rank count only ({numbers[0]}), so the fit cannot be checked."
 
 
 def agreement(found: Outcome) -> str:
-    """For how long several ranks take the same steps as one; empty before it is known."""
+    """Whether several ranks take the same steps as one; empty before that is known."""
     known = [(at.same_for, at.compared) for at in found.of("strong") if at.same_for is not None]
     if not known:
         return ""
     same, compared = min(known)
-    if same < min(_PARTED, compared):
+    if same < min(_SAME_STEPS, compared):
         return (
-            f"The losses part from those on one rank after {same} steps (measured). They should not: low precision or a rate at "
-            "the edge of divergence can do that; else please report it."
+            f"The losses differ from those of one rank after {same} steps (measured). Low precision or a learning rate close to "
+            "divergence can cause this. Otherwise it is a bug, so please report it."
         )
     if same == compared:
         return f"Several ranks take the same steps as one: all {compared:,} losses agree to {AGREES:g} (measured)."
     return (
         f"Several ranks take the same steps as one: the first {same:,} of {compared:,} losses agree to {AGREES:g} (measured). "
-        "Gradients are added up in another order, and training makes that rounding grow."
+        "Gradients are summed in another order, and training amplifies this rounding difference."
     )
 
 
 def intervals() -> str:
-    return f"Bars: {units.percent(LEVEL)} intervals, Student's t of the log ratios of paired repeats (same seed, one rank against several)."
+    """How the intervals of a study are computed."""
+    return (
+        f"Bars: {units.percent(LEVEL)} intervals, Student's t of the log ratios of paired repeats (same seed, several ranks "
+        "against one)."
+    )
 
 
 # --- a table ----------------------------------------------------------------------------------------------------------
 
 
-Row = tuple[str, list[str], str]  # title, a text per lane, how it was had
+Row = tuple[str, list[str], str]  # title, a text per lane, how it was obtained
 
 
 def rows(found: Outcome) -> list[Row]:
-    """The figures of every lane in words, and how each was had."""
+    """The figures of every lane as text, and how each was obtained."""
 
-    def row(title: str, how: str, read: Callable[[At], str]) -> Row:
+    def row(title: str, how: str, read: Callable[[LaneFigures], str]) -> Row:
         return title, [read(at) for at in found.lanes], how
 
     table = [
-        row("Global batch", "chosen", lambda at: _batch(at.batch_size)),
+        row("Global batch size", "chosen", lambda at: _batch(at.batch_size)),
         row(
-            "Batch of a rank",
+            "Batch size per rank",
             "derived",
             lambda at: FULL if at.per_rank_batch is None and at.ranks == 1 else _per_rank(at),
         ),
@@ -326,12 +329,12 @@ def rows(found: Outcome) -> list[Row]:
         row("Efficiency", "measured", lambda at: _percent(at.efficiency, at) if at.ranks > 1 else "100 %"),
         row("Waits in all-reduce", "measured", _waits),
         row(
-            "All-reduce under way",
+            "All-reduce time",
             "measured",
             lambda at: "none" if at.ranks == 1 else units.duration(at.communication_s),
         ),
-        row("Cores a rank got", "measured", lambda at: "–" if at.cpu_share is None else f"{at.cpu_share:.2f}"),
-        row("Memory of all ranks", "measured", lambda at: units.nbytes(at.memory_bytes)),
+        row("CPU cores per rank", "measured", lambda at: "–" if at.cpu_share is None else f"{at.cpu_share:.2f}"),
+        row("Process memory", "measured, all ranks", lambda at: units.nbytes(at.memory_bytes)),
         row("Energy of a run", _energy_how(found), lambda at: units.energy(at.joules)),
     ]
     if found.target:
@@ -345,24 +348,24 @@ def rows(found: Outcome) -> list[Row]:
     return table
 
 
-def _per_rank(at: At) -> str:
+def _per_rank(at: LaneFigures) -> str:
     return "–" if at.per_rank_batch is None else f"{at.per_rank_batch:g}"
 
 
-def _estimate(e: Estimate | None, at: At) -> str:
+def _estimate(e: Estimate | None, at: LaneFigures) -> str:
     if e is None:
         return units.UNKNOWN
     return f"{e.value:.2f}" + (f" ({e.interval})" if e.interval else "") + (" so far" if at.is_provisional else "")
 
 
-def _percent(e: Estimate | None, at: At) -> str:
+def _percent(e: Estimate | None, at: LaneFigures) -> str:
     if e is None:
         return units.UNKNOWN
     ends = f" ({100 * e.low:.0f} to {100 * e.high:.0f})" if e.low is not None and e.high is not None else ""
     return f"{units.percent(e.value)}{ends}" + (" so far" if at.is_provisional else "")
 
 
-def _waits(at: At) -> str:
+def _waits(at: LaneFigures) -> str:
     if at.ranks == 1:
         return "none"
     return units.UNKNOWN if at.waited_s is None else f"{units.percent(at.waited_share)}, {units.duration(at.waited_s)}"
@@ -372,7 +375,7 @@ def _energy_how(found: Outcome) -> str:
     return "measured" if any(at.joules is not None for at in found.lanes) else "not available here"
 
 
-def _reached(at: At, value: float | None, write: Callable[[float], str]) -> str:
+def _reached(at: LaneFigures, value: float | None, write: Callable[[float], str]) -> str:
     if value is not None:
         return write(value)
     return "not reached" if at.status.get("finished") else units.UNKNOWN

@@ -209,7 +209,7 @@ def test_maps_fill_and_sharpen_in_place_and_a_chart_is_mounted_once(shown, measu
     log = Replayed(Store(tmp_path.resolve()), measured)
     log.until(0)
     page = shown.open(**data_of(measured))
-    expect(page.get_by_test_id("sentence")).to_have_text("No cell is measured yet.", timeout=PATIENCE_MS)
+    expect(page.get_by_test_id("sentence")).to_have_text("Nothing is measured yet.", timeout=PATIENCE_MS)
     cells = page.locator("[data-testid^=throughput-][data-known]")
     expect(cells).to_have_count(0)
     expect(page.get_by_test_id("throughput-inference_modex64")).to_have_attribute(
@@ -240,7 +240,7 @@ def test_a_limit_moves_the_sentence_and_takes_the_colour_of_cells_over_it(shown,
     over = page.locator("[data-testid^=latency-][data-over]")
     expect(over).to_have_count(0)
     shown.remount(limit_s=1e-9)
-    expect(page.get_by_test_id("sentence")).to_contain_text("No cell stays under", timeout=20_000)
+    expect(page.get_by_test_id("sentence")).to_contain_text("No combination stays under", timeout=20_000)
     expect(over).to_have_count(len(SIZES))
     expect(page.locator("[data-sweet]")).to_have_count(0)
 
@@ -269,7 +269,7 @@ def test_the_ladder_says_why_a_rung_did_not_run(shown, measured, tmp_path):
     Replayed(Store(tmp_path.resolve()), measured).until(None)
     page = shown.open(**data_of(measured))
     ladder = page.get_by_test_id("ladder")
-    expect(ladder).to_contain_text("Not run: Channels last is a layout of images", timeout=PATIENCE_MS)
+    expect(ladder).to_contain_text("Not run: Channels last is a layout for convolutions", timeout=PATIENCE_MS)
     expect(ladder.locator("tbody th")).to_have_text([RUNTIME_WORDS[r] for r in ("inference_mode", "channels_last")])
     expect(page.get_by_test_id("throughput-channels_lastx1")).to_have_text("not run")
 

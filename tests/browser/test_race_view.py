@@ -13,7 +13,7 @@ from dashboard.api import race as race_api
 from dashboard.api import readers
 from dashboard.api import run as run_api
 from engine.charts.facts import RACE_CHARTS, RACE_COLUMNS, as_json
-from engine.charts.training import PALETTE
+from engine.charts.style import PALETTE
 from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
 from engine.events.lifecycle import Failed, Finished, Starting

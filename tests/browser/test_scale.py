@@ -46,7 +46,7 @@ def test_two_ranks_train_lenet_from_a_click_to_the_sentence(scale):
     expect(scale.get_by_test_id("scale-status")).to_have_text("Finished")
     verdict = scale.locator(".st-key-scale-verdict")
     expect(verdict).to_contain_text("times as fast as one", timeout=PATIENCE_MS)
-    expect(verdict).to_contain_text("Preliminary: 1 of the 6 repeats")
+    expect(verdict).to_contain_text("Preliminary: 1 of 6 repeats")
     expect(verdict).to_contain_text("Several ranks take the same steps as one")
     expect(scale.get_by_role("button", name="Stop", exact=True)).to_have_count(0, timeout=PATIENCE_MS)
     assert scale.evaluate(
@@ -68,7 +68,7 @@ def test_a_study_that_is_stopped_says_how_far_it_came_and_can_be_found_again(sca
     expect(scale.get_by_test_id("scale-facts")).to_have_text(all_done(scale), timeout=PATIENCE_MS)
     expect(scale.get_by_test_id("scale-status")).to_have_text("Cancelled")
     expect(scale.locator(".st-key-scale-verdict")).to_contain_text(
-        f"No answer: 0 of {scale.runs} runs finished", timeout=PATIENCE_MS
+        f"No result: 0 of {scale.runs} runs finished", timeout=PATIENCE_MS
     )
     context = app_url.new_context(browser, viewport={"width": 390, "height": 844}, color_scheme="dark")
     phone = context.new_page()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from engine.charts import training as charts_training
-from engine.charts.training import BY_KEY, CHARTS, DASHES, PALETTE, colour, dash, ema, labels
+from engine.charts.style import DASHES, PALETTE, colour, dash
+from engine.charts.training import BY_KEY, CHARTS, ema, labels
 from engine.common.downsample import minmax
 from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig

@@ -54,7 +54,7 @@ def test_a_new_row_is_sent_to_the_page_and_drawn_in_the_report(tmp_path, monkeyp
     run = make_run(Store(tmp_path), gpu=True)
     line = facts.Line("system_memory", "System memory", "hardware", "system_memory_used_bytes")
     row = replace(facts.RUN_CHARTS[-1], key="system_memory", title="System memory", lines=(line,))
-    monkeypatch.setattr(facts, "RUN_CHARTS", (*facts.RUN_CHARTS, row))
+    monkeypatch.setattr(run_api, "RUN_CHARTS", (*facts.RUN_CHARTS, row))
     run.hardware["system_memory_used_bytes"][:] = 1e9
     assert run_api.points(run)["traces"]["system_memory"]["y"][0] == 1e9
     assert training.Chart(row).draw([run]).data[0].name == "System memory"

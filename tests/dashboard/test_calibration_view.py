@@ -144,7 +144,7 @@ def test_every_run_says_what_bounds_it_and_what_to_try(own_store):
     app = shown(roofline_page)
     assert len(app.get("plotly_chart")) == 1
     said = words(app)
-    assert "**mine**" in said and "bounds it" in said and "Try: " in said and "MFU" in said and "derived" in said
+    assert "**mine**" in said and "imited by" in said and "Try: " in said and "MFU" in said and "derived" in said
 
 
 def test_what_a_busy_machine_attained_is_marked_on_the_roofline_and_in_its_mfu(own_store):

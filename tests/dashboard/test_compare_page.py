@@ -86,7 +86,7 @@ def test_a_race_that_was_run_is_shown_with_its_words_and_its_table(app, store):
     open_page(app, race=GROUP)
     words = said(app)
     assert "Small · Large" in words
-    assert "Preliminary, 1 of 6 seeds" in words
+    assert "1 of 6 seeds" in words
     table = app.dataframe[0].value
     assert list(table.columns) == ["", "Small", "Large", "How"]
     rows = dict(zip(table[""], table["Small"], strict=True))
@@ -97,10 +97,10 @@ def test_a_race_that_was_run_is_shown_with_its_words_and_its_table(app, store):
 @pytest.mark.parametrize(
     ("lanes", "says"),
     [
-        ("One: batch_size=16", "1 lanes are not a race"),
+        ("One: batch_size=16", "A race needs 2 to 6 configurations, not 1."),
         ("A: batch_size=16\nB: data=digits", "differ in data"),
         ("A: batch_size=16\nB: bach_size=3", "did you mean batch_size"),
-        ("A: batch_size=16\nno colon", "is not a lane"),
+        ("A: batch_size=16\nno colon", "is not a configuration"),
         ("A: batch_size=16\nB: batch_size=999999", "batch_size"),
     ],
 )
@@ -116,7 +116,7 @@ def test_lanes_that_cannot_race_are_refused_in_a_sentence(app, store, lanes, say
 def test_another_race_brings_its_own_lanes_and_its_trap_is_labelled(app):
     open_page(app)
     app.selectbox(key="race.preset").set_value("batch-vs-stochastic-same-lr").run()
-    assert "classic mistake" in said(app)
+    assert "common mistake" in said(app)
     assert app.text_area(key="race.lanes").value.count("optimizer.lr=0.01") == 3
     assert "batch-vs-stochastic-same-lr" in app.query_params["preset"]
 

@@ -175,7 +175,7 @@ def test_before_the_accuracy_is_known_the_sentence_says_that_it_comes(store, mat
 
 def test_a_limit_nothing_meets_names_the_nearest_and_still_tells_the_accuracy(matrix_run):
     verdict = figures(matrix_run, limit_s=1e-9)["verdict"]
-    assert verdict["sweet"] is None and verdict["sentence"].startswith("No cell stays under")
+    assert verdict["sweet"] is None and verdict["sentence"].startswith("No combination stays under")
     assert any(accuracy_of(matrix_run) in text for text in verdict["besides"])
 
 

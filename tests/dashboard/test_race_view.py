@@ -9,7 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard.live import race
-from engine.charts.training import PALETTE
+from engine.charts.style import PALETTE
 
 LANE = {"label": "B = 1\n\u202e", "color": 2, "runs": [{"id": "0123456789abcdef", "seed": 7}], "baseline": True}
 

@@ -16,7 +16,7 @@ from dashboard.api import readers
 from dashboard.api import scaling as scaling_api
 from dashboard.server import auth_middleware
 from engine.charts.scaling import speedup_chart, step_chart
-from engine.charts.training import PALETTE
+from engine.charts.style import PALETTE
 from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
 from engine.events.lifecycle import Cancelled, Failed
@@ -25,7 +25,7 @@ from engine.hardware import probe
 from engine.hardware.probe import CpuDevice, Machine
 from engine.runtime.client import Client
 from engine.store.event_log import EventLog
-from engine.studies import scaling
+from engine.studies import scaling, scaling_results
 from tests.conftest import ROOT
 from tests.fakes import make_run, make_scaled, scaled_study
 
@@ -109,7 +109,7 @@ def test_start_asks_for_all_runs_each_in_a_heat_of_its_own(app, store):
     assert {run.heat.lanes for run in runs} == {1}
     assert len({run.heat.id for run in runs}) == 6
     assert runs[0].group in app.query_params["study"]
-    assert "Measuring: whether more ranks are worth it here" in said(app)
+    assert "Measuring. The first result appears" in said(app)
 
 
 def test_a_double_click_starts_one_study(app, store, monkeypatch):
@@ -172,14 +172,14 @@ def test_a_study_that_was_run_has_its_verdict_its_reasons_and_its_figures(app, s
     open_page(app, study=GROUP)
     words = said(app)
     assert "Worth it here: 2 ranks train 1.60 times as fast as one" in words
-    assert "Preliminary: 3 of the 6 repeats a verdict takes." in words
+    assert "Preliminary: 3 of 6 repeats." in words
     assert "Amdahl's law, fitted: serial share 25 %" in words
     assert "all 100 losses agree" in words
     table = app.dataframe[0].value
     assert list(table.columns) == ["", "1 rank", "2 ranks", "2 ranks, batch 128", "How"]
     rows = dict(zip(table[""], table["2 ranks"], strict=True))
     assert rows["Speed-up"].startswith("1.60 (1.60 to 1.60)")
-    assert rows["Batch of a rank"] == "32"
+    assert rows["Batch size per rank"] == "32"
     assert rows["Energy of a run"] == "–"
     assert dict(zip(table[""], table["How"], strict=True))["Energy of a run"] == "not available here"
     assert rows["Waits in all-reduce"] == "16 %, 1.00 ms"
@@ -209,7 +209,7 @@ def test_a_study_that_was_cancelled_says_how_far_it_came(app, store):
         store, group=GROUP, base=BASE, step_s=STEP_S, last={("strong", 2, 0): stopped, ("weak", 2, 0): stopped}
     )
     open_page(app, study=GROUP)
-    assert "No answer: 1 of 3 runs finished" in said(app)
+    assert "No result: 1 of 3 runs finished" in said(app)
     assert not app.error
 
 
@@ -358,7 +358,7 @@ def test_runs_that_are_no_study_are_answered_in_words(store, ask):
 
 def figure_of(store, chart, **how):
     scaled_study(store, group=GROUP, base=BASE, **({"step_s": STEP_S, "seeds": 3} | how))
-    return {trace.name: trace for trace in chart(scaling.outcome_of(scaling.find(store, GROUP))).data}
+    return {trace.name: trace for trace in chart(scaling_results.outcome_of(scaling.find(store, GROUP))).data}
 
 
 def test_the_speed_up_chart_has_the_ideal_the_law_and_the_intervals(store):
@@ -378,7 +378,7 @@ def test_ranks_that_only_slow_have_no_law_drawn(store):
 
 def test_a_wild_interval_does_not_press_the_dots_to_a_line(store):
     scaled_study(store, group=GROUP, base=BASE, step_s=STEP_S, seeds=2, noise=0.8)
-    figure = speedup_chart(scaling.outcome_of(scaling.find(store, GROUP)))
+    figure = speedup_chart(scaling_results.outcome_of(scaling.find(store, GROUP)))
     low, high = figure.layout.yaxis.range
     assert high - low < math.log10(30)
 
@@ -395,4 +395,4 @@ def test_the_parts_of_a_step_add_up_to_it(store):
 
 def test_a_step_that_was_not_taken_apart_is_drawn_whole(store):
     traces = figure_of(store, step_chart, waited_s={("strong", 2): (None, None)})
-    assert traces["whole step, not taken apart"].y[1] == pytest.approx(6.25, rel=1e-3)
+    assert traces["whole step, parts not measured"].y[1] == pytest.approx(6.25, rel=1e-3)

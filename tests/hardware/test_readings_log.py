@@ -161,10 +161,11 @@ def test_the_files_are_their_owners_alone(tmp_path, writer):
     assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o600"}
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE as a full disk")
 def test_on_a_full_disk_a_reading_is_an_error_and_the_earlier_ones_stay(tmp_path):
     code = (
-        "import resource, signal, sys; from pathlib import Path; from engine.readings_log import Writer\n"
+        "import resource, signal, sys; from pathlib import Path; from engine.hardware.readings_log import Writer\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))\n"
         "writer = Writer(Path(sys.argv[1]), ('a', 'b'), ())\n"
         "try:\n"
@@ -178,9 +179,10 @@ def test_on_a_full_disk_a_reading_is_an_error_and_the_earlier_ones_stay(tmp_path
     assert Reader(tmp_path).read().newest == before + 1 > 10
 
 
+@pytest.mark.process
 def test_a_writer_killed_at_any_moment_leaves_a_log_that_can_be_read_and_gone_on_with(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from engine import readings_log\n"
+        "import sys; from pathlib import Path; from engine.hardware import readings_log\n"
         "readings_log.CAPACITY = 16\n"
         "writer, n = readings_log.Writer(Path(sys.argv[1]), ('a', 'b'), ()), 0\n"
         "while True: n += 1; writer.append(float(n), [1.0, 2.0]); writer.note({'n': n})\n"
@@ -199,9 +201,10 @@ def test_a_writer_killed_at_any_moment_leaves_a_log_that_can_be_read_and_gone_on
     assert times(Reader(tmp_path).read(after=found.newest)) == [found.newest + 1]
 
 
+@pytest.mark.process
 def test_a_reader_in_another_process_misses_nothing_while_a_writer_goes_from_file_to_file(tmp_path, monkeypatch):
     code = (
-        "import sys, time; from pathlib import Path; from engine import readings_log\n"
+        "import sys, time; from pathlib import Path; from engine.hardware import readings_log\n"
         "readings_log.CAPACITY = 50\n"
         "writer = readings_log.Writer(Path(sys.argv[1]), ('a', 'b'), ())\n"
         "for n in range(1, 1_001): writer.append(float(n), [1.0, 2.0]); time.sleep(0.001)\n"

@@ -187,6 +187,6 @@ def test_a_climb_is_told_from_the_noise_of_single_examples():
     """Losses of one example each: nearly all small, some huge, as mnist-stochastic has them."""
     rng = np.random.default_rng(3)
     noisy = [rng.exponential(1.0, n) ** 3 / 6 for n in range(400, 3_000, 50)]
-    assert [alerts.climbed(loss) for loss in noisy] == [None] * len(noisy)
+    assert [alerts.risen(loss) for loss in noisy] == [None] * len(noisy)
     climbs = np.concatenate([noisy[0], noisy[0] + 9])
-    assert alerts.climbed(climbs) is not None
+    assert alerts.risen(climbs) is not None

@@ -103,7 +103,7 @@ def test_sampled_power_is_shown_where_it_differs_by_more_than_a_tenth(store):
 def test_a_window_of_fewer_than_ten_periods_says_its_uncertainty(store):
     short, long = (of_run(sampled(store, last=counted(window_s=s))) for s in (0.8, 1.2))
     assert (short.is_short, short.uncertainty) == (True, pytest.approx(0.125))
-    assert "± 12 %" in energy.in_words(short) and "not to be compared" in energy.how_in_words(short)
+    assert "± 12 %" in energy.in_words(short) and "not comparable" in energy.how_in_words(short)
     assert not long.is_short and "±" not in energy.in_words(long)
 
 

@@ -59,7 +59,7 @@ def test_a_report_carries_them(store):
 
 def test_a_reports_page_tells_window_and_uncertainty_of_who_points_at_a_figure(store):
     page = render(Report.freeze("a", [make_run(store)]))
-    assert 'title="Measured: share of right answers on examples not trained on. Over 1,000 examples at' in page
+    assert 'title="Measured: share of correct predictions on the test samples. Over 1,000 samples at' in page
     assert "Uncertainty ±" in page
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from engine.charts import training
+from engine.charts.batch_law import batch_law_chart
 from engine.cli import main as cli
 from engine.common.errors import ConfigError
 from engine.config.parsing import with_overrides
@@ -108,7 +108,7 @@ def test_a_worker_records_every_trial_and_the_command_line_shows_the_law(store, 
     assert shown["batch_law"]["law"]["b_crit"] == pytest.approx(batch_law.outcome(run.trials).law.b_crit)
     cli.main(["show", run_id, "--store", str(store.root)])
     card = capsys.readouterr().out
-    assert all(word in card for word in ("S_min", "E_min", "B_crit", "95% interval", "per example", "Fastest batch"))
+    assert all(word in card for word in ("S_min", "E_min", "B_crit", "95 % interval", "per sample", "Fastest batch"))
 
 
 def test_a_law_that_is_stopped_keeps_its_trials(store):
@@ -177,9 +177,9 @@ def test_before_the_first_trial_there_is_nothing_yet():
 
 def test_the_chart_has_a_panel_each_for_steps_examples_and_time_with_their_law():
     found = batch_law.outcome(lawful())
-    figure = training.batch_law_chart([*lawful(), trial(2, 1, None)], found.law, found.step_time)
+    figure = batch_law_chart([*lawful(), trial(2, 1, None)], found.law, found.step_time)
     assert [axis.title.text for axis in figure.select_yaxes()] == [
-        "Steps to the target, log scale", "Examples used, log scale", "Training time (s), log scale"
+        "Steps to the target, log scale", "Samples used, log scale", "Training time (s), log scale"
     ]  # fmt: skip
     assert [trace.mode for trace in figure.data] == ["markers", "lines"] * 3
     at = {
@@ -189,8 +189,8 @@ def test_the_chart_has_a_panel_each_for_steps_examples_and_time_with_their_law()
 
 
 def test_a_chart_without_a_law_shows_the_trials():
-    assert [trace.mode for trace in training.batch_law_chart([trial()], None, None).data] == ["markers"] * 3
-    assert training.batch_law_chart([], None, None).data
+    assert [trace.mode for trace in batch_law_chart([trial()], None, None).data] == ["markers"] * 3
+    assert batch_law_chart([], None, None).data
 
 
 def test_a_report_holds_the_trials_draws_the_law_and_says_how_to_run_it_again(store):
@@ -203,7 +203,9 @@ def test_a_report_holds_the_trials_draws_the_law_and_says_how_to_run_it_again(st
     again = Report.from_json(report.to_json())
     assert again.runs[0].trials == report.runs[0].trials != []
     page = render(again)
-    assert all(words in page for words in ('id="chart-law-0"', "B_crit", "E_min/S_min; 95% interval", "Batch size 2: "))
+    assert all(
+        words in page for words in ('id="chart-law-0"', "B_crit", "E_min/S_min; 95 % interval", "Batch size 2: ")
+    )
     assert reproduce(CONFIG) == "python -m engine run --preset digits-law"
 
 

@@ -45,7 +45,7 @@ def race(store):
 
 def test_a_race_tells_its_verdict_and_what_each_lane_spent_to_the_target(race):
     said = text_of(render(race))
-    assert re.search(r"Preliminary, 2 of 6 seeds: fast takes [\d.]+ times as long to the target as slow", said)
+    assert re.search(r"fast takes [\d.]+ times as long as slow to reach the target\. Preliminary: 2 of 6 seeds\.", said)
     assert re.search(r"To the target 80 % Training time Steps Samples FLOPs Test accuracy", said)
     assert re.search(r"slow 2 of 2 runs [\d.]+ s \d+ [\d,.]+ k? ?[\d.]+ GFLOP", said)
     assert re.search(r"fast 2 of 2 runs [\d.]+ s \(\d+ %\)", said)

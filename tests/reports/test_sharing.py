@@ -39,7 +39,7 @@ from engine.store.run import Run
 from engine.store.stop_requests import StopRequest, ask_to_stop
 from engine.store.store import Store
 from engine.studies import races
-from engine.studies.inference import known_latencies
+from engine.studies.inference_time import known_latencies
 from engine.studies.loss_surface import config_for, read_surface
 from engine.studies.race_results import outcome
 from engine.system import sandbox

@@ -13,22 +13,14 @@ from engine.config.inference import infer_config, infer_matrix
 from engine.config.parsing import overrides_from, with_overrides
 from engine.config.presets import preset_config
 from engine.config.summary import describe
-from engine.config.tasks import Cell
+from engine.config.tasks import RUNTIMES, Cell
 from engine.data import loading
 from engine.events.catalog import EVENT
 from engine.events.inference import BIN_RATIO, Histogram, Latency, NotRun, Quality, Quantiles
 from engine.planning import planner, request_checks
-from engine.studies.inference import (
-    RUNTIMES,
-    as_json,
-    curve,
-    in_words,
-    ladder,
-    matrix,
-    offered,
-    predicted_seconds,
-    sweet_spot,
-)
+from engine.studies.inference import as_json, curve, in_words, matrix, sweet_spot
+from engine.studies.inference_runtimes import ladder, offered
+from engine.studies.inference_time import predicted_seconds
 
 LENET = infer_config(preset_config("lenet"), "0123456789abcdef")
 MLP = infer_config(preset_config("mnist-mlp"))
@@ -71,33 +63,32 @@ def test_another_quantile_decides_otherwise():
     assert sweet_spot(FOUND, 1.7e-3, quantile="p99").best.cell.batch_size == 8
 
 
-def test_where_nothing_is_fast_enough_the_nearest_is_named():
+def test_where_nothing_is_fast_enough_the_closest_combination_is_named():
     assert in_words(FOUND, 1e-4) == (
-        "No cell stays under 100 µs: the nearest is batch 1 on 1 thread with a p99 of 200 µs."
+        "No combination stays under 100 µs; the closest is batch 1 on 1 thread with a p99 of 200 µs."
     )
 
 
-def test_the_one_sentence():
+def test_the_sentence_names_the_combination_its_figures_and_the_accuracy():
     quality = Quality(
         precision="fp32", runtime="inference_mode", test_accuracy=0.985, test_loss=0.05, examples=1_000, seconds=0.1
     )
     found = matrix(MATRIX, [c.latency for c in FOUND.cells], [quality], is_over=True)
     assert in_words(found, 5e-3) == (
-        "Deploy batch 64 on 2 threads: 40.0 k samples/s with a p99 of 3.20 ms, under your 5 ms. It answers 98.50 % of the "
-        "held-out examples right."
+        "Deploy batch 64 on 2 threads: 40.0 k samples/s with a p99 of 3.20 ms, under your 5 ms. Test accuracy: 98.50 %."
     )
 
 
-def test_the_sentence_says_what_it_is_worth():
+def test_the_sentence_names_what_limits_the_result():
     few = matrix(MLP, [latency(MLP.cells[0], 1e-4, requests=40, wall_per_cpu=1.6)], is_over=True)
-    assert "It rests on 40 requests" in in_words(few, 1.0) and "The machine was busy" in in_words(few, 1.0)
+    assert "Based on only 40 requests" in in_words(few, 1.0) and "The machine was busy" in in_words(few, 1.0)
     half = matrix(MATRIX, [latency(MATRIX.cells[0], 1e-4)])
-    assert in_words(half, 1.0).endswith("5 cells are still to come.")
+    assert in_words(half, 1.0).endswith("5 combinations are not measured yet.")
 
 
-def test_where_nothing_is_fast_enough_on_a_busy_machine_that_is_said():
+def test_where_nothing_is_fast_enough_a_busy_machine_is_mentioned():
     busy = matrix(MLP, [latency(MLP.cells[0], 1e-2, wall_per_cpu=3.0)], is_over=True)
-    assert in_words(busy, 1e-3).endswith("it took 3.00 times as long as undisturbed. Measure again when it is quiet.")
+    assert in_words(busy, 1e-3).endswith("this took about 3.00 times as long. Measure again when it is quiet.")
     calm = matrix(MLP, [latency(MLP.cells[0], 1e-2, wall_per_cpu=1.01)], is_over=True)
     assert "busy" not in in_words(calm, 1e-3)
 
@@ -116,7 +107,7 @@ def test_a_cell_that_does_not_keep_up_with_its_arrivals_is_not_deployed():
 
 
 def test_nothing_measured_is_no_sweet_spot():
-    assert sweet_spot(matrix(MATRIX, []), 1.0).why == "No cell is measured yet."
+    assert sweet_spot(matrix(MATRIX, []), 1.0).why == "Nothing is measured yet."
 
 
 def test_the_curve_holds_no_cell_that_another_one_beats_twice():
@@ -152,11 +143,11 @@ def test_the_reason_tells_the_cost_of_a_request_from_that_of_an_example():
         times = [1e-5 + 1e-5 * b for b in SIZES] + [start_s + example_s * b for b in SIZES]
         return ladder(measured(cells, times), batch_size=batch_size, threads=1)[1].reason
 
-    assert reason_at(1, 1e-4, 1e-5).startswith("A request costs 100 µs before its first example, against 10.0 µs")
-    assert reason_at(64, 1e-5, 3e-5).startswith("An example costs 30.0 µs, against 10.0 µs")
+    assert reason_at(1, 1e-4, 1e-5).startswith("The overhead of a request is 100 µs, against 10.0 µs")
+    assert reason_at(64, 1e-5, 3e-5).startswith("A sample takes 30.0 µs, against 10.0 µs")
 
 
-def test_a_rung_that_did_not_run_stays_on_the_ladder_with_its_reason():
+def test_a_runtime_that_did_not_run_is_listed_with_its_reason():
     cells = infer_matrix(LENET, (1,), runtimes=("inference_mode", "onnxruntime"))
     missing = NotRun(cell=cells.cells[1], reason="onnxruntime is not installed.")
     rungs = ladder(matrix(cells, [latency(cells.cells[0], 1e-4)], [], [missing]), batch_size=1, threads=1)
@@ -166,19 +157,18 @@ def test_a_rung_that_did_not_run_stays_on_the_ladder_with_its_reason():
 @pytest.mark.parametrize(
     ("preset", "cell", "words"),
     [
-        ("mnist-mlp", Cell(runtime="channels_last"), "layout of images"),
-        ("mnist1d-cnn", Cell(runtime="channels_last"), "layout of images"),
-        ("char-decoder", Cell(runtime="onnxruntime"), "character by character"),
+        ("mnist-mlp", Cell(runtime="channels_last"), "layout for convolutions"),
+        ("mnist1d-cnn", Cell(runtime="channels_last"), "layout for convolutions"),
+        ("char-decoder", Cell(runtime="onnxruntime"), "one character at a time"),
         ("lenet", Cell(runtime="int8", precision="bf16"), "fp32 weights"),
     ],
 )
-def test_what_a_family_is_not_offered_is_said(preset, cell, words):
+def test_a_combination_that_cannot_be_measured_has_a_reason(preset, cell, words):
     assert words in offered(infer_config(preset_config(preset)), cell)
 
 
-def test_lenet_is_offered_every_rung():
-    runtimes = RUNTIMES
-    assert not any(offered(LENET, Cell(runtime=runtime)) for runtime in runtimes)
+def test_lenet_can_be_measured_in_every_runtime():
+    assert not any(offered(LENET, Cell(runtime=runtime)) for runtime in RUNTIMES)
 
 
 # --- histograms and quantiles

@@ -15,6 +15,7 @@ from engine.common.errors import ConfigError, StoreError
 from engine.config.inference import infer_config, infer_matrix
 from engine.config.parsing import with_overrides
 from engine.config.presets import preset_config
+from engine.config.tasks import RUNTIMES
 from engine.events.base import TERMINAL
 from engine.events.inference import Histogram, Latency, NotRun, Quality
 from engine.events.lifecycle import Artifact
@@ -23,7 +24,8 @@ from engine.reports.html.page import render
 from engine.reports.report import Report, json_in
 from engine.runtime.client import Client
 from engine.store.listing import line_of, row_of
-from engine.studies.inference import RUNTIMES, known_latencies, matrix_of, sweet_spot
+from engine.studies.inference import matrix_of, sweet_spot
+from engine.studies.inference_time import known_latencies
 from tests.fakes import make_run
 from tests.studies.test_inference import latency
 

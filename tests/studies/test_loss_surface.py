@@ -224,7 +224,7 @@ def test_its_config_survives_json_and_the_command_line():
 )
 def test_runs_of_other_models_or_data_are_refused_by_the_differing_field(assignment, field):
     other = with_overrides(BASE, [assignment])
-    with pytest.raises(ConfigError, match=rf"differ in {field}: they have no loss surface in common"):
+    with pytest.raises(ConfigError, match=rf"differ in {field}, so they have no common loss surface"):
         loss_surface.check_alike({"a" * 16: BASE, "b" * 16: other})
 
 

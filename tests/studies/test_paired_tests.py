@@ -163,7 +163,7 @@ def test_a_ratio_of_a_negative_value_is_refused():
 
 
 def test_pairs_that_do_not_match_are_refused():
-    with pytest.raises(EngineError, match="6 values of a do not go with 5 values of b"):
+    with pytest.raises(EngineError, match="There are 6 values of a but 5 values of b"):
         verdict(np.ones(6), np.ones(5), lower_is_better=True)
 
 

@@ -82,14 +82,14 @@ def test_lanes_that_answer_different_questions_are_refused(other, says):
         races.check_variants([lane("a"), lane("b", *other)])
 
 
-@pytest.mark.parametrize(("number", "says"), [(1, "1 lanes are not a race"), (7, "7 lanes are not a race")])
+@pytest.mark.parametrize(("number", "says"), [(1, "configurations, not 1"), (7, "configurations, not 7")])
 def test_a_race_has_two_to_six_lanes(number, says):
     with pytest.raises(ConfigError, match=says):
         races.check_variants([lane(str(i)) for i in range(number)])
 
 
 def test_two_lanes_of_one_name_are_refused():
-    with pytest.raises(ConfigError, match="Two lanes are called 'a'"):
+    with pytest.raises(ConfigError, match="Two configurations are named 'a'"):
         races.check_variants([lane("a"), lane("a", "batch_size=16")])
 
 
@@ -103,7 +103,7 @@ def test_one_budget_goes_to_all_lanes():
 
 @pytest.mark.parametrize("text", ["batch_size=16", ": batch_size=16", "a"])
 def test_a_lane_needs_a_name_and_a_colon(text):
-    with pytest.raises(ConfigError, match="is not a lane"):
+    with pytest.raises(ConfigError, match="is not a configuration"):
         races.parse_variant(text, BASE)
 
 
@@ -178,9 +178,8 @@ def test_two_seeds_are_preliminary(three):
     verdict = result.lanes[2].verdicts["to_target"]
     assert (verdict.state, verdict.winner, verdict.n) == ("preliminary", None, 2)
     assert not result.is_decided
-    assert race_results.verdict_in_words("One", "Mini", verdict, "target").startswith(
-        "Preliminary, 2 of 6 seeds: One takes"
-    )
+    words = race_results.verdict_in_words("One", "Mini", verdict, "target")
+    assert words.startswith("One takes") and words.endswith("to reach the target. Preliminary: 2 of 6 seeds.")
 
 
 def test_the_baseline_is_no_rival_of_itself(three):
@@ -188,7 +187,7 @@ def test_the_baseline_is_no_rival_of_itself(three):
     result = race_results.outcome(race, target=0.8, baseline="Mini")
     assert result.lanes[1].verdicts == {}
     assert result.lanes[0].share["memory_bytes"] > 1
-    with pytest.raises(ConfigError, match="baseline='Maxi' is not a lane"):
+    with pytest.raises(ConfigError, match="baseline='Maxi' is not a configuration"):
         race_results.outcome(race, baseline="Maxi")
 
 
@@ -201,7 +200,9 @@ def test_six_seeds_can_decide(store):
     result = race_results.outcome(raced(store, lanes, seeds=range(6)), target=0.6)
     verdict = result.lanes[1].verdicts["test_accuracy"]
     assert (verdict.state, verdict.winner) == ("decided", "a")
-    assert race_results.verdict_in_words("slow", "fast", verdict, "accuracy").startswith("fast beats slow: slow ends -")
+    assert race_results.verdict_in_words("slow", "fast", verdict, "accuracy").endswith(
+        "Significant, from 6 paired seeds."
+    )
 
 
 def test_a_lane_that_diverges_has_lost_and_the_others_go_on(store):
@@ -249,10 +250,10 @@ def test_the_command_races(tmp_path, capsys):
     ("arguments", "says"),
     [
         (["--preset", "batch-vs-stochstic"], "did you mean batch-vs-stochastic"),
-        (["--lane", "a: batch_size=16"], "1 lanes are not a race"),
-        (["--seeds", "0"], "--seeds 0 is not allowed"),
+        (["--lane", "a: batch_size=16"], "A race needs 2 to 6 configurations, not 1."),
+        (["--seeds", "0"], "seeds=0 is not allowed"),
         (["--target", "test_accuracy=95"], "0.97"),
-        (["--baseline", "Maxi"], "is not the label of a configuration"),
+        (["--baseline", "Maxi"], "is not a lane"),
         (["--seeds", "6", "--until-decided", "3"], "--until-decided 3 is not allowed"),
     ],
 )
@@ -273,15 +274,15 @@ def test_a_heat_that_is_asked_for_twice_is_one(store, monkeypatch):
 def test_a_target_reached_before_training_is_said(three):
     _, race = three
     result = race_results.outcome(race, metric="test_loss", target=50.0)
-    assert race_text.recommendation(result).startswith("A test loss of 50.00 was reached before training began")
-    assert "choose a harder one" in "\n".join(race_results.table(result))
+    assert race_text.recommendation(result).startswith("A test loss of 50.00 was reached before training.")
+    assert "choose a harder target" in "\n".join(race_results.table(result))
 
 
 def test_runs_are_laid_beside_each_other_in_the_terminal(three, capsys):
     store, race = three
     ids = [each.runs[0].run_id for each in race.lanes[:2]]
     assert cli.main(["compare", *ids, "--target", "test_accuracy=0.5", "--store", str(store.root)]) == 0
-    assert "Preliminary, 1 of 6 seeds" in capsys.readouterr().out
+    assert "Preliminary: 1 of 6 seeds" in capsys.readouterr().out
     assert cli.main(["compare", *[run.run_id for run in race.lanes[0].runs.values()], "--store", str(store.root)]) == 2
     assert "one configuration with several seeds" in capsys.readouterr().err
 
@@ -291,11 +292,11 @@ def test_the_lesson_names_the_fastest_and_what_the_others_cost(three):
     result = race_results.outcome(race, target=0.6, baseline="Mini")
     words = race_text.recommendation(result)
     assert re.match(
-        r"(Mini|One) reaches 60 % test accuracy first on this machine, after .*; Batch does not reach it", words
+        r"(Mini|One) reaches 60 % test accuracy first on this machine, after .*; Batch did not reach it", words
     )
     full, one = race_text.batch_sentences(race, result)
-    assert full.startswith("Each step of Batch reads all 1,438 training examples")
-    assert one.startswith("One spends a whole step on each example")
+    assert full.startswith("Each step of Batch reads all 1,438 training samples")
+    assert one.startswith("One takes one step per sample")
 
 
 def test_a_round_that_could_not_decide_is_no_look(three):
@@ -331,4 +332,4 @@ def test_a_diverged_run_is_compared_by_rank_and_said_so(store):
     race = raced(store, [lane("calm", "batch_size=16"), lane("wild", "batch_size=16", "optimizer.lr=1e6")])
     verdict = race_results.outcome(race).lanes[1].verdicts["test_accuracy"]
     assert verdict.effect is None
-    assert "compared by rank alone" in race_results.verdict_in_words("wild", "calm", verdict, "accuracy")
+    assert "compared by rank only" in race_results.verdict_in_words("wild", "calm", verdict, "accuracy")

@@ -45,8 +45,9 @@ from engine.pytorch.tasks.train import Clock, environment, loaded
 from engine.pytorch.training.memory import allocator_peak
 from engine.pytorch.training.steppers import cross_entropy
 from engine.store.run import Run
-from engine.studies import inference as inference
-from engine.studies.inference import BASES, LEAST_REQUESTS, LONGEST, RUNTIME_WORDS
+from engine.studies import inference_runtimes
+from engine.studies.inference import LEAST_REQUESTS, LONGEST, RUNTIME_WORDS
+from engine.studies.inference_runtimes import BASES
 
 _SLICE_S = 0.2  # of a cell, between two moments at which a run can be stopped
 _OPEN_SLICE_S = 1.0  # of the open loop, whose arrivals stand still meanwhile
@@ -270,7 +271,7 @@ class _Bench:
         machine = probe.probe()
         served: list[_Served] = []
         for cell in self.config.cells:
-            if reason := inference.offered(self.config, cell) or _ability(self.config, cell, machine):
+            if reason := inference_runtimes.offered(self.config, cell) or _ability(self.config, cell, machine):
                 yield NotRun(cell=cell, reason=reason)
             else:
                 served.append(_Served(cell, FORMS[cell.runtime](self.weights, cell, self.config, self.folder)))

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import plotly.graph_objects as go
 
-from engine.charts import training
+from engine.charts import style, training
 from engine.reports.frozen_run import ReportRun
 from engine.reports.report import Report
 
@@ -86,8 +86,8 @@ class Head:
     @classmethod
     def of(cls, label: str, place: int) -> Head:
         """The head with the line style of the curves at `place`."""
-        line = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[training.dash(place)]
-        return cls(label, training.colour(place), line)
+        line = {"solid": "solid", "dash": "dashed", "dot": "dotted"}[style.dash(place)]
+        return cls(label, style.colour(place), line)
 
 
 def listed(labels: Sequence[str], num_runs: int) -> str:

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from engine.charts import training
+from engine.charts import style, training
+from engine.charts.batch_law import batch_law_chart
 from engine.charts.inference import curve_chart, heat_map, histogram_chart, ladder_chart, timeline_chart, token_chart
 from engine.charts.loss_surface import descent_path_chart, percent
 from engine.charts.step_breakdown import split_chart
@@ -24,7 +25,8 @@ from engine.measurement import calibration, step_breakdown
 from engine.reports.frozen_run import ReportRun
 from engine.reports.html.parts import Chart, PlacedRun, curves, grouped
 from engine.studies import batch_law
-from engine.studies.inference import RUNTIME_WORDS, Matrix, cell_in_words, form_in_words, slower_in_words
+from engine.studies.inference import RUNTIME_WORDS, Matrix, cell_in_words
+from engine.studies.inference_runtimes import form_in_words, slower_in_words
 from engine.studies.loss_surface import SURFACE_FILE, SurfaceData, surface_of
 
 _MIN_POINTS = 300  # of each curve, also if many runs share a chart
@@ -97,7 +99,7 @@ def _laws(runs: Sequence[PlacedRun]) -> Iterator[Study]:
         if not trials:
             continue
         found = batch_law.outcome(trials)
-        figure = training.batch_law_chart(trials, found.law, found.step_time)
+        figure = batch_law_chart(trials, found.law, found.step_time)
         chart = Chart(f"law-{i}", figure, "Steps, samples and time to the target against the batch size", height="tall")
         title = _title("Batch-size law", run, runs)
         yield Study(title, [chart], facts=batch_law.facts(found), notes=[[note] for note in found.notes])
@@ -111,8 +113,8 @@ def _surfaces(runs: Sequence[PlacedRun]) -> Iterator[Study]:
         if surface is None:
             continue
         paths = [labels.get(run_id, f"run {run_id[:6]}") for run_id in surface.paths]
-        figure = descent_path_chart(surface, paths, [training.colour(place) for place in range(len(paths))])
-        event, gap = surface.said, ""
+        figure = descent_path_chart(surface, paths, [style.colour(place) for place in range(len(paths))])
+        event, gap = surface.event, ""
         if event.plane_gap is not None:
             gap = f" At the checkpoints it differs from the loss by {event.plane_gap:.2g} (median)."
         yield Study(
