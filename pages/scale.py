@@ -1,40 +1,41 @@
-"""Scale: one training on 1, 2, 4 ... ranks, live, and whether more devices are worth it here. The study is in the address."""
+"""Scale: one training on 1, 2, 4 ... ranks, and whether more devices pay off here. The address names the study."""
 
 import streamlit as st
 
 from dashboard import state
-from dashboard.views import scaling
+from dashboard.views.scaling import form, result
+from dashboard.views.shared import VIEWER_NOTE
 from dashboard.widgets import component, copy_buttons, run_parts
 from engine.common.errors import EngineError
 
 st.title("Scale", anchor=False)
-scaling.keep_choices()
+form.keep_choices()
 if "study" not in st.query_params and st.session_state.get("scale.last"):
-    st.query_params["study"] = st.session_state["scale.last"]  # coming back shows what was here before
+    st.query_params["study"] = st.session_state["scale.last"]  # coming back shows the study that was open before
 
 left, right = st.columns([1, 2.7], gap="medium")
 wrong: EngineError | None = None
 with left.container(border=True, key="form"):
-    button = st.empty()  # above the fields, where it is in sight on every screen
-    asked = scaling.form(st.query_params.get("preset", scaling.DEFAULT))
-    wrong = asked.wrong
-    may = state.client().may("submit")
+    button = st.empty()  # above the fields, so that it is in sight on every screen
+    request = form.form(st.query_params.get("preset", form.DEFAULT))
+    wrong = request.wrong
+    allowed = state.client().may("submit")
     if button.button(
         "Start", type="primary", width="stretch", icon=":material/hub:", key="run",
-        disabled=bool(wrong or asked.alone) or not may,
-        help=None if may else "As viewer you may look at studies; an admin can let you start some.",
+        disabled=bool(wrong or request.only_one_rank) or not allowed,
+        help=None if allowed else VIEWER_NOTE,
     ):  # fmt: skip
         try:
-            st.session_state["scale.started"] = scaling.start(asked)
+            st.session_state["scale.started"] = form.start(request)
         except EngineError as error:
             wrong = error
 
 with left:
-    copy_buttons.copy_buttons(asked.command, key="copy-form")
+    copy_buttons.copy_buttons(request.command, key="copy-form")
 group = st.session_state.pop("scale.started", None) or st.query_params.get("study")
 study = None
 try:
-    study = scaling.open_study(group)
+    study = result.open_study(group)
 except EngineError as error:
     wrong = wrong or error
 params = {"preset": st.session_state["scale.preset"]} | ({"study": study.race.group} if study else {})
@@ -48,12 +49,12 @@ with right:
             run_parts.error_box(wrong)
     if study:
         with st.container(key="run-view"):
-            scaling.show_study(study, asked.target)
+            result.show_study(study, request.target)
         st.stop()
     component.preload()
     if group and not wrong:
         st.warning("The study of this link is not in this store.", icon=":material/warning:")
-    if asked.alone:
-        st.info(run_parts.literal(asked.alone), icon=":material/info:")
+    if request.only_one_rank:
+        st.info(run_parts.literal(request.only_one_rank), icon=":material/info:")
     elif not wrong:
-        scaling.preview(asked)
+        form.preview(request)

@@ -1,4 +1,4 @@
-"""Start: what Isoflop is, three experiments at one click, the race, the newest runs, this machine."""
+"""Start: what Isoflop is, three experiments to run with one click, the race, recent runs, and this machine."""
 
 import time
 
@@ -11,19 +11,20 @@ from engine.config.presets import PRESETS
 from engine.events.base import TERMINAL
 
 EXPERIMENTS = {  # preset: what to watch for
-    "lenet": "Watch the accuracy climb past 95 % within seconds of real training.",
-    "lr-too-high": "Watch the loss beside the first experiment's: same net, same data, same order.",
-    "mnist-gd": "Watch a curve without noise, and how few steps ten seconds allow.",
+    "lenet": "Test accuracy passes 95 % within seconds of real training.",
+    "lr-too-high": "The network, the data and their order are those of LeNet on MNIST; only the learning rate differs.",
+    "mnist-gd": "The curve has no noise, but ten seconds allow only a few steps.",
 }
 
 st.title("Isoflop", anchor=False)
 st.markdown(
     "Which model, batch size, learning rate and hardware should I use, and what does it cost? "
-    "Isoflop runs short real training here, shows it live and measures it honestly."
+    "Isoflop runs short real training here, shows it live, and shows how each number was measured."
 )
 
 
 def start(preset: str) -> None:
+    """Submit a preset and open its run."""
     try:
         run_id = state.submit(PRESETS[preset].config)
     except EngineError as error:
@@ -44,16 +45,13 @@ for column, (preset, watch) in zip(st.columns(3), EXPERIMENTS.items(), strict=Tr
 
 with st.container(border=True, horizontal=True, vertical_alignment="center", key="experiment-race"):
     st.markdown(
-        "**Batch, mini-batch or stochastic?** Race them against each other: one net, one rule, and a gradient over all "
-        "examples, some, or one."
+        "**Batch, mini-batch or stochastic?** Train the same network three ways: with all examples per step, with 64, and "
+        "with one."
     )
     st.page_link("../pages/compare.py", label="Compare", icon=":material/compare_arrows:")
 
 with st.container(border=True, horizontal=True, vertical_alignment="center", key="experiment-inference"):
-    st.markdown(
-        "**How fast does it answer?** Requests to a net you trained: which batch size, how many threads and which software to "
-        "deploy for the latency you may take."
-    )
+    st.markdown("**How fast is inference?** Find the batch size, threads and runtime that meet your latency limit.")
     st.page_link("../pages/inference.py", label="Inference", icon=":material/bolt:")
 
 newest = state.store().rows(limit=6)
@@ -61,8 +59,8 @@ alive = any(row.status not in TERMINAL for row in newest)
 
 
 @st.fragment(run_every=2 if alive else None)
-def newest_runs() -> None:
-    """The list by itself, so that runs under way move on without the page being drawn anew."""
+def recent_runs() -> None:
+    """The list, which refreshes by itself while one of its runs has not ended."""
     rows = state.store().rows(limit=6)
     for row in rows:
         run_parts.run_line(row, time.time())
@@ -72,12 +70,12 @@ def newest_runs() -> None:
 
 left, right = st.columns([2, 1])
 with left:
-    st.subheader("Newest runs", anchor=False)
+    st.subheader("Recent runs", anchor=False)
     if newest:
-        newest_runs()
+        recent_runs()
         st.page_link("../pages/library.py", label="All runs", icon=":material/arrow_forward:")
     else:
-        st.caption("Nothing has run yet. Start one of the experiments above, or set up your own under Train.")
+        st.caption("There are no runs yet. Start one of the experiments above, or set up your own under Train.")
 with right:
     run_parts.machine_card(state.machine())
 

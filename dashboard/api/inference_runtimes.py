@@ -12,8 +12,8 @@ from engine.common import units
 from engine.common.sanitize import visible
 from engine.config.tasks import RuntimeName
 from engine.store.run import Run
-from engine.studies import inference
-from engine.studies.inference import RUNTIME_WORDS, Matrix, Rung, matrix_of, points
+from engine.studies.inference import RUNTIME_WORDS, Matrix, matrix_of, points
+from engine.studies.inference_runtimes import Rung, ladder
 
 _MOST_AT = 3  # batch sizes that are compared
 
@@ -24,7 +24,7 @@ def runtimes_as_json(runs: Sequence[Run]) -> dict[str, Any] | None:
     if len(runs) > 1 or len({(c.cell.runtime, c.cell.precision) for c in found.cells}) < 2:
         return None
     at = _compared_at(found)
-    ladders = {place: inference.ladder(found, batch_size=place[0], threads=place[1]) for place in at}
+    ladders = {place: ladder(found, batch_size=place[0], threads=place[1]) for place in at}
     titles = {place: _compared_in_words(found, place) for place in at}
     forms = list(
         dict.fromkeys((r.result.cell.precision, r.result.cell.runtime) for rungs in ladders.values() for r in rungs)

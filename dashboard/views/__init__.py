@@ -1,0 +1,1 @@
+"""The body of each larger page: forms, buttons and results. Views import everything but pages."""

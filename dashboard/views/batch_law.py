@@ -1,7 +1,6 @@
-"""The batch-size law on a page: what is asked, a run that measures it live, and what it says in words.
+"""The view “Batch-size law” of the page Compare: form, live progress and result of a study of batch sizes.
 
-A part of a page: `law_view()`. A law that was measured before is found again by its configuration; `law=ID` in the
-address is the run that is looked at.
+A study measured before is found again by its configuration; `law=ID` in the address is the run that is shown.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from dashboard import state
+from dashboard.views.shared import newest_like, submit_button
 from dashboard.widgets import run_parts
 from engine.charts.batch_law import batch_law_chart
 from engine.common import units
@@ -34,23 +34,22 @@ from engine.studies.batch_law import BatchSizeResult, Outcome
 DEFAULT_LAW = "digits-law"
 _FULL = "full"
 _MOST_SEEDS = 10
-_ALIKE = 1.25  # times up to this much longer than the best are called about the same
-_MOST_TICKS = 6  # batch sizes named below the chart: more run into each other on a phone
-_GONE = {"failed", "cancelled", "interrupted"}
+_SIMILAR = 1.25  # batch sizes up to this many times slower than the fastest are called similar
+_MOST_TICKS = 6  # batch sizes named below the chart: more overlap on a phone
 
 
 def law_view(preset: str = DEFAULT_LAW) -> None:
-    """Knobs, the button, and the law: on its way, or measured by now."""
+    """Form and button, then the progress or the result of the study."""
     base, linked = _base(preset)
     with st.container(border=True, key="law"):
         title = st.empty()
         title.markdown(f"**{run_parts.literal(describe(base))}**")
         st.caption(
-            "Many short trainings, each until its loss is down to the target, at every batch size with a learning rate tuned "
-            "for it: what does a larger batch save in steps, and what does it cost in examples?"
+            "Trains to the same target loss at every batch size, each with its own tuned learning rate. Shows how many steps "
+            "a larger batch saves and how many samples it costs."
         )
         try:
-            config = _knobs(base)
+            config = _form(base)
             plan = state.check(config)
             _check_target(config)
         except EngineError as error:
@@ -58,22 +57,22 @@ def law_view(preset: str = DEFAULT_LAW) -> None:
             return
         title.markdown(f"**{run_parts.literal(describe(config))}**")
         run = _run_of(config, linked)
-        _offer(config, plan, run)
+        _submit(config, plan, run)
     if run is None:
         return
     if st.query_params.get("law") != run.run_id:
         st.query_params["law"] = run.run_id
     if run.is_over:
-        _show(run)
+        _result(run)
     else:
-        _follow(run.run_id)
+        _progress(run.run_id)
 
 
-# --- what is asked ------------------------------------------------------------------------------------------------
+# --- form ---------------------------------------------------------------------------------------------------------
 
 
 def _base(preset: str) -> tuple[RunConfig, Run | None]:
-    """What the knobs start from: the law of the link, or a preset."""
+    """The configuration the form starts from, and the run of the link if there is one."""
     wanted = st.query_params.get("law")
     run = state.open_run(wanted)
     if run is not None and run.config.task == "batch-law":
@@ -83,27 +82,26 @@ def _base(preset: str) -> tuple[RunConfig, Run | None]:
     return preset_config(preset), None
 
 
-def _knobs(base: RunConfig) -> RunConfig:
-    """The configuration as the knobs stand; raises ConfigError for what cannot be measured."""
+def _form(base: RunConfig) -> RunConfig:
+    """Draw the form and return its configuration; raises ConfigError for one that cannot be measured."""
     law = base.law
     left, right = st.columns(2, gap="medium")
     target = left.number_input(
         "Target loss", value=law.target_loss, step=0.05, format="%.3g", key="law.target",
-        help="Each training goes on until its training loss is down to this. A lower target takes longer and usually moves "
-        "B_crit up, as the gradient of a net that is nearly done is mostly noise.",
+        help="Each training stops when its training loss is down to this. A lower target takes longer and usually raises "
+        "B_crit, because the gradient of a network near its minimum is mostly noise.",
     )  # fmt: skip
     seeds = right.slider(
         "Seeds", 1, max(_MOST_SEEDS, law.seeds), law.seeds, key="law.seeds",
-        help="Trainings per batch size at its best learning rate, each with other first weights and another order of the "
-        "examples. More give a narrower interval; one gives none.",
+        help="Trainings per batch size at its best learning rate, each with other initial weights and another data order. "
+        "More seeds give a narrower interval; one seed gives none.",
     )  # fmt: skip
     sizes = sorted({*preset_config(DEFAULT_LAW).law.batch_sizes, *law.batch_sizes})
     chosen = st.pills(
         "Batch sizes", [*map(str, sizes), _FULL], selection_mode="multi", key="law.sizes", wrap=True,
         default=[*map(str, law.batch_sizes), *([_FULL] if law.full_batch else [])],
-        format_func=lambda size: "all examples" if size == _FULL else size,
-        help="Examples per optimizer step. The learning rate is tuned for each of them, so that no batch size loses by a "
-        "rate that suits another.",
+        format_func=lambda size: "full batch" if size == _FULL else size,
+        help="Samples per optimizer step. The learning rate is tuned for each batch size, because one rate does not suit all.",
     )  # fmt: skip
     if len(chosen) < MIN_BATCH_SIZES:
         many = "One batch size is" if len(chosen) == 1 else f"{len(chosen) or 'No'} batch sizes are"
@@ -122,22 +120,22 @@ def _knobs(base: RunConfig) -> RunConfig:
 
 
 def _check_target(config: RunConfig) -> None:
-    """Raises ConfigError for a target that a net reaches by guessing."""
+    """Raises ConfigError for a target that a network reaches by guessing."""
     classes = loading.facts(config.data, config.source).num_classes
     if config.law.target_loss >= math.log(classes):
         raise ConfigError(
-            f"A target loss of {config.law.target_loss:g} is reached by guessing: among {classes} classes that has "
-            f"a loss of {math.log(classes):.2f}.",
-            fix="Choose a lower one.",
+            f"A target loss of {config.law.target_loss:g} is reached by guessing at random, which has a loss of "
+            f"{math.log(classes):.2f} with {classes} classes.",
+            fix="Choose a lower target loss.",
         )
 
 
 def _run_of(config: RunConfig, linked: Run | None) -> Run | None:
-    """The run to show: of the link, of the last click, or one measured before. One that is gone only where asked for."""
+    """Pick the run to show: link, last click, or newest; None if there is none."""
     if linked is not None and linked.config == config:
         run: Run | None = linked
     else:
-        run = state.open_run(_kept().get(config.fingerprint) or _measured_before(config))
+        run = state.open_run(_kept().get(config.fingerprint) or newest_like(config))
     if run is not None:
         run.refresh()
     return run
@@ -148,104 +146,93 @@ def _kept() -> dict[str, str]:
     return kept
 
 
-def _measured_before(config: RunConfig) -> str | None:
-    """The newest run of the same law that stands or is on its way."""
-    rows = state.store().rows(limit=200)
-    alike = (row for row in rows if row.config.task == "batch-law" and row.config == config)
-    return next((row.run_id for row in alike if row.status not in _GONE), None)
-
-
-def _offer(config: RunConfig, plan: Plan, run: Run | None) -> None:
-    """How long it takes, and the button; not while it is measured."""
+def _submit(config: RunConfig, plan: Plan, run: Run | None) -> None:
+    """The estimated time and, unless the study is running, the button."""
     seconds = batch_law.estimate_seconds(
         config.law, train_examples=plan.train_examples, forward_flops_per_example=plan.forward_flops_per_example,
         train_flops_per_example=plan.train_flops_per_example,
     )  # fmt: skip
     st.caption(
-        f"Takes about {units.duration(seconds)} (estimated for a target about as hard as a loss of 0.2 on 8x8 digits: a lower "
-        "one takes longer, and so does a busy machine)."
+        f"Takes about {units.duration(seconds)} (estimated for a target about as hard as a loss of 0.2 on 8x8 digits). A lower "
+        "target or a busy machine takes longer."
     )
     if run is not None and not run.is_over:
         return
-    may = state.client().may("submit")
-    clicked = st.button(
-        "Measure it again" if run else "Measure the law", icon=":material/straighten:", key="law.measure",
-        type="secondary" if run else "primary", disabled=not may,
+    run_id = submit_button(
+        "Measure it again" if run else "Measure the law", config, name="Batch-size law", key="law.measure",
+        icon=":material/straighten:", primary=run is None,
     )  # fmt: skip
-    if not may:
-        st.caption("As viewer you may look at laws; an admin can let you measure some.")
-    if not clicked:
-        return
-    try:
-        run_id = state.submit(config, name="Batch-size law")
-    except EngineError as error:
-        run_parts.error_box(error)
-        return
-    _kept()[config.fingerprint] = st.query_params["law"] = run_id
-    st.rerun()
+    if run_id:
+        _kept()[config.fingerprint] = st.query_params["law"] = run_id
+        st.rerun()
 
 
-# --- while it is measured -----------------------------------------------------------------------------------------
+# --- progress -----------------------------------------------------------------------------------------------------
 
 
 @st.fragment(run_every=1.5)
-def _follow(run_id: str) -> None:
-    """How far the run is, and the chart of the batch sizes it has finished; the page is drawn anew at its end."""
+def _progress(run_id: str) -> None:
+    """Progress, and the chart of the batch sizes that are done; the whole page is drawn again when the run ends."""
     run = run_parts.refreshed(run_id)
-    said = run.latest(Progress)
+    progress = run.latest(Progress)
     trials = known_trials(run)
     done = len({t.batch_size for t in trials})
-    text = f"{done} of {said.total} batch sizes done; now {said.text}" if said and said.text else run.status
+    text = (
+        f"{done} of {progress.total} batch sizes done; now {progress.text}"
+        if progress and progress.text
+        else run.status
+    )
     run_parts.progress_of(run, text.capitalize())
     if trials:
         _chart(run, trials)
     else:
-        st.caption("The first points come once the learning rate of the smallest batch size is found.")
+        st.caption("The first points appear when the learning rate of the smallest batch size is found.")
 
 
 def known_trials(run: Run) -> list[Trial]:
-    """The trials of batch sizes that are done: of the one at work it is not known yet whether it reaches the target."""
+    """The trials of batch sizes that are done; for the one that is running it is not known yet if it reaches the target."""
     if run.status == "finished" or not run.trials:
         return list(run.trials)
-    at_work = run.trials[-1].batch_size
-    if sum(t.batch_size == at_work and not t.tuning for t in run.trials) == run.config.law.seeds:
+    current = run.trials[-1].batch_size
+    if sum(t.batch_size == current and not t.tuning for t in run.trials) == run.config.law.seeds:
         return list(run.trials)
-    return [t for t in run.trials if t.batch_size != at_work]
+    return [t for t in run.trials if t.batch_size != current]
 
 
 def _chart(run: Run, trials: Sequence[Trial]) -> None:
-    """Drawn anew only when there is more to see: another figure would be another chart, and flicker."""
+    """Build the figure again only for new trials, because a new figure replaces the chart and flickers."""
     key = (run.run_id, len(trials))
     before, figure = st.session_state.get("law.figure", (None, None))
     if before != key:
-        figure = _figure(run, trials)
+        figure = figure_of(run, trials)
         st.session_state["law.figure"] = (key, figure)
-    with st.container(height=int(figure.layout.height) + 16, border=False):  # what is below does not jump meanwhile
+    with st.container(height=int(figure.layout.height) + 16, border=False):  # keeps what is below in place
         st.plotly_chart(figure, key=f"law.chart.{run.run_id}", theme=None, config={"displayModeBar": False})
 
 
-def _figure(run: Run, trials: Sequence[Trial]) -> go.Figure:
+def figure_of(run: Run, trials: Sequence[Trial]) -> go.Figure:
+    """The chart of the trials, with axis ends that stay while points arrive."""
     found = batch_law.outcome(trials)
     law = found.law
     if law and not run.is_over and law.b_crit > max(t.batch_size for t in trials):
-        law = None  # of what is still to be measured
+        law = None  # B_crit would be beyond the batch sizes measured so far
     figure = batch_law_chart(trials, law, found.step_time)
     sizes = run.config.law.sizes(run.started.train_examples) if run.started else [t.batch_size for t in trials]
     every = math.ceil(len(sizes) / _MOST_TICKS)
     ends = math.log10(min(sizes)) - 0.1, math.log10(max(sizes)) + 0.15
-    return figure.update_xaxes(range=ends, tickvals=sizes[::-1][::every])  # the frame stands while points arrive
+    return figure.update_xaxes(range=ends, tickvals=sizes[::-1][::every])
 
 
-# --- what it says -------------------------------------------------------------------------------------------------
+# --- result -------------------------------------------------------------------------------------------------------
 
 
-def _show(run: Run) -> None:
+def _result(run: Run) -> None:
     run_parts.why_box(run)
     trials = known_trials(run)
     found = batch_law.outcome(trials)
     st.caption(run_parts.literal(_origin(run, found)))
     rows = batch_law.facts(found)
-    with st.container(key=f"final-law-{run.run_id}"):  # two in a row on a phone, as a run's own figures
+    with st.container(key=f"final-law-{run.run_id}"):  # page.css lays out two per row on a phone
         columns = st.columns([1, 1, 1, 1.5, 1.5]) if rows else []
     for column, (title, value, how) in zip(columns, rows, strict=False):
         column.markdown(f"{run_parts.literal(title)}  \n**{run_parts.literal(value)}**")
@@ -254,81 +241,78 @@ def _show(run: Run) -> None:
         st.markdown(run_parts.literal(sentence))
     if trials:
         _chart(run, trials)
-        st.caption("Dots: one training each. Line: the law. Both axes are logarithmic. Measured; the line is fitted.")
-    if run.status == "finished" or found.law:  # what is missing for a law was stopped, and is said so above
+        st.caption("Dots are measured, one per training; the line is the fitted law. Both axes are logarithmic.")
+    if run.status == "finished" or found.law:  # for a stopped run, the line above says why there is no law
         for note in found.notes:
             st.caption(run_parts.literal(note))
 
 
 def _origin(run: Run, found: Outcome) -> str:
-    """How old it is, where it was measured, of how many trainings; that it ended early where it did."""
+    """Age, machine, number of trainings, and whether the run ended early."""
     where = run.started.environment.get("cpu" if run.config.device == "cpu" else "device") if run.started else None
-    said = f"Measured {units.age(time.time() - run.created)}{f' on {where}' if where else ''}, {len(run.trials):,} trainings."
+    text = f"Measured {units.age(time.time() - run.created)}{f' on {where}' if where else ''}, {len(run.trials):,} trainings."
     if run.summary().busy:
-        said += f" The machine was busy, so times are longer than its own: {run.summary().busy_why}."
+        text += f" The machine was busy, so training took longer than it would on an idle machine: {run.summary().busy_why}."
     if run.status == "finished":
-        return said
+        return text
     ended = {"failed": "It failed", "interrupted": "It was interrupted"}.get(run.status, "It was stopped")
-    rest = "the law is theirs" if found.law else "too few for a law"
-    return f"{said} {ended} with {len(found.sizes)} batch sizes done: {rest}."
+    rest = "the law is fitted to these" if found.law else "too few for a law"
+    return f"{text} {ended} with {len(found.sizes)} batch sizes done: {rest}."
 
 
 def in_words(trials: Sequence[Trial], found: Outcome) -> list[str]:
-    """What a law means, what the full batch costs, which batch the clock prefers, what to try next."""
+    """What the law means, what the largest batch costs, which batch size is fastest, and what to try next."""
     fitted = [at for at in found.sizes if at.in_fit]
     if found.law is None or len(fitted) < MIN_BATCH_SIZES:
         return []
     law, small, large = found.law, fitted[0], fitted[-1]
     return [
-        f"However large the batch, the target takes about {units.about(law.s_min)} steps (S_min); however small, about "
-        f"{units.about(law.e_min)} examples (E_min). At a batch of {units.about(law.b_crit)} (B_crit) it takes twice as many of "
-        "both. Below that, doubling the batch nearly halves the steps; far above, it only doubles the examples.",
+        f"The target takes at least about {units.about(law.s_min)} steps (S_min) and at least about {units.about(law.e_min)} "
+        f"samples (E_min). At a batch size of {units.about(law.b_crit)} (B_crit) it takes twice as many of both. Below B_crit, "
+        "doubling the batch size nearly halves the steps; far above, it only doubles the samples.",
         _cost_of_the_largest(trials, small, large),
         _fastest(trials, fitted, found),
-        "Try next: a lower target, where B_crit is usually larger; or the same law on another machine, where the steps "
-        "stay about the same and the times do not.",
+        "Try next: a lower target, where B_crit is usually larger, or another machine, where the number of steps stays about "
+        "the same and the times change.",
     ]
 
 
 def _cost_of_the_largest(trials: Sequence[Trial], small: BatchSizeResult, large: BatchSizeResult) -> str:
     few, many = _mean(trials, small, "samples"), _mean(trials, large, "samples")
     rates = (
-        f"The best learning rate was {small.lr:.2g} for the one and {large.lr:.2g} for the other: with the same rate for "
-        "both, the rate would decide and not the batch."
+        f"The best learning rate was {small.lr:.2g} for batch size {small.batch_size:,} and {large.lr:.2g} for batch size "
+        f"{large.batch_size:,}. With one rate for both you would be comparing rates, not batch sizes."
         if small.lr and large.lr
         else ""
     )
     return (
-        f"Measured: a batch of {large.batch_size:,} used {units.about(many)} examples to the target, {units.about(many / few)} "
-        f"times as many as a batch of {small.batch_size:,} ({units.about(few)}). {rates}"
+        f"Measured: batch size {large.batch_size:,} needed {units.about(many)} samples to the target, {units.about(many / few)}x "
+        f"as many as batch size {small.batch_size:,} ({units.about(few)}). {rates}"
     ).strip()
 
 
 def _fastest(trials: Sequence[Trial], fitted: Sequence[BatchSizeResult], found: Outcome) -> str:
-    """Measured times; the formula beside them."""
+    """The fastest batch size by measured time, those that are similar, and the optimum the law predicts."""
     times = {at.batch_size: _mean(trials, at, "train_s") for at in fitted}
     best = min(times, key=times.__getitem__)
-    alike = [size for size, seconds in times.items() if seconds <= _ALIKE * times[best]]
+    similar = [size for size, seconds in times.items() if seconds <= _SIMILAR * times[best]]
     flat = (
-        f"Batches of {min(alike):,} to {max(alike):,} take at most {units.percent(_ALIKE - 1)} longer: the optimum is flat"
-        if len(alike) > 1 and _are_neighbours(alike, list(times))
-        else f"No other takes less than {units.percent(_ALIKE - 1)} longer"
-        if len(alike) == 1
-        else f"Those of {', '.join(f'{size:,}' for size in alike)} differ by at most {units.percent(_ALIKE - 1)}"
+        f"Batch sizes {min(similar):,} to {max(similar):,} are at most {units.percent(_SIMILAR - 1)} slower: the optimum is flat"
+        if len(similar) > 1 and _are_neighbours(similar, list(times))
+        else f"All others are more than {units.percent(_SIMILAR - 1)} slower"
+        if len(similar) == 1
+        else f"Batch sizes {', '.join(f'{size:,}' for size in similar)} differ by at most {units.percent(_SIMILAR - 1)}"
     )
     formula = (
-        f"; the law and the step times put it at about {units.about(found.best.b_star)}"
+        f"; the law and the step times predict about {units.about(found.best.b_star)}"
         if found.best and math.isfinite(found.best.b_star)
         else ""
     )
-    return (
-        f"By the clock of this machine a batch of {best:,} was fastest, {units.duration(times[best])}. {flat}{formula}."
-    )
+    return f"On this machine batch size {best:,} was fastest, with {units.duration(times[best])}. {flat}{formula}."
 
 
-def _are_neighbours(some: Sequence[int], all_of_them: Sequence[int]) -> bool:
-    first, last = all_of_them.index(some[0]), all_of_them.index(some[-1])
-    return last - first + 1 == len(some)
+def _are_neighbours(some: Sequence[int], every: Sequence[int]) -> bool:
+    return every.index(some[-1]) - every.index(some[0]) + 1 == len(some)
 
 
 def _mean(trials: Sequence[Trial], at: BatchSizeResult, what: str) -> float:

@@ -1,5 +1,4 @@
-"""The library in a real browser: runs found, sorted and turned page by page, chosen, deleted and had back; files dropped in;
-all of it in the address."""
+"""The library in a real browser: search, sorting, pages, selection, deleting with undo and imports; all of it in the address."""
 
 import pytest
 from playwright.sync_api import expect
@@ -50,12 +49,12 @@ def test_pages_are_turned_and_a_link_leads_to_one(page, app_url):
 def test_a_search_is_answered_while_it_is_typed_and_stands_in_the_address(page, app_url):
     page.goto(f"{app_url}/runs")
     expect_list(page, 1, 100, 230)
-    page.get_by_placeholder("Words of").press_sequentially("failed LENET")
+    page.get_by_placeholder("Search name").press_sequentially("failed LENET")
     expect_list(page, 1, 23, 23)
     expect(page).to_have_url(f"{app_url}/runs?q=failed+LENET", timeout=20_000)
     page.goto(f"{app_url}/runs?q=night-22&state=finished")
     expect_list(page, 1, 10, 10)  # 22, and 221 to 229: 220 failed
-    page.get_by_placeholder("Words of").fill("no such run")
+    page.get_by_placeholder("Search name").fill("no such run")
     page.get_by_role("button", name="Show all runs").click(timeout=20_000)
     expect_list(page, 1, 100, 230)
 
@@ -63,7 +62,7 @@ def test_a_search_is_answered_while_it_is_typed_and_stands_in_the_address(page, 
 def test_a_search_begins_at_its_first_page(page, app_url):
     page.goto(f"{app_url}/runs?page=3")
     expect_list(page, 201, 230, 230)
-    page.get_by_placeholder("Words of").fill("night")
+    page.get_by_placeholder("Search name").fill("night")
     expect_list(page, 1, 100, 230)
 
 
@@ -108,7 +107,7 @@ def test_runs_are_deleted_and_had_back(page, app_url):
     page.goto(f"{app_url}/runs?q=night-15")
     expect_list(page, 1, 11, 11)
     choose(page, 0, 1)
-    expect(page.get_by_text("2 runs chosen")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("2 runs selected")).to_be_visible(timeout=20_000)
     page.locator(".st-key-delete-chosen button").first.click()
     expect_list(page, 1, 9, 9)
     page.get_by_role("button", name="Undo").click(timeout=8_000)
@@ -124,7 +123,7 @@ def test_a_report_that_is_dropped_in_comes_in_marked_and_one_sentence_says_what_
     drop(page, other)
     expect(page.get_by_text("This is not a report, or it is incomplete")).to_be_visible(timeout=30_000)
     drop(page, report)
-    expect(page.get_by_text("1 run came in, marked imported, unverified")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Imported 1 run (unverified)")).to_be_visible(timeout=30_000)
     page.goto(f"{app_url}/runs?q=guest")
     expect(page.get_by_test_id("stDataFrame").locator("canvas").first).to_be_visible(timeout=20_000)
     choose(page, 0)

@@ -18,11 +18,11 @@ def scale(page, app_url):
     page.set_default_timeout(PATIENCE_MS)
     page.goto(f"{app_url}/scale?preset=lenet")
     page.get_by_role("button", name="Start").wait_for()
-    fill(page, "Steps of a run", "60")
+    fill(page, "Steps per run", "60")
     fill(page, "Repeats", "1")
-    if page.get_by_text("there is nothing to share a batch with").count():  # one core
+    if page.get_by_text("so there is no second rank").count():  # one core
         page.get_by_text("More ranks than cores").click()
-    asked = page.get_by_text(re.compile(r"lanes x 1 repeat = \d+ runs"))
+    asked = page.get_by_text(re.compile(r"configurations x 1 repeat = \d+ runs"))
     page.runs = int(re.search(r"= (\d+) runs", asked.inner_text())[1])  # by how many cores there are
     return page
 
@@ -61,7 +61,7 @@ def test_two_ranks_train_lenet_from_a_click_to_the_sentence(scale):
 
 
 def test_a_study_that_is_stopped_says_how_far_it_came_and_can_be_found_again(scale, browser, app_url):
-    fill(scale, "Steps of a run", "100000")
+    fill(scale, "Steps per run", "100000")
     scale.get_by_role("button", name="Start").click()
     expect(scale.get_by_test_id("scale-status")).to_have_text("Running", timeout=PATIENCE_MS)
     scale.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop").click()

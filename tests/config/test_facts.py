@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from dashboard.widgets import form_fields, run_parts
+from dashboard.widgets import form_fields, run_parts, run_results
 from engine import models
 from engine.cli import cards, results
 from engine.cli import run as cli_run
@@ -167,7 +167,7 @@ def test_what_a_room_registers_for_a_task_belongs_to_a_task():
         "words": summary._WORDS, "summaries": run._SUMMARIES, "planning": planner.PLANNING, "cards": cards._CARDS,
         "results": results._RESULTS, "records": results._RECORDS, "estimates": cli_run._ESTIMATES,
         "lines": cli_run._LINES, "sections": studies.SECTIONS, "commands": report._COMMANDS,
-        "views": run_parts._TASK_VIEWS, "figures": run_parts._FIGURES,
+        "views": run_parts._TASK_VIEWS, "figures": run_results._RESULTS,
     }  # fmt: skip
     assert {name: strange for name, registry in rooms.items() if (strange := registry.keys() - TASKS.keys())} == {}
 

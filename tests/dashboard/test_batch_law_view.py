@@ -1,4 +1,4 @@
-"""The batch-size law as a page shows it: knobs that are refused in words, a run from button to figures, what is said."""
+"""The view of the batch-size law: errors of the form, a run from the button to its figures, and the sentences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard import state
-from dashboard.views.batch_law import _figure, in_words, known_trials
+from dashboard.views.batch_law import figure_of, in_words, known_trials
 from engine.access.policy import Actor
 from engine.config.parsing import with_overrides
 from engine.config.presets import preset_config
@@ -41,7 +41,7 @@ def own_store(store, monkeypatch):
 
 
 def measured(store, trials, config=CONFIG, *, last=None, said=()):
-    """A run of the law as a worker leaves it; without `last` it is still at work."""
+    """A run of the law as a worker leaves it; without `last` it is still running."""
     run_id = store.create(config)
     log = EventLog(store.folder(run_id) / "events.jsonl")
     started = Started(
@@ -78,7 +78,7 @@ def charts_of(app):
     return app.get("plotly_chart")
 
 
-# --- what is asked
+# --- form
 
 
 def test_the_duration_is_estimated_before_anything_is_measured(own_store):
@@ -93,7 +93,7 @@ def test_the_duration_is_estimated_before_anything_is_measured(own_store):
     ("target", "says"),
     [(0.0, "target_loss=0 is not allowed"), (2.5, "A target loss of 2.5 is reached by guessing")],
 )  # fmt: skip
-def test_a_target_that_cannot_be_is_refused_in_words(own_store, target, says):
+def test_an_impossible_target_is_refused(own_store, target, says):
     app = opened()
     app.number_input(key="law.target").set_value(target).run()
     assert says in wrong(app)[0]
@@ -104,28 +104,28 @@ def test_a_target_that_cannot_be_is_refused_in_words(own_store, target, says):
     ("sizes", "says"),
     [([], "No batch sizes are too few"), (["8"], "One batch size is too few"), (["8", "full"], "2 batch sizes are too few")],
 )  # fmt: skip
-def test_fewer_than_three_batch_sizes_are_refused_in_words(own_store, sizes, says):
+def test_fewer_than_three_batch_sizes_are_refused(own_store, sizes, says):
     app = opened()
     app.button_group(key="law.sizes").set_value(sizes).run()
     assert says in wrong(app)[0]
     assert not app.button
 
 
-def test_a_viewer_may_look_and_is_told_who_may_measure(own_store, monkeypatch):
+def test_a_viewer_sees_the_law_and_who_can_measure(own_store, monkeypatch):
     finished(own_store)
     lines = "[sign_in]\nmethod = 'proxy'\nproxy_header = 'X-User'\nproxy_addresses = ['10.0.0.5']\n"
     write_atomically(own_store.root / "settings.toml", lines)
     monkeypatch.setattr("dashboard.state.actor", lambda: Actor("proxy", "eve"))
     app = opened()
     assert app.button(key="law.measure").disabled
-    assert "As viewer you may look at laws" in said(app)
+    assert "Viewers can look at runs but cannot start them" in said(app)
     assert len(charts_of(app)) == 1
 
 
 # --- from the button to the figures
 
 
-def test_a_click_starts_the_run_that_the_knobs_say_and_shows_it_at_work(own_store):
+def test_a_click_starts_the_run_of_the_form_and_shows_its_progress(own_store):
     app = opened()
     app.number_input(key="law.target").set_value(0.5).run()
     app.button_group(key="law.sizes").set_value(["4", "32", "256"]).run()
@@ -158,10 +158,10 @@ def test_while_it_runs_the_chart_holds_the_batch_sizes_that_are_done(own_store):
     assert "Measured" not in said(app)
 
 
-def test_while_it_runs_no_line_leads_beyond_what_was_measured(own_store):
+def test_while_it_runs_no_line_goes_beyond_the_measured_batch_sizes(own_store):
     for sizes, lines in (((1, 2, 4), 0), ((1, 8, 64), 3)):
         run = own_store.run(measured(own_store, lawful(sizes=sizes, seeds=(3, 4, 5))))
-        assert [trace.mode for trace in _figure(run, run.trials).data].count("lines") == lines
+        assert [trace.mode for trace in figure_of(run, run.trials).data].count("lines") == lines
 
 
 def test_a_chart_is_the_same_until_a_batch_size_is_done(own_store):
@@ -184,7 +184,7 @@ def test_a_law_measured_before_is_shown_at_once_with_its_age(own_store):
     assert run_id in app.query_params["law"]
 
 
-def test_other_knobs_are_another_law(own_store):
+def test_other_form_values_are_another_law(own_store):
     finished(own_store)
     app = opened()
     app.number_input(key="law.target").set_value(0.1).run()
@@ -192,7 +192,7 @@ def test_other_knobs_are_another_law(own_store):
     assert not charts_of(app)
 
 
-def test_the_knobs_of_a_link_are_those_of_its_run(own_store):
+def test_the_form_of_a_link_shows_the_configuration_of_its_run(own_store):
     app = opened(law=finished(own_store, with_overrides(CONFIG, ["law.target_loss=0.4", "model.hidden=[8]"])))
     assert app.number_input(key="law.target").value == 0.4
     assert "MLP 8 · digits" in said(app)
@@ -205,7 +205,7 @@ def test_a_link_to_a_run_that_is_gone_says_so(own_store):
     assert [button.label for button in app.button] == ["Measure the law"]
 
 
-def test_a_law_that_was_stopped_says_what_it_came_to_and_is_not_found_again(own_store):
+def test_a_stopped_law_says_how_far_it_came_and_is_not_found_again(own_store):
     run_id = measured(own_store, lawful(sizes=(1, 8), seeds=(3, 4, 5)), last=Cancelled(at=time.time()))
     app = opened(law=run_id)
     assert "It was stopped with 2 batch sizes done: too few for a law." in said(app)
@@ -213,7 +213,7 @@ def test_a_law_that_was_stopped_says_what_it_came_to_and_is_not_found_again(own_
     assert [button.label for button in opened().button] == ["Measure the law"]
 
 
-# --- what it says
+# --- sentences
 
 
 def words(trials):
@@ -222,27 +222,27 @@ def words(trials):
 
 def test_the_words_say_what_the_law_means():
     meaning = words(lawful(sizes=SIZES))[0]
-    assert "about 40 steps (S_min)" in meaning and "about 960 examples (E_min)" in meaning
-    assert "a batch of 24 (B_crit)" in meaning
+    assert "at least about 40 steps (S_min)" in meaning and "at least about 960 samples (E_min)" in meaning
+    assert "a batch size of 24 (B_crit)" in meaning
 
 
 def test_the_cost_of_the_full_batch_is_a_ratio_of_measured_examples():
     trials = lawful(sizes=SIZES)
     ratio = next(t.samples for t in trials if t.batch_size == 1438) / trials[0].samples
-    assert f"{ratio:.3g} times as many as a batch of 1" in words(trials)[1]
+    assert f"{ratio:.3g}x as many as batch size 1" in words(trials)[1]
 
 
-def test_the_fastest_batch_is_the_measured_one_and_what_is_about_as_fast_is_named():
+def test_the_fastest_batch_size_is_measured_and_similar_ones_are_named():
     trials = lawful(sizes=(1, 8, 64, 128, 256, 1438))
-    assert "a batch of 128 was fastest" in words(trials)[2]
-    assert "Batches of 64 to 256 take at most 25 % longer: the optimum is flat" in words(trials)[2]
+    assert "batch size 128 was fastest" in words(trials)[2]
+    assert "Batch sizes 64 to 256 are at most 25 % slower: the optimum is flat" in words(trials)[2]
     assert f"about {math.sqrt(24e3):.3g}" in words(trials)[2]
 
 
-def test_of_trials_without_a_law_nothing_is_claimed():
+def test_trials_without_a_law_give_no_sentences():
     assert words([]) == words([trial(1, steps=None), trial(8), trial(64)]) == []
 
 
-def test_nothing_is_said_of_how_well_large_batches_generalise(own_store):
+def test_no_sentence_is_about_generalisation(own_store):
     finished(own_store)
     assert "generali" not in said(opened()).lower()

@@ -1,4 +1,4 @@
-"""Calibrate and Roofline as a page shows them: the price before the button, progress, figures with their spread, words."""
+"""The views Calibrate and Roofline: estimated time, progress, figures with their spread, and sentences."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import state
 from dashboard.views import calibration as views
+from dashboard.views import roofline
 from dashboard.widgets import run_results
 from engine.cli import cards
 from engine.config.parsing import with_overrides
@@ -28,16 +29,17 @@ def calibrate_page():
 
 
 def roofline_page():
-    from dashboard.views import calibration
+    from dashboard.views import roofline
 
-    calibration.roofline_view()
+    roofline.roofline_view()
 
 
 @pytest.fixture
 def own_store(store, monkeypatch):
     monkeypatch.setenv("ISOFLOP_HOME", str(store.root))
     monkeypatch.setattr(Client, "wake", lambda client: None)  # what is submitted stays in the queue
-    monkeypatch.setattr(views, "device_name", lambda device: "AMD EPYC 9575F")
+    for module in (views, roofline):
+        monkeypatch.setattr(module, "device_name", lambda device: "AMD EPYC 9575F")
     monkeypatch.setattr(views, "versions_now", lambda: {"torch": "2.13.0", "python": "3.11.9"})
     state.store.clear()
     yield store
@@ -56,22 +58,22 @@ def words(app):
     )
 
 
-def test_the_price_stands_before_the_button_and_nothing_is_claimed_without_a_calibration(own_store):
+def test_the_estimated_time_is_above_the_button_and_without_a_calibration_there_are_no_figures(own_store):
     app = shown(calibrate_page)
     assert "Takes about" in words(app) and "(estimated)" in words(app)
-    assert "not calibrated yet" in words(app) and not app.warning
+    assert "is not calibrated in this store yet" in words(app) and not app.warning
 
 
 def test_a_link_shows_its_own_calibration_and_says_when_it_is_not_the_newest(own_store):
     old, new = [kept(own_store, fake(at=time.time() - days * 86_400)) for days in (3, 0)]
     app = AppTest.from_function(calibrate_page, default_timeout=30)
     app.query_params["run"] = old
-    assert "An older calibration" in words(app.run()) and not app.exception
+    assert "This is an older calibration" in words(app.run()) and not app.exception
     app.query_params["run"] = new
-    assert "An older calibration" not in words(app.run())
+    assert "This is an older calibration" not in words(app.run())
 
 
-def test_a_link_to_a_calibration_that_goes_on_follows_it(own_store):
+def test_a_link_to_a_running_calibration_shows_its_progress(own_store):
     run_id = own_store.create(preset_config("calibrate"))
     app = AppTest.from_function(calibrate_page, default_timeout=30)
     app.query_params["run"] = run_id
@@ -79,14 +81,14 @@ def test_a_link_to_a_calibration_that_goes_on_follows_it(own_store):
     assert not app.exception and app.button(key=f"stop-{run_id}")
 
 
-def test_the_button_asks_for_every_usable_core(own_store):
+def test_the_button_starts_a_calibration_of_all_usable_cores(own_store):
     shown(calibrate_page).button(key="calibrate.start").click().run()
     (row,) = own_store.rows()
     assert (row.config.task, row.config.threads) == ("calibrate", state.machine().cpu.usable_cores)
 
 
-def test_a_calibration_on_its_way_is_followed_and_offers_no_second_one(own_store):
-    config = views._config("cpu")
+def test_a_running_calibration_shows_progress_and_no_button_for_a_second_one(own_store):
+    config = views.config_of("cpu")
     run_id = own_store.create(config)
     log = EventLog(own_store.folder(run_id) / "events.jsonl")
     log.append(Starting(at=time.time(), pid=1, pid_started=0.0))
@@ -102,7 +104,7 @@ def test_a_calibration_on_its_way_is_followed_and_offers_no_second_one(own_store
     assert f"stop-{run_id}" in keys and "calibrate.start" not in keys
 
 
-def test_each_figure_stands_beside_how_it_was_had_and_its_spread(own_store):
+def test_each_figure_has_its_provenance_and_its_spread(own_store):
     kept(own_store, fake(missing={"idle_power": "No counter here."}))
     app = shown(calibrate_page)
     (table,) = app.table
@@ -113,14 +115,14 @@ def test_each_figure_stands_beside_how_it_was_had_and_its_spread(own_store):
     assert not app.warning
 
 
-def test_an_old_calibration_of_a_busy_machine_is_warned_of(own_store):
+def test_an_old_calibration_of_a_busy_machine_has_warnings(own_store):
     kept(own_store, fake(at=time.time() - 40 * 86_400, wall_per_cpu=2.0))
     assert [w.value.replace("\\", "").split(":")[0] for w in shown(calibrate_page).warning] == [
         "It was made 40 days ago", "The machine was busy",
     ]  # fmt: skip
 
 
-def test_somebody_who_may_only_look_cannot_calibrate(own_store, monkeypatch):
+def test_a_viewer_cannot_calibrate(own_store, monkeypatch):
     monkeypatch.setattr(Client, "may", lambda client, what, run_id=None: False)
     assert shown(calibrate_page).button(key="calibrate.start").disabled
 
@@ -138,20 +140,20 @@ def test_the_roofline_asks_for_a_calibration_first(own_store):
     assert "Calibrate this device first" in words(shown(roofline_page))
 
 
-def test_every_run_says_what_bounds_it_and_what_to_try(own_store):
+def test_every_run_has_its_limit_and_what_to_try(own_store):
     kept(own_store, fake())
     make_run(own_store, name="mine")
     app = shown(roofline_page)
     assert len(app.get("plotly_chart")) == 1
     said = words(app)
-    assert "**mine**" in said and "imited by" in said and "Try: " in said and "MFU" in said and "derived" in said
+    assert "**mine**" in said and "bounds it" in said and "Try: " in said and "MFU" in said and "derived" in said
 
 
 def test_what_a_busy_machine_attained_is_marked_on_the_roofline_and_in_its_mfu(own_store):
     kept(own_store, fake())
     busy = Finished(at=time.time(), busy=Busy(slowdown=2.5))
     run = make_run(own_store, last=busy)
-    assert "Machine was busy, so it reached less than it could" in words(shown(roofline_page))
+    assert "The machine was busy, so the run reached less than it could" in words(shown(roofline_page))
     assert "the machine was busy" in cards._mfu_in_words(run)
     assert "machine was busy" in run_results.mfu_details(run)[0].text
 
@@ -162,18 +164,18 @@ def test_a_run_without_a_place_says_why(own_store):
     assert "Not on the chart: The calibration has no peak in bf16." in words(shown(roofline_page))
 
 
-def test_runs_of_another_thread_count_are_under_another_roof(own_store):
+def test_runs_of_another_thread_count_are_left_out(own_store):
     kept(own_store, fake(copied(2**20, 90e9, 2), copied(2**27, 30e9, 2), gemm(), tiny()))
     make_run(own_store, name="one")
     make_run(own_store, name="one more")
     make_run(own_store, with_overrides(preset_config("mnist-mlp"), ["threads=2"]), name="two")
     app = shown(roofline_page)
-    assert "1 of the chosen runs had another thread count" in words(app) and "**two**" not in words(app)
+    assert "1 of the chosen runs uses another thread count" in words(app) and "**two**" not in words(app)
     app.segmented_control(key="roofline.threads").set_value(2).run()
     assert "**two**" in words(app) and "2 of the chosen runs" in words(app)
 
 
-def test_a_person_without_runs_sees_the_roof_alone(own_store):
+def test_without_runs_the_roofline_shows_the_ceilings_only(own_store):
     kept(own_store, fake())
     app = shown(roofline_page)
-    assert "No training run" in words(app) and len(app.get("plotly_chart")) == 1
+    assert "There is no training run on this device yet" in words(app) and len(app.get("plotly_chart")) == 1

@@ -1,4 +1,4 @@
-"""The page Compare as its visitors see it: what is to race, a race that was run, runs laid beside each other."""
+"""The page Compare: the form of a race, a finished race, and runs of the library beside each other."""
 
 from pathlib import Path
 
@@ -53,15 +53,15 @@ def race_of(store: Store, *, seeds=(0,), **options) -> None:
         worker.run(*(store.folder(store.create(w.config, name=w.name, group=GROUP, key=w.key)) for w in heat))
 
 
-def test_a_visitor_sees_what_will_race_and_how_long_it_takes(app):
+def test_before_the_start_the_page_says_what_will_race_and_how_long_it_takes(app):
     open_page(app)
-    assert "3 lanes, 1 seed" in said(app)
+    assert "3 configurations with 1 seed" in said(app)
     assert "About 18.0 s of training" in said(app)
     assert len(app.latex) == 3
     assert not app.button(key="run").disabled
 
 
-def test_start_asks_for_one_heat_per_seed(app, store):
+def test_start_submits_one_seed_block_per_seed(app, store):
     open_page(app)
     app.number_input(key="race.seeds").set_value(2).run()
     app.button(key="run").click().run()
@@ -81,7 +81,7 @@ def test_a_double_click_starts_one_race(app, store, monkeypatch):
     assert len(store.ids()) == 3
 
 
-def test_a_race_that_was_run_is_shown_with_its_words_and_its_table(app, store):
+def test_a_finished_race_has_its_verdict_and_its_table(app, store):
     race_of(store)
     open_page(app, race=GROUP)
     words = said(app)
@@ -104,7 +104,7 @@ def test_a_race_that_was_run_is_shown_with_its_words_and_its_table(app, store):
         ("A: batch_size=16\nB: batch_size=999999", "batch_size"),
     ],
 )
-def test_lanes_that_cannot_race_are_refused_in_a_sentence(app, store, lanes, says):
+def test_configurations_that_cannot_race_are_refused(app, store, lanes, says):
     open_page(app)
     app.text_area(key="race.lanes").set_value(lanes).run()
     assert not app.exception
@@ -113,7 +113,7 @@ def test_lanes_that_cannot_race_are_refused_in_a_sentence(app, store, lanes, say
     assert store.ids() == []
 
 
-def test_another_race_brings_its_own_lanes_and_its_trap_is_labelled(app):
+def test_another_race_has_its_own_configurations_and_its_warning(app):
     open_page(app)
     app.selectbox(key="race.preset").set_value("batch-vs-stochastic-same-lr").run()
     assert "common mistake" in said(app)
@@ -136,7 +136,7 @@ def test_more_seeds_are_one_more_round(app, store):
     assert {run.heat.round for run in added} == {2}
 
 
-def test_until_decided_adds_seeds_by_itself(app, store):
+def test_the_switch_until_significant_adds_seeds_by_itself(app, store):
     race_of(store)
     open_page(app)
     app.toggle(key="race.until").set_value(True).run()
@@ -145,10 +145,10 @@ def test_until_decided_adds_seeds_by_itself(app, store):
     app.run()
     assert len(store.ids()) == 12
     app.run()
-    assert len(store.ids()) == 12  # nothing more before these are over
+    assert len(store.ids()) == 12  # no more seeds before these runs end
 
 
-def test_a_race_that_was_stopped_is_not_gone_on_with(app, store):
+def test_a_stopped_race_gets_no_more_seeds_by_itself(app, store):
     race_of(store)
     stopped = store.create(
         with_overrides(PRESETS["digits-mlp"].config, ["seed=7"]), name="Small", group=GROUP, key=f"{GROUP} 0 7"
@@ -163,7 +163,7 @@ def test_a_race_that_was_stopped_is_not_gone_on_with(app, store):
     assert len(store.ids()) == 3
 
 
-def test_an_old_race_does_not_go_on_because_somebody_looks(app, store):
+def test_an_old_race_gets_no_more_seeds_when_it_is_opened(app, store):
     race_of(store)
     open_page(app)
     app.toggle(key="race.until").set_value(True).run()
@@ -172,7 +172,7 @@ def test_an_old_race_does_not_go_on_because_somebody_looks(app, store):
     assert len(store.ids()) == 2
 
 
-def test_runs_of_the_library_are_laid_beside_each_other(app, store):
+def test_runs_of_the_library_are_compared(app, store):
     first, second = _two(store)
     open_page(app, view="Runs", runs=f"{first},{second}")
     assert app.multiselect(key="library.runs").value == [first, second]

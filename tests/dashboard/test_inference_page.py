@@ -1,4 +1,4 @@
-"""The page Inference and its route, on real measurements: nets that were trained here, and requests they answered."""
+"""The page Inference and its route, on real measurements of models that the tests train."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from dashboard import state
 from dashboard.api import inference as inference_api
 from dashboard.api import readers
 from dashboard.server import auth_middleware
-from dashboard.views import inference
+from dashboard.views.inference import address as inference_address
+from dashboard.views.inference import cells, form, result
 from dashboard.widgets import run_parts
 from engine.access.policy import Actor
 from engine.charts import inference as charts_inference
@@ -88,7 +89,7 @@ def folder(store, monkeypatch):
 
 
 def _forget():
-    for cached in (state.store, state.machine, readers._readers, inference._known_of):
+    for cached in (state.store, state.machine, readers._readers, form.known_latencies_of):
         getattr(cached, "clear", None) or cached.cache_clear
         (cached.clear if hasattr(cached, "clear") else cached.cache_clear)()
 
@@ -308,7 +309,7 @@ def seen(monkeypatch):
     def live(runs, limit_s, by, *, alive):
         told.update(runs=[run.run_id for run in runs], limit_s=limit_s, by=by, alive=alive)
 
-    monkeypatch.setattr(inference, "_live", live)
+    monkeypatch.setattr(result, "live_view", live)
     return told
 
 
@@ -349,16 +350,16 @@ def run_button(app):
     return next(b for b in app.button if b.key == "run")
 
 
-def test_an_empty_store_says_what_to_do_first_and_what_it_will_cost(app):
+def test_an_empty_store_says_what_to_do_first_and_how_long_it_takes(app):
     opened(app)
-    assert "Press Run" in said(app) and "No finished training run" in said(app)
+    assert "Press Run" in said(app) and "There is no finished training run" in said(app)
     assert "estimated from" in said(app)
     assert not run_button(app).disabled
 
 
-def test_a_trained_run_is_led_here_with_its_weights_chosen(app, folder, trained):
+def test_a_link_of_a_trained_run_chooses_its_weights(app, folder, trained):
     copied(folder, trained)
-    make_run(folder)  # has no weights: it is not offered
+    make_run(folder)  # has no weights, so it is not offered
     opened(app, of=trained.run_id)
     box = app.selectbox(key="infer.of")
     assert box.value == trained.run_id
@@ -367,38 +368,38 @@ def test_a_trained_run_is_led_here_with_its_weights_chosen(app, folder, trained)
     assert address(app) == {"view": "Matrix", "of": trained.run_id}
 
 
-def test_a_run_that_cannot_answer_says_why(app, folder):
+def test_a_run_without_weights_says_why(app, folder):
     run = make_run(folder)
     opened(app, run=run.run_id)  # as from a bare link
     assert "has no weights" in said(app)
 
 
 @pytest.mark.parametrize("params", [{"run": "f" * 16}, {"run": "../../etc"}, {"of": "f" * 16}])
-def test_a_link_to_what_is_not_there_is_said(app, params):
+def test_a_link_to_a_missing_run_says_so(app, params):
     assert "is not in this store" in said(opened(app, **params))
 
 
-def test_the_cells_that_were_picked_are_measured(app, folder, trained, monkeypatch):
+def test_the_chosen_combinations_are_measured(app, folder, trained, monkeypatch):
     copied(folder, trained)
-    monkeypatch.setattr(inference, "pick", lambda *_, **__: ["64x1", "1x1"])
+    monkeypatch.setattr(cells, "pick", lambda *_, **__: ["64x1", "1x1"])
     opened(app, of=trained.run_id)
     app.number_input(key="infer.knob.seconds.Matrix").set_value(0.5).run()
     run_button(app).click().run()
     [run] = submitted(folder)
     assert [(c.batch_size, c.threads) for c in run.config.cells] == [(1, 1), (64, 1)]
     assert (run.config.infer.run, run.config.infer.seconds) == (trained.run_id, 0.5)
-    assert run.config.threads == inference._usable()  # nothing else beside it
+    assert run.config.threads == cells.usable_cores()  # nothing else beside it
     assert address(app)["run"] == run.run_id
 
 
-def test_no_cell_is_no_measurement(app, monkeypatch):
-    monkeypatch.setattr(inference, "pick", lambda *_, **__: [])
+def test_without_a_combination_nothing_can_be_started(app, monkeypatch):
+    monkeypatch.setattr(cells, "pick", lambda *_, **__: [])
     opened(app)
-    assert "No cell is chosen" in wrong(app)
+    assert "No combination is chosen" in wrong(app)
     assert run_button(app).disabled
 
 
-def test_the_source_documents_input_is_refused_in_words(app):
+def test_an_input_shape_of_another_model_is_refused(app):
     opened(app)
     app.selectbox(key="infer.of").select("preset:lenet").run()
     app.text_input(key="infer.knob.shape").set_value("1x1x224x224").run()
@@ -406,12 +407,12 @@ def test_the_source_documents_input_is_refused_in_words(app):
     assert run_button(app).disabled
 
 
-def test_a_pickle_is_refused_in_words(app, tmp_path):
+def test_a_pickle_is_refused(app, tmp_path):
     file = tmp_path / "model.pt"
     file.write_bytes(b"PK\x03\x04whatever")
     opened(app)
     app.selectbox(key="infer.of").select("file").run()
-    assert "No weights file is named yet" in wrong(app)
+    assert "No weights file is chosen yet" in wrong(app)
     app.text_input(key="infer.file.path").set_value(str(file)).run()
     assert "reading a pickle runs the code inside it" in wrong(app)
 
@@ -427,9 +428,7 @@ def test_a_measurement_is_found_again_by_its_link_with_limit_and_quantile(app, f
     assert seen["limit_s"] == pytest.approx(3e-3) and address(app)["limit"] == "3"
 
 
-def test_what_was_measured_of_some_weights_comes_back_when_they_are_chosen(
-    app, folder, trained, matrix_run, ladder_run, seen
-):
+def test_choosing_weights_shows_their_newest_measurement(app, folder, trained, matrix_run, ladder_run, seen):
     copied(folder, trained, matrix_run, ladder_run)
     opened(app, of=trained.run_id)
     assert seen["runs"] == [matrix_run.run_id]
@@ -441,13 +440,13 @@ def test_what_was_measured_of_some_weights_comes_back_when_they_are_chosen(
     assert not seen and address(app) == {"view": "Software"}
 
 
-def test_a_ladder_opens_in_its_own_view(app, folder, ladder_run, seen):
-    copied(folder, ladder_run)  # the run it was trained by is gone: what was measured stands
+def test_a_measurement_of_runtimes_opens_in_its_own_view(app, folder, ladder_run, seen):
+    copied(folder, ladder_run)  # its training run is missing: the measurement is still shown
     opened(app, **run_parts.address_of(ladder_run))
     assert address(app)["view"] == "Software" and seen["runs"] == [ladder_run.run_id]
 
 
-def test_software_is_offered_as_far_as_this_net_can_use_it(app, folder, trained):
+def test_only_runtimes_that_the_model_can_use_are_chosen_at_first(app, folder, trained):
     copied(folder, trained)
     opened(app, of=trained.run_id, view="Software")
     run_button(app).click().run()
@@ -472,23 +471,23 @@ def test_each_rate_is_a_run_and_the_group_is_one_measurement(app, folder, traine
     ("text", "says"),
     [("a", "are not numbers"), ("0", "are not allowed"), ("", "are not allowed"), ("1e9", "are not allowed")],
 )
-def test_rates_that_are_none_are_refused(text, says):
+def test_text_that_is_not_a_rate_is_refused(text, says):
     with pytest.raises(ConfigError, match=says):
-        inference.parse_rates(text)
+        form.parse_rates(text)
 
 
-def test_shapes_are_read_as_people_write_them():
-    assert inference.parse_shape("1x28x28") == inference.parse_shape("1, 28, 28") == (1, 28, 28)
-    assert inference.parse_shape("") == ()
+def test_shapes_can_be_written_in_several_ways():
+    assert form.parse_shape("1x28x28") == form.parse_shape("1, 28, 28") == (1, 28, 28)
+    assert form.parse_shape("") == ()
     with pytest.raises(ConfigError, match="whole numbers"):
-        inference.parse_shape("28 by 28")
+        form.parse_shape("28 by 28")
 
 
 @pytest.mark.parametrize(
     ("cores", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (64, [1, 2, 4, 8, 16, 32, 64])]
 )
 def test_threads_go_up_to_all_usable_cores(cores, counts):
-    assert inference.thread_counts(cores) == counts
+    assert cells.thread_counts(cores) == counts
 
 
 @pytest.mark.parametrize(
@@ -507,7 +506,7 @@ def test_one_that_ended_early_says_why_and_keeps_what_it_measured(app, folder, m
     assert figures(folder.run(run.run_id), limit_s=10.0)["verdict"]["sweet"]
 
 
-def test_a_viewer_may_look_and_not_measure(app, folder, matrix_run, seen, monkeypatch):
+def test_a_viewer_sees_a_measurement_and_cannot_start_one(app, folder, matrix_run, seen, monkeypatch):
     copied(folder, matrix_run)
     (folder.root / "settings.toml").write_text('[sign_in]\nmethod = "oidc"\nallowed = ["a@b.c"]\n')
     (folder.root / "settings.toml").chmod(0o600)
@@ -516,7 +515,7 @@ def test_a_viewer_may_look_and_not_measure(app, folder, matrix_run, seen, monkey
     assert seen["runs"] == [matrix_run.run_id] and run_button(app).disabled
 
 
-def test_the_command_measures_the_same_cells(app, folder, trained):
+def test_the_command_measures_the_same_combinations(app, folder, trained):
     copied(folder, trained)
     opened(app, of=trained.run_id)
     [command] = [c.value for c in app.code]
@@ -531,7 +530,7 @@ def links(app):
     return [(link.proto.page, link.proto.label) for link in app.get("page_link")]
 
 
-def test_a_finished_training_run_leads_to_how_fast_it_answers(folder, trained, app):
+def test_a_finished_training_run_links_to_its_inference(folder, trained, app):
     copied(folder, trained)
     app.run()
     app.switch_page(str(ROOT / "pages" / "train.py"))
@@ -548,7 +547,7 @@ def test_a_list_opens_a_measurement_where_it_is_shown(matrix_run):
     assert run_parts.address_of(matrix_run) == {"run": matrix_run.run_id}
 
 
-def test_a_measurement_among_runs_tells_its_own_figures(folder, matrix_run):
+def test_a_measurement_in_the_library_shows_its_own_figures(folder, matrix_run):
     def page():
         import os
 
@@ -564,6 +563,6 @@ def test_a_measurement_among_runs_tells_its_own_figures(folder, matrix_run):
     assert told["Cells measured"] == "3 of 3" and told["Test accuracy"].endswith("%")
 
 
-def test_the_form_of_a_training_is_not_of_inference(matrix_run):
+def test_a_measurement_belongs_to_the_view_of_its_combinations(matrix_run):
     assert matrix_run.config != RunConfig()
-    assert inference.view_of(matrix_run.config) == "Matrix"
+    assert inference_address.view_of(matrix_run.config) == "Matrix"

@@ -1,10 +1,10 @@
-"""The page Library: columns, groups, a baseline, labels, races and reports; text from outside is only text."""
+"""The page Library: columns, groups, the baseline, races and reports; foreign text is shown as text."""
 
 from __future__ import annotations
 
 import pytest
 
-from dashboard.views import library
+from dashboard.views.library.columns import ALL_COLUMNS, title_of
 from engine.config.parsing import with_overrides
 from engine.config.presets import PRESETS
 from engine.reports import sharing
@@ -25,13 +25,13 @@ def many(store) -> Store:
     return store
 
 
-def test_columns_are_those_that_were_chosen_and_fields_of_a_configuration_may_be(app, many):  # noqa: F811
+def test_a_link_names_columns_including_fields_of_the_configuration(app, many):  # noqa: F811
     open_page(app, "library", cols=["Samples/s", "optimizer.lr", "Epochs"])
     assert list(app.dataframe[0].value.columns) == ["State", "Experiment", "Samples/s", "optimizer.lr", "Epochs"]
     assert app.dataframe[0].value["optimizer.lr"].tolist() == ["0.1", "0.01", "0.1", "0.01"]
 
 
-def test_the_others_are_measured_by_the_baseline(app, many):  # noqa: F811
+def test_other_runs_show_their_difference_to_the_baseline(app, many):  # noqa: F811
     base = next(row.run_id for row in many.rows() if row.config.seed == 0)
     open_page(app, "library", base=base)
     table = app.dataframe[0].value
@@ -39,7 +39,12 @@ def test_the_others_are_measured_by_the_baseline(app, many):  # noqa: F811
     assert table[""].tolist() == ["", "", "", "baseline"]
 
 
-def test_groups_tell_mean_and_spread(app, many):  # noqa: F811
+def test_a_link_with_a_former_column_title_still_works(app, many):  # noqa: F811
+    open_page(app, "library", cols=["Asked for together", "Steps"])
+    assert list(app.dataframe[0].value.columns) == ["State", "Experiment", "Group", "Steps"]
+
+
+def test_groups_show_mean_and_spread(app, many):  # noqa: F811
     open_page(app, "library", by="optimizer.lr")
     table = app.dataframe[0].value.set_index("Value")
     assert table.loc[["0.01", "0.1"], "Runs"].tolist() == [2, 2] and table["Seeds"].tolist() == [2, 2]
@@ -48,7 +53,7 @@ def test_groups_tell_mean_and_spread(app, many):  # noqa: F811
     assert table.loc["0.1", "± Training time"] == pytest.approx(abs(by_hand[0] - by_hand[1]) / 2**0.5)
 
 
-def test_a_filter_that_is_not_understood_is_said_and_shows_all(app, many):  # noqa: F811
+def test_a_filter_that_is_not_understood_gives_an_error_and_shows_all_runs(app, many):  # noqa: F811
     open_page(app, "library", where="optimizer.nmae = adam")
     assert "optimizer.name" in app.info[0].value.replace("\\", "")
     assert len(app.dataframe[0].value) == 4
@@ -60,7 +65,7 @@ def test_races_are_listed(app, many):  # noqa: F811
 
 
 @pytest.mark.process
-def test_a_report_that_came_in_is_listed_and_its_texts_are_text(app, many, tmp_path):  # noqa: F811
+def test_an_imported_report_is_listed_and_its_texts_are_shown_literally(app, many, tmp_path):  # noqa: F811
     other = Store(tmp_path / "other")
     report = Report.freeze(HOSTILE, [make_run(other, BASE, name=HOSTILE)], notes=f"{HOSTILE}\nsecond line")
     (tmp_path / "r.json").write_text(report.to_json(), encoding="utf-8")
@@ -70,6 +75,6 @@ def test_a_report_that_came_in_is_listed_and_its_texts_are_text(app, many, tmp_p
     assert not any("<b>" in markdown.value.replace("\\<", "") for markdown in app.markdown)
 
 
-def test_every_column_that_can_be_chosen_has_a_head_of_its_own():
-    heads = [library.title_of(column) for column in library.ALL_COLUMNS]
-    assert len(set(heads)) == len(heads)
+def test_every_column_has_its_own_title():
+    titles = [title_of(column) for column in ALL_COLUMNS]
+    assert len(set(titles)) == len(titles)

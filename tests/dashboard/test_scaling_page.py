@@ -1,4 +1,4 @@
-"""The page Scale as its visitors see it, and the route of its live charts."""
+"""The page Scale, and the route of its live charts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def machine(cores: int) -> Machine:
 
 @pytest.fixture
 def cores(monkeypatch):
-    """How many cores the machine has, whatever it has."""
+    """Sets how many cores the machine seems to have."""
 
     def have(number: int) -> None:
         monkeypatch.setattr(probe, "probe", lambda: machine(number))
@@ -72,7 +72,7 @@ def open_page(app, **params):
 
 
 def said(app) -> str:
-    """Everything in words, without what keeps it literal."""
+    """All texts of the page, without the escapes of markdown."""
     words = "\n".join(
         str(e.value) for kind in (app.markdown, app.caption, app.info, app.warning, app.error) for e in kind
     )
@@ -82,15 +82,15 @@ def said(app) -> str:
 # --- before a study ---------------------------------------------------------------------------------------------------
 
 
-def test_a_visitor_sees_what_will_run_and_how_long_it_takes(app):
+def test_before_the_start_the_page_says_what_will_run_and_how_long_it_takes(app):
     open_page(app)
-    assert "5 lanes x 3 repeats = 15 runs, one after another, about" in said(app)
+    assert "5 configurations x 3 repeats = 15 runs, one after another, about" in said(app)
     assert "(estimated)" in said(app)
-    assert "Global batch 64 = 4 ranks x 16. Weak scaling: 4 ranks x 64 = 256." in said(app)
+    assert "Strong scaling: global batch 64 = 4 ranks x 16. Weak scaling: 4 ranks x 64 = 256." in said(app)
     assert not app.button(key="run").disabled
 
 
-def test_start_asks_for_all_runs_each_in_a_heat_of_its_own(app, store):
+def test_start_submits_all_runs_each_in_its_own_seed_block(app, store):
     open_page(app)
     app.number_input(key="scale.seeds").set_value(2).run()
     app.toggle(key="scale.weak").set_value(False).run()
@@ -121,10 +121,10 @@ def test_a_double_click_starts_one_study(app, store, monkeypatch):
     assert len(store.ids()) == 5
 
 
-def test_one_core_alone_is_told_and_sharing_it_can_be_asked_for(app, cores):
+def test_on_one_core_the_page_says_so_and_ranks_can_share_it(app, cores):
     cores(1)
     open_page(app)
-    assert "1 usable core: there is nothing to share a batch with" in said(app)
+    assert "1 usable core, so there is no second rank" in said(app)
     assert app.button(key="run").disabled
     app.toggle(key="scale.beyond").set_value(True).run()
     assert not app.button(key="run").disabled
@@ -139,12 +139,12 @@ def test_a_machine_with_one_gpu_and_cores_can_still_scale_on_its_cores(app):
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("scale.target", "ninety", "is no number"),
+        ("scale.target", "ninety", "is not a number"),
         ("scale.target", "101", "is not allowed"),
         ("scale.target", "-1", "is not allowed"),
     ],
 )
-def test_a_target_that_cannot_be_is_refused_in_a_sentence(app, key, value, says):
+def test_an_impossible_target_is_refused(app, key, value, says):
     open_page(app)
     app.text_input(key=key).set_value(value).run()
     assert not app.exception
@@ -152,10 +152,10 @@ def test_a_target_that_cannot_be_is_refused_in_a_sentence(app, key, value, says)
     assert app.button(key="run").disabled
 
 
-def test_the_whole_set_is_scaled_strongly_alone(app):
+def test_a_full_batch_has_only_strong_scaling(app):
     open_page(app, preset="mnist-gd")
     assert app.toggle(key="scale.weak").disabled
-    assert "3 lanes x 3 repeats" in said(app)
+    assert "3 configurations x 3 repeats" in said(app)
 
 
 @pytest.mark.parametrize("link", [{"study": "f" * 16}, {"study": "../.."}, {"preset": "nope"}, {"preset": "train"}])
@@ -167,7 +167,7 @@ def test_a_link_that_leads_nowhere_opens_the_page(app, link):
 # --- a study ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_study_that_was_run_has_its_verdict_its_reasons_and_its_figures(app, store):
+def test_a_finished_study_has_its_verdict_its_reasons_and_its_figures(app, store):
     scaled_study(store, group=GROUP, base=BASE, step_s=STEP_S, seeds=3, waited_s={("strong", 2): (0.001, 0.001)})
     open_page(app, study=GROUP)
     words = said(app)
@@ -185,7 +185,7 @@ def test_a_study_that_was_run_has_its_verdict_its_reasons_and_its_figures(app, s
     assert rows["Waits in all-reduce"] == "16 %, 1.00 ms"
 
 
-def test_a_study_that_goes_on_can_be_stopped(app, store, monkeypatch):
+def test_a_running_study_can_be_stopped(app, store, monkeypatch):
     cancelled = []
     monkeypatch.setattr(Client, "cancel", lambda _, run_id, **__: cancelled.append(run_id))
     scaled_study(store, group=GROUP, base=BASE, step_s=STEP_S)
@@ -195,7 +195,7 @@ def test_a_study_that_goes_on_can_be_stopped(app, store, monkeypatch):
     assert cancelled == [waiting]
 
 
-def test_a_failed_rank_is_told_and_the_other_runs_stand(app, store):
+def test_a_failed_rank_is_reported_and_the_other_runs_count(app, store):
     lost = Failed(at=0, cause="RankLost", message="Rank 1 (pid 7) was killed by SIGKILL.", fix="Run it again.")
     scaled_study(store, group=GROUP, base=BASE, step_s=STEP_S, seeds=2, last={("strong", 2, 1): lost})
     open_page(app, study=GROUP)
@@ -225,7 +225,7 @@ def test_more_repeats_are_the_seeds_that_are_missing(app, store):
     assert [len(lane.runs) for lane in study.lanes] == [6, 6, 6]
 
 
-def test_runs_that_are_no_study_are_told_apart(app, store):
+def test_runs_that_are_not_a_study_are_refused(app, store):
     make_scaled(store, with_overrides(BASE, ["parallel.num_ranks=2"]), group=GROUP, label="2 ranks", step_s=0.01)
     open_page(app, study=GROUP)
     assert "None of these runs is on one rank" in said(app)

@@ -15,7 +15,7 @@ import pytest
 
 from dashboard.api import race as race_api
 from dashboard.api import run as run_api
-from dashboard.views.compare import as_table
+from dashboard.views.compare.table import as_table
 from engine.config.parsing import with_overrides
 from engine.config.presets import PRESETS
 from engine.config.run import RunConfig
@@ -231,4 +231,4 @@ def test_the_table_of_a_race_marks_speeds_and_nothing_else(store):
     runs = [make_run(store, seed=seed, num_steps=600, last=last(busy)) for seed, busy in enumerate((BUSY, QUIET))]
     aimed = as_table(race_results.outcome(races.of_runs(runs), target=0.5))
     marked = aimed[aimed.iloc[:, 1].str.contains("machine was busy")][""].tolist()
-    assert marked == ["Seconds to target", "Expected time", "Steps per second", "Samples per second"]
+    assert marked == ["Time to target", "Expected time", "Steps per second", "Samples per second"]

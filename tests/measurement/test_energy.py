@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from dashboard.views.compare import _pale, as_table
+from dashboard.views.compare.table import as_table, greyed
 from engine.access import settings
 from engine.access.settings import Energy
 from engine.config.parsing import with_overrides
@@ -203,7 +203,7 @@ def test_a_race_greys_joules_of_too_short_a_window(store):
     def shown(period_s):
         result = race_results.outcome(races.of_runs([sampled(store, last=counted(period_s=period_s))]), target=0.5)
         table = as_table(result)
-        return table.set_index("").loc["Energy to target"].iloc[0], (_pale(table, result) != "").to_numpy().sum()
+        return table.set_index("").loc["Energy to target"].iloc[0], (greyed(table, result) != "").to_numpy().sum()
 
     assert shown(0.1) == ("300 J", 0)
     assert shown(1.0) == ("300 J ± 20 %", 1)

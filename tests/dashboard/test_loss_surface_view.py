@@ -1,21 +1,18 @@
-"""The pictures of descent as a page shows them: the knobs of the bowl, and the loss surface from button to chart."""
+"""The view of the loss surface around runs, from the button to the chart."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard import state
-from dashboard.views import descent
+from dashboard.views.loss_surface import in_words
 from engine.charts.loss_surface import descent_path_chart
 from engine.config.parsing import with_overrides
 from engine.config.presets import PRESETS
 from engine.events.studies import Surface
 from engine.runtime import worker
-from engine.studies import quadratic_bowl
 from engine.studies.loss_surface import PathOnSurface, SurfaceData, config_for
 
 pytestmark = pytest.mark.slow  # it trains
@@ -25,16 +22,10 @@ BASE = with_overrides(
 )
 
 
-def toy_page():
-    from dashboard.views import descent
-
-    descent.quadratic_bowl_view()
-
-
 def surface_page(lanes):
-    from dashboard.views import descent
+    from dashboard.views.loss_surface import descent_view
 
-    descent.descent_view(lanes)
+    descent_view(lanes)
 
 
 @pytest.fixture
@@ -63,47 +54,19 @@ def said(app):
     return " ".join(caption.value for caption in app.caption).replace("\\", "")
 
 
-# --- the toy ------------------------------------------------------------------------------------------------------
-
-
-def test_the_toy_opens_and_says_that_nothing_is_measured():
-    app = AppTest.from_function(toy_page, default_timeout=30).run()
-    assert not app.exception
-    assert "nothing is measured" in said(app)
-    assert "Gradient descent is stable below a learning rate of 0.2 (2/κ): at 0.15 it converges." in said(app)
-
-
-def test_above_the_bound_the_toy_says_that_it_diverges():
-    app = AppTest.from_function(toy_page, default_timeout=30).run()
-    app.select_slider(key="toy.lr").set_value(0.3).run()
-    assert "at 0.3 it grows along y and diverges" in said(app)
-
-
-def test_every_optimizer_can_be_walked_and_none_at_all():
-    app = AppTest.from_function(toy_page, default_timeout=30).run()
-    for names in (list(quadratic_bowl.RULES), []):
-        app.button_group(key="toy.names").set_value(names).run()
-        assert not app.exception
-
-
-def test_all_walks_together_are_a_few_kilobytes():
-    bowl = quadratic_bowl.Bowl(1000.0)
-    walks = [
-        quadratic_bowl.walk(name, bowl, quadratic_bowl.Hyper(lr=1e-3), steps=200, noise=3.0)
-        for name in quadratic_bowl.RULES
-    ]
-    assert len(json.dumps([descent._as_data(walked) for walked in walks])) < 60_000
-
-
 # --- the surface --------------------------------------------------------------------------------------------------
 
 
-def test_lanes_without_a_path_are_said_and_left_out(own_store):
+def test_runs_without_a_path_are_named_and_left_out(own_store):
     with_path, without = trained(own_store), trained(own_store, "checkpoints=0")
     waiting = own_store.create(BASE)
     app = opened(lane(with_path), lane(without, "SGD"), lane(waiting, "Muon"), lane("f" * 16, "Gone"))
     assert not app.exception
-    for words in ("SGD: kept no checkpoints", "Muon: still at work", "Gone: its run is not in this store"):
+    for words in (
+        "SGD: the run kept no checkpoints",
+        "Muon: the run has not ended",
+        "Gone: the run is not in this store",
+    ):
         assert words in said(app)
     assert [button.label for button in app.button] == ["Draw the loss surface"]
 
@@ -113,10 +76,10 @@ def test_runs_of_different_models_are_refused_by_the_field(own_store):
     assert "differ in model.hidden" in app.error[0].value.replace("\\", "")
 
 
-def test_a_click_has_it_drawn_and_a_page_opened_again_shows_it(own_store, monkeypatch):
+def test_a_click_computes_the_surface_and_a_page_opened_again_shows_it(own_store, monkeypatch):
     from engine.runtime.client import Client
 
-    monkeypatch.setattr(Client, "wake", lambda client: None)  # the run is done here, in this process
+    monkeypatch.setattr(Client, "wake", lambda client: None)  # the test executes the run in its own process
     lanes = (lane(trained(own_store)), lane(trained(own_store, "optimizer.name=sgd", "optimizer.lr=0.05"), "SGD"))
     app = opened(*lanes)
     app.button[0].click().run()
@@ -130,7 +93,7 @@ def test_a_click_has_it_drawn_and_a_page_opened_again_shows_it(own_store, monkey
     assert "41 x 41" not in said(again)
 
 
-def test_a_surface_that_was_cancelled_can_be_asked_for_again(own_store):
+def test_a_cancelled_surface_can_be_computed_again(own_store):
     from engine.store.stop_requests import StopRequest, ask_to_stop
 
     lanes = (lane(trained(own_store)),)
@@ -182,8 +145,8 @@ def test_a_flat_surface_can_be_drawn(surface):
     assert descent_path_chart(surface, ["Adam"], ["#4f6bed"]).data[0].zmax > np.log10(2.3)
 
 
-def test_the_words_say_what_is_not_seen(surface):
-    text = " ".join(descent.in_words(surface))
+def test_the_sentences_say_what_the_chart_does_not_show(surface):
+    text = " ".join(in_words(surface))
     assert "1,234 weights" in text
     assert "the plane shows 75 % of the checkpoints' variance" in text
-    assert "differ by 0.0250 (median)" in text
+    assert "The plane misses about 0.0250 of the loss (median over checkpoints)" in text
