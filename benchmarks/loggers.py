@@ -38,7 +38,7 @@ GOAL_S_PER_SCALAR = 0.3e-6
 BATCH_SIZES = (64, 1)
 SCALARS = ("loss", "lr", "samples", "grad_norm", "train_s")
 _LOOP_S = 0.3
-_CHUNK_STEPS = 100  # what engine.pytorch.train does of 784-128-10 between two readings of the losses, and less
+_CHUNK_STEPS = 100  # what engine.pytorch.training.loop does of 784-128-10 between two readings of the losses, and less
 HOW = (
     "one process per logger, rounds of all in random order; s_per_scalar: CPU time in a tight loop, of the logging thread "
     "and of the process until closed; slowdown: extra per step of a loop that logs each step over one that does not"
