@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from dashboard.widgets import config_form
-from engine import capsule, models
+from engine import models
 from engine.config.data import DATA, DatasetName, Source
 from engine.config.models import MODELS, ModelSpec
 from engine.config.parsing import with_overrides
@@ -22,6 +22,7 @@ from engine.data.user_files import reading
 from engine.planning import planner
 from engine.pytorch import models as modules
 from engine.pytorch.training import optimizers
+from engine.reports.html import configuration
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = RunConfig()
@@ -32,7 +33,7 @@ every_data_set = pytest.mark.parametrize("data", get_args(DatasetName))
 
 def shown_in_report(config: RunConfig) -> set[str]:
     """Titles of the settings that the report of a run shows."""
-    return {setting.title for setting in capsule._settings(config) if setting.says_something}
+    return {title for _, title, _, is_shown in configuration._settings(config) if is_shown}
 
 
 # --- optimizers ---------------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def test_the_form_has_the_title_and_the_fields_of_a_data_set(data):
 @every_data_set
 def test_a_data_set_without_a_file_of_the_user_has_a_plan(data):
     if DATA[data].is_yours:
-        pytest.skip("needs a file; tests/test_userdata.py reads one of each kind")
+        pytest.skip("needs a file; tests/data reads one of each kind")
     family = next(name for name, model in MODELS.items() if model.reads_text) if DATA[data].kind == "text" else "mlp"
     config = with_overrides(BASE, [f"model.family={family}", f"data={data}"])
     facts = loading.facts(data, config.source)
@@ -155,7 +156,7 @@ NAMES = {
     "data": {*get_args(DatasetName)},
 }
 # The hand-written gradients are those of one family.
-EXCEPTIONS = {"engine/pytorch/explicit.py"}
+EXCEPTIONS: set[str] = set()
 
 
 def questions(tree: ast.AST) -> list[int]:

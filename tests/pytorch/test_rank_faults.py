@@ -152,7 +152,7 @@ def test_an_exception_in_a_rank_ends_the_run_with_its_traceback(tmp_path):
 
 
 def never_joins(config, folder, link):
-    """Run by the other rank in the place of `follow`: it has heartbeats and joins the group, but makes no collective."""
+    """Run by the other rank in the place of `follow`: it joins the group, but makes no collective."""
     RankGroup(config, link.rank, link.rendezvous, link.heartbeats)
     time.sleep(60)
 

@@ -269,10 +269,6 @@ def _as_unit(job: Job, seconds: float) -> float:
     return seconds * job.amount if job.unit == "s" else job.amount / max(seconds, 1e-12)
 
 
-
-
-
-
 def other_programs(device: str, nvml: Any) -> tuple[int | None, str]:
     """The number of other programs that compute on a GPU; None with the reason, which is "" for the CPU."""
     index = probe.gpu_index(device)
