@@ -40,8 +40,9 @@ from engine.data import loading
 from engine.events.inference import Latency, NotRun, Quality
 from engine.hardware import probe
 from engine.pytorch.data import tensors
+from engine.pytorch.inference.load import Stopwatch, closed_loop
 from engine.pytorch.inference.runtimes import FORMS, Weights
-from engine.pytorch.tasks.infer import Stopwatch, closed_loop, infer
+from engine.pytorch.tasks.infer import fresh_weights, infer
 from engine.pytorch.tasks.train import train
 from engine.studies import inference_runtimes
 from engine.studies.inference import Quantile, in_words, matrix, sweet_spot
@@ -75,16 +76,9 @@ def net(preset: str, folder: Path) -> Net:
     config = infer_config(preset_config(preset))
     arrays = loading.load(config.data, config.source)
     _, held_out = tensors(arrays, config.model)
-    made = Weights(fresh_weights(config, folder), config.model, arrays.facts, torch.device("cpu"))
+    made = Weights(fresh_weights(config, arrays.facts, folder), config.model, arrays.facts, torch.device("cpu"))
     form = FORMS["inference_mode"](made, Cell(), config, folder)
     return Net(form.start(1).call, plain_net(preset, made.load()), held_out.x, config)
-
-
-def fresh_weights(config: RunConfig, folder: Path) -> Path:
-    """Save new random weights and return their file."""
-    from engine.pytorch.tasks.infer import _fresh_weights
-
-    return _fresh_weights(config, loading.facts(config.data, config.source), folder)
 
 
 def plain_net(preset: str, same: nn.Sequential) -> nn.Sequential:

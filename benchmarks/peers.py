@@ -45,7 +45,8 @@ from engine.events.training import Evaluation, Steps
 from engine.planning import planner
 from engine.pytorch import data as datasets
 from engine.pytorch import models
-from engine.pytorch.tasks.train import Clock, train
+from engine.pytorch.setup import Clock
+from engine.pytorch.tasks.train import train
 from engine.pytorch.training import optimizers
 
 ROUNDS = 7

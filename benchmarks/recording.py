@@ -24,7 +24,8 @@ from engine.events.catalog import AnyEvent
 from engine.events.lifecycle import Finished
 from engine.events.training import Steps
 from engine.hardware import sampler
-from engine.pytorch.tasks.train import Clock, train
+from engine.pytorch.setup import Clock
+from engine.pytorch.tasks.train import train
 from engine.store.event_log import EventLog
 
 ROUNDS = 15

@@ -33,7 +33,8 @@ from engine.events.training import Steps
 from engine.planning import planner
 from engine.pytorch import models
 from engine.pytorch.data import Batches, Examples, tensors
-from engine.pytorch.tasks.train import Clock, train
+from engine.pytorch.setup import Clock
+from engine.pytorch.tasks.train import train
 from engine.pytorch.training import optimizers
 
 _ADAM = {"name": "adam", "lr": 1e-3}

@@ -1,4 +1,4 @@
-"""Data sets as tensors: laid out as a model reads them, resident on the device, in a random order per epoch."""
+"""Data sets as tensors: laid out as the model reads them, on the device, in a new random order each epoch."""
 
 from __future__ import annotations
 
@@ -21,20 +21,29 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """One split on a device: x (n, *input_shape) float32 and y (n,) int64; of text x is all its characters (m,)."""
+    """One split on a device: x (n, *input_shape) float32 and y (n,) int64.
+
+    For text, x holds all characters (m,) and y is None. Example i begins at character i * seq_len, and its targets are
+    the next characters.
+    """
 
     x: Tensor
     y: Tensor | None
-    seq_len: int = 0  # of text: example i begins at character i * seq_len, and predicts the next one everywhere
+    seq_len: int = 0  # for text only
 
     def __len__(self) -> int:
         return len(self.x) if self.y is not None else (len(self.x) - 1) // self.seq_len
 
     def to(self, device: torch.device) -> Examples:
+        """The same examples on a device."""
         return Examples(self.x.to(device), None if self.y is None else self.y.to(device), self.seq_len)
 
     def take(self, index: Tensor) -> Batch:
-        """Examples by number; of text, windows by the character they begin at: read as a ring, none is too late."""
+        """The batch (x, y) of examples by number, index (batch,) int64.
+
+        For text, `index` holds the characters where the windows begin, and both x and y are (batch, seq_len). The text
+        is read as if its beginning followed its end, so any character will do.
+        """
         if self.y is not None:
             return self.x.index_select(0, index), self.y.index_select(0, index)  # 2.5x as fast as self.x[index]
         span = torch.arange(self.seq_len + 1, device=index.device)
@@ -42,32 +51,41 @@ class Examples:
         return windows[:, :-1], windows[:, 1:]
 
     def in_order(self, size: int) -> Iterator[Batch]:
-        """All examples in batches of `size`, the last one smaller."""
-        for part in torch.arange(len(self), device=self.x.device).split(size):
-            yield self.take(part if self.y is not None else part * self.seq_len)
+        """All examples in batches of `size`; the last batch may be smaller."""
+        for part in self.first_index(len(self)).split(size):
+            yield self.take(part)
+
+    def first_index(self, count: int) -> Tensor:
+        """The index (count,) int64 of the first `count` examples, as `take` reads it."""
+        index = torch.arange(count, device=self.x.device)
+        return index if self.y is not None else index * self.seq_len
 
 
 def tensors(arrays: Arrays, model: ModelSpec) -> tuple[Examples, Examples]:
-    """The training and the held-out split, standardised and laid out for a model."""
-    if arrays.train_y is None or arrays.test_y is None:
-        seq_len = arrays.facts.shape[0]
-        return tuple(
-            Examples(torch.from_numpy(x.astype(np.int32)), None, seq_len) for x in (arrays.train_x, arrays.test_x)
-        )  # type: ignore[return-value]
-    splits = ((arrays.train_x, arrays.train_y), (arrays.test_x, arrays.test_y))
-    return tuple(Examples(_laid_out(x, arrays, model), torch.from_numpy(y)) for x, y in splits)  # type: ignore[return-value]
+    """The training split and the test split, standardised and laid out for a model, on the CPU."""
+
+    def split(x: np.ndarray, y: np.ndarray | None) -> Examples:
+        if y is None:
+            return Examples(torch.from_numpy(x.astype(np.int32)), None, arrays.facts.shape[0])
+        return Examples(_laid_out(x, arrays, model), torch.from_numpy(y))
+
+    return split(arrays.train_x, arrays.train_y), split(arrays.test_x, arrays.test_y)
 
 
 def _laid_out(raw: np.ndarray, arrays: Arrays, model: ModelSpec) -> Tensor:
-    x = torch.from_numpy(np.ascontiguousarray(raw)).to(torch.float32, copy=True)  # the raw examples stay as they are
-    if arrays.facts.kind == "image":  # borders are black like the paper, so they come before standardising
-        x = _bordered(x, model, arrays.facts)
+    x = torch.from_numpy(np.ascontiguousarray(raw)).to(
+        torch.float32, copy=True
+    )  # a copy, because the arrays are shared
+    if (
+        arrays.facts.kind == "image"
+    ):  # before standardising, because the border is background, which is 0 in the raw images
+        x = _with_border(x, model, arrays.facts)
     x = x.sub_(torch.from_numpy(arrays.mean)).div_(torch.from_numpy(arrays.std))
     return arranged(x, model, arrays.facts)
 
 
-def _bordered(x: Tensor, model: ModelSpec, data: Dataset) -> Tensor:
-    """Images (n, c, h, w) enlarged by a whole number, then padded, as the model's family asks."""
+def _with_border(x: Tensor, model: ModelSpec, data: Dataset) -> Tensor:
+    """Images (n, c, h, w) enlarged by a whole number, then padded with zeros, as the model's family needs them."""
     scale, goal = family_of(model).image_border(model, data)
     if scale > 1:
         x = x.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
@@ -78,10 +96,9 @@ def _bordered(x: Tensor, model: ModelSpec, data: Dataset) -> Tensor:
 
 
 class Order:
-    """Endless epochs of example numbers (n,), each in another random order that depends on seed and epoch alone.
+    """The random order of each epoch; it depends only on the seed and the number of the epoch.
 
-    Drawn on the CPU, so that every device sees the same order. Of text they are the characters where windows begin:
-    each epoch cuts the text anew, at a random place.
+    It is drawn on the CPU, so that every device sees the same order.
     """
 
     def __init__(self, examples: Examples, seed: int) -> None:
@@ -89,6 +106,10 @@ class Order:
         self._generator = torch.Generator().manual_seed(seed)
 
     def epoch(self) -> Tensor:
+        """The order of the next epoch as an index (n,) int64 for `Examples.take`, on the CPU.
+
+        For text the windows of each epoch begin at another random offset.
+        """
         examples = self._examples
         order = torch.randperm(len(examples), generator=self._generator)
         if examples.y is None:
@@ -97,7 +118,7 @@ class Order:
 
 
 class Batches:
-    """Endless batches; every example is seen once per epoch, and the last batch of an epoch may be smaller."""
+    """Endless batches: every example comes once per epoch, and the last batch of an epoch may be smaller."""
 
     def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
         self.examples, self.batch_size = examples, batch_size
@@ -114,10 +135,10 @@ class Batches:
         examples = self.examples
         if self.full:
             assert examples.y is not None
-            yield examples.x, examples.y  # order does not matter: no gather
+            yield examples.x, examples.y  # the order does not matter, so nothing is gathered
             return
         order = self.order.epoch().to(examples.x.device)
-        if self.gathers:  # one gather an epoch; its batches are views
+        if self.gathers:  # one gather per epoch; its batches are views
             x, y = examples.take(order)
             yield from zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
         else:
@@ -125,6 +146,5 @@ class Batches:
                 yield examples.take(part)
 
     def first(self, size: int) -> Batch:
-        """A batch to warm up with, without moving the order."""
-        index = torch.arange(size, device=self.examples.x.device)
-        return self.examples.take(index if self.examples.y is not None else index * self.examples.seq_len)
+        """The first `size` examples as a batch for warming up; it does not advance the random order."""
+        return self.examples.take(self.examples.first_index(size))

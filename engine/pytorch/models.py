@@ -1,6 +1,6 @@
-"""The module of each model family, and how the family arranges its inputs.
+"""The PyTorch modules of each model family, and the layout of their inputs.
 
-`FAMILIES` names both for each family. Inputs have the shape that `engine.models.input_shape` says.
+`FAMILIES` has both for each family. Inputs have the shape that `engine.models.input_shape` gives.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from engine.models.transformer import FEED_FORWARD
 def build(
     model: ModelSpec, data: Dataset, *, seed: int, device: torch.device | str = "cpu", checkpointing: bool = False
 ) -> nn.Sequential:
-    """The model with its first weights, which depend only on spec, data set and seed.
+    """Build the model with its initial weights, which depend only on spec, data set and seed.
 
-    It returns logits (batch, classes), of text (batch, seq_len, characters). Weights are drawn on the CPU, so that every
-    device starts from the same ones; on the meta device nothing is drawn.
+    It maps inputs (batch, *input_shape) to logits (batch, classes), for text (batch, seq_len, characters). Weights are
+    drawn on the CPU, so that every device starts from the same ones; on the meta device nothing is drawn.
     """
     if torch.device(device).type == "meta":
         with torch.device("meta"):
@@ -39,7 +39,7 @@ def build(
         torch.manual_seed(seed)
         module = _module(model, data, checkpointing)
     if family_of(model).has_convolutions and data.kind == "image":
-        # The convolutions of oneDNN and cuDNN are faster with channels last: 1.3x the tutorial loop on LeNet.
+        # The convolutions of oneDNN and cuDNN are faster with channels last: LeNet trains 1.3x as fast.
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module.to(device)
 
@@ -51,8 +51,10 @@ def _module(model: ModelSpec, data: Dataset, checkpointing: bool) -> nn.Sequenti
 
 
 class Checkpointed(nn.Sequential):
-    """Parts in stages. All stages but the last free their activations and compute them again in the backward pass
-    (Chen et al. 2016, arXiv:1604.06174)."""
+    """A sequence of modules in stages, with activation checkpointing (Chen et al. 2016, arXiv:1604.06174).
+
+    All stages but the last free their activations in the forward pass and compute them again in the backward pass.
+    """
 
     def __init__(self, parts: Sequence[nn.Module], lengths: Sequence[int]) -> None:
         super().__init__(*parts)
@@ -60,6 +62,7 @@ class Checkpointed(nn.Sequential):
         self.spans = list(pairwise([0, *ends]))
 
     def forward(self, x: Tensor) -> Tensor:
+        """As nn.Sequential."""
         parts = list(self)
         for first, last in self.spans:
             if torch.is_grad_enabled() and last < len(parts):
@@ -79,7 +82,7 @@ def _through(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 
 def _mlp(model: MLP, data: Dataset) -> list[list[nn.Module]]:
-    """About sqrt(hidden layers) stages: fewer stages keep more inside each, more stages keep more outputs."""
+    """About sqrt(hidden layers) stages, which needs the least memory (Chen et al. 2016)."""
     dims = [*input_shape(model, data), *model.hidden]
     hidden = [[nn.Linear(i, o), nn.ReLU()] for i, o in pairwise(dims)]
     size = max(1, math.isqrt(len(hidden)))
@@ -100,10 +103,14 @@ def _lenet(model: CNN, data: Dataset) -> list[list[nn.Module]]:
         [nn.Conv2d(input_shape(model, data)[0], c1, KERNEL), nn.ReLU(), nn.MaxPool2d(POOL)],
         [nn.Conv2d(c1, c2, KERNEL), nn.ReLU(), nn.MaxPool2d(POOL)],
         [
-            nn.Flatten(), nn.Linear(cnn_features(model, data), f1), nn.ReLU(), nn.Linear(f1, f2), nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(cnn_features(model, data), f1),
+            nn.ReLU(),
+            nn.Linear(f1, f2),
+            nn.ReLU(),
             nn.Linear(f2, data.num_classes),
         ],
-    ]  # fmt: skip
+    ]
 
 
 def _signal_cnn(model: CNN, data: Dataset) -> list[list[nn.Module]]:
@@ -119,7 +126,7 @@ def _signal_cnn(model: CNN, data: Dataset) -> list[list[nn.Module]]:
 
 
 class Recurrent(nn.Module):
-    """One recurrent layer: (batch, steps, features) to the states (batch, steps, hidden) of all steps."""
+    """One recurrent layer (tanh, GRU or LSTM)."""
 
     def __init__(self, model: RNN, in_size: int) -> None:
         super().__init__()
@@ -127,18 +134,20 @@ class Recurrent(nn.Module):
         self.cell = kind(in_size, model.hidden_size, batch_first=True, bidirectional=model.bidirectional)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Inputs (batch, steps, features) to the hidden states of all steps (batch, steps, hidden size)."""
         states: Tensor = self.cell(x)[0]
         return states
 
 
 class LastState(nn.Module):
-    """The state after the whole input; of the pass from the end that is the state at the first step."""
+    """The hidden state after the whole input; for the backward direction that is the state at the first step."""
 
     def __init__(self, model: RNN) -> None:
         super().__init__()
         self.hidden_size, self.bidirectional = model.hidden_size, model.bidirectional
 
     def forward(self, states: Tensor) -> Tensor:
+        """States (batch, steps, hidden size) to the last state (batch, hidden size)."""
         if not self.bidirectional:
             return states[:, -1]
         return torch.cat([states[:, -1, : self.hidden_size], states[:, 0, self.hidden_size :]], dim=1)
@@ -154,8 +163,8 @@ def _rnn(model: RNN, data: Dataset) -> list[list[nn.Module]]:
     return [[*embedding, *layers[0]], *layers[1:], [*answer, nn.Linear(rnn_features(model, data), data.num_classes)]]
 
 
-def _rows(x: Tensor, model: RNN, data: Dataset) -> Tensor:
-    """Images (n, channels, rows, columns) with their rows first, then channels and columns."""
+def _rows_first(x: Tensor, model: RNN, data: Dataset) -> Tensor:
+    """Images (n, channels, rows, columns) as (n, rows, channels, columns): an RNN reads one row per step."""
     return x.transpose(1, 2) if data.kind == "image" else x
 
 
@@ -163,18 +172,19 @@ def _rows(x: Tensor, model: RNN, data: Dataset) -> Tensor:
 
 
 class Positions(nn.Module):
-    """Adds a learned vector to each position."""
+    """Learned position embeddings: adds a learned vector to each position."""
 
     def __init__(self, num_positions: int, d_model: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_positions, d_model))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, positions, d_model) to the same shape."""
         return x + self.weight
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017); causal: a position sees itself and what came before."""
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762); causal: no position sees a later one."""
 
     def __init__(self, model: Transformer, *, causal: bool) -> None:
         super().__init__()
@@ -183,6 +193,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(model.d_model, model.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, positions, d_model) to the same shape."""
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         mixed: Tensor = self.out(y.transpose(1, 2).flatten(2))
@@ -190,7 +201,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward net, each on a normalised copy and added to the residual stream (pre-norm)."""
+    """A pre-norm Transformer block (Xiong et al. 2020, arXiv:2002.04745).
+
+    Attention, then a feed-forward network; each reads a normalised copy and is added to the residual stream.
+    """
 
     def __init__(self, model: Transformer, *, causal: bool) -> None:
         super().__init__()
@@ -200,13 +214,17 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(d, wide, bias=False), nn.GELU(), nn.Linear(wide, d, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, positions, d_model) to the same shape."""
         x = x + self.attention(self.norm1(x))
         y: Tensor = x + self.feed_forward(self.norm2(x))
         return y
 
 
 class MeanOverPositions(nn.Module):
+    """Mean pooling."""
+
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, positions, d_model) to (batch, d_model)."""
         return x.mean(1)
 
 
@@ -222,13 +240,15 @@ def _transformer(model: Transformer, data: Dataset) -> list[list[nn.Module]]:
         *blocks,
         [nn.LayerNorm(d, bias=False), *answer, head],
     ]
-    _draw(stages, model)
+    _init_as_gpt2(stages, model)
     return stages
 
 
-def _draw(stages: Sequence[Sequence[nn.Module]], model: Transformer) -> None:
-    """First weights as in GPT-2: normal, std 0.02. Layers that add to the residual stream are scaled down by the square
-    root of their number."""
+def _init_as_gpt2(stages: Sequence[Sequence[nn.Module]], model: Transformer) -> None:
+    """Draw initial weights as GPT-2 does (Radford et al. 2019, section 2.3): normal with std 0.02.
+
+    Layers that add to the residual stream are scaled down by the square root of their number.
+    """
     for module in (part for stage in stages for root in stage for part in root.modules()):
         if isinstance(module, nn.Linear | nn.Embedding | Positions):
             nn.init.normal_(module.weight, std=0.02)
@@ -240,7 +260,7 @@ def _draw(stages: Sequence[Sequence[nn.Module]], model: Transformer) -> None:
 
 
 def _patches(x: Tensor, model: Transformer, data: Dataset) -> Tensor:
-    """Images (n, c, h, w) as (n, rows, columns, c, side, side); signals padded to whole patches."""
+    """Patches: images (n, c, h, w) to (n, rows, columns, c, side, side); signals are padded to whole patches."""
     side = family_of(model).patch_size(model, data)
     if data.kind == "image":
         return x.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
@@ -254,18 +274,18 @@ def _patches(x: Tensor, model: Transformer, data: Dataset) -> Tensor:
 class TorchFamily:
     """How PyTorch builds the models of a family."""
 
-    stages: Callable[[Any, Dataset], list[list[nn.Module]]]  # the parts in order; checkpointing frees a stage at once
-    arrange: Callable[[Tensor, Any, Dataset], Tensor] = lambda x, model, data: x  # examples in the order it reads them
+    stages: Callable[[Any, Dataset], list[list[nn.Module]]]  # the layers in order; checkpointing frees a stage at once
+    arrange: Callable[[Tensor, Any, Dataset], Tensor] = lambda x, model, data: x  # reorders the examples for the model
 
 
 FAMILIES: Mapping[str, TorchFamily] = {
     "mlp": TorchFamily(_mlp),
     "cnn": TorchFamily(_cnn),
-    "rnn": TorchFamily(_rnn, _rows),
+    "rnn": TorchFamily(_rnn, _rows_first),
     "transformer": TorchFamily(_transformer, _patches),
 }
 
 
 def arranged(x: Tensor, model: ModelSpec, data: Dataset) -> Tensor:
-    """Standardised examples (n, ...) as the model reads them: (n, *input_shape)."""
+    """Standardised examples (n, ...) in the layout that the model reads: (n, *input_shape)."""
     return FAMILIES[model.family].arrange(x, model, data).reshape(len(x), *input_shape(model, data))

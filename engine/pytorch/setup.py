@@ -1,14 +1,26 @@
-"""A run's device and arithmetic in this process."""
+"""A run's device and arithmetic in this process, and the conditions of its figures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 
+from engine import __version__
 from engine.common.errors import DeviceError
 from engine.config.run import RunConfig
+from engine.hardware import probe
+
+Clock = Callable[[], float]  # seconds, from any moment on
 
 
 def torch_device(config: RunConfig) -> torch.device:
+    """The device of a run; a GPU becomes the current device of this process.
+
+    Raises:
+        DeviceError: PyTorch sees no CUDA device, or none with this number.
+    """
     if config.device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise DeviceError(
@@ -25,9 +37,10 @@ def torch_device(config: RunConfig) -> torch.device:
 
 
 def set_up_arithmetic(config: RunConfig) -> None:
-    """The process's threads and its float32 products. Set anew at each turn: between two of them another run may train.
+    """Set this process's number of threads and the precision of its float32 matrix products.
 
-    cuDNN would take TF32 for float32 convolutions without being asked.
+    Must be called at every turn of a run, because another run of the race may have changed these globals. cuDNN would
+    use TF32 for float32 convolutions by default, so that is set as well.
     """
     torch.set_num_threads(config.threads)
     tf32 = config.precision == "tf32"
@@ -36,6 +49,26 @@ def set_up_arithmetic(config: RunConfig) -> None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Kernels on a GPU run asynchronously: without this a clock would time their launch."""
+    """Wait for a GPU: its kernels run asynchronously, so without this a clock would time only their launch."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def environment(device: torch.device) -> dict[str, str | int | float | None]:
+    """The conditions of a run's figures: the machine, the device, library versions and torch's number of threads."""
+    return probe.environment(probe.probe(), str(device)) | {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": _dotted(torch.backends.cudnn.version()) if device.type == "cuda" else None,
+        "numpy": np.__version__,
+        "isoflop": __version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _dotted(version: int | None) -> str | None:
+    """cuDNN's version number as text: 91002 is 9.10.2 and 8907 is 8.9.7. Since version 9 there are two more digits."""
+    if version is None:
+        return None
+    major, rest = divmod(version, 10_000 if version >= 90_000 else 1_000)
+    return f"{major}.{rest // 100}.{rest % 100}"

@@ -216,7 +216,7 @@ class RunSlot:
             available = probe.probe().memory_available_bytes
             limits.limit_memory(self.config.device, allowed, available, self.config.num_processes)
             self._guard = limits.Guard(allowed, self.folder, clock=self._own_clock)
-            more = {"gang": self.gang} if self.gang else {}
+            more = {"rank_processes": self.gang} if self.gang else {}
             self._events = GENERATORS[self.config.task](self.config, self.folder, **more)
         return self._events
 

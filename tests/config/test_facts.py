@@ -185,8 +185,7 @@ NAMES = {
     "data": {*get_args(DatasetName)},
     "task": {*get_args(TaskName)},
 }
-# The hand-written gradients are those of one family.
-EXCEPTIONS = {"engine/pytorch/training/manual_mlp.py"}
+EXCEPTIONS: set[str] = set()
 # A configuration validates itself, and what belongs to one task alone looks for the runs of this task.
 OF_ONE_TASK = {
     "engine/config/run.py", "engine/measurement/calibration.py", "engine/cli/infer.py", "dashboard/api/inference.py",

@@ -19,7 +19,7 @@ from engine.events.machine import Busy
 from engine.runtime.client import Client
 from engine.store.event_log import EventLog
 from tests.fakes import make_run
-from tests.pytorch.test_calibrate import copied, fake, gemm, kept, tiny
+from tests.measurement.fake_calibration import copied, fake, gemm, kept, tiny
 
 
 def calibrate_page():

@@ -8,6 +8,7 @@ import torch
 from engine.config.parsing import with_overrides
 from engine.config.presets import PRESETS
 from engine.config.run import RunConfig
+from engine.data import loading
 from engine.events.lifecycle import Finished
 from engine.events.training import Evaluation, Steps, StepSplit
 from engine.measurement import step_breakdown
@@ -17,7 +18,7 @@ from engine.pytorch.data import tensors
 from engine.pytorch.tasks import train
 from engine.pytorch.training import optimizers
 from engine.pytorch.training import step_breakdown as profiled
-from engine.pytorch.training.steppers import Net
+from engine.pytorch.training.net import Net
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -42,7 +43,7 @@ def trained(config: RunConfig, folder) -> tuple[list[float], bytes, list[StepSpl
 
 
 def anatomy(config: RunConfig) -> tuple[Net, torch.Tensor, torch.Tensor]:
-    arrays = train.loading.load(config.data, config.source)
+    arrays = loading.load(config.data, config.source)
     training, _ = tensors(arrays, config.model)
     model = models.build(config.model, arrays.facts, seed=0, device=torch.device("cpu"), checkpointing=False)
     plan = planner.plan(config, data=arrays.facts)
@@ -68,7 +69,7 @@ def test_the_step_taken_apart_has_the_gradients_of_the_whole_one(kind):
     whole = [p.grad.clone() for p in net.model.parameters()]
     net.forget_gradients()
     named: list[str] = []
-    profiled.taken_apart(net, x, y, named.append)
+    profiled.backward_in_parts(net, x, y, named.append)
     assert all(torch.equal(a, p.grad) for a, p in zip(whole, net.model.parameters(), strict=True))
     assert {"forward", "backward"} <= set(named)
 

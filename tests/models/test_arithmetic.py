@@ -25,7 +25,7 @@ from engine.data.datasets import DATASETS, Dataset
 from engine.data.loading import facts
 from engine.pytorch import models as modules
 from engine.pytorch.training import optimizers
-from engine.pytorch.training.steppers import cross_entropy
+from engine.pytorch.training.net import cross_entropy
 
 
 def dataset(kind: str, *shape: int, num_classes: int = 10) -> Dataset:

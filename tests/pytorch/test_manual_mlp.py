@@ -15,7 +15,7 @@ from engine.data.datasets import DATASETS
 from engine.pytorch import models
 from engine.pytorch.training import optimizers
 from engine.pytorch.training.manual_mlp import ManualMLP
-from engine.pytorch.training.steppers import Net
+from engine.pytorch.training.net import Net
 
 DATA = DATASETS["digits"]
 

@@ -12,7 +12,7 @@ from engine.config.training import Optimizer
 from engine.data.datasets import DATASETS
 from engine.pytorch import models
 from engine.pytorch.training import optimizers
-from engine.pytorch.training.steppers import cross_entropy
+from engine.pytorch.training.net import cross_entropy
 
 DATA, FUSED = DATASETS["digits"], {"fused": True}
 NETS = {"mlp": MLP(hidden=(32,)), "cnn": CNN(), "rnn": RNN(hidden_size=8)}

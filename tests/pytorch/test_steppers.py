@@ -20,7 +20,8 @@ from engine.pytorch import models
 from engine.pytorch.data import tensors
 from engine.pytorch.training import optimizers
 from engine.pytorch.training.memory import measure_memory
-from engine.pytorch.training.steppers import STEPPERS, CudaGraph, DataLoaderStepper, Net, cross_entropy
+from engine.pytorch.training.net import Net, cross_entropy
+from engine.pytorch.training.steppers import STEPPERS, CudaGraph, DataLoaderStepper
 
 pytestmark = pytest.mark.slow  # it trains
 

@@ -1,8 +1,14 @@
-"""The processes of a data-parallel run. Rank 0 is the run's own process: it leads, and alone writes the log. The other
-ranks are forked from it, follow its orders, and end with it, whatever it ends by.
+"""The rank processes of a data-parallel run.
 
-Orders and answers go through pipes as JSON; gradients go through torch.distributed (engine.pytorch.parallel). Each rank
-beats in memory they share, from a thread of its own: who is silent is frozen, however busy its training is.
+Rank 0 is the run's own process: it leads, and it alone writes the event log. The other ranks are forked from it, follow
+its orders, and end when it ends, for any reason.
+
+Orders and answers go through pipes as JSON; gradients go through torch.distributed (`data_parallel`). Each rank counts
+heartbeats in shared memory from a thread of its own. So a rank whose heartbeats stop is frozen: a rank that is only
+busy with training goes on counting.
+
+torchrun (torch.distributed.elastic) is not used, because its store listens on every interface, and because forked ranks
+start in 0.3 s with the libraries already loaded.
 """
 
 from __future__ import annotations
@@ -36,19 +42,19 @@ from engine.store.stop_requests import record_cause
 from engine.system.disk_space import remove
 
 _BEAT_S = 0.25
-_SILENT_S = 2.0  # eight beats: who is silent for so long when others wait for it is why they wait
-_BLAME_S = 2.0  # for the cause of a broken connection to be found
-_ROOT_CAUSE_S = 5.0  # a rank that only lost its peer lets the one that broke speak first
-_FAREWELL_S = 2.0
+_FROZEN_S = 2.0  # a rank without a heartbeat for eight beats, while others wait for it, is reported as the cause
+_CAUSE_S = 2.0  # how long to look for the cause of a broken connection
+_ROOT_CAUSE_S = 5.0  # a rank that only lost its connection waits, so that the failed rank reports first
+_CLOSE_S = 2.0  # how long a rank or a thread may take to end
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_ANSWER_CHARS = 20_000  # of a traceback
+_DETAIL_CHARS = 20_000  # of a traceback that is sent to rank 0
 
 Order = dict[str, Any]
-Follow = Callable[[RunConfig, Path, "Link"], None]
+Follow = Callable[[RunConfig, Path, "RankLink"], None]
 
 
 class Heartbeats:
-    """Memory that all ranks share since before they were forked: who beats, and how many steps each has done."""
+    """Shared memory with two counters per rank: its heartbeats, and its steps. Make it before the ranks are forked."""
 
     def __init__(self, num_ranks: int) -> None:
         cells = memoryview(mmap.mmap(-1, 16 * num_ranks)).cast("q")
@@ -56,112 +62,135 @@ class Heartbeats:
 
 
 class HeartbeatReader:
-    """How long each rank has been silent, in our own beats: while we are frozen ourselves nobody grows silent."""
+    """Seconds since the last heartbeat of each rank.
 
-    def __init__(self, board: Heartbeats, ranks: Iterable[int]) -> None:
-        self._board = board
-        self._heard = {rank: board.beats[rank] for rank in ranks}
-        self.silent_s = dict.fromkeys(self._heard, 0.0)
+    They are counted in calls of `read`, one per beat of this process. So while this process is frozen itself, no other
+    rank seems silent.
+    """
 
-    def listen(self) -> None:
-        for rank, heard in self._heard.items():
-            beat = self._board.beats[rank]
-            self.silent_s[rank] = self.silent_s[rank] + _BEAT_S if beat == heard else 0.0
-            self._heard[rank] = beat
+    def __init__(self, heartbeats: Heartbeats, ranks: Iterable[int]) -> None:
+        self._heartbeats = heartbeats
+        self._last = {rank: heartbeats.beats[rank] for rank in ranks}
+        self.silent_s = dict.fromkeys(self._last, 0.0)
+
+    def read(self) -> None:
+        """Compare the counters with the last call; call this once per `_BEAT_S`."""
+        for rank, last in self._last.items():
+            beat = self._heartbeats.beats[rank]
+            self.silent_s[rank] = self.silent_s[rank] + _BEAT_S if beat == last else 0.0
+            self._last[rank] = beat
 
 
 class RankProcesses:
-    """The other ranks as rank 0 sees them. Forks them at once: this process must not have a second thread yet."""
+    """The other ranks as rank 0 sees them: it sends them orders, watches them, and ends them.
+
+    The constructor forks them, so this process must not have a second thread yet. `follow` is what each of them runs.
+    """
 
     def __init__(self, config: RunConfig, folder: Path, follow: Follow) -> None:
         self.config, self.folder, self.num_ranks = config, folder, config.parallel.num_ranks
-        self.rendezvous = folder / f".rendezvous-{secrets.token_hex(8)}"  # never that of an earlier try
+        # A new name each time, because an earlier try may have left its file.
+        self.rendezvous = folder / f".rendezvous-{secrets.token_hex(8)}"
         self.rendezvous.touch(mode=0o600)
-        self.board = Heartbeats(self.num_ranks)
+        self.heartbeats = Heartbeats(self.num_ranks)
         self.lost: RankLost | EngineError | None = None
         self.lost_at = 0.0
         others = range(1, self.num_ranks)
-        orders, words = [multiprocessing.Pipe() for _ in others], [multiprocessing.Pipe(duplex=False) for _ in others]
-        shared = (follow, config, folder, self.board, self.rendezvous, orders, words, os.getpid())
+        orders, error_pipes = (
+            [multiprocessing.Pipe() for _ in others],
+            [multiprocessing.Pipe(duplex=False) for _ in others],
+        )
+        shared = (follow, config, folder, self.heartbeats, self.rendezvous, orders, error_pipes, os.getpid())
         context = start_processes(
-            _be_rank, args=shared, nprocs=len(others), join=False, daemon=True, start_method="fork"
+            _run_rank, args=shared, nprocs=len(others), join=False, daemon=True, start_method="fork"
         )
         self._processes = dict(zip(others, context.processes, strict=True))
         self.pids = tuple(process.pid for process in context.processes)
         for _, theirs in orders:
             theirs.close()
-        for _, theirs in words:
+        for _, theirs in error_pipes:
             theirs.close()
         self._links = {rank: ours for rank, (ours, _) in zip(others, orders, strict=True)}
-        self._words = {rank: ours for rank, (ours, _) in zip(others, words, strict=True)}
-        self._listener = HeartbeatReader(self.board, others)
-        self._over = threading.Event()
-        self._losing = threading.Lock()
-        self._thread = threading.Thread(target=self._watch, name="gang", daemon=True)
+        self._error_pipes = {rank: ours for rank, (ours, _) in zip(others, error_pipes, strict=True)}
+        self._reader = HeartbeatReader(self.heartbeats, others)
+        self._closed = threading.Event()
+        self._loss_lock = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, name="ranks", daemon=True)
         self._thread.start()
 
     # --- orders ---
 
-    def tell(self, do: str, **details: Any) -> None:
-        """The same order to every other rank."""
-        said = json.dumps({"do": do} | details).encode()
+    def send(self, do: str, **details: Any) -> None:
+        """Send an order to every other rank."""
+        order = json.dumps({"do": do} | details).encode()
         for link in self._links.values():
-            link.send_bytes(said)
+            link.send_bytes(order)
 
     def answers(self) -> list[Order]:
-        """What the other ranks answer to the last order, in their order."""
+        """Wait for the answers of the other ranks to the last order, sorted by rank."""
         return [json.loads(link.recv_bytes()) for link in self._links.values()]
 
     @contextlib.contextmanager
     def order(self, do: str, **details: Any) -> Iterator[list[Order]]:
-        """Have the others do what this rank does in the block; their answers are in the list after it."""
+        """Context manager: the other ranks do what this rank does in the block; then the list has their answers."""
         answers: list[Order] = []
-        self.tell(do, **details)
+        self.send(do, **details)
         yield answers
         answers += self.answers()
 
     def have_answered(self) -> bool:
+        """Whether the answer of every other rank can be read without waiting."""
         return all(link.poll() for link in self._links.values())
 
     def raise_if_lost(self) -> None:
+        """Raise the error of the first lost rank.
+
+        Raises:
+            EngineError: A rank was lost: RankLost, or the error that the rank ended with.
+        """
         if self.lost:
             raise self.lost
 
     # --- the end ---
 
-    def blame(self, error: BaseException) -> BaseException:
-        """Why a collective or a pipe broke: the rank that is gone, frozen or behind. Another error stays itself."""
+    def root_cause(self, error: BaseException) -> BaseException:
+        """The error of the lost, frozen or slow rank, because of which `error` broke a collective or a pipe.
+
+        An error with another cause is returned as it is.
+        """
         if not is_of_peers(error):
             return error
-        until = time.monotonic() + _BLAME_S
+        until = time.monotonic() + _CAUSE_S
         while self.lost is None and time.monotonic() < until:
             time.sleep(0.02)
         if self.lost is None:
-            silent = [rank for rank, s in self._listener.silent_s.items() if s >= _SILENT_S]
-            self._lose(self._frozen(silent[0]) if silent else self._waited_in_vain(error))
+            silent = [rank for rank, s in self._reader.silent_s.items() if s >= _FROZEN_S]
+            self._set_lost(self._frozen(silent[0]) if silent else self._behind(error))
         assert self.lost is not None
         return self.lost
 
     def close(self, *, orderly: bool = False) -> None:
-        """No rank but this one is left after it; `orderly`, once they have done all that they were told."""
-        if self._over.is_set():
+        """End all other ranks and delete the rendezvous file. With `orderly`, let them finish their orders first."""
+        if self._closed.is_set():
             return
-        self._over.set()
-        self._thread.join(_FAREWELL_S)
+        self._closed.set()
+        self._thread.join(_CLOSE_S)
         in_order = orderly and self.lost is None
         if in_order:
             with contextlib.suppress(OSError):
-                self.tell("end")
-        with contextlib.suppress(Exception):  # a group whose members are gone cannot be taken down in good order ...
-            if dist.is_initialized() and (in_order or dist.get_backend() != "nccl"):  # ... and NCCL would wait for them
+                self.send("end")
+        with contextlib.suppress(Exception):  # destroying a group whose members are gone fails ...
+            if dist.is_initialized() and (
+                in_order or dist.get_backend() != "nccl"
+            ):  # ... and with NCCL it waits for them
                 dist.destroy_process_group()
-        until = time.monotonic() + (_FAREWELL_S if in_order else 0.0)
+        until = time.monotonic() + (_CLOSE_S if in_order else 0.0)
         for process in self._processes.values():
             process.join(max(0.0, until - time.monotonic()))
         self._kill_all()
         for process in self._processes.values():
-            process.join(_FAREWELL_S)
-        for link in [*self._links.values(), *self._words.values()]:
+            process.join(_CLOSE_S)
+        for link in [*self._links.values(), *self._error_pipes.values()]:
             link.close()
         remove(self.rendezvous)
 
@@ -174,28 +203,28 @@ class RankProcesses:
 
     def _watch(self) -> None:
         alive = dict(self._processes)
-        while not self._over.is_set():
+        while not self._closed.is_set():
             ready = wait([process.sentinel for process in alive.values()], timeout=_BEAT_S) if alive else []
             if not alive:
-                self._over.wait(_BEAT_S)
+                self._closed.wait(_BEAT_S)
             for rank, process in list(alive.items()):
                 if process.sentinel in ready:
-                    process.join(_FAREWELL_S)
+                    process.join(_CLOSE_S)
                     del alive[rank]
-                    if not self._over.is_set():
-                        self._lose(self._cause_of_loss(rank, process.exitcode))
+                    if not self._closed.is_set():
+                        self._set_lost(self._cause_of_loss(rank, process.exitcode))
             if ready:
-                continue  # a beat is a beat of the clock
-            self.board.beats[0] += 1
-            self._listener.listen()
-            for rank, silent_s in self._listener.silent_s.items():
+                continue  # the wait ended early, so this was no full beat
+            self.heartbeats.beats[0] += 1
+            self._reader.read()
+            for rank, silent_s in self._reader.silent_s.items():
                 if rank in alive and silent_s >= self.config.parallel.timeout_s:
-                    self._lose(self._frozen(rank))
+                    self._set_lost(self._frozen(rank))
 
-    def _lose(self, error: EngineError) -> None:
-        """The first cause is the cause. The others end too: so whatever waits for them here ends at once."""
-        with self._losing:
-            if self.lost is None and not self._over.is_set():
+    def _set_lost(self, error: EngineError) -> None:
+        """Keep the first error as the cause, and kill the other ranks so that nothing here waits for them."""
+        with self._loss_lock:
+            if self.lost is None and not self._closed.is_set():
                 self.lost, self.lost_at = error, time.monotonic()
                 self._kill_all()
 
@@ -205,107 +234,116 @@ class RankProcesses:
 
     def _cause_of_loss(self, rank: int, code: int | None) -> EngineError:
         with contextlib.suppress(OSError, EOFError, ValueError):
-            if self._words[rank].poll(0.1):
-                return _spoken(rank, json.loads(self._words[rank].recv_bytes()))
+            if self._error_pipes[rank].poll(0.1):
+                return _deserialized(rank, json.loads(self._error_pipes[rank].recv_bytes()))
         how = f"ended with exit code {code}"
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             how = f"was killed by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
         return RankLost(
-            f"{self._name(rank)} {how} at step {self.board.steps[rank]}; the other ranks were ended with it.",
-            fix="Its points up to then are kept. Run it again; if it repeats, try fewer ranks, a smaller model or batch.",
+            f"{self._name(rank)} {how} at step {self.heartbeats.steps[rank]}; the other ranks were ended with it.",
+            fix="The points up to then are kept. Run it again; if this repeats, try fewer ranks or a smaller batch.",
         )
 
     def _frozen(self, rank: int) -> RankLost:
-        silent_s = self._listener.silent_s[rank]
+        silent_s = self._reader.silent_s[rank]
         return RankLost(
-            f"{self._name(rank)} gave no sign of life for {silent_s:.0f} s at step {self.board.steps[rank]}: it was frozen; "
-            "all ranks were ended.",
-            fix="Its points up to then are kept. Was it stopped (SIGSTOP, a debugger), or is the machine out of memory?",
+            f"{self._name(rank)} gave no sign of life for {silent_s:.0f} s at step {self.heartbeats.steps[rank]}: it "
+            "was frozen; all ranks were ended.",
+            fix="The points up to then are kept. Was it stopped (SIGSTOP, debugger), or is the machine out of memory?",
         )
 
-    def _waited_in_vain(self, error: BaseException) -> RankLost:
-        """All are there and beat, and yet one keeps the others waiting."""
-        steps = list(self.board.steps)
+    def _behind(self, error: BaseException) -> RankLost:
+        """The error where all ranks have heartbeats, but one keeps the others waiting for too long."""
+        steps = list(self.heartbeats.steps)
         last = min(range(self.num_ranks), key=steps.__getitem__)
-        behind = (
-            f"{self._name(last)} is at step {steps[last]}, the furthest at {max(steps)}. "
-            if max(steps) > min(steps)
-            else ""
-        )
+        behind = f"{self._name(last)} is at step {steps[last]}, the furthest at {max(steps)}. "
         return RankLost(
-            f"The ranks lost each other: {behind}{_first_line(error)}",
-            fix=f"Raise parallel.timeout_s={self.config.parallel.timeout_s:g} where steps take that long; or try fewer ranks.",
-        )  # fmt: skip
+            f"The ranks lost their connection: {behind if max(steps) > min(steps) else ''}{_first_line(error)}",
+            fix=f"Raise parallel.timeout_s={self.config.parallel.timeout_s:g} if steps take that long, or try fewer "
+            "ranks.",
+        )
 
 
-class Link:
-    """Rank 0 as another rank sees it."""
+class RankLink:
+    """Rank 0 as another rank sees it: it sends orders, and this rank answers them."""
 
-    def __init__(self, rank: int, board: Heartbeats, rendezvous: Path, orders: Connection) -> None:
-        self.rank, self.board, self.rendezvous, self._orders = rank, board, rendezvous, orders
+    def __init__(self, rank: int, heartbeats: Heartbeats, rendezvous: Path, orders: Connection) -> None:
+        self.rank, self.heartbeats, self.rendezvous, self._orders = rank, heartbeats, rendezvous, orders
 
     def next_order(self) -> Order:
+        """Wait for the next order: "do" is its name, the other keys are its arguments."""
         order: Order = json.loads(self._orders.recv_bytes())
         return order
 
-    def answer(self, **said: Any) -> None:
-        self._orders.send_bytes(json.dumps(said).encode())
+    def answer(self, **values: Any) -> None:
+        """Answer the last order."""
+        self._orders.send_bytes(json.dumps(values).encode())
 
 
-def _be_rank(
-    index: int, follow: Follow, config: RunConfig, folder: Path, board: Heartbeats, rendezvous: Path,
-    orders: Sequence[tuple[Connection, Connection]], words: Sequence[tuple[Connection, Connection]], leader: int,
-) -> None:  # fmt: skip
-    """The life of rank `index + 1`, from the fork to its end."""
-    _end_with(leader)
-    _let_go_of(folder)
-    for other, pairs in enumerate(zip(orders, words, strict=True)):  # or nobody would see rank 0's end of a pipe close
+def _run_rank(
+    index: int,
+    follow: Follow,
+    config: RunConfig,
+    folder: Path,
+    heartbeats: Heartbeats,
+    rendezvous: Path,
+    orders: Sequence[tuple[Connection, Connection]],
+    error_pipes: Sequence[tuple[Connection, Connection]],
+    leader: int,
+) -> None:
+    """Run rank `index + 1` from the fork to its end; `leader` is the process id of rank 0."""
+    _die_with_leader(leader)
+    _close_inherited(folder)
+    for other, pairs in enumerate(zip(orders, error_pipes, strict=True)):  # so that closing rank 0's end closes a pipe
         for ours, theirs in pairs:
             ours.close()
             if other != index:
                 theirs.close()
     rank, code = index + 1, 0
-    threading.Thread(target=_beat, args=(rank, config, folder, board, leader), name="beat", daemon=True).start()
+    beating = threading.Thread(
+        target=_keep_heartbeat, args=(rank, config, folder, heartbeats, leader), name="heartbeat", daemon=True
+    )
+    beating.start()
     try:
-        follow(config, folder, Link(rank, board, rendezvous, orders[index][1]))
-    except BaseException as error:
+        follow(config, folder, RankLink(rank, heartbeats, rendezvous, orders[index][1]))
+    except BaseException as error:  # noqa: BLE001 - the border of this process: rank 0 gets every error
         code = 1
         if is_of_peers(error):
             time.sleep(_ROOT_CAUSE_S)
         with contextlib.suppress(OSError):
-            words[index][1].send_bytes(json.dumps(_in_words(error)).encode())
-    os._exit(code)  # not through what this process inherited: exits, buffers and a group whose members are gone
+            error_pipes[index][1].send_bytes(json.dumps(_serialized(error)).encode())
+    os._exit(code)  # skips the inherited exit handlers, buffers and the process group, whose members may be gone
 
 
-def _beat(rank: int, config: RunConfig, folder: Path, board: Heartbeats, leader: int) -> None:
-    """Show that this rank is there, and end everything where rank 0 is not."""
-    listener = HeartbeatReader(board, [0])
+def _keep_heartbeat(rank: int, config: RunConfig, folder: Path, heartbeats: Heartbeats, leader: int) -> None:
+    """Count this rank's heartbeats, and end all ranks when rank 0 has ended or is frozen."""
+    reader = HeartbeatReader(heartbeats, [0])
     while True:
         time.sleep(_BEAT_S)
-        board.beats[rank] += 1
-        listener.listen()
+        heartbeats.beats[rank] += 1
+        reader.read()
         if os.getppid() != leader:
             os._exit(1)
-        if listener.silent_s[0] >= config.parallel.timeout_s:
+        if reader.silent_s[0] >= config.parallel.timeout_s:
             record_cause(
                 folder,
-                f"Rank 0 (process {leader}, {config.devices[0]}) gave no sign of life for {listener.silent_s[0]:.0f} s at "
-                f"step {board.steps[0]}: it was frozen; rank {rank} ended all of them",
+                f"Rank 0 (process {leader}, {config.devices[0]}) gave no sign of life for {reader.silent_s[0]:.0f} s "
+                f"at step {heartbeats.steps[0]}: it was frozen; rank {rank} ended all ranks",
             )
             os.kill(leader, signal.SIGKILL)
 
 
-def _end_with(leader: int) -> None:
-    """Die the moment rank 0 does, frozen or not (Linux; elsewhere its pipe and its pid tell)."""
+def _die_with_leader(leader: int) -> None:
+    """Have Linux kill this process when rank 0 ends, even if frozen (elsewhere pipe and pid are watched)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != leader:  # it died before it could be said
+    if os.getppid() != leader:  # rank 0 ended before prctl
         os._exit(1)
 
 
-def _let_go_of(folder: Path) -> None:
-    """Close what was inherited of the run's folder: its log, and the claim on it, are rank 0's alone."""
+def _close_inherited(folder: Path) -> None:
+    """Close inherited files in the run's folder: the event log and the claim on the run belong to rank 0."""
     with contextlib.suppress(OSError):
         for entry in Path("/proc/self/fd").iterdir():
             with contextlib.suppress(OSError):
@@ -317,38 +355,39 @@ def _let_go_of(folder: Path) -> None:
 
 
 class RankTraceback(Exception):
-    """What a rank's own traceback says, as the cause of the error it became."""
+    """The traceback of another rank as text, set as the cause of the error that rank 0 raises."""
 
 
 def is_of_peers(error: BaseException) -> bool:
-    """Whether an error only tells that another rank is gone or late."""
+    """Whether an error only says that another rank is gone or late."""
     if isinstance(error, EOFError | ConnectionError | dist.DistError):
         return True
     return isinstance(error, RuntimeError) and bool(re.search(r"(?i)gloo|nccl|connection|timed out", str(error)))
 
 
-def _in_words(error: BaseException) -> dict[str, str]:
+def _serialized(error: BaseException) -> dict[str, str]:
+    """An error as JSON fields: its class, message, fix and traceback."""
     kind = type(error).__name__
     message, fix = (error.message, error.fix) if isinstance(error, EngineError) else (_first_line(error), "")
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
         kind, message, fix = OutOfMemory.__name__, limits.in_words(error), "Choose a smaller batch or model."
-    detail = "".join(traceback.format_exception(error))[-_ANSWER_CHARS:]
+    detail = "".join(traceback.format_exception(error))[-_DETAIL_CHARS:]
     return {"kind": kind, "message": message, "fix": fix, "detail": detail}
 
 
-def _spoken(rank: int, said: dict[str, str]) -> EngineError:
-    """The error a rank ended with, in this process."""
-    kind = getattr(errors, said["kind"], None)
+def _deserialized(rank: int, fields: dict[str, str]) -> EngineError:
+    """The error that a rank ended with, from what `_serialized` made of it."""
+    kind = getattr(errors, fields["kind"], None)
     if isinstance(kind, type) and issubclass(kind, EngineError):
-        error: EngineError = kind(f"Rank {rank}: {said['message']}", fix=said["fix"])
+        error: EngineError = kind(f"Rank {rank}: {fields['message']}", fix=fields["fix"])
     else:
         error = RankLost(
-            f"Rank {rank} broke off with {said['kind']}: {said['message']}",
+            f"Rank {rank} failed with {fields['kind']}: {fields['message']}",
             fix="Please report it with the run's log, which holds the rank's traceback.",
         )
-    error.__cause__ = RankTraceback(f"in rank {rank}\n{said['detail']}")
+    error.__cause__ = RankTraceback(f"in rank {rank}\n{fields['detail']}")
     return error
 
 
 def _first_line(error: BaseException) -> str:
-    return f"{str(error).strip().partition(chr(10))[0][:300]}"
+    return str(error).strip().partition("\n")[0][:300]

@@ -1,7 +1,8 @@
-"""Text models answering character by character: the prompt is read once (prefill), then one character at a time (decode).
+"""Greedy decoding of text models: the prompt is read at once (prefill), then one character is made at a time (decode).
 
-With a cache each new character costs one position's work: keys and values of what was read are kept (Transformer), or the
-state (RNN). Without it everything is read again for every character, which is what the same modules do as they were trained.
+With a cache each new character costs the work of one position, because the keys and values of all positions before it
+are kept (Transformer; Pope et al. 2022, arXiv:2211.05102) or the state is (RNN). Without a cache every new character
+reads the whole text again.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from engine.pytorch.models import Block, Positions, Recurrent
 
 
 class Decoder:
-    """Greedy answers of a text model built by `models.build`, or of a copy of it whose layers were quantised.
+    """Decodes greedily with a text model that `models.build` built, or with a copy of it whose layers are quantised.
 
-    Not for use with autograd on. One request at a time: its caches are used again for the next one of the same size.
+    Use it without autograd, and for one request at a time, because the next request of the same size reuses the caches.
     """
 
     def __init__(self, model: nn.Sequential, *, prompt_len: int, new_tokens: int, cache: bool = True) -> None:
@@ -27,11 +28,13 @@ class Decoder:
         parts = list(model)
         self._embedding, *middle, self._head = parts
         self._positions = next((part for part in middle if isinstance(part, Positions)), None)
-        self._layers = [part for part in middle if not isinstance(part, Positions)]  # blocks or recurrent, and the norm
+        self._layers = [
+            part for part in middle if not isinstance(part, Positions)
+        ]  # blocks or recurrent layers, and norm
         self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by batch size: keys and values of every block
         self._states: list[object] = []  # of every recurrent layer
-        self.first_ns = 0  # time.perf_counter_ns when the first new character of the last request was there
-        self.wait: Callable[[], object] | None = None  # for the device, before that clock is read
+        self.first_ns = 0  # time.perf_counter_ns at the first new character of the last request
+        self.wait: Callable[[], object] | None = None  # waits for the device before that clock is read
 
     def __call__(self, ids: Tensor) -> Tensor:
         """New characters (batch, new_tokens) after the prompts (batch, prompt_len)."""
@@ -52,7 +55,7 @@ class Decoder:
         return torch.stack(tokens, dim=1)
 
     def prefill(self, ids: Tensor) -> Tensor:
-        """Logits (batch, characters) of what follows ids (batch, length); what was read is kept."""
+        """Logits (batch, characters) of the character after ids (batch, length); keys, values and states are kept."""
         x = self._begin(ids, 0)
         self._states = []
         block = 0
@@ -69,7 +72,7 @@ class Decoder:
         return last
 
     def step(self, token: Tensor, place: int) -> Tensor:
-        """Logits of what follows one more character (batch,) at this place, counted from 0."""
+        """Logits (batch, characters) of the character after `token` (batch,), which is at position `place` from 0."""
         x = self._begin(token.unsqueeze(1), place)
         block = recurrent = 0
         for layer in self._layers:
@@ -89,7 +92,7 @@ class Decoder:
         return x if self._positions is None else x + self._positions.weight[place : place + ids.shape[1]]
 
     def _block(self, block: Block, x: Tensor, number: int, place: int) -> Tensor:
-        """`Block.forward` of positions from `place` on; those before it are in the cache."""
+        """`Block.forward` for positions from `place` on; the positions before it are in the cache."""
         attention, length = block.attention, x.shape[1]
         parts = attention.qkv(block.norm1(x)).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts)
@@ -98,13 +101,13 @@ class Decoder:
             keys[:, :, place : place + length] = k
             values[:, :, place : place + length] = v
             k, v = keys[:, :, : place + length], values[:, :, : place + length]
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)  # one position may see all that is kept
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)  # a single position sees all that is kept
         x = x + attention.out(y.transpose(1, 2).flatten(2))
         out: Tensor = x + block.feed_forward(block.norm2(x))
         return out
 
     def _cache_of(self, number: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Of block `number`, for the batch, heads and type of `like` (batch, heads, length, size)."""
+        """Keys and values of block `number`, for the batch, heads and dtype of `like` (batch, heads, length, size)."""
         kept = self._kept.setdefault(len(like), [])
         if number == len(kept):
             batch, heads, _, size = like.shape

@@ -1,8 +1,7 @@
-"""The inference runtimes: the same weights in eager PyTorch, compiled, exported, through ONNX Runtime, in int8.
+"""The inference runtimes: eager PyTorch, compiled, exported, ONNX Runtime, and int8, all with the same weights.
 
-A `Form` is the weights made ready for one runtime, from a file on disk. `start` makes the function that answers requests
-from it, as a process that has just begun would. A form that cannot be made here raises `NotOffered` with the reason, and
-the other runtimes are still measured.
+A `Form` is a weights file prepared for one runtime. `start` makes the function that answers requests, as a new process
+would. A form that cannot be made here raises `NotOffered` with the reason, and the other runtimes are still measured.
 """
 
 from __future__ import annotations
@@ -33,13 +32,16 @@ from engine.pytorch.inference.decoder import Decoder
 from engine.pytorch.training import kernels
 
 DTYPES: dict[PrecisionName, torch.dtype] = {
-    "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
-}  # fmt: skip
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 ONNX_HINT = "Install it: pip install -r requirements-onnx.txt."
 
 
 class NotOffered(Exception):
-    """This form cannot be made here; the message says why."""
+    """This form cannot be made here; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,9 @@ class Weights:
     def load(self) -> nn.Sequential:
         """The model with these weights on its device, in eval mode; no initial weights are drawn.
 
-        Raises what safetensors and load_state_dict raise where the file is missing or does not fit the model.
+        Raises:
+            FileNotFoundError: There is no such file.
+            RuntimeError: The tensors in the file are not those of the model.
         """
         model = models.build(self.model, self.data, seed=0, device="meta")
         model.load_state_dict(load_file(self.path, device=str(self.device)), assign=True)
@@ -63,20 +67,23 @@ class Weights:
 
 @dataclass(slots=True)
 class Answering:
-    """A started form. `call` answers a request made by `Form.inputs`, and is what the clock times; `predict` maps examples
-    (batch, ...) to logits (batch, ..., classes) in float32, for the accuracy."""
+    """A started form.
+
+    `call` answers a request made by `Form.inputs`, and is what the clock times. `predict` maps examples (batch, ...) to
+    logits (batch, ..., classes) in float32, for the test accuracy.
+    """
 
     call: Callable[[Any], Any]
     predict: Callable[[Tensor], Tensor]
 
 
 class Form:
-    """The weights in one precision, for one runtime: plain PyTorch, and the base of the others."""
+    """The weights in one precision for one runtime; this one is plain PyTorch without autograd, and the base class."""
 
     records_gradients = False  # whether autograd is on while it answers
-    is_per_cell = False  # whether every batch size and thread count needs its own
-    cold_method = "reading the weights, building the net, one request"
-    takes_any_batch = True
+    is_per_cell = False  # whether every batch size and thread count must start its own
+    cold_method = "reading the weights, building the model, one request"
+    takes_any_batch = True  # or only the batch size of its combination
 
     def __init__(self, weights: Weights, cell: Cell, config: RunConfig, folder: Path) -> None:
         self.weights, self.config, self.folder = weights, config, folder
@@ -84,10 +91,10 @@ class Form:
         self.dtype = DTYPES[cell.precision]
 
     def prepare(self) -> None:
-        """Do what is done once before deployment: export, quantise. Raises NotOffered where that is not possible here."""
+        """Do what is done once before deployment, such as exporting; a subclass raises NotOffered if it cannot."""
 
     def start(self, threads: int) -> Answering:
-        """Read the form from disk and make it ready to answer with `threads` threads; its time is the cold start."""
+        """Read the form from disk and prepare it to answer with `threads` threads; this is the cold start."""
         return self._answering(self._converted(self.weights.load()))
 
     def size(self) -> tuple[int | None, str]:
@@ -124,7 +131,7 @@ class Form:
 
 
 class Eager(Form):
-    """Plain PyTorch with autograd on, as in the middle of training."""
+    """Plain PyTorch with autograd on, as in training."""
 
     records_gradients = True
 
@@ -146,41 +153,47 @@ class Compiled(Form):
 
     is_per_cell = True
     takes_any_batch = False
-    cold_method = "reading the weights, building the net, compiling (or finding it in torch's cache), one request"
+    cold_method = "reading the weights, building the model, compiling (or a hit in torch's cache), one request"
 
     def prepare(self) -> None:
-        """Raise torch.compile's recompile limits: each batch size and thread count compiles the same code once more."""
+        """Raise torch.compile's recompile limits, because each batch size and thread count compiles the code again."""
         kernels.raise_recompile_limits()
 
     def start(self, threads: int) -> Answering:
+        """Load the weights and wrap the model in torch.compile; the first request compiles it."""
         return self._answering(torch.compile(self._converted(self.weights.load()), dynamic=False))
 
     def size(self) -> tuple[int | None, str]:
+        """Bytes of the weights file, without the compiled code."""
         size, how = super().size()
-        return size, f"{how}; the compiled code, which lies in torch's cache, is not counted"
+        return size, f"{how}; the compiled code in torch's cache is not counted"
 
 
 class Exported(Form):
     """torch.export: the graph of the model without its Python code, for any batch size."""
 
-    cold_method = (
-        "making the exported program runnable, one request; exporting is apart, reading it from disk is not in it"
-    )
+    cold_method = "making the exported program runnable, one request; without exporting it or reading it from disk"
 
     def prepare(self) -> None:
-        """Export the model; raises NotOffered where torch.export cannot trace it."""
+        """Export the model.
+
+        Raises:
+            NotOffered: torch.export cannot trace the model.
+        """
         model = self._converted(self.weights.load())
         try:
             with _quiet():
                 self._program = exported(model, self.inputs(_two_examples(self.weights)))
-        except Exception as error:  # whatever it cannot trace, the ladder goes on
-            raise NotOffered(f"torch.export cannot take this model: {_first_line(error)}") from None
+        except Exception as error:  # noqa: BLE001 - torch.export has many kinds of errors; other runtimes still run
+            raise NotOffered(f"torch.export cannot export this model: {_first_line(error)}") from None
 
     def start(self, threads: int) -> Answering:
+        """Make the exported program runnable."""
         with _quiet():
             return self._answering(self._program.module())
 
     def size(self) -> tuple[int | None, str]:
+        """Bytes of the saved program."""
         buffer = io.BytesIO()
         with _quiet():
             torch.export.save(self._program, buffer)
@@ -190,7 +203,7 @@ class Exported(Form):
 class Onnx(Form):
     """ONNX Runtime on the CPU, from an exported graph."""
 
-    cold_method = "ONNX Runtime reading and optimising the .onnx file, one request; exporting is apart"
+    cold_method = "ONNX Runtime reading and optimising the .onnx file, one request; without exporting it"
     _ending = "onnx"
 
     @property
@@ -199,30 +212,41 @@ class Onnx(Form):
         return self.folder / f".{self.runtime}.{self._ending}"
 
     def prepare(self) -> None:
-        """Write the .onnx file; raises NotOffered where a package is missing or ONNX cannot represent the model."""
+        """Write the .onnx file.
+
+        Raises:
+            NotOffered: A package is missing, or ONNX cannot represent the model.
+        """
         for package in ("onnxruntime", "onnx", "onnxscript"):
             if importlib.util.find_spec(package) is None:
                 raise NotOffered(f"{package} is not installed. {ONNX_HINT}")
         try:
             with _quiet():
                 self._export()
-        except Exception as error:
-            raise NotOffered(f"ONNX cannot take this model: {_first_line(error)}") from None
+        except Exception as error:  # noqa: BLE001 - the exporters have many kinds of errors; other runtimes still run
+            raise NotOffered(f"ONNX cannot represent this model: {_first_line(error)}") from None
 
     def _export(self) -> None:
         batch = torch.export.Dim("batch", min=1, max=MOST_IN_A_REQUEST)
         torch.onnx.export(
-            self.weights.load(), (_two_examples(self.weights),), self.path, dynamo=True, dynamic_shapes=({0: batch},),
-            external_data=False, input_names=["x"], output_names=["y"], verbose=False,
-        )  # fmt: skip
+            self.weights.load(),
+            (_two_examples(self.weights),),
+            self.path,
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            external_data=False,
+            input_names=["x"],
+            output_names=["y"],
+            verbose=False,
+        )
 
     def start(self, threads: int) -> Answering:
-        """An ONNX Runtime session of the .onnx file with `threads` threads."""
+        """Open an ONNX Runtime session of the .onnx file with `threads` threads."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        # Waiting threads sleep, as everywhere here: spinning ones would take the core from threads that have work.
+        # Waiting threads sleep, as in the other runtimes. Spinning ones would take the core from those with work.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
@@ -234,14 +258,16 @@ class Onnx(Form):
         return {"x": x.contiguous().numpy()}
 
     def size(self) -> tuple[int | None, str]:
+        """Bytes of the .onnx file."""
         return self.path.stat().st_size, "measured: its .onnx file, weights and graph"
 
     def close(self) -> None:
+        """Delete the .onnx file."""
         self.path.unlink(missing_ok=True)
 
 
 class OnnxInt8(Onnx):
-    """ONNX Runtime's dynamic quantisation of matrix products; convolutions stay, as their int8 kernels were slower."""
+    """ONNX Runtime's dynamic quantisation of matrix products; convolutions stay fp32, which was faster."""
 
     def _export(self) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -262,33 +288,37 @@ _QUANTISED: set[type[nn.Module]] = {nn.Linear, nn.GRU, nn.LSTM}
 
 
 class Int8(Form):
-    """PyTorch's dynamic quantisation: int8 weights of linear and recurrent layers, activations rounded at each call."""
+    """PyTorch's dynamic quantisation of linear and recurrent layers: int8 weights; calls quantise activations."""
 
-    cold_method = "reading the fp32 weights, building the net, quantising it, one request"
+    cold_method = "reading the fp32 weights, building the model, quantising it, one request"
 
     def prepare(self) -> None:
-        """Check only; raises NotOffered where this PyTorch has no dynamic quantisation or no int8 kernels."""
+        """Check that this PyTorch can quantise.
+
+        Raises:
+            NotOffered: This PyTorch has no dynamic quantisation or no int8 kernels.
+        """
         if kernels.quantize_dynamic() is None:
             raise NotOffered(f"PyTorch {torch.__version__} has no dynamic quantisation any more.")
         if torch.backends.quantized.engine in {"none", ""}:
             raise NotOffered("This PyTorch was built without int8 kernels.")
 
     def start(self, threads: int) -> Answering:
-        model, quantized = self.weights.load(), kernels.quantize_dynamic()
-        assert quantized is not None, "prepare has looked"
+        """Load the weights and quantise them."""
+        model, quantize = self.weights.load(), kernels.quantize_dynamic()
+        assert quantize is not None, "prepare has checked this"
         with _quiet():
-            small = quantized(model, _QUANTISED, dtype=torch.qint8, inplace=True)
-        return self._answering(small)
+            quantized = quantize(model, _QUANTISED, dtype=torch.qint8, inplace=True)
+        return self._answering(quantized)
 
     def size(self) -> tuple[int | None, str]:
-        """Bytes of the weights alone: int8 in quantised layers, with a scale and a zero point (8 bytes) per matrix, and
-        float32 elsewhere."""
-        small: dict[str, bool] = {}
-        net = self.weights.load()
-        for name, module in net.named_modules():
+        """Bytes of the weights: int8 with scale and zero point (8 bytes) per quantised matrix, float32 elsewhere."""
+        is_int8: dict[str, bool] = {}
+        model = self.weights.load()
+        for name, module in model.named_modules():
             if type(module) in _QUANTISED:
-                small |= {f"{name}.{key}": value.ndim > 1 for key, value in module.named_parameters()}
-        size = sum(t.numel() + 8 if small.get(name) else 4 * t.numel() for name, t in net.state_dict().items())
+                is_int8 |= {f"{name}.{key}": value.ndim > 1 for key, value in module.named_parameters()}
+        size = sum(t.numel() + 8 if is_int8.get(name) else 4 * t.numel() for name, t in model.state_dict().items())
         return size, "derived: one byte per quantised weight, four for every other number"
 
 
@@ -307,8 +337,8 @@ FORMS: dict[RuntimeName, type[Form]] = {
 def exported(model: nn.Module, x: Tensor) -> Any:
     """The torch.export.ExportedProgram of `model`, for batches of 1 to MOST_IN_A_REQUEST examples.
 
-    `x` is an example batch (2, *input_shape): torch.export takes a size of 1 for a constant. Raises what torch.export
-    raises where it cannot trace the model.
+    `x` is an example batch (2, *input_shape), because torch.export would take a size of 1 for a constant. Errors of
+    torch.export, which has many kinds, pass through.
     """
     batch = torch.export.Dim("batch", min=1, max=MOST_IN_A_REQUEST)
     with torch.no_grad():
@@ -321,7 +351,7 @@ def _two_examples(weights: Weights) -> Tensor:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Deprecations of what is used knowingly are no news to who runs it, nor that the exporter finds no torchvision."""
+    """Context manager: hide deprecation warnings of what is used knowingly, and the exporter's note on torchvision."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,8 @@
-"""The batch-size law as a task: many short trainings in one process, each a Trial.
+"""The batch-size law as a task: many short training runs in one process, each one a Trial event.
 
-At every batch size the learning rate is tuned over a log grid that is extended until the best lies between two worse ones
-(Shallue et al. 2019, JMLR 20(112)). Other seeds than those that chose it then measure at that rate: they would flatter it.
+At every batch size the learning rate is tuned on a logarithmic grid, which is extended until the best rate lies between
+two worse ones (Shallue et al. 2019, JMLR 20(112)). Then other seeds measure at that rate, because the seeds that chose
+it are biased in its favour.
 """
 
 from __future__ import annotations
@@ -23,30 +24,36 @@ from engine.events.studies import Trial
 from engine.planning import planner
 from engine.pytorch import models
 from engine.pytorch.data import Batch, Batches, Examples, tensors
-from engine.pytorch.setup import set_up_arithmetic, synchronize, torch_device
-from engine.pytorch.tasks.train import Clock, environment, loaded
+from engine.pytorch.loading import load_dataset
+from engine.pytorch.setup import Clock, environment, set_up_arithmetic, synchronize, torch_device
 from engine.pytorch.training import optimizers
-from engine.pytorch.training.steppers import Net, cross_entropy
+from engine.pytorch.training.net import Net, cross_entropy
 from engine.studies import paired_tests
 from engine.studies.batch_law import GRID, PROBE
 
 _WARM_UP_STEPS = 3
-_WORSE = 2.0  # a learning rate that needs so many times the best one's steps is given up
-_SLACK = 3.0  # a larger batch needs no more steps than a smaller one, when tuned; this much more is allowed for noise
-_FAR = 10.0  # and a seed that needs so many times the steps of the one that chose the rate
-_WIDEST = 12  # places on the grid to either side where no learning rate reaches the target
-_TELL_EVERY_S = 0.25
+# Limits of steps, as multiples of a number of steps that reached the target:
+_WORSE = 2.0  # a learning rate is given up after so many times the steps of the best one
+_SLACK = 3.0  # a tuned larger batch needs no more steps than a smaller one; so many times as many are allowed for noise
+_FAR = 10.0  # a measuring seed is given up after so many times the steps of the seeds that chose the rate
+_WIDEST = 12  # grid points on either side of the first one that are tried until a learning rate reaches the target
+_PROGRESS_EVERY_S = 0.25
 
 
 def batch_law(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) -> Generator[AnyEvent, None, None]:
-    """Trials for every batch size of `config.law`, from the smallest up. Nothing is left in `folder`.
+    """Yield the trials of every batch size of `config.law`, from the smallest to the largest.
 
-    A batch size of which no learning rate reaches the target says so by its trials, and the next one follows.
+    If no learning rate reaches the target at a batch size, its trials show that, and the next batch size follows.
+    `clock` gives seconds. Nothing is left in `folder`.
+
+    Raises:
+        ConfigError: The data set cannot be downloaded or read.
+        DeviceError: PyTorch does not see the device.
     """
     begun = clock()
     device = torch_device(config)
     set_up_arithmetic(config)
-    arrays = yield from loaded(config, clock)
+    arrays = yield from load_dataset(config, clock)
     plan = planner.plan(config, data=arrays.facts)
     training, _ = tensors(arrays, config.model)
     yield Started(
@@ -62,7 +69,7 @@ def batch_law(config: RunConfig, folder: Path, *, clock: Clock = time.perf_count
     )
     bench = _Bench(config, arrays.facts, training.to(device), plan.evaluation_batch, clock)
     sizes = config.law.sizes(len(training))
-    first = config.seed + config.law.tuning_seeds  # of those that measure
+    first = config.seed + config.law.tuning_seeds  # the first seed that measures
     lr, limit = config.optimizer.lr, config.law.max_steps
     for i, size in enumerate(sizes):
         bench.done, bench.total = i, len(sizes)
@@ -77,14 +84,13 @@ def batch_law(config: RunConfig, folder: Path, *, clock: Clock = time.perf_count
 
 
 def _at_most(config: RunConfig, steps: float) -> int:
-    return min(config.law.max_steps, ceil(steps) + 2)  # two evaluations must reach the target
+    return min(config.law.max_steps, ceil(steps) + 2)  # 2 more, because two evaluations must reach the target
 
 
 def _tuned(bench: _Bench, size: int, start: float, limit: int) -> Generator[AnyEvent, None, tuple[float, float] | None]:
-    """The best learning rate of a climb over the grid from `start`, and its steps; None where none reaches the target."""
-    needed: dict[
-        int, float
-    ] = {}  # by place on the grid: geometric mean over the seeds, infinite where one did not arrive
+    """The best learning rate of the grid around `start`, and its steps to the target; None if none reaches it."""
+    # By grid point: the geometric mean of the steps over the seeds, infinite if a seed did not reach the target.
+    needed: dict[int, float] = {}
     law = bench.config.law
 
     def attempt(place: int) -> Generator[AnyEvent, None, None]:
@@ -98,7 +104,7 @@ def _tuned(bench: _Bench, size: int, start: float, limit: int) -> Generator[AnyE
             logs.append(math.log(max(trial.steps, 1e-9)))
         needed[place] = math.exp(sum(logs) / len(logs))
 
-    for place in _outwards():
+    for place in _from_center():
         yield from attempt(place)
         if needed[place] < math.inf:
             break
@@ -111,7 +117,7 @@ def _tuned(bench: _Bench, size: int, start: float, limit: int) -> Generator[AnyE
     return start * law.lr_factor**best, needed[best]
 
 
-def _outwards() -> Iterator[int]:
+def _from_center() -> Iterator[int]:
     """0, 1, -1, 2, -2, ..."""
     yield 0
     for distance in range(1, _WIDEST + 1):
@@ -120,7 +126,7 @@ def _outwards() -> Iterator[int]:
 
 @dataclass
 class _Bench:
-    """What all trials share."""
+    """What all trials share: the training split, and the examples on which the training loss is measured."""
 
     config: RunConfig
     data: Dataset
@@ -132,9 +138,9 @@ class _Bench:
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.config.device)
-        self.told = -math.inf
+        self.reported = -math.inf
         rows = torch.arange(len(self.training))
-        if len(rows) > PROBE:  # the same ones for every trial
+        if len(rows) > PROBE:  # the same examples for every trial
             rows = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:PROBE]
         start = rows if self.training.y is not None else rows * self.training.seq_len
         x, y = self.training.take(start.to(self.device))
@@ -143,7 +149,7 @@ class _Bench:
     def trial(
         self, size: int, lr: float, seed: int, max_steps: int, *, tuning: bool
     ) -> Generator[AnyEvent, None, Trial]:
-        """Train until two evaluations in a row reach the target, the loss is no number, or `max_steps` are made."""
+        """Train until two evaluations in a row reach the target, the loss is not finite, or `max_steps` are made."""
         net, source = self._net(size, lr, seed)
         step, train_s, target = 0, 0.0, self.config.law.target_loss
         steps, seconds, losses = [0], [0.0], [self._loss(net)]
@@ -172,14 +178,14 @@ class _Bench:
         )
 
     def _steps(self, net: Net, source: Iterator[Batch], count: int, text: str) -> Generator[AnyEvent, None, float]:
-        """Seconds of `count` steps. Between some of them a run can be stopped; the evaluations stay where they were."""
+        """Make `count` steps and return their seconds; the Progress events between them let the run be stopped."""
         train_s = 0.0
         while count:
-            if self.clock() - self.told >= _TELL_EVERY_S:
-                self.told = self.clock()
+            if self.clock() - self.reported >= _PROGRESS_EVERY_S:
+                self.reported = self.clock()
                 yield Progress(text=text, done=self.done, total=self.total)
             begun = self.clock()
-            while count and self.clock() - begun < _TELL_EVERY_S:
+            while count and self.clock() - begun < _PROGRESS_EVERY_S:
                 net.backward(*next(source))
                 net.update()
                 count -= 1
@@ -205,7 +211,7 @@ class _Bench:
         return net, iter(batches)
 
     def _loss(self, net: Net) -> float:
-        """Mean loss over the probe, without label smoothing; not part of training time."""
+        """Mean loss over the probe examples, without label smoothing; this is not training time."""
         total = torch.zeros((), device=self.device)
         count = 0
         with torch.inference_mode(), net.averaged(), net.autocast():
@@ -215,6 +221,6 @@ class _Bench:
         return total.item() / count
 
     def _samples(self, steps: float, size: int) -> int:
-        """An epoch's last batch may be smaller."""
+        """The number of samples in `steps` steps; the last batch of an epoch can be smaller."""
         epochs, rest = divmod(steps, ceil(len(self.training) / size))
         return round(epochs * len(self.training) + min(rest * size, len(self.training)))

@@ -1,4 +1,4 @@
-"""Copies of all weights while a run trains, between its steps and outside its clock."""
+"""Checkpoints of a run: copies of all weights, made between its steps and outside its training time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from engine.store import weight_path
 
 
 class Checkpoints:
-    """At most `config.checkpoints` copies: the first weights, then evenly along the run's budget, and the last ones.
+    """At most `config.checkpoints` copies of the weights: the first, then evenly over the budget, and the last.
 
-    They are those the optimizer moves, also where an average of them is what the run evaluates and saves.
+    They are the weights that the optimizer moves, also if the run evaluates and saves an average of them.
     """
 
     def __init__(self, config: RunConfig, model: nn.Module, total_steps: int | None) -> None:
@@ -26,39 +26,39 @@ class Checkpoints:
         self._weights = np.empty((self._most, sum(p.numel() for p in self._params)), np.float32)
         self._steps: list[int] = []
         self._train_s: list[float] = []
-        self._passed = (
-            0  # marks behind the run, of those at 0, 1 / (most - 1), ...; the end has no mark, it is always kept
-        )
+        # Copies are due at shares 0, 1 / (most - 1), ... of the budget; the last weights are always kept.
+        self._passed = 0
 
     def steps_to_next(self, step: int, train_s: float) -> int:
-        """How many steps the next chunk may take, so that a copy falls where it should."""
+        """How many steps the next chunk can make at most, so that it ends where the next copy is due."""
         left = []
         if self._total_steps is not None:
-            left.append(math.ceil(self._mark * self._total_steps) - step)
+            left.append(math.ceil(self._next_share * self._total_steps) - step)
         if self._seconds is not None and step:
-            left.append(math.ceil((self._mark * self._seconds - train_s) / (train_s / step)))
+            left.append(math.ceil((self._next_share * self._seconds - train_s) / (train_s / step)))
         return max(1, min(left, default=1))
 
-    def look(self, step: int, train_s: float) -> None:
-        """Keep a copy where one is due."""
-        if self._passed < self._most - 1 and self._progress(step, train_s) >= self._mark:
+    def keep_if_due(self, step: int, train_s: float) -> None:
+        """Copy the weights if a copy is due after `step` steps and `train_s` seconds of training."""
+        if self._passed < self._most - 1 and self._progress(step, train_s) >= self._next_share:
             self._keep(step, train_s)
-            while self._passed < self._most - 1 and self._progress(step, train_s) >= self._mark:
+            while self._passed < self._most - 1 and self._progress(step, train_s) >= self._next_share:
                 self._passed += 1
 
     def end(self, step: int, train_s: float) -> None:
-        """Keep the last weights; not where they are no numbers any more: there the path ends before."""
+        """Keep the last weights, unless one of them is NaN or infinite: the path then ends at the copy before."""
         if not self._steps or self._steps[-1] != step:
             self._keep(step, train_s)
             if not np.isfinite(self._weights[len(self._steps) - 1]).all():
                 del self._steps[-1], self._train_s[-1]
 
     def save(self, folder: Path) -> Artifact:
+        """Write the copies to the run's folder as `weight_path` describes, and return the file's Artifact event."""
         steps, train_s = np.array(self._steps, np.int64), np.array(self._train_s, np.float64)
         return weight_path.save(folder, weight_path.WeightPath(steps, train_s, self._weights[: len(steps)]))
 
     @property
-    def _mark(self) -> float:
+    def _next_share(self) -> float:
         return self._passed / (self._most - 1) if self._most > 1 else 1.0
 
     def _progress(self, step: int, train_s: float) -> float:

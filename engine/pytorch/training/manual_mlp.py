@@ -1,8 +1,8 @@
-"""A multilayer perceptron's backward pass, written out: the chain rule as a dozen kernel calls into buffers that stay.
+"""A hand-written backward pass of a multilayer perceptron: a dozen kernel calls into buffers that are reused.
 
-Autograd builds a graph, walks it in another order and allocates every gradient anew, each step. For a small net that
-costs more than its arithmetic: at batch size 1 a step of 784-128-10 took twice as long, at 64 a third longer. The
-numbers are autograd's to the last bits (tests/test_explicit.py).
+Autograd builds a graph, traverses it and allocates every gradient again in each step. For a small model that costs more
+than its arithmetic: at batch size 1 a step of 784-128-10 took twice as long, at batch size 64 a third longer. The
+gradients equal autograd's up to the last bits (tests/pytorch/test_manual_mlp.py).
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from engine.pytorch.training import kernels
 
 @dataclass(slots=True)
 class _Buffers:
-    """For batches of one size: each layer's output, the loss's gradient with respect to it, and that transposed."""
+    """The buffers for batches of one size: each layer's output, and the gradient of the loss with respect to it."""
 
     outputs: list[Tensor]  # (rows, fan_out)
-    deltas: list[Tensor]
-    transposed: list[Tensor]  # views of the deltas
-    minus: Tensor  # (rows, 1): what cross-entropy subtracts at the label
+    deltas: list[Tensor]  # (rows, fan_out), the gradients
+    transposed: list[Tensor]  # (fan_out, rows), views of the deltas
+    minus: Tensor  # (rows, 1): -1 / rows, which the gradient of cross-entropy has at the label
 
 
 class ManualMLP:
     """Loss and gradients of linear layers with ReLU between them under mean cross-entropy.
 
-    `ManualMLP.of` makes one from a module and checks that the gradients below are that module's.
+    `ManualMLP.of` makes one from a module and checks that the gradients below are those of that module.
     """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        """`layers` are the linear layers from input to output: float32 on the CPU, with biases, each of them once."""
+        """`layers` are the linear layers from input to output: float32, on the CPU, with biases, no layer twice."""
         self._weights, self._biases = (
             [layer.weight.detach() for layer in layers],
             [layer.bias.detach() for layer in layers],
@@ -47,11 +47,12 @@ class ManualMLP:
 
     @classmethod
     def of(cls, module: nn.Module) -> ManualMLP | None:
-        """The backward pass of `module`, or None where it is not exactly Linear, ReLU, ..., Linear: use autograd then.
+        """The backward pass of `module`, or None if it is not exactly Linear, ReLU, ..., Linear; then use autograd.
 
-        The module alone decides, never the configuration that it was built from: a layer that changes there cannot be
-        trained with the gradients of another one. Its type is nn.Sequential itself (a subclass may do more), its
-        parameters are trained, in float32, on the CPU, used once and with a bias, and no hook watches it.
+        This looks at the module and never at the configuration that it was built from, so that a layer that changes
+        there is never trained with the gradients of another layer. The module must be an nn.Sequential itself, because
+        a subclass can do more. Its parameters must require gradients, be float32 on the CPU, and be used once; every
+        layer must have a bias, and no hook may be registered.
         """
         if type(module) is not nn.Sequential or len(module) % 2 == 0:
             return None
@@ -60,11 +61,11 @@ class ManualMLP:
             return None
         layers = [part for part in parts if isinstance(part, nn.Linear)]
         parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-        if len({id(p) for p in parameters if _is_plain(p)}) < len(parameters):  # one of them is not, or is there twice
+        if len({id(p) for p in parameters if _is_plain(p)}) < len(parameters):  # one is not plain, or occurs twice
             return None
-        watched: list[nn.Module | Tensor] = [module, *parts, *parameters]
-        replaced = any("forward" in vars(part) for part in (module, *parts))
-        return None if replaced or any(map(kernels.has_hooks, watched)) else cls(layers)
+        hookable: list[nn.Module | Tensor] = [module, *parts, *parameters]
+        is_replaced = any("forward" in vars(part) for part in (module, *parts))
+        return None if is_replaced or any(map(kernels.has_hooks, hookable)) else cls(layers)
 
     def forget(self) -> None:
         """Free all buffers and gradients; the next backward pass reallocates them."""
@@ -72,19 +73,18 @@ class ManualMLP:
 
     @torch.no_grad()
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Write the gradients of the mean cross-entropy over a batch to the parameters' `.grad`; returns that loss.
+        """Write the gradients of a batch's mean cross-entropy to the parameters' `.grad`; returns that loss, a scalar.
 
-        x is float32 (rows, values), y int64 (rows,) with the classes; the loss is a scalar. The gradients lie in
-        buffers that the next call overwrites.
+        x is float32 (rows, values), y int64 (rows,) with the classes. The next call overwrites the gradients.
         """
         log_p = self.forward(x)
         self.gradients(x, y, log_p)
         return F.nll_loss(log_p, y)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Log-probabilities (rows, classes) of a batch x (rows, values); the layers' outputs stay in the buffers.
+        """Log-probabilities (rows, classes) of a batch x (rows, values); the layers' outputs are kept in the buffers.
 
-        Call this and `gradients` under torch.no_grad(): switching autograd off costs as much as a kernel.
+        Call this and `gradients` under one torch.no_grad(), because switching autograd off costs as much as a kernel.
         """
         buffers, last = self._buffers.get(len(x)) or self._new_buffers(len(x)), len(self._weights) - 1
         outputs, a = buffers.outputs, x
@@ -95,11 +95,11 @@ class ManualMLP:
         return torch.log_softmax(a, 1)
 
     def gradients(self, x: Tensor, y: Tensor, log_p: Tensor) -> None:
-        """The backward pass after `forward` of the same batch: x (rows, values), y (rows,), log_p (rows, classes)."""
+        """Write the gradients after `forward` of the same batch: x (rows, values), y (rows,), log_p (rows, classes)."""
         rows, last = len(y), len(self._weights) - 1
         buffers = self._buffers[rows]
         outputs, deltas = buffers.outputs, buffers.deltas
-        # With respect to the logits the mean loss has the gradient (softmax - one-hot) / rows.
+        # The gradient of the mean loss with respect to the logits is (softmax - one-hot) / rows.
         torch.exp(log_p, out=deltas[last]).mul_(1 / rows).scatter_add_(1, y.unsqueeze(1), buffers.minus)
         for i in range(last, -1, -1):
             torch.mm(buffers.transposed[i], outputs[i - 1] if i else x, out=self._gradients[2 * i])
@@ -120,7 +120,7 @@ class ManualMLP:
 
 
 def _is_plain(parameter: Tensor | None) -> bool:
-    """A parameter that is trained, in float32 on the CPU, and no subclass of it (None is a bias that is not there)."""
+    """Whether this is an nn.Parameter itself that requires gradients, float32, on the CPU (None is a missing bias)."""
     return (
         type(parameter) is nn.Parameter
         and parameter.requires_grad

@@ -1,7 +1,7 @@
-"""Optimizers by name, over torch's fused kernels: one call updates every parameter.
+"""Optimizers on torch's fused kernels: one call updates every parameter.
 
-`engine.pytorch.training.kernels` holds the kernels, says why they are called directly, and has fallbacks for a torch
-without them. tests/test_optim.py compares every bit with torch.optim.
+`kernels.py` has the kernels, the reason why they are called directly, and fallbacks for a torch without them.
+tests/pytorch/test_optimizers.py compares every bit with torch.optim.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from torch import Tensor, nn
 from engine.config import training
 from engine.pytorch.training import kernels
 
-EPS = 1e-8  # torch.optim's default of the adaptive optimizers, from Kingma & Ba 2015 (arXiv:1412.6980)
-ADAGRAD_EPS = 1e-10  # torch.optim.Adagrad's
+EPS = 1e-8  # torch.optim's default for the adaptive optimizers, from Kingma & Ba 2015 (arXiv:1412.6980)
+ADAGRAD_EPS = 1e-10  # the default of torch.optim.Adagrad
 
 
 def build(spec: training.Optimizer, model: nn.Module) -> Optimizer:
-    """The optimizer of a spec, over all parameters of the model."""
+    """The optimizer of a spec, for all parameters of the model."""
     return IMPLEMENTATIONS[spec.name].build(spec, model)
 
 
 class Reference:
-    """torch.optim's own classes with their defaults, behind the interface of `Optimizer`: the baseline of measurements,
-    and what tests compare with."""
+    """torch.optim's own classes with their defaults, with the interface of `Optimizer`.
+
+    It is the baseline of measurements and the reference of tests.
+    """
 
     def __init__(self, spec: training.Optimizer, model: nn.Module) -> None:
         self.params: list[Tensor] = list(model.parameters())
@@ -70,22 +72,24 @@ class Reference:
 
 
 def torch_optimizers(spec: training.Optimizer, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """torch.optim's own optimizers of a spec, with their defaults; Muon comes with an AdamW for what is no matrix."""
+    """torch.optim's own optimizers of a spec, with their defaults; Muon has an AdamW for what is not a matrix."""
     return IMPLEMENTATIONS[spec.name].reference(spec, model)
 
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weights (rows, columns) that multiply vectors: those of linear layers and recurrent cells.
+    """The weight matrices (rows, columns) that Muon updates: those of linear layers and recurrent cells.
 
-    Embeddings are only looked up, and a convolution's kernel is no matrix.
+    Embeddings are not among them, because they are only looked up; the kernel of a convolution is not a matrix.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.RNNBase)]
     return [weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim == 2]
 
 
 class Optimizer(ABC):
-    """The part of torch.optim.Optimizer that training uses. `lr` may change between steps; on a GPU it may be a
-    tensor there, for steps that are recorded once and replayed."""
+    """The part of torch.optim.Optimizer that training uses.
+
+    `lr` can change between steps. For steps that are captured as a CUDA graph it is a scalar tensor on the GPU.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float | Tensor, weight_decay: float = 0.0) -> None:
         self.params: list[Tensor] = list(parameters)
@@ -113,37 +117,47 @@ class Optimizer(ABC):
         return [*(tensor for states in self.state.values() for tensor in states.values()), *self._counters]
 
     def _new_state(self, name: str) -> list[Tensor]:
-        """A tensor of zeros for every parameter, in its memory layout: the kernels walk through memory, not indices."""
+        """A tensor of zeros for every parameter, in its memory format, because the kernels iterate over memory."""
         for p in self.params:
             self.state[p][name] = torch.zeros_like(p, requires_grad=False)
         return [self.state[p][name] for p in self.params]
 
     def _new_counts(self, number: int) -> list[Tensor]:
-        """Counters of steps, on the device of the parameters."""
+        """Step counters, scalars on the device of the parameters."""
         device = self.params[0].device if self.params else None
         self._counters = [torch.zeros((), device=device) for _ in range(number)]
         return self._counters
 
     def _grads(self) -> list[Tensor]:
         grads = [p.grad for p in self.params if p.grad is not None]
-        assert len(grads) == len(self.params), "every parameter takes part in the loss"
+        assert len(grads) == len(self.params), "every parameter must have a gradient"
         return grads
 
 
 class SGD(Optimizer):
-    """torch.optim.SGD: v = momentum * v + gradient, w -= lr * v; nesterov looks ahead along v."""
+    """torch.optim.SGD: v = momentum * v + gradient, w -= lr * v.
+
+    `momentum` as in Polyak 1964; with `nesterov` the gradient is added to the next v (Sutskever et al. 2013, section
+    2).
+    """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], *, lr: float | Tensor, weight_decay: float = 0.0,
-        momentum: float = 0.0, nesterov: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float | Tensor,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
         super().__init__(parameters, lr=lr, weight_decay=weight_decay)
         self.momentum, self.nesterov = momentum, nesterov and momentum > 0
-        # Velocities begin at zero: the first is then the gradient, as in torch.optim.SGD without dampening.
+        # Velocities start at zero, so the first one is the gradient, as in torch.optim.SGD without dampening.
         self._velocities = self._new_state("momentum_buffer") if momentum else []
 
     @torch.no_grad()
     def step(self) -> None:
+        """Move the parameters by their gradients."""
         kernels.sgd_(
             self.params,
             self._grads(),
@@ -156,12 +170,20 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """torch.optim.Adam; `decoupled` is AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+    """torch.optim.Adam (Kingma & Ba 2015, arXiv:1412.6980), with bias correction and without AMSGrad.
+
+    `decoupled` weight decay makes it AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
+    """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], *, lr: float | Tensor, weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999), decoupled: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float | Tensor,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        decoupled: bool = False,
+    ) -> None:
         super().__init__(parameters, lr=lr, weight_decay=weight_decay)
         self.betas, self.decoupled = betas, decoupled
         self._means, self._squares = self._new_state("exp_avg"), self._new_state("exp_avg_sq")
@@ -170,6 +192,7 @@ class Adam(Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
+        """Move the parameters by their gradients."""
         self._count.add_(1)
         kernel = kernels.adamw_ if self.decoupled else kernels.adam_
         kernel(
@@ -187,7 +210,7 @@ class Adam(Optimizer):
 
 
 class Adagrad(Optimizer):
-    """torch.optim.Adagrad: every weight's lr shrinks with the sum of its squared gradients (Duchi et al. 2011)."""
+    """torch.optim.Adagrad (Duchi et al. 2011, JMLR 12): the gradient over the root of the sum of its squares."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float | Tensor, weight_decay: float = 0.0) -> None:
         super().__init__(parameters, lr=lr, weight_decay=weight_decay)
@@ -197,6 +220,7 @@ class Adagrad(Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
+        """Move the parameters by their gradients."""
         self._count.add_(1)
         kernels.adagrad_(
             self.params,
@@ -210,7 +234,10 @@ class Adagrad(Optimizer):
 
 
 class RMSprop(Optimizer):
-    """torch.optim.RMSprop (Hinton 2012, lecture 6e): the gradient over the root of its mean square. No fused kernel."""
+    """torch.optim.RMSprop (Hinton 2012, lecture 6e): the gradient over the root of the running mean of its squares.
+
+    torch has no fused kernel for it.
+    """
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], *, lr: float | Tensor, weight_decay: float = 0.0, alpha: float = 0.99
@@ -221,6 +248,7 @@ class RMSprop(Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
+        """Move the parameters by their gradients."""
         kernels.rmsprop_(
             self.params,
             self._grads(),
@@ -234,11 +262,12 @@ class RMSprop(Optimizer):
 
 
 class Muon(Optimizer):
-    """Momentum whose steps are made orthogonal, for weight matrices (Jordan et al. 2024); AdamW for everything else.
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for weight matrices, AdamW for everything else.
 
-    A step is scaled to the root mean square of AdamW's (0.2 sqrt(larger side), Liu et al. 2025, arXiv:2502.16982), so
-    that one learning rate serves both. torch.optim.Muon iterates in bfloat16; a CPU without bfloat16 arithmetic would
-    take fifty times as long, so here the CPU iterates in float32.
+    Muon makes the momentum of each matrix orthogonal. The step is scaled by 0.2 sqrt(larger side) to the root mean
+    square of AdamW's steps (Liu et al. 2025, arXiv:2502.16982), so that one learning rate serves both. torch.optim.Muon
+    iterates in bfloat16; a CPU without bfloat16 arithmetic would take fifty times as long, so here the CPU iterates in
+    float32.
     """
 
     def __init__(
@@ -249,8 +278,12 @@ class Muon(Optimizer):
         self.momentum, self._matrices = spec.momentum, matrices
         rest = [p for p in self.params if id(p) not in chosen]
         self._adamw = Adam(
-            rest, lr=spec.lr, weight_decay=spec.weight_decay, betas=(spec.beta1, spec.beta2), decoupled=True  # type: ignore[arg-type]
-        )  # fmt: skip
+            rest,  # type: ignore[arg-type]
+            lr=spec.lr,
+            weight_decay=spec.weight_decay,
+            betas=(spec.beta1, spec.beta2),
+            decoupled=True,
+        )
         self.state |= self._adamw.state
         self._counters = self._adamw._counters
         for p in matrices:
@@ -258,6 +291,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
+        """Move the parameters by their gradients."""
         self._adamw.lr = self.lr
         self._adamw.step()
         for p in self._matrices:
@@ -269,10 +303,10 @@ class Muon(Optimizer):
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """About the orthogonal factor of a matrix x (m, n), of its shape and dtype: singular values between 0.7 and 1.2.
+    """The orthogonal factor of a matrix x (m, n), approximately: a matrix of its shape and dtype.
 
-    Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024 (kellerjordan.github.io/posts/muon), which
-    trade exactness for speed.
+    Its singular values lie between about 0.7 and 1.2, because five Newton-Schulz iterations with the coefficients of
+    Jordan et al. 2024 (kellerjordan.github.io/posts/muon) trade exactness for speed.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     y = x.float() if x.device.type == "cpu" else x.bfloat16()
@@ -289,7 +323,7 @@ def orthogonal(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """An optimizer here, and the one of torch.optim that it must equal."""
+    """How to build an optimizer of this module, and those of torch.optim that it must equal."""
 
     build: Callable[[training.Optimizer, nn.Module], Optimizer]
     reference: Callable[[training.Optimizer, nn.Module], list[torch.optim.Optimizer]]
@@ -300,14 +334,17 @@ def _shared(spec: training.Optimizer) -> dict[str, Any]:
 
 
 def _sgd(*, momentum: bool = False, nesterov: bool = False) -> Implementation:
-    def kept(spec: training.Optimizer) -> float:
+    def momentum_of(spec: training.Optimizer) -> float:
         return spec.momentum if momentum else 0.0
 
     return Implementation(
-        lambda spec, model: SGD(model.parameters(), **_shared(spec), momentum=kept(spec), nesterov=nesterov),
+        lambda spec, model: SGD(model.parameters(), **_shared(spec), momentum=momentum_of(spec), nesterov=nesterov),
         lambda spec, model: [
             torch.optim.SGD(
-                model.parameters(), **_shared(spec), momentum=kept(spec), nesterov=nesterov and kept(spec) > 0
+                model.parameters(),
+                **_shared(spec),
+                momentum=momentum_of(spec),
+                nesterov=nesterov and momentum_of(spec) > 0,
             )
         ],
     )
@@ -331,7 +368,7 @@ def _torch_muon(spec: training.Optimizer, model: nn.Module) -> list[torch.optim.
 
 
 IMPLEMENTATIONS: Mapping[training.OptimizerName, Implementation] = {
-    "gd": _sgd(),  # the batch makes the difference: it is the whole training set
+    "gd": _sgd(),  # differs from sgd only by its batch, the whole training split
     "sgd": _sgd(),
     "momentum": _sgd(momentum=True),
     "nesterov": _sgd(momentum=True, nesterov=True),

@@ -1,8 +1,8 @@
-"""Where a step's time goes: a few steps taken apart by clocks, between two steps of training and outside its clock.
+"""The step breakdown: a few steps are timed part by part, between two training steps and outside the training time.
 
-They are rehearsed (engine.pytorch.execution.Net.rehearsal): learning rate zero, states put back, batches of an order of
-their own, so that what the run computes stays the same to the last bit. On a GPU the clocks are events in its stream,
-which nobody waits for: the parts then add up to the step, waiting for the host included.
+The steps are rehearsed (`Net.rehearsal`): the learning rate is zero, all state is restored, and the batches come from
+an order of their own. So the run computes the same to the last bit. On a GPU the clocks are CUDA events in its stream,
+and the host does not wait for them: the parts then add up to the step, waiting for the host included.
 """
 
 from __future__ import annotations
@@ -21,24 +21,29 @@ from engine.config.run import RunConfig
 from engine.events.training import StepSplit
 from engine.planning import planner
 from engine.pytorch.data import Batches, Examples
-from engine.pytorch.training.steppers import DataLoaderStepper, Items, Net, Stepper, read_back
+from engine.pytorch.setup import synchronize
+from engine.pytorch.training.net import Net
+from engine.pytorch.training.steppers import DataLoaderStepper, Items, Stepper, read_back
 
-MOST_S = 0.2  # of any run ...
-MOST_SHARE = 0.2  # ... and of a short one's training; a very long one may spend 0.5 % where steps are long
-_LONG_SHARE = 0.005
-_FEWEST, _MOST_STEPS = 2, 16  # profiled
-_READ_BACK_S, _MOST_READ_BACK = 0.1, 2_000  # losses come back once in so long, see engine.pytorch.train
-_DATA_BYTES = 32 * 2**20
+MOST_S = 0.2  # profiling takes at most so long ...
+MOST_SHARE = 0.2  # ... and at most this share of the expected training time
+_LONG_SHARE = 0.005  # but if this share of the training time is longer, it is allowed: the steps may be long
+_FEWEST, _MOST_STEPS = 2, 16  # profiled steps
+_READ_BACK_S, _MOST_READ_BACK = 0.1, 2_000  # training reads losses back once per chunk (training/loop.py has the same)
+_DATA_BYTES = 32 * 2**20  # of batches that are fetched to be timed
 _METHOD = "clocks between the parts of {} rehearsed steps, median; on a GPU events in its stream"
 
 Lap = Callable[[str], None]
 
 
 def split_step(net: Net, stepper: Stepper, training: Examples, plan: planner.Plan, *, step_s: float) -> StepSplit:
-    """The parts of a step of this run, whose first one took `step_s`. To be asked after the first real step."""
+    """The StepSplit event: median seconds of each part of a step, or the reason why there are none.
+
+    `step_s` is the duration of the run's first step. Call this after it, because torch.optim allocates its state in it.
+    """
     begun = time.perf_counter()
     if net.config.execution == "cuda-graph":
-        return StepSplit(reason="A recorded CUDA graph is replayed as a whole: its parts cannot be told apart.")
+        return StepSplit(reason="A captured CUDA graph is replayed as a whole, so its parts cannot be timed.")
     allowed = allowance_s(net.config, plan, step_s)
     if (_FEWEST + 1) * step_s > max(allowed, MOST_S):
         return _left_out(step_s)
@@ -52,15 +57,15 @@ def split_step(net: Net, stepper: Stepper, training: Examples, plan: planner.Pla
         while len(laps) <= _FEWEST or (len(laps) <= _MOST_STEPS and time.perf_counter() - stepping < allowed / 2):
             laps.append(_Laps(device))
             loss = _step(net, x, y, laps[-1], read_each=reads_each)
-            if len(laps) == 1:  # the run's first step may have been interrupted: by this one it is decided
-                _synchronize(device)
+            if len(laps) == 1:  # the run's first step may have been interrupted, so this one decides
+                synchronize(device)
                 step_s = min(step_s, time.perf_counter() - stepping)
                 allowed = allowance_s(net.config, plan, step_s)
                 if 2 * _FEWEST * step_s > allowed:
                     break
         if len(laps) == 1:
             return _left_out(step_s)
-        del laps[0]  # the first one finds cold caches
+        del laps[0]  # in the first one the caches are cold
         parts = _medians([lap.seconds() for lap in laps])
         step_s = sum(parts.values())
         if not reads_each:
@@ -68,20 +73,25 @@ def split_step(net: Net, stepper: Stepper, training: Examples, plan: planner.Pla
         fetch = _fetched_one_by_one_s if reads_each else _fetched_s
         parts["data"] = fetch(batches, device, allowed / 4)
     return StepSplit(
-        data_s=parts["data"], forward_s=parts["forward"], backward_s=parts["backward"], optimizer_s=parts["optimizer"],
-        read_back_s=parts["read_back"], steps=len(laps), seconds=time.perf_counter() - begun,
+        data_s=parts["data"],
+        forward_s=parts["forward"],
+        backward_s=parts["backward"],
+        optimizer_s=parts["optimizer"],
+        read_back_s=parts["read_back"],
+        steps=len(laps),
+        seconds=time.perf_counter() - begun,
         method=_METHOD.format(len(laps)),
-    )  # fmt: skip
+    )
 
 
 def _left_out(step_s: float) -> StepSplit:
     return StepSplit(
-        reason=f"A step takes {1e3 * step_s:.3g} ms: to profile a few would have cost this run more than it should."
+        reason=f"A step takes {1e3 * step_s:.3g} ms, so profiling a few steps would take too much of this run's time."
     )
 
 
 def allowance_s(config: RunConfig, plan: planner.Plan, step_s: float) -> float:
-    """What profiling may take: little of a short run, and never much."""
+    """Seconds that profiling can take in this run, whose steps take `step_s` seconds each."""
     limits = [plan.total_steps * step_s] if plan.total_steps is not None else []
     limits += [config.budget.seconds] if config.budget.seconds is not None else []
     expected = min(limits, default=0.0)
@@ -89,7 +99,7 @@ def allowance_s(config: RunConfig, plan: planner.Plan, step_s: float) -> float:
 
 
 class _Laps:
-    """Time between moments, by the name of what was done before each."""
+    """A lap timer: a call names the part of the step that ended just now."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -106,6 +116,7 @@ class _Laps:
             self._moments.append(time.perf_counter())
 
     def seconds(self) -> dict[str, float]:
+        """Seconds of each part, added up over its laps."""
         if self._cuda:
             torch.cuda.synchronize()
         found: dict[str, float] = defaultdict(float)
@@ -120,7 +131,7 @@ class _Laps:
 def _step(net: Net, x: Tensor, y: Tensor, lap: Lap, *, read_each: bool) -> Tensor:
     """One step as `Net.backward` and `Net.update` make it, with a clock between its parts; returns its loss."""
     lap("")
-    loss = taken_apart(net, x, y, lap)
+    loss = backward_in_parts(net, x, y, lap)
     if read_each:
         loss.item()
         lap("read_back")
@@ -129,8 +140,8 @@ def _step(net: Net, x: Tensor, y: Tensor, lap: Lap, *, read_each: bool) -> Tenso
     return loss
 
 
-def taken_apart(net: Net, x: Tensor, y: Tensor, lap: Lap) -> Tensor:
-    """`Net.backward` with a clock between forward and backward."""
+def backward_in_parts(net: Net, x: Tensor, y: Tensor, lap: Lap) -> Tensor:
+    """`Net.backward` on a batch (x, y), with a call of `lap` after each forward and each backward pass."""
     if net.manual_mlp:
         with torch.no_grad():
             log_p = net.manual_mlp.forward(x)
@@ -156,21 +167,21 @@ def _medians(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _read_back_s(loss: Tensor, step_s: float, device: torch.device) -> float:
-    """What one step bears of reading the losses of many at once."""
+    """Seconds per step for reading back the losses of a chunk of steps at once."""
     count = min(_MOST_READ_BACK, max(1, round(_READ_BACK_S / max(step_s, 1e-6))))
     losses = [loss.clone() for _ in range(count)]
-    _synchronize(device)
+    synchronize(device)
     begun = time.perf_counter()
     read_back(losses, [1] * count, [loss])
     return (time.perf_counter() - begun) / count
 
 
 def _fetched_s(batches: Batches, device: torch.device, allowed_s: float) -> float:
-    """Seconds to fetch a batch: some of one epoch, and of the epoch's order a batch's part."""
+    """Seconds to fetch one batch of an epoch, including its share of drawing the epoch's order."""
     training, size = batches.examples, batches.batch_size
     if batches.full:
-        return 0.0  # every batch is the data set as it lies there
-    _synchronize(device)
+        return 0.0  # every batch is the whole data set, which nothing copies
+    synchronize(device)
     begun = time.perf_counter()
     order = batches.order.epoch().to(device)
     shuffled_s = (time.perf_counter() - begun) * size / len(training)
@@ -186,12 +197,12 @@ def _fetched_s(batches: Batches, device: torch.device, allowed_s: float) -> floa
             fetched += 1
             if time.perf_counter() - begun > allowed_s:
                 break
-    _synchronize(device)
+    synchronize(device)
     return (time.perf_counter() - begun) / fetched + shuffled_s
 
 
 def _fetched_one_by_one_s(batches: Batches, device: torch.device, allowed_s: float) -> float:
-    """The same through a DataLoader of its own, as the tutorials have it."""
+    """As `_fetched_s`, through a DataLoader."""
     training, size = batches.examples, batches.batch_size
     fetched, begun = 0, time.perf_counter()
     chosen = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[: _MOST_STEPS * size]
@@ -201,8 +212,3 @@ def _fetched_one_by_one_s(batches: Batches, device: torch.device, allowed_s: flo
         if time.perf_counter() - begun > allowed_s:
             break
     return (time.perf_counter() - begun) / fetched
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
