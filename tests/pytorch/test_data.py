@@ -1,4 +1,4 @@
-"""Data sets as tensors: standardised, laid out as each family reads them, and in which order."""
+"""Data sets as tensors: standardised, laid out as each family reads them, and in a random order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.pytorch.data import Batches, Examples, Order, tensors
 
 
 def arrays(kind, *shape, count=6):
-    """Examples whose values are all different, so that a misplaced one is noticed; not standardised."""
+    """Examples that are not standardised and whose values all differ, so that a misplaced value is found."""
     facts = Dataset(title="", kind=kind, shape=shape, num_classes=2, train_examples=count, test_examples=2)
     x = np.arange(1, 1 + count * int(np.prod(shape)), dtype=np.float32).reshape(count, *shape)
     y = np.arange(count) % 2

@@ -30,12 +30,13 @@ FAMILIES = {
         "optimizer.lr=0.0003",
     ],
 }
-# Rounding alone changes a training loss by less than 1e-6 (float32 has 24 bits: 2**-24 is 6e-8), as long as the same ReLUs
-# and the same inputs of each max-pool get the gradient. In the CNN the run in one process is not safe from that: at step 18
-# it rounds one max-pool differently from the same run in float64, which changes the gradient by 4e-4, and at step 50 its
-# loss is 4.3e-5 off. Two ranks are within 4e-7 of float64, and so is one process with the batch cut in two or with each
-# weight changed by 6e-8. Which step that happens at depends on the processor, so the CNN's last steps get the tolerance
-# of such an event. Wrong weights of the uneven shares (a half each) give a difference of 1e-4 at step 1 already.
+# Rounding alone changes a training loss by less than 1e-6 (half of float32's epsilon is 2**-24, about 6e-8), as long as
+# the same ReLUs and the same inputs of each max-pool get the gradient. In the CNN they do not: at step 18 the run in
+# one process chooses another input of a max-pool than the same run in float64. This changes the gradient by 4e-4, and
+# the loss at step 50 by 4.3e-5. Two ranks stay within 4e-7 of float64, and so does one process with the batch cut in
+# two or with each weight changed by 6e-8. When this happens depends on the processor, so the tolerance of the CNN
+# covers one such event. Wrong weights of the uneven shares (one half each) change the CNN's loss by 1e-4 at step 1
+# already.
 SURE_STEPS, SURE = 25, 1e-5
 ROUNDING = {"cnn": 1e-4}
 STEPS = 50
@@ -131,7 +132,8 @@ def of_ranks(**columns):
     """The event of two ranks about ten steps of 10 ms."""
     figures = {"step_s": (0.010, 0.010), "communication_s": (0.006, 0.002), "waited_s": (0.005, 0.001)} | columns
     return Ranks(
-        elapsed_s=1.0, steps=(1, 10), device=("cpu", "cpu"), cpu_per_wall=(0.5, 0.9), memory_bytes=(1, 1), method="", **figures
+        elapsed_s=1.0, steps=(1, 10), device=("cpu", "cpu"), cpu_per_wall=(0.5, 0.9), memory_bytes=(1, 1), method="",
+        **figures,
     )  # fmt: skip
 
 

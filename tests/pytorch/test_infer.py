@@ -1,4 +1,4 @@
-"""The inference task: what it measures of real nets, what it leaves out, and what it refuses."""
+"""The inference task: what it measures with real models, what it leaves out, and what it refuses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUICK = {"seconds": 0.1, "rounds": 2, "warm_up": 3}
 
 
 def measured(config, folder):
-    """Everything a run of the task said, and the last word of each cell."""
+    """All events of a run of the task, and the last Latency event of each cell."""
     events = list(infer(config, folder))
     return events, {e.cell: e for e in events if isinstance(e, Latency)}
 
@@ -40,7 +40,7 @@ def of_kind(events, kind):
 
 
 def recorded(config, folder):
-    """A run as its worker would leave it."""
+    """A finished training run in a folder, as its worker leaves it."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(config.model_dump_json())
     log = EventLog(folder / "events.jsonl")
@@ -54,13 +54,13 @@ def recorded(config, folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run on digits that lies in a store's folder of runs."""
+    """A training run on digits in a store's folder of runs."""
     return recorded(DIGITS, tmp_path_factory.mktemp("runs") / "00000000000000aa")
 
 
 @pytest.fixture(scope="module")
 def matrix(trained):
-    """Two batch sizes and three forms of the trained net, measured."""
+    """Measurements of two batch sizes and three forms of the trained model."""
     config = infer_matrix(
         infer_config(DIGITS, trained.run_id, **QUICK), (1, 16), runtimes=("eager", "inference_mode", "int8")
     )
@@ -78,13 +78,13 @@ def test_every_cell_has_its_latency_and_every_form_its_quality(matrix):
     }  # fmt: skip
 
 
-def test_a_latency_tells_the_same_in_all_its_ways(matrix):
+def test_the_figures_of_a_latency_event_agree(matrix):
     for latency in matrix[2].values():
         assert latency.histogram.total == latency.requests
         assert latency.p50_s <= latency.p90_s <= latency.p99_s <= latency.max_s
         assert latency.histogram.quantile(0.5) == pytest.approx(latency.p50_s, rel=0.025)
         assert latency.samples_per_s == pytest.approx(latency.requests * latency.cell.batch_size / latency.seconds)
-        assert latency.mean_s * latency.requests <= latency.seconds  # one at a time: no two at once
+        assert latency.mean_s * latency.requests <= latency.seconds  # requests do not overlap
 
 
 def test_cells_take_turns_in_another_order_each_round(matrix):
@@ -106,7 +106,7 @@ def test_the_timeline_keeps_the_longest_request(matrix):
         assert np.all(np.diff(latency.start_s) >= 0) and latency.start_s[0] > 0
 
 
-def test_warm_up_and_cold_start_are_apart(matrix):
+def test_warm_up_and_cold_start_are_not_in_the_timed_requests(matrix):
     for latency in matrix[2].values():
         assert latency.warm_up_requests >= QUICK["warm_up"] and latency.warm_up_s > 0
         assert latency.first_request_s > latency.p50_s
@@ -115,7 +115,7 @@ def test_warm_up_and_cold_start_are_apart(matrix):
 def test_memory_grows_with_the_batch(matrix):
     peak = {(c.runtime, c.batch_size): latency.peak_memory_bytes for c, latency in matrix[2].items()}
     assert peak["inference_mode", 16] > peak["inference_mode", 1] > 0
-    assert peak["eager", 16] >= peak["inference_mode", 16]  # autograd keeps what a backward pass would need
+    assert peak["eager", 16] >= peak["inference_mode", 16]  # autograd keeps activations for a backward pass
 
 
 def test_without_a_counter_there_are_no_joules_but_a_reason(matrix):
@@ -125,7 +125,7 @@ def test_without_a_counter_there_are_no_joules_but_a_reason(matrix):
 
 
 class Counter:
-    """A machine that draws 50 W, by a counter that moves every 2 ms."""
+    """An energy counter that moves every 2 ms, of a machine that draws 50 W."""
 
     source, period_s = "rapl", 0.002
 
@@ -166,7 +166,7 @@ def test_the_weights_are_those_of_the_run(matrix, trained):
     assert quality["eager"].test_loss == pytest.approx(trained.summary().test_loss, rel=1e-5)
 
 
-def test_int8_is_smaller_and_answers_a_little_otherwise(matrix):
+def test_int8_is_smaller_and_its_answers_differ_a_little(matrix):
     quality = {q.runtime: q for q in of_kind(matrix[1], Quality)}
     assert quality["int8"].size_bytes < quality["eager"].size_bytes / 2.5
     assert 0 < quality["int8"].max_logit_difference < 1 and abs(quality["int8"].accuracy_change) < 0.05
@@ -194,14 +194,14 @@ def test_requests_end_a_cell_before_its_seconds_do(tmp_path):
     assert [latency.requests for latency in cells.values()] == [7]
 
 
-def test_a_cell_of_long_requests_goes_on_until_its_p99_is_one(tmp_path):
+def test_a_cell_of_long_requests_goes_on_until_it_has_enough_for_a_p99(tmp_path):
     config = infer_config(DIGITS, seconds=0.002, rounds=2, batch_size=64)
     _, cells = measured(config, tmp_path)
     (latency,) = cells.values()
     assert latency.requests >= LEAST_REQUESTS or latency.seconds >= LONGEST * 0.002
 
 
-def test_a_batch_may_be_larger_than_the_held_out_split(tmp_path):
+def test_a_batch_can_be_larger_than_the_test_split(tmp_path):
     config = infer_config(DIGITS, batch_size=2_000, requests=3)
     _, cells = measured(config, tmp_path)
     assert next(iter(cells.values())).requests == 3

@@ -13,7 +13,7 @@ from engine.pytorch.inference.load import OpenLoop, Stopwatch, arrivals_s, close
 
 
 def test_between_the_two_readings_of_the_clock_there_is_the_call_alone(monkeypatch):
-    """A clock that counts its readings: a request that reads it once lasts two ticks, and nothing else reads it."""
+    """The clock counts its readings. A request that reads it once lasts two ticks, and nothing else reads it."""
     ticks = itertools.count()
     monkeypatch.setattr(time, "perf_counter_ns", lambda: next(ticks))
     watch = Stopwatch(size=10)
@@ -24,14 +24,14 @@ def test_between_the_two_readings_of_the_clock_there_is_the_call_alone(monkeypat
 
 
 def test_on_a_device_the_clock_is_read_after_it_is_done():
-    said = []
+    calls = []
     watch = Stopwatch(size=4)
-    closed_loop(said.append, iter("ab"), watch, 4, 10**30, wait=lambda: said.append("wait"))
-    assert said == ["wait", "a", "wait", "b", "wait"]
+    closed_loop(calls.append, iter("ab"), watch, 4, 10**30, wait=lambda: calls.append("wait"))
+    assert calls == ["wait", "a", "wait", "b", "wait"]
 
 
 def test_latencies_are_those_of_a_stopwatch_around_the_call(tmp_path):
-    """Requests of 2 ms, each read by another clock too."""
+    """Requests of 2 ms, each timed by another clock too."""
     own = []
 
     def call(x):
@@ -50,13 +50,13 @@ def test_arrivals_are_a_poisson_process_of_the_rate():
     times = arrivals_s(np.random.default_rng(0), 200.0, 50.0, 10**9)
     gaps = np.diff(times)
     assert len(times) == pytest.approx(10_000, rel=0.05)
-    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # of an exponential they are one
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # equal in an exponential distribution
     assert np.corrcoef(gaps[:-1], gaps[1:])[0, 1] == pytest.approx(0, abs=0.05)
     assert np.array_equal(times, arrivals_s(np.random.default_rng(0), 200.0, 50.0, 10**9))
 
 
 class FakeTime:
-    """In the place of the module `time`: only sleeping takes time, and a reading of the clock 10 µs."""
+    """Replaces the module `time`: sleeping takes the time asked for, and a reading of the clock takes 10 µs."""
 
     now_ns = 10**9
 
@@ -84,7 +84,7 @@ def served(monkeypatch):
 
 def test_latency_counts_from_the_arrival_so_that_queueing_shows(served):
     loop = served([1, 2, 3], 20, 100)
-    assert loop.queue / 1e6 == pytest.approx([0, 19, 38], abs=0.3)  # behind none, one and two requests of 20 ms
+    assert loop.queue / 1e6 == pytest.approx([0, 19, 38], abs=0.3)  # after none, one and two requests of 20 ms
     assert loop.latency / 1e6 == pytest.approx([20, 39, 58], abs=0.3)
 
 

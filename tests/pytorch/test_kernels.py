@@ -1,4 +1,4 @@
-"""torch's private names: all of them stand in one module, and each has a fallback that computes the same."""
+"""torch's private names: all of them are in one module, and each has a fallback that computes the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manual gradients of a multilayer perceptron are autograd's, and only that module has them."""
+"""The hand-written gradients of a multilayer perceptron equal autograd's, and no other module gets them."""
 
 from __future__ import annotations
 

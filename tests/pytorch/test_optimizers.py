@@ -1,4 +1,4 @@
-"""The lean optimizers do what torch.optim does, and the identities between them hold."""
+"""The optimizers on fused kernels compute what torch.optim does, and the identities between them hold."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_twenty_steps_are_bit_identical_to_torch_optim(name, net):
 @every_net
 @pytest.mark.parametrize("name", BIT_IDENTICAL)
 def test_twenty_steps_without_private_kernels_are_torch_optims(name, net, torch_names):
-    """Up to rounding, so from another formula: where a gradient is about eps, the root of its square is not exact."""
+    """Up to rounding, because the formulas differ: if a gradient is about eps, the root of its square is not exact."""
     theirs = trained(net, lambda model: BIT_IDENTICAL[name](model.parameters()))
     assert close(trained(net, ours(name, lr=0.05)), theirs, 1e-3)
 
@@ -117,7 +117,7 @@ def test_nesterov_looks_ahead_of_momentum():
 
 
 def test_adam_without_a_mean_is_rmsprop_with_its_bias_corrected():
-    """v / (1 - b^t) under the root is a learning rate times the root of 1 - b^t; eps aside, the rest is the same."""
+    """Dividing v by 1 - b^t under the root multiplies the learning rate by the root of 1 - b^t, apart from eps."""
     alpha = 0.9
 
     class CorrectedRMSprop(optimizers.RMSprop):
@@ -166,7 +166,7 @@ def test_muon_moves_matrices_and_leaves_the_rest_to_adamw():
 
 @pytest.mark.parametrize(("steps", "tolerance"), [(1, 0.02), (10, 0.1)])
 def test_muon_follows_torch_optim_muon(steps, tolerance):
-    """Which iterates in bfloat16, with three digits; the difference is a share of the way gone."""
+    """torch.optim.Muon iterates in bfloat16 (three digits), so the difference is relative to the distance moved."""
     fields = {"lr": 0.01, "momentum": 0.95, "weight_decay": 0.1}
     start = trained(NETS["rnn"], ours("muon", **fields), steps=0)
     mine, theirs = (trained(NETS["rnn"], build("muon", **fields), steps=steps) for build in (ours, reference))

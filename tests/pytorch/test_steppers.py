@@ -1,4 +1,4 @@
-"""Ways of running, precisions and tricks: the same numbers where they must be the same, others where they must not."""
+"""Steppers, precisions and training techniques: they give equal losses where they must, and other losses where not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def config(net: str = "mlp", *assignments: str) -> RunConfig:
 
 
 def stepper(config: RunConfig, kind=None):
-    """A run's stepper, ready for its first step, and its net."""
+    """The stepper of a run, ready for its first step, and its Net."""
     arrays, plan = loading.load(config.data, config.source), planner.plan(config)
     training, _ = tensors(arrays, config.model)
     model = models.build(config.model, arrays.facts, seed=config.seed, checkpointing=config.activation_checkpointing)
@@ -62,7 +62,7 @@ def weights(net: Net) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in net.model.parameters()])
 
 
-# --- ways of running agree -----------------------------------------------------------------------------------------
+# --- steppers agree --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -76,13 +76,13 @@ def test_the_tutorials_loop_and_eager_agree(net, optimizer):
 @pytest.mark.slow
 @pytest.mark.xdist_group("compile")
 def test_compiled_and_eager_agree():
-    """Past the end of an epoch, where a batch is smaller."""
+    """Over the end of an epoch, where a batch is smaller."""
     compiled = losses(config("mlp", "execution=compiled", "batch_size=500"), steps=5)
     np.testing.assert_allclose(compiled, losses(config("mlp", "batch_size=500"), steps=5), rtol=1e-4)
 
 
-def as_recorded(net, examples, batch_size, seed):
-    """The steps a CUDA graph would replay, run as they are: which examples, rates and losses go where is the same."""
+def without_a_graph(net, examples, batch_size, seed):
+    """The steps that a CUDA graph would replay, without a graph but with the same tensors."""
     return CudaGraph(net, examples, batch_size, seed, capture=False)
 
 
@@ -90,7 +90,7 @@ def as_recorded(net, examples, batch_size, seed):
 @pytest.mark.parametrize("clip", ["none", "1"])
 def test_what_a_cuda_graph_replays_and_eager_agree(net, clip):
     base = config(net, f"max_grad_norm={clip}")
-    made, _ = stepper(base, as_recorded)
+    made, _ = stepper(base, without_a_graph)
     eager, _ = stepper(base)
     rates = [0.001 * (i % 7 + 1) for i in range(60)]  # more than an epoch of digits: 22 whole batches and a smaller one
     there, here = made.steps(rates), eager.steps(rates)
@@ -101,7 +101,7 @@ def test_what_a_cuda_graph_replays_and_eager_agree(net, clip):
 
 @pytest.mark.parametrize("chunks", [[1] * 30, [22, 8], [3, 20, 7]])
 def test_a_cuda_graphs_steps_do_not_depend_on_how_they_are_read_back(chunks):
-    made, _ = stepper(config(), as_recorded)
+    made, _ = stepper(config(), without_a_graph)
     told = np.concatenate([made.steps([0.003] * n).losses for n in chunks])
     np.testing.assert_allclose(told[:10], losses(config())[:10], rtol=1e-4)
 
@@ -126,7 +126,7 @@ def test_a_recorded_cuda_graph_and_eager_agree(net, optimizer):
     np.testing.assert_allclose(on_gpu("cuda-graph")[:10], on_gpu("eager")[:10], rtol=1e-4)
 
 
-# --- accumulation --------------------------------------------------------------------------------------------------
+# --- accumulation ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -144,7 +144,7 @@ def test_the_full_batch_in_parts_is_the_full_batch():
     )
 
 
-# --- checkpointing -------------------------------------------------------------------------------------------------
+# --- checkpointing ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -164,7 +164,7 @@ def test_checkpointing_lowers_the_allocators_peak(net):
     assert peaks[1] < 0.85 * peaks[0]
 
 
-# --- memory --------------------------------------------------------------------------------------------------------
+# --- memory ----------------------------------------------------------------------------------------------------------
 
 
 def peak_of(chosen: RunConfig) -> tuple[Memory, planner.Plan]:
@@ -209,7 +209,7 @@ def test_measuring_memory_leaves_the_run_as_it_was(execution, optimizer):
     assert np.array_equal(made.steps([chosen.optimizer.lr] * 3).losses, untouched)
 
 
-# --- tricks --------------------------------------------------------------------------------------------------------
+# --- clipping, smoothing, averaging ----------------------------------------------------------------------------------
 
 
 def test_clipping_shortens_a_long_gradient_to_the_norm():
@@ -223,7 +223,7 @@ def test_clipping_above_every_norm_changes_nothing():
     np.testing.assert_allclose(losses(config("mlp", "max_grad_norm=1e6")), losses(config()), rtol=1e-5)
 
 
-def test_the_gradient_norm_is_told_for_every_step_where_clipping_measures_it():
+def test_with_clipping_every_step_has_its_gradient_norm():
     made, _ = stepper(config("mlp", "max_grad_norm=1"))
     assert made.steps([0.003] * 5).norm_at.tolist() == [0, 1, 2, 3, 4]
 
@@ -252,14 +252,14 @@ def test_averaged_weights_follow_their_definition(torch_names):
     for _ in range(4):
         made.steps([0.003])
         average = 0.9 * average + 0.1 * weights(net)
-    assert not any(t.requires_grad for t in net.average)  # or it would keep every step it ever saw
+    assert not any(t.requires_grad for t in net.average)  # otherwise the graph of every step would be kept
     own = weights(net).clone()
     with net.averaged():
         assert torch.allclose(weights(net), average, atol=1e-6)
     assert torch.equal(weights(net), own)
 
 
-# --- precision -----------------------------------------------------------------------------------------------------
+# --- precision -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -312,7 +312,7 @@ def test_a_rehearsal_leaves_the_loss_scale_as_it_was():
     assert scale_of(net) == 2.0**5
 
 
-# --- a torch without private kernels -------------------------------------------------------------------------------
+# --- a torch without private kernels ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))
@@ -325,11 +325,11 @@ def test_eager_steps_follow_the_dataloader_loop_with_any_torch(optimizer, torch_
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_steps_of_a_cuda_graph_and_eager_agree_with_any_torch(optimizer, torch_names):
     base = config("cnn", f"optimizer.name={optimizer}", "optimizer.lr=0.001", "ema_decay=0.9")
-    there = losses(base, steps=10, kind=as_recorded)
+    there = losses(base, steps=10, kind=without_a_graph)
     np.testing.assert_allclose(there, losses(base, steps=10), rtol=1e-4)
 
 
-# --- the smaller batch at the end of an epoch ----------------------------------------------------------------------
+# --- the smaller batch at the end of an epoch ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("execution", ["eager", "dataloader"])

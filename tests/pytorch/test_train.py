@@ -1,4 +1,4 @@
-"""The training task: what it says and when, that it is the training it claims to be, and how it ends."""
+"""The training task: its events and their order, that it trains as a plain loop does, and how it ends."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def of(kind, events):
 
 
 class TickingClock:
-    """Every look at it takes a second."""
+    """A clock that moves on by a second at each reading."""
 
     def __init__(self):
         self.now = 0.0
@@ -64,7 +64,7 @@ class TickingClock:
         return self.now
 
 
-# --- what it says --------------------------------------------------------------------------------------------------
+# --- events ------------------------------------------------------------------------------------------------------
 
 
 def test_events_come_in_the_order_of_a_run(run):
@@ -79,7 +79,7 @@ def test_the_first_evaluation_is_before_training_and_the_last_after_it(run):
     assert steps == sorted(set(steps))
 
 
-def test_every_step_is_told_once_and_in_order(run):
+def test_every_step_is_in_one_event_and_in_order(run):
     events = of(Steps, run("budget.epochs=3"))
     told = [step for event in events for step in range(event.first, event.first + len(event.loss))]
     assert told == list(range(1, 3 * 45 + 1))
@@ -97,7 +97,7 @@ def test_started_says_what_will_be_run(run):
     assert {"torch", "cpu", "threads"} <= started.environment.keys()
 
 
-# --- the same training as anyone's ---------------------------------------------------------------------------------
+# --- the same training as a plain loop ------------------------------------------------------------------------------
 
 
 def plain_losses(config, num_steps):
@@ -160,7 +160,7 @@ def test_weights_and_data_order_are_the_same_whatever_the_optimizer(run):
     np.testing.assert_allclose(adam, sgd, rtol=1e-6)
 
 
-def test_the_dashboards_own_random_numbers_do_not_move_a_run(run):
+def test_other_random_numbers_do_not_change_a_run(run):
     torch.manual_seed(1)
     first = losses(run("budget.steps=5", NO_EPOCHS))
     torch.manual_seed(2)
@@ -208,7 +208,7 @@ def test_the_training_clock_runs_without_gaps_and_starts_at_zero(run):
     assert all(a.train_s[1] == b.train_s[0] for a, b in itertools.pairwise(events))
 
 
-def test_a_diverging_run_tells_its_points_then_why_it_ended(tmp_path):
+def test_a_diverging_run_yields_its_steps_and_then_raises_the_reason(tmp_path):
     config = with_overrides(CNN_CONFIG, ["optimizer.name=sgd", "optimizer.lr=1e6", "budget.steps=50"])
     told = []
     with pytest.raises(Diverged, match=r"became (NaN|infinite) at step \d+ with optimizer\.lr=1e\+06\. Lower") as ended:
@@ -256,7 +256,7 @@ def test_a_users_csv_trains_and_its_hash_is_kept(run, tmp_path):
 
 
 def slow_load(monkeypatch, *, ends_with):
-    """A data set that comes in two halves, then is there, or fails."""
+    """A download with two progress messages that then ends with the data set or with an error."""
 
     def load(data, source, *, progress):
         for done in (1_000, 2_000):
@@ -268,7 +268,7 @@ def slow_load(monkeypatch, *, ends_with):
     monkeypatch.setattr(loading, "load", load)
 
 
-def test_a_download_is_told_as_it_comes(run, monkeypatch):
+def test_a_download_yields_its_progress(run, monkeypatch):
     slow_load(monkeypatch, ends_with=loading.load("synthetic", MLP_CONFIG.source))
     base = with_overrides(MLP_CONFIG, ["data=synthetic"])
     told = of(Preparing, run(*ONLY_STEPS, base=base, clock=TickingClock()))
@@ -295,7 +295,7 @@ def rates(events):
     return np.concatenate([np.broadcast_to(e.lr, e.loss.shape) for e in of(Steps, events)])
 
 
-def test_a_schedule_by_steps_is_told_with_every_step(run):
+def test_a_schedule_by_steps_gives_every_step_its_learning_rate(run):
     told = rates(run(*NO_LIMIT, "budget.steps=40", "schedule=cosine", "warmup_steps=5", "optimizer.lr=0.01"))
     by_hand = [0.01 * (i + 1) / 5 if i < 5 else 0.005 * (1 + np.cos(np.pi * (i - 5) / 35)) for i in range(40)]
     np.testing.assert_allclose(told, by_hand, rtol=1e-6)
@@ -310,7 +310,7 @@ def test_a_schedule_by_time_goes_by_the_training_clock(run):
         )
 
 
-def test_a_constant_rate_is_told_once(run):
+def test_a_constant_learning_rate_is_one_number_per_event(run):
     assert all(event.lr == MLP_CONFIG.optimizer.lr for event in of(Steps, run(*ONLY_STEPS)))
 
 
@@ -330,14 +330,14 @@ def test_a_loss_reaches_its_target_from_above(run):
     assert of(TargetReached, events)[0].value <= 1.0
 
 
-def test_a_target_that_is_not_reached_is_not_told(run):
+def test_a_target_that_is_not_reached_has_no_event(run):
     events = run(*ONLY_STEPS, "target.value=1.0")
     assert not of(TargetReached, events)
     assert len(losses(events)) == 3
 
 
 def test_one_evaluation_alone_reaches_no_target(run):
-    """It is reached at the last evaluation only: there is no second one."""
+    """Only the last evaluation reaches the target, so there is no second one."""
     events = run(*NO_LIMIT, "budget.steps=200", "evaluate_every=200", "target.value=0.5")
     assert not of(TargetReached, events)
 
@@ -356,7 +356,7 @@ def test_averaged_weights_are_what_is_evaluated_and_saved(run, tmp_path):
     assert plain.test_loss != last.test_loss
 
 
-# --- what it leaves ------------------------------------------------------------------------------------------------
+# --- the weights file ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("base", [MLP_CONFIG, with_overrides(CNN_CONFIG, ["data=digits"])], ids=["mlp", "cnn"])
