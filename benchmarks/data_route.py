@@ -104,11 +104,15 @@ def main() -> None:
             results[name]["nothing_new_bytes"] = measure_idle_bytes(page, url.cookie, run_id)
     rows = [
         [
-            r["title"], f"{r['cpu_ms_per_update']:.1f}", verdict(r["cpu_ms_per_update"] <= 5),
-            r["bytes"].text(0), f"{r['nothing_new_bytes']}", verdict(r["nothing_new_bytes"] < 1000),
+            r["title"],
+            f"{r['cpu_ms_per_update']:.1f}",
+            verdict(r["cpu_ms_per_update"] <= 5),
+            r["bytes"].text(0),
+            f"{r['nothing_new_bytes']}",
+            verdict(r["nothing_new_bytes"] < 1000),
         ]
         for r in results.values()
-    ]  # fmt: skip
+    ]
     header = [
         "run polled at 2 Hz",
         "server CPU, ms/update",

@@ -90,9 +90,15 @@ class Isoflop(Logger):
     def _append(self, step: int, now_s: float) -> None:
         clock = (self.begun_s, now_s)
         event = Steps(
-            first=self.first, loss=self.loss, samples=self.samples, lr=self.lr, train_s=clock, elapsed_s=clock,
-            norm_steps=range(self.first, step + 1), grad_norm=self.grad_norm,
-        )  # fmt: skip
+            first=self.first,
+            loss=self.loss,
+            samples=self.samples,
+            lr=self.lr,
+            train_s=clock,
+            elapsed_s=clock,
+            norm_steps=range(self.first, step + 1),
+            grad_norm=self.grad_norm,
+        )
         self.events.append(event)
         self.first, self.begun_s = step + 1, now_s
         self._clear()

@@ -549,11 +549,14 @@ def compare(
 
     standings = {
         peer: Standing(
-            Spread.of(speeds[peer]), ratio(peer, "tutorial"), ratio("isoflop", peer),
-            first[peer]["first_round_s"], first[peer]["held_out_loss"],
+            Spread.of(speeds[peer]),
+            ratio(peer, "tutorial"),
+            ratio("isoflop", peer),
+            first[peer]["first_round_s"],
+            first[peer]["held_out_loss"],
         )
         for peer in first
-    }  # fmt: skip
+    }
     return standings, left_out
 
 

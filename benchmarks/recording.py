@@ -157,14 +157,24 @@ def main() -> None:
             ["all events of the task, while training", everything.text(2, scale=1e6), "us CPU, measured", "", ""],
             ["a beat of the sampler", beats.text(0, scale=1e6), "us CPU, measured", "", ""],
             ["recording, share of a step", f"{share:.2%}", "derived", "1 %", measure.verdict(share <= GOAL_SHARE)],
-            ["a scalar, appending in a row", f"{per_scalar_in_a_row * 1e6:.2f} us", "derived", "0.3 us",
-             measure.verdict(per_scalar_in_a_row <= GOAL_S_PER_SCALAR)],
-            ["a scalar, while training", f"{per_scalar * 1e6:.2f} us", "derived", "0.3 us",
-             measure.verdict(per_scalar <= GOAL_S_PER_SCALAR)],
+            [
+                "a scalar, appending in a row",
+                f"{per_scalar_in_a_row * 1e6:.2f} us",
+                "derived",
+                "0.3 us",
+                measure.verdict(per_scalar_in_a_row <= GOAL_S_PER_SCALAR),
+            ],
+            [
+                "a scalar, while training",
+                f"{per_scalar * 1e6:.2f} us",
+                "derived",
+                "0.3 us",
+                measure.verdict(per_scalar <= GOAL_S_PER_SCALAR),
+            ],
             ["slower with recording, CPU time", both["slowdown_cpu"].text(1, scale=100) + " %", "measured", "", ""],
             ["slower with recording, wall time", both["slowdown_wall"].text(1, scale=100) + " %", "measured", "", ""],
         ],
-    )  # fmt: skip
+    )
     figures = both | {
         "append_steps_s_per_step": per_step,
         "append_everything_s_per_step": everything,

@@ -55,8 +55,10 @@ def write_parquet(path: Path, runs: Sequence[Run]) -> None:
         with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
             for run, table, columns, rows in _tables(runs):
                 data = {
-                    "run_id": pa.array([run.run_id] * rows), "name": pa.array([visible(run.name)] * rows), "table": pa.array([table] * rows)
-                } | {name: _column(columns.get(name), rows, table) for name in names}  # fmt: skip
+                    "run_id": pa.array([run.run_id] * rows),
+                    "name": pa.array([visible(run.name)] * rows),
+                    "table": pa.array([table] * rows),
+                } | {name: _column(columns.get(name), rows, table) for name in names}
                 writer.write_table(pa.table(data, schema=schema))
         draft.replace(path)
     except OSError as error:

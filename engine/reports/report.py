@@ -97,9 +97,13 @@ class Report(FrozenModel):
             raise ConfigError(f"A report cannot have {len(runs):,} runs.", fix=f"Choose 1 to {MAX_RUNS}.")
         frozen = [ReportRun.freeze(run, account_of, file_names=file_names, files=files) for run in runs]
         return cls(
-            title=encodable(title)[:LONGEST_TEXT], created=clock(), isoflop=__version__, notes=encodable(notes),
-            conclusions=list(conclusions), runs=frozen,
-        )  # fmt: skip
+            title=encodable(title)[:LONGEST_TEXT],
+            created=clock(),
+            isoflop=__version__,
+            notes=encodable(notes),
+            conclusions=list(conclusions),
+            runs=frozen,
+        )
 
     def to_json(self) -> str:
         """The JSON document, the same for the same report."""

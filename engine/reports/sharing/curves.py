@@ -346,17 +346,40 @@ def _run(points: Mapping[str, dict[str, np.ndarray]], name: str, config: RunConf
     samples = int(known(steps, "samples"))
     seconds = known(steps, "seconds") or known(evaluations, "seconds")
     summary = Summary(
-        steps=int(step), samples=samples, epochs=samples / data.train_examples if data else 0.0, train_seconds=seconds,
+        steps=int(step),
+        samples=samples,
+        epochs=samples / data.train_examples if data else 0.0,
+        train_seconds=seconds,
         samples_per_s=samples / seconds if samples and seconds else None,
         final_train_loss=last(steps, "loss"),
         test_loss=last(evaluations, "test_loss"),
         test_accuracy=last(evaluations, "test_accuracy"),
-    )  # fmt: skip
+    )
     return ReportRun(
-        run_id=secrets.token_hex(8), name=name, created=now, config=config, fingerprint=config.fingerprint, status="finished",
-        why="", summary=summary, parameters=None, train_flops_per_example=None, train_examples=None, test_examples=None,
-        setup_s=None, warm_up_s=None, peak_memory_method="", energy_method="",
-        energy=Account(source="none", method="A table of numbers contains no energy."), environment={}, missing_readings={},
-        problems=[], recorded_steps=len(steps), steps=steps, evaluations=evaluations, hardware=Points({}), throughput=Points({}),
+        run_id=secrets.token_hex(8),
+        name=name,
+        created=now,
+        config=config,
+        fingerprint=config.fingerprint,
+        status="finished",
+        why="",
+        summary=summary,
+        parameters=None,
+        train_flops_per_example=None,
+        train_examples=None,
+        test_examples=None,
+        setup_s=None,
+        warm_up_s=None,
+        peak_memory_method="",
+        energy_method="",
+        energy=Account(source="none", method="A table of numbers contains no energy."),
+        environment={},
+        missing_readings={},
+        problems=[],
+        recorded_steps=len(steps),
+        steps=steps,
+        evaluations=evaluations,
+        hardware=Points({}),
+        throughput=Points({}),
         last_word=Finished(at=now),
-    )  # fmt: skip
+    )
