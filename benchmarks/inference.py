@@ -7,9 +7,9 @@ sweet      the combination that the task's matrix names for a limit, and the bes
 cache      time per new character of a decoder with its KV cache and without
 ladder     the same trained weights in every runtime that is available
 
-Models are 784-128-10 and LeNet on MNIST, with trained weights if accuracy is shown and new ones otherwise. Ratios are taken
-within a round, with the sides in random order. `--clock cpu` counts the thread's own CPU time in `overhead`, so that other
-programs on the same cores have no effect.
+Models are 784-128-10 and LeNet on MNIST, with trained weights if accuracy is shown and new ones otherwise. Ratios are
+taken within a round, with the sides in random order. `--clock cpu` counts the thread's own CPU time in `overhead`, so
+that other programs on the same cores have no effect.
 """
 
 from __future__ import annotations

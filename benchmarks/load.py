@@ -3,13 +3,13 @@
 - viewers: 25 browsers poll one run every 2 s. Windows with them and without alternate within one run; the training's
   speed in a window is read from its own log, the server's CPU time from its process. The viewers run on this machine
   too, so their CPU time also slows the training.
-- runs: 10,000 runs, made with the engine's own store and event log. Opened without an index; then listed,
-  searched, sorted and paged in a real Chromium, from the action to the new list on the page. A search includes the 0.3 s
-  that the page waits for more typing.
-- long: a run of 100,000 steps, each with loss, learning rate, gradient norm, samples and time, eight hardware readings
-  four times a second and 100 evaluations, written with 1, 10 and 100 steps at a time. Time to the drawn
-  curve in Chromium: from the list of runs in an open dashboard, and separately from the address in an empty browser, which
-  first loads Streamlit's pages and 5 MB of Plotly. Every sample opens another run.
+- runs: 10,000 runs, made with the engine's own store and event log. Opened without an index; then listed, searched,
+  sorted and paged in a real Chromium, from the action to the new list on the page. A search includes the 0.3 s that
+  the page waits for more typing.
+- long: a run of 100,000 steps, each with loss, learning rate, gradient norm, samples and time, eight hardware
+  readings four times a second and 100 evaluations, written with 1, 10 and 100 steps at a time. Time to the drawn
+  curve in Chromium: from the list of runs in an open dashboard, and separately from the address in an empty browser,
+  which first loads Streamlit's pages and 5 MB of Plotly. Every sample opens another run.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Viewer(threading.Thread):
         cursor, _ = poll(self.page, self.cookie, self.run_id, "")
         while not self.is_over:
             self.looking.wait()
-            self.page.close()  # the next request opens it again, because the server closes connections that are idle for 5 s
+            self.page.close()  # the server closes connections that are idle for 5 s; the next request opens it again
             time.sleep(self.late_s)  # so that the 25 viewers do not poll at the same moment
             while self.looking.is_set():
                 began = time.perf_counter()

@@ -1,7 +1,7 @@
 """The cost of the machine monitor, which reads the whole machine four times a second for the page Hardware.
 
-Directly: CPU time of one reading and writing, over the quarter of a second between readings. Side by side: the same training
-alone, and with a recorder in its own process on the same core, which is the worst case.
+Directly: CPU time of one reading and writing, over the quarter of a second between readings. Side by side: the same
+training alone, and with a recorder in its own process on the same core, which is the worst case.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The cost of taking turns: the configurations of a race in one seed block, against the same ones one after another.
 
-Each side is a new process that calls `worker.run`, as the supervisor does: once for all configurations, or once for each.
-Every configuration makes a fixed number of steps, so both sides do the same work. The sides alternate, and each pair of
-neighbours gives ratios: of the training seconds (the sum of the training clocks), of the samples per second of each
-configuration, and of the wall time of `worker.run`, which includes loading, warm-up and evaluation, but not the start of
-the process.
+Each side is a new process that calls `worker.run`, as the supervisor does: once for all configurations, or once for
+each. Every configuration makes a fixed number of steps, so both sides do the same work. The sides alternate, and each
+pair of neighbours gives ratios: of the training seconds (the sum of the training clocks), of the samples per second
+of each configuration, and of the wall time of `worker.run`, which includes loading, warm-up and evaluation, but not
+the start of the process.
 
 `python -m benchmarks.race`. While other programs use the cores, the result is not conclusive, and the table says so.
 """

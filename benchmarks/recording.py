@@ -1,8 +1,8 @@
 """The cost of recording: loss, samples and clocks of every step, and the hardware at 4 Hz.
 
-Directly: the CPU time per step of appending the events of a real run to its log, and of one hardware reading. From these the
-share of a step is derived. Side by side: the same training with and without the recording of worker.run. Its noise is larger
-than the expected effect, so it can only rule out a large cost.
+Directly: the CPU time per step of appending the events of a real run to its log, and of one hardware reading. From
+these the share of a step is derived. Side by side: the same training with and without the recording of worker.run.
+Its noise is larger than the expected effect, so it can only rule out a large cost.
 """
 
 from __future__ import annotations

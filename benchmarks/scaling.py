@@ -1,13 +1,14 @@
 """The gain of a second rank: the same training on one process and on two, in turns.
 
-Each run is a process that the fork server starts, as for a supervisor: on one rank alone, on two with the same global batch (strong
-scaling), and on two with that batch for each (weak scaling). The three alternate, forwards and backwards, and each round
-gives a ratio of samples per second on the training clock, which leaves out loading, warming up and evaluation. Ranks are
-processes on this machine's cores that exchange gradients over the loopback by gloo, one thread each.
+Each run is a process that the fork server starts, as for a supervisor: on one rank alone, on two with the same global
+batch (strong scaling), and on two with that batch for each (weak scaling). The three alternate, forwards and
+backwards, and each round gives a ratio of samples per second on the training clock, which leaves out loading, warming
+up and evaluation. Ranks are processes on this machine's cores that exchange gradients over the loopback by gloo, one
+thread each.
 
-`python -m benchmarks.scaling [ROUNDS]`. Two ranks need two cores: while other programs use them, the result is not conclusive,
-and the table says so. The table also has the CPU time of a step, on which other programs have little effect. It is the time
-of a rank's step on a core of its own, without waiting.
+`python -m benchmarks.scaling [ROUNDS]`. Two ranks need two cores: while other programs use them, the result is not
+conclusive, and the table says so. The table also has the CPU time of a step, on which other programs have little
+effect. It is the time of a rank's step on a core of its own, without waiting.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Exports to other tools: all points as Parquet or CSV, event files for TensorBoard, a folder for MLflow.
 
-pyarrow is always installed. TensorBoard and MLflow exports need their own packages, because only these write their formats.
+pyarrow is always installed. TensorBoard and MLflow exports need their own packages, because only these write their
+formats.
 """
 
 from __future__ import annotations

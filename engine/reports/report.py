@@ -1,8 +1,8 @@
 """Runs frozen into one document: its JSON holds everything, and the HTML page is rendered from it (reports/html).
 
-A report says what was run, on what machine, and with what result. It does not say who ran it or where: of the environment
-only named facts are kept, and every text goes through redaction.py. It holds all events of a run, so that an import
-restores the run in another store (reports/sharing).
+A report says what was run, on what machine, and with what result. It does not say who ran it or where: of the
+environment only named facts are kept, and every text goes through redaction.py. It holds all events of a run, so that
+an import restores the run in another store (reports/sharing).
 """
 
 from __future__ import annotations

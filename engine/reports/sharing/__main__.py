@@ -24,7 +24,7 @@ from engine.system.files import write_atomically
 
 @dataclasses.dataclass
 class _OpenedFile:
-    """An opened file: its report, the hash of its JSON, the hash that it claims, and a reader for the files beside it."""
+    """An opened file: its report, the hash of its JSON, the hash it claims, and a reader of the files beside it."""
 
     report: Report
     form: str

@@ -1,7 +1,7 @@
 """Reads a curve from a CSV (a loss or an accuracy per step, epoch or second) as a run, to compare it with others.
 
-The names of the columns decide their roles, and their names or values decide their units. The notes name each guess, and
-the user can choose otherwise. Nothing else is known of the run; the user states its configuration.
+The names of the columns decide their roles, and their names or values decide their units. The notes name each guess,
+and the user can choose otherwise. Nothing else is known of the run; the user states its configuration.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _UNIT_IN = re.compile(
 )
 _UNIT_NAMES = {"milliseconds": "ms", "minutes": "min", "hours": "h", "pct": "%", "percent": "%"}
 _UNIT_NAMES |= dict.fromkeys(("sec", "secs", "seconds"), "s")
-# What float() reads, without its "1_10" and its digits of other scripts: a cell is a number only if a person reads it so.
+# As float(), but without "1_10" and digits of other scripts, which people do not read as numbers.
 _NUMBER = (
     r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[iI][nN][fF](?:[iI][nN][iI][tT][yY])?|[nN][aA][nN])"
 )

@@ -1,4 +1,4 @@
-"""Writes the runs of a report as run folders: a configuration and an event log with the report's content, under new ids."""
+"""Writes the runs of a report as run folders (a configuration and an event log) under new ids."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _write_log(path: Path, events: Sequence[AnyEvent], last: Terminal) -> None:
                 steps += rows if event.table == "steps" else 0
                 evaluations += rows if event.table == "evaluations" else 0
         counted = {"steps": steps, "evaluations": evaluations, "checksum": f"{checksum:08x}"}
-        file.write(encode(last.model_copy(update=counted)))  # type: ignore[arg-type]
+        file.write(encode(last.model_copy(update=counted)))
         file.flush()
         os.fsync(file.fileno())
 
