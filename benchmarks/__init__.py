@@ -5,6 +5,6 @@ Run one with `python -m benchmarks.MODULE`. docs/benchmarks.md has the figures. 
 
 import os
 
-# libgomp reads these when torch is imported: one thread, which sleeps while it waits (as in engine/runtime/executor.py).
+# libgomp reads these when torch is imported: one thread, which sleeps while it waits, as in a worker.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["OMP_NUM_THREADS"] = "1"

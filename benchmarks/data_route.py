@@ -1,8 +1,8 @@
 """The cost of a live update on the server: `python -m benchmarks.data_route`.
 
-A real server and a real run are polled twice a second with the cursor of the last answer, as a page does. The server's CPU
-time is read from its process in windows with and without polls; the CPU time without polls is subtracted. Bytes are those of
-the uncompressed body.
+A real server and a real run are polled twice a second with the cursor of the last answer, as a page does. The
+server's CPU time is read from its process in windows with and without polls; the CPU time without polls is
+subtracted. Bytes are those of the uncompressed body.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def server_process(port: int | None) -> psutil.Process:
 
 
 def poll(page: HTTPConnection, cookie: str, run_id: str, cursor: str) -> tuple[str, int]:
-    """Poll once; return the new cursor and the size of the answer in bytes. The connection stays open, as in a browser."""
+    """Poll once; return the new cursor and the size of the answer in bytes. The connection stays open."""
     page.request(
         "GET", f"/api/runs/{run_id}/points?{urllib.parse.urlencode({'after': cursor})}", headers={"Cookie": cookie}
     )
@@ -104,11 +104,15 @@ def main() -> None:
             results[name]["nothing_new_bytes"] = measure_idle_bytes(page, url.cookie, run_id)
     rows = [
         [
-            r["title"], f"{r['cpu_ms_per_update']:.1f}", verdict(r["cpu_ms_per_update"] <= 5),
-            r["bytes"].text(0), f"{r['nothing_new_bytes']}", verdict(r["nothing_new_bytes"] < 1000),
+            r["title"],
+            f"{r['cpu_ms_per_update']:.1f}",
+            verdict(r["cpu_ms_per_update"] <= 5),
+            r["bytes"].text(0),
+            f"{r['nothing_new_bytes']}",
+            verdict(r["nothing_new_bytes"] < 1000),
         ]
         for r in results.values()
-    ]  # fmt: skip
+    ]
     header = [
         "run polled at 2 Hz",
         "server CPU, ms/update",

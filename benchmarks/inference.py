@@ -7,9 +7,9 @@ sweet      the combination that the task's matrix names for a limit, and the bes
 cache      time per new character of a decoder with its KV cache and without
 ladder     the same trained weights in every runtime that is available
 
-Models are 784-128-10 and LeNet on MNIST, with trained weights if accuracy is shown and new ones otherwise. Ratios are taken
-within a round, with the sides in random order. `--clock cpu` counts the thread's own CPU time in `overhead`, so that other
-programs on the same cores have no effect.
+Models are 784-128-10 and LeNet on MNIST, with trained weights if accuracy is shown and new ones otherwise. Ratios are
+taken within a round, with the sides in random order. `--clock cpu` counts the thread's own CPU time in `overhead`, so
+that other programs on the same cores have no effect.
 """
 
 from __future__ import annotations
@@ -87,9 +87,19 @@ def plain_net(preset: str, same: nn.Sequential) -> nn.Sequential:
         layers: list[nn.Module] = [nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)]
     else:
         layers = [
-            nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
-        ]  # fmt: skip
+            nn.Conv2d(1, 6, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(400, 120),
+            nn.ReLU(),
+            nn.Linear(120, 84),
+            nn.ReLU(),
+            nn.Linear(84, 10),
+        ]
     written = nn.Sequential(*layers)
     written.load_state_dict(same.state_dict())
     return written.eval()
@@ -174,9 +184,10 @@ def overhead(made: Net, rounds: int, rng: random.Random, clock: Callable[[], int
         took = {}
         for side in rng.sample(["harness", "bare"], 2):
             took[side] = (
-                timed_harness(made.served, inputs, count, watch, clock) if side == "harness"
+                timed_harness(made.served, inputs, count, watch, clock)
+                if side == "harness"
                 else bare(made.served, inputs, count, clock)
-            )  # fmt: skip
+            )
         ratios.append(took["harness"] / took["bare"])
     return Spread.of(ratios)
 
@@ -206,9 +217,10 @@ def stopwatch(made: Net, batch_size: int, rounds: int, rng: random.Random) -> tu
         found: dict[str, np.ndarray] = {}
         for side in rng.sample(["task", "other"], 2):
             found[side] = (
-                harness(made.served, inputs, BLOCK_S, watch) if side == "task"
+                harness(made.served, inputs, BLOCK_S, watch)
+                if side == "task"
                 else by_another_clock(made.served, inputs, count)
-            )  # fmt: skip
+            )
         p50s.append(float(np.median(found["task"]) / np.median(found["other"])))
         means.append(float(np.mean(found["task"]) / np.mean(found["other"])))
     return Spread.of(p50s), Spread.of(means)
@@ -264,11 +276,13 @@ def sweet(
     best = max(allowed, key=allowed.__getitem__) if allowed else None
     chosen = spot.best.cell if spot.best else None
     return Advice(
-        sentence=in_words(found, limit_s, quantile=quantile), chosen=chosen,
+        sentence=in_words(found, limit_s, quantile=quantile),
+        chosen=chosen,
         chosen_samples_per_s=speed[chosen.batch_size, chosen.threads][0] if chosen else None,
         chosen_is_within=bool(chosen and speed[chosen.batch_size, chosen.threads][1]),
-        best=best, best_samples_per_s=allowed[best] if best else None,
-    )  # fmt: skip
+        best=best,
+        best_samples_per_s=allowed[best] if best else None,
+    )
 
 
 def cache(rounds: int) -> dict[str, float]:

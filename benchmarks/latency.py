@@ -1,8 +1,8 @@
-"""From the submission of a run to its first point: `mnist-mlp` for one epoch, through a real supervisor in a store of its own.
+"""From the submission of a run to its first point: one epoch of `mnist-mlp`, with a real supervisor and a new store.
 
-Warm: the supervisor's fork server has imported torch. From nothing: no supervisor is running. Two moments are measured: the
-time of the first step according to the log, and the time when a reader that polls every few milliseconds sees it, which
-includes the flush of the log.
+Warm: the supervisor's fork server has imported torch. From nothing: no supervisor is running. Two moments are
+measured: the time of the first step according to the log, and the time when a reader that polls every few
+milliseconds sees it, which includes the flush of the log.
 """
 
 from __future__ import annotations

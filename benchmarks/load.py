@@ -3,13 +3,13 @@
 - viewers: 25 browsers poll one run every 2 s. Windows with them and without alternate within one run; the training's
   speed in a window is read from its own log, the server's CPU time from its process. The viewers run on this machine
   too, so their CPU time also slows the training.
-- runs: 10,000 runs, made with the engine's own store and event log. Opened without an index; then listed,
-  searched, sorted and paged in a real Chromium, from the action to the new list on the page. A search includes the 0.3 s
-  that the page waits for more typing.
-- long: a run of 100,000 steps, each with loss, learning rate, gradient norm, samples and time, eight hardware readings
-  four times a second and 100 evaluations, written with 1, 10 and 100 steps at a time. Time to the drawn
-  curve in Chromium: from the list of runs in an open dashboard, and separately from the address in an empty browser, which
-  first loads Streamlit's pages and 5 MB of Plotly. Every sample opens another run.
+- runs: 10,000 runs, made with the engine's own store and event log. Opened without an index; then listed, searched,
+  sorted and paged in a real Chromium, from the action to the new list on the page. A search includes the 0.3 s that
+  the page waits for more typing.
+- long: a run of 100,000 steps, each with loss, learning rate, gradient norm, samples and time, eight hardware
+  readings four times a second and 100 evaluations, written with 1, 10 and 100 steps at a time. Time to the drawn
+  curve in Chromium: from the list of runs in an open dashboard, and separately from the address in an empty browser,
+  which first loads Streamlit's pages and 5 MB of Plotly. Every sample opens another run.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Viewer(threading.Thread):
         cursor, _ = poll(self.page, self.cookie, self.run_id, "")
         while not self.is_over:
             self.looking.wait()
-            self.page.close()  # the next request opens it again, because the server closes connections that are idle for 5 s
+            self.page.close()  # the server closes connections that are idle for 5 s; the next request opens it again
             time.sleep(self.late_s)  # so that the 25 viewers do not poll at the same moment
             while self.looking.is_set():
                 began = time.perf_counter()
@@ -107,13 +107,17 @@ def viewers() -> dict[str, Any]:
     ratios = [watched / alone for alone, watched in zip(speeds[::2], speeds[1::2], strict=True)]
     seconds = [s for viewer in everybody for s in viewer.seconds]
     return {
-        "viewers": VIEWERS, "refresh_s": REFRESH_S, "polls": len(seconds),
-        "route_s": Spread.of(seconds), "route_p95_s": float(np.percentile(seconds, 95)),
+        "viewers": VIEWERS,
+        "refresh_s": REFRESH_S,
+        "polls": len(seconds),
+        "route_s": Spread.of(seconds),
+        "route_p95_s": float(np.percentile(seconds, 95)),
         "bytes": Spread.of([s for viewer in everybody for s in viewer.sizes]),
         "server_core_share": Spread.of([(b["server_s"] - a["server_s"]) / WINDOW_S for a, b in pairs]),
         "pollers_core_share": Spread.of([b["own_s"] / WINDOW_S for _, b in pairs]),
-        "training_speed_watched_over_alone": Spread.of(ratios), "ratios": ratios,
-    }  # fmt: skip
+        "training_speed_watched_over_alone": Spread.of(ratios),
+        "ratios": ratios,
+    }
 
 
 def running(client: Client, preset: str) -> Run:
@@ -168,9 +172,15 @@ def make_runs(store: Store, number: int) -> None:
         log.append(Starting(at=time.time(), pid=1, pid_started=1.0))
         log.append(started(200))
         log.append(
-            Steps(first=1, loss=rng.random(200), samples=np.full(200, 64), lr=0.1,
-                          train_s=(0, 1 + rng.random()), elapsed_s=(0, 2))
-        )  # fmt: skip
+            Steps(
+                first=1,
+                loss=rng.random(200),
+                samples=np.full(200, 64),
+                lr=0.1,
+                train_s=(0, 1 + rng.random()),
+                elapsed_s=(0, 2),
+            )
+        )
         log.append(
             Evaluation(step=200, train_s=1, elapsed_s=1, test_loss=0.3, test_accuracy=rng.random(), seconds=0.01)
         )
@@ -182,9 +192,14 @@ def make_runs(store: Store, number: int) -> None:
 def started(steps: int) -> Started:
     """The Started event of a run with so many steps."""
     return Started(
-        at=time.time(), parameters=101_770, train_flops_per_example=408_576, train_examples=4_000, test_examples=1_000,
-        total_steps=steps, setup_s=0.1,
-    )  # fmt: skip
+        at=time.time(),
+        parameters=101_770,
+        train_flops_per_example=408_576,
+        train_examples=4_000,
+        test_examples=1_000,
+        total_steps=steps,
+        setup_s=0.1,
+    )
 
 
 def many_runs() -> dict[str, Any]:
@@ -320,10 +335,17 @@ def _write_long_run(folder: Path, per_record: int) -> None:
         step, now = np.arange(first, first + per_record), (first + per_record - 1) * step_s
         clock = (now - per_record * step_s, now)
         log.append(
-            Steps(first=first, loss=2 * np.exp(-step / 3e4) + rng.gamma(2, 0.02, per_record),
-                          samples=np.full(per_record, 64), lr=rng.random(per_record), train_s=clock, elapsed_s=clock,
-                          norm_steps=step, grad_norm=rng.random(per_record))
-        )  # fmt: skip
+            Steps(
+                first=first,
+                loss=2 * np.exp(-step / 3e4) + rng.gamma(2, 0.02, per_record),
+                samples=np.full(per_record, 64),
+                lr=rng.random(per_record),
+                train_s=clock,
+                elapsed_s=clock,
+                norm_steps=step,
+                grad_norm=rng.random(per_record),
+            )
+        )
         if now - sampled >= 0.25:
             sampled = now
             log.append(HardwareSample(elapsed_s=now, readings=dict.fromkeys(HARDWARE, 1e9 * rng.random())))
@@ -358,9 +380,11 @@ def long_run() -> dict[str, Any]:
             connection = HTTPConnection(address.hostname or "", address.port)
             route = timed(lambda ids=ids: answer.append(poll(connection, url.cookie, ids[0], "")[1]))  # noqa: B023
             results[f"{per_record} steps a record"] = {
-                "log_bytes": log.stat().st_size, "read_s": Spread.of(reads), "route_first_answer_s": route,
+                "log_bytes": log.stat().st_size,
+                "read_s": Spread.of(reads),
+                "route_first_answer_s": route,
                 "answer_bytes": answer[0],
-            }  # fmt: skip
+            }
             paints = [painted(chromium, url, run_id, server) for run_id in ids[1:]]
             results[f"{per_record} steps a record"] |= _columns(paints)
             ids = [make_long_run(store, per_record) for _ in range(LONG_RUNS)]

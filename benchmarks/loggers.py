@@ -2,15 +2,15 @@
 
 Five scalars a step: loss, lr, samples, grad_norm, train_s. Two figures for each logger:
 
-- per scalar, in a tight loop: CPU time of the thread that logs, and of the whole process until the logger is closed (its
-  own threads finish their work). W&B's service is another process, whose time is not included.
+- per scalar, in a tight loop: CPU time of the thread that logs, and of the whole process until the logger is closed
+  (its own threads finish their work). W&B's service is another process, whose time is not included.
 - slowdown of training 784-128-10 (fused Adam, data in memory, `loss.item()`) that logs in each step, against the same
   loop without, the two in random order inside one process: wall time of the loop, and process CPU until closed.
 
-Isoflop receives the five values step by step, collects 100 steps and appends a Steps event, as the training task does every
-0.1 s. It keeps four of the values of every step and only the first and last train_s, so its cost is divided by four. The
-other loggers write to a local folder and send nothing. Each logger has its own process, and rounds alternate in random
-order, as in `peers`. The loggers can use both cores, because their threads expect another core.
+Isoflop receives the five values step by step, collects 100 steps and appends a Steps event, as the training task does
+every 0.1 s. It keeps four of the values of every step and only the first and last train_s, so its cost is divided by
+four. The other loggers write to a local folder and send nothing. Each logger has its own process, and rounds
+alternate in random order, as in `peers`. The loggers can use both cores, because their threads expect another core.
 """
 
 from __future__ import annotations
@@ -90,9 +90,15 @@ class Isoflop(Logger):
     def _append(self, step: int, now_s: float) -> None:
         clock = (self.begun_s, now_s)
         event = Steps(
-            first=self.first, loss=self.loss, samples=self.samples, lr=self.lr, train_s=clock, elapsed_s=clock,
-            norm_steps=range(self.first, step + 1), grad_norm=self.grad_norm,
-        )  # fmt: skip
+            first=self.first,
+            loss=self.loss,
+            samples=self.samples,
+            lr=self.lr,
+            train_s=clock,
+            elapsed_s=clock,
+            norm_steps=range(self.first, step + 1),
+            grad_norm=self.grad_norm,
+        )
         self.events.append(event)
         self.first, self.begun_s = step + 1, now_s
         self._clear()
@@ -287,7 +293,7 @@ def work(peer: Peer) -> None:
 def compare(
     workers: Mapping[str, Worker], *, rounds: int, rng: random.Random
 ) -> tuple[dict[str, dict[str, Spread]], dict[str, str]]:
-    """The figures of each logger, and reasons for those without; the first round, with imports and new databases, is left out."""
+    """The figures of each logger, and reasons for those without. The first round (imports, new databases) is left out."""
     first, left_out = first_answers(workers, PEERS)
     answers: dict[str, list[dict[str, float]]] = {name: [] for name in first}
     for _ in range(rounds):

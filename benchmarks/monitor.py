@@ -1,7 +1,7 @@
 """The cost of the machine monitor, which reads the whole machine four times a second for the page Hardware.
 
-Directly: CPU time of one reading and writing, over the quarter of a second between readings. Side by side: the same training
-alone, and with a recorder in its own process on the same core, which is the worst case.
+Directly: CPU time of one reading and writing, over the quarter of a second between readings. Side by side: the same
+training alone, and with a recorder in its own process on the same core, which is the worst case.
 """
 
 from __future__ import annotations
@@ -140,13 +140,25 @@ def main() -> None:
         [
             ["a beat: everything read and kept", beats.text(0, scale=1e6), "us CPU, measured", "", ""],
             ["share of a core at 4 Hz", f"{share:.2%}", "derived", "1 %", measure.verdict(share <= GOAL_SHARE)],
-            ["training on the recorder's own core, wall", both["slowdown_wall"].text(2, scale=100) + " %", "measured", "", ""],
-            ["training on the recorder's own core, CPU", both["slowdown_cpu"].text(2, scale=100) + " %", "measured", "", ""],
+            [
+                "training on the recorder's own core, wall",
+                both["slowdown_wall"].text(2, scale=100) + " %",
+                "measured",
+                "",
+                "",
+            ],
+            [
+                "training on the recorder's own core, CPU",
+                both["slowdown_cpu"].text(2, scale=100) + " %",
+                "measured",
+                "",
+                "",
+            ],
             ["route: 15 minutes for a browser that has nothing", polls["first"].text(1, scale=1e3), "ms CPU", "", ""],
             ["route: a second's new rows", polls["following"].text(2, scale=1e3), "ms CPU", "", ""],
             ["route: nothing new", polls["nothing"].text(2, scale=1e3), "ms CPU", "", ""],
         ],
-    )  # fmt: skip
+    )
     figures = both | {
         "beat_s": beats,
         "share_of_a_core_derived": share,

@@ -1,14 +1,14 @@
 """Isoflop's training task against other ways to train the same model: `python -m benchmarks.peers`.
 
-The peers have their own environment (`requirements-peers.txt`); a peer that is not installed is left out, with a message. All
-do the same number of steps of the same model at the same batch size, from the initial weights in each round. The time runs
-from the first batch to the last loss on the host. Building, compiling and warm-up are not included; the first round, which
-has them, is listed separately. Peers are used as their documentation shows, without progress bars, loggers and checkpoints
-unless their name says so.
+The peers have their own environment (`requirements-peers.txt`); a peer that is not installed is left out, with a
+message. All do the same number of steps of the same model at the same batch size, from the initial weights in each
+round. The time runs from the first batch to the last loss on the host. Building, compiling and warm-up are not
+included; the first round, which has them, is listed separately. Peers are used as their documentation shows, without
+progress bars, loggers and checkpoints unless their name says so.
 
-Every contestant, Isoflop included, has its own process that runs a round on request, so that the rounds of all alternate in
-random order. Keras allows one backend per process, JAX has its own thread pool and Lightning its own hooks, and none can
-disturb another. All run on the same core.
+Every contestant, Isoflop included, has its own process that runs a round on request, so that the rounds of all
+alternate in random order. Keras allows one backend per process, JAX has its own thread pool and Lightning its own
+hooks, and none can disturb another. All run on the same core.
 
 `--clock cpu` counts the CPU time of each one's process, for machines that are not quiet.
 """
@@ -251,13 +251,13 @@ class Lightning(Tutorial):
 
 
 class LightningDefault(Lightning):
-    """With the defaults of Trainer(): TensorBoard every 50 steps, a checkpoint each epoch, a progress bar (into a file)."""
+    """With the defaults of Trainer(): TensorBoard every 50 steps, a checkpoint each epoch, a progress bar."""
 
     options: Mapping[str, Any] = {}
 
 
 class Keras(Contestant):
-    """compile() and fit() on NumPy arrays; KERAS_BACKEND names the backend. Compiled once; each round resets the state."""
+    """compile() and fit() on NumPy arrays; KERAS_BACKEND names the backend. Compiled once; rounds reset the state."""
 
     steps_at_once = 1
 
@@ -514,7 +514,7 @@ def roofline_s(config: RunConfig, limits: Limits) -> float:
 # --- side by side -------------------------------------------------------------------------------------------------
 
 GOALS_OVER_LIGHTNING = {"mlp-64": 4.0, "mlp-1": 6.0, "lenet-64": 1.5}  # median ratio of samples per second, at least
-PARITY = "decoder-32"  # limited by matrix products, which are the same for all; the goal is not to be slower, within the spread
+PARITY = "decoder-32"  # limited by matrix products, the same for all; the goal is not to be slower
 _LEARNED_FACTOR = 2.0
 HOW = (
     "one process per contestant, all on the same core; rounds of all in random order; seconds from the first batch to the "
@@ -550,11 +550,14 @@ def compare(
 
     standings = {
         peer: Standing(
-            Spread.of(speeds[peer]), ratio(peer, "tutorial"), ratio("isoflop", peer),
-            first[peer]["first_round_s"], first[peer]["held_out_loss"],
+            Spread.of(speeds[peer]),
+            ratio(peer, "tutorial"),
+            ratio("isoflop", peer),
+            first[peer]["first_round_s"],
+            first[peer]["held_out_loss"],
         )
         for peer in first
-    }  # fmt: skip
+    }
     return standings, left_out
 
 

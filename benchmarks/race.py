@@ -1,10 +1,10 @@
 """The cost of taking turns: the configurations of a race in one seed block, against the same ones one after another.
 
-Each side is a new process that calls `worker.run`, as the supervisor does: once for all configurations, or once for each.
-Every configuration makes a fixed number of steps, so both sides do the same work. The sides alternate, and each pair of
-neighbours gives ratios: of the training seconds (the sum of the training clocks), of the samples per second of each
-configuration, and of the wall time of `worker.run`, which includes loading, warm-up and evaluation, but not the start of
-the process.
+Each side is a new process that calls `worker.run`, as the supervisor does: once for all configurations, or once for
+each. Every configuration makes a fixed number of steps, so both sides do the same work. The sides alternate, and each
+pair of neighbours gives ratios: of the training seconds (the sum of the training clocks), of the samples per second
+of each configuration, and of the wall time of `worker.run`, which includes loading, warm-up and evaluation, but not
+the start of the process.
 
 `python -m benchmarks.race`. While other programs use the cores, the result is not conclusive, and the table says so.
 """
@@ -78,8 +78,11 @@ def run_once(*, in_seed_block: bool) -> Measured:
         calls = [folders] if in_seed_block else [[folder] for folder in folders]
         done = subprocess.run(
             [sys.executable, "-c", _PROCESS, json.dumps(calls)],
-            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}, stdout=subprocess.PIPE, text=True, check=True,
-        )  # fmt: skip
+            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
         train_s, samples_per_s = {}, {}
         for label, run_id in ids.items():
             run = store.run(run_id)
@@ -134,13 +137,19 @@ def main() -> None:
     measure.save(
         "race",
         {
-            "race": DEFAULT_RACE, "steps": STEPS, "pairs": PAIRS, "aim": GOAL, "reached": reached, "highest_load": max(loads),
-            "ratio": found, "samples_per_s": samples,
+            "race": DEFAULT_RACE,
+            "steps": STEPS,
+            "pairs": PAIRS,
+            "aim": GOAL,
+            "reached": reached,
+            "highest_load": max(loads),
+            "ratio": found,
+            "samples_per_s": samples,
             "training_s": {side: Spread.of([m.total_train_s for m in of_side]) for side, of_side in sides.items()},
             "wall_s": {side: Spread.of([m.wall_s for m in of_side]) for side, of_side in sides.items()},
         },
         load_before=load_before,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The cost of recording: loss, samples and clocks of every step, and the hardware at 4 Hz.
 
-Directly: the CPU time per step of appending the events of a real run to its log, and of one hardware reading. From these the
-share of a step is derived. Side by side: the same training with and without the recording of worker.run. Its noise is larger
-than the expected effect, so it can only rule out a large cost.
+Directly: the CPU time per step of appending the events of a real run to its log, and of one hardware reading. From
+these the share of a step is derived. Side by side: the same training with and without the recording of worker.run.
+Its noise is larger than the expected effect, so it can only rule out a large cost.
 """
 
 from __future__ import annotations
@@ -158,14 +158,24 @@ def main() -> None:
             ["all events of the task, while training", everything.text(2, scale=1e6), "us CPU, measured", "", ""],
             ["a beat of the sampler", beats.text(0, scale=1e6), "us CPU, measured", "", ""],
             ["recording, share of a step", f"{share:.2%}", "derived", "1 %", measure.verdict(share <= GOAL_SHARE)],
-            ["a scalar, appending in a row", f"{per_scalar_in_a_row * 1e6:.2f} us", "derived", "0.3 us",
-             measure.verdict(per_scalar_in_a_row <= GOAL_S_PER_SCALAR)],
-            ["a scalar, while training", f"{per_scalar * 1e6:.2f} us", "derived", "0.3 us",
-             measure.verdict(per_scalar <= GOAL_S_PER_SCALAR)],
+            [
+                "a scalar, appending in a row",
+                f"{per_scalar_in_a_row * 1e6:.2f} us",
+                "derived",
+                "0.3 us",
+                measure.verdict(per_scalar_in_a_row <= GOAL_S_PER_SCALAR),
+            ],
+            [
+                "a scalar, while training",
+                f"{per_scalar * 1e6:.2f} us",
+                "derived",
+                "0.3 us",
+                measure.verdict(per_scalar <= GOAL_S_PER_SCALAR),
+            ],
             ["slower with recording, CPU time", both["slowdown_cpu"].text(1, scale=100) + " %", "measured", "", ""],
             ["slower with recording, wall time", both["slowdown_wall"].text(1, scale=100) + " %", "measured", "", ""],
         ],
-    )  # fmt: skip
+    )
     figures = both | {
         "append_steps_s_per_step": per_step,
         "append_everything_s_per_step": everything,

@@ -35,17 +35,38 @@ class Reference:
 
 _PAPER = "Greydanus & Kobak 2020, arXiv:2011.14439"
 REFERENCES = {
-    "mlp": Reference("784-128-10, Adam 1e-3, B=128, 5 epochs, MNIST", "mnist-mlp",
-                     ("data=mnist", "batch_size=128", "budget.epochs=5"), "test_accuracy", 0.975, 0.004, "tutorials"),
-    "lenet": Reference("LeNet, momentum 0.02, B=64, 5 epochs, MNIST", "lenet",
-                       ("data=mnist", "budget.epochs=5"), "test_accuracy", 0.989, 0.005, "tutorials"),
+    "mlp": Reference(
+        "784-128-10, Adam 1e-3, B=128, 5 epochs, MNIST",
+        "mnist-mlp",
+        ("data=mnist", "batch_size=128", "budget.epochs=5"),
+        "test_accuracy",
+        0.975,
+        0.004,
+        "tutorials",
+    ),
+    "lenet": Reference(
+        "LeNet, momentum 0.02, B=64, 5 epochs, MNIST",
+        "lenet",
+        ("data=mnist", "budget.epochs=5"),
+        "test_accuracy",
+        0.989,
+        0.005,
+        "tutorials",
+    ),
     "mnist1d-linear": Reference("MNIST-1D, linear", "mnist1d-linear", (), "test_accuracy", 0.315, 0.03, _PAPER),
     "mnist1d-mlp": Reference("MNIST-1D, MLP", "mnist1d-mlp", (), "test_accuracy", 0.651, 0.04, _PAPER),
     "mnist1d-cnn": Reference("MNIST-1D, CNN", "mnist1d-cnn", (), "test_accuracy", 0.923, 0.03, _PAPER),
     "mnist1d-gru": Reference("MNIST-1D, GRU", "mnist1d-gru", (), "test_accuracy", 0.891, 0.04, _PAPER),
-    "decoder": Reference("decoder 4 x 128, context 64, B=12, 2,000 steps, tinyshakespeare", "char-decoder", (),
-                         "test_loss", 1.88, 0.05, "nanoGPT's README, CPU line"),
-}  # fmt: skip
+    "decoder": Reference(
+        "decoder 4 x 128, context 64, B=12, 2,000 steps, tinyshakespeare",
+        "char-decoder",
+        (),
+        "test_loss",
+        1.88,
+        0.05,
+        "nanoGPT's README, CPU line",
+    ),
+}
 
 
 def main() -> None:
@@ -68,13 +89,28 @@ def main() -> None:
         last = [event for event in events if isinstance(event, Evaluation)][-1]
         found = getattr(last, reference.metric)
         reached = abs(found - reference.published) <= reference.tolerance
-        rows.append([reference.title, reference.metric, f"{found:.4f}", f"{reference.published:g}",
-                     measure.verdict(reached), f"{last.train_s:.1f} s"])  # fmt: skip
+        rows.append(
+            [
+                reference.title,
+                reference.metric,
+                f"{found:.4f}",
+                f"{reference.published:g}",
+                measure.verdict(reached),
+                f"{last.train_s:.1f} s",
+            ]
+        )
         figures[name] = {
-            "title": reference.title, "metric": reference.metric, "found": found, "published": reference.published,
-            "tolerance": reference.tolerance, "reached": reached, "source": reference.source,
-            "training_seconds": last.train_s, "steps": last.step, "seed": config.seed,
-        }  # fmt: skip
+            "title": reference.title,
+            "metric": reference.metric,
+            "found": found,
+            "published": reference.published,
+            "tolerance": reference.tolerance,
+            "reached": reached,
+            "source": reference.source,
+            "training_seconds": last.train_s,
+            "steps": last.step,
+            "seed": config.seed,
+        }
     measure.table(["training", "metric", "found", "published", "", "training time"], rows)
     if not arguments.only:
         measure.save("reference", {"trainings": figures}, load_before=load_before)

@@ -1,13 +1,14 @@
 """The gain of a second rank: the same training on one process and on two, in turns.
 
-Each run is a process that the fork server starts, as for a supervisor: on one rank alone, on two with the same global batch (strong
-scaling), and on two with that batch for each (weak scaling). The three alternate, forwards and backwards, and each round
-gives a ratio of samples per second on the training clock, which leaves out loading, warming up and evaluation. Ranks are
-processes on this machine's cores that exchange gradients over the loopback by gloo, one thread each.
+Each run is a process that the fork server starts, as for a supervisor: on one rank alone, on two with the same global
+batch (strong scaling), and on two with that batch for each (weak scaling). The three alternate, forwards and
+backwards, and each round gives a ratio of samples per second on the training clock, which leaves out loading, warming
+up and evaluation. Ranks are processes on this machine's cores that exchange gradients over the loopback by gloo, one
+thread each.
 
-`python -m benchmarks.scaling [ROUNDS]`. Two ranks need two cores: while other programs use them, the result is not conclusive,
-and the table says so. The table also has the CPU time of a step, on which other programs have little effect. It is the time
-of a rank's step on a core of its own, without waiting.
+`python -m benchmarks.scaling [ROUNDS]`. Two ranks need two cores: while other programs use them, the result is not
+conclusive, and the table says so. The table also has the CPU time of a step, on which other programs have little
+effect. It is the time of a rank's step on a core of its own, without waiting.
 """
 
 from __future__ import annotations
@@ -137,10 +138,12 @@ def main(rounds: int = ROUNDS) -> None:
             loads += seen
             figures[preset] = _figures(preset, found) | {"highest_load": max(seen)}
     columns = {
-        "1 rank, samples/s": lambda f: f["samples_per_s_one"].text(0), "2 ranks, same batch": lambda f: f["strong"].text(),
-        "twice the batch": lambda f: f["weak"].text(), "waits, %": lambda f: f["strong_waits"].text(0, scale=100),
+        "1 rank, samples/s": lambda f: f["samples_per_s_one"].text(0),
+        "2 ranks, same batch": lambda f: f["strong"].text(),
+        "twice the batch": lambda f: f["weak"].text(),
+        "waits, %": lambda f: f["strong_waits"].text(0, scale=100),
         "CPU of a step": lambda f: f["strong_cpu"].text(),
-    }  # fmt: skip
+    }
     measure.table(
         ["", *columns], [[TITLES[preset], *(write(f) for write in columns.values())] for preset, f in figures.items()]
     )
@@ -148,19 +151,26 @@ def main(rounds: int = ROUNDS) -> None:
     if not is_decided:
         print(f"\nInconclusive: up to {max(loads):.1f} programs wanted {cores} cores.")
     measure.save(
-        "scaling", {"rounds": rounds, "decided": is_decided, "highest_load": max(loads), "lanes": figures},
+        "scaling",
+        {"rounds": rounds, "decided": is_decided, "highest_load": max(loads), "lanes": figures},
         load_before=load_before,
-    )  # fmt: skip
+    )
 
 
 def _figures(preset: str, found: dict[str, list[Measured]]) -> dict[str, Any]:
     one, strong, weak = found.values()
     return {
-        "title": TITLES[preset], "steps": STEPS[preset], "samples_per_s_one": Spread.of([m.samples_per_s for m in one]),
-        "strong": ratio(strong, one), "weak": ratio(weak, one),
-        "strong_waits": share(strong, "waits"), "strong_all_reduce": share(strong, "under_way"),
-        "weak_waits": share(weak, "waits"), "strong_cpu": cpu_ratio(strong, one), "weak_cpu": cpu_ratio(weak, one),
-    }  # fmt: skip
+        "title": TITLES[preset],
+        "steps": STEPS[preset],
+        "samples_per_s_one": Spread.of([m.samples_per_s for m in one]),
+        "strong": ratio(strong, one),
+        "weak": ratio(weak, one),
+        "strong_waits": share(strong, "waits"),
+        "strong_all_reduce": share(strong, "under_way"),
+        "weak_waits": share(weak, "waits"),
+        "strong_cpu": cpu_ratio(strong, one),
+        "weak_cpu": cpu_ratio(weak, one),
+    }
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Isoflop's training task against the loop of the tutorials: same model, weights, data, batch size, steps; one thread.
 
-Each round trains both from the start, in random order, inside one process. The tutorial's loop is timed from its first
-batch to its last loss. Isoflop's time is the training clock of its events: steps and reading back losses, without warm-up
-and evaluation, which the tutorial's loop does not do either. Then plain autograd and torch.optim train on the same batches.
-Different losses would mean that Isoflop is faster because it computes something else.
+Each round trains both from the start, in random order, inside one process. The tutorial's loop is timed from its
+first batch to its last loss. Isoflop's time is the training clock of its events: steps and reading back losses,
+without warm-up and evaluation, which the tutorial's loop does not do either. Then plain autograd and torch.optim
+train on the same batches. Different losses would mean that Isoflop is faster because it computes something else.
 
 `--clock cpu` counts the process's CPU time instead of wall time: if other programs use the cores, the ratio then
 does not include their share.

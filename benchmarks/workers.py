@@ -41,8 +41,13 @@ class Worker:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, "--worker", name],
-                env=os.environ | env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1,
-            )  # fmt: skip
+                env=os.environ | env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                bufsize=1,
+            )
 
     def ask(self, **request: Any) -> dict[str, float]:
         """Send a request and wait for the answer.

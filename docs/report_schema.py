@@ -168,9 +168,14 @@ def _comments_of(source: str) -> dict[str, str]:
 
 
 def _models_in(model: type) -> list[type]:
-    hints = [field.annotation for field in model.model_fields.values()] if issubclass(model, BaseModel) else [
-        typing.get_type_hints(model)[name] for name in model.__dataclass_fields__  # type: ignore[attr-defined]
-    ]  # fmt: skip
+    hints = (
+        [field.annotation for field in model.model_fields.values()]
+        if issubclass(model, BaseModel)
+        else [
+            typing.get_type_hints(model)[name]
+            for name in model.__dataclass_fields__  # type: ignore[attr-defined]
+        ]
+    )
     found: list[type] = []
     for hint in hints:
         found += _in_hint(hint)

@@ -127,10 +127,14 @@ def report_of(store: Store, runs: Sequence[Run], a: argparse.Namespace) -> Repor
     """
     metric, target = race_results.parse_target(a.target) if a.target else _own_target(runs)
     return Report.freeze(
-        a.title or runs[0].name or describe(runs[0].config), runs, account_of=partial(energy.in_store, store), notes=_notes(a.notes),
-        conclusions=concluded(runs, metric=metric, target=target, baseline=a.baseline), file_names=a.file_names,
+        a.title or runs[0].name or describe(runs[0].config),
+        runs,
+        account_of=partial(energy.in_store, store),
+        notes=_notes(a.notes),
+        conclusions=concluded(runs, metric=metric, target=target, baseline=a.baseline),
+        file_names=a.file_names,
         files=WEIGHTS if a.weights else (),  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 def _own_target(runs: Sequence[Run]) -> tuple[Any, float | None]:

@@ -1,6 +1,7 @@
 """Exports to other tools: all points as Parquet or CSV, event files for TensorBoard, a folder for MLflow.
 
-pyarrow is always installed. TensorBoard and MLflow exports need their own packages, because only these write their formats.
+pyarrow is always installed. TensorBoard and MLflow exports need their own packages, because only these write their
+formats.
 """
 
 from __future__ import annotations
@@ -55,8 +56,10 @@ def write_parquet(path: Path, runs: Sequence[Run]) -> None:
         with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
             for run, table, columns, rows in _tables(runs):
                 data = {
-                    "run_id": pa.array([run.run_id] * rows), "name": pa.array([visible(run.name)] * rows), "table": pa.array([table] * rows)
-                } | {name: _column(columns.get(name), rows, table) for name in names}  # fmt: skip
+                    "run_id": pa.array([run.run_id] * rows),
+                    "name": pa.array([visible(run.name)] * rows),
+                    "table": pa.array([table] * rows),
+                } | {name: _column(columns.get(name), rows, table) for name in names}
                 writer.write_table(pa.table(data, schema=schema))
         draft.replace(path)
     except OSError as error:

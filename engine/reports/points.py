@@ -15,7 +15,7 @@ MAX_UNPACKED_BYTES = 500_000_000  # of all columns and files of an imported repo
 
 
 def _pack(values: np.ndarray) -> dict[str, Any]:
-    """Pack a column without loss: whole numbers (or nanoseconds) as differences, others as float32 or float64."""  # noqa: DOC501
+    """Pack a column without loss: whole numbers (or nanoseconds) as differences, others as floats."""  # noqa: DOC501
     for per in (1, 1_000_000_000):
         whole = _whole(values, per)
         if whole is not None:
@@ -96,7 +96,7 @@ class Points(RootModel[dict[str, Column]]):
 
     @classmethod
     def of(cls, table: Table) -> Points:
-        """Copy the present rows, without unknown columns. Times are rounded to the nanosecond, finer than any clock used."""
+        """Copy the present rows, without unknown columns. Times are rounded to the nanosecond."""
         times, known = ("seconds", "elapsed"), [name for name in table.names if table.knows(name)]
         return cls({n: np.rint(table[n] * 1e9) / 1e9 if n in times else table[n].copy() for n in known})
 

@@ -132,7 +132,7 @@ class Redaction:
         return DATA[self.config.data].file_name or "data"
 
     def _without_source(self, text: str) -> str:
-        """The text without the paths of the user's files, which can be relative, contain spaces, or be cut at the front."""
+        """The text without the paths of the user's files, which can be relative, have spaces, or be cut in front."""
         for path in filter(None, (self.config.source.path, self.config.infer.weights)):
             name, shown = _name(path), self._shown(path)
             for written in (os.path.expanduser(path), path, f"…{path[-99:]}"):  # noqa: PTH111 - unlike Path.expanduser, it accepts an unknown ~user

@@ -1,8 +1,8 @@
 """Runs frozen into one document: its JSON holds everything, and the HTML page is rendered from it (reports/html).
 
-A report says what was run, on what machine, and with what result. It does not say who ran it or where: of the environment
-only named facts are kept, and every text goes through redaction.py. It holds all events of a run, so that an import
-restores the run in another store (reports/sharing).
+A report says what was run, on what machine, and with what result. It does not say who ran it or where: of the
+environment only named facts are kept, and every text goes through redaction.py. It holds all events of a run, so that
+an import restores the run in another store (reports/sharing).
 """
 
 from __future__ import annotations
@@ -97,9 +97,13 @@ class Report(FrozenModel):
             raise ConfigError(f"A report cannot have {len(runs):,} runs.", fix=f"Choose 1 to {MAX_RUNS}.")
         frozen = [ReportRun.freeze(run, account_of, file_names=file_names, files=files) for run in runs]
         return cls(
-            title=encodable(title)[:LONGEST_TEXT], created=clock(), isoflop=__version__, notes=encodable(notes),
-            conclusions=list(conclusions), runs=frozen,
-        )  # fmt: skip
+            title=encodable(title)[:LONGEST_TEXT],
+            created=clock(),
+            isoflop=__version__,
+            notes=encodable(notes),
+            conclusions=list(conclusions),
+            runs=frozen,
+        )
 
     def to_json(self) -> str:
         """The JSON document, the same for the same report."""

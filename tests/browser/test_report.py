@@ -1,4 +1,4 @@
-"""An exported report in a real browser, with no network at all."""
+"""An exported report in a real browser without a network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def page(browser):
 
 
 @pytest.mark.browser
-def test_a_report_opens_offline_with_every_chart_drawn_and_nothing_said_in_the_console(page, tmp_path):
+def test_a_report_opens_offline_with_every_chart_and_no_console_message(page, tmp_path):
     runs = [make_run(Store(tmp_path), name=NAME, gpu=True), make_run(Store(tmp_path), diverges_at=140)]
     report = Report.freeze(NAME, runs)
     file = tmp_path / "report.html"
@@ -73,7 +73,7 @@ def test_a_report_prints_with_its_charts_on_white_paper(page, tmp_path):
 
 @pytest.mark.browser
 def test_a_race_prints_every_chart_and_its_verdict_on_paper(page, tmp_path):
-    """The PDF itself: each page is drawn, and the text that a reader looks for is in it."""
+    """Check the PDF: every page is drawn and contains the expected text."""
     runs = race_of(Store(tmp_path)).runs
     report = Report.freeze("A race", runs, conclusions=concluded(runs, target=0.8))
     (tmp_path / "race.html").write_text(render(report), encoding="utf-8")

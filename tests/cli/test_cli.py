@@ -1,4 +1,4 @@
-"""`python -m engine …`: what scripts may rely on, and what a person is told."""
+"""`python -m engine`: exit codes and JSON for scripts, and text for people."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ends(process, seconds=90):
 
 @pytest.fixture
 def call(store, capsys):
-    """The command line in this process, on a store of its own: exit code, stdout, stderr."""
+    """The command line in this process, on its own store: exit code, stdout, stderr."""
 
     def run(*arguments):
         try:
@@ -73,7 +73,7 @@ def ask(call):
         (("calibrate",), "run_id"),
     ],
 )
-def test_ctrl_c_cancels_every_run_that_a_command_asked_for(call, store, monkeypatch, command, key):
+def test_ctrl_c_cancels_every_run_that_a_command_submitted(call, store, monkeypatch, command, key):
     def pressed(*_, **__):
         raise KeyboardInterrupt
 
@@ -132,7 +132,7 @@ def test_ctrl_c_stops_the_run_and_exits_130(engine, supervised):
     assert supervised.until(run_id, "cancelled").why() == "interrupted in the terminal"
 
 
-def test_a_supervisor_starts_when_none_is_there_and_a_person_gets_a_card(engine, own_supervised):
+def test_run_starts_a_supervisor_if_there_is_none_and_prints_a_card(engine, own_supervised):
     own_supervised.end()
     process = engine("run", *QUICK, "--name", "first", "--store", own_supervised.store.root)
     out, err = process.communicate(timeout=90)
@@ -151,7 +151,7 @@ def test_cancel_and_delete_reach_a_run(supervised, capsys):
     assert deleted == {"run_id": run.run_id, "deleted": True}
 
 
-def test_check_makes_the_index_anew(supervised, capsys):
+def test_check_rebuilds_the_index(supervised, capsys):
     supervised.until(supervised.submit("budget.epochs=1"), "finished")
     assert cli.main(["check", "--rebuild", "--json", "--store", str(supervised.store.root)]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -183,7 +183,7 @@ def test_check_makes_the_index_anew(supervised, capsys):
         ("--seeds", "1001"),
     ],
 )
-def test_what_cannot_run_exits_2_with_one_sentence_and_leaves_nothing(call, store, arguments):
+def test_a_configuration_that_cannot_run_exits_2_with_one_sentence_and_leaves_nothing(call, store, arguments):
     code, out, err = call("run", *arguments)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
@@ -198,7 +198,7 @@ def test_a_bad_config_file_exits_2_with_one_sentence(call, store, tmp_path, cont
     assert store.ids() == []
 
 
-def test_a_refusal_is_json_too(call):
+def test_an_error_is_also_json(call):
     code, out, _ = call("run", "--set", "batch_size=0", "--json")
     error = json.loads(out)["error"]
     assert (code, error["type"]) == (2, "ConfigError")
@@ -212,7 +212,7 @@ def test_wrong_usage_exits_2(call, arguments):
 
 @pytest.mark.parametrize("command", ["show", "watch", "cancel", "delete"])
 @pytest.mark.parametrize("run", ["0" * 16, "../x", "last", "", "/etc"])
-def test_a_run_that_is_not_there_exits_2(call, command, run):
+def test_an_unknown_run_exits_2(call, command, run):
     code, _, err = call(command, run)
     assert code == 2
     assert err.startswith("There is no run")
@@ -228,7 +228,7 @@ def test_an_export_that_cannot_be_written_exits_2(call, store, tmp_path, name):
 # --- what is told --------------------------------------------------------------------------------------------------
 
 
-def test_list_tells_each_run_newest_first(ask, store):
+def test_list_prints_each_run_newest_first(ask, store):
     first, last = make_run(store, num_steps=40), make_run(store, num_steps=40, name="mine")
     runs = ask("list")["runs"]
     assert [run["run_id"] for run in runs] == [last.run_id, first.run_id]
@@ -236,7 +236,7 @@ def test_list_tells_each_run_newest_first(ask, store):
     assert runs[0]["summary"].keys() >= SUMMARY
 
 
-def test_show_tells_every_step(ask, store):
+def test_show_prints_every_step(ask, store):
     shown = ask("show", make_run(store, num_steps=1_260).run_id)
     steps = shown["steps"]
     assert steps.keys() >= {"step", "loss", "seconds", "samples", "flops", "lr"}
@@ -246,13 +246,13 @@ def test_show_tells_every_step(ask, store):
     assert len(shown["hardware"]["seconds"]) == len(shown["hardware"]["process_cpu_percent"])
 
 
-def test_show_counts_samples_and_arithmetic_so_far(ask, store):
+def test_show_counts_samples_and_flops_at_each_step(ask, store):
     steps = ask("show", make_run(store, num_steps=40).run_id)["steps"]
     assert steps["samples"][:2] == [64, 128]
     assert steps["flops"][-1] == 40 * 64 * 408_576
 
 
-def test_show_tells_how_each_figure_was_had_and_what_touched_it(ask, call, store):
+def test_show_prints_the_provenance_of_each_figure_and_interference(ask, call, store):
     busy = Busy(slowdown=2.0, slowdown_method="wall by CPU time")
     split = StepSplit(
         data_s=1e-4, forward_s=1e-4, backward_s=1e-4, optimizer_s=7e-4, read_back_s=0.0, steps=8, method="m"
@@ -283,7 +283,7 @@ def test_show_of_a_run_without_points_has_empty_arrays(ask, store, config):
     assert (shown["status"], {len(column) for column in shown["steps"].values()}) == ("queued", {0})
 
 
-def test_plan_tells_what_a_run_would_need_and_starts_nothing(ask, store):
+def test_plan_prints_what_a_run_needs_and_starts_nothing(ask, store):
     plan = ask("plan", "--preset", "mnist-mlp")
     assert plan.keys() >= {
         "parameters", "forward_flops_per_example", "train_flops_per_example", "weight_bytes", "gradient_bytes",
@@ -298,11 +298,11 @@ def test_every_preset_can_be_planned(ask, preset):
     assert ask("plan", "--preset", preset)["fits"] is True
 
 
-def test_a_plan_of_what_does_not_fit_says_so(ask):
+def test_the_plan_of_a_run_that_does_not_fit_says_so(ask):
     assert ask("plan", "--set", "model.hidden=1000000,1000000")["fits"] is False
 
 
-def test_hardware_tells_the_machine_and_nothing_that_identifies_it(ask):
+def test_hardware_describes_the_machine_without_identifying_it(ask):
     text = json.dumps(ask("hardware"))
     assert os.uname().nodename not in text
     assert '"usable_cores"' in text
@@ -318,18 +318,18 @@ def test_check_exits_1_and_names_what_is_damaged(call, store):
     assert run.run_id in result["problems"][0]
 
 
-def test_check_of_a_sound_store_is_ok(ask, store):
+def test_check_of_an_undamaged_store_is_ok(ask, store):
     make_run(store, num_steps=40)
     assert ask("check") == ask("check") | {"ok": True, "runs": 1, "problems": []}
 
 
-def test_watch_of_a_run_that_is_over_tells_its_end(ask, store):
+def test_watch_of_a_run_that_has_ended_prints_its_result(ask, store):
     run = make_run(store, num_steps=40)
     assert ask("watch", run.run_id)["status"] == "finished"
 
 
 @pytest.mark.parametrize("command", ["list", "check", "hardware", "plan"])
-def test_without_json_a_person_reads_plain_lines(call, store, command):
+def test_commands_print_plain_lines_without_json(call, store, command):
     make_run(store, num_steps=40)
     code, out, err = call(command)
     assert (code, err) == (0, "")
@@ -358,12 +358,12 @@ def test_runs_are_exported_as_one_report(call, store, tmp_path, kind):
         json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_a_path_in_the_home_of_nobody_is_refused_in_words(capsys):
+def test_a_path_in_the_home_of_an_unknown_user_is_refused(capsys):
     assert cli.main(["plan", "--set", "data=csv", "--set", "source.path=~nobody-here/x.csv"]) == 2
     assert "names the home folder of an unknown user" in capsys.readouterr().err
 
 
-def test_the_plan_of_a_calibration_says_what_it_does_and_claims_no_training(call, ask):
+def test_the_plan_of_a_calibration_describes_it_and_has_no_training_figures(call, ask):
     _, said, _ = call("plan", "--preset", "calibrate")
     assert "A calibration does not train a model" in said and "(estimated)" in said
     assert not any(word in said for word in ("parameters", "FLOP", "epoch"))

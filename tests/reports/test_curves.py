@@ -1,4 +1,4 @@
-"""Somebody else's curve from a CSV: which column is what, in which unit, and that both are said."""
+"""A curve from a CSV: the role and unit of each column, and the notes on guesses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_table_of_lightning_where_rows_share_steps():
     assert run.summary.steps == 199
 
 
-def test_a_column_that_only_a_person_knows_can_be_named():
+def test_the_user_can_choose_a_column_with_an_unknown_name():
     run, notes = run_of(TENSORBOARD, columns={"loss": "Value"})
     assert (
         run.steps["step"].tolist() == [1, 11, 21]
@@ -70,7 +70,7 @@ def test_a_column_that_only_a_person_knows_can_be_named():
         ("elapsed", {"seconds_in": "min"}, 3000.0, ""),
     ],
 )
-def test_the_unit_of_time_is_read_chosen_or_said_to_be_guessed(header, choices, seconds, says):
+def test_the_unit_of_time_is_read_chosen_or_noted_as_a_guess(header, choices, seconds, says):
     run, notes = run_of(f"step,{header},loss\n1,10,2\n2,50,1\n", **choices)
     assert run.steps["seconds"][-1] == pytest.approx(seconds)
     assert ("read as seconds" in notes) is bool(says) and says in notes
@@ -84,7 +84,7 @@ def test_the_unit_of_time_is_read_chosen_or_said_to_be_guessed(header, choices, 
         (("0.5", "0.9"), {"percent": True}, 0.009, ""),
     ],
 )
-def test_percent_is_seen_or_chosen(cells, choices, last, says):
+def test_percent_is_detected_or_chosen(cells, choices, last, says):
     run, notes = run_of("step,acc\n1,{}\n2,{}\n".format(*cells), **choices)
     assert run.evaluations["test_accuracy"][-1] == pytest.approx(last)
     assert says in notes and ("percent" in notes) is bool(says)
@@ -124,18 +124,18 @@ def test_a_number_is_read_to_the_last_bit_and_cells_beyond_the_header_are_left_o
         ('step,loss\n1,"' + "x" * 200_000 + '"\n', "cannot be read"),
     ],
 )
-def test_a_table_that_is_no_curve_is_one_sentence(text, says):
+def test_a_table_without_a_curve_is_refused_in_one_sentence(text, says):
     with pytest.raises(EngineError, match=says):
         run_of(text)
 
 
-def test_a_column_that_is_not_there_is_named():
+def test_an_error_names_a_missing_column():
     with pytest.raises(EngineError, match=r"There is no column 'val'\. Choose from step, loss"):
         run_of("step,loss\n1,1\n", columns={"test_loss": "val"})
 
 
 @pytest.mark.process
-def test_a_curve_comes_in_as_a_run_and_races_beside_ones_of_this_machine(store, tmp_path):
+def test_an_imported_curve_is_a_run_that_can_be_compared_with_local_runs(store, tmp_path):
     (tmp_path / "theirs.csv").write_text(
         "step,seconds,val_acc,loss\n" + "".join(f"{s},{s / 100},{0.95 - 1 / s},{2 / s}\n" for s in range(10, 600, 10))
     )
@@ -175,7 +175,7 @@ def test_a_curve_without_time_has_no_time_to_a_target_and_no_duration(store, tmp
 
 
 @pytest.mark.process
-def test_what_a_table_does_not_tell_is_no_loss_that_became_nan(store, tmp_path):
+def test_a_missing_loss_in_a_table_is_not_a_loss_that_became_nan(store, tmp_path):
     from dashboard.api.run import points
 
     (tmp_path / "t.csv").write_text("step,val_acc,loss\n10,0.5,2\n20,0.9,1\n")
@@ -188,7 +188,7 @@ def test_what_a_table_does_not_tell_is_no_loss_that_became_nan(store, tmp_path):
 
 
 @pytest.mark.process
-def test_a_table_of_a_spreadsheet_cannot_name_a_path(store, tmp_path):
+def test_an_imported_table_cannot_contain_a_path(store, tmp_path):
     (tmp_path / "x.csv").write_text("step,loss\n1,1\n")
     (run_id,) = sharing.import_files(store, [tmp_path / "x.csv"], names=["../../<b>evil</b>.csv"]).run_ids
     assert store.run(run_id).name == "b>.csv" or "/" not in store.run(run_id).name

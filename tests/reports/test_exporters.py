@@ -1,4 +1,4 @@
-"""Points for other tools: what pandas, Parquet readers, TensorBoard and MLflow find is what was recorded."""
+"""Exports: pandas, Parquet readers, TensorBoard and MLflow read the recorded points."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.store.csv_tables import csv_of
 from tests.fakes import make_run
 
 
-def test_parquet_holds_every_point_with_nan_and_null_told_apart(store, tmp_path):
+def test_parquet_has_every_point_and_distinguishes_nan_and_null(store, tmp_path):
     runs = [make_run(store, name="a", num_steps=100), make_run(store, diverges_at=40)]
     assert (
         cli.main(["export", *(r.run_id for r in runs), "-o", str(tmp_path / "p.parquet"), "--store", str(store.root)])
@@ -70,7 +70,7 @@ def test_the_tables_of_a_zip_are_exact(store, tmp_path):
 
 
 def steps_of(path) -> pd.DataFrame:
-    """As README.md says it: the steps of a run from the store's own file."""
+    """As in docs/reports.md: the steps of a run from its event log."""
     log = pd.read_json(path, lines=True, dtype=False)
     frames = []
     for event in log[log.kind == "steps"].to_dict("records"):
@@ -79,7 +79,7 @@ def steps_of(path) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def test_pandas_reads_the_stores_own_files(store):
+def test_pandas_reads_the_files_of_the_store(store):
     run = make_run(store, diverges_at=140)
     frame = steps_of(run.folder / "events.jsonl")
     np.testing.assert_array_equal(frame.loss, run.steps["loss"].astype("f4"))
@@ -91,7 +91,7 @@ def test_pandas_reads_the_stores_own_files(store):
 @pytest.mark.parametrize(
     ("write", "package"), [(exporters.write_tensorboard, "tensorboard"), (exporters.write_mlflow, "mlflow-skinny")]
 )
-def test_without_the_tools_own_library_a_sentence_says_which(store, tmp_path, write, package, monkeypatch):
+def test_an_error_names_the_package_that_an_export_needs(store, tmp_path, write, package, monkeypatch):
     monkeypatch.setattr(exporters, "import_module", missing)
     with pytest.raises(
         ConfigError,

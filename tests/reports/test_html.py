@@ -1,4 +1,4 @@
-"""The page of a race, and of studies: verdicts, what each lane cost, lanes in one colour, notes as they were typed."""
+"""The HTML page of a race and of studies: verdicts, costs, colours, notes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.studies.test_loss_surface import drawn, trained
 
 
 def text_of(page: str) -> str:
-    """What a reader reads, blanks and all on one line."""
+    """The visible text on one line, with spaces normalised."""
     shown = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", shown))).replace("\u00a0", " ")
 
@@ -43,7 +43,7 @@ def race(store):
     return Report.freeze("A race", runs, conclusions=concluded(runs, target=0.8))
 
 
-def test_a_race_tells_its_verdict_and_what_each_lane_spent_to_the_target(race):
+def test_a_race_shows_its_verdict_and_the_cost_to_target_of_each_configuration(race):
     said = text_of(render(race))
     assert re.search(r"fast takes [\d.]+ times as long as slow to reach the target\. Preliminary: 2 of 6 seeds\.", said)
     assert re.search(r"To the target 80 % Training time Steps Samples FLOPs Test accuracy", said)
@@ -51,13 +51,13 @@ def test_a_race_tells_its_verdict_and_what_each_lane_spent_to_the_target(race):
     assert re.search(r"fast 2 of 2 runs [\d.]+ s \(\d+ %\)", said)
 
 
-def test_a_lane_that_did_not_arrive_is_said_not_to_have(store):
+def test_a_configuration_that_missed_the_target_is_marked(store):
     runs = race_of(store).runs
     said = text_of(render(Report.freeze("A race", runs, conclusions=concluded(runs, target=0.999))))
     assert "To the target 99.9 %" in said and "slow 0 of 2 runs" in said
 
 
-def test_the_seeds_of_a_lane_share_a_colour_a_column_and_a_command(race):
+def test_the_seeds_of_a_configuration_share_a_colour_a_column_and_a_command(race):
     page = render(race)
     said = text_of(page)
     assert [run.place for run in placed(race)] == [0, 0, 1, 1]
@@ -72,19 +72,19 @@ def test_the_table_of_many_runs_is_folded(store):
     assert "<summary>Results of each of 7 runs</summary>" in render(Report.freeze("t", runs))
 
 
-def test_what_several_runs_have_in_common_is_said_once(store):
+def test_a_text_that_several_runs_share_appears_once(store):
     runs = [make_run(store, diverges_at=40, seed=seed) for seed in range(3)]
     page = render(Report.freeze("t", runs))
     assert page.split("</main>")[0].count("The loss became nan") == 1 and "All runs" in page
 
 
-def test_notes_are_shown_as_they_were_typed(store):
+def test_notes_are_shown_verbatim(store):
     page = render(Report.freeze("t", [make_run(store, num_steps=20)], notes="# Head\n<script>alert(1)</script> [a](b)"))
     assert "# Head&#10;&lt;script&gt;alert(1)&lt;/script&gt; [a](b)" in page
 
 
 @pytest.mark.slow
-def test_studies_are_drawn_by_their_own_charts(store, tmp_path):
+def test_each_study_has_its_own_charts(store, tmp_path):
     trials = [
         Trial(batch_size=b, lr=0.1, seed=s, tuning=False, reached=True, max_steps=999, steps=30 + 900 / b, samples=900, train_s=1, step_s=0.01, last_loss=0.1)
         for b in (4, 16, 64) for s in (0, 1)
@@ -134,7 +134,7 @@ HOSTILE = "<script>alert(1)</script>{{ 7*7 }}{% for %}\"'\u2028<img src=x onerro
 
 @pytest.fixture
 def every_kind(store):
-    """A report with all that a page can show: a race, a law, a calibration, inference, a failed run, a step taken apart."""
+    """A report with everything that a page can show: a race, a law, a calibration, inference, a failed run, a step breakdown."""
     taken_apart = StepSplit(
         forward_s=0.002, backward_s=0.003, optimizer_s=0.001, data_s=0.001, steps=20, method="timed"
     )
@@ -150,7 +150,7 @@ def every_kind(store):
 
 
 def texts(value, where=()):
-    """Where texts stand in a JSON value: a path with * for a place in a list, the container and the key."""
+    """The texts of a JSON value: a path with * for a list index, the container and the key."""
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
         path = (*where, key if isinstance(value, dict) else "*")
         if isinstance(inner, str):
@@ -160,7 +160,7 @@ def texts(value, where=()):
 
 
 def with_texts(report: Report, text: str) -> tuple[Report, set[str]]:
-    """The report with `text` in every field that a report from elsewhere may fill with it, and the paths of these fields."""
+    """The report with `text` in every field that accepts it, and the paths of these fields."""
     data = json.loads(report.to_json())
     places = defaultdict(list)
     for path, container, key in texts(data):
@@ -179,7 +179,7 @@ def with_texts(report: Report, text: str) -> tuple[Report, set[str]]:
 
 
 class Elements(HTMLParser):
-    """The elements of a page in their order, each with the names of its attributes."""
+    """The elements of a page in order, each with the names of its attributes."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class Elements(HTMLParser):
         self.found.append((tag, *(name for name, _ in attrs)))
 
 
-def test_no_text_of_a_report_is_active_in_its_page(every_kind):
+def test_no_text_of_a_report_becomes_html_in_its_page(every_kind):
     hostile, changed = with_texts(every_kind, HOSTILE)
     assert changed >= {
         "title", "notes", "isoflop", "conclusions.*.outcome.baseline", "conclusions.*.outcome.lanes.*.label", "runs.*.name",
@@ -212,7 +212,7 @@ def test_no_text_of_a_report_is_markup_in_its_charts(every_kind):
     assert "<script" not in figures and "<img" not in figures
 
 
-def test_a_number_of_the_environment_that_is_a_text_is_shown_as_it_is(every_kind):
+def test_a_text_in_place_of_a_number_in_the_environment_is_shown(every_kind):
     data = json.loads(every_kind.to_json())
     for run in data["runs"]:
         run["environment"]["memory_bytes"] = "<b>plenty</b>"
@@ -220,7 +220,7 @@ def test_a_number_of_the_environment_that_is_a_text_is_shown_as_it_is(every_kind
 
 
 @pytest.mark.parametrize("metric", ["test_accuracy", "test_loss"])
-def test_a_target_that_was_reached_but_never_named_makes_a_page_without_it(store, metric):
+def test_a_reached_target_without_a_configured_target_is_left_out(store, metric):
     data = json.loads(Report.freeze("t", [make_run(store), make_run(store, seed=1)]).to_json())
     for run in data["runs"]:
         run["target_reached"] = {"metric": metric, "value": 0.9, "step": 120, "train_s": 1.0, "elapsed_s": 1.0}

@@ -1,4 +1,4 @@
-"""What must not leave, planted in every text that an error, a driver or a file name can reach."""
+"""Private data in every text that an error, a driver or a file name can reach is removed from a report."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def somebody(monkeypatch):
 @pytest.mark.parametrize(
     "form", ["{}", "could not read '{}': no such file", "({}) was refused;", "at {}, after 3 tries"]
 )
-def test_what_was_planted_is_taken_out_wherever_it_stands(form, text):
+def test_private_data_is_removed_at_every_position_of_a_text(form, text):
     assert not FORBIDDEN.search(anonymous(form.format(text)))
     assert anonymous(anonymous(form.format(text))) == anonymous(form.format(text))
 
@@ -84,12 +84,12 @@ def test_what_was_planted_is_taken_out_wherever_it_stands(form, text):
         "highest resident memory of the process (ru_maxrss)",
     ],
 )
-def test_an_ordinary_sentence_stays_as_it_is(text):
+def test_an_ordinary_sentence_stays_unchanged(text):
     assert anonymous(text) == text
 
 
 def planted_run(store):
-    """A run in whose every text everything was planted."""
+    """A run with private data in each of its texts."""
     words = " | ".join(PLANTED.values())
     config = with_overrides(RunConfig(), ["data=csv", "source.path=/home/alice/secret project/wages of alice.csv"])
     last = Failed(
@@ -114,7 +114,7 @@ def planted_run(store):
 
 
 @pytest.mark.parametrize("file_names", [False, True])
-def test_a_report_holds_nothing_of_what_was_planted(store, file_names):
+def test_a_report_contains_no_private_data(store, file_names):
     run = planted_run(store)
     report = Report.freeze("t", [run], file_names=file_names)
     text = report.to_json().replace("wages of (user).csv", "")
@@ -125,7 +125,7 @@ def test_a_report_holds_nothing_of_what_was_planted(store, file_names):
     assert not FORBIDDEN.search(" ".join(row.text for row in sharing.preview(report)))
 
 
-def test_what_it_is_about_stays(store):
+def test_the_rest_of_a_message_stays(store):
     report = Report.freeze("t", [planted_run(store)])
     (run,) = report.runs
     assert "could" not in run.why and "table.csv: row 7" in run.why
@@ -134,7 +134,7 @@ def test_what_it_is_about_stays(store):
     assert run.last_word.detail == ""
 
 
-def test_names_of_files_inside_a_folder_stay_here_too():
+def test_names_of_files_inside_a_folder_are_removed_too():
     hidden = redaction.Redaction(with_overrides(RunConfig(), ["data=images", "source.path=/data/cats"]))
     assert hidden.text("source.path=/data/cats: its 'tabby/my old cat.png' cannot be read.") == (
         "source.path=images: its '(file)' cannot be read."

@@ -1,4 +1,4 @@
-"""A report keeps everything that was measured and nothing about who measured it."""
+"""A report contains everything that was measured and nothing about the person who measured it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_json_and_back_is_the_same_report(report):
     assert again.content_hash == report.content_hash == hashlib.sha256(report.to_json().encode()).hexdigest()
 
 
-def test_every_point_survives_with_its_nan(store, report):
+def test_every_point_is_kept_nan_included(store, report):
     run, frozen = store.run(report.runs[1].run_id), Report.from_json(report.to_json()).runs[1]
     assert math.isnan(frozen.steps["loss"][-1])
     for table in ("steps", "evaluations", "hardware", "throughput", "grad_norms"):
@@ -85,7 +85,7 @@ def test_a_changed_file_is_refused_in_a_sentence(report, change, says):
         Report.from_json(json.dumps(data))
 
 
-def test_a_report_from_before_gradient_norms_and_targets_opens(report):
+def test_a_report_made_before_gradient_norms_and_targets_opens(report):
     data = json.loads(report.to_json())
     for run in data["runs"]:
         for name in ("compiled_s", "data_sha256", "memory", "target_reached", "grad_norms"):
@@ -98,7 +98,7 @@ def test_a_report_from_before_gradient_norms_and_targets_opens(report):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", '"x"', "[" * 100_000])
-def test_what_is_no_report_is_refused(text):
+def test_a_text_that_is_not_a_report_is_refused(text):
     with pytest.raises(StoreError, match="not a report"):
         Report.from_json(text)
 
@@ -108,11 +108,11 @@ def test_a_report_that_unpacks_to_too_much_is_refused(report):
         Report.model_validate_json(report.to_json(), context=UnpackBudget(10_000))
 
 
-def test_the_page_holds_the_report_itself(report):
+def test_the_page_contains_the_report(report):
     assert Report.from_json(json_in(render(report))).content_hash == report.content_hash
 
 
-def test_a_users_text_is_never_markup_in_the_page(report):
+def test_a_text_of_the_user_is_never_markup_in_the_page(report):
     page = render(report)
     assert "<img" not in page
     assert "<script>alert" not in page
@@ -120,13 +120,13 @@ def test_a_users_text_is_never_markup_in_the_page(report):
     assert page.count("</script>") == 4  # ours
 
 
-def test_the_page_asks_for_nothing_from_outside(report):
+def test_the_page_makes_no_request(report):
     page = render(report)
     assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", page)
     assert "default-src 'none'" in html.unescape(page)
 
 
-def test_the_page_is_small_enough_to_send(report):
+def test_the_page_is_small_enough_for_an_email(report):
     assert len(render(report).encode()) < 3_000_000
 
 
@@ -157,7 +157,7 @@ def test_a_report_names_no_user_host_or_path(store, monkeypatch):
 @pytest.mark.parametrize(
     "path", ["/home/alice/my secret/iris.csv", "secret/iris.csv", "~/secret/iris.csv", "C:\\secret\\iris.csv"]
 )
-def test_a_report_names_a_users_file_and_not_where_it_lies(store, path):
+def test_a_report_names_the_users_file_without_its_folder(store, path):
     config = with_overrides(RunConfig(), ["data=csv", f"source.path={path}"])
     last = Failed(at=0.0, cause="ConfigError", message=f"source.path={path}: row 7 has 3 cells.")
     frozen = Report.freeze("t", [make_run(store, config, num_steps=40, last=last)], file_names=True)
@@ -184,7 +184,7 @@ def test_the_hash_of_a_users_file_is_in_the_report(store):
 
 
 @pytest.mark.parametrize("config", [RunConfig(), *(preset.config for preset in PRESETS.values())])
-def test_the_command_runs_the_same_experiment(config):
+def test_the_command_gives_the_same_configuration(config):
     changed = with_overrides(config, ["seed=7", "optimizer.lr=0.003"])
     words = shlex.split(reproduce(changed))
     sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
@@ -202,7 +202,7 @@ def test_the_page_marks_the_fields_in_which_runs_differ(store):
 
 
 def settings_of(page: str) -> dict[str, str]:
-    """The rows of the table of the configuration, or of the results, by title."""
+    """The rows of the configuration table or the results table, by title."""
     return dict(
         re.findall(
             r'<tr(?: class="differs"| title="[^"]*")?><th scope="row">(.*?)</th><td>(.*?)</td>(?:<td class="how">|</tr>)',
@@ -211,7 +211,7 @@ def settings_of(page: str) -> dict[str, str]:
     )
 
 
-def test_the_page_shows_what_was_set_and_leaves_defaults_out(store):
+def test_the_page_shows_changed_fields_and_leaves_defaults_out(store):
     set_ = [
         "schedule=step",
         "lr_milestones=[0.5,0.9]",
@@ -225,12 +225,12 @@ def test_the_page_shows_what_was_set_and_leaves_defaults_out(store):
     assert not {"Label smoothing", "Shape", "Weight averaging", "Alpha"} & rows.keys()
 
 
-def test_a_setting_only_one_run_has_stands_beside_the_others_default(store):
+def test_a_field_that_one_run_changed_is_shown_beside_the_default_of_the_other(store):
     runs = [make_run(store), make_run(store, with_overrides(RunConfig(), ["max_grad_norm=1"]))]
     assert settings_of(render(Report.freeze("t", runs)))["Gradient clipping"] == "none</td><td>1"
 
 
-def test_settings_stand_in_one_order_whichever_run_has_them(store):
+def test_fields_have_one_order_whichever_run_changed_them(store):
     runs = [make_run(store), make_run(store, with_overrides(RunConfig(), ["model.family=cnn", "warmup_steps=9"]))]
     rows = list(settings_of(render(Report.freeze("t", runs))))
     begin = rows.index("Model")
@@ -238,7 +238,7 @@ def test_settings_stand_in_one_order_whichever_run_has_them(store):
     assert rows.index("Warm-up steps") < rows.index("Batch size")
 
 
-def test_the_page_keeps_training_memory_and_compiling_apart_from_the_rest(store):
+def test_the_page_lists_training_memory_and_compiling_separately(store):
     config = with_overrides(RunConfig(), ["execution=compiled"])
     page = render(Report.freeze("t", [make_run(store, config)]))
     rows = settings_of(page)
@@ -246,14 +246,14 @@ def test_the_page_keeps_training_memory_and_compiling_apart_from_the_rest(store)
     assert "weights 398 KiB, optimizer state 795 KiB, peak of one step 996 KiB" in page
 
 
-def test_the_page_says_when_a_target_was_reached_or_that_it_was_not(store):
+def test_the_page_shows_when_a_target_was_reached_or_that_it_was_not(store):
     near, far = (with_overrides(RunConfig(), [f"target.value={value}"]) for value in (0.9, 0.99))
     reached, missed = (settings_of(render(Report.freeze("t", [make_run(store, c)])))["Target"] for c in (near, far))
     assert reached == "90 % reached at step 480, after 3.84 s"
     assert missed == "99 % not reached"
 
 
-def test_the_page_says_why_a_run_failed(report):
+def test_the_page_shows_why_a_run_failed(report):
     assert "The loss became nan at step 140 with lr=3. Lower the learning rate." in render(report)
 
 

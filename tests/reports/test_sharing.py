@@ -1,4 +1,4 @@
-"""What leaves comes back: runs of every task through a file and into another store, equal but for ids and the import note."""
+"""Export and import: runs of every task are equal in another store, except for ids and the import mark."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ QUICK = {"requests": 20, "seconds": 0.2, "warm_up": 2, "rounds": 2}
 
 @pytest.fixture
 def here(monkeypatch):
-    """Files are read in this process: a second faster. The limits of the other one have tests of their own."""
+    """Read files in this process, which is a second faster; other tests cover the limited process."""
 
     def ask(module, question, **limits):
         try:
@@ -74,7 +74,7 @@ def frozen(runs, **choices) -> Report:
 
 
 def told(report: Report) -> list[dict]:
-    """All that a report says of its runs, without what an import gives anew: ids, and that it was imported."""
+    """The runs of a report without ids and the import mark, which an import changes."""
     data = json.loads(report.to_json())
     ids = {run["run_id"]: str(number) for number, run in enumerate(data["runs"])}
     for run in data["runs"]:
@@ -111,7 +111,7 @@ def brought(other: Store, path: Path) -> list[Run]:
 
 
 def worked(store: Store, config: RunConfig, *, stop_after: str = "", name: str = "") -> Run:
-    """A run that really ran, in this process; asked to stop once its log holds such a record."""
+    """A run that really ran in this process; it is stopped once its log has an event of this kind."""
     run_id = store.create(config, name=name)
     folder = store.folder(run_id)
     if stop_after:
@@ -132,7 +132,7 @@ DIGITS = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "bu
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> tuple[Store, dict[str, Run]]:
-    """One of each kind, as workers leave them."""
+    """One run of each kind, as workers write them."""
     store = Store(tmp_path_factory.mktemp("real"))
     paths = [worked(store, with_overrides(DIGITS, ["checkpoints=5", f"seed={seed}"])) for seed in (0, 1)]
     law = [
@@ -167,7 +167,7 @@ def real(tmp_path_factory) -> tuple[Store, dict[str, Run]]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("ending", [".json", ".html", ".zip"])
-def test_real_runs_of_every_task_come_back_as_they_left(real, other, tmp_path, ending):
+def test_real_runs_of_every_task_are_equal_after_export_and_import(real, other, tmp_path, ending):
     store, runs = real
     sent = [run for name, run in runs.items() if name != "queued"]
     assert {run.status for run in sent} == {"finished", "failed", "cancelled"}
@@ -182,7 +182,7 @@ def test_real_runs_of_every_task_come_back_as_they_left(real, other, tmp_path, e
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("here")
-def test_a_surface_comes_back_with_the_paths_of_the_runs_it_came_with(real, other, tmp_path):
+def test_an_imported_surface_has_the_paths_of_the_imported_runs(real, other, tmp_path):
     _, runs = real
     surface = runs["surface"]
     both = brought(other, written(frozen([runs["path"], surface]), tmp_path / "r.json"))
@@ -195,7 +195,7 @@ def test_a_surface_comes_back_with_the_paths_of_the_runs_it_came_with(real, othe
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("here")
-def test_inference_comes_back_with_its_latencies_what_was_refused_and_whose_weights_answered(real, other, tmp_path):
+def test_imported_inference_has_its_latencies_refusals_and_training_run(real, other, tmp_path):
     _, runs = real
     was = runs["inference"]
     report = frozen([runs["trained"], was])
@@ -210,7 +210,7 @@ def test_inference_comes_back_with_its_latencies_what_was_refused_and_whose_weig
 
 
 @pytest.mark.usefixtures("here")
-def test_ranks_come_back(store, other, tmp_path):
+def test_events_of_ranks_are_imported(store, other, tmp_path):
     config = with_overrides(PRESETS["digits-mlp"].config, ["parallel.num_ranks=2"])
     was = make_scaled(store, config, group=GROUP, label="two", step_s=0.01, waited_s=(0.001, 0.004))
     (back,) = brought(other, written(frozen([was]), tmp_path / "r.json"))
@@ -220,7 +220,7 @@ def test_ranks_come_back(store, other, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("here")
-def test_weights_travel_in_a_zip_that_was_asked_for_them(real, other, tmp_path):
+def test_a_zip_contains_weights_on_request(real, other, tmp_path):
     _, runs = real
     files = ("model.safetensors", "trajectory.safetensors")
     sent = [runs["path"]]
@@ -234,7 +234,7 @@ def test_weights_travel_in_a_zip_that_was_asked_for_them(real, other, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("here")
-def test_a_run_that_was_still_at_work_comes_in_as_interrupted_and_never_runs(real, other, tmp_path):
+def test_a_run_exported_while_running_is_imported_as_interrupted_and_never_runs(real, other, tmp_path):
     _, runs = real
     (back,) = brought(other, written(frozen([runs["queued"]]), tmp_path / "r.json"))
     assert (back.status, back.why()) == ("interrupted", "It was queued when the report was made.")
@@ -244,7 +244,7 @@ def test_a_run_that_was_still_at_work_comes_in_as_interrupted_and_never_runs(rea
 
 
 @pytest.mark.usefixtures("here")
-def test_an_imported_run_says_so_wherever_it_is_shown(store, other, tmp_path):
+def test_an_imported_run_is_marked_wherever_it_is_shown(store, other, tmp_path):
     report = frozen([make_run(store, name="theirs")])
     (back,) = brought(other, written(report, tmp_path / "r.json"))
     assert back.owner == "terminal"
@@ -278,7 +278,7 @@ CALIBRATION = Calibration(
 
 
 @pytest.mark.usefixtures("here")
-def test_another_machines_calibration_says_nothing_of_this_one(store, other, tmp_path):
+def test_an_imported_calibration_is_not_used_for_this_machine(store, other, tmp_path):
     named = "calibration of this machine"  # as the listing calls one that is
     theirs = make_run(store, preset_config("calibrate"), name=named, num_steps=1, said=[CALIBRATION])
     assert calibration.latest(store, "cpu", "AMD EPYC 9575F")
@@ -289,7 +289,7 @@ def test_another_machines_calibration_says_nothing_of_this_one(store, other, tmp
 
 
 @pytest.mark.usefixtures("here")
-def test_an_imported_run_is_not_measured_by_this_machines_calibration_and_prices(store, other, tmp_path):
+def test_an_imported_run_does_not_use_this_machines_calibration_and_prices(store, other, tmp_path):
     make_run(other, preset_config("calibrate"), num_steps=1, said=[CALIBRATION])
     last = Finished(at=1e9, energy_j=500.0, energy_source="rapl", energy_window_s=20, energy_period_s=0.1)
     theirs = make_run(store, last=last)
@@ -339,7 +339,7 @@ def test_an_imported_race_opens_as_a_race_with_the_same_table(store, other, tmp_
 
 
 @pytest.mark.usefixtures("here")
-def test_nobody_adds_runs_of_this_machine_to_a_race_of_another(store, other, tmp_path):
+def test_an_imported_race_does_not_accept_new_seeds(store, other, tmp_path):
     imports = sharing.import_files(
         other, [written(frozen(race_of(store).runs), tmp_path / "race.json")], owner="terminal"
     )
@@ -348,7 +348,7 @@ def test_nobody_adds_runs_of_this_machine_to_a_race_of_another(store, other, tmp
 
 
 @pytest.mark.usefixtures("here")
-def test_a_thinned_page_comes_in_as_what_it_holds_and_says_so(store, other, tmp_path, monkeypatch):
+def test_the_import_of_a_page_with_fewer_points_warns(store, other, tmp_path, monkeypatch):
     monkeypatch.setattr("engine.reports.html.page.MAX_HTML_BYTES", 2_200_000)
     run = make_run(store, num_steps=40_000, step_s=1e-4)
     imports = sharing.import_files(other, [written(frozen([run]), tmp_path / "r.html")])
@@ -361,7 +361,7 @@ def test_a_thinned_page_comes_in_as_what_it_holds_and_says_so(store, other, tmp_
 
 
 @pytest.mark.usefixtures("here")
-def test_a_report_of_schema_1_comes_in(other):
+def test_a_report_of_schema_1_is_imported(other):
     runs = brought(other, RECORDINGS / "report-schema-1.json")
     assert [run.status for run in runs] == ["finished", "failed"]
     assert runs[1].why().startswith("The loss became infinite at step 33")
@@ -371,7 +371,7 @@ def test_a_report_of_schema_1_comes_in(other):
 
 
 @pytest.mark.usefixtures("here")
-def test_a_long_table_is_in_records_that_a_reader_takes(store, other, tmp_path, monkeypatch):
+def test_a_long_table_is_split_into_events_that_a_reader_accepts(store, other, tmp_path, monkeypatch):
     monkeypatch.setattr(rebuilding, "_ROWS_BYTES", 50_000)  # of 5 million
     run = make_run(store, num_steps=5_000)
     (back,) = brought(other, written(frozen([run]), tmp_path / "r.json"))
@@ -391,7 +391,7 @@ def traces(store: Store) -> list[str]:
 
 
 @pytest.mark.usefixtures("here")
-def test_of_several_files_all_come_in_or_none(store, other, tmp_path):
+def test_all_files_are_imported_or_none(store, other, tmp_path):
     good = written(frozen([make_run(store)]), tmp_path / "good.json")
     bad = tmp_path / "bad.json"
     bad.write_text(good.read_text()[:-200])
@@ -419,7 +419,7 @@ def test_an_import_that_cannot_be_put_in_place_is_undone(store, other, tmp_path,
 
 
 @pytest.mark.process
-def test_a_crash_in_the_middle_of_an_import_leaves_nothing(store, other, tmp_path):
+def test_a_crash_during_an_import_leaves_nothing(store, other, tmp_path):
     file = written(frozen([make_run(store), make_run(store)]), tmp_path / "r.json")
     empty = traces(other)
     code = (
@@ -442,7 +442,7 @@ def test_a_crash_in_the_middle_of_an_import_leaves_nothing(store, other, tmp_pat
     assert sharing.import_files(other, [file]).run_ids
 
 
-def test_an_import_that_is_under_way_is_not_swept(other):
+def test_a_running_import_is_not_swept(other):
     with other.staging() as staging:
         (staging / "runs" / "0123456789abcdef").mkdir()
         other.sweep()
@@ -451,7 +451,7 @@ def test_an_import_that_is_under_way_is_not_swept(other):
 
 
 @pytest.mark.process
-def test_the_process_that_reads_is_under_limits(store, other, tmp_path, monkeypatch):
+def test_the_process_that_reads_a_file_has_limits(store, other, tmp_path, monkeypatch):
     from engine.reports.sharing import importing
 
     file = written(frozen([make_run(store)]), tmp_path / "r.json")
@@ -505,14 +505,14 @@ def test_the_command_line_exports_and_imports(store, tmp_path, engine):
     shutil.rmtree(there.root)
 
 
-def test_a_file_that_is_not_there_is_one_sentence_and_exit_code_2(tmp_path, engine):
+def test_a_missing_file_is_one_sentence_and_exit_code_2(tmp_path, engine):
     done = engine("import", tmp_path / "none.json", "--store", tmp_path / "s")
     said, error = done.communicate()
     assert (done.returncode, said) == (2, "")
     assert error.strip() == "none.json: there is no such file. Name a file that is there."
 
 
-def test_the_preview_lists_what_leaves_and_writes_nothing(store, tmp_path, engine):
+def test_the_preview_lists_the_content_and_writes_nothing(store, tmp_path, engine):
     config = with_overrides(RunConfig(), ["data=csv", "source.path=/home/alice/secret.csv"])
     run = make_run(store, config, num_steps=40, name="mine")
     done = engine("export", run.run_id, "-o", tmp_path / "r.html", "--preview", "--json", "--store", store.root)
@@ -525,7 +525,7 @@ def test_the_preview_lists_what_leaves_and_writes_nothing(store, tmp_path, engin
     assert not (tmp_path / "r.html").exists()
 
 
-def test_a_log_that_holds_what_no_import_writes_is_a_damaged_record(store, other):
+def test_an_event_that_no_import_writes_is_damaged(store, other):
     run_id = other.create(RunConfig())
     log = EventLog(other.folder(run_id) / "events.jsonl")
     with pytest.raises(ValueError, match="falls from row to row"):

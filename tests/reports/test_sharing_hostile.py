@@ -1,4 +1,4 @@
-"""Files that somebody made to do harm, or that broke on their way: one sentence each, and no trace in the store."""
+"""Hostile and damaged files are refused in one sentence and leave no trace in the store."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def everything(folder):
 
 @pytest.fixture
 def refused(tmp_path):
-    """Import bytes that must be refused: returns the sentence, and looks that nothing is left, here or elsewhere."""
+    """Import bytes that must be refused; return the message, after a check that no file is left."""
 
     def check_refusal(content: bytes | str, name: str) -> str:
         folder = tmp_path / "in" / "deep"
@@ -78,7 +78,7 @@ def link_to(target: str) -> zipfile.ZipInfo:
     return info
 
 
-def test_an_honest_zip_comes_in(report, tmp_path):
+def test_a_valid_zip_is_imported(report, tmp_path):
     (tmp_path / "r.zip").write_bytes(zipped(report, ("folder/", b""), ("folder/note.txt", b"hello")))
     assert len(sharing.import_files(Store(tmp_path / "s"), [tmp_path / "r.zip"]).run_ids) == 2
 
@@ -99,13 +99,13 @@ def test_an_honest_zip_comes_in(report, tmp_path):
         ("a\u202eb", "not an ordinary file name"),
     ],
 )
-def test_a_zip_with_a_name_that_leads_elsewhere_is_refused(report, refused, name, says):
+def test_a_zip_with_an_unsafe_member_name_is_refused(report, refused, name, says):
     instead = "X" * len(name) if name.isascii() else name  # Python's own zipfile would mend some names
     data = zipped(report, (instead, b"evil")).replace(instead.encode(), name.encode())
     assert says in refused(data, "r.zip")
 
 
-def test_a_name_that_is_cut_by_a_zero_byte_is_seen_as_it_is(report, refused):
+def test_a_member_name_with_a_nul_byte_is_refused(report, refused):
     assert "not an ordinary file name" in refused(
         zipped(report, ("a.txtX", b"")).replace(b"a.txtX", b"a.txt\0"), "r.zip"
     )
@@ -121,23 +121,23 @@ def test_a_zip_with_a_device_is_refused(report, refused):
     assert "is a link or a device" in refused(zipped(report, (info, b"")), "r.zip")
 
 
-def test_a_zip_of_too_many_members_is_refused(report, refused):
+def test_a_zip_with_too_many_members_is_refused(report, refused):
     extra = [(f"csv/{number}", b"") for number in range(2_000)]
     assert "2,001 members, the limit is 2,000" in refused(zipped(report, *extra), "r.zip")
 
 
-def test_a_zip_that_would_unpack_to_too_much_is_refused(report, refused, monkeypatch):
+def test_a_zip_that_unpacks_to_too_many_bytes_is_refused(report, refused, monkeypatch):
     monkeypatch.setattr(zips, "MAX_UNPACKED_BYTES", 1_000_000)
     assert "unpack to more than 1,000,000 bytes" in refused(zipped(report, ("a", os.urandom(1_000_000))), "r.zip")
 
 
-def test_a_bomb_is_refused_by_its_ratio(report, refused):
+def test_a_zip_bomb_is_refused_by_its_compression_ratio(report, refused):
     assert "'bomb' unpacks to more than 200 times its size" in refused(
         zipped(report, ("bomb", bytes(10_000_000))), "r.zip"
     )
 
 
-def test_a_member_that_lies_about_its_size_is_counted_as_it_unpacks(report, refused):
+def test_a_member_with_a_wrong_size_is_counted_while_unpacking(report, refused):
     bomb = b'{"schema_version": 2, "runs": [' + b" " * 5_000_000 + b"]}"
     data = bytearray(zipped(report, ("report.json", bomb), with_report=False))
     size = struct.pack("<L", len(bomb))
@@ -146,7 +146,7 @@ def test_a_member_that_lies_about_its_size_is_counted_as_it_unpacks(report, refu
     assert "damaged" in refused(lying, "r.zip")
 
 
-def test_what_unpacks_is_counted_whatever_the_directory_says(report, tmp_path, monkeypatch):
+def test_unpacked_bytes_are_counted_whatever_the_directory_names(report, tmp_path, monkeypatch):
     (tmp_path / "r.zip").write_bytes(zipped(report))
     archive = zips.Archive(tmp_path / "r.zip")
     archive._left = 1_000
@@ -176,7 +176,7 @@ def test_an_encrypted_zip_is_refused(report, refused):
     assert "'report.json' is encrypted" in refused(bytes(data), "r.zip")
 
 
-def test_a_zip_packed_in_another_way_is_refused(report, refused):
+def test_a_zip_with_another_compression_is_refused(report, refused):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("report.json", report.to_json())
@@ -184,7 +184,7 @@ def test_a_zip_packed_in_another_way_is_refused(report, refused):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_zip_with_a_name_twice_is_refused(report, refused):
+def test_a_zip_with_a_duplicate_member_is_refused(report, refused):
     assert "contains 'report.json' twice" in refused(zipped(report, ("report.json", b"{}")), "r.zip")
 
 
@@ -198,13 +198,13 @@ def test_a_truncated_zip_is_refused(report, refused, share):
     assert "not a complete zip file" in refused(data[: int(share * len(data))], "r.zip")
 
 
-def test_a_zip_with_a_rotten_byte_is_refused(report, refused):
+def test_a_zip_with_a_damaged_byte_is_refused(report, refused):
     data = bytearray(zipped(report))
     data[400] ^= 0xFF
     assert "damaged" in refused(bytes(data), "r.zip")
 
 
-def test_weights_that_are_not_as_exported_or_no_safetensors_are_refused(tmp_path, refused):
+def test_changed_weights_and_other_formats_are_refused(tmp_path, refused):
     store = Store(tmp_path / "theirs")
     run = make_run(store, num_steps=40)
     for content, says in ((b"\x80\x04pickled", "is not a safetensors file"), (None, "was changed after the export")):
@@ -282,11 +282,11 @@ def bomb() -> dict:
         (set_in("notes", value="x" * 30_000), "damaged: notes"),
     ],
 )  # fmt: skip
-def test_a_report_that_was_tampered_with_is_refused(report, refused, change, says):
+def test_a_manipulated_report_is_refused(report, refused, change, says):
     assert says in refused(changed(report, change), "r.json")
 
 
-def test_a_report_that_unpacks_to_more_than_may_be_is_refused(report, refused, monkeypatch):
+def test_a_report_that_unpacks_to_too_many_bytes_is_refused(report, refused, monkeypatch):
     monkeypatch.setattr(points, "MAX_UNPACKED_BYTES", 5_000_000)  # of 500 million
     text = changed(report, steps(loss=bomb()))
     assert len(text) < 50_000
@@ -309,7 +309,7 @@ def test_a_report_that_unpacks_to_more_than_may_be_is_refused(report, refused, m
         "MZ\x90",
     ],
 )
-def test_what_is_no_report_is_refused(refused, text):
+def test_a_text_that_is_not_a_report_is_refused(refused, text):
     assert "This is not a report" in refused(text, "r.json")
 
 
@@ -328,7 +328,7 @@ def test_a_huge_whole_number_is_refused(report, refused):
     )
 
 
-def test_bytes_that_are_no_text_are_refused(refused):
+def test_bytes_that_are_not_text_are_refused(refused):
     assert "neither a zip nor UTF-8 text" in refused(b"\xff\xfe\x00{", "r.json")
 
 
@@ -343,14 +343,14 @@ def test_a_page_without_a_report_is_refused(refused):
     assert "not a report" in refused("<!doctype html><script>alert(1)</script>", "r.html")
 
 
-def test_a_file_that_is_too_large_is_not_even_opened(tmp_path):
+def test_a_file_that_is_too_large_is_not_opened(tmp_path):
     with (tmp_path / "r.json").open("wb") as file:
         file.truncate(60_000_000)
     with pytest.raises(Exception, match="60,000,000 bytes; the limit is 50,000,000"):
         sharing.import_files(Store(tmp_path / "s"), [tmp_path / "r.json"])
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "r.json")
     with pytest.raises(Exception, match="not a readable file"):
         sharing.import_files(Store(tmp_path / "s"), [tmp_path / "r.json"])
@@ -359,7 +359,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 # --- what comes in all the same -------------------------------------------------------------------------------------------
 
 
-def test_a_wrong_hash_comes_in_with_a_warning_that_names_it(report, tmp_path):
+def test_a_report_with_a_wrong_hash_is_imported_with_a_warning(report, tmp_path):
     store, page = Store(tmp_path / "s"), tmp_path / "r.html"
     page.write_text(render(report).replace('"test_accuracy":0.', '"test_accuracy":0.9', 1))
     found = sharing.import_files(store, [page])
@@ -367,7 +367,7 @@ def test_a_wrong_hash_comes_in_with_a_warning_that_names_it(report, tmp_path):
     assert store.run(found.run_ids[0]).imported.origin.hash_matches is False
 
 
-def test_a_report_that_was_only_laid_out_anew_keeps_its_hash(report, tmp_path):
+def test_a_reformatted_report_keeps_its_hash(report, tmp_path):
     pretty = json.dumps(json.loads(report.to_json()), indent=1)
     sums = f"{report.content_hash}  report.json\n"
     out = io.BytesIO()
@@ -380,7 +380,7 @@ def test_a_report_that_was_only_laid_out_anew_keeps_its_hash(report, tmp_path):
     assert store.run(run_id).imported.origin.hash_matches is True
 
 
-def test_hostile_texts_become_text_with_nothing_hidden_in_it(report, tmp_path):
+def test_hostile_texts_become_visible_text(report, tmp_path):
     data = json.loads(report.to_json())
     data["title"] = data["notes"] = BIDI
     run = data["runs"][0]
@@ -419,7 +419,7 @@ def test_a_lone_surrogate_does_not_stop_an_import(report, tmp_path):
         assert "one" in store.run(found.run_ids[0]).name
 
 
-def test_a_target_that_was_reached_but_not_named_makes_a_page(report, tmp_path):
+def test_an_imported_reached_target_without_a_configured_target_makes_a_page(report, tmp_path):
     data = json.loads(report.to_json())
     data["runs"][0]["target_reached"] = {
         "metric": "test_accuracy", "value": 0.9, "step": 120, "train_s": 1.0, "elapsed_s": 1.0

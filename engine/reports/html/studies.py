@@ -1,4 +1,4 @@
-"""The charts of the runs, and a card per study: batch-size law, loss surface, calibration, step breakdown, inference."""
+"""The charts of the runs, and a card per study, such as a batch-size law or an inference run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Exports of reports as a zip, and imports of reports and curves as runs of this store.
 
-An imported file is not trusted. A process under limits reads it and turns it into numbers and text under new ids. Its runs
-are marked as imported, and either all of them enter the store or none does.
+An imported file is not trusted. A process under limits reads it and turns it into numbers and text under new ids. Its
+runs are marked as imported, and either all of them enter the store or none does.
 """
 
 from __future__ import annotations

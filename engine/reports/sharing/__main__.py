@@ -24,7 +24,7 @@ from engine.system.files import write_atomically
 
 @dataclasses.dataclass
 class _OpenedFile:
-    """An opened file: its report, the hash of its JSON, the hash that it claims, and a reader for the files beside it."""
+    """An opened file: its report, the hash of its JSON, the hash it claims, and a reader of the files beside it."""
 
     report: Report
     form: str
@@ -41,9 +41,15 @@ def import_file(request: dict[str, Any]) -> dict[str, Any]:
     report, store, staging = opened.report, Store(Path(request["root"])), Path(request["staging"])
     matches = _matches(opened)
     origin = Origin(
-        at=now, form=opened.form, title=visible(report.title, 200), made=report.created, isoflop=visible(report.isoflop, 40),
-        content_hash=opened.content_hash, hash_matches=matches, notes=tuple(opened.notes),
-    )  # fmt: skip
+        at=now,
+        form=opened.form,
+        title=visible(report.title, 200),
+        made=report.created,
+        isoflop=visible(report.isoflop, 40),
+        content_hash=opened.content_hash,
+        hash_matches=matches,
+        notes=tuple(opened.notes),
+    )
     names = Names.of(report)
     warnings = list(opened.notes)
     if matches is False:
@@ -75,9 +81,16 @@ def import_file(request: dict[str, Any]) -> dict[str, Any]:
     report_id = secrets.token_hex(8) if opened.form == "report" else None
     if report_id:
         saved = SavedReport(
-            report_id=report_id, title=origin.title, created=report.created, origin=origin, notes=report.notes, run_ids=run_ids,
-            conclusions=[_with_new_ids(names, conclusion) for conclusion in report.conclusions], group_ids=group_ids, owner=request["owner"],
-        )  # fmt: skip
+            report_id=report_id,
+            title=origin.title,
+            created=report.created,
+            origin=origin,
+            notes=report.notes,
+            run_ids=run_ids,
+            conclusions=[_with_new_ids(names, conclusion) for conclusion in report.conclusions],
+            group_ids=group_ids,
+            owner=request["owner"],
+        )
         write_atomically(staging / "reports" / f"{report_id}.json", saved.model_dump_json())
     return {"run_ids": run_ids, "group_ids": group_ids, "report_id": report_id, "warnings": warnings}
 
@@ -113,9 +126,12 @@ def _open_zip(path: Path) -> _OpenedFile:
         lines = archive.read(SUMS).decode(errors="replace").splitlines()
         named = next((line.partition("  ")[0] for line in lines if line.endswith(f"  {REPORT}")), "")[:64]
     return _OpenedFile(
-        Report.from_json(text), "report", hashlib.sha256(text).hexdigest(), named,
+        Report.from_json(text),
+        "report",
+        hashlib.sha256(text).hexdigest(),
+        named,
         read=lambda name: archive.read(name) if name in archive.names else None,
-    )  # fmt: skip
+    )
 
 
 def _hash(text: str) -> str:

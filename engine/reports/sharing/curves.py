@@ -1,7 +1,7 @@
 """Reads a curve from a CSV (a loss or an accuracy per step, epoch or second) as a run, to compare it with others.
 
-The names of the columns decide their roles, and their names or values decide their units. The notes name each guess, and
-the user can choose otherwise. Nothing else is known of the run; the user states its configuration.
+The names of the columns decide their roles, and their names or values decide their units. The notes name each guess,
+and the user can choose otherwise. Nothing else is known of the run; the user states its configuration.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _UNIT_IN = re.compile(
 )
 _UNIT_NAMES = {"milliseconds": "ms", "minutes": "min", "hours": "h", "pct": "%", "percent": "%"}
 _UNIT_NAMES |= dict.fromkeys(("sec", "secs", "seconds"), "s")
-# What float() reads, without its "1_10" and its digits of other scripts: a cell is a number only if a person reads it so.
+# As float(), but without "1_10" and digits of other scripts, which people do not read as numbers.
 _NUMBER = (
     r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[iI][nN][fF](?:[iI][nN][iI][tT][yY])?|[nN][aA][nN])"
 )
@@ -346,17 +346,40 @@ def _run(points: Mapping[str, dict[str, np.ndarray]], name: str, config: RunConf
     samples = int(known(steps, "samples"))
     seconds = known(steps, "seconds") or known(evaluations, "seconds")
     summary = Summary(
-        steps=int(step), samples=samples, epochs=samples / data.train_examples if data else 0.0, train_seconds=seconds,
+        steps=int(step),
+        samples=samples,
+        epochs=samples / data.train_examples if data else 0.0,
+        train_seconds=seconds,
         samples_per_s=samples / seconds if samples and seconds else None,
         final_train_loss=last(steps, "loss"),
         test_loss=last(evaluations, "test_loss"),
         test_accuracy=last(evaluations, "test_accuracy"),
-    )  # fmt: skip
+    )
     return ReportRun(
-        run_id=secrets.token_hex(8), name=name, created=now, config=config, fingerprint=config.fingerprint, status="finished",
-        why="", summary=summary, parameters=None, train_flops_per_example=None, train_examples=None, test_examples=None,
-        setup_s=None, warm_up_s=None, peak_memory_method="", energy_method="",
-        energy=Account(source="none", method="A table of numbers contains no energy."), environment={}, missing_readings={},
-        problems=[], recorded_steps=len(steps), steps=steps, evaluations=evaluations, hardware=Points({}), throughput=Points({}),
+        run_id=secrets.token_hex(8),
+        name=name,
+        created=now,
+        config=config,
+        fingerprint=config.fingerprint,
+        status="finished",
+        why="",
+        summary=summary,
+        parameters=None,
+        train_flops_per_example=None,
+        train_examples=None,
+        test_examples=None,
+        setup_s=None,
+        warm_up_s=None,
+        peak_memory_method="",
+        energy_method="",
+        energy=Account(source="none", method="A table of numbers contains no energy."),
+        environment={},
+        missing_readings={},
+        problems=[],
+        recorded_steps=len(steps),
+        steps=steps,
+        evaluations=evaluations,
+        hardware=Points({}),
+        throughput=Points({}),
         last_word=Finished(at=now),
-    )  # fmt: skip
+    )

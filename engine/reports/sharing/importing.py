@@ -91,9 +91,14 @@ def _read(
     store: Store, staging: Path, path: Path, name: str, owner: str, curve: CurveChoices, now: float
 ) -> dict[str, Any]:
     request = {
-        "path": str(path.absolute()), "name": name, "root": str(store.root), "staging": str(staging), "owner": owner,
-        "choices": curve.model_dump_json(), "now": now,
-    }  # fmt: skip
+        "path": str(path.absolute()),
+        "name": name,
+        "root": str(store.root),
+        "staging": str(staging),
+        "owner": owner,
+        "choices": curve.model_dump_json(),
+        "now": now,
+    }
     try:
         made: dict[str, Any] = sandbox.ask(
             "engine.reports.sharing",

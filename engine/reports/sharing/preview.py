@@ -47,15 +47,25 @@ def _of_run(run: ReportRun) -> list[tuple[str, str]]:
         ("Hash of your file", run.data_sha256 or ""),
         ("Status", f"{run.status}, created {units.date(run.created)}"),
         ("Reason of the status", run.why),
-        ("Machine", "; ".join(f"{ENVIRONMENT[k][0]} {ENVIRONMENT[k][1](v)}" for k, v in run.environment.items() if k in ENVIRONMENT and v is not None)),
-        ("Not available on that machine", "; ".join(sorted({why.rstrip(".") for why in run.missing_readings.values()}))),
+        (
+            "Machine",
+            "; ".join(
+                f"{ENVIRONMENT[k][0]} {ENVIRONMENT[k][1](v)}"
+                for k, v in run.environment.items()
+                if k in ENVIRONMENT and v is not None
+            ),
+        ),
+        (
+            "Not available on that machine",
+            "; ".join(sorted({why.rstrip(".") for why in run.missing_readings.values()})),
+        ),
         ("Problems of the log", "; ".join(run.problems)),
         ("Points", ", ".join(f"{len(getattr(run, table)):,} {table.replace('_', ' ')}" for table in TABLES)),
         ("Summary, energy and figures", f"{len(run.figures)} figures with their methods"),
         ("Other events", ", ".join(f"{n} {kind}" for kind, n in _counted(run).items())),
         ("Files", ", ".join(f"{file.name} ({units.nbytes(file.size_bytes)})" for file in run.files)),
         ("Imported from", run.imported.title if run.imported else ""),
-    ]  # fmt: skip
+    ]
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Writes the runs of a report as run folders: a configuration and an event log with the report's content, under new ids."""
+"""Writes the runs of a report as run folders (a configuration and an event log) under new ids."""
 
 from __future__ import annotations
 
@@ -96,9 +96,13 @@ def rebuild(
         files, missing = _files(run, folder, names, read)
         origin = origin.model_copy(update={"from_run_id": run.run_id, "notes": (*origin.notes, *missing)})
         queued = Queued(
-            at=run.created, order=order, name=_name(run.name if run.asked_name is None else run.asked_name),
-            group=names.groups[run.group] if run.group else None, heat=names.heat(run), owner=owner,
-        )  # fmt: skip
+            at=run.created,
+            order=order,
+            name=_name(run.name if run.asked_name is None else run.asked_name),
+            group=names.groups[run.group] if run.group else None,
+            heat=names.heat(run),
+            owner=owner,
+        )
         config = Redaction(run.config, file_names=True).configuration()  # only a file name, which is never opened
         if new_ids := tuple(names.runs.get(run_id, run_id) for run_id in config.landscape.runs):
             config = config.model_copy(update={"landscape": config.landscape.model_copy(update={"runs": new_ids})})
@@ -149,21 +153,29 @@ def _write_log(path: Path, events: Sequence[AnyEvent], last: Terminal) -> None:
 
 def _events(run: ReportRun, origin: Origin) -> Iterator[AnyEvent]:
     yield Imported(
-        origin=origin, recorded_steps=run.recorded_steps, evaluation_s=run.evaluation_s, problems=tuple(run.problems),
+        origin=origin,
+        recorded_steps=run.recorded_steps,
+        evaluation_s=run.evaluation_s,
+        problems=tuple(run.problems),
         missing_readings=run.missing_readings,
         frozen={
             "summary": run.summary.model_copy(update={"imported": origin.form}).model_dump(mode="json"),
             "energy": run.energy.model_dump(mode="json") if run.energy else None,
             "figures": {name: figure.model_dump(mode="json") for name, figure in run.figures.items()},
         },
-    )  # fmt: skip
+    )
     if run.train_examples:
         yield Started(
-            at=run.created if run.started_at is None else run.started_at, parameters=run.parameters or 0,
-            train_flops_per_example=run.train_flops_per_example or 0, train_examples=run.train_examples,
-            test_examples=run.test_examples or 0, total_steps=run.total_steps, setup_s=run.setup_s or 0.0,
-            data_sha256=run.data_sha256, environment={k: v for k, v in run.environment.items() if k in ENVIRONMENT},
-        )  # fmt: skip
+            at=run.created if run.started_at is None else run.started_at,
+            parameters=run.parameters or 0,
+            train_flops_per_example=run.train_flops_per_example or 0,
+            train_examples=run.train_examples,
+            test_examples=run.test_examples or 0,
+            total_steps=run.total_steps,
+            setup_s=run.setup_s or 0.0,
+            data_sha256=run.data_sha256,
+            environment={k: v for k, v in run.environment.items() if k in ENVIRONMENT},
+        )
     if run.compiled_s is not None:
         yield Compiled(seconds=run.compiled_s)
     if run.warm_up_s is not None:
@@ -193,9 +205,12 @@ def _final_event(run: ReportRun) -> Terminal:
     match run.status:  # an older report, or a run that had no final event yet
         case "finished":
             return Finished(
-                at=at, energy_j=run.summary.energy_j, energy_method=run.energy_method,
-                peak_memory_bytes=run.summary.process_memory_bytes, peak_memory_method=run.peak_memory_method,
-            )  # fmt: skip
+                at=at,
+                energy_j=run.summary.energy_j,
+                energy_method=run.energy_method,
+                peak_memory_bytes=run.summary.process_memory_bytes,
+                peak_memory_method=run.peak_memory_method,
+            )
         case "cancelled":
             return Cancelled(at=at, reason=run.why)
         case "failed":

@@ -1,7 +1,7 @@
 """A report as a zip: its JSON, the HTML page, the points as CSV and, on request, the weights.
 
-An imported zip is checked before anything is unpacked, and its bytes are counted while it is unpacked. Only members with
-known names are read, and none is written under a name from the zip.
+An imported zip is checked before anything is unpacked, and its bytes are counted while it is unpacked. Only members
+with known names are read, and none is written under a name from the zip.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ _LOCAL = struct.Struct(
 
 
 def _check_no_overlap(path: Path, members: list[zipfile.ZipInfo], end: int) -> None:
-    """Refuse members that share bytes, because then a few kilobytes unpack to gigabytes (CVE-2024-0450)."""  # noqa: DOC501
+    """Refuse members that share bytes: a few kilobytes would unpack to gigabytes (CVE-2024-0450)."""  # noqa: DOC501
     before = 0
     with path.open("rb") as file:
         for member in sorted(members, key=lambda m: m.header_offset):
