@@ -1,4 +1,4 @@
-"""Charts are made from runs: every value is on them, no user's text is markup, and they stay small."""
+"""Charts of runs have every value, escape users' texts, and stay small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of charts: each row draws columns that a run has, explains itself, and reaches poll and report by itself."""
+"""The list of charts: each row draws columns of a run, is explained, and reaches the poll and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a run had the machine to itself, and that it is said beside every figure of speed."""
+"""Interference by other programs is detected, and marked beside every figure of speed."""
 
 from __future__ import annotations
 

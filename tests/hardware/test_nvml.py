@@ -1,4 +1,4 @@
-"""A driver that is not there, breaks, or hangs: said in words, and nothing waits for it."""
+"""A driver that is missing, fails or hangs is a reason in words, and nothing waits for it."""
 
 import contextlib
 import os

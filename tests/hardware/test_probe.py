@@ -1,4 +1,4 @@
-"""What this machine has, and what a run may use of it."""
+"""The devices and memory of this machine, and what a run can use of them."""
 
 from __future__ import annotations
 

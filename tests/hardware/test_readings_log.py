@@ -1,4 +1,4 @@
-"""The log of the machine's readings: one process writes, others follow, and a crash of either costs one line at most."""
+"""The log of the machine's readings: one process writes, others follow, and a crash costs at most one line."""
 
 import os
 import signal

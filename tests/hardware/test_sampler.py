@@ -1,4 +1,4 @@
-"""What the hardware does during a run: the beat, its readings, and what is had once per run."""
+"""The readings during a run: the beat, each reading, and the energy of the run."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_the_memory_and_cpu_time_of_all_ranks_are_added_up(opened):
 
 def test_other_gpu_processes_are_read_at_every_fourth_beat():
     asked = []
-    read = sampler.Neighbours(lambda: asked.append(1) or [SimpleNamespace(pid=1), SimpleNamespace(pid=2)], [1])
+    read = sampler.OtherGpuProcesses(lambda: asked.append(1) or [SimpleNamespace(pid=1), SimpleNamespace(pid=2)], [1])
     assert [read() for _ in range(6)] == [1.0] * 6
     assert len(asked) == 2
 

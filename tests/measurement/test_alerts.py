@@ -1,4 +1,4 @@
-"""Alerts: each is raised by what it names, and by nothing that happens to an ordinary run."""
+"""Each alert is raised by its own problem, and by nothing that happens in an ordinary run."""
 
 from __future__ import annotations
 

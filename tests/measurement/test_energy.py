@@ -1,4 +1,4 @@
-"""Joules of a run: from a counter or not at all; what is made of them can be made again from what is said."""
+"""The energy of a run comes from a counter or is unknown, and its figures can be computed again from the JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures and their badges: every one says how it was had, and can be made again from what is said."""
+"""Every figure says how it was obtained, and can be computed again from the others."""
 
 from __future__ import annotations
 

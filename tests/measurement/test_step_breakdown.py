@@ -1,4 +1,4 @@
-"""The step-time split: it takes the real step apart, moves nothing, and says what it means."""
+"""The step breakdown profiles a real step, does not change the training, and is explained in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batch-size law: its fit against known parameters and the pilot's table, and the batch that is fastest."""
+"""The batch-size law: its fit against known parameters and the pilot's table, and the fastest batch size."""
 
 from __future__ import annotations
 

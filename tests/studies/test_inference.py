@@ -1,4 +1,4 @@
-"""Inference as a decision, from made-up latencies: which cell to deploy, what is refused, what histograms can be added."""
+"""Inference results from made-up latencies: what to deploy, which settings are refused, and how histograms add up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of inference from the outside: the command line, cancelling, reports, and what a list shows of them."""
+"""Inference runs from outside: the command line, cancelling, reports, and the list of runs."""
 
 from __future__ import annotations
 

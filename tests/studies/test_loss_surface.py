@@ -1,4 +1,4 @@
-"""The loss surface: its plane, the loss on it, the paths over it, and what is refused."""
+"""The loss surface: its plane, the loss on it, the weight paths, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Races: targets, verdicts, Student's t, runs that do not arrive."""
+"""Statistics of races: time to a target, significance tests, Student's t, and runs that miss the target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The toy bowl: the rules are torch.optim's, the bound is where walks begin to grow, and lost walks are cut."""
+"""The quadratic bowl: the rules equal torch.optim's, walks grow above the bound, and diverged walks end."""
 
 from __future__ import annotations
 

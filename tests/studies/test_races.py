@@ -1,4 +1,4 @@
-"""Races: which lanes may race, what their runs share, and what the table and the verdicts say of them."""
+"""Races: which lanes can race, what their runs share, and the table and the verdicts."""
 
 from __future__ import annotations
 

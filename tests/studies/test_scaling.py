@@ -1,4 +1,4 @@
-"""Scaling studies: the fits against independent references, what is asked for, and what is said of what was measured."""
+"""Scaling studies: the fits against independent references, the plan, and the results in words."""
 
 from __future__ import annotations
 

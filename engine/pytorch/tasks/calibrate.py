@@ -500,7 +500,7 @@ def _others_on(device: str, nvml: Any) -> tuple[int | None, str]:
     with open_nvml(nvml) as (handles, reason):
         if index >= len(handles):
             return None, reason or "NVML does not show this GPU."
-        asked = sampler.Neighbours(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handles[index]), (os.getpid(),))
+        asked = sampler.OtherGpuProcesses(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handles[index]), (os.getpid(),))
         try:
             return int(asked()), ""
         except Unavailable as error:
