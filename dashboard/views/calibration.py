@@ -28,9 +28,9 @@ from engine.events.base import TERMINAL
 from engine.events.machine import Calibration, Measurement
 from engine.hardware import probe
 from engine.hardware.datasheets import vendor_peak
-from engine.measurement import calibration, cost
+from engine.measurement import calibration, cost, roofline
 from engine.measurement.calibration import LatestCalibration
-from engine.measurement.cost import Roofline
+from engine.measurement.roofline import Roofline
 from engine.store.run import Run
 
 _NEWEST = 6  # runs drawn at first, and at most: as many as there are colours
@@ -287,7 +287,7 @@ def roofline_view() -> None:
     threads = _threads(made, runs)
     under = [run for run in runs if calibration.threads_of(run.config) == threads]
     apart = len(runs) - len(under)
-    places = [(run, cost.roofline(run, found)) for run in under]
+    places = [(run, roofline.roofline(run, found)) for run in under]
     points = [
         (label, point)
         for label, (_, point) in zip(training.labels(under), places, strict=True)

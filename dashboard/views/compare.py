@@ -23,7 +23,7 @@ from engine.config.training import BUDGETS, Budget
 from engine.measurement import energy
 from engine.planning import planner
 from engine.store.listing import RunRow
-from engine.studies import race_results, race_text, races
+from engine.studies import race_results, race_text, race_verdicts, races
 from engine.studies.race_results import Outcome
 from engine.studies.races import Lane, Metric, Race, RacePreset
 
@@ -384,7 +384,7 @@ def _draw_verdict(*arguments: object) -> None:
 def _verdicts(result: Outcome) -> list[str]:
     keys = [("to_target", "target"), ("test_accuracy", "accuracy")]
     return [
-        race_results.verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what)
+        race_verdicts.verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what)
         for lane in result.lanes
         for key, what in keys
         if key in lane.verdicts
@@ -502,7 +502,7 @@ def _marked(read: Callable[[race_results.VariantOutcome], str]) -> Callable[[rac
 
     def text(lane: race_results.VariantOutcome) -> str:
         value = read(lane)
-        return value + race_results.busy_in_words(lane) if value[:1].isdigit() else value
+        return value + race_verdicts.busy_in_words(lane) if value[:1].isdigit() else value
 
     return text
 

@@ -32,7 +32,7 @@ from engine.runtime.client import UNDO_S
 from engine.store import query
 from engine.store.labels import LONGEST_NOTES
 from engine.store.listing import GroupLine, RunLine
-from engine.studies import race_results
+from engine.studies import race_verdicts
 
 PER_PAGE = 100
 MOST_TO_COMPARE = 24
@@ -591,7 +591,7 @@ def _show_report(report: SavedReport) -> None:
         if report.notes:
             st.text(visible_lines(report.notes))
         for conclusion in report.conclusions:
-            st.code("\n".join(visible(line) for line in race_results.table(conclusion.outcome)), language=None)
+            st.code("\n".join(visible(line) for line in race_verdicts.table(conclusion.outcome)), language=None)
         with st.container(horizontal=True):
             if report.group_ids and there:
                 st.page_link(

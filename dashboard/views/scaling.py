@@ -24,7 +24,7 @@ from engine.config.run import RunConfig
 from engine.config.summary import describe
 from engine.config.training import FULL
 from engine.hardware import probe
-from engine.studies import scaling, scaling_results, scaling_text
+from engine.studies import scaling, scaling_results, scaling_table, scaling_text
 from engine.studies.race_results import CLAIM_SEEDS, check_target
 from engine.studies.races import Lane, Metric
 from engine.studies.scaling import Study
@@ -375,7 +375,7 @@ def _draw_table(group: str, target: tuple[Metric, float] | None) -> None:
 def as_table(found: Outcome) -> pd.DataFrame:
     """One row per figure, one column per lane, and how each figure was had."""
     labels = [visible(at.label, LONGEST_NAME) for at in found.lanes]
-    rows = [[title, *texts, how] for title, texts, how in scaling_text.rows(found)]
+    rows = [[title, *texts, how] for title, texts, how in scaling_table.rows(found)]
     return pd.DataFrame(rows, columns=["", *labels, "How"])
 
 

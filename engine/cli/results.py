@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from engine.measurement import alerts, calibration, cost, energy, provenance, step_breakdown
+from engine.measurement import alerts, calibration, energy, provenance, roofline, step_breakdown
 from engine.store.run import Run
 from engine.store.store import Store
 from engine.studies import batch_law
@@ -18,7 +18,7 @@ def of_run(run: Run) -> dict[str, Any]:
 
     `summary.mfu` is against the measured peak; `cost` says what it was computed from, or why it is null.
     """
-    costs = cost.as_json(run, calibration_of(run)) if run.config.task == "train" else None
+    costs = roofline.as_json(run, calibration_of(run)) if run.config.task == "train" else None
     mfu = costs["measured_peak"]["value"] if costs else None
     return {
         "run_id": run.run_id,

@@ -31,7 +31,7 @@ from engine.store import migrations
 from engine.store.event_log import EventLog
 from engine.store.index import Index
 from engine.store.listing import line_of, row_of
-from engine.studies import race_results, races
+from engine.studies import race_results, race_verdicts, races
 from tests.fakes import make_run
 
 BUSY = Busy(slowdown=2.5, slowdown_method="wall by CPU time", gpu_processes=None)
@@ -218,8 +218,8 @@ def test_the_mark_travels_with_an_exported_report(store):
 def test_a_lane_counts_its_runs_on_a_busy_machine(store):
     runs = [make_run(store, seed=seed, num_steps=60, last=last(busy)) for seed, busy in enumerate((BUSY, QUIET))]
     lane = race_results.outcome(races.of_runs(runs)).lanes[0]
-    assert (lane.busy, race_results.busy_in_words(lane)) == (1, " (machine was busy in 1 of 2 runs)")
-    assert race_results.busy_in_words(race_results.outcome(races.of_runs([runs[1]])).lanes[0]) == ""
+    assert (lane.busy, race_verdicts.busy_in_words(lane)) == (1, " (machine was busy in 1 of 2 runs)")
+    assert race_verdicts.busy_in_words(race_results.outcome(races.of_runs([runs[1]])).lanes[0]) == ""
 
 
 def test_the_table_of_a_race_marks_speeds_and_nothing_else(store):

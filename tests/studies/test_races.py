@@ -19,7 +19,7 @@ from engine.runtime import worker
 from engine.runtime.client import Client
 from engine.store.stop_requests import StopRequest, ask_to_stop
 from engine.store.store import Store, Submission
-from engine.studies import race_results, race_text, races
+from engine.studies import race_results, race_text, race_verdicts, races
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -169,7 +169,7 @@ def test_a_target_that_was_not_reached_is_shown_as_such(three):
     result = race_results.outcome(race, target=1.0)
     assert [each.reached for each in result.lanes] == [0, 0, 0]
     assert all(each.cost["seconds"] is None and each.over == 2 for each in result.lanes)
-    assert "not reached (0 of 2 runs)" in "\n".join(race_results.table(result))
+    assert "not reached (0 of 2 runs)" in "\n".join(race_verdicts.table(result))
 
 
 def test_two_seeds_are_preliminary(three):
@@ -178,7 +178,7 @@ def test_two_seeds_are_preliminary(three):
     verdict = result.lanes[2].verdicts["to_target"]
     assert (verdict.state, verdict.winner, verdict.n) == ("preliminary", None, 2)
     assert not result.is_decided
-    words = race_results.verdict_in_words("One", "Mini", verdict, "target")
+    words = race_verdicts.verdict_in_words("One", "Mini", verdict, "target")
     assert words.startswith("One takes") and words.endswith("to reach the target. Preliminary: 2 of 6 seeds.")
 
 
@@ -200,7 +200,7 @@ def test_six_seeds_can_be_significant(store):
     result = race_results.outcome(raced(store, lanes, seeds=range(6)), target=0.6)
     verdict = result.lanes[1].verdicts["test_accuracy"]
     assert (verdict.state, verdict.winner) == ("decided", "a")
-    assert race_results.verdict_in_words("slow", "fast", verdict, "accuracy").endswith(
+    assert race_verdicts.verdict_in_words("slow", "fast", verdict, "accuracy").endswith(
         "Significant, from 6 paired seeds."
     )
 
@@ -275,7 +275,7 @@ def test_a_target_reached_before_training_is_mentioned(three):
     _, race = three
     result = race_results.outcome(race, metric="test_loss", target=50.0)
     assert race_text.recommendation(result).startswith("A test loss of 50.00 was reached before training.")
-    assert "choose a harder target" in "\n".join(race_results.table(result))
+    assert "choose a harder target" in "\n".join(race_verdicts.table(result))
 
 
 def test_the_terminal_compares_runs(three, capsys):
@@ -332,4 +332,4 @@ def test_a_diverged_run_is_compared_by_rank_and_the_sentence_says_so(store):
     race = raced(store, [lane("calm", "batch_size=16"), lane("wild", "batch_size=16", "optimizer.lr=1e6")])
     verdict = race_results.outcome(race).lanes[1].verdicts["test_accuracy"]
     assert verdict.effect is None
-    assert "compared by rank only" in race_results.verdict_in_words("wild", "calm", verdict, "accuracy")
+    assert "compared by rank only" in race_verdicts.verdict_in_words("wild", "calm", verdict, "accuracy")

@@ -21,7 +21,7 @@ from engine.hardware.probe import CpuDevice, GpuDevice, Machine
 from engine.runtime.client import Client
 from engine.runtime.supervisor import Supervisor
 from engine.store.store import Store
-from engine.studies import scaling, scaling_estimates, scaling_results, scaling_text
+from engine.studies import scaling, scaling_estimates, scaling_results, scaling_table, scaling_text
 from tests.fakes import make_scaled, scaled_study
 from tests.runtime.test_seed_blocks import Starts
 
@@ -238,7 +238,7 @@ def test_a_run_that_failed_counts_in_no_pair_and_says_why(store):
     assert found.lanes[1].speedup.n == 1
     assert found.lanes[1].status == {"failed": 1, "finished": 1}
     assert found.lanes[1].why == ["Rank 1 was killed. Run it again."]
-    assert any("Rank 1 was killed" in line for line in scaling_text.table(found))
+    assert any("Rank 1 was killed" in line for line in scaling_table.table(found))
 
 
 def test_waiting_time_counts_as_communication(store):
@@ -303,7 +303,7 @@ def test_money_to_the_target_is_of_the_users_price_and_not_known_without_energy(
     assert one.seconds_to_target == pytest.approx(two.seconds_to_target * 10 / 6, rel=0.01)
     assert one.joules_to_target == pytest.approx(100 * one.seconds_to_target, rel=0.2)
     assert one.money_to_target == pytest.approx(one.joules_to_target / 3.6e6 * 0.36)
-    assert ("Money to target", "derived, EUR") in {(title, how) for title, _, how in scaling_text.rows(counted)}
+    assert ("Money to target", "derived, EUR") in {(title, how) for title, _, how in scaling_table.rows(counted)}
 
 
 def test_without_a_counter_there_is_neither_energy_nor_money(store):
@@ -311,7 +311,7 @@ def test_without_a_counter_there_is_neither_energy_nor_money(store):
     study = study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.006})
     found = scaling_results.outcome_of(study, target=("test_accuracy", 0.5), prices=prices)
     assert {(at.joules_to_target, at.money_to_target) for at in found.lanes} == {(None, None)}
-    assert ("Energy to target", ["–"] * 2, "not available here") in scaling_text.rows(found)
+    assert ("Energy to target", ["–"] * 2, "not available here") in scaling_table.rows(found)
 
 
 @pytest.mark.parametrize("sets", ["optimizer.lr=0.5", "batch_size=32", "threads=2"])
@@ -460,7 +460,7 @@ def test_a_stopped_study_says_how_many_runs_finished(store):
 
 def test_the_study_is_plain_json(store):
     found = scaling_results.outcome_of(study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.006}))
-    said = scaling_text.as_json(found)
+    said = scaling_table.as_json(found)
     assert (said["lanes"][1]["ranks"], said["lanes"][1]["speedup"]["n"], said["over"]) == (2, 1, True)
     assert said["lanes"][0]["joules"] is None
 
