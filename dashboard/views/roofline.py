@@ -17,9 +17,9 @@ from engine.config.summary import describe
 from engine.events.base import TERMINAL
 from engine.events.machine import Calibration
 from engine.hardware.datasheets import vendor_peak
-from engine.measurement import calibration, cost
+from engine.measurement import calibration, cost, roofline
 from engine.measurement.calibration import LatestCalibration
-from engine.measurement.cost import Roofline
+from engine.measurement.roofline import Roofline
 from engine.store.run import Run
 
 _MOST_RUNS = 6  # as many as there are colours
@@ -46,7 +46,7 @@ def roofline_view() -> None:
     threads = _choose_threads(made, runs)
     same_threads = [run for run in runs if calibration.threads_of(run.config) == threads]
     left_out = len(runs) - len(same_threads)
-    places = [(run, cost.roofline(run, found)) for run in same_threads]
+    places = [(run, roofline.roofline(run, found)) for run in same_threads]
     points = [
         (label, point)
         for label, (_, point) in zip(training.labels(same_threads), places, strict=True)

@@ -16,8 +16,8 @@ from engine.common import units
 from engine.common.sanitize import visible
 from engine.events.machine import Calibration
 from engine.hardware.datasheets import VendorPeak
-from engine.measurement import calibration, cost
-from engine.measurement.cost import Roofline
+from engine.measurement import calibration, roofline
+from engine.measurement.roofline import Roofline
 
 _LONGEST_LABEL = 40
 _KIND_SYMBOLS: Mapping[str, str] = {
@@ -144,7 +144,7 @@ def _add_point(figure: go.Figure, label: str, point: Roofline, color: str) -> No
     for part in point.parts:
         if not part.flops:
             continue
-        most = cost.attainable(part.intensity, point.peak_flops_per_s, point.bandwidth_bytes_per_s)
+        most = roofline.attainable(part.intensity, point.peak_flops_per_s, point.bandwidth_bytes_per_s)
         figure.add_scatter(
             x=[part.intensity],
             y=[most],

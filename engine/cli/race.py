@@ -12,7 +12,7 @@ from engine.common.jsontext import json_text
 from engine.config.parsing import with_overrides
 from engine.config.presets import DEFAULT_PRESET, preset_config
 from engine.runtime.client import Client
-from engine.studies import race_results, races
+from engine.studies import race_results, race_verdicts, races
 
 _SEEDS_PER_ROUND = 2
 
@@ -99,7 +99,7 @@ def race_command(a: argparse.Namespace) -> int:
     if a.json:
         print(json_text(race_results.as_json(race, result)))
     else:
-        print("\n".join(race_results.table(result)))
+        print("\n".join(race_verdicts.table(result)))
     return common.OK if all(run.status == "finished" for run in race.runs) else common.FAILED
 
 
@@ -150,5 +150,5 @@ def compare_command(a: argparse.Namespace) -> int:
         )
     metric, target = race_results.parse_target(a.target) if a.target else ("test_accuracy", None)
     result = race_results.outcome(race, metric=metric, target=target, baseline=a.baseline)
-    print(json_text(race_results.as_json(race, result)) if a.json else "\n".join(race_results.table(result)))
+    print(json_text(race_results.as_json(race, result)) if a.json else "\n".join(race_verdicts.table(result)))
     return common.OK

@@ -12,7 +12,7 @@ from engine.events.base import Event
 from engine.events.lifecycle import Artifact, Started
 from engine.events.machine import Calibration
 from engine.events.training import Compiled, WarmUp
-from engine.measurement import alerts, calibration, cost, energy, provenance, step_breakdown
+from engine.measurement import alerts, calibration, energy, provenance, roofline, step_breakdown
 from engine.store.run import Run
 from engine.store.store import Store
 from engine.studies import batch_law
@@ -24,7 +24,7 @@ def of_run(run: Run) -> dict[str, Any]:
 
     `summary.mfu` is relative to the measured peak; `cost` names the inputs, or why it is null.
     """
-    costs = cost.as_json(run, calibration_of(run)) if run.config.task_facts.trains_one_model else None
+    costs = roofline.as_json(run, calibration_of(run)) if run.config.task_facts.trains_one_model else None
     mfu = costs["measured_peak"]["value"] if costs else None
     return {
         "run_id": run.run_id,

@@ -17,7 +17,7 @@ from engine.config.training import FULL
 from engine.hardware import probe
 from engine.planning import planner
 from engine.runtime.client import Client
-from engine.studies import race_results, scaling, scaling_results, scaling_text
+from engine.studies import race_results, scaling, scaling_results, scaling_table
 
 _DEFAULT_PRESET = "lenet"
 
@@ -63,7 +63,7 @@ def scale_command(a: argparse.Namespace) -> int:
     study = scaling.find(store, group)
     assert study, "its runs were submitted a moment ago"
     found = scaling_results.outcome_of(study, target=target, prices=settings.load(store.root).energy)
-    print(json_text(scaling_text.as_json(found)) if a.json else "\n".join(scaling_text.table(found)))
+    print(json_text(scaling_table.as_json(found)) if a.json else "\n".join(scaling_table.table(found)))
     return common.OK if all(run.status == "finished" for run in study.runs) else common.FAILED
 
 

@@ -24,7 +24,7 @@ from engine.reports.sharing import CurveChoices
 from engine.runtime.client import Client
 from engine.store.run import Run
 from engine.store.store import Store
-from engine.studies import race_results
+from engine.studies import race_results, race_verdicts
 
 WEIGHTS = ("model.safetensors", "trajectory.safetensors")
 _EXTENSIONS = (".html", ".json", ".zip", ".csv", ".parquet")
@@ -253,5 +253,5 @@ def reports_command(a: argparse.Namespace) -> int:
         if report.notes:
             print(f"  {visible(report.notes, 200)}")
         for conclusion in report.conclusions:
-            print("  " + "\n  ".join(race_results.table(conclusion.outcome)))
+            print("  " + "\n  ".join(race_verdicts.table(conclusion.outcome)))
     return common.OK

@@ -59,7 +59,7 @@ def rapl_counters(powercap: Path = Path("/sys/class/powercap")) -> list[Counter]
     """One counter per CPU package.
 
     Subdomains such as intel-rapl:0:1 are parts of intel-rapl:0, and the domain named psys contains the packages too.
-    Adding them would count energy twice. Since 2020 only root may read these files (CVE-2020-8694).
+    Adding them would count energy twice. Since 2020 only root can read these files (CVE-2020-8694).
 
     Raises:
         Unavailable: there is no counter, or one of them cannot be read.

@@ -16,7 +16,7 @@ import pynvml
 from engine.common.sanitize import visible
 from engine.hardware import probe
 from engine.hardware.nvml import NVML, open_nvml
-from engine.hardware.rates import Held, Rates, Read, Sources, Unavailable, Values
+from engine.hardware.rates import Cached, Rates, Read, Sources, Unavailable, Values
 
 HOW_PCIE = "NVML GPM over the beat; before Hopper NVML's own window of 20 ms, once a second"
 HOW_NVLINK = "all links, data without protocol: NVML GPM over the beat; before Hopper from the links' counters"
@@ -95,7 +95,7 @@ def handle_of(device: str, stack: contextlib.ExitStack, nvml: Any = NVML) -> Any
     """
     index = probe.gpu_index(device)
     if index is None:
-        with open_nvml(nvml) as (_, reason):  # closed at once, so that a GPU that nobody uses may sleep
+        with open_nvml(nvml) as (_, reason):  # closed at once, so that an unused GPU can sleep
             raise Unavailable(f"This run uses the CPU. {reason or ''}".strip())
     handles, reason = stack.enter_context(open_nvml(nvml))
     if index >= len(handles):
@@ -221,7 +221,7 @@ def _traffic(index: int, nvml: Any, handle: Any, gpm: Gpm, clock: Callable[[], f
         return dict(zip(named[pcie], map(float, rates), strict=True))
 
     return {
-        named[pcie]: Held(pcie_now, clock, max(1.0, 0.2 * num_gpus)),
+        named[pcie]: Cached(pcie_now, clock, max(1.0, 0.2 * num_gpus)),
         named[nvlink]: Rates(named[nvlink], lambda: _nvlink_bytes(nvml, handle), clock),
     }
 
@@ -245,7 +245,7 @@ def processes(
 ) -> tuple[tuple[GpuProcess, ...], dict[str, str]]:
     """The processes that hold memory of each GPU, ours first, then the largest; and the reasons where they are not known.
 
-    `ours` maps pid -> run id. `own_pids` is True in a container that has process ids of its own. NVML may then report the
+    `ours` maps pid -> run id. `own_pids` is True in a container that has process ids of its own. NVML can then report the
     host's ids, so a process counts as another user's only when NVML also lists one of ours.
     """
     found: list[GpuProcess] = []

@@ -34,12 +34,10 @@ from engine.system.files import write_atomically
 
 SETTINGS, LOOKED = "monitor.json", "monitor.looked"
 KEPT_S = 900.0
-# The choices on the page. A client may ask for any value between the first and the last.
+# The choices on the page. A client can set any value between the first and the last.
 INTERVALS_S = (0.25, 1.0, 2.0, 5.0, 10.0)
 REST_AFTER_S = KEPT_S  # the length of the history: a page that is opened again within it shows no gap
-RESTING = (
-    f"Not read: for {REST_AFTER_S / 60:.0f} min nobody opened this page and no run used a GPU, so the GPU may sleep."
-)
+RESTING = f"Not read, so that the GPU can sleep: for {REST_AFTER_S / 60:.0f} min this page was not open and no run used a GPU."
 _LOOK_EVERY_S = 5.0
 _NOTE_EVERY_S = 1.0
 _RETRY_S = 30.0

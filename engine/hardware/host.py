@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from engine.hardware.energy_counters import Joules, rapl_counters
-from engine.hardware.rates import Held, Rates, Read, Sources, Unavailable, Values, says
+from engine.hardware.rates import Cached, Rates, Read, Sources, Unavailable, Values, unavailable
 
 SLOW_S, _RARELY_S = 1.0, 10.0  # intervals of readings that take more than some microseconds
 _SECTOR_BYTES = 512  # of /proc/diskstats, for every disk (kernel: Documentation/admin-guide/iostats.rst)
@@ -31,13 +31,13 @@ def sources(root: Path, clock: Callable[[], float], stack: contextlib.ExitStack)
     cores = Cores(file("proc/stat"))
     loadavg, diskstats = file("proc/loadavg"), file("proc/diskstats", in_parts=True)
     dev = file("proc/net/dev", in_parts=True)
-    disks = Held(lambda: _disks(root), clock, _RARELY_S)
-    virtual = Held(lambda: _virtual(root), clock, _RARELY_S)
+    disks = Cached(lambda: _disks(root), clock, _RARELY_S)
+    virtual = Cached(lambda: _virtual(root), clock, _RARELY_S)
     disk = ("disk.read_bytes_per_s", "disk.write_bytes_per_s")
     network = ("network.received_bytes_per_s", "network.sent_bytes_per_s")
     found: Sources = {
         cores.names: cores,
-        ("cpu.frequency_hz",): Held(lambda: {"cpu.frequency_hz": frequency_hz(root)}, clock, SLOW_S),
+        ("cpu.frequency_hz",): Cached(lambda: {"cpu.frequency_hz": frequency_hz(root)}, clock, SLOW_S),
         ("cpu.load_1min",): lambda: {"cpu.load_1min": float(loadavg().split()[0])},
         ("cpu.power_w",): _cpu_power(root / "sys/class/powercap", clock),
         ("memory.used_bytes", "memory.available_bytes", "memory.swap_used_bytes"): Memory(file("proc/meminfo")),
@@ -152,7 +152,7 @@ def _share(before: tuple[int, int] | None, after: tuple[int, int] | None) -> flo
         return Unavailable("The core is switched off, or was just switched on.")
     if after[1] <= before[1]:
         return Unavailable("The kernel counted no time of this core since the last reading.")
-    # Idle counters may run backwards by a tick (proc_stat(5)).
+    # Idle counters can run backwards by a tick (proc_stat(5)).
     return min(100.0, max(0.0, 100 * (after[0] - before[0]) / (after[1] - before[1])))
 
 
@@ -271,7 +271,7 @@ def _cpu_power(powercap: Path, clock: Callable[[], float]) -> Read:
     try:
         joules = Joules(rapl_counters(powercap))
     except Unavailable as error:
-        return says(str(error))
+        return unavailable(str(error))
     return Rates(("cpu.power_w",), lambda: (joules(),), clock)
 
 

@@ -23,8 +23,8 @@ from engine.common.sanitize import visible
 from engine.hardware import gpus, host
 from engine.hardware.gpus import GpuProcess
 from engine.hardware.nvml import NVML, open_every_gpu
-from engine.hardware.process_usage import Own
-from engine.hardware.rates import Held, Read, Reading, Sources, Unavailable, Values, says
+from engine.hardware.process_usage import OwnUsage
+from engine.hardware.rates import Cached, Read, Reading, Sources, Unavailable, Values, unavailable
 from engine.system.processes import has_own_pids
 
 LONGEST_REASON = 200
@@ -104,7 +104,9 @@ METRICS: dict[str, Reading] = {
     "gpu.temperature_c": Reading("Temperature", "°C", "NVML: sensor on the chip"),
     "gpu.sm_clock_hz": Reading("SM clock", "Hz", "NVML: the present clock of the multiprocessors"),
     "gpu.memory_clock_hz": Reading("Memory clock", "Hz", "NVML: the present clock of the device memory"),
-    "gpu.throttle_bits": Reading("Held back by", "", "NVML: the reasons why the clocks are not higher at this moment"),
+    "gpu.throttle_bits": Reading(
+        "Cached back by", "", "NVML: the reasons why the clocks are not higher at this moment"
+    ),
     "gpu.pcie_sent_bytes_per_s": Reading("PCIe sent", "bytes/s", gpus.HOW_PCIE),
     "gpu.pcie_received_bytes_per_s": Reading("PCIe received", "bytes/s", gpus.HOW_PCIE),
     "gpu.nvlink_sent_bytes_per_s": Reading("NVLink sent", "bytes/s", gpus.HOW_NVLINK),
@@ -145,7 +147,7 @@ class Monitor:
         self._processes, self._nvml, self._clock, self._wall = processes, nvml, clock, wall
         self._stack = contextlib.ExitStack()
         self._sources: Sources = host.sources(root, clock, self._stack) | {
-            ("own.cpu_percent", "own.memory_bytes"): Own(root, clock, processes)
+            ("own.cpu_percent", "own.memory_bytes"): OwnUsage(root, clock, processes)
         }
         self._gpu_stack = contextlib.ExitStack()
         self._gpu_sources: Sources = {}
@@ -153,7 +155,7 @@ class Monitor:
         self.gpu_reason: str | None = None
         self._handles: tuple[Any, ...] = ()
         own_pids = has_own_pids(root / "proc")
-        self._held = Held(
+        self._held = Cached(
             lambda: gpus.processes(self._handles, nvml, processes(), own_pids=own_pids), clock, host.SLOW_S
         )
         self.open_gpus()
@@ -172,7 +174,7 @@ class Monitor:
         self._handles, self.gpu_reason = self._gpu_stack.enter_context(open_every_gpu(self._nvml))
         before, self._gpu_sources = self._gpu_sources, {}
         if not self._handles:
-            self._gpu_sources = {names: says(self.gpu_reason or "") for names in before}
+            self._gpu_sources = {names: unavailable(self.gpu_reason or "") for names in before}
             return
         names = tuple(gpus.name_of(self._nvml, handle) for handle in self._handles)
         self.gpu_names = tuple(
@@ -181,7 +183,7 @@ class Monitor:
         for index, handle in enumerate(self._handles):
             if isinstance(handle, pynvml.NVMLError):
                 own = [columns for columns in before if columns[0].startswith(f"gpu{index}.")]
-                self._gpu_sources |= dict.fromkeys(own or [gpu_columns(index)], says(gpus.in_words(handle)))
+                self._gpu_sources |= dict.fromkeys(own or [gpu_columns(index)], unavailable(gpus.in_words(handle)))
                 continue
             self._gpu_sources |= gpus.sources(
                 index, handle, self._nvml, self._clock, self._gpu_stack, len(self._handles)
@@ -191,7 +193,7 @@ class Monitor:
         """Close the driver, so that an unused GPU can sleep. `open_gpus` opens it again."""
         self._gpu_stack.close()
         self._handles = ()
-        self._gpu_sources = {names: says(reason) for names in self._gpu_sources}
+        self._gpu_sources = {names: unavailable(reason) for names in self._gpu_sources}
 
     def read(self) -> Snapshot:
         """Read everything once. Rates and shares count from the call before."""

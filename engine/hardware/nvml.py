@@ -21,6 +21,7 @@ import pynvml
 INIT_S, CALL_S = 10.0, 5.0  # time-outs; nvmlInit has to wake a driver that sleeps
 _NO_GPU = "The NVIDIA driver finds no GPU on this machine."
 T = TypeVar("T")
+Found = tuple[tuple[Any, ...], str | None]  # handles, and the reason where there is none
 
 
 class Watched:
@@ -75,46 +76,43 @@ NVML = Watched()
 
 
 @contextlib.contextmanager
-def open_nvml(
-    nvml: Any = NVML, environ: Mapping[str, str] = os.environ
-) -> Iterator[tuple[tuple[Any, ...], str | None]]:
+def open_nvml(nvml: Any = NVML, environ: Mapping[str, str] = os.environ) -> Iterator[Found]:
     """Context manager: the NVML handles of cuda:0, cuda:1, ..., or none and the reason.
 
     NVML numbers GPUs by PCI bus and ignores CUDA_VISIBLE_DEVICES, so this applies that variable. CUDA puts the fastest
     GPU first unless CUDA_DEVICE_ORDER is PCI_BUS_ID: on a machine that mixes models, a number means the same GPU to both
     only with that setting.
     """
-    try:
-        nvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        yield (), _no_driver(error)
-        return
-    try:
-        yield _visible_gpus(nvml, environ.get("CUDA_VISIBLE_DEVICES"))
-    finally:
-        with contextlib.suppress(pynvml.NVMLError):  # nvmlShutdown too fails after a GPU was lost
-            nvml.nvmlShutdown()
+    with _initialised(nvml, lambda: _visible_gpus(nvml, environ.get("CUDA_VISIBLE_DEVICES"))) as found:
+        yield found
 
 
 @contextlib.contextmanager
-def open_every_gpu(nvml: Any = NVML) -> Iterator[tuple[tuple[Any, ...], str | None]]:
-    """As `open_nvml`, but with all GPUs of the machine in NVML's order, also those that this process may not use.
+def open_every_gpu(nvml: Any = NVML) -> Iterator[Found]:
+    """As `open_nvml`, but with all GPUs of the machine in NVML's order, also those that this process cannot use.
 
     A GPU that does not answer has its NVMLError in place of its handle.
     """
+    with _initialised(nvml, lambda: _every_gpu(nvml)) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def _initialised(nvml: Any, find: Callable[[], Found]) -> Iterator[Found]:
+    """Context manager: what `find` returns between nvmlInit and nvmlShutdown; no handle and the reason without a driver."""
     try:
         nvml.nvmlInit()
     except pynvml.NVMLError as error:
         yield (), _no_driver(error)
         return
     try:
-        yield _every_gpu(nvml)
+        yield find()
     finally:
-        with contextlib.suppress(pynvml.NVMLError):
+        with contextlib.suppress(pynvml.NVMLError):  # nvmlShutdown also fails after a GPU was lost
             nvml.nvmlShutdown()
 
 
-def _every_gpu(nvml: Any) -> tuple[tuple[Any, ...], str | None]:
+def _every_gpu(nvml: Any) -> Found:
     try:
         count = nvml.nvmlDeviceGetCount()
     except pynvml.NVMLError as error:
@@ -148,7 +146,7 @@ def visible_entries(value: str) -> list[int] | list[str]:
     return entries
 
 
-def _visible_gpus(nvml: Any, visible: str | None) -> tuple[tuple[Any, ...], str | None]:
+def _visible_gpus(nvml: Any, visible: str | None) -> Found:
     try:
         count = nvml.nvmlDeviceGetCount()
         if not count:

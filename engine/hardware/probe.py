@@ -196,7 +196,7 @@ def _cpu(root: Path) -> CpuDevice:
 
 
 def allowed_cores() -> frozenset[int]:
-    """Numbers of the cores this process may run on."""
+    """Numbers of the cores this process can run on."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
@@ -209,7 +209,7 @@ def _usable_cores(root: Path) -> int:
 
 
 def _cpu_quota(folder: Path) -> float | None:
-    """Cores that a cgroup may use on average, from cpu.max (v2) or the two cpu.cfs files (v1); None without a limit."""
+    """Cores that a cgroup can use on average, from cpu.max (v2) or the two cpu.cfs files (v1); None without a limit."""
     words = _text(folder / "cpu.max").split() or [
         _text(folder / "cpu.cfs_quota_us").strip(),
         _text(folder / "cpu.cfs_period_us").strip(),
@@ -239,7 +239,7 @@ def _folder_memory(folder: Path) -> tuple[int, int] | None:
 def _cgroup_folders(root: Path, controller: str) -> list[Path]:
     """The folders whose limits apply to this process, innermost first: its cgroup and all above it, v2 and v1.
 
-    In a container, the path in /proc may be the host's and not exist here; its parents, up to the mount, exist.
+    In a container, the path in /proc can be the host's and not exist here; its parents, up to the mount, exist.
     """
     folders: list[Path] = []
     for line in _text(root / "proc/self/cgroup").splitlines():

@@ -85,7 +85,7 @@ def peak_memory_bytes(status: Path = Path("/proc/self/status")) -> tuple[int | N
     return peak * (1 if sys.platform == "darwin" else 1024), method  # bytes on macOS, KiB elsewhere (getrusage(2))
 
 
-class Own:
+class OwnUsage:
     """CPU time and memory of Isoflop's own processes. A process that ended since the last reading no longer counts."""
 
     def __init__(self, root: Path, clock: Callable[[], float], processes: Callable[[], Mapping[int, str]]) -> None:

@@ -34,7 +34,7 @@ T = TypeVar("T")
 FIRST = "A rate needs two readings, and this is the first one."
 
 
-def says(reason: str) -> Callable[[], NoReturn]:
+def unavailable(reason: str) -> Callable[[], NoReturn]:
     """A reader of a quantity that is not available here: it raises Unavailable with the reason."""
 
     def read() -> NoReturn:
@@ -43,13 +43,13 @@ def says(reason: str) -> Callable[[], NoReturn]:
     return read
 
 
-class Held(Generic[T]):
+class Cached(Generic[T]):
     """Caches a slow reading for `every_s` seconds. Until then, calls return the same value or raise the same error."""
 
     def __init__(self, read: Callable[[], T], clock: Callable[[], float], every_s: float) -> None:
         self._read, self._clock, self._every_s = read, clock, every_s
         self._until: float | None = None
-        self._held: T
+        self._value: T
         self._error: Exception | None = None
 
     def __call__(self) -> T:
@@ -57,13 +57,13 @@ class Held(Generic[T]):
         now = self._clock()
         if self._until is None or now >= self._until:
             try:
-                self._held, self._error = self._read(), None
+                self._value, self._error = self._read(), None
             except FAILURES as error:
                 self._error = error
             self._until = now + self._every_s
         if self._error is not None:
             raise self._error
-        return self._held
+        return self._value
 
 
 class Rates:

@@ -26,7 +26,7 @@ from engine.hardware.energy_counters import Devices, EnergyMeter
 from engine.hardware.host import File, Memory, SystemCpu
 from engine.hardware.nvml import NVML
 from engine.hardware.process_usage import CpuOfRanks, ProcessCpu, memory_of
-from engine.hardware.rates import FAILURES, Rates, Read, Reading, Unavailable, says
+from engine.hardware.rates import FAILURES, Rates, Read, Reading, Unavailable, unavailable
 
 READINGS: dict[str, Reading] = {
     "process_cpu_percent": Reading(
@@ -266,7 +266,7 @@ def _open_gpu(
     try:
         handle = gpus.handle_of(device, stack, nvml)
     except Unavailable as error:
-        return dict.fromkeys((name for name in READINGS if name.startswith("gpu_")), says(str(error)))
+        return dict.fromkeys((name for name in READINGS if name.startswith("gpu_")), unavailable(str(error)))
     read = gpus.quantities(nvml, handle)
     return {
         "gpu_utilization_percent": read["utilization_percent"],
@@ -275,14 +275,14 @@ def _open_gpu(
         "gpu_temperature_c": read["temperature_c"],
         "gpu_sm_clock_hz": read["sm_clock_hz"],
         "gpu_throttle_reasons": read["throttle_bits"],
-        "gpu_other_processes": Neighbours(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), pids),
+        "gpu_other_processes": OtherGpuProcesses(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), pids),
     }
 
 
-class Neighbours:
+class OtherGpuProcesses:
     """Number of processes other than the run's own that compute on a GPU. Read at every fourth beat: the call is slow.
 
-    In a container NVML may list a process under another id than its own. Then the run's process cannot be told from
+    In a container NVML can list a process under another id than its own. Then the run's process cannot be told from
     others, and the number is unknown.
     """
 

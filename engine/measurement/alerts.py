@@ -165,29 +165,32 @@ def _waiting_for_data(run: Run) -> Alert | None:
 
 
 def _gpu_memory(run: Run) -> Alert | None:
-    total = run.started.environment.get("gpu_memory_bytes") if run.started else None
-    used = run.hardware["gpu_memory_used_bytes"]
-    used = used[np.isfinite(used)]
-    if not isinstance(total, int) or not total or not len(used) or used[-1] < _GPU_FULL * total:
+    if not (full := _nearly_full(run, "gpu_memory_used_bytes", "gpu_memory_bytes", _GPU_FULL)):
         return None
     return Alert(
         "memory",
-        f"GPU memory is nearly full: {units.nbytes(float(used[-1]))} of {units.nbytes(total)}, all programs together.",
+        f"GPU memory is nearly full: {full}, all programs together.",
         "Choose a smaller batch, grad_accumulation or activation_checkpointing.",
     )
 
 
 def _host_memory(run: Run) -> Alert | None:
-    total = run.started.environment.get("memory_bytes") if run.started else None
-    used = run.hardware["process_memory_bytes"]
-    used = used[np.isfinite(used)]
-    if not isinstance(total, int) or not total or not len(used) or used[-1] < _HOST_FULL * total:
+    if not (full := _nearly_full(run, "process_memory_bytes", "memory_bytes", _HOST_FULL)):
         return None
     return Alert(
         "memory",
-        f"Memory is nearly full: this run holds {units.nbytes(float(used[-1]))} of {units.nbytes(total)}.",
+        f"Memory is nearly full: this run holds {full}.",
         "Choose a smaller batch or data set, before the system ends the run.",
     )
+
+
+def _nearly_full(run: Run, used: str, total: str, share: float) -> str:
+    """The newest reading of `used` and the machine's `total`, as text, when the first exceeds `share` of the second."""
+    readings, size = run.hardware[used], run.started.environment.get(total) if run.started else None
+    readings = readings[np.isfinite(readings)]
+    if not isinstance(size, int) or not size or not len(readings) or readings[-1] < share * size:
+        return ""
+    return f"{units.nbytes(float(readings[-1]))} of {units.nbytes(size)}"
 
 
 def _throttled(run: Run) -> Alert | None:

@@ -129,7 +129,7 @@ def threads_of(config: RunConfig) -> int:
 
 
 def best_threads(calibration: Calibration) -> tuple[int | None, int | None]:
-    """The fewest threads within 5 % of the fastest, for the matrix product of a small net and for the largest products."""
+    """The fewest threads within 5 % of the fastest, for the matrix product of a small network and for the largest products."""
     small = {m.threads: m.p05 for m in calibration.measurements if m.name == "thin_gemm" and m.shape == SMALL}
     large = {n: found.p05 for n in calibration.threads if (found := peak(calibration, "fp32", n))}
     return _fewest(small), _fewest(large)

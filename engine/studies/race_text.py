@@ -8,7 +8,8 @@ from engine.common import units
 from engine.config.run import RunConfig
 from engine.config.training import FULL
 from engine.events.base import TERMINAL
-from engine.studies.race_results import Outcome, VariantOutcome, too_few_in_words
+from engine.studies.race_results import Outcome, VariantOutcome
+from engine.studies.race_verdicts import too_few_in_words
 from engine.studies.races import Race, RacedVariant
 
 BUDGETS_IN_WORDS: Mapping[str, str] = {

@@ -212,7 +212,7 @@ def test_a_gpu_that_was_not_read_has_a_marked_gap_with_its_reason(store, open_mo
     page = open_monitor()  # this counts as a look
     recorded.beats(10)
     expect(page.get_by_test_id("value-gpu0-power")).to_have_text("250W")
-    expect(page.get_by_test_id("rest-gpu0")).to_contain_text("nobody opened this page and no run used a GPU")
+    expect(page.get_by_test_id("rest-gpu0")).to_contain_text("this page was not open and no run used a GPU")
     marks = "() => document.querySelector('[data-testid=plot-gpu0-power]').layout.shapes.map((s) => s.label?.text)"
     wait_for(page, marks, lambda words: "not read" in words)
 

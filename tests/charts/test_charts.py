@@ -1,4 +1,4 @@
-"""Charts are made from runs: every value is on them, no user's text is markup, and they stay small."""
+"""Charts of runs have every value, escape users' texts, and stay small."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_moving_average_of_a_constant_is_the_constant_from_the_first_value_o
     assert ema(np.full(5_000, 3.5), 40) == pytest.approx(3.5)
 
 
-def test_the_moving_average_is_the_recursion_it_claims_to_be():
+def test_the_moving_average_equals_its_recursion():
     y = np.random.default_rng(0).normal(size=3_000)
     y[10] = math.nan
     keep, total, weight, expected = 1 - 2 / 31, 0.0, 0.0, []
@@ -68,7 +68,7 @@ def test_every_chart_draws_several_runs_and_titles_its_axes(store, chart):
 
 
 @pytest.mark.parametrize("axis", ["step", "seconds", "samples"])
-def test_training_and_held_out_loss_share_one_axis(store, axis):
+def test_training_and_test_loss_share_one_axis(store, axis):
     figure = BY_KEY["loss"].draw([make_run(store, num_steps=600)], axis=axis)
     training, held_out = (max(figure.data[i].x) for i in (1, 2))
     assert held_out == pytest.approx(training)
@@ -92,7 +92,7 @@ def test_the_charts_stand_in_one_order_for_page_and_report(store):
     assert shown == ["loss", "accuracy", "throughput", "grad_norm", "lr", "memory", "cpu"]
 
 
-def test_a_learning_rate_that_stayed_is_no_chart(store):
+def test_a_constant_learning_rate_has_no_chart(store):
     assert "lr" not in {chart.key for chart in charts_training.shown([make_run(store, num_steps=40)])}
 
 
@@ -137,7 +137,7 @@ def test_runs_with_one_target_share_its_line_and_each_has_its_mark(store):
     assert [trace.mode for trace in figure.data].count("markers") == 2
 
 
-def test_a_target_for_the_loss_is_on_the_loss_alone(store):
+def test_a_target_for_the_loss_is_only_on_the_loss_chart(store):
     run = make_run(store, with_overrides(RunConfig(), ["target.metric=test_loss", "target.value=0.5"]))
     assert len(BY_KEY["loss"].draw([run]).layout.shapes) == 1
     assert not BY_KEY["accuracy"].draw([run]).layout.shapes

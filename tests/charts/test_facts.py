@@ -1,4 +1,4 @@
-"""The list of charts: each row draws columns that a run has, explains itself, and reaches poll and report by itself."""
+"""The list of charts: each row draws columns of a run, is explained, and reaches the poll and the report."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_quantity_has_the_same_name_in_charts_and_in_the_list_of_runs(chart, f
     assert {row.title for row in ROWS if row.key == chart} == {FIGURES[figure]}
 
 
-def test_the_rows_travel_as_json_without_what_they_leave_empty():
+def test_the_rows_as_json_have_no_empty_fields():
     rows = json.loads(json.dumps(facts.as_json(facts.RUN_CHARTS)))
     loss = next(row for row in rows if row["key"] == "loss")
     assert [line["key"] for line in loss["lines"]] == ["loss", "test_loss"]

@@ -1,4 +1,4 @@
-"""Whether a run had the machine to itself, and that it is said beside every figure of speed."""
+"""Interference by other programs is detected, and marked beside every figure of speed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from engine.store import migrations
 from engine.store.event_log import EventLog
 from engine.store.index import Index
 from engine.store.listing import line_of, row_of
-from engine.studies import race_results, races
+from engine.studies import race_results, race_verdicts, races
 from tests.fakes import make_run
 
 BUSY = Busy(slowdown=2.5, slowdown_method="wall by CPU time", gpu_processes=None)
@@ -89,7 +89,7 @@ def test_a_gpu_run_is_slowed_where_its_feeding_thread_waits_for_a_core(tmp_path)
     assert watched.found().slowdown == pytest.approx(2.0)
 
 
-def test_the_most_neighbours_on_the_gpu_are_kept_and_unknown_is_not_none_at_all():
+def test_the_largest_number_of_other_gpu_processes_is_kept_and_unknown_is_not_zero():
     watched = Contention("cuda:0", 1)
     for others in (None, 0.0, 2.0, 1.0, None):
         watched.saw_gpu_processes(others)
@@ -97,7 +97,7 @@ def test_the_most_neighbours_on_the_gpu_are_kept_and_unknown_is_not_none_at_all(
     assert Contention("cuda:0", 1).found().gpu_processes is None
 
 
-def test_too_short_a_training_and_a_silent_kernel_are_unknown_with_the_reason(tmp_path):
+def test_a_short_training_or_missing_kernel_data_is_unknown_with_a_reason(tmp_path):
     assert Contention("cpu", 1).found() == Busy(slowdown_method="it trained for too short a time to measure this")
     silent = Contention("cpu", 2, tasks=tmp_path)
     silent.start()
@@ -123,7 +123,7 @@ def test_a_run_beside_a_busy_neighbour_on_its_core_is_marked(store):
     assert (summary.busy, "times as long as" in summary.busy_why) == (True, True)
 
 
-def test_what_was_found_is_told_again_only_when_it_changes():
+def test_the_result_is_reported_again_only_when_it_changes():
     watched = Contention("cpu", 1)
     assert watched.news().is_busy is None
     watched.trained(1.0, 1.0)
@@ -134,7 +134,7 @@ def test_what_was_found_is_told_again_only_when_it_changes():
     assert watched.news() is None, "slower by less than a tenth"
 
 
-def test_any_thread_may_ask_how_long_the_one_that_trains_waited(tmp_path):
+def test_any_thread_can_ask_how_long_the_training_thread_waited(tmp_path):
     watched = Contention("cuda:0", 1, tasks=tmp_path)
     thread(tmp_path, threading.get_native_id(), 1, 0)
     watched.start()
@@ -152,7 +152,7 @@ def test_a_summary_says_busy_quiet_or_unknown(store):
     assert found == [True, False, None]
 
 
-def test_a_run_that_goes_on_says_it_with_its_samples(store):
+def test_a_running_run_reports_it_with_its_samples(store):
     run_id = store.create(RunConfig())
     log = EventLog(store.folder(run_id) / "events.jsonl")
     log.append(HardwareSample(elapsed_s=0.1, readings={}, busy=QUIET))
@@ -165,14 +165,14 @@ def test_a_run_that_goes_on_says_it_with_its_samples(store):
     assert "2.50 times" in race_api.points(run)["busy"]
 
 
-def test_a_run_whose_process_was_lost_keeps_what_it_had_said(store):
+def test_a_run_whose_process_was_lost_keeps_its_last_result(store):
     sample = HardwareSample(elapsed_s=0.1, readings={}, busy=BUSY)
     lost = Failed(at=time.time(), cause="WorkerLost", message="gone")
     assert make_run(store, num_steps=20, last=lost, said=[sample]).summary().busy is True
     assert make_run(store, num_steps=20, last=last(QUIET), said=[sample]).summary().busy is False
 
 
-def test_a_list_of_runs_marks_those_that_were_disturbed(store):
+def test_the_list_of_runs_marks_runs_on_a_busy_machine(store):
     rows = [row_of(make_run(store, num_steps=20, last=last(busy))) for busy in (BUSY, QUIET, None)]
     index = Index(None)
     for row in rows:
@@ -181,7 +181,7 @@ def test_a_list_of_runs_marks_those_that_were_disturbed(store):
     assert [line.busy for line in lines] == [line_of(row).busy for row in rows] == [True, False, None]
 
 
-def test_an_index_of_schema_4_learns_which_runs_were_disturbed(store):
+def test_an_index_of_schema_4_is_migrated_with_the_busy_marks(store):
     run = make_run(store, num_steps=20, last=last(BUSY))
     with contextlib.closing(sqlite3.connect(store.root / "index.sqlite", isolation_level=None)) as db:
         for step in migrations.MIGRATIONS[:4]:
@@ -216,11 +216,11 @@ def test_the_mark_travels_with_an_exported_report(store):
     assert "machine was busy" in render(again)
 
 
-def test_a_lane_counts_its_runs_that_were_disturbed(store):
+def test_a_lane_counts_its_runs_on_a_busy_machine(store):
     runs = [make_run(store, seed=seed, num_steps=60, last=last(busy)) for seed, busy in enumerate((BUSY, QUIET))]
     lane = race_results.outcome(races.of_runs(runs)).lanes[0]
-    assert (lane.busy, race_results.busy_in_words(lane)) == (1, " (machine was busy in 1 of 2 runs)")
-    assert race_results.busy_in_words(race_results.outcome(races.of_runs([runs[1]])).lanes[0]) == ""
+    assert (lane.busy, race_verdicts.busy_in_words(lane)) == (1, " (machine was busy in 1 of 2 runs)")
+    assert race_verdicts.busy_in_words(race_results.outcome(races.of_runs([runs[1]])).lanes[0]) == ""
 
 
 def test_the_table_of_a_race_marks_speeds_and_nothing_else(store):

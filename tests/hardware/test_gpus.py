@@ -19,7 +19,7 @@ def test_without_a_driver_there_are_no_gpu_columns_and_one_reason(machine):
     assert "No NVIDIA driver on this machine" in monitor.read().missing["gpu"]
 
 
-def test_a_gpu_with_profiling_counters_tells_all(machine):
+def test_a_gpu_with_profiling_counters_has_all_readings(machine):
     gpu = FakeGpu(
         gpm=GPM
         | {pynvml.NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC: 2.0, pynvml.NVML_GPM_METRIC_NVLINK_TOTAL_RX_PER_SEC: 1.0},
@@ -35,7 +35,7 @@ def test_a_gpu_with_profiling_counters_tells_all(machine):
     }  # fmt: skip
 
 
-def test_an_older_gpu_says_that_it_has_no_such_counters_and_tells_its_traffic_otherwise(machine):
+def test_an_older_gpu_has_no_profiling_counters_and_reads_its_traffic_otherwise(machine):
     gpu = FakeGpu(name="NVIDIA A100", nvlink_kib=(100, 200))
     monitor = machine.monitor(gpu)
     monitor.read()
@@ -69,7 +69,7 @@ def test_one_field_that_fails_after_a_while_hides_neither_the_rest_nor_the_other
     assert {name.split(".")[1] for name in snapshot.missing if name.startswith("gpu1")} == links
 
 
-def test_the_older_name_of_the_throttle_reasons_does_as_well(machine):
+def test_the_older_nvml_function_for_throttle_reasons_works_too(machine):
     gpu = FakeGpu(throttle=0x4, errors={"nvmlDeviceGetCurrentClocksEventReasons": pynvml.NVML_ERROR_FUNCTION_NOT_FOUND})
     assert machine.monitor(gpu).read().readings["gpu0.throttle_bits"] == 4
 
@@ -95,14 +95,14 @@ def test_a_driver_that_hangs_costs_its_readings_and_the_others_go_on(machine, fu
     assert snapshot.readings["memory.used_bytes"] == 600 * 1024
 
 
-def test_a_driver_that_hangs_at_its_start_is_said(machine):
+def test_a_driver_that_hangs_at_its_start_is_a_reason(machine):
     nvml = Stuck("nvmlInit")
     monitor = machine.monitor(nvml=Watched(nvml, init_s=0.1, call_s=0.1))
     assert monitor.read().missing["gpu"] == "The NVIDIA driver does not answer: Timeout."
     nvml.let_go.set()
 
 
-def test_sixteen_gpus_and_a_slice_of_one_are_told_by_their_names(machine):
+def test_sixteen_gpus_and_a_mig_slice_have_their_names(machine):
     sixteen = [FakeGpu(uuid=f"GPU-{n}", gpm=GPM) for n in range(15)] + [FakeGpu(name="NVIDIA H200 MIG 1g.18gb\x1b[2J")]
     monitor = machine.monitor(*sixteen)
     assert len(monitor.gpu_names) == 16
@@ -115,7 +115,7 @@ def test_all_gpus_are_watched_whatever_this_process_may_see(machine, monkeypatch
     assert len(machine.monitor(FakeGpu(), FakeGpu(uuid="GPU-b")).gpu_names) == 2
 
 
-def test_of_other_peoples_processes_only_their_memory_is_told(machine):
+def test_only_the_memory_of_other_users_processes_is_reported(machine):
     gpu = FakeGpu(processes=((1, 5 << 30), (77, 1 << 30), (78, None), (42, 1 << 20)))
     snapshot = machine.monitor(gpu, processes={42: "", 77: "abc"}).read()
     assert [(p.run_id, p.memory_bytes) for p in snapshot.processes] == [
@@ -123,7 +123,7 @@ def test_of_other_peoples_processes_only_their_memory_is_told(machine):
     ]  # fmt: skip
 
 
-def test_in_a_container_nobody_is_called_another_until_one_of_ours_is_named(machine):
+def test_in_a_container_owners_are_unknown_until_nvml_lists_one_of_our_processes(machine):
     (machine.root / "proc/self/ns").mkdir()
     (machine.root / "proc/self/ns/pid").symlink_to("pid:[4026532561]")
     strangers, ours = FakeGpu(processes=((31_337, 5 << 30),)), FakeGpu(uuid="GPU-b", processes=((77, 1 << 30),))

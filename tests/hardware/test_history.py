@@ -79,7 +79,7 @@ def test_a_gpu_that_is_lost_is_a_gap_with_its_reason(recording, machine):
     assert any("lost" in why.lower() for why in found.notes["missing"])
 
 
-def test_a_driver_that_stops_to_answer_leaves_the_columns_with_its_reason(recording, machine):
+def test_a_driver_that_stops_answering_keeps_its_columns_with_the_reason(recording, machine):
     monitor = machine.monitor(FakeGpu())
     _, beats = recording(monitor)
     before = beats(4)
@@ -96,7 +96,7 @@ def test_a_driver_that_stops_to_answer_leaves_the_columns_with_its_reason(record
     assert beats(4).rows[-1, 1 + after.columns.index("gpu0.power_w")] == 250
 
 
-def test_gpus_nobody_looks_at_are_let_go_of_and_read_again_at_the_next_look(recording, machine, store):
+def test_unused_gpus_are_closed_and_opened_again_when_a_page_asks(recording, machine, store):
     monitor = machine.monitor(FakeGpu())
     _, beats = recording(monitor)
     beats(4)
@@ -118,7 +118,7 @@ def test_gpus_nobody_looks_at_are_let_go_of_and_read_again_at_the_next_look(reco
     assert (after.id, np.isfinite(after.rows[-1, 1 + power]), end > begin) == (found.id, True, True)
 
 
-def test_gpus_are_read_while_a_run_uses_one_and_by_a_run_on_a_cpu_they_may_sleep(recording, machine, store):
+def test_gpus_are_read_while_a_run_uses_one_but_not_for_a_cpu_run(recording, machine, store):
     runs = {
         device: make_run(store, with_overrides(RunConfig(), [f"device={device}"]), num_steps=20)
         for device in ("cpu", "cuda:0")
@@ -136,7 +136,7 @@ def test_gpus_are_read_while_a_run_uses_one_and_by_a_run_on_a_cpu_they_may_sleep
     assert monitor._nvml.open == 0
 
 
-def test_a_look_costs_one_touch_in_some_seconds_and_nothing_where_the_store_is_gone(store, tmp_path):
+def test_a_look_touches_the_file_every_few_seconds_and_ignores_a_missing_store(store, tmp_path):
     history.look(store.root)
     (store.root / history.LOOKED).unlink()
     history.look(store.root)
@@ -174,7 +174,7 @@ def test_the_next_supervisor_keeps_readings_and_runs_of_the_last_one(recording, 
     assert found.notes["spans"][0]["end"] == pytest.approx(102.0)  # it went on at least until the last reading
 
 
-def test_a_full_disk_stops_the_readings_with_a_word_in_the_log_and_they_begin_again(
+def test_a_full_disk_stops_the_readings_with_a_log_message_until_there_is_room(
     recording, machine, store, monkeypatch, caplog
 ):
     recorder, beats = recording(machine.monitor())
@@ -225,7 +225,7 @@ def test_an_absurd_interval_is_refused_in_a_sentence(asked):
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"interval_s": 0.0001}', '{"interval_s": NaN}', "[" * 3000, '{"x": 1}'])
-def test_a_settings_file_that_is_not_in_order_is_the_same_as_none(store, content):
+def test_an_invalid_settings_file_counts_as_missing(store, content):
     (store.root / "monitor.json").write_text(content)
     assert load_settings(store.root).interval_s == 0.25
 

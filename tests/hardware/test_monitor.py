@@ -12,7 +12,7 @@ from tests.fake_nvml import FakeGpu
 from tests.hardware.fake_machine import GPM, STAT
 
 
-def test_cores_memory_load_frequency_and_pressure_are_as_the_kernel_says(machine):
+def test_cores_memory_load_frequency_and_pressure_match_the_kernel_files(machine):
     monitor = machine.monitor()
     monitor.read()
     machine.write("proc/stat", STAT.format(a=30, i=170, t=200))
@@ -47,7 +47,7 @@ def test_a_container_whose_only_interface_is_virtual_has_its_traffic_counted(mac
     assert monitor.read().readings["network.received_bytes_per_s"] == 2_000
 
 
-def test_counters_that_begin_anew_are_no_negative_traffic(machine):
+def test_reset_counters_give_no_negative_traffic(machine):
     machine.disk(100, 100)
     monitor = machine.monitor()
     monitor.read()
@@ -58,7 +58,7 @@ def test_counters_that_begin_anew_are_no_negative_traffic(machine):
     assert snapshot.missing["disk.read_bytes_per_s"] == "The counters were reset."
 
 
-def test_our_own_share_is_of_our_processes_and_of_this_beat_only(machine):
+def test_our_own_cpu_counts_our_processes_in_this_beat_only(machine):
     processes = {42: ""}
     machine.process(42, ticks=500, pages=100)
     machine.process(43, ticks=90_000, pages=200)
@@ -85,7 +85,7 @@ def test_our_own_share_is_of_our_processes_and_of_this_beat_only(machine):
     ],
 )
 @pytest.mark.parametrize("how", ["gone", "garbage"])
-def test_one_reading_that_fails_takes_no_other_along(machine, path, names, how):
+def test_a_failing_reading_does_not_affect_the_others(machine, path, names, how):
     if how == "gone":
         (machine.root / path).unlink()
     else:
@@ -98,7 +98,7 @@ def test_one_reading_that_fails_takes_no_other_along(machine, path, names, how):
     assert snapshot.readings["gpu0.power_w"] == 250.0
 
 
-def test_rapl_is_read_where_it_may_be_and_else_says_why(machine):
+def test_rapl_is_read_where_permitted_and_otherwise_has_a_reason(machine):
     assert "RAPL is not readable" in machine.monitor().read().missing["cpu.power_w"]
     package = machine.root / "sys/class/powercap/intel-rapl:0"
     machine.write("sys/class/powercap/intel-rapl:0/name", "package-0\n")

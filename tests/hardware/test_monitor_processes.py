@@ -36,7 +36,7 @@ def test_a_supervisor_keeps_the_readings_and_knows_its_runs(supervised):
     assert found.rows[:, 1 + found.columns.index("own.cpu_percent")].max() > 20
 
 
-def test_somebody_sets_the_interval_through_the_supervisor(supervised):
+def test_a_client_sets_the_interval_through_the_supervisor(supervised):
     readings_of(supervised)
     supervised.client.set_monitor_interval(1)
     supervised.wait(lambda: load_settings(supervised.store.root).interval_s == 1.0, "the interval")
@@ -47,7 +47,7 @@ def test_somebody_sets_the_interval_through_the_supervisor(supervised):
 
 
 @pytest.mark.parametrize("default", ["viewer", "runner"])
-def test_only_an_admin_chooses_the_interval(store, default):
+def test_only_an_admin_can_set_the_interval(store, default):
     path = store.root / settings.FILE
     path.write_text(f'[sign_in]\nmethod = "oidc"\nallowed = ["a@b.c"]\n[roles]\ndefault = "{default}"\n')
     path.chmod(0o600)
@@ -55,7 +55,7 @@ def test_only_an_admin_chooses_the_interval(store, default):
         Client(store, Actor("oidc", "a@b.c")).set_monitor_interval(1)
 
 
-def test_the_command_tells_one_snapshot(engine):
+def test_the_command_prints_one_snapshot(engine):
     out, _ = engine("hardware").communicate(timeout=120)
     assert "Memory used" in out
     assert "No NVIDIA driver" in out
@@ -66,7 +66,7 @@ def test_the_command_tells_one_snapshot(engine):
     assert {"cpu", "gpus", "memory_bytes"} <= said.keys()
 
 
-def test_a_gpu_is_told_in_words_in_a_terminal(machine, capsys):
+def test_the_terminal_describes_a_gpu(machine, capsys):
     snapshot = machine.second(machine.monitor(FakeGpu(gpm=GPM, throttle=0x4), FakeGpu(uuid="GPU-b")))
     print_snapshot(snapshot)
     text = re.sub(" +", " ", capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""A driver that is not there, breaks, or hangs: said in words, and nothing waits for it."""
+"""A driver that is missing, fails or hangs is a reason in words, and nothing waits for it."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ def stuck():
         nvml.let_go.set()
 
 
-def test_what_answers_is_passed_on_and_what_fails_fails_alike():
+def test_results_and_errors_of_nvml_are_passed_on():
     watched = Watched(FakeNvml(FakeGpu(errors={"nvmlDeviceGetName": pynvml.NVML_ERROR_NOT_SUPPORTED})))
     machine = probe.probe(nvml=watched, torch_version="2.13.0+cu130", environ={})
     assert [gpu.name for gpu in machine.gpus] == ["NVIDIA GPU"]

@@ -1,4 +1,4 @@
-"""What this machine has, and what a run may use of it."""
+"""The devices and memory of this machine, and what a run can use of them."""
 
 from __future__ import annotations
 
@@ -192,13 +192,13 @@ def test_the_environment_of_a_run_names_its_own_device():
     assert (environment["device"], environment["gpu_driver"]) == ("NVIDIA B", "580.159.03")
 
 
-def test_the_environment_of_a_cpu_run_speaks_of_no_gpu():
+def test_the_environment_of_a_cpu_run_has_no_gpu():
     environment = hardware_probe.environment(probe(TWO_GPUS), "cpu")
     assert environment["device"] == environment["cpu"]
     assert not [key for key in environment if key.startswith("gpu")]
 
 
-def test_nothing_told_identifies_a_gpu():
+def test_no_field_identifies_a_gpu():
     machine = probe(TWO_GPUS)
     told = json.dumps([as_json(machine), hardware_probe.environment(machine, "cuda:0")])
     assert not [gpu.uuid for gpu in TWO_GPUS.gpus if gpu.uuid in told]

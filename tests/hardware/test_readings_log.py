@@ -1,4 +1,4 @@
-"""The log of the machine's readings: one process writes, others follow, and a crash of either costs one line at most."""
+"""The log of the machine's readings: one process writes, others follow, and a crash costs at most one line."""
 
 import os
 import signal
@@ -98,7 +98,7 @@ def test_a_damaged_line_costs_one_reading(tmp_path, writer, reader):
     assert times(reader.read(after=4)) == [5]
 
 
-def test_the_next_writer_goes_on_where_the_last_one_ended(tmp_path, writer, reader):
+def test_the_next_writer_continues_the_log(tmp_path, writer, reader):
     fill(writer, 1, 5)
     writer.note({"spans": [1]})
     before, again = reader.read(), writer_of(tmp_path)
@@ -180,7 +180,7 @@ def test_on_a_full_disk_a_reading_is_an_error_and_the_earlier_ones_stay(tmp_path
 
 
 @pytest.mark.process
-def test_a_writer_killed_at_any_moment_leaves_a_log_that_can_be_read_and_gone_on_with(tmp_path):
+def test_a_writer_killed_at_any_moment_leaves_a_log_that_can_be_read_and_continued(tmp_path):
     code = (
         "import sys; from pathlib import Path; from engine.hardware import readings_log\n"
         "readings_log.CAPACITY = 16\n"

@@ -1,4 +1,4 @@
-"""What the hardware does during a run: the beat, its readings, and what is had once per run."""
+"""The readings during a run: the beat, each reading, and the energy of the run."""
 
 from __future__ import annotations
 
@@ -138,12 +138,12 @@ def test_a_failing_reading_fails_alone_and_says_why(error, reason):
     assert [name for name, value in readings.items() if value is None] == ["gpu_power_w"]
 
 
-def test_a_mistake_of_ours_is_not_taken_for_a_missing_reading():
+def test_a_bug_is_not_taken_for_a_missing_reading():
     with pytest.raises(ZeroDivisionError):
         sampler.read_all(readers(gpu_power_w=fails(ZeroDivisionError())))
 
 
-def test_a_reason_is_said_once_and_again_when_it_changes():
+def test_a_reason_is_reported_once_and_again_when_it_changes():
     samples: list[HardwareSample] = []
     beating = Sampler("cpu", FakeClock(), samples.append)
     first, second = readers(gpu_power_w=fails(OSError("a"))), readers(gpu_power_w=fails(OSError("b")))
@@ -202,14 +202,14 @@ def test_the_memory_and_cpu_time_of_all_ranks_are_added_up(opened):
     assert ended() > 0
 
 
-def test_neighbours_on_a_gpu_are_asked_for_at_every_fourth_beat():
+def test_other_gpu_processes_are_read_at_every_fourth_beat():
     asked = []
-    read = sampler.Neighbours(lambda: asked.append(1) or [SimpleNamespace(pid=1), SimpleNamespace(pid=2)], [1])
+    read = sampler.OtherGpuProcesses(lambda: asked.append(1) or [SimpleNamespace(pid=1), SimpleNamespace(pid=2)], [1])
     assert [read() for _ in range(6)] == [1.0] * 6
     assert len(asked) == 2
 
 
-def test_neighbours_are_unknown_where_the_driver_does_not_name_this_process(opened):
+def test_other_gpu_processes_are_unknown_where_the_driver_does_not_list_this_process(opened):
     readings, missing = sampler.read_all(opened("cuda:0", nvml=FakeNvml(FakeGpu(pids=(7,)))))
     assert readings["gpu_other_processes"] is None
     assert "does not list this process" in missing["gpu_other_processes"]
@@ -380,7 +380,7 @@ def test_the_meter_says_its_source_its_window_and_how_often_the_counter_moves():
     assert (meter.source, meter.window_s, meter.period_s) == ("nvml", 3.0, 0.1)
 
 
-def test_a_meter_that_is_read_no_more_shows_no_power_rather_than_none_drawn(tmp_path):
+def test_a_stopped_meter_has_no_power_instead_of_zero(tmp_path):
     rapl(tmp_path, "intel-rapl:0", "package-0", 0)
     meter = EnergyMeter("cpu", powercap=tmp_path)
     meter.start()

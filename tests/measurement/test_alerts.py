@@ -1,4 +1,4 @@
-"""Alerts: each is raised by what it names, and by nothing that happens to an ordinary run."""
+"""Each alert is raised by its own problem, and by nothing that happens in an ordinary run."""
 
 from __future__ import annotations
 
@@ -97,11 +97,11 @@ def test_a_loss_that_climbs_back_is_diverging(store):
     ],
     ids=["spike", "noise", "small", "flat", "short"],
 )
-def test_what_only_looks_like_diverging_is_none(store, loss):
+def test_a_loss_that_only_looks_diverging_raises_no_alert(store, loss):
     assert kinds(run_of(store, loss)) == []
 
 
-def test_a_loss_that_is_no_number_is_said_until_the_run_says_it_itself(store):
+def test_a_nan_loss_is_an_alert_until_the_run_has_failed(store):
     loss = np.array([*falling(50), np.nan])
     assert kinds(run_of(store, loss)) == ["diverging"]
     failed = Failed(at=0, cause="Diverged", message="It became NaN.")
@@ -111,12 +111,12 @@ def test_a_loss_that_is_no_number_is_said_until_the_run_says_it_itself(store):
 # --- stalled ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_stalled_by_its_own_pace(store):
+def test_a_run_is_stalled_when_its_gap_is_far_longer_than_before(store):
     run = run_of(store, falling())
     assert (kinds(run, after_s=14), kinds(run, after_s=16)) == ([], ["stalled"])
 
 
-def test_a_slow_run_is_given_longer(store):
+def test_a_slow_run_may_have_longer_gaps(store):
     run_id = store.create(RunConfig())
     log = EventLog(store.folder(run_id) / "events.jsonl")
     log.append(
@@ -158,7 +158,7 @@ def test_heat_and_missing_power_throttle(store, bit):
     assert (alert.kind, gpus.THROTTLE[bit] in alert.text) == ("throttled", True)
 
 
-def test_a_few_readings_are_no_state(store):
+def test_a_few_readings_raise_no_alert(store):
     run = run_of(store, falling(), readings={"gpu_throttle_reasons": float(0x40)}, samples=5)
     assert kinds(run) == []
 
@@ -183,7 +183,7 @@ def test_plausible_runs_raise_none(store):
     assert [alerts.of_run(make_run(store, seed=seed, gpu=seed % 2 == 0), time.time()) for seed in range(4)] == [[]] * 4
 
 
-def test_a_climb_is_told_from_the_noise_of_single_examples():
+def test_a_rising_loss_is_distinguished_from_the_noise_of_batch_size_1():
     """Losses of one example each: nearly all small, some huge, as mnist-stochastic has them."""
     rng = np.random.default_rng(3)
     noisy = [rng.exponential(1.0, n) ** 3 / 6 for n in range(400, 3_000, 50)]

@@ -1,4 +1,4 @@
-"""Joules of a run: from a counter or not at all; what is made of them can be made again from what is said."""
+"""The energy of a run comes from a counter or is unknown, and its figures can be computed again from the JSON."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_window_of_fewer_than_ten_periods_says_its_uncertainty(store):
     assert not long.is_short and "±" not in energy.in_words(long)
 
 
-def test_money_and_co2_are_by_the_users_own_numbers_alone(store):
+def test_money_and_co2_use_only_the_users_own_numbers(store):
     run = sampled(store, last=counted(3.6e6))
     assert (of_run(run).money, of_run(run).gco2) == (None, None)
     assert "price_per_kwh" in energy.hint(of_run(run))
@@ -124,7 +124,7 @@ def test_without_a_counter_there_is_no_figure_but_the_reason(store):
     assert not any(value for name, value in provenance.of_energy(found).items() if value.value is not None)
 
 
-def test_an_estimate_is_a_range_for_who_typed_one_and_no_measurement(store):
+def test_an_estimate_is_a_range_from_the_users_setting_and_not_a_measurement(store):
     run = sampled(store, last=Finished(at=0, energy_method="no counter."))
     found = of_run(run, prices=Energy(tdp_w=(300.0, 700.0), price_per_kwh=1.0))
     assert (found.source, found.joules, found.money) == ("estimate", None, None)
@@ -134,7 +134,7 @@ def test_an_estimate_is_a_range_for_who_typed_one_and_no_measurement(store):
     assert set(known) == {"energy_estimate_j"} and known["energy_estimate_j"].how == "estimated"
 
 
-def test_an_estimate_of_a_cpu_run_goes_by_the_share_of_the_cores(store):
+def test_an_estimate_of_a_cpu_run_uses_the_share_of_the_cores(store):
     run = sampled(store, last=Finished(at=0), config=RunConfig())
     assert of_run(run, prices=Energy(tdp_w=(100.0, 100.0))).low_j == pytest.approx(100 * 0.25 * 10)
 
@@ -144,7 +144,7 @@ def test_a_counter_is_never_replaced_by_an_estimate(store):
     assert of_run(run, prices=Energy(tdp_w=(300.0, 700.0))).source == "nvml"
 
 
-def test_a_run_that_goes_on_has_no_account_yet(store):
+def test_a_running_run_has_no_energy_yet(store):
     run_id = store.create(RunConfig())
     assert of_run(store.run(run_id)).method == "It is known when the run is over."
 
@@ -155,7 +155,7 @@ def test_logs_from_before_the_source_was_recorded_are_read(store):
 
 
 @pytest.mark.parametrize("tdp", [(0, 1), (5, 2), (1, 1e9)])
-def test_a_range_that_is_none_is_refused(tdp):
+def test_an_invalid_power_range_is_refused(tdp):
     with pytest.raises(ValueError, match="two numbers of watts"):
         Energy(tdp_w=tdp)
 
@@ -183,7 +183,7 @@ def test_energy_to_target_is_compared_where_every_run_was_counted(store):
     assert race_results.to_target(make_run(store), "test_accuracy", 0.5).cost["joules"] is None
 
 
-def test_joules_of_too_short_a_window_are_grey_and_say_how_uncertain_they_are(store):
+def test_joules_of_a_short_window_are_grey_and_show_their_uncertainty(store):
     """A counter that moves every 0.9 s, 6 s to the target and 12 s in all: only the first is too short."""
     run = sampled(store, last=counted(period_s=0.9))
     account = of_run(run)
@@ -199,7 +199,7 @@ def test_joules_of_too_short_a_window_are_grey_and_say_how_uncertain_they_are(st
     )
 
 
-def test_a_race_greys_joules_of_too_short_a_window(store):
+def test_a_race_shows_joules_of_a_short_window_in_grey(store):
     def shown(period_s):
         result = race_results.outcome(races.of_runs([sampled(store, last=counted(period_s=period_s))]), target=0.5)
         table = as_table(result)
@@ -229,13 +229,13 @@ def test_a_race_without_counters_and_runs_with_them_have_another_row(store):
     )  # 60 W, halfway between 40 % at 4 s and 60 % at 6 s
 
 
-def test_an_account_of_a_file_from_elsewhere_may_say_half_of_it():
+def test_an_imported_energy_account_can_be_incomplete():
     half = Account(source="nvml", method="m" * 9_000, joules=1.0, money=1.0, gco2=1.0, window_s=1.0, period_s=1.0)
     assert energy.details(half) == [] and len(energy.how_in_words(half)) < 3_000
     assert energy.in_words(Account(source="estimate", method="m")) == "– to – (estimated)"
 
 
-def test_what_the_machine_draws_when_idle_comes_from_its_calibration(store):
+def test_the_idle_power_comes_from_the_calibration(store):
     run = sampled(store, last=counted())
     assert energy.in_store(store, run).net_j is None
     log = EventLog(store.folder(store.create(preset_config("calibrate"))) / "events.jsonl")

@@ -1,4 +1,4 @@
-"""Figures and their badges: every one says how it was had, and can be made again from what is said."""
+"""Every figure says how it was obtained, and can be computed again from the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.reports.report import Report
 from tests.fakes import make_run
 
 
-def test_every_figure_of_a_run_says_how_it_was_had(store):
+def test_every_figure_of_a_run_says_how_it_was_obtained(store):
     known = provenance.of_run(make_run(store))
     assert all(figure.method and figure.how in provenance.BADGES for figure in known.values())
     assert {"test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "energy_j"} <= set(known)
@@ -28,12 +28,12 @@ def test_derived_figures_follow_from_the_others(store):
     assert known["flops_per_s"] == pytest.approx(known["flops"] / known["train_seconds"])
 
 
-def test_accuracy_is_as_sure_as_its_number_of_examples_allows(store):
+def test_the_uncertainty_of_accuracy_follows_from_the_number_of_samples(store):
     accuracy = provenance.of_run(make_run(store))["test_accuracy"]
     assert accuracy.uncertainty == pytest.approx(math.sqrt(accuracy.value * (1 - accuracy.value) / 1_000))
 
 
-def test_the_words_hold_badge_method_window_and_uncertainty():
+def test_the_text_has_badge_method_window_and_uncertainty():
     figure = Figure(
         value=200.0, unit="J", how="measured", method="a counter", window="2 s", uncertainty=10.0, note="Short"
     )
@@ -44,7 +44,7 @@ def test_an_unknown_figure_says_why():
     assert Figure(value=None, unit="J", how="measured", method="no counter").in_words() == "Not available: no counter."
 
 
-def test_a_plan_tells_its_estimate_from_what_it_knows():
+def test_a_plan_marks_estimates_and_exact_figures():
     plan = provenance.of_plan(planner.plan(RunConfig()))
     assert {name: figure.how for name, figure in plan.items()} == {
         "parameters": "derived", "flops_per_step": "derived", "total_bytes": "estimated", "steps_per_epoch": "derived",
@@ -57,13 +57,13 @@ def test_a_report_carries_them(store):
     assert again.runs[0].figures == report.runs[0].figures != {}
 
 
-def test_a_reports_page_tells_window_and_uncertainty_of_who_points_at_a_figure(store):
+def test_a_reports_tooltip_has_window_and_uncertainty(store):
     page = render(Report.freeze("a", [make_run(store)]))
     assert 'title="Measured: share of correct predictions on the test samples. Over 1,000 samples at' in page
     assert "Uncertainty ±" in page
 
 
-def test_figures_that_are_no_numbers_survive_json():
+def test_nan_figures_survive_json():
     figure = Figure(value=math.nan, unit="", how="measured", method="m", uncertainty=math.inf)
     again = Figure.model_validate_json(figure.model_dump_json())
     assert math.isnan(again.value) and math.isinf(again.uncertainty)

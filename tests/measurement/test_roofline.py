@@ -17,7 +17,7 @@ from engine.config.run import RunConfig
 from engine.data import loading
 from engine.events.training import StepSplit
 from engine.hardware import datasheets
-from engine.measurement import cost
+from engine.measurement import cost, roofline
 from engine.measurement.calibration import LatestCalibration
 from tests.fakes import make_run
 from tests.measurement.fake_calibration import copied, fake, gemm, kept, tiny
@@ -114,8 +114,8 @@ def test_a_transformer_counts_attention_apart():
 
 
 def test_the_roof_is_the_lower_of_peak_and_intensity_times_bandwidth():
-    assert cost.attainable(0.5, 90e9, 60e9) == 30e9
-    assert cost.attainable(100.0, 90e9, 60e9) == 90e9
+    assert roofline.attainable(0.5, 90e9, 60e9) == 30e9
+    assert roofline.attainable(100.0, 90e9, 60e9) == 90e9
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,12 @@ def test_the_roof_is_the_lower_of_peak_and_intensity_times_bandwidth():
     ],
 )
 def test_what_bounds_a_run_is_the_largest_share_that_explains_it(times, step_s, input_share, bound):
-    assert cost.what_bounds(times, step_s, input_share) == bound
+    assert roofline.what_bounds(times, step_s, input_share) == bound
 
 
 def test_a_run_has_a_place_under_the_roof(store):
     run = make_run(store)
-    point = cost.roofline(run, found_of())
+    point = roofline.roofline(run, found_of())
     assert point.flops == 64 * models.train_flops_per_example(
         run.config.model, loading.facts(run.config.data, run.config.source)
     )
@@ -147,13 +147,13 @@ def test_a_run_has_a_place_under_the_roof(store):
 def test_a_run_above_its_roof_says_that_the_roof_is_wrong(store):
     slow = fake().model_copy(update={"measurements": (gemm(), copied(2**20, 1e9), copied(2**27, 1e9), tiny())})
     run = make_run(store, step_s=0.0005)
-    assert "above the roof" in cost.roofline(run, LatestCalibration("ab" * 8, slow)).in_words
-    assert "above the roof" not in cost.roofline(run, found_of()).in_words
+    assert "above the roof" in roofline.roofline(run, LatestCalibration("ab" * 8, slow)).in_words
+    assert "above the roof" not in roofline.roofline(run, found_of()).in_words
 
 
 def test_bytes_of_a_file_of_ones_own_are_not_guessed(store, tmp_path):
     config = parse_config({"data": "csv", "source": {"path": str(tmp_path / "gone.csv")}})
-    assert "your own files" in cost.roofline(make_run(store, config), found_of())
+    assert "your own files" in roofline.roofline(make_run(store, config), found_of())
 
 
 def test_all_of_it_can_be_had_again_from_what_show_prints(store, capsys):
@@ -174,8 +174,8 @@ def test_a_run_that_waits_for_its_data_is_bound_by_its_input(store):
     taken = {"forward_s": 1e-4, "backward_s": 1e-4, "optimizer_s": 1e-4, "read_back_s": 0.0, "steps": 8, "method": "m"}
     waits = make_run(store, said=[StepSplit(data_s=6e-4, **taken)])
     quick = make_run(store, said=[StepSplit(data_s=1e-6, **taken)])
-    assert cost.roofline(waits, found_of()).bound == "input"
-    assert cost.roofline(quick, found_of()).bound != "input"
+    assert roofline.roofline(waits, found_of()).bound == "input"
+    assert roofline.roofline(quick, found_of()).bound != "input"
 
 
 def test_without_a_calibration_mfu_is_null_beside_its_reason(store, capsys):
@@ -187,7 +187,7 @@ def test_without_a_calibration_mfu_is_null_beside_its_reason(store, capsys):
 
 
 def test_the_chart_has_the_ceilings_the_runs_and_their_kinds_of_layers(store):
-    point = cost.roofline(make_run(store), found_of())
+    point = roofline.roofline(make_run(store), found_of())
     figure = roofline_chart(fake(), 1, [("<b>mine</b>", point)])
     names = [trace.name for trace in figure.data]
     assert "fp32 90.0 GFLOP/s" in names and "cache 60.0 GB/s" in names and "memory 18.0 GB/s" in names

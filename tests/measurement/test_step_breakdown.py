@@ -1,4 +1,4 @@
-"""The step-time split: it takes the real step apart, moves nothing, and says what it means."""
+"""The step breakdown profiles a real step, does not change the training, and is explained in words."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_run_computes_the_same_bits_with_and_without_it(kind, tmp_path, monkey
 
 
 @pytest.mark.parametrize("kind", ["digits-mlp", "clipped, averaged, in parts", "half precision"])
-def test_the_step_taken_apart_has_the_gradients_of_the_whole_one(kind):
+def test_a_profiled_step_has_the_same_gradients(kind):
     net, x, y = anatomy(configured(kind))
     net.backward(x, y)
     whole = [p.grad.clone() for p in net.model.parameters()]
@@ -82,7 +82,7 @@ def test_every_part_is_measured_and_costs_little(tmp_path):
     assert len(found.model_dump_json()) < 2_000
 
 
-def test_a_cuda_graph_says_that_it_cannot_be_taken_apart():
+def test_a_cuda_graph_has_no_step_breakdown_and_says_why():
     config = configured("digits-mlp").model_copy(update={"execution": "cuda-graph"})
     net, _, _ = anatomy(configured("digits-mlp"))
     net.config = config
@@ -109,7 +109,7 @@ def test_a_first_step_that_was_interrupted_does_not_leave_the_split_out(tmp_path
 @pytest.mark.parametrize(
     ("steps", "step_s", "allowed"), [(1_000, 1e-3, 0.2), (100, 1e-3, 0.02), (10_000, 0.1, 5.0)]
 )  # fmt: skip
-def test_a_short_run_spends_a_share_and_a_long_one_a_per_mille(steps, step_s, allowed):
+def test_profiling_costs_a_small_share_of_short_and_long_runs(steps, step_s, allowed):
     config = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", f"budget.steps={steps}"])
     assert profiled.allowance_s(config, planner.plan(config), step_s) == pytest.approx(allowed)
 
@@ -131,7 +131,7 @@ def made(**seconds: float) -> StepSplit:
         ("backward_s", "forward and backward", "narrower model"),
     ],
 )
-def test_the_sentence_names_the_bottleneck_and_a_knob(slow, words, knob):
+def test_the_sentence_names_the_bottleneck_and_a_setting(slow, words, knob):
     found = step_breakdown.parts(made(**{slow: 1e-3}), evaluation_s=0.0, steps=100)
     said = step_breakdown.sentence(found, RunConfig())
     assert words in said and knob in said
@@ -144,13 +144,13 @@ def test_evaluation_is_shared_among_the_steps_of_the_run():
     assert sum(part.share for part in found) == pytest.approx(1)
 
 
-def test_profiled_steps_that_differ_from_the_runs_say_so():
+def test_profiled_steps_that_differ_from_the_run_give_a_warning():
     found = step_breakdown.parts(made(), evaluation_s=2.0, steps=100)  # 50 us, evaluation left out
     assert step_breakdown.agrees(found, 5.5e-5) == ""
     assert "the run's steps 500 µs" in step_breakdown.agrees(found, 5e-4)
 
 
-def test_without_a_split_nothing_is_said():
+def test_without_a_step_breakdown_there_is_no_sentence():
     assert step_breakdown.parts(None, evaluation_s=1.0, steps=1) == []
     assert step_breakdown.parts(StepSplit(reason="why"), evaluation_s=1.0, steps=1) == []
     assert step_breakdown.sentence([], RunConfig()) == ""

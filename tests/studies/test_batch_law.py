@@ -1,4 +1,4 @@
-"""The batch-size law: its fit against known parameters and the pilot's table, and the batch that is fastest."""
+"""The batch-size law: its fit against known parameters and the pilot's table, and the fastest batch size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PILOT = np.array([963, 551, 268, 143, 90, 61, 57, 48, 41, 35, 41, 40])  # digits
 
 
 @pytest.mark.parametrize("b_crit", [0.3, 24.0, 3_000.0])
-def test_a_law_without_noise_is_found_again(b_crit):
+def test_a_law_without_noise_is_recovered(b_crit):
     law = batch_law.fit_batch_law(SIZES, 40 * (1 + b_crit / SIZES))
     assert (law.s_min, law.b_crit, law.e_min) == pytest.approx((40, b_crit, 40 * b_crit), rel=1e-3)
     assert law.rms_log_residual < 1e-4
@@ -59,7 +59,7 @@ def test_the_time_of_a_step_is_overhead_and_examples():
     assert (found.t0_s, found.t1_s) == pytest.approx((626e-6, 1.06e-6))
 
 
-def test_a_slip_at_the_full_batch_does_not_decide_the_overhead():
+def test_an_outlier_at_the_full_batch_does_not_determine_the_overhead():
     times = 626e-6 + 1.06e-6 * SIZES
     times[-1] *= 1.5
     assert batch_law.fit_step_time(SIZES, times).t0_s == pytest.approx(626e-6, rel=0.1)
@@ -84,7 +84,7 @@ def test_the_fastest_batch_is_the_minimum_of_steps_times_their_time():
     assert batch_law.best_batch(law, step).time_s == pytest.approx(min(times))
 
 
-def test_where_an_example_costs_nothing_the_largest_batch_is_best():
+def test_where_a_sample_takes_no_time_the_largest_batch_is_best():
     best = batch_law.best_batch(BatchLaw(40, 800, 20, 0), StepTime(1e-3, 0.0))
     assert best == (math.inf, 0.04)
 

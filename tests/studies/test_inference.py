@@ -1,4 +1,4 @@
-"""Inference as a decision, from made-up latencies: which cell to deploy, what is refused, what histograms can be added."""
+"""Inference results from made-up latencies: what to deploy, which settings are refused, and how histograms add up."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_sweet_spot_is_the_best_throughput_within_the_limit():
     }
 
 
-def test_another_quantile_decides_otherwise():
+def test_another_quantile_gives_another_combination():
     assert sweet_spot(FOUND, 1.7e-3, quantile="p50").best.cell.batch_size == 64
     assert sweet_spot(FOUND, 1.7e-3, quantile="p99").best.cell.batch_size == 8
 
@@ -99,7 +99,7 @@ def test_untrained_weights_have_no_accuracy_to_show():
     assert "10.00 %" not in words and "untrained" in words
 
 
-def test_a_cell_that_does_not_keep_up_with_its_arrivals_is_not_deployed():
+def test_a_combination_slower_than_its_arrivals_is_not_deployed():
     drowning = latency(MLP.cells[0], 1e-4, load="open", offered_per_s=1_000.0, reached_per_s=700.0)
     assert sweet_spot(matrix(MLP, [drowning]), 1.0).best is None
     keeping_up = drowning.model_copy(update={"reached_per_s": 990.0})
@@ -110,7 +110,7 @@ def test_nothing_measured_is_no_sweet_spot():
     assert sweet_spot(matrix(MATRIX, []), 1.0).why == "Nothing is measured yet."
 
 
-def test_the_curve_holds_no_cell_that_another_one_beats_twice():
+def test_the_curve_is_the_pareto_front():
     assert [(c.cell.batch_size, c.cell.threads) for c in curve(FOUND)] == [(1, 1), (8, 2), (64, 2)]
 
 
@@ -122,21 +122,21 @@ def ladder_of(*times: tuple[str, float], config=LENET, **more):
     return ladder(measured(cells, [t for _, t in times], **more), batch_size=1, threads=1)
 
 
-def test_rungs_are_measured_by_eager_pytorch():
+def test_runtimes_are_compared_with_eager_pytorch():
     rungs = ladder_of(("inference_mode", 8e-5), ("eager", 1e-4), ("onnxruntime", 4e-5))
     assert [(r.result.cell.runtime, round(r.speedup, 2)) for r in rungs] == [
         ("eager", 1.0), ("inference_mode", 1.25), ("onnxruntime", 2.5),
     ]  # fmt: skip
 
 
-def test_a_rung_that_is_slower_says_why_and_a_faster_one_does_not():
+def test_a_slower_runtime_has_a_reason_and_a_faster_one_has_none():
     slow = ladder_of(("inference_mode", 4e-5), ("int8", 9e-5), cpu_isa="avx2")[1]
     assert slow.speedup < 0.5 and "Dynamic int8" in slow.reason and "VNNI" in slow.reason
     assert ladder_of(("inference_mode", 4e-5), ("int8", 2e-5), cpu_isa="avx2")[1].reason == ""
     assert "VNNI" not in ladder_of(("inference_mode", 4e-5), ("int8", 9e-5), cpu_isa="avx512_vnni")[1].reason
 
 
-def test_the_reason_tells_the_cost_of_a_request_from_that_of_an_example():
+def test_the_reason_separates_the_overhead_of_a_request_from_the_time_of_a_sample():
     cells = infer_matrix(LENET, SIZES, runtimes=("inference_mode", "exported"))
 
     def reason_at(batch_size, start_s, example_s):
@@ -212,7 +212,7 @@ def test_a_latency_survives_its_log():
 # --- configurations
 
 
-def test_a_matrix_is_a_cell_for_every_combination():
+def test_a_matrix_has_every_combination():
     assert len(MATRIX.cells) == 6 and MATRIX.threads == 2
     assert describe(MATRIX) == "inference of LeNet: batch 1-64 x 1-2 threads · mnist5k · cpu"
 
@@ -235,7 +235,7 @@ def test_a_matrix_survives_its_assignments():
         (["infer.load=half-open"], "one of closed, open"),
     ],
 )  # fmt: skip
-def test_a_wrong_configuration_gets_its_sentence(assignments, words):
+def test_a_wrong_configuration_is_an_error_in_a_sentence(assignments, words):
     with pytest.raises(ConfigError) as refused:
         with_overrides(LENET, assignments)
     assert words in str(refused.value)
@@ -319,7 +319,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         ({"a": (2, 2), "b": (2,), "c": (1,)}, "c is not in the model"),
     ],
 )
-def test_weights_of_another_architecture_are_told_by_a_tensor(found, words):
+def test_weights_of_another_architecture_are_refused_by_a_tensor(found, words):
     with pytest.raises(ConfigError) as refused:
         request_checks.check_tensors(found, {"a": (2, 2), "b": (2,)}, whose="The weights of run 1", model="MLP 2")
     assert words in str(refused.value)
@@ -328,20 +328,20 @@ def test_weights_of_another_architecture_are_told_by_a_tensor(found, words):
 # --- how long it takes
 
 
-def test_a_cell_takes_about_its_seconds_and_long_requests_make_it_longer():
+def test_a_combination_takes_about_its_seconds_and_longer_with_long_requests():
     config = infer_matrix(LENET, (1, 1_024), (1,))
     plan = planner.plan(config)
     small, large = predicted_seconds(config, plan).cells.values()
     assert 1.0 <= small < 1.5 < large <= 6.5
 
 
-def test_what_was_measured_before_is_believed():
+def test_the_prediction_uses_latencies_measured_before():
     config, plan = LENET, planner.plan(LENET)
     known = {config.cells[0]: 0.02}  # 100 requests of 20 ms: two seconds
     assert 2.0 <= predicted_seconds(config, plan, known=known).cells[config.cells[0]] < 2.6
 
 
-def test_compiling_is_in_the_prediction():
+def test_the_prediction_includes_compiling():
     plain = infer_matrix(LENET, (1, 8))
     compiled = infer_matrix(LENET, (1, 8), runtimes=("compiled",))
     plan = planner.plan(plain)

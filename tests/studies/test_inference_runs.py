@@ -1,4 +1,4 @@
-"""Runs of inference from the outside: the command line, cancelling, reports, and what a list shows of them."""
+"""Inference runs from outside: the command line, cancelling, reports, and the list of runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def ask(supervised, capsys):
 # --- the command line
 
 
-def test_infer_measures_a_run_and_names_the_cell_to_deploy(ask, trained):
+def test_infer_measures_a_run_and_names_the_combination_to_deploy(ask, trained):
     code, said, _ = ask(
         "infer", "--run", trained.run_id, "--batch-sizes", "1,16", "--runtimes", "inference_mode,int8",
         "--set", "infer.seconds=0.05", "--limit-ms", 5_000,
@@ -69,7 +69,7 @@ def test_infer_measures_a_run_and_names_the_cell_to_deploy(ask, trained):
     assert said["inference"]["qualities"][0]["test_accuracy"] == trained.summary().test_accuracy
 
 
-def test_show_tells_the_same_afterwards(ask, trained):
+def test_show_prints_the_same_afterwards(ask, trained):
     _, said, _ = ask("infer", "--run", trained.run_id[:8], "--set", "infer.requests=20")
     _, shown, _ = ask("show", said["run_id"])
     assert shown["inference"]["cells"] == said["inference"]["cells"]
@@ -91,7 +91,7 @@ def test_show_tells_the_same_afterwards(ask, trained):
         (["--preset", "lenet", "--set", "threads=1000"], "more than this machine's"),
     ],
 )
-def test_what_cannot_be_measured_gets_its_sentence_and_no_run(ask, supervised, trained, arguments, words):
+def test_what_cannot_be_measured_is_an_error_and_no_run(ask, supervised, trained, arguments, words):
     before = set(supervised.store.ids())
     code, said, err = ask("infer", *[a.replace("{run}", trained.run_id) for a in arguments])
     assert code == 2 and words in said["error"]["message"] and words in err
@@ -124,14 +124,14 @@ def test_a_matrix_is_every_batch_size_by_every_thread_count(store):
     assert len(config.cells) == 22 and config.threads == 2
 
 
-def test_a_training_batch_size_is_no_requests(store):
+def test_a_training_batch_size_is_not_used_for_requests(store):
     assert config_of(store, "--preset", "lenet").batch_size == 1
     assert config_of(store, "--preset", "lenet", "--set", "batch_size=8").batch_size == 8
     assert config_of(store, "--preset", "mnist-gd").batch_size == 1  # it trains with all of them
     assert config_of(store, "--preset", "lenet", "--set", "infer.load=open").infer.load == "open"
 
 
-def test_all_runtimes_is_the_whole_ladder(store):
+def test_all_runtimes_can_be_chosen_at_once(store):
     config = config_of(store, "--preset", "lenet", "--runtimes", "all")
     assert [c.runtime for c in config.cells] == list(RUNTIMES)
 
@@ -149,7 +149,7 @@ def test_last_is_the_newest_run_with_weights(store):
 # --- as a run like any other
 
 
-def test_a_run_that_left_no_weights_is_refused_before_anything_starts(supervised, store):
+def test_a_run_without_weights_is_refused_before_anything_starts(supervised, store):
     run = make_run(store, DIGITS, num_steps=20)
     with pytest.raises(ConfigError, match="has no weights"):
         Client(store).submit(infer_config(DIGITS, run.run_id))
@@ -197,13 +197,13 @@ def inferred(store, **more):
     return make_run(store, config, num_steps=0, said=[*said, *more.get("said", ())])
 
 
-def test_a_list_shows_the_best_throughput_and_the_words(store):
+def test_the_list_shows_the_best_throughput_and_the_description(store):
     line = line_of(row_of(inferred(store)))
     assert line.words == "inference of LeNet: batch 1-8 x 1 thread · inference_mode, int8 · mnist5k · cpu"
     assert (line.samples_per_s, line.test_accuracy, line.steps) == (8 / 4e-4, 0.98, 0)
 
 
-def test_the_last_word_of_a_cell_counts(store):
+def test_the_last_event_of_a_combination_counts(store):
     cell = infer_matrix(infer_config(preset_config("lenet"), "0123456789abcdef"), (1,)).cells[0]
     run = inferred(store, said=[latency(cell, 3e-4)])
     assert run.by_key(Latency)[cell].p50_s == 3e-4 and len(run.latencies) == 3

@@ -1,4 +1,4 @@
-"""The loss surface: its plane, the loss on it, the paths over it, and what is refused."""
+"""The loss surface: its plane, the loss on it, the weight paths, and what is refused."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ def test_blocks_of_weights_add_up(monkeypatch):
 
 
 @pytest.mark.parametrize("weights", [random_paths(1), random_paths(2), [np.ones((3, 500), np.float32)]])
-def test_too_few_directions_are_filled_up_with_random_ones(weights):
+def test_missing_directions_are_replaced_by_random_ones(weights):
     plane = loss_surface.pca_plane(weights)
     assert np.allclose(plane.axes @ plane.axes.T, np.eye(2), atol=1e-9)
     assert loss_surface.explained(weights, plane)[1] < 1e-9
 
 
-def test_a_shadow_is_the_nearest_point_of_the_plane():
+def test_a_projection_is_the_nearest_point_of_the_plane():
     (weights,) = random_paths(8)
     plane = loss_surface.random_plane(weights[-1], [(20, 20), (100,)])
     xy, distance = loss_surface.project(plane, weights)
@@ -105,7 +105,7 @@ def test_a_shadow_is_the_nearest_point_of_the_plane():
     assert np.allclose(distance, np.linalg.norm(weights - plane.center - xy @ plane.axes, axis=1), atol=1e-5)
 
 
-def test_random_directions_are_as_long_as_the_weights_row_by_row_and_leave_biases():
+def test_random_directions_have_the_norm_of_each_row_and_zeros_for_biases():
     point = np.random.default_rng(0).standard_normal(3 * 8 + 3).astype(np.float32)
     plane = loss_surface.random_plane(point, [(3, 4, 2), (3,)])
     own = np.linalg.norm(point[:24].reshape(3, 8), axis=1)
@@ -114,7 +114,7 @@ def test_random_directions_are_as_long_as_the_weights_row_by_row_and_leave_biase
         assert not axis[24:].any()
 
 
-def test_the_grid_holds_all_paths_and_the_margin():
+def test_the_grid_contains_all_paths_and_the_margin():
     xy = np.array([[0.0, 0.0], [10.0, 4.0]])
     x, y = loss_surface.grid([xy], Landscape(resolution=11, margin=0.5))
     assert (x[0], x[-1], y[0], y[-1]) == (-5, 15, -2, 6)
@@ -123,7 +123,7 @@ def test_the_grid_holds_all_paths_and_the_margin():
 # --- the surface ---------------------------------------------------------------------------------------------------
 
 
-def test_the_loss_along_a_path_is_the_nets_own_at_its_checkpoints(shared):
+def test_the_loss_along_a_path_is_that_of_its_checkpoints(shared):
     store, runs, drawn_run = shared
     data = loss_surface.read_surface(drawn_run)
     for run in runs:
@@ -133,7 +133,7 @@ def test_the_loss_along_a_path_is_the_nets_own_at_its_checkpoints(shared):
         assert np.allclose(path.loss, [net_loss(run.config, w) for w in kept.weights], rtol=1e-5)
 
 
-def test_the_grid_is_the_nets_loss_at_its_points(shared):
+def test_the_grid_has_the_networks_loss_at_its_points(shared):
     store, runs, drawn_run = shared
     data = loss_surface.read_surface(drawn_run)
     plane = loss_surface.pca_plane([weight_path.read(store.runs, run.run_id).weights for run in runs])
@@ -149,7 +149,7 @@ def test_checkpoints_on_the_plane_have_the_planes_loss(store):
     assert np.allclose(path.plane_loss, path.loss, rtol=1e-5)
 
 
-def test_what_the_run_says_of_its_surface(shared):
+def test_the_run_records_its_surface(shared):
     _, _, drawn_run = shared
     said, data = drawn_run.latest(Surface), loss_surface.read_surface(drawn_run)
     assert (drawn_run.status, drawn_run.progress()) == ("finished", 1.0)
@@ -161,7 +161,7 @@ def test_what_the_run_says_of_its_surface(shared):
     assert (drawn_run.folder / loss_surface.SURFACE_FILE).stat().st_mode & 0o777 == 0o600
 
 
-def test_the_examples_may_be_the_held_out_ones(shared):
+def test_the_surface_can_use_the_test_samples(shared):
     store, runs, _ = shared
     path = loss_surface.read_surface(drawn(store, runs[:1], split="test")).paths[runs[0].run_id]
     kept = weight_path.read(store.runs, runs[0].run_id)
@@ -228,7 +228,7 @@ def test_runs_of_other_models_or_data_are_refused_by_the_differing_field(assignm
         loss_surface.check_alike({"a" * 16: BASE, "b" * 16: other})
 
 
-def test_runs_may_differ_in_all_that_is_not_model_or_data():
+def test_runs_can_differ_in_everything_but_model_and_data():
     loss_surface.check_alike(
         {"a" * 16: BASE, "b" * 16: with_overrides(BASE, ["optimizer.lr=0.5", "batch_size=8", "seed=3"])}
     )
@@ -240,7 +240,7 @@ def test_a_run_without_checkpoints_is_refused(store):
         loss_surface.config_for([run])
 
 
-def test_the_task_refuses_what_the_page_could_not_have_asked_for(shared):
+def test_the_task_refuses_invalid_settings(shared):
     store, runs, _ = shared
     wrong = loss_surface.config_for(runs).model_copy(update={"model": with_overrides(BASE, ["model.hidden=[9]"]).model})
     run_id = store.create(wrong)
@@ -254,12 +254,12 @@ def test_an_id_is_hex_and_nothing_else(run_id):
         Landscape(runs=(run_id,))
 
 
-def test_a_surface_of_no_run_is_refused():
+def test_a_surface_without_runs_is_refused():
     with pytest.raises(ConfigError, match=r"landscape\.runs is missing"):
         with_overrides(BASE, ["task=landscape"])
 
 
-def test_a_run_that_is_gone_is_said(shared):
+def test_a_missing_run_is_named(shared):
     store, runs, _ = shared
     config = loss_surface.config_for(runs)
     gone = config.model_copy(update={"landscape": Landscape(runs=("f" * 16,))})
@@ -268,7 +268,7 @@ def test_a_run_that_is_gone_is_said(shared):
     assert "There is no run 'ffffffffffffffff'" in store.run(run_id).why()
 
 
-def test_a_damaged_surface_is_said_in_a_sentence(store):
+def test_a_damaged_surface_is_an_error_in_a_sentence(store):
     drawn_run = drawn(store, [trained(store, "budget.steps=3", "checkpoints=2")])
     file = drawn_run.folder / loss_surface.SURFACE_FILE
     file.write_bytes(file.read_bytes()[:-50])
@@ -276,7 +276,7 @@ def test_a_damaged_surface_is_said_in_a_sentence(store):
         loss_surface.read_surface(drawn_run)
 
 
-def test_events_of_a_surface_travel_as_json():
+def test_events_of_a_surface_survive_json():
     surface = Surface(
         plane="pca", explained=(0.5, 0.2), x=(-1, 1), y=(-1, 1), resolution=11, loss_min=0.1, loss_max=float("inf"),
         num_not_finite=1, plane_gap=None, checkpoints=3, parameters=9, split="train", examples=16, seconds=1.0,

@@ -1,4 +1,4 @@
-"""Races: targets, verdicts, Student's t, runs that do not arrive."""
+"""Statistics of races: time to a target, significance tests, Student's t, and runs that miss the target."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_last_evaluation_alone_is_no_crossing():
     assert paired_tests.crossing([0.5, 0.6, 0.9], 0.85, lower_is_better=False) is None
 
 
-def test_reaching_counts_at_the_target_itself_and_downwards_for_a_loss():
+def test_a_value_equal_to_the_target_reaches_it_and_a_loss_from_above():
     assert paired_tests.crossing([1.0, 0.2, 0.2], 0.2, lower_is_better=True) == 1
 
 
@@ -36,7 +36,7 @@ def test_a_nan_never_reaches(lower):
     assert paired_tests.crossing([NAN, NAN, NAN], 0.5, lower_is_better=lower) is None
 
 
-def test_the_way_to_a_target_is_a_straight_line_between_evaluations():
+def test_the_crossing_is_interpolated_linearly_between_evaluations():
     assert paired_tests.to_target([0, 10, 20, 30], [1.0, 0.6, 0.2, 0.1], 0.5, lower_is_better=True) == pytest.approx(
         12.5
     )
@@ -46,7 +46,7 @@ def test_a_target_reached_at_once_is_reached_at_the_first_evaluation():
     assert paired_tests.to_target([5, 10], [0.1, 0.1], 0.5, lower_is_better=True) == 5
 
 
-def test_no_line_leads_from_a_nan_to_a_target():
+def test_a_crossing_after_a_nan_is_not_interpolated():
     assert paired_tests.to_target([0, 10, 20], [NAN, 0.1, 0.1], 0.5, lower_is_better=True) == 10
 
 
@@ -73,14 +73,14 @@ def false_verdicts(shape, n, races, looks=1):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("n", [6, 8, 10, 16])
 @pytest.mark.slow
-def test_a_against_a_is_decided_in_at_most_five_percent_of_races(shape, n):
+def test_a_against_a_is_significant_in_at_most_five_percent_of_races(shape, n):
     """A true rate of 5 % gives more than the bound once in 10,000."""
     races = 150 if n == 16 else 400
     assert false_verdicts(shape, n, races) <= stats.binom.ppf(0.9999, races, 0.05)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_several_looks_at_a_growing_race_together_decide_at_most_five_percent(shape):
+def test_several_tests_of_a_growing_race_have_at_most_five_percent_false_positives(shape):
     races, ends = 150, (8, 9, 10, 12, 14)
     rng = np.random.default_rng(1)
     a, b = SHAPES[shape](rng, (races, 14)), SHAPES[shape](rng, (races, 14))
@@ -111,7 +111,7 @@ def test_ten_percent_less_time_is_found_from_eight_seeds_that_vary_by_six():
     )
 
 
-def test_a_ratio_is_that_of_b_to_a_and_its_interval_holds_it():
+def test_a_ratio_is_that_of_b_to_a_and_inside_its_interval():
     a = np.arange(1.0, 9.0)
     found = verdict(a, a * 0.9 * np.array([1.01, 0.99] * 4), lower_is_better=True, relative=True)
     assert (found.winner, found.state, found.n) == ("b", "decided", 8)
@@ -130,11 +130,11 @@ def test_fewer_than_six_pairs_are_preliminary_however_clear(n):
     assert (found.winner, found.state, found.low, found.high) == (None, "preliminary", None, None)
 
 
-def test_equal_pairs_decide_nothing():
+def test_equal_pairs_are_not_significant():
     assert verdict(np.ones(8), np.ones(8), lower_is_better=True).state == "inconclusive"
 
 
-def test_more_looks_ask_for_more_pairs():
+def test_more_tests_need_more_pairs():
     a = np.arange(7.0)
     clear = a + np.arange(1, 8)
     assert verdict(a, clear, lower_is_better=True, looks=5).winner is None
@@ -170,13 +170,13 @@ def test_pairs_that_do_not_match_are_refused():
 # --- verdicts where some do not arrive
 
 
-def test_a_run_that_never_arrives_is_later_than_any_that_does():
+def test_a_run_that_misses_the_target_ranks_after_all_that_reach_it():
     found = verdict_to_target([9.0] * 6, [True] * 6, [1.0] * 6, [False] * 6)
     assert (found.winner, found.state, found.effect) == ("a", "decided", None)
     assert "later in 6" in found.method
 
 
-def test_seeds_neither_reaches_do_not_decide():
+def test_seeds_where_neither_reaches_the_target_do_not_count():
     found = verdict_to_target([1.0] * 8, [False] * 8, [2.0] * 8, [False] * 8)
     assert (found.winner, found.state) == (None, "inconclusive")
 
@@ -187,7 +187,7 @@ def test_the_effect_on_time_is_the_ratio_of_medians():
     assert (found.winner, found.effect) == ("a", pytest.approx(1.0))
 
 
-def test_races_to_a_target_of_a_against_a_are_decided_in_at_most_five_percent():
+def test_races_to_a_target_of_a_against_a_are_significant_in_at_most_five_percent():
     rng = np.random.default_rng(6)
     times = rng.lognormal(0, 1, (400, 2, 8))
     reached = times < 2.5  # two in ten do not arrive
@@ -229,7 +229,7 @@ def test_the_noise_floor_is_that_of_the_table(error, num_test, points):
 # --- runs that may not arrive
 
 
-def test_a_run_that_was_given_up_counts_until_then():
+def test_a_stopped_run_counts_as_censored():
     curve = paired_tests.kaplan_meier([1, 2, 3, 4], [True, False, True, True])
     assert curve.times.tolist() == [1, 3, 4]
     assert curve.share == pytest.approx([3 / 4, 3 / 8, 0])
@@ -245,12 +245,12 @@ def test_survival_is_the_published_one_of_the_6_mp_trial():
     assert curve.median == 23
 
 
-def test_there_is_no_median_where_most_do_not_arrive():
+def test_there_is_no_median_where_most_miss_the_target():
     assert paired_tests.kaplan_meier([1, 2, 3], [True, False, False]).median is None
     assert paired_tests.kaplan_meier([1, 2], [False, False]).median is None
 
 
-def test_time_spent_in_vain_is_part_of_the_expected_running_time():
+def test_the_time_of_failed_runs_is_part_of_the_expected_running_time():
     assert paired_tests.expected_running_time([10, 20, 30], [True, False, True]) == 30
     assert paired_tests.expected_running_time([10, 20], [False, False]) is None
 

@@ -1,4 +1,4 @@
-"""The toy bowl: the rules are torch.optim's, the bound is where walks begin to grow, and lost walks are cut."""
+"""The quadratic bowl: the rules equal torch.optim's, walks grow above the bound, and diverged walks end."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def torch_walk(name, bowl, hyper, steps, noise=0.0, make=optimizers.torch_optimi
 
 @pytest.mark.parametrize("name", quadratic_bowl.RULES)
 @pytest.mark.parametrize("make", [optimizers.torch_optimizers, optimizers.build], ids=["torch.optim", "ours"])
-def test_a_walk_is_that_of_the_real_optimizer(name, make):
+def test_a_walk_equals_that_of_the_real_optimizer(name, make):
     bowl, noise = quadratic_bowl.Bowl(20.0), 0.0 if name == "gd" else 0.5
     walked = quadratic_bowl.walk(name, bowl, HYPER, steps=150, noise=noise)
     assert np.allclose(walked.xy, torch_walk(name, bowl, HYPER, 150, noise, make), atol=1e-6)
@@ -61,7 +61,7 @@ def test_below_the_bound_a_walk_shrinks_and_above_it_grows(name, condition, mome
     assert above.diverged_at is not None
 
 
-def test_a_lost_walk_ends_where_it_is_lost():
+def test_a_diverged_walk_ends_where_it_diverged():
     walked = quadratic_bowl.walk("gd", quadratic_bowl.Bowl(10.0), quadratic_bowl.Hyper(lr=0.5), steps=100)
     assert walked.diverged_at == len(walked.xy) - 1 < 10
     assert np.isfinite(walked.xy).all()

@@ -1,4 +1,4 @@
-"""Races: which lanes may race, what their runs share, and what the table and the verdicts say of them."""
+"""Races: which lanes can race, what their runs share, and the table and the verdicts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.runtime import worker
 from engine.runtime.client import Client
 from engine.store.stop_requests import StopRequest, ask_to_stop
 from engine.store.store import Store, Submission
-from engine.studies import race_results, race_text, races
+from engine.studies import race_results, race_text, race_verdicts, races
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -77,7 +77,7 @@ def test_lanes_start_from_the_same_weights_and_see_the_same_order(store):
         (["budget.epochs=5"], "different budgets"),
     ],
 )
-def test_lanes_that_answer_different_questions_are_refused(other, says):
+def test_lanes_with_different_data_are_refused(other, says):
     with pytest.raises(ConfigError, match=says):
         races.check_variants([lane("a"), lane("b", *other)])
 
@@ -88,7 +88,7 @@ def test_a_race_has_two_to_six_lanes(number, says):
         races.check_variants([lane(str(i)) for i in range(number)])
 
 
-def test_two_lanes_of_one_name_are_refused():
+def test_two_lanes_with_the_same_name_are_refused():
     with pytest.raises(ConfigError, match="Two configurations are named 'a'"):
         races.check_variants([lane("a"), lane("a", "batch_size=16")])
 
@@ -112,7 +112,7 @@ def test_a_lane_needs_a_name_and_a_colon(text):
     [("test_accuracy=97", "a share above 0 up to 1"), ("test_loss=-1", "a number above 0"), ("loss=1", "not understood"),
      ("test_loss=nan", "a number above 0"), ("test_accuracy=high", "not understood")],
 )  # fmt: skip
-def test_a_target_that_is_none_is_refused(text, says):
+def test_an_impossible_target_is_refused(text, says):
     with pytest.raises(ConfigError, match=says):
         race_results.parse_target(text)
 
@@ -164,12 +164,12 @@ def crossed(shown: dict, target: float) -> dict | None:
     return None
 
 
-def test_a_target_out_of_reach_is_said_and_not_dropped(three):
+def test_a_target_that_was_not_reached_is_shown_as_such(three):
     _, race = three
     result = race_results.outcome(race, target=1.0)
     assert [each.reached for each in result.lanes] == [0, 0, 0]
     assert all(each.cost["seconds"] is None and each.over == 2 for each in result.lanes)
-    assert "not reached (0 of 2 runs)" in "\n".join(race_results.table(result))
+    assert "not reached (0 of 2 runs)" in "\n".join(race_verdicts.table(result))
 
 
 def test_two_seeds_are_preliminary(three):
@@ -178,11 +178,11 @@ def test_two_seeds_are_preliminary(three):
     verdict = result.lanes[2].verdicts["to_target"]
     assert (verdict.state, verdict.winner, verdict.n) == ("preliminary", None, 2)
     assert not result.is_decided
-    words = race_results.verdict_in_words("One", "Mini", verdict, "target")
+    words = race_verdicts.verdict_in_words("One", "Mini", verdict, "target")
     assert words.startswith("One takes") and words.endswith("to reach the target. Preliminary: 2 of 6 seeds.")
 
 
-def test_the_baseline_is_no_rival_of_itself(three):
+def test_the_baseline_has_no_verdict(three):
     _, race = three
     result = race_results.outcome(race, target=0.8, baseline="Mini")
     assert result.lanes[1].verdicts == {}
@@ -192,7 +192,7 @@ def test_the_baseline_is_no_rival_of_itself(three):
 
 
 @pytest.mark.slow
-def test_six_seeds_can_decide(store):
+def test_six_seeds_can_be_significant(store):
     lanes = [
         lane("fast", "batch_size=16", "budget.epochs=2"),
         lane("slow", "batch_size=16", "optimizer.lr=0.002", "budget.epochs=2"),
@@ -200,12 +200,12 @@ def test_six_seeds_can_decide(store):
     result = race_results.outcome(raced(store, lanes, seeds=range(6)), target=0.6)
     verdict = result.lanes[1].verdicts["test_accuracy"]
     assert (verdict.state, verdict.winner) == ("decided", "a")
-    assert race_results.verdict_in_words("slow", "fast", verdict, "accuracy").endswith(
+    assert race_verdicts.verdict_in_words("slow", "fast", verdict, "accuracy").endswith(
         "Significant, from 6 paired seeds."
     )
 
 
-def test_a_lane_that_diverges_has_lost_and_the_others_go_on(store):
+def test_a_lane_that_diverges_ranks_last_and_the_others_continue(store):
     lanes = [lane("calm", "batch_size=16"), lane("wild", "batch_size=16", "optimizer.lr=1e6")]
     race = raced(store, lanes)
     result = race_results.outcome(race, target=0.5)
@@ -214,7 +214,7 @@ def test_a_lane_that_diverges_has_lost_and_the_others_go_on(store):
     assert result.lanes[1].verdicts["to_target"].n == 1
 
 
-def test_what_was_finished_of_a_cancelled_race_stays_usable(store):
+def test_the_finished_runs_of_a_cancelled_race_stay_usable(store):
     lanes = [lane("a", "batch_size=16"), lane("b", "batch_size=32")]
     raced(store, lanes, seeds=(0, 1))
     more = races.seed_blocks(lanes, (2,), GROUP)[0]
@@ -257,13 +257,13 @@ def test_the_command_races(tmp_path, capsys):
         (["--seeds", "6", "--until-decided", "3"], "--until-decided 3 is not allowed"),
     ],
 )
-def test_a_race_that_cannot_be_is_refused_in_a_sentence(arguments, says, tmp_path, capsys):
+def test_an_impossible_race_is_refused_in_a_sentence(arguments, says, tmp_path, capsys):
     assert cli.main(["race", *arguments, "--store", str(tmp_path)]) == 2
     assert says in capsys.readouterr().err
     assert not list((tmp_path / "runs").glob("*"))
 
 
-def test_a_heat_that_is_asked_for_twice_is_one(store, monkeypatch):
+def test_a_seed_block_submitted_twice_is_created_once(store, monkeypatch):
     monkeypatch.setattr(Client, "wake", lambda _: None)
     wanted: list[list[Submission]] = races.seed_blocks([lane("a"), lane("b", "batch_size=16")], (0, 1), GROUP)
     first = Client(store).submit_seed_blocks(wanted, group=GROUP)
@@ -271,14 +271,14 @@ def test_a_heat_that_is_asked_for_twice_is_one(store, monkeypatch):
     assert len(store.ids()) == 4
 
 
-def test_a_target_reached_before_training_is_said(three):
+def test_a_target_reached_before_training_is_mentioned(three):
     _, race = three
     result = race_results.outcome(race, metric="test_loss", target=50.0)
     assert race_text.recommendation(result).startswith("A test loss of 50.00 was reached before training.")
-    assert "choose a harder target" in "\n".join(race_results.table(result))
+    assert "choose a harder target" in "\n".join(race_verdicts.table(result))
 
 
-def test_runs_are_laid_beside_each_other_in_the_terminal(three, capsys):
+def test_the_terminal_compares_runs(three, capsys):
     store, race = three
     ids = [each.runs[0].run_id for each in race.lanes[:2]]
     assert cli.main(["compare", *ids, "--target", "test_accuracy=0.5", "--store", str(store.root)]) == 0
@@ -287,7 +287,7 @@ def test_runs_are_laid_beside_each_other_in_the_terminal(three, capsys):
     assert "one configuration with several seeds" in capsys.readouterr().err
 
 
-def test_the_lesson_names_the_fastest_and_what_the_others_cost(three):
+def test_the_recommendation_names_the_fastest_and_the_times_of_the_others(three):
     _, race = three
     result = race_results.outcome(race, target=0.6, baseline="Mini")
     words = race_text.recommendation(result)
@@ -299,7 +299,7 @@ def test_the_lesson_names_the_fastest_and_what_the_others_cost(three):
     assert one.startswith("One takes one step per sample")
 
 
-def test_a_round_that_could_not_decide_is_no_look(three):
+def test_a_round_with_too_few_seeds_is_not_counted_as_a_test(three):
     _, race = three
     looks = lambda rounds: race_results._looks(race_with(race, rounds))  # noqa: E731
     assert looks({0: 1, 1: 2}) == 1
@@ -307,7 +307,7 @@ def test_a_round_that_could_not_decide_is_no_look(three):
     assert looks({**dict.fromkeys(range(6), 1), **dict.fromkeys(range(6, 8), 2), **dict.fromkeys(range(8, 10), 3)}) == 3
 
 
-def test_runs_of_the_library_that_differ_in_nothing_are_two_lanes(three):
+def test_equal_runs_of_the_library_are_lanes_of_their_own(three):
     store, race = three
     run = race.runs[0]
     laid = races.of_runs([run, *race.runs[1:], store.run(run.run_id)])
@@ -328,8 +328,8 @@ def race_with(race, rounds: dict[int, int]) -> races.Race:
     return races.Race(GROUP, (races.RacedVariant("a", BASE, runs),))  # type: ignore[arg-type]
 
 
-def test_a_diverged_run_is_compared_by_rank_and_said_so(store):
+def test_a_diverged_run_is_compared_by_rank_and_the_sentence_says_so(store):
     race = raced(store, [lane("calm", "batch_size=16"), lane("wild", "batch_size=16", "optimizer.lr=1e6")])
     verdict = race_results.outcome(race).lanes[1].verdicts["test_accuracy"]
     assert verdict.effect is None
-    assert "compared by rank only" in race_results.verdict_in_words("wild", "calm", verdict, "accuracy")
+    assert "compared by rank only" in race_verdicts.verdict_in_words("wild", "calm", verdict, "accuracy")

@@ -1,4 +1,4 @@
-"""Scaling studies: the fits against independent references, what is asked for, and what is said of what was measured."""
+"""Scaling studies: the fits against independent references, the plan, and the results in words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.hardware.probe import CpuDevice, GpuDevice, Machine
 from engine.runtime.client import Client
 from engine.runtime.supervisor import Supervisor
 from engine.store.store import Store
-from engine.studies import scaling, scaling_estimates, scaling_results, scaling_text
+from engine.studies import scaling, scaling_estimates, scaling_results, scaling_table, scaling_text
 from tests.fakes import make_scaled, scaled_study
 from tests.runtime.test_seed_blocks import Starts
 
@@ -38,7 +38,7 @@ def machine(cores: int = 4, gpus: int = 0) -> Machine:
 
 
 @pytest.mark.parametrize("serial", [0.0, 0.05, 0.3, 0.9])
-def test_amdahls_share_is_found_again(serial):
+def test_amdahls_share_is_recovered(serial):
     ranks = np.array([2, 4, 8, 16])
     assert scaling_estimates.serial_share(ranks, scaling_estimates.amdahl(serial, ranks)) == pytest.approx(
         serial, abs=1e-12
@@ -66,7 +66,7 @@ def test_more_ranks_that_take_longer_have_a_share_above_one():
 
 
 @pytest.mark.parametrize("ranks, speedups", [([1], [1.0]), ([2], [math.nan]), ([2, 4], [1.5]), ([2], [0.0])])
-def test_what_has_no_share_is_refused(ranks, speedups):
+def test_points_without_a_serial_share_are_refused(ranks, speedups):
     with pytest.raises(EngineError):
         scaling_estimates.serial_share(ranks, speedups)
 
@@ -81,7 +81,7 @@ def test_the_interval_of_a_ratio_is_students_t_of_the_logs():
     )
 
 
-def test_the_interval_holds_the_true_speed_up_as_often_as_it_says():
+def test_the_interval_contains_the_true_speed_up_at_its_level():
     rng, inside = np.random.default_rng(3), 0
     for _ in range(2_000):
         shared = rng.lognormal(0, 0.5, 3)  # the machine, the same for both of a pair
@@ -100,7 +100,7 @@ def test_one_pair_or_two_have_no_interval(n):
 
 
 @pytest.mark.parametrize("values", [[0.0], [-1.0], [math.nan], [math.inf]])
-def test_a_ratio_of_what_is_no_rate_is_refused(values):
+def test_a_ratio_of_values_that_are_not_positive_is_refused(values):
     with pytest.raises(EngineError):
         scaling_estimates.paired_ratio(values, [1.0])
 
@@ -120,11 +120,11 @@ def test_a_ratio_of_what_is_no_rate_is_refused(values):
         ([], machine(cores=256), True, [1, 2, 4, 8, 16, 32, 64]),
     ],
 )
-def test_there_are_as_many_ranks_as_devices_and_one_step_more_where_asked(sets, box, beyond, ranks):
+def test_rank_counts_go_up_to_the_devices_and_one_step_beyond_on_request(sets, box, beyond, ranks):
     assert scaling.ranks_here(with_overrides(RunConfig(), sets), box, beyond=beyond) == ranks
 
 
-def test_strong_lanes_keep_the_batch_and_weak_ones_the_batch_of_a_rank():
+def test_strong_scaling_keeps_the_batch_size_and_weak_scaling_that_of_each_rank():
     lanes = scaling.lanes_of(BASE, [1, 2, 4], weak=True, most=2)
     said = [(lane.label, lane.config.batch_size, lane.config.devices) for lane in lanes]
     assert said == [
@@ -138,37 +138,37 @@ def test_strong_lanes_keep_the_batch_and_weak_ones_the_batch_of_a_rank():
     assert shared == [False, False, True, False, True]  # only what has no core of its own names its devices
 
 
-def test_the_whole_set_cannot_grow_with_the_ranks():
+def test_the_full_batch_cannot_be_scaled_weakly():
     whole = with_overrides(BASE, ["batch_size=full"])
     assert len(scaling.lanes_of(whole, [1, 2], weak=False, most=2)) == 2
     with pytest.raises(ConfigError, match="batch_size=full has no samples left"):
         scaling.lanes_of(whole, [1, 2], weak=True, most=2)
 
 
-def test_a_batch_smaller_than_the_ranks_is_refused_in_the_forms_own_words():
+def test_a_batch_smaller_than_the_number_of_ranks_is_refused():
     with pytest.raises(ConfigError, match="each rank needs an example"):
         scaling.lanes_of(with_overrides(BASE, ["batch_size=2"]), [1, 4], weak=False, most=4)
 
 
 @pytest.mark.parametrize("text, ranks", [("1,2,4", [1, 2, 4]), ("4, 2", [1, 2, 4]), ("3", [1, 3])])
-def test_ranks_are_read_as_one_types_them(text, ranks):
+def test_ranks_are_read_from_text(text, ranks):
     assert scaling.parse_ranks(text) == ranks
 
 
 @pytest.mark.parametrize("text", ["", "two", "1", "0,2", "65", "-2", "2;4", "1.5"])
-def test_ranks_that_cannot_be_are_refused(text):
+def test_impossible_ranks_are_refused(text):
     with pytest.raises(ConfigError):
         scaling.parse_ranks(text)
 
 
-def test_a_studys_runs_do_the_same_work_and_nothing_ends_them_before():
+def test_all_runs_of_a_study_take_the_same_steps():
     config = with_overrides(BASE, ["target.value=0.9", "budget.seconds=3", "checkpoints=9"])
     base = scaling.as_base(config, 200)
     assert base.budget.model_dump(exclude_none=True) == {"steps": 200}
     assert (base.target.value, base.checkpoints) == (None, 0)
 
 
-def test_every_second_repeat_goes_backwards_and_each_run_has_a_heat_of_its_own():
+def test_every_second_repeat_is_in_reverse_order_and_each_run_has_its_own_block():
     lanes = scaling.lanes_of(BASE, [1, 2], weak=True, most=2)
     seed_blocks = scaling.seed_blocks(lanes, [0, 1], GROUP)
     assert {len(heat) for heat in seed_blocks} == {1}
@@ -179,7 +179,7 @@ def test_every_second_repeat_goes_backwards_and_each_run_has_a_heat_of_its_own()
 
 
 @pytest.mark.slow
-def test_no_two_runs_of_a_study_are_at_work_together(store, monkeypatch):
+def test_runs_of_a_study_never_overlap(store, monkeypatch):
     monkeypatch.setattr(Client, "wake", lambda _: None)
     lanes = scaling.lanes_of(with_overrides(BASE, ["budget.steps=5"]), [1], weak=False, most=8)
     run_ids = Client(store).submit_seed_blocks(scaling.seed_blocks(lanes, range(3), GROUP), group=GROUP)
@@ -238,10 +238,10 @@ def test_a_run_that_failed_counts_in_no_pair_and_says_why(store):
     assert found.lanes[1].speedup.n == 1
     assert found.lanes[1].status == {"failed": 1, "finished": 1}
     assert found.lanes[1].why == ["Rank 1 was killed. Run it again."]
-    assert any("Rank 1 was killed" in line for line in scaling_text.table(found))
+    assert any("Rank 1 was killed" in line for line in scaling_table.table(found))
 
 
-def test_the_time_a_rank_waits_is_what_is_called_communication(store):
+def test_waiting_time_counts_as_communication(store):
     study = study_of(
         store, step_s={("strong", 1): 0.01, ("strong", 2): 0.012},
         waited_s={("strong", 2): (0.006, 0.006)}, communication_s={("strong", 2): (0.007, 0.007)},
@@ -268,7 +268,7 @@ def window(first, last, step_s, waited_s):
     )  # fmt: skip
 
 
-def test_who_waits_least_is_who_the_others_wait_for():
+def test_the_rank_that_waits_least_is_the_straggler():
     slow = scaling_results.rank_times([window(1, 10, (0.01,) * 3, (0.006, 0.006, 0.001))])
     alike = scaling_results.rank_times([window(1, 10, (0.01,) * 3, (0.003, 0.0029, 0.0031))])
     unknown = scaling_results.rank_times([window(1, 10, (0.01,) * 2, (None, None))])
@@ -303,7 +303,7 @@ def test_money_to_the_target_is_of_the_users_price_and_not_known_without_energy(
     assert one.seconds_to_target == pytest.approx(two.seconds_to_target * 10 / 6, rel=0.01)
     assert one.joules_to_target == pytest.approx(100 * one.seconds_to_target, rel=0.2)
     assert one.money_to_target == pytest.approx(one.joules_to_target / 3.6e6 * 0.36)
-    assert ("Money to target", "derived, EUR") in {(title, how) for title, _, how in scaling_text.rows(counted)}
+    assert ("Money to target", "derived, EUR") in {(title, how) for title, _, how in scaling_table.rows(counted)}
 
 
 def test_without_a_counter_there_is_neither_energy_nor_money(store):
@@ -311,18 +311,18 @@ def test_without_a_counter_there_is_neither_energy_nor_money(store):
     study = study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.006})
     found = scaling_results.outcome_of(study, target=("test_accuracy", 0.5), prices=prices)
     assert {(at.joules_to_target, at.money_to_target) for at in found.lanes} == {(None, None)}
-    assert ("Energy to target", ["–"] * 2, "not available here") in scaling_text.rows(found)
+    assert ("Energy to target", ["–"] * 2, "not available here") in scaling_table.rows(found)
 
 
 @pytest.mark.parametrize("sets", ["optimizer.lr=0.5", "batch_size=32", "threads=2"])
-def test_runs_that_differ_in_more_are_no_study(store, sets):
+def test_runs_that_differ_in_more_than_ranks_and_batch_are_refused(store, sets):
     make_scaled(store, BASE, group=GROUP, label="1 rank", step_s=0.01)
     make_scaled(store, with_overrides(BASE, ["parallel.num_ranks=2", sets]), group=GROUP, label="other", step_s=0.01)
     with pytest.raises(ConfigError, match="'other' differs from '1 rank' in more than ranks and batch"):
         scaling.find(store, GROUP)
 
 
-def test_without_a_run_on_one_rank_there_is_nothing_to_compare_with(store):
+def test_a_study_without_a_run_on_one_rank_is_refused(store):
     make_scaled(store, with_overrides(BASE, ["parallel.num_ranks=2"]), group=GROUP, label="2 ranks", step_s=0.01)
     with pytest.raises(ConfigError, match="None of these runs is on one rank"):
         scaling.find(store, GROUP)
@@ -355,7 +355,7 @@ def test_the_verdict_names_the_efficient_rank_count_and_the_fastest_one(store):
     assert "4 ranks are 2.00 times as fast, at 2.0 times the device time per sample." in words
 
 
-def test_an_interval_around_one_is_no_gain(store):
+def test_an_interval_around_one_is_no_significant_speed_up(store):
     found = scaling_results.outcome_of(
         study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.0098}, seeds=3, noise=0.1)
     )
@@ -412,7 +412,7 @@ def test_the_reasons_name_the_overhead_of_the_strategy(store):
     )
 
 
-def test_the_historical_baseline_is_told_to_be_one(store):
+def test_data_parallel_is_named_as_the_historical_baseline(store):
     base = with_overrides(BASE, ["parallel.strategy=data-parallel"])
     scaled_study(store, group=GROUP, base=base, step_s={("strong", 1): 0.01, ("strong", 2): 0.01})
     found = scaling_results.outcome_of(scaling.find(store, GROUP))
@@ -435,7 +435,7 @@ def test_a_serial_share_with_a_wide_interval_gives_no_limit(store):
     assert "differ too much for a useful estimate" in scaling_text.fits(found)[0]
 
 
-def test_a_machine_that_was_busy_is_said_with_the_verdict(store):
+def test_the_verdict_mentions_a_busy_machine(store):
     busy = Busy(slowdown=2.0, slowdown_method="timed")
     done = Finished(at=0, busy=busy)
     lanes = {("strong", 1): 0.01, ("strong", 2): 0.006}
@@ -443,14 +443,14 @@ def test_a_machine_that_was_busy_is_said_with_the_verdict(store):
     assert "measure again when the machine is quiet" in scaling_text.headline(found)
 
 
-def test_one_figure_is_not_said_to_prove_a_law(store):
+def test_a_fit_to_one_rank_count_cannot_be_checked(store):
     found = scaling_results.outcome_of(study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.006}, seeds=2))
     (amdahl,) = scaling_text.fits(found)
     assert "at most 5 times as fast" in amdahl
     assert "the fit cannot be checked" in amdahl
 
 
-def test_a_study_that_was_stopped_says_how_far_it_came(store):
+def test_a_stopped_study_says_how_many_runs_finished(store):
     stopped = Cancelled(at=0, reason="cancelled by the user")
     found = scaling_results.outcome_of(
         study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.006}, last={("strong", 2, 0): stopped})
@@ -460,7 +460,7 @@ def test_a_study_that_was_stopped_says_how_far_it_came(store):
 
 def test_the_study_is_plain_json(store):
     found = scaling_results.outcome_of(study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.006}))
-    said = scaling_text.as_json(found)
+    said = scaling_table.as_json(found)
     assert (said["lanes"][1]["ranks"], said["lanes"][1]["speedup"]["n"], said["over"]) == (2, 1, True)
     assert said["lanes"][0]["joules"] is None
 
@@ -482,7 +482,7 @@ def test_the_study_is_plain_json(store):
         (["--preset", "nope"], "preset='nope' is not known"),
     ],
 )
-def test_what_cannot_be_scaled_is_refused_in_one_sentence_before_anything_starts(store, capsys, arguments, says):
+def test_an_impossible_study_is_refused_in_one_sentence_before_anything_starts(store, capsys, arguments, says):
     code = cli.main(["scale", *arguments, "--store", str(store.root), "--json"])
     out, err = capsys.readouterr()
     assert code == cli.USAGE

@@ -16,7 +16,7 @@ from dashboard.views.compare.table import as_table, greyed
 from dashboard.widgets import run_parts
 from engine.charts.survival import survival_chart
 from engine.common.errors import EngineError, StoreError
-from engine.studies import race_results, race_text, races
+from engine.studies import race_results, race_text, race_verdicts, races
 from engine.studies.race_results import Outcome
 from engine.studies.races import Metric, Race
 
@@ -138,7 +138,7 @@ def _draw_verdict(question: _Question) -> None:
 def _verdicts(result: Outcome) -> list[str]:
     keys = [("to_target", "target"), ("test_accuracy", "accuracy")]
     return [
-        race_results.verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what)
+        race_verdicts.verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what)
         for lane in result.lanes
         for key, what in keys
         if key in lane.verdicts

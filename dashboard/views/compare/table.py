@@ -9,7 +9,7 @@ import pandas as pd
 from engine.common import units
 from engine.common.sanitize import LONGEST_NAME, visible
 from engine.measurement import energy
-from engine.studies import race_results
+from engine.studies import race_verdicts
 from engine.studies.race_results import Outcome, VariantOutcome
 
 _ENERGY = "Energy to target"
@@ -89,7 +89,7 @@ def _time(read: _Read) -> _Read:
 
     def text(lane: VariantOutcome) -> str:
         value = read(lane)
-        return value + race_results.busy_in_words(lane) if value[:1].isdigit() else value
+        return value + race_verdicts.busy_in_words(lane) if value[:1].isdigit() else value
 
     return text
 

@@ -14,7 +14,7 @@ from engine.common.sanitize import LONGEST_NAME, visible
 from engine.reports import sharing
 from engine.reports.sharing import SavedReport
 from engine.store.listing import GroupLine
-from engine.studies import race_results
+from engine.studies import race_verdicts
 
 _MOST_REPORTS = 100
 
@@ -110,7 +110,7 @@ def _show_report(report: SavedReport) -> None:
         if report.notes:
             st.text(visible_lines(report.notes))
         for conclusion in report.conclusions:
-            st.code("\n".join(visible(line) for line in race_results.table(conclusion.outcome)), language=None)
+            st.code("\n".join(visible(line) for line in race_verdicts.table(conclusion.outcome)), language=None)
         with st.container(horizontal=True):
             _report_links(report, stored)
             if stored and st.button("Export again", icon=":material/download:", key=f"again-{report.report_id}"):

@@ -15,7 +15,7 @@ from engine.access import settings
 from engine.common.errors import EngineError, StoreError
 from engine.common.sanitize import LONGEST_NAME, visible
 from engine.config.summary import describe
-from engine.studies import scaling, scaling_results, scaling_text
+from engine.studies import scaling, scaling_results, scaling_table, scaling_text
 from engine.studies.race_results import CLAIM_SEEDS
 from engine.studies.races import Lane, Metric
 from engine.studies.scaling import Study
@@ -127,7 +127,7 @@ def _draw_table(group: str, target: tuple[Metric, float] | None) -> None:
 def as_table(found: Outcome) -> pd.DataFrame:
     """One row per figure, one column per configuration, and a last column that says how each figure was obtained."""
     labels = [visible(at.label, LONGEST_NAME) for at in found.lanes]
-    rows = [[title, *texts, how] for title, texts, how in scaling_text.rows(found)]
+    rows = [[title, *texts, how] for title, texts, how in scaling_table.rows(found)]
     return pd.DataFrame(rows, columns=["", *labels, "How"])
 
 

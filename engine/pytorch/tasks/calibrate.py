@@ -277,7 +277,9 @@ def other_programs(device: str, nvml: Any) -> tuple[int | None, str]:
     with open_nvml(nvml) as (handles, reason):
         if index >= len(handles):
             return None, reason or "NVML does not show this GPU."
-        others = sampler.Neighbours(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handles[index]), (os.getpid(),))
+        others = sampler.OtherGpuProcesses(
+            lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handles[index]), (os.getpid(),)
+        )
         try:
             return int(others()), ""
         except Unavailable as error:

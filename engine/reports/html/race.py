@@ -10,7 +10,7 @@ from engine.common import units
 from engine.config.training import Target
 from engine.reports.html.parts import Head, PlacedRun
 from engine.reports.report import Report
-from engine.studies import race_results
+from engine.studies import race_results, race_verdicts
 from engine.studies.race_results import Outcome, VariantOutcome
 
 Cost = tuple[str, str, Callable[[float | None], str]]  # axis, title, formatter
@@ -43,7 +43,7 @@ def verdicts(report: Report, runs: Sequence[PlacedRun]) -> list[Verdict]:
 
 def _verdict(result: Outcome, runs: Sequence[PlacedRun]) -> Verdict:
     sentences = [
-        race_results.verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what)
+        race_verdicts.verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what)
         for lane in result.lanes
         for key, what in (("to_target", "target"), ("test_accuracy", "accuracy"))
         if key in lane.verdicts
