@@ -57,8 +57,8 @@ class Model(Spec):
             return ""
         readers = " or ".join(sorted((name for name, model in MODELS.items() if model.reads_text), reverse=True))
         return (
-            f"model.family='{_family_name(type(self))}' does not go with data='text', because it does not read in order; "
-            f"set model.family={readers}"
+            f"model.family='{_family_name(type(self))}' does not go with data='text', because it does not read in "
+            f"order; set model.family={readers}"
         )
 
 

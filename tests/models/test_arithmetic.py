@@ -111,7 +111,7 @@ def batch(model, data, batch_size, device="meta"):
 
 
 def counted_flops(model, data, batch_size):
-    """(forward, forward and backward) of the flop counter. The meta device takes attention apart: on the CPU the
+    """(forward, forward and backward) of the flop counter. On the meta device attention is several operations; on the CPU the
     counter misses flash attention."""
     module = modules.build(model, data, seed=0, device="meta")
     x, y = batch(model, data, batch_size)
@@ -199,7 +199,7 @@ def kept_bytes(model, data, batch_size, device):
 
 
 def runs_composed(model):
-    """oneDNN runs an LSTM on the CPU as a whole and keeps a workspace of its own: the meta device takes it apart."""
+    """oneDNN runs an LSTM on the CPU as a whole and keeps its own workspace; the meta device runs its operations separately."""
     return "meta" if isinstance(model, RNN) and model.cell == "lstm" else "cpu"
 
 
