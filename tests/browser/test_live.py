@@ -125,7 +125,7 @@ def test_a_download_has_a_progress_bar_only_if_its_size_is_known(store, open_run
     expect(page.get_by_test_id("live-left")).to_have_text("Downloading mnist… 12 of 47 MB", timeout=20_000)
     expect(page.get_by_test_id("live-progress")).to_have_attribute("aria-valuenow", "26")
     worker.append(Preparing(text="Unpacking", done_bytes=1_500_000, total_bytes=None))
-    expect(page.get_by_test_id("live-left")).to_have_text("Unpacking… 1.5 MB")
+    expect(page.get_by_test_id("live-left")).to_have_text("Unpacking… 1.5 MB", timeout=20_000)  # Plotly loads meanwhile
     expect(page.get_by_test_id("live-progress")).to_be_hidden()
     worker.append(STARTED)
     expect(page.get_by_test_id("live-left")).to_be_hidden()
@@ -162,7 +162,7 @@ def test_compiling_is_shown_while_it_lasts_and_its_time_afterwards(store, open_r
     expect(page.get_by_test_id("live-left")).to_have_text(re.compile(r"Compiling… [\d.]+ s"), timeout=20_000)
     worker.append(Compiled(seconds=12.4))
     worker.steps(1)
-    expect(page.get_by_test_id("live-facts")).to_contain_text("compiled in 12 s")
+    expect(page.get_by_test_id("live-facts")).to_contain_text("compiled in 12 s", timeout=20_000)
     expect(page.get_by_test_id("live-left")).not_to_contain_text("Compiling")
 
 
