@@ -183,7 +183,7 @@ def test_a_list_of_runs_marks_those_that_were_disturbed(store):
 def test_an_index_of_schema_4_learns_which_runs_were_disturbed(store):
     run = make_run(store, num_steps=20, last=last(BUSY))
     with contextlib.closing(sqlite3.connect(store.root / "index.sqlite", isolation_level=None)) as db:
-        for step in migrations._MIGRATIONS[:4]:
+        for step in migrations.MIGRATIONS[:4]:
             for statement in step:
                 db.execute(statement)
         db.execute("pragma user_version=4")

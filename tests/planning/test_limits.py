@@ -81,8 +81,8 @@ def test_a_run_that_reaches_a_limit_fails_with_its_name_and_keeps_its_points(sto
 
 ALLOCATE = """
 import sys
-from engine import limits
-from engine.settings import Limits
+from engine.access.settings import Limits
+from engine.planning import limits
 import torch
 print(limits.limit_memory("cpu", Limits(memory_bytes=200 << 20), 1 << 40))
 kept = [torch.ones(25 << 20)]  # 100 MiB: within the limit

@@ -171,14 +171,14 @@ def test_a_file_that_may_not_grow_is_said_with_the_reason(store, monkeypatch):
     script = f"""
 import resource, sys
 from pathlib import Path
-from engine import records
-from engine.errors import StoreError
-from engine.store import EventLog
+from engine.common.errors import StoreError
+from engine.events.lifecycle import Stopping
+from engine.store.event_log import EventLog
 log = EventLog(Path({str(store.folder(store.create(RunConfig())) / "events.jsonl")!r}), patience_s=0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 100,) * 2)
 try:
     for at in range(100):
-        log.append(records.Stopping(at=at))
+        log.append(Stopping(at=at))
 except StoreError as error:
     print(error)
 """
@@ -943,7 +943,7 @@ def test_an_index_of_an_earlier_version_is_migrated_and_kept_beside(of_schema_1)
     assert index.rows()[0].owner == "ada"
     index.close()
     path = of_schema_1.root / "index.sqlite"
-    assert version_of(path) == (len(migrations._MIGRATIONS), 3)
+    assert version_of(path) == (len(migrations.MIGRATIONS), 3)
     assert version_of(path.with_name("index.sqlite.v1")) == (1, 3)
     assert path.with_name("index.sqlite.v1").stat().st_mode & 0o777 == 0o600
 
@@ -953,27 +953,27 @@ def test_a_migration_killed_in_the_middle_leaves_the_old_version_and_is_done_aga
     script = f"""
 import os, signal
 from pathlib import Path
-from engine import store
-def until_killed(statements=store._MIGRATIONS[1]):
+from engine.store import index, migrations
+def until_killed(statements=migrations.MIGRATIONS[1]):
     yield statements[0]
     os.kill(os.getpid(), signal.SIGKILL)
-store._MIGRATIONS[1] = until_killed()
-store.Index(Path({str(of_schema_1.root)!r}))
+migrations.MIGRATIONS[1] = until_killed()
+index.Index(Path({str(of_schema_1.root)!r}))
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == -signal.SIGKILL
     path = of_schema_1.root / "index.sqlite"
     assert version_of(path) == version_of(path.with_name("index.sqlite.v1")) == (1, 3)
     Index(of_schema_1.root).close()
-    assert version_of(path) == (len(migrations._MIGRATIONS), 3)
+    assert version_of(path) == (len(migrations.MIGRATIONS), 3)
     assert not path.with_name("index.sqlite.damaged").exists()
 
 
 def test_a_migration_that_fails_changes_nothing(of_schema_1, monkeypatch):
-    steps = [*migrations._MIGRATIONS[:1], (*migrations._MIGRATIONS[1], "insert into nowhere values (1)")]
-    monkeypatch.setattr(migrations, "_MIGRATIONS", steps)
+    steps = [*migrations.MIGRATIONS[:1], (*migrations.MIGRATIONS[1], "insert into nowhere values (1)")]
+    monkeypatch.setattr(migrations, "MIGRATIONS", steps)
     db = sqlite3.connect(of_schema_1.root / "index.sqlite", isolation_level=None)
     with contextlib.closing(db), pytest.raises(sqlite3.OperationalError, match="nowhere"):
-        migrations._migrate(db, of_schema_1.root / "index.sqlite", 1)
+        migrations.migrate(db, of_schema_1.root / "index.sqlite", 1)
     assert version_of(of_schema_1.root / "index.sqlite") == (1, 3)
 
 
@@ -1096,5 +1096,5 @@ def test_a_file_system_of_many_machines_is_known_by_its_mount(tmp_path):
 
 
 def test_a_store_on_a_network_is_said(store, monkeypatch):
-    monkeypatch.setattr(integrity_check.disk, "network_file_system", lambda _: "nfs4")
+    monkeypatch.setattr(integrity_check.disk_space, "network_file_system", lambda _: "nfs4")
     assert "The store lies on a network file system (nfs4): use it from one machine only." in check(store).notes

@@ -19,7 +19,7 @@ from engine.config.parsing import with_overrides
 from engine.config.presets import PRESETS
 from engine.events.base import TERMINAL
 from engine.events.lifecycle import Queued
-from engine.runtime import client, daemon, supervisor
+from engine.runtime import client, daemon
 from engine.runtime.client import Client
 from engine.runtime.executor import InlineExecutor, Supervision
 from engine.runtime.supervisor import Supervisor
@@ -31,6 +31,7 @@ from engine.system.code_version import CODE_FILE, LOADED, PID_FILE, digest_of, r
 from engine.system.processes import own_identity, process_started
 from tests.conftest import ROOT, Supervised
 
+pytestmark = pytest.mark.process
 SECONDS = ("budget.epochs=none", "budget.seconds=5")  # longer than a hand-over takes
 
 
@@ -92,7 +93,7 @@ def copy(tmp_path: Path) -> Iterator[Copy]:
 
 @pytest.mark.slow
 def test_a_supervisor_of_other_code_is_replaced_and_its_run_goes_on_to_its_end(copy):
-    copy.edit("units.py", "# other code\n")
+    copy.edit("common/units.py", "# other code\n")
     older = copy.supervise("--on-demand")
     run = copy.running_for_seconds()
     asked_for = copy.submit("budget.epochs=1")
@@ -109,7 +110,7 @@ def test_an_edited_file_leads_to_a_new_fork_server_before_the_next_run_starts(co
     by_hand = copy.supervise()
     run = copy.running_for_seconds()
     copy.edit(
-        "worker.py",
+        "runtime/worker.py",
         "\n\ndef _edited(*_):\n    yield from ()\n    raise ConfigError('the edited code ran')\n\n\nTASKS['train'] = _edited\n",
     )
     following = copy.until(copy.ask_for("budget.epochs=1"), *TERMINAL)
@@ -143,13 +144,13 @@ def test_the_command_line_replaces_a_supervisor_that_wrote_no_version_and_says_s
 def test_code_that_cannot_be_loaded_leaves_the_supervisor_and_its_run_alone(copy):
     copy.supervise("--on-demand")
     first, run = running_supervisor(copy.store.root), copy.running_for_seconds()
-    before = (copy.folder / "engine" / "supervisor.py").read_text(encoding="utf-8")
-    copy.edit("supervisor.py", "\nthis is no Python\n")
+    before = (copy.folder / "engine" / "runtime" / "supervisor.py").read_text(encoding="utf-8")
+    copy.edit("runtime/supervisor.py", "\nthis is no Python\n")
     waiting = copy.store.run(copy.ask_for("budget.epochs=1"))
     copy.wait(lambda: "SyntaxError" in (copy.store.root / "supervisor.log").read_text(), "a successor that failed")
     assert running_supervisor(copy.store.root) == first
     assert (waiting.refresh(), waiting.status) == (False, "queued")
-    (copy.folder / "engine" / "supervisor.py").write_text(before, encoding="utf-8")
+    (copy.folder / "engine" / "runtime" / "supervisor.py").write_text(before, encoding="utf-8")
     assert copy.until(waiting.run_id, *TERMINAL).status == "finished"
     assert copy.until(run.run_id, *TERMINAL).status == "finished"
 
@@ -213,7 +214,7 @@ def test_a_supervisor_that_does_not_hand_over_refuses_the_run_and_names_its_proc
 
 
 def test_code_that_cannot_be_loaded_is_not_started_in_a_loop(store, monkeypatch):
-    monkeypatch.setattr(supervisor.sys, "executable", "/bin/false")
+    monkeypatch.setattr(client.sys, "executable", "/bin/false")
     monkeypatch.setattr(client, "_started", {})
     assert client._start_successor(store)
     client._started[store.root][0].wait(10)
@@ -233,7 +234,7 @@ def test_the_page_says_that_the_supervisor_runs_other_code(store, stand_in):
 def test_two_versions_that_use_one_store_do_not_replace_each_others_supervisor_for_ever(store, stand_in, monkeypatch):
     started = []
     monkeypatch.setattr(client, "_start_supervisor", started.append)
-    monkeypatch.setattr(client, "_ring", lambda store: True)
+    monkeypatch.setattr(client, "ring_doorbell", lambda store: True)
     stand_in(digest="a")
     Client(store).wake()
     assert started == [store]

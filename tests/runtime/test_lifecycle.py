@@ -24,7 +24,7 @@ from engine.config.parsing import with_overrides
 from engine.config.presets import PRESETS
 from engine.events.lifecycle import Cancelled, Starting
 from engine.hardware import probe
-from engine.runtime import supervisor as runtime_supervisor
+from engine.runtime import client as runtime_client
 from engine.runtime import worker
 from engine.runtime.client import Client, ring_doorbell
 from engine.runtime.daemon import _Need
@@ -225,7 +225,7 @@ def test_runs_outlive_a_restart_of_what_needed_them(scene):
 
 def test_the_grace_counts_from_the_last_moment_somebody_was_there(store, monkeypatch):
     now = [1_000.0]
-    monkeypatch.setattr(runtime_supervisor.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(runtime_client.time, "monotonic", lambda: now[0])
     need, gone = _Need(store.root, grace_s=30.0), []
     for is_there, waited_s in ((False, 29.0), (True, 40.0), (False, 29.0), (False, 2.0), (True, 0.0)):
         monkeypatch.setattr(locks, "is_needed", lambda _, is_there=is_there: is_there)
@@ -538,7 +538,7 @@ def test_a_file_is_not_looked_at_for_somebody_who_is_gone(tmp_path):
     never = tmp_path / "never.csv"
     os.mkfifo(never)
     ask = (
-        "from engine.userdata import inspection; from pathlib import Path\n"
+        "from engine.data.user_files import inspection; from pathlib import Path\n"
         f"inspection._inspected(inspection._Version('csv', {str(never)!r}, 1, 1, '', 0))"
     )
     asking = subprocess.Popen([sys.executable, "-c", ask], cwd=ROOT)
@@ -578,7 +578,7 @@ def test_many_submissions_start_one_supervisor(store, monkeypatch):
     popen, made = subprocess.Popen, []
     sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
     monkeypatch.setattr(
-        runtime_supervisor.subprocess, "Popen", lambda *_, **__: made.append(popen(sleeping)) or made[-1]
+        runtime_client.subprocess, "Popen", lambda *_, **__: made.append(popen(sleeping)) or made[-1]
     )
     for _ in range(50):
         Client(store).wake()
@@ -590,7 +590,7 @@ def test_many_submissions_start_one_supervisor(store, monkeypatch):
 
 
 def test_a_need_is_seen_until_its_process_ends(store):
-    say = f"from engine import locks; import pathlib; locks.announce(pathlib.Path({str(store.root)!r})); print(1); input()"
+    say = f"from engine.system import locks; import pathlib; locks.announce(pathlib.Path({str(store.root)!r})); print(1); input()"
     needy = [
         subprocess.Popen([sys.executable, "-c", say], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(2)
@@ -690,7 +690,7 @@ def test_a_lost_counter_is_made_up_for_by_the_clock(store):
 
 
 def test_orders_rise_across_processes(store):
-    take = f"from engine.store import Store; import pathlib; s = Store(pathlib.Path({str(store.root)!r}))\n"
+    take = f"from engine.store.store import Store; import pathlib; s = Store(pathlib.Path({str(store.root)!r}))\n"
     take += "print(*[s.next_order() for _ in range(200)])"
     takers = [
         subprocess.Popen([sys.executable, "-c", take], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)

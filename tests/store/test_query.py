@@ -142,7 +142,7 @@ def test_a_deleted_run_can_be_had_back_for_a_while_and_then_is_gone(store, monke
     supervisor._restore(run.run_id)
     assert store.run(run.run_id).steps["loss"].tolist() == run.steps["loss"].tolist()
     assert [row.name for row in store.rows()] == ["precious"]
-    monkeypatch.setattr("engine.runtime.client.UNDO_S", 0.0)
+    monkeypatch.setattr("engine.runtime.supervisor.UNDO_S", 0.0)
     supervisor._delete(run.run_id, undo=True)
     supervisor.tick()
     assert not list(store.runs.iterdir()) and supervisor.is_idle

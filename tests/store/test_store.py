@@ -199,7 +199,7 @@ def test_what_was_asked_for_is_read_back(store, config):
 
 
 def test_creating_a_run_is_all_or_nothing(store, config, monkeypatch):
-    monkeypatch.setattr("engine.store.event_log.encode", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr("engine.store.store.encode", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     with pytest.raises(StoreFull, match=r"The store cannot be written: its disk is full\. Delete runs"):
         store.create(config)
     assert list(store.runs.iterdir()) == store.rows() == []
