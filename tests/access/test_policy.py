@@ -105,7 +105,7 @@ def test_a_runner_changes_their_own_runs_only(action):
 
 @pytest.mark.parametrize("text", ["", "root", "proxy2:ada", "admin:ada", "proxy:" + "x" * 201])
 def test_what_names_no_actor_is_refused(text):
-    with pytest.raises(ValueError, match="names no actor"):
+    with pytest.raises(ValueError, match="is not an actor"):
         Actor.parse(text)
 
 

@@ -175,7 +175,7 @@ def test_a_run_that_ended_since_it_was_indexed_is_shown_as_it_ended(store):
 
 
 def test_without_an_index_the_newest_are_read_and_the_others_are_counted(store, monkeypatch):
-    monkeypatch.setattr("engine.store.store._MOST_READ_FOR_A_LIST", 4)
+    monkeypatch.setattr("engine.store.store._MAX_UNINDEXED_READ", 4)
     ids = [make_run(store, num_steps=20).run_id for _ in range(10)]
     listing = store.listing()
     assert [line.run_id for line in listing.lines] == ids[:-5:-1]
@@ -225,7 +225,7 @@ def test_a_run_deleted_while_it_waits_to_be_indexed_stays_deleted(store, monkeyp
     monkeypatch.setattr("engine.runtime.supervisor._INDEX_AT_LEAST", 0)
     run = make_run(store, num_steps=20)
     with indexed_later(store) as supervisor:
-        supervisor._obey({"command": "delete", "actor": "terminal", "run_id": run.run_id})
+        supervisor._execute({"command": "delete", "actor": "terminal", "run_id": run.run_id})
         monkeypatch.setattr("engine.runtime.supervisor._INDEX_AT_LEAST", 9)
         supervisor._index_some()
         assert supervisor.index.ids() == set() == set(store.ids())

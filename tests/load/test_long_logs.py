@@ -110,7 +110,7 @@ def test_steps_that_do_not_fit_together_are_skipped_and_said_and_the_others_stan
     log.write_bytes(encode(good[0]) + with_fields(good[1], **fields) + encode(good[2]))
     run = store.run(folder.name)
     assert run.steps["step"].tolist() == [good[0].first, good[0].first + 1, good[2].first, good[2].first + 1]
-    assert "A record is not understood" in run.problems[0]
+    assert "An event cannot be read" in run.problems[0]
     assert len(run.problems) == 1
 
 

@@ -178,7 +178,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     [
         (["precision=bf16"], ("avx2",), "no bfloat16 arithmetic: bf16 ran 2 to 9 times slower"),
         (["execution=compiled"], ("avx2",), "Compiling takes 10 to 80 s"),
-        (["model.family=rnn", "execution=compiled"], ("avx2",), "leaves recurrent layers as they are"),
+        (["model.family=rnn", "execution=compiled"], ("avx2",), "does not change recurrent layers"),
         (["warmup_steps=2000"], ("avx2",), "the run never reaches its learning rate"),
         (["ema_decay=0.9999"], ("avx2",), "88% of the averaged weights are still the first weights"),
         (["data=synthetic"], ("avx2",), "measures speed, and its loss and accuracy mean nothing"),

@@ -258,7 +258,7 @@ def test_the_memory_of_a_gang_is_that_of_all_ranks_on_a_device():
 
 def test_runs_of_a_race_take_turns_and_are_no_gangs(supervised):
     gang, single = (with_overrides(PRESETS["digits-mlp"].config, more) for more in (ranks(2), []))
-    with pytest.raises(ConfigError, match="does not go with a race"):
+    with pytest.raises(ConfigError, match="cannot be used in a race"):
         supervised.client.submit_seed_blocks([[Submission(gang), Submission(single)]], group="g")
 
 

@@ -425,7 +425,7 @@ def test_a_supervisor_leaves_a_store_that_is_not_its_own_any_more(own_supervised
     psutil.wait_procs([leaving, training], timeout=60)
     assert not leaving.is_running()
     assert not training.is_running()
-    assert "the store is not what it was, leaving it" in log.read()
+    assert "the store was moved, deleted or replaced, leaving it" in log.read()
     if taken != "replaced":
         assert not store.root.exists()  # nobody made it anew, with nothing in it
     fresh = Supervised(store.root)
@@ -635,7 +635,7 @@ def test_a_record_that_cannot_be_is_not_understood(store, event):
         file.write(line_of(event))
         file.write(line_of(STEPS))
     run.refresh()
-    assert [problem.partition(": ")[2][:27] for problem in run.problems] == ["A record is not understood:"]
+    assert [problem.partition(": ")[2][:24] for problem in run.problems] == ["An event cannot be read:"]
     assert run.steps["step"].tolist() == [1, 2]
     assert run.summary().samples == 8
     json.loads(row_of(run).model_dump_json())
@@ -671,7 +671,7 @@ def test_a_line_without_end_is_skipped_in_little_memory(store):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40 * 1024  # KiB
     assert run.steps["step"].tolist() == [1, 2]
     assert len(run.problems) == 1
-    assert run.problems[0].endswith("A record is longer than 8,388,608 bytes.")
+    assert run.problems[0].endswith("An event is longer than 8,388,608 bytes.")
 
 
 def test_a_hundred_thousand_rotten_lines_are_counted_not_listed(store):
@@ -681,7 +681,7 @@ def test_a_hundred_thousand_rotten_lines_are_counted_not_listed(store):
     EventLog(log_of(run)).close(Finished(at=1.0))
     run.refresh()
     assert (run.status, run.num_damaged) == ("finished", 100_000)
-    assert run.problems[-1] == "99,950 more records cannot be read"
+    assert run.problems[-1] == "99,950 more events cannot be read"
     assert len(run.problems) == 51
 
 
@@ -719,7 +719,7 @@ def test_a_run_whose_log_was_lost_is_not_run_once_more(store, content):
     supervising.tick()
     supervising.index.close()
     run = store.run(run.run_id)
-    assert (run.status, run.why(), len(run.steps)) == ("interrupted", "Its log was lost, or is damaged.", 0)
+    assert (run.status, run.why(), len(run.steps)) == ("interrupted", "Its log was lost or damaged.", 0)
 
 
 def test_a_log_that_became_shorter_under_a_reader_is_said(store):
@@ -987,7 +987,7 @@ def test_check_compares_the_index_with_the_folders(with_index):
         db.execute("update runs set status = 'failed' where run_id = ?", (first.run_id,))
         db.execute("update runs set summary = '{' where run_id = ?", (second.run_id,))
     said = "\n".join(check(with_index).problems)
-    assert f"Run {first.run_id}: the index has it as failed with 20 steps, its folder as finished with 20" in said
+    assert f"Run {first.run_id}: it is failed with 20 steps in the index, but finished with 20 steps in its folder" in said
     assert "The index has 1 rows that cannot be read" in said
     assert {row.run_id for row in with_index.rows()} >= {second.run_id}
     runtime_client.rebuild_index(with_index)
@@ -1001,7 +1001,7 @@ def test_check_says_what_others_may_read(store):
     store.inbox.chmod(0o750)
     (problem,) = check(store).problems
     assert "inbox (0750)" in problem
-    assert f"runs/{run.run_id}/events.jsonl (0644). Close the store: chmod -R go= " in problem
+    assert f"runs/{run.run_id}/events.jsonl (0644). Remove their access: chmod -R go= " in problem
 
 
 def test_check_names_leftovers_and_strangers_and_they_are_no_problem(store):
@@ -1011,7 +1011,7 @@ def test_check_names_leftovers_and_strangers_and_they_are_no_problem(store):
     found = check(store)
     assert found.problems == []
     said = "\n".join(found.notes)
-    for words in (".0123456789abcdef was left half-made", "holiday.jpg is not of Isoflop", "runs/my notes is not of"):
+    for words in (".0123456789abcdef was left incomplete", "holiday.jpg was not made by Isoflop", "runs/my notes was not"):
         assert words in said
 
 
@@ -1027,7 +1027,7 @@ def test_check_says_what_lies_behind_the_last_word(store):
     run = make_run(store, num_steps=20)
     with log_of(run).open("ab") as file:
         file.write(b"\0" * 100)
-    assert check(store).problems == [f"Run {run.run_id}: after its end are 100 bytes that are no record."]
+    assert check(store).problems == [f"Run {run.run_id}: its log has 100 bytes after the final event."]
 
 
 def test_check_on_the_command_line_fails_when_something_is_wrong_and_rebuilds(with_index, engine):
@@ -1042,7 +1042,7 @@ def test_check_on_the_command_line_fails_when_something_is_wrong_and_rebuilds(wi
     code, said = ask()
     assert (code, said["ok"], said["runs"], said["indexed"]) == (1, False, 30, 0)
     assert said["problems"] == [
-        "The index cannot be read: file is not a database. Make it anew: `python -m engine check --rebuild`."
+        "The index cannot be read: file is not a database. Rebuild it: `python -m engine check --rebuild`."
     ]
     code, said = ask("--rebuild")
     assert (code, said["ok"], said["problems"], said["indexed"], said["rebuilt"]) == (0, True, [], 30, "here")
@@ -1097,4 +1097,4 @@ def test_a_file_system_of_many_machines_is_known_by_its_mount(tmp_path):
 
 def test_a_store_on_a_network_is_said(store, monkeypatch):
     monkeypatch.setattr(integrity_check.disk_space, "network_file_system", lambda _: "nfs4")
-    assert "The store lies on a network file system (nfs4): use it from one machine only." in check(store).notes
+    assert "The store is on a network file system (nfs4): use it from one machine only." in check(store).notes

@@ -133,7 +133,7 @@ def test_the_command_line_replaces_a_supervisor_that_wrote_no_version_and_says_s
     assert said.returncode == 0, said.stderr
     assert said.stderr.splitlines() == [
         f"The supervisor of this store (process {older.pid}, Isoflop of an older version) runs other code than this "
-        "Isoflop: it hands over to a new one, and its runs go on."
+        "Isoflop: it hands over to a new one, and its runs continue."
     ]
     assert older.wait(60) == 0
     assert copy.found(LOADED)
@@ -216,9 +216,9 @@ def test_a_supervisor_that_does_not_hand_over_refuses_the_run_and_names_its_proc
 def test_code_that_cannot_be_loaded_is_not_started_in_a_loop(store, monkeypatch):
     monkeypatch.setattr(client.sys, "executable", "/bin/false")
     monkeypatch.setattr(client, "_started", {})
-    assert client._start_successor(store)
+    assert client.start_successor(store)
     client._started[store.root][0].wait(10)
-    assert not client._start_successor(store)
+    assert not client.start_successor(store)
 
 
 def test_the_page_says_that_the_supervisor_runs_other_code(store, stand_in):
@@ -251,7 +251,7 @@ def test_runs_of_every_version_find_their_supervisor(store):
     daemon._write_identity(store.root)
     pid, started = (store.root / PID_FILE).read_text().split()
     assert (int(pid), float(started)) == own_identity()
-    assert Supervision(store.root, pid=1, started=-1.0).is_there()
+    assert Supervision(store.root, pid=1, started=-1.0).is_alive()
     assert json.loads((store.root / CODE_FILE).read_text())["version"] == __version__
 
 

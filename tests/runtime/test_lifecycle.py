@@ -27,7 +27,7 @@ from engine.hardware import probe
 from engine.runtime import client as runtime_client
 from engine.runtime import worker
 from engine.runtime.client import Client, ring_doorbell
-from engine.runtime.daemon import _Need
+from engine.runtime.daemon import _Clients
 from engine.runtime.executor import InlineExecutor, LocalExecutor
 from engine.runtime.supervisor import Supervisor
 from engine.store.event_log import EventLog
@@ -202,7 +202,7 @@ def test_runs_end_when_nobody_needs_them_any_more(scene):
     follower.kill()
     follower.wait()
     assert scene.until_over(run).status == "interrupted"
-    assert run.why().startswith("Nobody needed it any more")
+    assert run.why().startswith("The dashboard or command that the run needs ended")
     assert "supervise" in run.why()
     assert scene.until_over(waiting).status == "interrupted"
     assert supervising.wait(20) == 0
@@ -226,11 +226,11 @@ def test_runs_outlive_a_restart_of_what_needed_them(scene):
 def test_the_grace_counts_from_the_last_moment_somebody_was_there(store, monkeypatch):
     now = [1_000.0]
     monkeypatch.setattr(runtime_client.time, "monotonic", lambda: now[0])
-    need, gone = _Need(store.root, grace_s=30.0), []
+    clients, gone = _Clients(store.root, grace_s=30.0), []
     for is_there, waited_s in ((False, 29.0), (True, 40.0), (False, 29.0), (False, 2.0), (True, 0.0)):
         monkeypatch.setattr(locks, "is_needed", lambda _, is_there=is_there: is_there)
         now[0] += waited_s
-        gone.append(need.is_gone())
+        gone.append(clients.are_gone())
     assert gone == [False, False, False, True, False]
 
 
@@ -244,7 +244,7 @@ def test_runs_of_a_supervisor_started_by_hand_need_nobody(scene):
     by_hand.kill()  # and now nobody looks after it
     by_hand.wait()
     assert scene.until_over(run).status == "interrupted"
-    assert "supervisor of this store went away" in run.why()
+    assert "supervisor of this store ended" in run.why()
     scene.until_nobody_is_left()
 
 
@@ -320,7 +320,7 @@ def test_a_killed_run_says_by_what_and_how_much_memory_it_last_held(scene):
     os.kill(run.starting.pid, signal.SIGKILL)
     assert scene.until_over(run).status == "failed"
     held = units.nbytes(run.hardware["process_memory_bytes"][-1])
-    assert f"killed by SIGKILL (often: out of memory); it last held {held} of memory." in run.why()
+    assert f"killed by SIGKILL (often: out of memory); its last process memory was {held}." in run.why()
 
 
 @pytest.mark.slow
@@ -332,7 +332,7 @@ def test_a_run_killed_together_with_its_fork_server_is_not_said_to_have_exited(s
     os.kill(run.starting.pid, signal.SIGKILL)
     fork_server.kill()
     assert scene.until_over(run).status == "failed"
-    assert "its process ended without a last word" in run.why()
+    assert "its process ended without a final event" in run.why()
 
 
 @pytest.mark.slow

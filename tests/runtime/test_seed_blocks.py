@@ -163,7 +163,7 @@ def test_the_heats_of_a_race_come_one_after_another(store, supervised):
     run_ids = Client(store).submit_seed_blocks(wanted, group="race")
     seed_blocks = [run_ids[:2], run_ids[2:]]
     supervised.recover()
-    supervised._start_what_fits()
+    supervised._start_queued_runs()
     assert supervised.executor.given == [set(seed_blocks[0])]
     supervised.tick()
     supervised.tick()

@@ -87,7 +87,7 @@ def test_a_deleted_run_leaves_folder_and_index(supervised):
 
 
 def test_a_run_at_work_is_not_deleted(long_run, supervised):
-    with pytest.raises(StoreError, match=r"is still at work\. Stop it first"):
+    with pytest.raises(StoreError, match=r"is not over\. Stop it first"):
         supervised.client.delete(long_run.run_id)
 
 
@@ -275,7 +275,7 @@ def test_a_run_deleted_while_its_process_says_goodbye_is_deleted_after_it(in_pro
     leaving = subprocess.Popen(["sleep", "0.5"])
     in_process.active[run_id] = store.run(run_id), AdoptedJob(leaving.pid, process_started(leaving.pid))
     EventLog(store.folder(run_id) / "events.jsonl").close(Finished(at=time.time()))
-    in_process._obey({"command": "delete", "run_id": run_id, "actor": "terminal"})
+    in_process._execute({"command": "delete", "run_id": run_id, "actor": "terminal"})
     assert store.ids() == [run_id]
     run_until_idle(in_process)
     assert store.ids() == [] == in_process.index.rows()

@@ -73,9 +73,9 @@ def into_the_index(store: Store) -> None:
     [
         ("lr = 1", "optimizer.lr"),
         ("optimizer.nmae = adam", "optimizer.name"),
-        ("optimizer.lr", "is no condition"),
-        ("batch_size > many", "is no number"),
-        ("'; drop table runs; --' = 1", "is no condition"),
+        ("optimizer.lr", "is not a condition"),
+        ("batch_size > many", "is not a number"),
+        ("'; drop table runs; --' = 1", "is not a condition"),
         (", ".join(["seed = 1"] * 21), "21 conditions"),
         ("seed = 1" + " " * 600, "608 characters"),
     ],
@@ -146,7 +146,7 @@ def test_a_deleted_run_can_be_had_back_for_a_while_and_then_is_gone(store, monke
     supervisor._delete(run.run_id, undo=True)
     supervisor.tick()
     assert not list(store.runs.iterdir()) and supervisor.is_idle
-    with pytest.raises(StoreError, match="gone for good"):
+    with pytest.raises(StoreError, match="deleted for good"):
         supervisor._restore(run.run_id)
     supervisor.index.close()
 

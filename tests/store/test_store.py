@@ -135,7 +135,7 @@ def test_a_rotten_line_is_skipped_and_said_and_the_rest_survives(store, damage):
 
     rotten = edit(run, rot)
     assert (rotten.status, rotten.steps["step"].tolist()) == ("finished", list(range(21, 101)))
-    assert "checksum does not match" in rotten.problems[0]
+    assert "The checksum of an event does not match" in rotten.problems[0]
     assert rotten.problems[-1].endswith("80 of 100 steps and 0 of 0 evaluations can be read")
 
 
@@ -153,14 +153,14 @@ def test_the_last_word_reveals_a_line_that_was(store, changed):
         middle = {"removed": [], "repeated": [lines[i]] * 2, "swapped": [lines[i + 1], lines[i], lines[i + 1]]}[changed]
         return [*lines[:i], *middle, *lines[i + 1 :]]
 
-    assert "the log is not as it was written" in edit(make_run(store, num_steps=100), change).problems[-1]
+    assert "the log was changed after it was written" in edit(make_run(store, num_steps=100), change).problems[-1]
 
 
 def test_a_line_of_a_newer_version_is_skipped_and_said(store):
     run = make_run(store, num_steps=100)
     newer = Stopping(at=1.0).model_copy(update={"kind": "telepathy"})
     after = edit(run, lambda lines: [lines[0], encode(newer), *lines[1:]])
-    assert "A record is not understood" in after.problems[0]
+    assert "An event cannot be read" in after.problems[0]
     assert after.status == "finished"
 
 
@@ -231,7 +231,7 @@ def test_an_ambiguous_beginning_is_refused(store, monkeypatch):
     for run_id in ("ab" * 8, "abcd" * 4):
         monkeypatch.setattr("engine.store.store.secrets.token_hex", lambda _, run_id=run_id: run_id)
         store.create(RunConfig())
-    with pytest.raises(StoreError, match=r"'ab' fits 2 runs\. Type more"):
+    with pytest.raises(StoreError, match=r"'ab' matches 2 runs\. Type more"):
         store.find("ab")
 
 
@@ -334,7 +334,7 @@ def test_the_index_says_what_the_folders_say(supervisor, store):
 
 def test_an_index_rebuilt_equals_the_one_kept(supervisor, store):
     kept = everything(store.rows())
-    supervisor._obey({"command": "rebuild", "actor": "terminal"})
+    supervisor._execute({"command": "rebuild", "actor": "terminal"})
     assert everything(store.rows()) == kept
 
 
@@ -392,7 +392,7 @@ def test_a_run_indexed_since_the_last_list_is_counted_once(store, monkeypatch):
     monkeypatch.setattr("engine.store.index.MTIME_TICK_NS", -(10**18))  # a stamp, however young,
     assert store.listing().total == 2
     index.put(row_of(second))
-    stamp, _ = store._compared
+    stamp, _ = store._unindexed_as_of
     monkeypatch.setattr("engine.store.index.Stamp.of", lambda *_: stamp)  # and taken just before the next list
     assert store.listing().total == 2
     index.close()
