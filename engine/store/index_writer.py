@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sqlite3
 import time
@@ -12,9 +13,11 @@ from engine.common.errors import StoreError
 from engine.events.base import Status
 from engine.store.index import Index, is_damage, move_aside
 from engine.store.listing import RunRow
-from engine.store.store import Store, logger
+from engine.store.store import Store
 
 _CATCH_UP_S = 0.2
+
+logger = logging.getLogger("isoflop.store")
 
 
 class KeptIndex:

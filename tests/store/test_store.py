@@ -199,7 +199,9 @@ def test_what_was_asked_for_is_read_back(store, config):
 
 
 def test_creating_a_run_is_all_or_nothing(store, config, monkeypatch):
-    monkeypatch.setattr("engine.store.store.encode", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr(
+        "engine.store.run_folders.encode", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
+    )
     with pytest.raises(StoreFull, match=r"The store cannot be written: its disk is full\. Delete runs"):
         store.create(config)
     assert list(store.runs.iterdir()) == store.rows() == []
@@ -229,7 +231,7 @@ def test_a_run_is_found_by_the_beginning_of_its_id_or_as_the_last(store):
 
 def test_an_ambiguous_beginning_is_refused(store, monkeypatch):
     for run_id in ("ab" * 8, "abcd" * 4):
-        monkeypatch.setattr("engine.store.store.secrets.token_hex", lambda _, run_id=run_id: run_id)
+        monkeypatch.setattr("engine.store.run_folders.secrets.token_hex", lambda _, run_id=run_id: run_id)
         store.create(RunConfig())
     with pytest.raises(StoreError, match=r"'ab' matches 2 runs\. Type more"):
         store.find("ab")
