@@ -73,14 +73,8 @@ class Stamp:
         return cls(tuple(seen))
 
 
-SORTABLE = (
-    "created",
-    "test_accuracy",
-    "final_train_loss",
-    "samples_per_s",
-    "train_seconds",
-    "steps",
-)  # columns with an index
+# Columns with an SQL index.
+SORTABLE = ("created", "test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps")
 MTIME_TICK_NS = 50_000_000
 _COLUMNS = (
     "run_id", "name", "status", "created", "grouped", "config", "summary", "why", *SORTABLE[1:], "owner", "updated",

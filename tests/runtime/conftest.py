@@ -10,7 +10,7 @@ from tests.runtime.scene import Scene
 
 @pytest.fixture
 def no_limits(monkeypatch):
-    """Small disks count as roomy ones."""
+    """No free space is required, so that small disks can be used."""
     monkeypatch.setattr(disk_space, "NEW_RUNS_NEED_BYTES", 0)
     monkeypatch.setattr(disk_space, "RECORDING_NEEDS_BYTES", 0)
 

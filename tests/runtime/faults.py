@@ -1,4 +1,4 @@
-"""What tests of faults share: a small disk, a full one, and short ways to logs and the index."""
+"""Helpers for tests of faults: small and full disks, logs and the index."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIB = 2**20
 
 
 def delete(root: Path) -> None:
-    """All of it, though a supervisor that notices takes its own files away at the same moment."""
+    """Delete a store, also while its supervisor removes files at the same time."""
     while root.exists():
         shutil.rmtree(root, ignore_errors=True)
 
@@ -30,16 +30,20 @@ def log_of(run):
 
 
 def steps_of(count, first=1):
-    """A record of some steps, as a task yields it."""
+    """An event of some steps, as a task yields it."""
     return Steps(
-        first=first, loss=np.ones(count), samples=np.full(count, 4), lr=0.1, train_s=(first, first + 1),
+        first=first,
+        loss=np.ones(count),
+        samples=np.full(count, 4),
+        lr=0.1,
+        train_s=(first, first + 1),
         elapsed_s=(first, first + 1),
-    )  # fmt: skip
+    )
 
 
 @contextlib.contextmanager
 def mounted(folder: Path, size: str):
-    """A file system of its own, where we may mount one."""
+    """A small file system; skips the test if we cannot mount one."""
     folder.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "none", folder], capture_output=True, check=False
@@ -53,11 +57,11 @@ def mounted(folder: Path, size: str):
 
 
 def fill(folder: Path, *, leave: int = 0) -> Path:
-    """Take all the room on a disk but `leave` bytes, while others write there, too."""
+    """Fill a disk except for `leave` bytes, while other processes write there, too."""
     path = folder / "filler"
     with path.open("ab") as file:
         while (room := disk_space.free_bytes(folder) - leave) > 0:
-            piece = room - 8 * MIB if room > 16 * MIB else min(room, 4_096)  # all at once would be too much by then
+            piece = room - 8 * MIB if room > 16 * MIB else min(room, 4_096)  # the free space can shrink meanwhile
             with contextlib.suppress(OSError):
                 os.posix_fallocate(file.fileno(), path.stat().st_size, piece)
     return path

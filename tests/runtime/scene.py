@@ -25,11 +25,11 @@ from engine.system import locks
 from tests.conftest import PATIENCE_S, ROOT
 
 LONG = ("budget.epochs=none", "budget.seconds=600")
-RESTART_S = 40.0  # after a restart every state is true within this; on a machine with nothing else to do, within ten
+RESTART_S = 40.0  # after a restart every status is true within this; within 10 s on an idle machine
 
 
 def processes_of(root: Path) -> list[psutil.Process]:
-    """Every process whose command line or environment names a store, but ours."""
+    """All processes whose command line or environment names a store, except our own."""
     ours, found = _ours(), []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -40,7 +40,7 @@ def processes_of(root: Path) -> list[psutil.Process]:
 
 
 def _ours() -> set[int]:
-    """This process, and a fork server it uses itself: killed behind multiprocessing's back it could not be replaced."""
+    """This process and its own fork server. multiprocessing could not replace one that a test kills."""
     found = {os.getpid()}
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):  # a zombie has no command line
@@ -49,18 +49,23 @@ def _ours() -> set[int]:
 
 
 class Scene:
-    """A store, and the processes a test starts and kills around it. The test itself needs the store only if it says."""
+    """A store, and the processes that a test starts and kills. The test itself is no client of the store."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.store = root, Store(root)
 
     def start(self, *command: object) -> subprocess.Popen[str]:
-        """In a group of its own, as a terminal starts a program."""
+        """Start a command in a process group of its own, as a terminal does."""
         with (self.root / "test.log").open("a") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", *map(str, command)], cwd=ROOT, text=True, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+                [sys.executable, "-m", *map(str, command)],
+                cwd=ROOT,
+                text=True,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
 
     def supervise(self, *flags: object) -> subprocess.Popen[str]:
         process = self.start("engine", "supervise", *flags)
@@ -81,7 +86,7 @@ class Scene:
         return False
 
     def ask_for(self, *assignments: str) -> str:
-        """A run of somebody who does not wait for it."""
+        """Submit a run without following it."""
         run_id = self.store.create(with_overrides(PRESETS["digits-mlp"].config, assignments))
         ring_doorbell(self.store)
         return run_id
@@ -142,7 +147,7 @@ def starts(run: Run) -> int:
 
 
 def is_true(run: Run) -> bool:
-    """Whether a run is what it says: waiting, at work, or over with its cause."""
+    """Whether the status of a run is true: queued, running, or over with a reason."""
     run.refresh()
     if run.is_over:
         return run.status == "finished" or bool(run.why())
@@ -150,7 +155,7 @@ def is_true(run: Run) -> bool:
 
 
 def assert_whole(run: Run) -> None:
-    """The steps that can be read are the first ones, each once, and the log's own count of them."""
+    """Assert that the log has all steps once, in order and without gaps."""
     assert run.steps["step"].tolist() == list(range(1, len(run.steps) + 1))
     assert run.problems == []
     if run.last_word:

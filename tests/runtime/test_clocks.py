@@ -24,7 +24,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def jumping(monkeypatch):
-    """A clock of the day that leaps by hours, back and forth, every time it is read."""
+    """A system clock that jumps by hours in both directions at each reading."""
     rng, real = random.Random(0), time.time
 
     def leaps() -> float:
@@ -34,7 +34,7 @@ def jumping(monkeypatch):
     monkeypatch.setattr(time, "time_ns", lambda: int(leaps() * 1e9))
 
 
-def test_no_duration_and_no_point_depends_on_the_clock_of_the_day(store, jumping):
+def test_no_duration_depends_on_the_system_clock(store, jumping):
     config = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.seconds=1"])
     begun = time.monotonic()
     run_id = store.create(config)
@@ -65,7 +65,7 @@ def test_runs_keep_their_order_when_the_clock_jumps(store, config, jumping):
 
 
 class Recorder:
-    """An executor that only says which runs it was given."""
+    """An executor that records which runs it starts."""
 
     def __init__(self, given: list[str]) -> None:
         self.given = given
@@ -75,7 +75,7 @@ class Recorder:
         return InlineExecutor().start(*folders)
 
 
-def test_a_lost_counter_is_made_up_for_by_the_clock(store):
+def test_a_lost_order_file_is_replaced_by_the_clock(store):
     before = store.next_order()
     (store.root / "order").unlink()
     assert store.next_order() > before

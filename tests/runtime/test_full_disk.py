@@ -41,7 +41,7 @@ def small_disk(tmp_path):
 
 
 class FullDisk:
-    """`os.write` on a disk with so many bytes of room."""
+    """`os.write` on a disk with `room` free bytes."""
 
     def __init__(self, monkeypatch, room: int) -> None:
         self.room, self._write = room, os.write
@@ -55,7 +55,7 @@ class FullDisk:
         return self._write(fd, bytes(data[:taken]))
 
 
-def test_a_line_the_disk_took_half_of_is_finished_when_there_is_room_again(store, monkeypatch):
+def test_a_half_written_line_is_completed_when_there_is_room_again(store, monkeypatch):
     log = EventLog(store.folder(store.create(RunConfig())) / "events.jsonl")
     full = FullDisk(monkeypatch, 1_000)
     for first in range(1, 201, 20):
@@ -70,12 +70,12 @@ def test_a_line_the_disk_took_half_of_is_finished_when_there_is_room_again(store
     assert (whole.status, len(whole.steps), len(whole.evaluations), whole.problems) == ("finished", 200, 10, [])
 
 
-def test_a_run_on_a_full_disk_goes_on_for_a_while_then_says_that_the_disk_is_full(store, monkeypatch):
+def test_a_run_on_a_full_disk_continues_for_a_while_then_reports_it(store, monkeypatch):
     log = EventLog(store.folder(store.create(RunConfig())) / "events.jsonl", patience_s=0.2)
     FullDisk(monkeypatch, 0)
     log.append(steps_of(1))
     time.sleep(0.3)
-    log.flush_if_due()  # from the thread that watches: it goes on
+    log.flush_if_due()  # called by the watchdog, which must continue
     with pytest.raises(StoreFull, match=r"The store's disk is full: .* free\. Recording stops below 64.* Delete runs"):
         log.append(steps_of(1, 2))
 
@@ -90,8 +90,8 @@ def test_recording_stops_before_the_disk_is_full(store, monkeypatch):
 
 
 @pytest.mark.process
-def test_a_file_that_may_not_grow_is_said_with_the_reason(store, monkeypatch):
-    """As root sees no rights, a limit on the size of files stands for all that makes writing fail."""
+def test_a_failed_write_is_reported_with_the_reason(store, monkeypatch):
+    """Root ignores permissions, so a limit on file sizes makes the write fail."""
     script = f"""
 import resource, sys
 from pathlib import Path
@@ -110,7 +110,7 @@ except StoreError as error:
     assert done.stdout.startswith("The run's log cannot be written: File too large. Check")
 
 
-def test_the_last_word_is_written_with_the_reserve(store, monkeypatch):
+def test_the_final_event_is_written_with_the_reserve(store, monkeypatch):
     disk_space.keep_reserve(store.root)
     assert (store.root / "reserve").stat().st_size == MIB
     log = EventLog(store.folder(store.create(RunConfig())) / "events.jsonl")
@@ -127,7 +127,7 @@ def test_the_last_word_is_written_with_the_reserve(store, monkeypatch):
     assert not (store.root / "reserve").exists()
 
 
-def test_the_reserve_is_laid_by_again_only_where_there_is_room(store, monkeypatch):
+def test_the_reserve_is_recreated_only_if_there_is_room(store, monkeypatch):
     monkeypatch.setattr(disk_space, "free_bytes", lambda _: disk_space.RECORDING_NEEDS_BYTES)
     disk_space.keep_reserve(store.root)
     assert not (store.root / "reserve").exists()
@@ -136,7 +136,7 @@ def test_the_reserve_is_laid_by_again_only_where_there_is_room(store, monkeypatc
     assert (store.root / "reserve").exists()
 
 
-def test_no_run_begins_on_a_disk_it_would_fill(store, monkeypatch):
+def test_no_run_is_created_on_a_nearly_full_disk(store, monkeypatch):
     monkeypatch.setattr(disk_space, "free_bytes", lambda _: 100 * MIB)
     with pytest.raises(StoreFull, match=r"disk has 100 MiB free; a new run needs 500 MiB\. Delete runs"):
         store.create(RunConfig())
@@ -171,7 +171,7 @@ def test_a_run_can_be_deleted_on_a_full_disk(tmp_path, no_limits):
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_a_run_ends_for_want_of_room_and_the_supervisor_goes_on(small_disk):
+def test_a_run_fails_on_a_full_disk_and_the_supervisor_continues(small_disk):
     own = Supervised(small_disk / "store")
     try:
         fine = own.until(own.submit("budget.epochs=1"), "finished")
@@ -198,7 +198,7 @@ def test_a_run_ends_for_want_of_room_and_the_supervisor_goes_on(small_disk):
         own.end()
 
 
-def test_weights_that_do_not_fit_leave_nothing_and_say_why(tmp_path, no_limits):
+def test_weights_that_do_not_fit_leave_no_file_and_a_reason(tmp_path, no_limits):
     with mounted(tmp_path / "disk", "6m") as folder:
         store = Store(folder / "store")
         config = with_overrides(PRESETS["digits-mlp"].config, ["model.hidden=4096,256", "budget.steps=2"])
@@ -210,7 +210,7 @@ def test_weights_that_do_not_fit_leave_nothing_and_say_why(tmp_path, no_limits):
         assert sorted(p.name for p in run.folder.iterdir()) == ["config.json", "events.jsonl"]
 
 
-def test_weights_written_by_half_are_taken_away(tmp_path, monkeypatch):
+def test_half_written_weights_are_removed(tmp_path, monkeypatch):
     from engine.pytorch.tasks import train
 
     def half(tensors, path):
@@ -227,7 +227,7 @@ def test_weights_written_by_half_are_taken_away(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_cannot_be_asked_in_writing_to_stop_is_told_by_a_signal(store, monkeypatch):
+def test_a_run_without_a_stop_file_is_stopped_by_a_signal(store, monkeypatch):
     process = subprocess.Popen(["sleep", "600"])
     run_id = store.create(RunConfig())
     starting = Starting(at=1.0, pid=process.pid, pid_started=process_started(process.pid))

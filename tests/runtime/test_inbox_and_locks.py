@@ -20,12 +20,12 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.process
 
 
-def test_a_doorbell_that_is_no_pipe_is_not_heard(store):
-    (store.root / "doorbell").write_text("")  # as in a copy of a store
+def test_a_doorbell_that_is_not_a_pipe_has_no_reader(store):
+    (store.root / "doorbell").write_text("")  # as in a copied store
     assert not ring_doorbell(store)
 
 
-def test_what_is_no_command_does_not_stop_the_supervisor(store, config):
+def test_a_folder_in_the_inbox_does_not_stop_the_supervisor(store, config):
     (store.inbox / "0.json").mkdir()
     run_id = store.create(config)
     supervising = Supervisor(store, InlineExecutor())
@@ -47,7 +47,7 @@ def test_many_submissions_start_one_supervisor(store, monkeypatch):
     assert len(made) == 1
 
 
-def test_a_need_is_seen_until_its_process_ends(store):
+def test_a_client_is_seen_until_its_process_ends(store):
     say = f"from engine.system import locks; import pathlib; locks.announce(pathlib.Path({str(store.root)!r})); print(1); input()"
     needy = [
         subprocess.Popen([sys.executable, "-c", say], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -63,7 +63,7 @@ def test_a_need_is_seen_until_its_process_ends(store):
     assert [*seen, locks.is_needed(store.root)] == [True, True, False]
 
 
-def test_a_need_is_announced_again_in_a_store_that_was_made_anew(store):
+def test_a_client_can_announce_itself_again_in_a_recreated_store(store):
     locks.announce(store.root)
     (store.root / "needed.lock").unlink()
     assert not locks.is_needed(store.root)
@@ -72,8 +72,8 @@ def test_a_need_is_announced_again_in_a_store_that_was_made_anew(store):
     locks.withdraw(store.root)
 
 
-def test_a_process_that_only_has_a_runs_pid_and_age_is_not_the_run(store, config):
-    """After the machine was started again another process may have both: it does not hold the run's claim."""
+def test_a_process_without_the_claim_is_not_taken_for_the_run(store, config):
+    """After a reboot another process can have the pid and the start time of a run, but it does not hold the claim."""
     run_id = store.create(config)
     pid, started = own_identity()
     EventLog(store.folder(run_id) / "events.jsonl").append(Starting(at=0.0, pid=pid, pid_started=started))

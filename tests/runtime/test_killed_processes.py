@@ -32,10 +32,10 @@ from tests.runtime.scene import LONG, RESTART_S, Scene, assert_whole, is_true, p
 pytestmark = pytest.mark.process
 
 
-def test_a_zombie_beside_hides_no_process_that_was_left(tmp_path):
+def test_a_zombie_does_not_hide_a_running_process(tmp_path):
     left = subprocess.Popen(["sleep", "60"], env={"HOME": str(tmp_path)})
     zombie = subprocess.Popen(["true"])
-    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody asked yet how
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its exit code was not read
     try:
         assert [process.pid for process in processes_of(tmp_path)] == [left.pid]
     finally:
@@ -45,7 +45,7 @@ def test_a_zombie_beside_hides_no_process_that_was_left(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_says_by_what_and_how_much_memory_it_last_held(scene):
+def test_a_killed_run_reports_the_signal_and_its_last_memory(scene):
     scene.supervise()
     run = scene.running()
     scene.wait(lambda: run.refresh() is not None and len(run.hardware) > 1, "a sample of the hardware")
@@ -56,7 +56,7 @@ def test_a_killed_run_says_by_what_and_how_much_memory_it_last_held(scene):
 
 
 @pytest.mark.slow
-def test_a_run_killed_together_with_its_fork_server_is_not_said_to_have_exited(scene):
+def test_a_run_killed_with_its_fork_server_reports_no_exit_code(scene):
     scene.supervise()
     run = scene.running()
     fork_server = psutil.Process(run.starting.pid).parent()
@@ -69,7 +69,7 @@ def test_a_run_killed_together_with_its_fork_server_is_not_said_to_have_exited(s
 
 @pytest.mark.slow
 def test_two_processes_for_one_run_start_it_once(scene, config):
-    """As after a supervisor that was killed between asking for the process and reading its first word."""
+    """As after a supervisor that was killed between requesting a process and reading its first event."""
     folder = scene.store.folder(scene.store.create(config))
     executor = LocalExecutor()
     jobs = [executor.start(folder) for _ in range(4)]
@@ -80,13 +80,13 @@ def test_two_processes_for_one_run_start_it_once(scene, config):
 
 
 @pytest.mark.slow
-def test_a_run_that_another_process_began_is_taken_on_not_declared_dead(scene, config):
-    """The supervisor's own process finds it begun and leaves; the run goes on and its end is the run's own."""
+def test_a_run_that_another_process_started_is_adopted(scene, config):
+    """The process of the second supervisor finds the run started and exits; the run continues to its own end."""
     run_id = scene.store.create(with_overrides(config, ["budget.epochs=none", "budget.seconds=2"]))
     executor = LocalExecutor()
     first = executor.start(scene.store.folder(run_id))
     supervising = Supervisor(scene.store, executor)
-    supervising.queue[run_id] = scene.store.run(run_id)  # as its successor finds it
+    supervising.queue[run_id] = scene.store.run(run_id)  # as the next supervisor finds it
     while not supervising.is_idle:
         supervising.tick()
         time.sleep(0.01)
@@ -97,7 +97,7 @@ def test_a_run_that_another_process_began_is_taken_on_not_declared_dead(scene, c
 
 
 @pytest.mark.slow
-def test_a_run_that_is_over_is_not_begun_by_a_process_that_comes_late(scene, config):
+def test_a_late_process_does_not_start_a_run_that_is_over(scene, config):
     run_id = scene.store.create(config)
     EventLog(scene.store.folder(run_id) / "events.jsonl").close(Cancelled(at=0.0, reason="not wanted"))
     before = (scene.store.folder(run_id) / "events.jsonl").read_bytes()
@@ -106,7 +106,7 @@ def test_a_run_that_is_over_is_not_begun_by_a_process_that_comes_late(scene, con
 
 
 @pytest.mark.slow
-def test_queued_runs_start_once_and_in_order_though_the_supervisor_is_killed(scene):
+def test_queued_runs_start_once_and_in_order_after_the_supervisor_is_killed(scene):
     rng = random.Random(0)
     scene.supervise()
     asked = [scene.ask_for("budget.epochs=none", "budget.steps=60", f"seed={seed}") for seed in range(20)]
@@ -131,7 +131,7 @@ def test_queued_runs_start_once_and_in_order_though_the_supervisor_is_killed(sce
     assert [starts(run) for run in runs] == [1] * len(asked)
     assert {run.status for run in runs} == {"finished"}
     places = np.argsort(np.argsort([run.starting.at for run in runs]))
-    at_a_time = probe.probe().cpu.usable_cores  # of these any may be the first to say so
+    at_a_time = probe.probe().cpu.usable_cores  # runs that start at the same time can be in any order
     assert np.abs(places - np.arange(len(runs))).max() < 2 * at_a_time
     for run in runs:
         assert_whole(run)
@@ -149,7 +149,7 @@ def victims(scene: Scene, dashboard: subprocess.Popen[str]) -> dict[str, list[in
 
 
 class Lasting:
-    """Whether something has been so for a second: what was just killed may not know it yet."""
+    """Whether a condition has held for a second, because the effects of a kill take time."""
 
     def __init__(self, is_so: Callable[[], bool]) -> None:
         self.is_so = is_so
@@ -165,7 +165,7 @@ class Lasting:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
-def test_whatever_is_killed_nothing_seen_is_lost_and_every_state_is_true_after_a_restart(scene, seed):
+def test_after_random_kills_no_point_is_lost_and_every_status_is_true(scene, seed):
     rng = random.Random(seed)
     dashboard = scene.dashboard()
     for _ in range(3):
@@ -207,7 +207,7 @@ def test_whatever_is_killed_nothing_seen_is_lost_and_every_state_is_true_after_a
 # --- what a process leaves and holds ---------------------------------------------------------------------------------------
 
 
-def test_what_a_killed_process_left_half_made_is_swept(store):
+def test_drafts_of_a_killed_process_are_removed(store):
     runs = store.runs
     for name, age_s in ((".deleted-0123456789abcdef", 0), (".0123456789abcdef", 7_200), (".fedcba9876543210", 0)):
         (runs / name).mkdir()
@@ -216,17 +216,24 @@ def test_what_a_killed_process_left_half_made_is_swept(store):
     swept = Supervisor(store, InlineExecutor())
     swept.recover()
     swept.index.close()
-    assert [path.name for path in runs.iterdir()] == [".fedcba9876543210"]  # someone may be at it
+    assert [path.name for path in runs.iterdir()] == [".fedcba9876543210"]  # a live process can own it
 
 
 @pytest.mark.slow
-def test_a_runs_process_holds_no_secret_and_is_the_kernels_first_choice(scene, monkeypatch):
-    secrets = {"HF_TOKEN": "hf_x", "STREAMLIT_AUTH_COOKIE": "x", "AWS_SECRET_ACCESS_KEY": "x", "MY_PASSWORD": "x",
-               "WANDB_API_KEY": "x", "DATABASE_URL": "postgres://me:hunter2@db/x", "GITHUB_PAT": "x"}  # fmt: skip
+def test_a_worker_has_no_secrets_and_the_highest_oom_score(scene, monkeypatch):
+    secrets = {
+        "HF_TOKEN": "hf_x",
+        "STREAMLIT_AUTH_COOKIE": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "MY_PASSWORD": "x",
+        "WANDB_API_KEY": "x",
+        "DATABASE_URL": "postgres://me:hunter2@db/x",
+        "GITHUB_PAT": "x",
+    }
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HTTPS_PROXY", "http://me:pw@proxy:3128")
-    scene.supervise()  # by hand, in a shell that has them all
+    scene.supervise()  # started by a user in a shell with all of them
     run = scene.running()
     process = psutil.Process(run.starting.pid)
     environment = process.environ()
@@ -246,12 +253,12 @@ def test_a_runs_process_holds_no_secret_and_is_the_kernels_first_choice(scene, m
         ("GOOGLE_APPLICATION_CREDENTIALS", "/f", False), ("SSH_AUTH_SOCK", "/s", False), ("REDIS", "redis://:pw@h", False),
     ],
 )  # fmt: skip
-def test_what_looks_like_a_secret_is_left_out(name, value, stays):
+def test_environment_variables_that_look_like_secrets_are_removed(name, value, stays):
     assert (name in without_secrets({name: value})) == stays
 
 
 def _is_being_read(fifo: Path) -> bool:
-    """Whether a process waits for somebody who writes."""
+    """Whether a process has opened the pipe for reading."""
     try:
         os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
     except OSError:
@@ -259,8 +266,8 @@ def _is_being_read(fifo: Path) -> bool:
     return True
 
 
-def test_a_file_is_not_looked_at_for_somebody_who_is_gone(tmp_path):
-    """The process that inspects a user's file waits here for one that never comes, and is left alone."""
+def test_the_inspection_of_a_file_ends_with_its_client(tmp_path):
+    """The process that inspects a user's file blocks here on an empty pipe, and its client is killed."""
     never = tmp_path / "never.csv"
     os.mkfifo(never)
     ask = (

@@ -41,7 +41,7 @@ def remount(folder: Path, how: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True)
 
 
-def test_a_read_only_store_is_read_and_says_that_nothing_can_start(tmp_path, no_limits, engine):
+def test_a_read_only_store_can_be_read_and_refuses_new_runs(tmp_path, no_limits, engine):
     with mounted(tmp_path / "disk", "8m") as folder:
         run = make_run(Store(folder), num_steps=20)
         remount(folder, "ro")
@@ -56,7 +56,7 @@ def test_a_read_only_store_is_read_and_says_that_nothing_can_start(tmp_path, no_
 
 
 class Forgetful:
-    """Starts a run in this process, and loses what it could not say."""
+    """Runs a run in this process, and drops the error of an unwritable log."""
 
     def start(self, folder):
         with contextlib.suppress(StoreError):
@@ -64,7 +64,7 @@ class Forgetful:
         return AdoptedJob(os.getpid(), -1.0)
 
 
-def test_a_run_whose_log_cannot_be_written_any_more_is_ended_as_soon_as_it_can(store, monkeypatch):
+def test_a_run_with_an_unwritable_log_gets_its_final_event_later(store, monkeypatch):
     monkeypatch.setattr(event_log, "_PATIENCE_S", 0.2)
     run_id, write = store.create(LONG), os.write
 
@@ -88,8 +88,8 @@ def test_a_run_whose_log_cannot_be_written_any_more_is_ended_as_soon_as_it_can(s
 
 @pytest.mark.parametrize("closed", ["", "runs"])
 @pytest.mark.process
-def test_a_store_without_rights_is_refused_in_one_sentence(tmp_path, closed):
-    """Root has all rights: asked as nobody."""
+def test_a_store_without_permission_is_refused_in_one_sentence(tmp_path, closed):
+    """Root has all permissions, so the command runs as the user nobody."""
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
         root = Path(name)
         root.chmod(0o755)
@@ -101,8 +101,11 @@ def test_a_store_without_rights_is_refused_in_one_sentence(tmp_path, closed):
             pytest.skip("only root can become another user")
         done = subprocess.run(
             [*as_nobody, sys.executable, "-m", "engine", "list", "--store", root / "store"],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if "No module named" in done.stderr or "denied" not in done.stderr:
             pytest.skip(f"nobody cannot run Python here: {done.stderr[-200:]}")
         assert done.returncode == 2
@@ -114,7 +117,7 @@ def test_a_store_without_rights_is_refused_in_one_sentence(tmp_path, closed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("taken", ["deleted", "moved", "replaced"])
-def test_a_supervisor_leaves_a_store_that_is_not_its_own_any_more(own_supervised, tmp_path, taken):
+def test_a_supervisor_leaves_a_store_that_was_moved_deleted_or_replaced(own_supervised, tmp_path, taken):
     store, run = own_supervised.store, own_supervised.running()
     leaving, training = own_supervised.process, psutil.Process(run.starting.pid)
     log = (store.root / "supervisor.log").open()
@@ -129,7 +132,7 @@ def test_a_supervisor_leaves_a_store_that_is_not_its_own_any_more(own_supervised
     assert not training.is_running()
     assert "the store was moved, deleted or replaced, leaving it" in log.read()
     if taken != "replaced":
-        assert not store.root.exists()  # nobody made it anew, with nothing in it
+        assert not store.root.exists()  # no process created an empty one
     fresh = Supervised(store.root)
     try:
         assert fresh.until(fresh.submit("budget.epochs=1"), *TERMINAL).status == "finished"
@@ -137,7 +140,7 @@ def test_a_supervisor_leaves_a_store_that_is_not_its_own_any_more(own_supervised
         fresh.end()
 
 
-def test_a_store_that_is_gone_is_said_in_words(tmp_path):
+def test_a_deleted_store_is_reported_in_words(tmp_path):
     store = Store(tmp_path / "store")
     run = make_run(store, num_steps=20)
     delete(store.root)
@@ -149,7 +152,7 @@ def test_a_store_that_is_gone_is_said_in_words(tmp_path):
 
 
 @pytest.mark.parametrize("take", [shutil.rmtree, lambda folder: folder.rename(folder.with_name(".away"))])
-def test_nothing_is_written_to_a_log_that_is_gone(store, take):
+def test_nothing_is_written_to_a_deleted_log(store, take):
     folder = store.folder(store.create(RunConfig()))
     log = EventLog(folder / "events.jsonl")
     take(folder)
@@ -157,7 +160,7 @@ def test_nothing_is_written_to_a_log_that_is_gone(store, take):
         log.append(Stopping(at=1.0))
 
 
-def test_an_index_deleted_under_the_supervisor_is_made_anew(store):
+def test_a_deleted_index_is_rebuilt_by_the_supervisor(store):
     run = make_run(store, num_steps=20)
     supervising = Supervisor(store, InlineExecutor())
     supervising.recover()
@@ -176,7 +179,7 @@ def page(store, monkeypatch):
     state.store.clear()
 
 
-def test_the_page_says_that_the_store_is_gone_and_shows_the_one_that_comes_in_its_place(page, store):
+def test_the_page_reports_a_deleted_store_and_shows_a_new_one_in_its_place(page, store):
     page.run()
     assert not page.error
     delete(store.root)
@@ -192,7 +195,7 @@ def test_the_page_says_that_the_store_is_gone_and_shows_the_one_that_comes_in_it
     assert not page.exception
 
 
-def test_the_page_says_that_the_disk_is_nearly_full_and_shows_the_runs_all_the_same(page, store, monkeypatch):
+def test_the_page_reports_a_nearly_full_disk_and_still_shows_the_runs(page, store, monkeypatch):
     monkeypatch.setattr(disk_space, "free_bytes", lambda _: 100 * MIB)
     page.run()
     assert page.error[0].value.startswith("The store's disk has 100 MiB free; a new run needs 500 MiB.")
@@ -208,7 +211,7 @@ def test_the_page_says_that_a_store_cannot_be_used(page, store, monkeypatch):
     assert not page.exception
 
 
-def test_a_doorbell_that_another_hung_up_is_left_to_them(store):
+def test_a_doorbell_of_another_supervisor_is_not_removed(store):
     with daemon._doorbell(store):
         (store.root / "doorbell").unlink()
         os.mkfifo(store.root / "doorbell")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.process
 
 
 @pytest.mark.slow
-def test_runs_end_when_nobody_needs_them_any_more(scene):
+def test_runs_are_interrupted_when_all_clients_are_gone(scene):
     supervising = scene.supervise("--on-demand", "--grace-seconds", 1)
     follower, run = scene.follow("--set", "threads=1")
     waiting = scene.store.run(scene.ask_for(*LONG, "threads=2", "device=cpu"))
@@ -34,7 +34,7 @@ def test_runs_end_when_nobody_needs_them_any_more(scene):
 
 
 @pytest.mark.slow
-def test_runs_outlive_a_restart_of_what_needed_them(scene):
+def test_runs_survive_a_restart_of_their_client(scene):
     scene.supervise("--on-demand", "--grace-seconds", 600)
     follower, run = scene.follow()
     follower.kill()
@@ -46,7 +46,7 @@ def test_runs_outlive_a_restart_of_what_needed_them(scene):
     assert run.status == "running"
 
 
-def test_the_grace_counts_from_the_last_moment_somebody_was_there(store, monkeypatch):
+def test_the_grace_period_starts_when_the_last_client_ends(store, monkeypatch):
     now = [1_000.0]
     monkeypatch.setattr(runtime_client.time, "monotonic", lambda: now[0])
     clients, gone = _Clients(store.root, grace_s=30.0), []
@@ -58,13 +58,13 @@ def test_the_grace_counts_from_the_last_moment_somebody_was_there(store, monkeyp
 
 
 @pytest.mark.slow
-def test_runs_of_a_supervisor_started_by_hand_need_nobody(scene):
+def test_runs_of_a_supervisor_started_by_a_user_need_no_client(scene):
     by_hand = scene.supervise("--grace-seconds", 0.5)
     run = scene.running()
     time.sleep(1.5)  # three times the grace
     run.refresh()
     assert (run.status, by_hand.poll()) == ("running", None)
-    by_hand.kill()  # and now nobody looks after it
+    by_hand.kill()  # now it has no supervisor
     by_hand.wait()
     assert scene.until_over(run).status == "interrupted"
     assert "supervisor of this store ended" in run.why()
@@ -72,7 +72,7 @@ def test_runs_of_a_supervisor_started_by_hand_need_nobody(scene):
 
 
 @pytest.mark.slow
-def test_a_supervisor_started_by_hand_keeps_the_runs_of_another_and_takes_its_place(scene):
+def test_a_supervisor_on_standby_keeps_the_runs_going_and_takes_over(scene):
     on_demand = scene.supervise("--on-demand", "--grace-seconds", 1)
     by_hand = scene.start("engine", "supervise")
     scene.wait(lambda: locks.is_needed(scene.root), "one that stands by")
@@ -119,7 +119,7 @@ def test_ctrl_c_twice_ends_a_dashboard_at_once_and_its_runs_after_the_grace(scen
 
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 3])
-def test_ctrl_c_in_a_terminal_stops_the_runs_that_were_asked_for_there(scene, times):
+def test_ctrl_c_in_a_terminal_cancels_the_runs_submitted_there(scene, times):
     supervising = scene.supervise("--on-demand", "--grace-seconds", 60)
     follower, _ = scene.follow("--seeds", "3")
     for _ in range(times):

@@ -14,7 +14,7 @@ from tests.fakes import make_run
 
 @pytest.fixture
 def with_index(store):
-    """A store of 30 runs and its index, closed as after a crash: with its write-ahead log beside it."""
+    """A store of 30 runs and its index as after a crash, with a write-ahead log."""
     config = RunConfig().model_dump_json()
     for number in range(30):
         make_run(store, num_steps=20, seed=number, name=f"run {number} of {config[:50]}")

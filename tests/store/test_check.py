@@ -38,7 +38,7 @@ def test_check_compares_the_index_with_the_folders(with_index):
     assert check(with_index).problems == []
 
 
-def test_check_says_what_others_may_read(store):
+def test_check_names_files_that_others_can_read(store):
     run = make_run(store, num_steps=20)
     assert check(store).problems == []
     log_of(run).chmod(0o644)
@@ -48,7 +48,7 @@ def test_check_says_what_others_may_read(store):
     assert f"runs/{run.run_id}/events.jsonl (0644). Remove their access: chmod -R go= " in problem
 
 
-def test_check_names_leftovers_and_strangers_and_they_are_no_problem(store):
+def test_check_notes_leftovers_and_foreign_files(store):
     (store.runs / ".0123456789abcdef").mkdir(mode=0o700)
     (store.runs / "my notes").mkdir(mode=0o700)
     (store.root / "holiday.jpg").touch(0o600)
@@ -63,7 +63,7 @@ def test_check_names_leftovers_and_strangers_and_they_are_no_problem(store):
         assert words in said
 
 
-def test_check_misses_an_artifact_that_is_gone(store, config):
+def test_check_reports_a_missing_artifact(store, config):
     run_id = store.create(config)
     worker.run(store.folder(run_id))
     assert check(store).problems == []
@@ -71,14 +71,14 @@ def test_check_misses_an_artifact_that_is_gone(store, config):
     assert check(store).problems[0].startswith(f"Run {run_id}: model.safetensors has 0 of ")
 
 
-def test_check_says_what_lies_behind_the_last_word(store):
+def test_check_reports_bytes_after_the_final_event(store):
     run = make_run(store, num_steps=20)
     with log_of(run).open("ab") as file:
         file.write(b"\0" * 100)
     assert check(store).problems == [f"Run {run.run_id}: its log has 100 bytes after the final event."]
 
 
-def test_check_on_the_command_line_fails_when_something_is_wrong_and_rebuilds(with_index, engine):
+def test_check_on_the_command_line_fails_for_a_problem_and_rebuilds(with_index, engine):
     Index(with_index.root).close()
     (with_index.root / "index.sqlite").write_text("This is not an index.\n" * 100)
 
@@ -104,11 +104,11 @@ def test_check_on_the_command_line_fails_when_something_is_wrong_and_rebuilds(wi
     [((3, 6, 23), False), ((3, 7, 0), True), ((3, 40, 1), True), ((3, 44, 5), True), ((3, 44, 6), False),
      ((3, 45, 0), True), ((3, 50, 6), True), ((3, 50, 7), False), ((3, 51, 2), True), ((3, 51, 3), False)],
 )  # fmt: skip
-def test_the_versions_of_sqlite_that_lose_a_log_are_known(version, has_it):
+def test_sqlite_versions_with_the_wal_reset_bug_are_known(version, has_it):
     assert has_wal_reset_bug(version) is has_it
 
 
-def test_what_a_crash_left_half_made_is_swept_once_it_is_old(store):
+def test_old_drafts_of_a_crash_are_removed(store):
     names = [".0123456789abcdef", ".deleted-0123456789abcdef"]
     for name in names:
         (store.runs / name).mkdir()
@@ -130,7 +130,7 @@ def test_what_a_crash_left_half_made_is_swept_once_it_is_old(store):
     assert store.ids() == [kept.run_id]
 
 
-def test_a_file_system_of_many_machines_is_known_by_its_mount(tmp_path):
+def test_a_network_file_system_is_recognized_by_its_mount(tmp_path):
     mounts = tmp_path / "mounts"
     mounts.write_text(
         "/dev/sda1 / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n/dev/sdb1 /home/local ext4 rw 0 0\n"
@@ -143,6 +143,6 @@ def test_a_file_system_of_many_machines_is_known_by_its_mount(tmp_path):
     assert disk_space.network_file_system(tmp_path, tmp_path / "none") is None
 
 
-def test_a_store_on_a_network_is_said(store, monkeypatch):
+def test_check_notes_a_store_on_a_network_file_system(store, monkeypatch):
     monkeypatch.setattr(integrity_check.disk_space, "network_file_system", lambda _: "nfs4")
     assert "The store is on a network file system (nfs4): use it from one machine only." in check(store).notes

@@ -63,7 +63,7 @@ def rot_wal(path, rng):
     [(by_chance, seed) for by_chance in (cut, flip, zero, rot_wal) for seed in range(3)]
     + [(always, 0) for always in (turn_into_text, turn_into_folder, lose_wal)],
 )
-def test_a_damaged_index_stops_nothing_and_is_made_anew(with_index, damage, seed):
+def test_a_damaged_index_stops_no_run_and_is_rebuilt(with_index, damage, seed):
     store = with_index
     if damage not in {lose_wal, rot_wal}:  # of a file that has it all: what is in the log would mend it
         Index(store.root).close()
@@ -86,7 +86,7 @@ def test_a_damaged_index_stops_nothing_and_is_made_anew(with_index, damage, seed
     assert damage not in {turn_into_text, turn_into_folder} or found.problems
 
 
-def test_damage_that_no_question_meets_is_found_when_an_index_is_opened(with_index):
+def test_damage_that_no_query_meets_is_found_at_opening(with_index):
     Index(with_index.root).close()
     path = with_index.root / "index.sqlite"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -99,7 +99,7 @@ def test_damage_that_no_question_meets_is_found_when_an_index_is_opened(with_ind
     assert (with_index.root / "index.sqlite.damaged").read_bytes() == data
 
 
-def test_an_index_that_rots_while_it_is_used_is_made_anew(with_index):
+def test_an_index_damaged_while_open_is_rebuilt(with_index):
     supervising = Supervisor(with_index, InlineExecutor())
     supervising.recover()
     supervising.index._db.execute("pragma writable_schema=on")
@@ -119,7 +119,7 @@ def test_an_index_that_rots_while_it_is_used_is_made_anew(with_index):
     assert check(with_index).problems == []
 
 
-def test_what_a_full_disk_kept_out_of_the_index_is_written_later(store, monkeypatch):
+def test_rows_refused_by_a_full_disk_are_written_later(store, monkeypatch):
     kept = KeptIndex(store)
     run = make_run(store, num_steps=20)
     kept._index._db.execute("pragma max_page_count = 1")
@@ -140,7 +140,7 @@ def make_newer(store):
     return (store.root / "index.sqlite").read_bytes()
 
 
-def test_beside_an_index_of_a_newer_isoflop_runs_are_listed_and_started(with_index, caplog):
+def test_with_an_index_of_a_newer_isoflop_runs_are_listed_and_started(with_index, caplog):
     before = make_newer(with_index)
     supervising = Supervisor(with_index, InlineExecutor())
     supervising.recover()
@@ -154,7 +154,7 @@ def test_beside_an_index_of_a_newer_isoflop_runs_are_listed_and_started(with_ind
     assert "newer Isoflop" in check(with_index).problems[0]
 
 
-def test_a_newer_index_is_put_aside_when_asked(with_index):
+def test_a_newer_index_is_moved_aside_by_a_rebuild(with_index):
     before = make_newer(with_index)
     assert runtime_client.rebuild_index(with_index) == "here"
     assert (with_index.root / "index.sqlite.newer").read_bytes() == before

@@ -29,19 +29,19 @@ from tests.runtime.faults import MIB, log_of
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A store with two runs; the log of the first is about to suffer."""
+    """A store with two runs; tests damage the log of the first."""
     store = Store(tmp_path_factory.mktemp("recorded"))
     victim = make_run(store, with_overrides(RunConfig(), ["max_grad_norm=1"]), num_steps=160)
     return store, victim, log_of(victim).read_bytes(), make_run(store, num_steps=20, seed=1)
 
 
 def steps_in(data: bytes) -> list[int]:
-    """The steps of the lines that are as they were written, by reading the JSON."""
+    """The steps of undamaged lines, read from their JSON."""
     events = [json.loads(line) for line in data.split(b"\n") if b'"kind":"steps"' in line]
     return [e["first"] + i for e in events for i in range(len(e["loss"]) * 3 // 4 // 4)]
 
 
-def test_a_log_cut_anywhere_is_a_prefix_and_is_ended_whole(recorded):
+def test_a_log_cut_anywhere_reads_as_a_prefix_and_can_be_completed(recorded):
     _, victim, data, other = recorded
     before, problems = log_of(other).read_bytes(), 0
     for at in range(0, len(data) + 1, 64):
@@ -65,7 +65,7 @@ def test_a_log_cut_anywhere_is_a_prefix_and_is_ended_whole(recorded):
 
 
 @pytest.mark.parametrize("rot", [b"\0" * 64, b"\xff", b"\n", b'"', b"{", b"\0" * 5_000])
-def test_a_log_rotten_anywhere_keeps_its_other_records_and_says_where(recorded, rot):
+def test_a_log_damaged_anywhere_keeps_its_other_events_and_reports_the_place(recorded, rot):
     store, victim, data, other = recorded
     for at in range(0, len(data), 64):
         rotten = data[:at] + rot + data[at + len(rot) :]
@@ -85,7 +85,7 @@ def test_a_log_rotten_anywhere_keeps_its_other_records_and_says_where(recorded, 
     assert [row.run_id for row in store.rows()].count(other.run_id) == 1
 
 
-def test_random_damage_is_never_more_than_damage(recorded):
+def test_random_damage_never_breaks_the_reader(recorded):
     _, victim, data, _ = recorded
     rng = random.Random(0)
     for _ in range(300):
@@ -102,7 +102,7 @@ def test_random_damage_is_never_more_than_damage(recorded):
 
 
 def line_of(event: dict) -> bytes:
-    """A line with a right checksum, whatever it says."""
+    """A line with any content and a correct checksum."""
     body = json.dumps(event).encode()
     return body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body)
 
@@ -111,12 +111,20 @@ def packed(values, dtype):
     return base64.b64encode(np.asarray(values, dtype).tobytes()).decode()
 
 
-STEPS = {"kind": "steps", "first": 1, "loss": packed([1, 2], "<f4"), "samples": packed([4, 4], "<i4"), "lr": 0.1,
-         "train_s": [0, 1], "elapsed_s": [0, 1]}  # fmt: skip
+STEPS = {
+    "kind": "steps",
+    "first": 1,
+    "loss": packed([1, 2], "<f4"),
+    "samples": packed([4, 4], "<i4"),
+    "lr": 0.1,
+    "train_s": [0, 1],
+    "elapsed_s": [0, 1],
+}
 STARTED = json.loads(
-    Started(at=1, parameters=1, train_flops_per_example=1, train_examples=1, test_examples=1, total_steps=1,
-                    setup_s=0).model_dump_json()
-)  # fmt: skip
+    Started(
+        at=1, parameters=1, train_flops_per_example=1, train_examples=1, test_examples=1, total_steps=1, setup_s=0
+    ).model_dump_json()
+)
 NONSENSE = [
     STEPS | {"samples": packed([4], "<i4")}, STEPS | {"samples": packed([4] * 3, "<i4")},
     STEPS | {"samples": packed([4, -4], "<i4")}, STEPS | {"loss": ""}, STEPS | {"loss": "AAA"}, STEPS | {"loss": "AAAA"},
@@ -137,7 +145,7 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize("event", NONSENSE, ids=lambda event: json.dumps(event)[:60])
-def test_a_record_that_cannot_be_is_not_understood(store, event):
+def test_an_impossible_event_is_skipped_and_reported(store, event):
     run = store.run(store.create(RunConfig()))
     with log_of(run).open("ab") as file:
         file.write(line_of(event))
@@ -149,7 +157,7 @@ def test_a_record_that_cannot_be_is_not_understood(store, event):
     json.loads(row_of(run).model_dump_json())
 
 
-def test_the_nonsense_is_made_of_sense(store):
+def test_the_events_without_nonsense_are_read(store):
     run = store.run(store.create(RunConfig()))
     with log_of(run).open("ab") as file:
         file.write(line_of(STARTED) + line_of(STEPS))
@@ -164,11 +172,12 @@ def test_steps_written_twice_are_read_once(store):
     run.refresh()
     assert run.steps["step"].tolist() == [1, 2, 3, 4]
     assert [problem.partition(": ")[2] for problem in run.problems] == [
-        "Steps 1 to 2 are not in order.", "Steps 2 to 3 are not in order.",
-    ]  # fmt: skip
+        "Steps 1 to 2 are not in order.",
+        "Steps 2 to 3 are not in order.",
+    ]
 
 
-def test_a_line_without_end_is_skipped_in_little_memory(store):
+def test_an_endless_line_is_skipped_in_little_memory(store):
     run = store.run(store.create(RunConfig()))
     with log_of(run).open("ab") as file:
         file.truncate(100 * MIB)  # power loss leaves zeros
@@ -182,7 +191,7 @@ def test_a_line_without_end_is_skipped_in_little_memory(store):
     assert run.problems[0].endswith("An event is longer than 8,388,608 bytes.")
 
 
-def test_a_hundred_thousand_rotten_lines_are_counted_not_listed(store):
+def test_a_hundred_thousand_damaged_lines_are_counted_not_listed(store):
     run = store.run(store.create(RunConfig()))
     with log_of(run).open("ab") as file:
         file.write(b"x\n" * 100_000)
@@ -202,7 +211,7 @@ def bomb(depth: int) -> str:
              '{"seed":1e999}', '{"data":"\\ud800"}', '{"' + "a" * 2**20 + '":1}', "\0" * 100, '{"model":{"family":[]}}'],
     ids=lambda text: text[:12] + str(len(text)),
 )  # fmt: skip
-def test_a_configuration_that_cannot_be_read_is_said_and_hides_no_other(store, text):
+def test_an_unreadable_configuration_is_reported_and_hides_no_other_run(store, text):
     fine, damaged = make_run(store, num_steps=20), make_run(store, num_steps=20)
     (damaged.folder / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(StoreError, match=f"Run {damaged.run_id} cannot be read: "):
@@ -210,7 +219,7 @@ def test_a_configuration_that_cannot_be_read_is_said_and_hides_no_other(store, t
     assert [row.run_id for row in store.rows()] == [fine.run_id]
 
 
-def test_a_log_that_became_a_folder_is_said_and_hides_no_other(store):
+def test_a_folder_in_place_of_a_log_is_reported_and_hides_no_other_run(store):
     fine, damaged = make_run(store, num_steps=20), make_run(store, num_steps=20)
     log_of(damaged).unlink()
     log_of(damaged).mkdir(mode=0o700)
@@ -219,7 +228,7 @@ def test_a_log_that_became_a_folder_is_said_and_hides_no_other(store):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\0" * 4_096])
-def test_a_run_whose_log_was_lost_is_not_run_once_more(store, content):
+def test_a_run_whose_log_was_lost_is_not_run_again(store, content):
     run = make_run(store, num_steps=20)
     log_of(run).unlink() if content is None else log_of(run).write_bytes(content)
     supervising = Supervisor(store, InlineExecutor())
@@ -230,7 +239,7 @@ def test_a_run_whose_log_was_lost_is_not_run_once_more(store, content):
     assert (run.status, run.why(), len(run.steps)) == ("interrupted", "Its log was lost or damaged.", 0)
 
 
-def test_a_log_that_became_shorter_under_a_reader_is_said(store):
+def test_a_log_that_became_shorter_is_reported(store):
     run = make_run(store, num_steps=100)
     os.truncate(log_of(run), 500)
     with pytest.raises(StoreError, match="became shorter while it was read"):

@@ -20,7 +20,7 @@ from tests.fakes import make_run
 
 @pytest.fixture
 def of_schema_1(store):
-    """A store whose index a released version wrote: the file is made by its SQL, as it stood there."""
+    """A store with an index of schema 1, created with the SQL of the version that released it."""
     runs = [make_run(store, num_steps=20, seed=seed) for seed in range(3)]
     with contextlib.closing(sqlite3.connect(store.root / "index.sqlite", isolation_level=None)) as db:
         db.execute("pragma journal_mode=wal")
@@ -56,14 +56,14 @@ def version_of(path):
         return db.execute("pragma user_version").fetchone()[0], db.execute("select count(*) from runs").fetchone()[0]
 
 
-def test_an_index_of_an_earlier_version_is_read_as_it_is(of_schema_1):
+def test_an_index_of_an_earlier_version_can_be_read(of_schema_1):
     with Index.reading(of_schema_1.root) as index:
         assert len(index.rows()) == 3
     assert check(of_schema_1).problems == []
     assert version_of(of_schema_1.root / "index.sqlite") == (1, 3)
 
 
-def test_an_index_of_an_earlier_version_is_migrated_and_kept_beside(of_schema_1):
+def test_an_index_of_an_earlier_version_is_migrated_after_a_backup(of_schema_1):
     before = [row.model_dump_json() for row in of_schema_1.rows()]
     index = Index(of_schema_1.root)
     assert [row.model_dump_json() for row in index.rows()] == before
@@ -77,7 +77,7 @@ def test_an_index_of_an_earlier_version_is_migrated_and_kept_beside(of_schema_1)
 
 
 @pytest.mark.process
-def test_a_migration_killed_in_the_middle_leaves_the_old_version_and_is_done_again(of_schema_1):
+def test_a_killed_migration_leaves_the_old_version_and_is_repeated(of_schema_1):
     script = f"""
 import os, signal
 from pathlib import Path
