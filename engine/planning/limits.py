@@ -76,7 +76,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def limit_memory(device: str, limits: Limits, available_bytes: int, num_ranks: int = 1) -> int | None:
-    """Limit the memory that this process may still allocate; return the limit in bytes, or None if none was set.
+    """Limit the memory that this process can still allocate; return the limit in bytes, or None if none was set.
 
     Each of `num_ranks` ranks gets an equal share. An allocation beyond the limit raises an error in this process;
     without a limit the kernel would kill some process without a message. Only a run on the CPU is limited, because CUDA

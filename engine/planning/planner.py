@@ -390,7 +390,7 @@ def total_steps(config: RunConfig, train_examples: int, batch_size: int, flops_p
     samples = [budget.samples] if budget.samples is not None else []
     if budget.flops is not None:
         samples.append(ceil(budget.flops / flops_per_example))
-    for count in samples:  # an epoch's last batch may be smaller
+    for count in samples:  # the last batch of an epoch can be smaller
         epochs, rest = divmod(count, train_examples)
         limits.append(epochs * per_epoch + ceil(rest / batch_size))
     return max(1, min(limits)) if limits else None

@@ -104,7 +104,7 @@ def own_weights(config: RunConfig) -> Path:
     """
     try:
         return Path(config.infer.weights).expanduser()
-    except RuntimeError:  # ~nobody
+    except RuntimeError:  # ~unknown_user
         raise ConfigError(
             "infer.weights names the home folder of an unknown user.", fix="Write the path in full."
         ) from None

@@ -300,7 +300,7 @@ def ring_doorbell(store: Store) -> bool:
     try:
         fd = os.open(store.root / "doorbell", os.O_WRONLY | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ENXIO}:  # no pipe, or nobody reads it
+        if error.errno in {errno.ENOENT, errno.ENXIO}:  # no pipe, or no reader
             return False
         raise
     try:

@@ -108,7 +108,7 @@ def _checked(line: bytes) -> bytes:
 
 
 def _not_understood(why: str) -> StoreError:
-    return StoreError(f"An event cannot be read: {why}.", fix="A newer Isoflop may be able to read it.")
+    return StoreError(f"An event cannot be read: {why}.", fix="A newer Isoflop can perhaps read it.")
 
 
 class EventLog:

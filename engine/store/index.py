@@ -397,7 +397,7 @@ def _row_from(
 def _connect(path: Path, readonly: bool) -> sqlite3.Connection:
     if not readonly:
         with contextlib.suppress(IsADirectoryError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives the files beside it the same rights
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives the WAL files the same mode
             path.chmod(0o600)
     uri = f"{path.as_uri()}?mode={'ro' if readonly else 'rw'}"
     return sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None, check_same_thread=False)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from engine.common.errors import ConfigError
 from engine.common.sanitize import clean_name, encodable, visible
 
-LABELS_FILE = "labels.json"  # beside the event log
+LABELS_FILE = "labels.json"  # in the run's folder
 MOST_TAGS, LONGEST_TAG, LONGEST_NOTES = 20, 40, 4_000
 
 

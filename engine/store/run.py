@@ -191,7 +191,7 @@ class Run:
             except OSError as error:
                 raise StoreError(
                     f"The log of run {self.run_id} cannot be read: {error.strerror}.",
-                    fix="Check the file's owner and rights.",
+                    fix="Check the file's owner and permissions.",
                 ) from None
 
     def _read(self, file: BinaryIO) -> bool:
