@@ -1,4 +1,4 @@
-"""What tests share: one thread for torch, a store, a store with a real supervisor, where the browser is; and the tiers.
+"""Shared fixtures (one torch thread, a store, a store with a real supervisor, the browser), and the tiers of tests.
 
 `make test-fast` runs what is marked neither `process` nor `slow` nor `browser`; `make test` runs everything. Both run
 pytest in several processes (pytest-xdist); each of these has its own session fixtures.
@@ -37,7 +37,7 @@ from engine.system import locks
 torch.set_num_threads(1)  # on a busy two-core machine more threads made tiny models 40 times slower
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_S = 60.0  # others use this machine too
+PATIENCE_S = 60.0  # the machine can be busy
 
 
 def chromium() -> str | None:
@@ -143,7 +143,7 @@ def torch_names(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 class Supervised:
-    """A store whose supervisor is a real process, and what a test does with it."""
+    """A store whose supervisor is a real process, with helpers for tests."""
 
     def __init__(self, root: Path) -> None:
         self.store = Store(root)
@@ -159,13 +159,13 @@ class Supervised:
         return self.client.submit(with_overrides(PRESETS[preset].config, assignments))
 
     def until(self, run_id: str, *statuses: str) -> Run:
-        """The run, once it is in one of these states."""
+        """Wait until a run has one of these statuses; returns the run."""
         run = self.store.run(run_id)
         self.wait(lambda: run.refresh() is not None and run.status in statuses, f"{run_id} {statuses}")
         return run
 
     def running(self, *assignments: str) -> Run:
-        """A run that has points and goes on for minutes."""
+        """A run that has points and would take minutes."""
         run = self.until(self.submit("budget.epochs=none", "budget.seconds=600", *assignments), "running")
         self.wait(lambda: run.refresh() is not None and len(run.steps) > 0, "points")
         return run
@@ -179,9 +179,9 @@ class Supervised:
             time.sleep(0.02)
 
     def end(self) -> None:
-        """Leave nothing running: the supervisor, its fork server and every run's process."""
+        """Kill the supervisor, its fork server and the processes of all runs."""
         locks.withdraw(self.store.root)
-        left = [psutil.Process(pid) for pid in filter(psutil.pid_exists, self._pids_at_work())]
+        left = [psutil.Process(pid) for pid in filter(psutil.pid_exists, self._running_pids())]
         with contextlib.suppress(OSError, psutil.NoSuchProcess):
             left += [*self.process.children(recursive=True), self.process]
         for process in left:
@@ -189,7 +189,7 @@ class Supervised:
                 process.kill()
         psutil.wait_procs(left, timeout=10)
 
-    def _pids_at_work(self) -> Iterator[int]:
+    def _running_pids(self) -> Iterator[int]:
         for run_id in self.store.ids():
             with contextlib.suppress(StoreError):
                 run = self.store.run(run_id)
@@ -204,7 +204,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture(scope="session")
 def supervised(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
-    """One in each process of pytest, for all tests that leave it as they found it: its first start imports torch."""
+    """One supervised store per process of pytest, because its first start imports torch. Tests must not break it."""
     shared = Supervised(tmp_path_factory.mktemp("supervised"))
     yield shared
     shared.end()
@@ -212,7 +212,7 @@ def supervised(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]
 
 @pytest.fixture
 def own_supervised(tmp_path: Path) -> Iterator[Supervised]:
-    """One for a test that breaks it."""
+    """A supervised store for a test that breaks it."""
     own = Supervised(tmp_path / "store")
     yield own
     own.end()
@@ -226,12 +226,15 @@ def config() -> RunConfig:
 
 @pytest.fixture
 def engine() -> Callable[..., subprocess.Popen[str]]:
-    """`python -m engine …` as a process of its own."""
+    """Starts `python -m engine ...` as a process."""
 
     def start(*arguments: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "engine", *map(str, arguments)],
-            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     return start

@@ -1,4 +1,4 @@
-"""Stand-ins with the real thing's face: runs with plausible numbers, written as a worker writes them."""
+"""Fake runs with plausible numbers, written as a worker writes them."""
 
 from __future__ import annotations
 
@@ -36,11 +36,10 @@ def make_run(
     group: str | None = None,
     said: Sequence[AnyEvent] = (),
 ) -> Run:
-    """A run in the store as a worker would have left it: finished, or failed at `diverges_at` with a NaN as last loss.
+    """A run in the store that is finished, or failed at step `diverges_at` with a NaN as its last loss.
 
-    The configuration decides as it does in a worker: a schedule moves the learning rate, clipping measures every step's
-    gradient norm, a target ends the run where it is reached. `last` is another last word, for example
-    `records.Cancelled(at=0)`, `said` whatever else it says; a name or environment in it takes the place of the usual.
+    The configuration has the same effects as in a worker: schedules change the learning rate, clipping records every
+    gradient norm, and a target ends the run. `last` replaces the final event; `said` are additional events.
     """
     config = config or RunConfig(seed=seed)
     run_id = store.create(config, name=name, group=group)
@@ -63,11 +62,16 @@ def make_run(
         normed = step if config.max_grad_norm else step[-1:]
         log.append(
             Steps(
-                first=first, loss=loss, samples=np.full(len(step), batch_size), lr=_lr(config, step, total_steps),
-                train_s=(begin, end), elapsed_s=(begin * 1.1 + 0.1, end * 1.1 + 0.1),
-                norm_steps=normed, grad_norm=2 * loss[normed - first] * rng.gamma(4.0, 0.25, len(normed)),
+                first=first,
+                loss=loss,
+                samples=np.full(len(step), batch_size),
+                lr=_lr(config, step, total_steps),
+                train_s=(begin, end),
+                elapsed_s=(begin * 1.1 + 0.1, end * 1.1 + 0.1),
+                norm_steps=normed,
+                grad_norm=2 * loss[normed - first] * rng.gamma(4.0, 0.25, len(normed)),
             )
-        )  # fmt: skip
+        )
         log.append(_hardware(end * 1.1 + 0.1, rng, gpu))
         if (first // PER_READ_BACK) % 6 == 5:
             evaluation = _evaluation(int(step[-1]), end, rng)
@@ -84,9 +88,14 @@ def make_run(
 
 
 MEMORY = Memory(
-    weight_bytes=407_080, gradient_bytes=407_080, optimizer_bytes=814_160, data_bytes=15_680_000,
-    step_peak_bytes=1_020_000, reserved_bytes=None, method="weights and optimizer state counted",
-)  # fmt: skip
+    weight_bytes=407_080,
+    gradient_bytes=407_080,
+    optimizer_bytes=814_160,
+    data_bytes=15_680_000,
+    step_peak_bytes=1_020_000,
+    reserved_bytes=None,
+    method="weights and optimizer state counted",
+)
 
 
 def _lr(config: RunConfig, step: np.ndarray, total_steps: int) -> float | np.ndarray:
@@ -114,7 +123,7 @@ def _started(config: RunConfig, num_steps: int, gpu: bool) -> Started:
             "device": "NVIDIA H200" if gpu else "AMD EPYC 9575F", "cpu": "AMD EPYC 9575F", "cpu_isa": "avx2 avx512f",
             "physical_cores": 64, "usable_cores": 4, "threads": 1, "memory_bytes": 137_438_953_472, "os": "Linux 6.1",
             "python": "3.11.9", "torch": "2.13.0", "cuda": "13.0" if gpu else None,
-            "user": "alice", "home": "/home/alice",  # a report must leave out what it does not know
+            "user": "alice", "home": "/home/alice",  # a report must leave out unknown keys
         },
     )  # fmt: skip
 
@@ -122,9 +131,13 @@ def _started(config: RunConfig, num_steps: int, gpu: bool) -> Started:
 def _evaluation(step: int, train_s: float, rng: np.random.Generator) -> Evaluation:
     rest = math.exp(-step / 140)
     return Evaluation(
-        step=step, train_s=train_s, elapsed_s=train_s * 1.1 + 0.1, test_loss=0.21 + 2.0 * rest,
-        test_accuracy=round(0.948 - 0.85 * rest + float(rng.normal(0, 0.002)), 3), seconds=0.004,
-    )  # fmt: skip
+        step=step,
+        train_s=train_s,
+        elapsed_s=train_s * 1.1 + 0.1,
+        test_loss=0.21 + 2.0 * rest,
+        test_accuracy=round(0.948 - 0.85 * rest + float(rng.normal(0, 0.002)), 3),
+        seconds=0.004,
+    )
 
 
 def _hardware(elapsed_s: float, rng: np.random.Generator, gpu: bool) -> HardwareSample:
@@ -154,13 +167,19 @@ def _hardware(elapsed_s: float, rng: np.random.Generator, gpu: bool) -> Hardware
 def _final_event(diverges_at: int | None, gpu: bool) -> Terminal:
     if diverges_at:
         return Failed(
-            at=time.time(), cause="Diverged", message=f"The loss became nan at step {diverges_at} with lr=3.",
-            fix="Lower the learning rate.", step=diverges_at, detail="Traceback: /home/alice/train.py",
-        )  # fmt: skip
+            at=time.time(),
+            cause="Diverged",
+            message=f"The loss became nan at step {diverges_at} with lr=3.",
+            fix="Lower the learning rate.",
+            step=diverges_at,
+            detail="Traceback: /home/alice/train.py",
+        )
     return Finished(
-        at=time.time(), peak_memory_bytes=431_000_000, peak_memory_method="highest resident memory of the process",
+        at=time.time(),
+        peak_memory_bytes=431_000_000,
+        peak_memory_method="highest resident memory of the process",
         energy_j=1_830.0 if gpu else None,
-    )  # fmt: skip
+    )
 
 
 # --- runs on several ranks --------------------------------------------------------------------------------------------
@@ -184,7 +203,7 @@ def scaled_study(
     last: Mapping[tuple[str, int, int], Terminal] | None = None,
     watts: float | None = None,
 ) -> None:
-    """A scaling study as its workers would have left it; `drift` makes each repeat so many times slower than the last."""
+    """A scaling study; each repeat is `drift` times slower than the last."""
     rng = np.random.default_rng(0)
     for seed in range(seeds):
         for (mode, ranks), seconds in step_s.items():
@@ -193,11 +212,17 @@ def scaled_study(
             sets += [f"parallel.devices={','.join(['cpu'] * ranks)}"] if ranks in shared else []
             label = f"{ranks} rank{'' if ranks == 1 else 's'}{f', batch {batch}' if mode == 'weak' else ''}"
             make_scaled(
-                store, with_overrides(base, sets), group=group, label=label,
+                store,
+                with_overrides(base, sets),
+                group=group,
+                label=label,
                 step_s=seconds * drift**seed * float(rng.lognormal(0, noise) if noise else rng.lognormal(0, 1e-4)),
-                waited_s=(waited_s or {}).get((mode, ranks)), communication_s=(communication_s or {}).get((mode, ranks)),
-                gap=gap if ranks > 1 else 0.0, last=(last or {}).get((mode, ranks, seed)), watts=watts,
-            )  # fmt: skip
+                waited_s=(waited_s or {}).get((mode, ranks)),
+                communication_s=(communication_s or {}).get((mode, ranks)),
+                gap=gap if ranks > 1 else 0.0,
+                last=(last or {}).get((mode, ranks, seed)),
+                watts=watts,
+            )
 
 
 def make_scaled(
@@ -213,8 +238,10 @@ def make_scaled(
     last: Terminal | None = None,
     watts: float | None = None,
 ) -> Run:
-    """A run of 100 steps on one or several ranks; those of one seed have the same losses but for `gap`, which
-    grows from step to step where it is more than rounding."""
+    """A run of 100 steps on one or several ranks.
+
+    Runs of one seed have the same losses plus `gap`, which grows with the steps if it is larger than rounding errors.
+    """
     ranks, batch = config.parallel.num_ranks, config.batch_size
     assert isinstance(batch, int)
     run_id = store.create(config, name=label, group=group)
@@ -228,25 +255,41 @@ def make_scaled(
         begin, end = (first - 1) * step_s, step[-1] * step_s
         log.append(
             Steps(
-                first=first, loss=loss, samples=np.full(len(step), batch), lr=0.1, train_s=(begin, end), elapsed_s=(begin, end)
+                first=first,
+                loss=loss,
+                samples=np.full(len(step), batch),
+                lr=0.1,
+                train_s=(begin, end),
+                elapsed_s=(begin, end),
             )
-        )  # fmt: skip
+        )
         energy = {} if watts is None else {"energy_j": watts * end}
         log.append(HardwareSample(elapsed_s=end, readings={"process_cpu_percent": 97.0} | energy))
         rest = math.exp(-step[-1] / 30)
         log.append(
             Evaluation(
-                step=int(step[-1]), train_s=end, elapsed_s=end, test_loss=0.2 + rest, test_accuracy=0.95 - 0.85 * rest, seconds=0.01
+                step=int(step[-1]),
+                train_s=end,
+                elapsed_s=end,
+                test_loss=0.2 + rest,
+                test_accuracy=0.95 - 0.85 * rest,
+                seconds=0.01,
             )
-        )  # fmt: skip
+        )
         if ranks > 1:
             log.append(
                 Ranks(
-                    elapsed_s=end, steps=(first, int(step[-1])), device=config.devices, step_s=(step_s,) * ranks,
-                    communication_s=communication_s or waits, waited_s=waits, cpu_per_wall=(0.95,) * ranks,
-                    memory_bytes=(200_000_000,) * ranks, method="timed",
+                    elapsed_s=end,
+                    steps=(first, int(step[-1])),
+                    device=config.devices,
+                    step_s=(step_s,) * ranks,
+                    communication_s=communication_s or waits,
+                    waited_s=waits,
+                    cpu_per_wall=(0.95,) * ranks,
+                    memory_bytes=(200_000_000,) * ranks,
+                    method="timed",
                 )
-            )  # fmt: skip
+            )
     joules = None if watts is None else watts * 100 * step_s
     log.close(last or Finished(at=time.time(), peak_memory_bytes=431_000_000, energy_j=joules))
     return store.run(run_id)

@@ -1,4 +1,4 @@
-"""The store's own secrets, in files only their owner may read: what signs the cookies, and the link that lets one in."""
+"""The secrets of a store, in files that only the owner can read: the key that signs cookies, and the sign-in token."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ DEFAULT_URL = "http://127.0.0.1:8501"
 
 
 def cookie_key(root: Path) -> str:
-    """What signs the cookies of everyone who is signed in; made when there is none."""
+    """The key that signs the cookies of signed-in users; created if there is none."""
     return _read_or_make(root, _COOKIE_KEY)
 
 
 def signed_out_at(root: Path) -> float:
-    """When everyone was signed out last, or the key was made: Unix time."""
+    """Unix time (s) when all users were last signed out, or when the key was created."""
     cookie_key(root)
     return (_folder(root) / _COOKIE_KEY).stat().st_mtime
 
 
 def sign_everyone_out(root: Path) -> None:
-    """A new key: no cookie of before is good any more, and no link either."""
+    """Sign all users out: new secrets make earlier cookies and links invalid."""
     for name in (_COOKIE_KEY, _LINK_TOKEN):
         write_atomically(_folder(root) / name, secrets.token_urlsafe(32))
 
 
 def link_token(root: Path) -> str:
-    """The token of the next sign-in link; it is good for one use."""
+    """The token of the next sign-in link; it can be used once."""
     return _read_or_make(root, _LINK_TOKEN)
 
 
 def remember_url(root: Path, url: str) -> None:
-    """Where the dashboard that started last is, for links asked for later."""
+    """Record the URL of the dashboard that started last, for later sign-in links."""
     write_atomically(_folder(root) / _URL, url)
 
 
 def sign_in_link(root: Path, url: str = "") -> str:
-    """The address that lets one browser in; without a url, where the dashboard started last."""
+    """The URL that signs one browser in; `url` defaults to that of the dashboard that started last."""
     if not url:
         with contextlib.suppress(OSError):
             url = (_folder(root) / _URL).read_text(encoding="utf-8")
@@ -51,18 +51,18 @@ def sign_in_link(root: Path, url: str = "") -> str:
 
 
 def redeem(root: Path, token: str) -> bool:
-    """Whether this is the token of the link. It is used up by that: the next link has another."""
+    """Whether this is the token of the link. A match uses it up: the next link has another token."""
     path = _folder(root) / _LINK_TOKEN
     if not hmac.compare_digest(token.encode(), link_token(root).encode()):
         return False
     used = path.with_name(f".used.{secrets.token_hex(4)}")
     try:
-        path.rename(used)  # of two who come at once with the same link, one finds it gone
+        path.rename(used)  # of two requests with the same link only one can rename it
     except FileNotFoundError:
         return False
-    was = used.read_text(encoding="utf-8")
+    used_token = used.read_text(encoding="utf-8")
     used.unlink()
-    return hmac.compare_digest(token.encode(), was.encode())
+    return hmac.compare_digest(token.encode(), used_token.encode())
 
 
 def _read_or_make(root: Path, name: str) -> str:
@@ -70,11 +70,11 @@ def _read_or_make(root: Path, name: str) -> str:
     with contextlib.suppress(FileNotFoundError):
         if len(text := path.read_text(encoding="utf-8").strip()) >= _SHORTEST:
             return text
-        path.unlink(missing_ok=True)  # emptied by a crash of the disk, or by hand: nobody's secret
+        path.unlink(missing_ok=True)  # emptied by a crash or a user: not a secret
     draft = path.with_name(f".{name}.{secrets.token_hex(4)}")
     write_atomically(draft, secrets.token_urlsafe(32))
     with contextlib.suppress(FileExistsError):
-        path.hardlink_to(draft)  # all or nothing, and whoever came first stays
+        path.hardlink_to(draft)  # all or nothing, and the first process wins
     draft.unlink()
     return path.read_text(encoding="utf-8")
 

@@ -1,6 +1,6 @@
-"""Who may do what to a run, and the audit log of what they did.
+"""Permissions on runs, and the audit log.
 
-The page only hides what is not allowed; here it is decided, for the page and for the supervisor that carries it out.
+The page only hides actions that are not allowed. This module decides, for the page and for the supervisor.
 """
 
 from __future__ import annotations
@@ -20,74 +20,82 @@ from engine.data.downloads import cache_folder
 from engine.system import disk_space
 
 Action = Literal["submit", "cancel", "delete", "restore", "rename", "label", "rebuild", "monitor"]
-OWN: frozenset[Action] = frozenset({"cancel", "delete", "restore", "rename", "label"})  # to one's own runs
+OWN: frozenset[Action] = frozenset(
+    {"cancel", "delete", "restore", "rename", "label"}
+)  # what a runner can do to their own runs
 AUDIT = "audit.jsonl"
 LONGEST_NAME = 200
 
 
 class AccessError(EngineError):
-    """Somebody asked for what their role does not allow, or what belongs to someone else."""
+    """The role of the actor does not allow the action, or the run belongs to another user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """A person, by the name under which they signed in, and how that is known."""
+    """A user: the way they signed in, and their name."""
 
     source: Literal["terminal", "local", "token", "proxy", "oidc"]
     name: str = ""
 
     @property
     def id(self) -> str:
-        """What is written down: `terminal`, `local`, `oidc:alice@example.org`."""
+        """The id in logs: `terminal`, `local`, `oidc:alice@example.org`."""
         return f"{self.source}:{self.name}" if self.name else self.source
 
     @classmethod
     def parse(cls, text: str) -> Self:
+        """The actor with this id.
+
+        Raises:
+            ValueError: this is not the id of an actor.
+        """
         source, _, name = text.partition(":")
         if source not in {"terminal", "local", "token", "proxy", "oidc"} or len(name) > LONGEST_NAME:
-            raise ValueError(f"{text[:80]!r} names no actor")
+            raise ValueError(f"{text[:80]!r} is not an actor")
         return cls(source, name)  # type: ignore[arg-type]
 
     @property
     def in_words(self) -> str:
+        """The name for messages."""
         return self.name or "you"
 
 
-TERMINAL = Actor("terminal")  # who can write into the store's folder owns it
-LOCAL = Actor("local")  # the page of one person's own machine, opened with the link from the terminal
+TERMINAL = Actor("terminal")  # a process that can write into the store's folder has all rights
+LOCAL = Actor("local")  # the only user of this machine, signed in with the link from the terminal
 
 
-def is_listed(name: str, entries: tuple[str, ...]) -> bool:
-    """Whether a name is one of the entries, or an e-mail of one of their @domains; capitals do not matter."""
+def _is_listed(name: str, entries: tuple[str, ...]) -> bool:
+    """Whether a name is one of the entries, or an e-mail address in one of their @domains; ASCII case does not matter."""
     name = _folded(name)
     domain = name.rpartition("@")[2] if name.count("@") == 1 else None
     return any(entry == name or (domain and entry == f"@{domain}") for entry in map(_folded, entries))
 
 
 def _folded(name: str) -> str:
-    """A to Z only: in Unicode the Kelvin sign becomes a k and ß becomes ss, so somebody else would be on the list."""
+    """Lower only A to Z. In Unicode the Kelvin sign becomes k and ß becomes ss, so another user would match."""
     return re.sub("[A-Z]+", lambda capitals: capitals[0].lower(), name)
 
 
 def role_of(actor: Actor, settings: Settings) -> Role | None:
-    """None for somebody who may not even look."""
+    """The role of an actor; None if they have no access."""
     if actor.source == "terminal":
         return "admin"
     if actor.source == "local":
         return None if settings.is_team else "admin"
-    if actor.source != settings.sign_in.method:  # signed in another way than is asked for now
+    if actor.source != settings.sign_in.method:  # signed in with a method that is no longer used
         return None
-    if settings.sign_in.allowed and not is_listed(actor.name, settings.sign_in.allowed):
+    if settings.sign_in.allowed and not _is_listed(actor.name, settings.sign_in.allowed):
         return None
-    if is_listed(actor.name, settings.roles.admin):
+    if _is_listed(actor.name, settings.roles.admin):
         return "admin"
-    if is_listed(actor.name, settings.roles.runner):
+    if _is_listed(actor.name, settings.roles.runner):
         return "runner"
     return settings.roles.default or ("runner" if actor.source == "token" else "viewer")
 
 
 def may(actor: Actor, action: Action, settings: Settings, *, owner: str = "") -> bool:
-    """Whether an actor may do this; `owner` is the id of who started the run it is done to."""
+    """Whether an actor is allowed an action. `owner` is the id of the actor that submitted the run."""
     role = role_of(actor, settings)
     if role == "runner":
         return action == "submit" or (action in OWN and owner == actor.id)
@@ -95,14 +103,18 @@ def may(actor: Actor, action: Action, settings: Settings, *, owner: str = "") ->
 
 
 def require(actor: Actor, action: Action, settings: Settings, *, owner: str = "") -> None:
-    """Raises AccessError where `may` says no."""
+    """Check that an actor is allowed an action.
+
+    Raises:
+        AccessError: the actor is not.
+    """
     if may(actor, action, settings, owner=owner):
         return
     role = role_of(actor, settings)
     if role is None:
         raise AccessError(f"{actor.in_words} may not use this store.", fix="Ask its admin for access.")
     if action == "monitor":
-        raise AccessError("How often the machine is read is for an admin to choose.", fix="Ask an admin.")
+        raise AccessError("Only an admin can set how often the hardware is read.", fix="Ask an admin.")
     if role == "viewer" or action == "rebuild":
         raise AccessError(f"As {role} {actor.in_words} may not {action}.", fix="Ask an admin for another role.")
     whose = Actor.parse(owner).in_words if owner else "its admin"
@@ -110,31 +122,33 @@ def require(actor: Actor, action: Action, settings: Settings, *, owner: str = ""
 
 
 def require_data(actor: Actor, config: RunConfig, settings: Settings) -> None:
-    """A person who is no admin may use uploads and the folders of `limits.data_folders`, not any file of this machine.
+    """Check the files that a run names. Users who are not admins can use uploads and `limits.data_folders`.
 
-    Raises AccessError for other places; the same for those that are not there, so that nothing is told of them.
+    Raises:
+        AccessError: a file is elsewhere. The message does not tell whether it exists.
     """
     for field, path in (("source.path", config.source.path), ("infer.weights", config.infer.weights)):
         if path and not may_read(actor, path, settings):
             raise AccessError(
-                f"{field} names a file that may not be used here.",
+                f"{field} names a file outside the allowed folders.",
                 fix="Upload the file, or ask an admin to add its folder to limits.data_folders.",
             )
 
 
 def may_read(actor: Actor, path: str, settings: Settings) -> bool:
+    """Whether an actor is allowed to use a file of this machine."""
     if role_of(actor, settings) == "admin":
         return True
     try:
-        place = Path(path).expanduser().resolve()
-    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, nobody's home
+        file = Path(path).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, an unknown home folder
         return False
     folders = [cache_folder() / "uploads", *map(Path, settings.limits.data_folders)]
-    return any(place.is_relative_to(folder.expanduser().resolve()) for folder in folders)
+    return any(file.is_relative_to(folder.expanduser().resolve()) for folder in folders)
 
 
 def audit(root: Path, actor: Actor, action: str, *, run_id: str = "", outcome: str = "done") -> None:
-    """Append a line to the store's audit log: whole lines of one write each, so that several processes may."""
+    """Append a line to the store's audit log, in one write, so that several processes can do it at once."""
     line = {"at": round(time.time(), 3), "actor": actor.id, "action": action, "run_id": run_id, "outcome": outcome}
     disk_space.with_reserve(root, lambda: _append(root / AUDIT, json.dumps(line).encode() + b"\n"))
 

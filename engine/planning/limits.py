@@ -1,4 +1,4 @@
-"""Limits of a single run: checked before it starts where that is possible, and while it runs."""
+"""Limits of one run, checked before it starts where possible, and while it runs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ _LOOK_EVERY_S = 1.0
 
 
 def check_before(config: RunConfig, plan: Plan, limits: Limits) -> None:
-    """Raises LimitReached for a run whose budget is larger than a limit."""
+    """Check the budget of a run.
+
+    Raises:
+        LimitReached: the budget is larger than a limit.
+    """
     if limits.wall_time_s and (config.budget.seconds or 0) > limits.wall_time_s:
         raise LimitReached(
             f"budget.seconds={config.budget.seconds:g} is more than the {units.duration(limits.wall_time_s)} a run "
-            "may last here.",
+            "can last here.",
             fix=f"Choose at most {limits.wall_time_s:g}, or raise limits.wall_time_s in settings.toml.",
         )
     if limits.points and (plan.total_steps or 0) > limits.points:
         raise LimitReached(
-            f"{plan.total_steps:,} steps are more than the {limits.points:,} a run may record here.",
+            f"{plan.total_steps:,} steps are more than the {limits.points:,} a run can record here.",
             fix="Choose a smaller budget or larger batches, or raise limits.points in settings.toml.",
         )
 
@@ -41,7 +45,11 @@ class Guard:
         self._began = self._looked = clock()
 
     def check(self, steps: int) -> None:
-        """Raises LimitReached with the name of the limit; `steps` is the number of steps recorded so far."""
+        """Check all limits; `steps` is the number of steps recorded so far.
+
+        Raises:
+            LimitReached: a limit is exceeded; the message names it.
+        """  # noqa: DOC501
         limits, now = self._limits, self._clock()
         if limits.points and steps > limits.points:
             raise _reached("points", f"{limits.points:,} recorded steps")
@@ -68,7 +76,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def limit_memory(device: str, limits: Limits, available_bytes: int, num_ranks: int = 1) -> int | None:
-    """Limit the memory that this process may still allocate; return the limit in bytes, or None if none was set.
+    """Limit the memory that this process can still allocate; return the limit in bytes, or None if none was set.
 
     Each of `num_ranks` ranks gets an equal share. An allocation beyond the limit raises an error in this process;
     without a limit the kernel would kill some process without a message. Only a run on the CPU is limited, because CUDA

@@ -49,9 +49,9 @@ class Plan:
     workspace_bytes: int
     data_bytes: int
     checkpoint_bytes: int  # copies of the weights in CPU memory; 0 for a run on another device
-    micro_batch: int  # examples of one forward and backward pass, in each rank
-    evaluation_batch: int  # examples of one pass of an evaluation
-    batch_size: int  # examples of one optimizer step, with "full" and accumulation resolved
+    micro_batch: int  # samples of one forward and backward pass, in each rank
+    evaluation_batch: int  # samples of one pass of an evaluation
+    batch_size: int  # samples of one optimizer step, with "full" and accumulation resolved
     train_examples: int
     test_examples: int
     steps_per_epoch: int
@@ -94,8 +94,9 @@ def plan(
 ) -> Plan:
     """The plan of a run. `free_bytes` defaults to the free memory of its device now; `data` saves reading its facts.
 
-    Raises ConfigError when the batch is larger than the training set, the model cannot read the data, or the
-    checkpoints take more memory than allowed.
+    Raises:
+        ConfigError: the batch is larger than the training set, the model cannot read the data, or the checkpoints take
+            more memory than allowed.
     """
     data = data or loading.facts(config.data, config.source)
     return planning_of(config).plan(config, data, free_bytes, machine)
@@ -105,9 +106,8 @@ def _plan_of_training(config: RunConfig, data: Dataset, free_bytes: int | None, 
     model = config.model
     batch, micro = _batch_sizes(config, data)
     ranks, together = config.num_processes, config.num_processes if config.device == "cpu" else 1
-    holders = (
-        ranks if config.parallel.strategy == "fsdp" else 1
-    )  # ranks over which weights, gradients and state are sharded
+    # Ranks over which weights, gradients and optimizer state are sharded.
+    holders = ranks if config.parallel.strategy == "fsdp" else 1
     micro = ceil(micro / ranks)
     count, checkpointing = models.parameters(model, data), config.activation_checkpointing
     weights, checkpoint_bytes = FLOAT_BYTES * count, weight_path.check_size(config.checkpoints, count)
@@ -124,8 +124,7 @@ def _plan_of_training(config: RunConfig, data: Dataset, free_bytes: int | None, 
     evaluation = max(1, min(1_000, _EVALUATION_BYTES // (4 * models.largest_output(model, data))))
     sizes["workspace_bytes"] = max(
         _step_workspace(config, data, weights, sizes["activation_bytes"], micro),
-        models.workspace_bytes(model, data, evaluation)
-        - sizes["activation_bytes"],  # an evaluation keeps no activations
+        models.workspace_bytes(model, data, evaluation) - sizes["activation_bytes"],  # no activations in an evaluation
     )
     if config.has_rank_processes:
         sizes["workspace_bytes"] += weights  # an estimate of the buffers for communication between ranks
@@ -154,8 +153,8 @@ def _plan_of_training(config: RunConfig, data: Dataset, free_bytes: int | None, 
 def _plan_of_inference(config: RunConfig, data: Dataset, free_bytes: int | None, machine: Machine | None) -> Plan:
     """The plan of a run with task infer.
 
-    All copies of the weights (one for each precision and runtime) are in memory at once, because the cells take turns.
-    The largest request adds its examples, the outputs of layers, and the tensors that autograd keeps if it is on.
+    All copies of the weights (one for each precision and runtime) are in memory at once, because the combinations take turns.
+    The largest request adds its samples, the outputs of layers, and the tensors that autograd keeps if it is on.
     """
     model, cells = config.model, config.cells
     batch = max(cell.batch_size for cell in cells)
@@ -193,15 +192,13 @@ def _plan_of_inference(config: RunConfig, data: Dataset, free_bytes: int | None,
 def _warnings_of_inference(config: RunConfig, data: Dataset, machine: Machine) -> list[str]:
     found, cells = [], config.cells
     if config.device == "cpu" and any(c.precision == "bf16" for c in cells) and not _BF16_FLAGS & set(machine.cpu.isa):
-        found.append(
-            "This CPU has no bfloat16 arithmetic: bf16 answered 2 to 9 times slower than fp32 on a similar CPU."
-        )
+        found.append("This CPU has no bfloat16 arithmetic: bf16 was 2 to 9 times slower than fp32 on a similar CPU.")
     if config.device == "cpu" and any(c.runtime == "compiled" for c in cells):
         found.append(
             "Compiling takes 5 to 40 s on a CPU for each batch size and thread count. Its time is shown separately."
         )
     if not (config.infer.run or config.infer.weights):
-        found.append("The weights are fresh: the speed is that of a trained model, but the answers are guesses.")
+        found.append("The weights are untrained: the speed is that of a trained model, but the answers are random.")
     if data.measures_speed_only:
         found.append("Synthetic data is random: it measures speed, and its loss and accuracy mean nothing.")
     return found
@@ -215,7 +212,7 @@ def _free_bytes(config: RunConfig) -> int | None:
 
 
 def check(config: RunConfig) -> Plan:
-    """The plan of a run that may start; otherwise raises an error that says why it may not.
+    """The plan of a run that can start.
 
     Raises:
         ConfigError: the batch is larger than the training set, there are not that many CPU threads, or the model
@@ -230,7 +227,7 @@ def check(config: RunConfig) -> Plan:
     if config.threads > machine.cpu.usable_cores:
         raise ConfigError(
             f"threads={config.threads} is more than this machine's {machine.cpu.usable_cores} usable cores.",
-            fix=f"threads may be a whole number from 1 to {machine.cpu.usable_cores}.",
+            fix=f"threads can be a whole number from 1 to {machine.cpu.usable_cores}.",
         )
     planning_of(config).check(config)
     result = plan(config, machine=machine)
@@ -241,22 +238,26 @@ def check(config: RunConfig) -> Plan:
 
 
 def _check_ranks(config: RunConfig, machine: Machine) -> None:
-    """Raises DeviceError if there are fewer devices than ranks; the message names the devices there are."""
+    """Check that every rank has a device.
+
+    Raises:
+        DeviceError: there are fewer devices than ranks; the message names the devices.
+    """
     ranks, cores = config.parallel.num_ranks, machine.cpu.usable_cores
     gpus = [device for device in probe.device_choices(machine) if device != "cpu"]
     if missing := [device for device in config.devices if device not in {"cpu", *gpus}]:
         there = ", ".join(gpus) or f"no GPU ({machine.gpu_reason})"
         raise DeviceError(
-            f"parallel.num_ranks={ranks} asks for {', '.join(missing)}, and on this machine there is {there}.",
-            fix=f"parallel.num_ranks may be a whole number from 1 to {len(gpus)} on GPUs, or choose device=cpu.",
+            f"parallel.num_ranks={ranks} asks for {', '.join(missing)}, but this machine has {there}.",
+            fix=f"parallel.num_ranks can be a whole number from 1 to {len(gpus)} on GPUs, or choose device=cpu.",
         )
     asked = config.num_processes * config.threads
     if config.has_rank_processes and config.device == "cpu" and not config.parallel.devices and asked > cores:
         raise DeviceError(
-            f"parallel.num_ranks={ranks} with threads={config.threads} asks for {asked} cores, and this "
+            f"parallel.num_ranks={ranks} with threads={config.threads} asks for {asked} cores, but this "
             f"machine has {cores} usable cores.",
-            fix=f"parallel.num_ranks may be a whole number from 1 to {max(1, cores // config.threads)}; to have ranks "
-            f"share cores all the same, name the CPU for each: parallel.devices={','.join(['cpu'] * ranks)}.",
+            fix=f"parallel.num_ranks can be a whole number from 1 to {max(1, cores // config.threads)}; to let ranks "
+            f"share cores, name the CPU for each: parallel.devices={','.join(['cpu'] * ranks)}.",
         )
 
 
@@ -268,7 +269,11 @@ _AMPERE = 8.0  # compute capability: NVIDIA's first with tf32 and bf16
 
 
 def check_abilities(config: RunConfig, machine: Machine) -> None:
-    """Raises DeviceError if the device has no arithmetic of the precision of the run, or there is no compiler."""
+    """Check the precision and the compiler of a run.
+
+    Raises:
+        DeviceError: the device cannot compute in this precision, or there is no compiler.
+    """
     precision, on_cpu = config.precision, config.device == "cpu"
     reason = ""
     if on_cpu and precision == "tf32":
@@ -320,7 +325,7 @@ def _warnings(config: RunConfig, data: Dataset, machine: Machine) -> list[str]:
             "slower. Its time is shown separately."
         )
     if config.execution == "compiled" and models.family_of(config.model).is_recurrent:
-        found.append("torch.compile leaves recurrent layers as they are: there is little to gain.")
+        found.append("torch.compile does not change recurrent layers, so there is little to gain.")
     found += _warnings_of_ranks(config, machine)
     found += _warnings_of_length(config, data)
     if data.measures_speed_only:
@@ -387,14 +392,18 @@ def total_steps(config: RunConfig, train_examples: int, batch_size: int, flops_p
     samples = [budget.samples] if budget.samples is not None else []
     if budget.flops is not None:
         samples.append(ceil(budget.flops / flops_per_example))
-    for count in samples:  # an epoch's last batch may be smaller
+    for count in samples:  # the last batch of an epoch can be smaller
         epochs, rest = divmod(count, train_examples)
         limits.append(epochs * per_epoch + ceil(rest / batch_size))
     return max(1, min(limits)) if limits else None
 
 
 def _batch_sizes(config: RunConfig, data: Dataset) -> tuple[int, int]:
-    """Examples of one optimizer step, and of one forward and backward pass."""
+    """Samples of one optimizer step, and of one forward and backward pass.
+
+    Raises:
+        ConfigError: the batch is larger than the training set.
+    """
     return planning_of(config).batch_sizes(config, data)
 
 
@@ -413,8 +422,8 @@ def _batch_sizes_of_training(config: RunConfig, data: Dataset) -> tuple[int, int
         times = f" x grad_accumulation={parts}" if parts > 1 else ""
         field, largest = ("batch_size", examples // parts) if parts <= examples else ("grad_accumulation", examples)
         raise ConfigError(
-            f"batch_size={config.batch_size}{times} is more than the {examples} training examples of {config.data}.",
-            fix=f"{field} may be a whole number from 1 to {largest}{', or full' if field == 'batch_size' else ''}.",
+            f"batch_size={config.batch_size}{times} is more than the {examples} training samples of {config.data}.",
+            fix=f"{field} can be a whole number from 1 to {largest}{', or full' if field == 'batch_size' else ''}.",
         )
     return config.batch_size * parts, config.batch_size
 
@@ -423,9 +432,8 @@ def _law_sizes(config: RunConfig, data: Dataset) -> list[int]:
     sizes = config.law.sizes(data.train_examples)
     if len(sizes) < MIN_BATCH_SIZES:
         raise ConfigError(
-            f"law.batch_sizes: {len(sizes)} of them fit in the {data.train_examples} training examples of "
-            f"{config.data}, "
-            f"and a law takes {MIN_BATCH_SIZES}.",
+            f"law.batch_sizes: {len(sizes)} of them fit in the {data.train_examples} training samples of "
+            f"{config.data}, but the fit needs {MIN_BATCH_SIZES}.",
             fix="Add smaller batch sizes.",
         )
     return sizes
@@ -435,11 +443,11 @@ _REFERENCE_SCRATCH = 2  # copies of the weights that torch.optim's defaults hold
 
 
 def _step_workspace(config: RunConfig, data: Dataset, weights: int, activations: int, micro_batch: int) -> int:
-    """An estimate of temporary memory in a step: gradients of activations, the scratch of the optimizer, and what some
-    kernels keep beyond the closed forms."""
-    copies = config.optimizer.facts.scratch + (
-        config.grad_accumulation > 1
-    )  # a second gradient, which is added to the first
+    """An estimate of the temporary memory of a step, in bytes.
+
+    It covers gradients of activations, the scratch of the optimizer, and what kernels keep beyond the closed forms.
+    """
+    copies = config.optimizer.facts.scratch + (config.grad_accumulation > 1)  # accumulation adds a second gradient
     if config.execution == "dataloader":
         copies = max(copies, _REFERENCE_SCRATCH)
     size = models.workspace_bytes(config.model, data, micro_batch) + copies * weights
@@ -451,17 +459,16 @@ def _step_workspace(config: RunConfig, data: Dataset, weights: int, activations:
 
 
 def _data_bytes(config: RunConfig, data: Dataset, batch_size: int) -> int:
-    """Bytes of data on the device of the run: both splits, and the shuffled copy of the training split, if there is
-    one."""
+    """Bytes of data on the device of the run: both splits, and the shuffled copy of the training split if there is one."""
     if data.kind == "text":
         return 4 * prod(data.shape) * (data.train_examples + data.test_examples)
     value_bytes = FLOAT_BYTES * prod(models.input_shape(config.model, data))
-    training, held_out = (value_bytes * count for count in (data.train_examples, data.test_examples))
+    training, test = (value_bytes * count for count in (data.train_examples, data.test_examples))
     if config.execution == "dataloader":
-        return training + held_out if config.device == "cpu" else held_out
+        return training + test if config.device == "cpu" else test
     gathered = training // config.num_processes  # a rank gathers only its own share
     gathers = batch_size < data.train_examples and gathered <= GATHER_LIMIT_BYTES and config.execution != "cuda-graph"
-    return training + (gathered if gathers else 0) + held_out
+    return training + (gathered if gathers else 0) + test
 
 
 def _does_not_fit(config: RunConfig, p: Plan) -> str:
@@ -471,7 +478,7 @@ def _does_not_fit(config: RunConfig, p: Plan) -> str:
     return (
         f"{model_in_words(config.model, config.data)} with {units.count(p.parameters)} parameters at batch_size="
         f"{batch_size} needs {units.nbytes(p.total_bytes)} on {config.device}{each} ({total}); "
-        f"{units.nbytes(p.free_bytes)} is free and a run may use {MEMORY_SHARE:.0%} of that."
+        f"{units.nbytes(p.free_bytes)} is free and a run can use {MEMORY_SHARE:.0%} of that."
     )
 
 
@@ -480,7 +487,7 @@ def _what_fits(config: RunConfig, p: Plan, data: Dataset) -> str:
 
 
 def _smaller_requests(config: RunConfig, p: Plan, data: Dataset) -> str:
-    return f"Choose requests of fewer than {p.batch_size} examples, or fewer precisions and runtimes."
+    return f"Choose requests of fewer than {p.batch_size} samples, or fewer precisions and runtimes."
 
 
 def _smaller_batch(config: RunConfig, p: Plan, data: Dataset) -> str:
@@ -494,7 +501,7 @@ def _smaller_batch(config: RunConfig, p: Plan, data: Dataset) -> str:
 
 
 def _largest_batch(config: RunConfig, p: Plan, data: Dataset) -> int:
-    """The largest batch size that fits, found by bisection; 0 if not even one example fits."""
+    """The largest batch size that fits, found by bisection; 0 if not even one sample fits."""
     fits, too_large = 0, p.micro_batch * p.num_ranks
     while too_large - fits > 1:
         middle = (fits + too_large) // 2

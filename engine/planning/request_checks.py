@@ -19,11 +19,12 @@ from engine.store.run import Run
 WEIGHTS_FILE = "model.safetensors"
 
 
-# --- requests -----------------------------------------------------------------------------------------------------
-
-
 def check_request(config: RunConfig, data: Dataset) -> None:
-    """Raises ConfigError if the model cannot read `infer.shape`, or not that many characters."""
+    """Check the shape or the length of an inference request.
+
+    Raises:
+        ConfigError: the model cannot read `infer.shape`, or that many characters.
+    """
     infer, model = config.infer, config.model
     if data.kind == "text":
         room = data.shape[0]
@@ -43,13 +44,13 @@ def _check_shape(config: RunConfig, data: Dataset) -> None:
         return
     if given[1:] in {data.shape, reads}:
         raise ConfigError(
-            f"infer.shape={shape_in_words(given)} begins with {given[0]}, which is how many examples a request brings.",
+            f"infer.shape={shape_in_words(given)} begins with {given[0]}, which is the number of samples of a request.",
             fix=f"Set batch_size={given[0]}, and leave infer.shape empty.",
         )
     name = model_in_words(config.model, config.data)
     raise ConfigError(
         f"infer.shape={shape_in_words(given)} is not what this {name} takes: {_why_not(config, data, given)}.",
-        fix=f"Leave infer.shape empty for {shape_in_words(data.shape)}, or scale your examples to that.",
+        fix=f"Leave infer.shape empty for {shape_in_words(data.shape)}, or scale your samples to that.",
     )
 
 
@@ -60,10 +61,8 @@ def _why_not(config: RunConfig, data: Dataset, given: tuple[int, ...]) -> str:
 
 
 def shape_in_words(shape: Iterable[int]) -> str:
+    """A shape as text, such as 1x28x28."""
     return "x".join(map(str, shape))
-
-
-# --- weights ------------------------------------------------------------------------------------------------------
 
 
 def weights_of(run: Run) -> Artifact | None:
@@ -72,7 +71,11 @@ def weights_of(run: Run) -> Artifact | None:
 
 
 def check_run(config: RunConfig, run: Run) -> Artifact:
-    """The weights of a run, if they may answer for `config`; otherwise raises ConfigError with the reason."""
+    """The weights of a run, if they can be used for `config`.
+
+    Raises:
+        ConfigError: they cannot; the message says why.
+    """
     if not run.config.task_facts.trains_one_model:
         raise ConfigError(
             f"infer.run={run.run_id} did not train a model (task='{run.config.task}'): it has no weights.",
@@ -82,7 +85,7 @@ def check_run(config: RunConfig, run: Run) -> Artifact:
     if differing := overrides_from(run.config, same):
         field = differing[0].partition("=")[0]
         raise ConfigError(
-            f"infer.run={run.run_id} trained another model or on other data: {field} is not the same.",
+            f"infer.run={run.run_id} trained another model or on other data: {field} differs.",
             fix="Take model, data and source from that run's configuration.",
         )
     if (found := weights_of(run)) is None:
@@ -94,10 +97,14 @@ def check_run(config: RunConfig, run: Run) -> Artifact:
 
 
 def own_weights(config: RunConfig) -> Path:
-    """Path of the user's own weights file. Raises ConfigError for a home folder that does not exist."""
+    """Path of the user's own weights file.
+
+    Raises:
+        ConfigError: the path names a home folder of an unknown user.
+    """
     try:
         return Path(config.infer.weights).expanduser()
-    except RuntimeError:  # ~nobody
+    except RuntimeError:  # ~unknown_user
         raise ConfigError(
             "infer.weights names the home folder of an unknown user.", fix="Write the path in full."
         ) from None
@@ -114,8 +121,10 @@ _HOW_TO_SAVE = (
 def tensors_in(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a .safetensors file, read from its header only.
 
-    Raises ConfigError for a file that is not in this format. A pickle is never opened, because reading one runs the
-    code inside it.
+    A pickle is never opened, because reading one runs the code inside it.
+
+    Raises:
+        ConfigError: the file is not in this format, or cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -150,7 +159,11 @@ def tensors_in(path: Path) -> dict[str, tuple[int, ...]]:
 def check_tensors(
     found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]], *, whose: str, model: str
 ) -> None:
-    """Raises ConfigError if tensors are missing, unknown or of another shape; the message names the first ones."""
+    """Compare tensors (name -> shape) with those of a model.
+
+    Raises:
+        ConfigError: tensors are missing, unknown or of another shape; the message names the first ones.
+    """
     missing = [name for name in wanted if name not in found]
     more = [name for name in found if name not in wanted]
     differing = [name for name in wanted if name in found and tuple(found[name]) != tuple(wanted[name])]

@@ -1,4 +1,7 @@
-"""Imported once by the fork server, so that every run's process starts with it done. One thread, nothing on a GPU."""
+"""The fork server imports this module once, so that the process of a run starts with torch imported.
+
+It must leave one thread and nothing on a GPU.
+"""
 
 import torch
 
@@ -10,7 +13,6 @@ kernels.import_compiler()
 torch.set_num_threads(1)
 loading.preload()
 _weight = torch.nn.Parameter(torch.zeros(2))
-_weight.grad = torch.zeros(
-    2
-)  # no backward here: on a GPU machine autograd would start threads, and a fork must have none
+# No backward pass: on a GPU machine autograd would start threads, and a process that forks must have none.
+_weight.grad = torch.zeros(2)
 torch.optim.Adam([_weight], fused=True).step()

@@ -1,4 +1,4 @@
-"""Which runs share a process, and what they need of the machine."""
+"""Which runs share a process, and which devices they need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.store.run import Run
 
 
 def slots_needed(runs: Sequence[Run]) -> Counter[str]:
-    """How much of which devices runs of one process take: a GPU whole, the CPU by threads, of each rank."""
+    """Device -> slots that the runs of one process need: a GPU is one slot, the CPU has one per thread of each rank."""
     configs = [run.config for run in runs]
     if configs[0].device == "cpu":
         return Counter({"cpu": max(config.threads * config.num_processes for config in configs)})
@@ -17,7 +17,7 @@ def slots_needed(runs: Sequence[Run]) -> Counter[str]:
 
 
 def by_seed_block(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs that start together, in their order; a run of no heat by itself."""
+    """Seed block -> runs that start together, in order. A run without a seed block is alone under its run id."""
     together: dict[str, list[Run]] = {}
     for run in runs:
         together.setdefault(run.heat.id if run.heat else run.run_id, []).append(run)

@@ -1,7 +1,7 @@
-"""One supervisor per store: the queue, the device slots, cancellation and the index. And the client everyone uses.
+"""The supervisor, one per store: the queue, the device slots, cancellation and the index.
 
-Nothing a client asks for can be lost: a submitted run is a folder on disk before anyone is told, every other command is
-a file renamed into the inbox. Ringing the doorbell (a named pipe) only saves the supervisor's next look some time.
+No request of a client can be lost: a submitted run is a folder on disk before `submit` returns, and every other command
+is a file that is renamed into the inbox. The doorbell (a named pipe) only makes the supervisor look sooner.
 """
 
 from __future__ import annotations
@@ -33,26 +33,22 @@ from engine.store.index_writer import KeptIndex
 from engine.store.labels import clean_notes, clean_tags
 from engine.store.listing import row_of
 from engine.store.run import SUMMARY_POINTS, Run
-from engine.store.stop_requests import StopRequest, ask_to_stop, stop_request, take_cause
+from engine.store.stop_requests import SHARED_PROCESS_ENDED, StopRequest, ask_to_stop, stop_request, take_cause
 from engine.store.store import Store
 from engine.system import disk_space
 from engine.system.locks import claim, is_claimed
 from engine.system.processes import end_helpers, is_same_process
 
-_SIGTERM_AFTER_S, _SIGKILL_AFTER_S = 3.8, 4.3  # the run's own watch has ended it before, where it could
-_SEED_BLOCK_COMPLETE_S = 5.0  # its runs are asked for one after another, within milliseconds
-_SHARED_PROCESS = "Another run of its race did not stop when asked, and the process they shared was ended."
+_SIGTERM_AFTER_S, _SIGKILL_AFTER_S = 3.8, 4.3  # later than the worker's own watchdog
+_SEED_BLOCK_COMPLETE_S = 5.0  # its runs are submitted one after another, within milliseconds
 _INDEX_LIVE_EVERY_S = 2.0
-_INDEX_AT_A_TIME_S, _INDEX_AT_LEAST = 0.1, 20
+_INDEX_AT_A_TIME_S, _INDEX_AT_LEAST = 0.1, 20  # per tick
 
 logger = logging.getLogger("isoflop.supervisor")
 
 
-# --- the supervisor itself -----------------------------------------------------------------------------------------
-
-
 class Supervisor:
-    """Starts queued runs where there is room, ends them when asked, and tells the truth about those that vanish."""
+    """Starts queued runs on free devices, stops runs on request, and writes the final event of runs that died."""
 
     def __init__(self, store: Store, executor: Executor, *, machine: probe.Machine | None = None) -> None:
         self.store, self.executor = store, executor
@@ -63,61 +59,64 @@ class Supervisor:
         self.stopping: dict[str, tuple[float, StopRequest]] = {}  # run id -> when and how it was asked to stop
         self._known: set[str] = set()
         self.unindexed: list[str] = []  # runs that are over and wait to be indexed
-        self._to_delete: set[str] = set()  # as soon as their process is gone
-        self._trash: dict[str, float] = {}  # deleted runs that can still be had back, and until when
-        self._unsaid: dict[str, tuple[Run, Terminal]] = {}  # last words that could not be written yet
-        self._incomplete: dict[str, float] = {}  # heat -> when it was first seen without all of its runs
+        self._to_delete: set[str] = set()  # once their process has ended
+        self._trash: dict[str, float] = {}  # deleted run that can be restored -> until when (time.monotonic())
+        self._unwritten: dict[str, tuple[Run, Terminal]] = {}  # final events that could not be written yet
+        self._incomplete: dict[str, float] = {}  # seed block -> when it was first seen without all of its runs
         self._indexed_at = 0.0
-        self._runs_seen = 0  # mtime of the runs folder at the last look
-        self.recorder: history.Recorder | None = None  # of what the machine does; not needed for runs
-        self.may_start: Callable[[], bool] = lambda: True  # asked just before runs would start
+        self._runs_seen = 0  # mtime of the runs folder at the last scan, ns
+        self.recorder: history.Recorder | None = None  # hardware history of the machine; runs do not need it
+        self.may_start: Callable[[], bool] = lambda: True  # called just before runs start
 
     @property
     def is_idle(self) -> bool:
+        """Whether no run is active or queued and no deleted run can be restored."""
         return not self.active and not self.queue and not self._trash
 
     def recover(self) -> None:
-        """Take over from an earlier supervisor: adopt runs still at work, end those whose process is gone."""
+        """Take over from an earlier supervisor: adopt running runs, and end those whose process died."""
         disk_space.keep_reserve(self.store.root)
         for path in self.store.sweep():
-            logger.info("removed %s, left half-made by a crash", path.name)
+            logger.info("removed %s, which a crash left incomplete", path.name)
         over = self.index.ids(status=tuple(TERMINAL))
         on_disk = set(self.store.ids())
         for run_id in self.index.ids() - on_disk:
             self.index.remove(run_id)
-        self._place_all(on_disk - over)
+        self._register_all(on_disk - over)
         self._known |= on_disk
 
-    def _place(self, run: Run) -> None:
+    def _register(self, run: Run) -> None:
         if run.is_over:
             pass
-        elif job := _job_at_work(run):
+        elif job := _running_job(run):
             logger.info("adopted %s", run.run_id)
-            self._take_on(run, job)
+            self._adopt(run, job)
         elif request := stop_request(run.folder):
-            self._end(run, request.last_word())
-        elif run.status == "queued" and run.queued is None:  # it may have been over: it is not run once more
-            self._end(run, Interrupted(at=time.time(), reason="Its log was lost, or is damaged."))
+            self._write_final_event(run, request.final_event())
+        elif run.status == "queued" and run.queued is None:  # it may have been over, so it is not run again
+            self._write_final_event(run, Interrupted(at=time.time(), reason="Its log was lost or damaged."))
         elif run.status == "queued":
             self.queue[run.run_id] = run
         else:
-            _clear_up_after(run)
-            self._end(run, Interrupted(at=time.time(), reason="The machine or the supervisor stopped while it ran."))
+            _clean_up_after(run)
+            self._write_final_event(
+                run, Interrupted(at=time.time(), reason="The machine or the supervisor stopped while it ran.")
+            )
         self.index.put(row_of(run))
 
-    def _take_on(self, run: Run, job: Job) -> None:
-        """Look after a run whose process is there, and go on asking it to stop where an earlier supervisor did."""
+    def _adopt(self, run: Run, job: Job) -> None:
+        """Watch a run that has a process, and continue a stop that an earlier supervisor began."""
         self.active[run.run_id] = (run, job)
         if request := stop_request(run.folder):
             self.stopping.setdefault(run.run_id, (time.monotonic(), request))
 
     def tick(self) -> None:
-        """One look at everything; returns soon."""
+        """Do all work that is due; returns soon."""
         self._take_commands()
         self._find_new_runs()
         self._escalate_stops()
         self._reap_finished_jobs()
-        self._start_what_fits()
+        self._start_queued_runs()
         self._index_live_runs()
         self._retry_final_events()
         self._index_some()
@@ -128,7 +127,7 @@ class Supervisor:
     def _open(self, run_id: str) -> Run | None:
         try:
             return self.store.run(run_id, keep_points=SUMMARY_POINTS)
-        except StoreError as error:  # one unreadable run never hides the others
+        except StoreError as error:  # an unreadable run must not hide the others
             logger.warning("%s", error)
             return None
 
@@ -139,12 +138,12 @@ class Supervisor:
             raise StoreGone("The folder of all runs is gone.") from None
         if changed == self._runs_seen:
             return
-        # Within one tick of the file system's clock a later change leaves the same time: trust only an older one.
+        # A change within one tick of the file system's clock leaves the same mtime, so trust only an older one.
         self._runs_seen = changed if looked - changed > MTIME_TICK_NS else 0
-        self._place_all(set(self.store.ids()) - self._known)
+        self._register_all(set(self.store.ids()) - self._known)
 
-    def _place_all(self, run_ids: set[str]) -> None:
-        """In the order they were asked for; runs that are over only have to be indexed, and nobody waits for that."""
+    def _register_all(self, run_ids: set[str]) -> None:
+        """Take in runs in the order of their submission. Runs that are over are indexed little by little."""
         ended = {run_id for run_id in run_ids if self.store.has_ended(run_id)}
         self._known |= ended
         self.unindexed += ended
@@ -152,28 +151,33 @@ class Supervisor:
         runs = [run for run_id in run_ids - ended if (run := self._open(run_id))]
         for run in sorted(runs, key=lambda r: r.order):
             self._known.add(run.run_id)
-            self._place(run)
+            self._register(run)
 
     def _index_some(self) -> None:
-        """A part of what is over and not yet indexed: 10,000 runs take seconds, a click in between waits for one part."""
+        """Index some of the runs that are over. 10,000 runs take seconds, and a user's command must not wait for all."""
         until = time.monotonic() + _INDEX_AT_A_TIME_S
         for number in range(len(self.unindexed)):
             if number >= _INDEX_AT_LEAST and time.monotonic() > until:
                 break
             run_id = self.unindexed.pop()
             if (self.store.runs / run_id).exists() and (run := self._open(run_id)):
-                self._place(run)
+                self._register(run)
 
     def _take_commands(self) -> None:
         for path in sorted(self.store.inbox.glob("[0-9]*.json")):
             try:
-                self._obey(_read_command(path))
+                self._execute(_read_command(path))
             except (OSError, ValueError, KeyError, RecursionError, EngineError) as error:
-                logger.warning("command %s was not carried out: %s", path.name, error)
+                logger.warning("command %s was not executed: %s", path.name, error)
             disk_space.remove(path)
 
-    def _obey(self, command: dict[str, str]) -> None:
-        """Carry out what an actor may ask for; either way it is written to the audit log."""
+    def _execute(self, command: dict[str, str]) -> None:
+        """Execute a command if its actor is allowed to; both outcomes go to the audit log.
+
+        Raises:
+            EngineError: the actor is not allowed to, or the command failed.
+            ValueError: there is no such command.
+        """
         actor, action, run_id = Actor.parse(command["actor"]), command["command"], command.get("run_id", "")
         if action not in {"cancel", "rename", "label", "delete", "restore", "rebuild", "monitor"}:
             raise ValueError(f"unknown command {action!r}")
@@ -214,7 +218,7 @@ class Supervisor:
             name: clean(changes[name])
             for name, clean in (("tags", clean_tags), ("notes", clean_notes))
             if name in changes
-        }  # fmt: skip
+        }
         self.store.label(run_id, checked)
         if run := self._open(run_id):
             self.index.put(row_of(run))
@@ -237,25 +241,27 @@ class Supervisor:
         self._stop(run_id, StopRequest(status="cancelled", reason=reason))
 
     def interrupt_all(self, reason: str) -> None:
-        """Stop every run there is: nobody needs them any more."""
+        """Interrupt all queued and active runs."""
         for run_id in [*self.queue, *self.active]:
             self._stop(run_id, StopRequest(status="interrupted", reason=reason))
 
     def _stop(self, run_id: str, request: StopRequest) -> None:
         run = self.queue.pop(run_id, None)
-        if run and not self._end(run, request.last_word()):  # forked by a supervisor that was killed
-            self._take_on(run, _job_at_work(run) or ClaimedJob(run.folder))
+        if run and not self._write_final_event(
+            run, request.final_event()
+        ):  # a killed supervisor had forked its process
+            self._adopt(run, _running_job(run) or ClaimedJob(run.folder))
         if run_id not in self.active or run_id in self.stopping:
             return
         run, _ = self.active[run_id]
         _refresh(run)
-        if run.is_over or (run.starting is None and self._end(run, request.last_word())):
-            return  # its process, should one come, finds it over
-        self.stopping[run_id] = time.monotonic(), request  # first: who cannot be asked in writing is told by a signal
+        if run.is_over or (run.starting is None and self._write_final_event(run, request.final_event())):
+            return  # a process that starts late finds it over
+        self.stopping[run_id] = time.monotonic(), request  # first, because a run without a stop file gets a signal
         disk_space.with_reserve(self.store.root, lambda: ask_to_stop(run.folder, request))
 
     def _delete(self, run_id: str, *, undo: bool = False) -> None:
-        if run_id in self.active:  # its last word is written, its process about to end; or it is still at work
+        if run_id in self.active:  # its process has not ended yet
             run, _ = self.active[run_id]
             _refresh(run)
             if run.is_over:
@@ -270,7 +276,7 @@ class Supervisor:
                 self.store.forget(run_id)
 
     def _escalate_stops(self) -> None:
-        """A run that does not answer is told more firmly: it is over within five seconds of being asked."""
+        """Signal runs that did not stop: every run is over within five seconds of the request."""
         for run_id, (asked, _) in self.stopping.items():
             waited = time.monotonic() - asked
             if waited <= _SIGTERM_AFTER_S:
@@ -284,28 +290,28 @@ class Supervisor:
         broken = {run.heat for run_id, (run, _) in self.active.items() if run.heat and run_id in self.stopping}
         for run_id, (run, job) in list(self.active.items()):
             if job.is_alive():
-                if self._has_left_its_seed_block(run):  # its process goes on for the others
-                    self._let_go(run)
+                if self._has_left_its_seed_block(run):  # its process continues with the others
+                    self._retire(run)
                 continue
             _refresh(run)
-            if not run.is_over and (owner := _job_at_work(run)):
-                if isinstance(owner, AdoptedJob):  # another process began it first, and goes on
-                    self._take_on(run, owner)
-                continue  # or a thread of this one is still about to end
-            _clear_up_after(run)
+            if not run.is_over and (owner := _running_job(run)):
+                if isinstance(owner, AdoptedJob):  # another process started it first, and continues
+                    self._adopt(run, owner)
+                continue  # or a thread of its process is about to end it
+            _clean_up_after(run)
             _, request = self.stopping.get(run_id, (0.0, None))
             last = self._final_event_for(run, job, request, shared_with_stopped=run.heat in broken)
-            if run.is_over or self._end(run, last):
-                self._let_go(run)
+            if run.is_over or self._write_final_event(run, last):
+                self._retire(run)
 
     def _has_left_its_seed_block(self, run: Run) -> bool:
-        """Whether a run is over while others it takes turns with are not."""
+        """Whether a run is over but others of its seed block are not."""
         if not run.heat or not run.is_over:
             return False
         return any(other.heat == run.heat and not other.is_over for other, _ in self.active.values())
 
-    def _let_go(self, run: Run) -> None:
-        """Look no more after a run that is over."""
+    def _retire(self, run: Run) -> None:
+        """Stop watching a run that is over."""
         del self.active[run.run_id]
         self.stopping.pop(run.run_id, None)
         if not run.folder.exists():
@@ -323,28 +329,29 @@ class Supervisor:
         if request and request.status == "cancelled":
             return Cancelled(at=time.time(), reason="It did not stop when asked and was ended.")
         if request:
-            return request.last_word()
+            return request.final_event()
         if shared_with_stopped:
-            return Interrupted(at=time.time(), reason=_SHARED_PROCESS)
+            return Interrupted(at=time.time(), reason=SHARED_PROCESS_ENDED)
         held = run.hardware.last("process_memory_bytes")
-        memory = f"; it last held {units.nbytes(held)} of memory" if is_number(held) else ""
+        memory = f"; its last process memory was {units.nbytes(held)}" if is_number(held) else ""
+        cause, smaller = job.cause_of_death(), "a smaller model or batch"
         if run.config.has_rank_processes:
-            known = take_cause(run.folder) or f"rank 0, which leads the others: {job.cause_of_death()}"
-            return Failed(
-                at=time.time(), cause=WorkerLost.__name__, message=f"The run was lost: {known}{memory}.",
-                fix="Its points up to then are kept. Run it again; if it repeats, try fewer ranks, a smaller model or batch.",
-                step=len(run.steps) or None,
-            )  # fmt: skip
+            cause = take_cause(run.folder) or f"rank 0, which leads the others: {cause}"
+            smaller = f"fewer ranks, {smaller}"
         return Failed(
-            at=time.time(), cause=WorkerLost.__name__, message=f"The run was lost: {job.cause_of_death()}{memory}.",
-            fix="Its points up to then are kept. Run it again; if it repeats, try a smaller model or batch.",
+            at=time.time(),
+            cause=WorkerLost.__name__,
+            message=f"The run was lost: {cause}{memory}.",
+            fix=f"Its points so far are kept. Run it again; if it is lost again, try {smaller}.",
             step=len(run.steps) or None,
-        )  # fmt: skip
+        )
 
-    def _end(self, run: Run, last: Terminal) -> bool:
-        """Speak for a run that has no process (any more), where its log cannot be written now, later; False where one
-        is about to speak for itself."""
-        self._unsaid.pop(run.run_id, None)
+    def _write_final_event(self, run: Run, last: Terminal) -> bool:
+        """Write the final event of a run without a process, later if its log cannot be written now.
+
+        False if a process has claimed the run and will end it itself.
+        """
+        self._unwritten.pop(run.run_id, None)
         try:
             with claim(run.folder) as mine:
                 if not mine:
@@ -355,27 +362,27 @@ class Supervisor:
                     log.close(last, steps=len(run.steps), evaluations=len(run.evaluations))
             run.refresh()
             self.index.put(row_of(run))
-        except (OSError, StoreError) as error:  # the other runs go on
-            logger.warning("%s could not be ended in its log: %s", run.run_id, error)
+        except (OSError, StoreError) as error:  # it must not stop the other runs
+            logger.warning("the final event of %s could not be written: %s", run.run_id, error)
             if run.folder.exists():
                 full = isinstance(error, StoreFull) or (isinstance(error, OSError) and disk_space.is_full(error))
-                self._unsaid[run.run_id] = run, _lost_to_a_full_disk(last) if full else last
+                self._unwritten[run.run_id] = run, _failed_by_full_disk(last) if full else last
         return True
 
     def _retry_final_events(self) -> None:
-        for run, last in list(self._unsaid.values()):
+        for run, last in list(self._unwritten.values()):
             _refresh(run)
             if run.is_over or not run.folder.exists():
-                del self._unsaid[run.run_id]
+                del self._unwritten[run.run_id]
             elif not disk_space.is_short(self.store.root):
-                self._end(run, last)
+                self._write_final_event(run, last)
 
-    def _start_what_fits(self) -> None:
-        """First come, first served on each device; a run that waits for one device holds up no other.
+    def _start_queued_runs(self) -> None:
+        """Start queued runs: first come, first served on each device. A run that waits for one device delays no other.
 
-        A data-parallel run gets all of its devices or none, and keeps those that come free for itself while it waits.
-        The runs of a heat start together, and the heats of one race on one device one after another: they are compared,
-        so they must not be in each other's way.
+        A data-parallel run gets all of its devices or none, and reserves free ones while it waits. The runs of a seed
+        block start together. The seed blocks of one race on one device run one after another, because they are compared
+        and must not slow each other down.
         """
         used, racing = Counter[str](), set[tuple[str | None, str]]()
         for runs in by_seed_block(run for run, _ in self.active.values()).values():
@@ -387,7 +394,7 @@ class Supervisor:
             if runs[0].heat and ((runs[0].group, device) in racing or not self._is_complete(seed_block_id, runs)):
                 continue
             if any(name in full or not self._has_room(name, used[name], share) for name, share in needs.items()):
-                full |= set(needs)  # nobody who came later takes what it waits for
+                full |= set(needs)  # no later run takes the devices that it waits for
                 continue
             if not self.may_start():
                 return
@@ -402,9 +409,9 @@ class Supervisor:
         return not used or used + share <= room
 
     def _is_complete(self, seed_block_id: str, runs: Sequence[Run]) -> bool:
-        """Whether all of a heat were asked for; after a while whoever is there begins without the others."""
-        heat = runs[0].heat
-        if heat and len(runs) < heat.lanes:
+        """Whether all runs of a seed block were submitted. After _SEED_BLOCK_COMPLETE_S the others are not waited for."""
+        block = runs[0].heat
+        if block and len(runs) < block.lanes:
             since = self._incomplete.setdefault(seed_block_id, time.monotonic())
             if time.monotonic() - since < _SEED_BLOCK_COMPLETE_S:
                 return False
@@ -414,14 +421,16 @@ class Supervisor:
     def _start(self, runs: Sequence[Run]) -> None:
         try:
             job = self.executor.start(*(run.folder for run in runs))
-        except (OSError, EOFError) as error:  # no room for another process, or the fork server died under us
+        except (OSError, EOFError) as error:  # no memory for another process, or the fork server died
             logger.warning("%s could not be started: %r", runs[0].run_id, error)
             failed = Failed(
-                at=time.time(), cause=WorkerLost.__name__, message=f"No process could be started for the run: {error}.",
+                at=time.time(),
+                cause=WorkerLost.__name__,
+                message=f"No process could be started for the run: {error}.",
                 fix="Free some memory, then run it again.",
-            )  # fmt: skip
+            )
             for run in runs:
-                self._end(run, failed)
+                self._write_final_event(run, failed)
             return
         for run in runs:
             self.active[run.run_id] = (run, job)
@@ -439,7 +448,7 @@ class Supervisor:
             disk_space.keep_reserve(self.store.root)
 
     def abandon(self) -> None:
-        """End all runs: what they would still write is lost. They notice by themselves, but may be busy."""
+        """End the processes of all runs of a store that is gone. They would notice it themselves, but can be busy."""
         for number, patience_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
             for _, job in self.active.values():
                 job.signal(number)
@@ -453,45 +462,52 @@ class Supervisor:
 
 
 def _refresh(run: Run) -> None:
-    """Read on; a log that cannot be read (any more) stops no other run."""
+    """Read new events; an unreadable log must not stop the other runs."""
     try:
         run.refresh()
     except StoreError as error:
         logger.warning("%s", error)
 
 
-def _lost_to_a_full_disk(last: Terminal) -> Terminal:
-    """A process that could not write its log ends without a last word: the disk is why, not what became of it."""
+def _failed_by_full_disk(last: Terminal) -> Terminal:
+    """The final event of a run that died because its log could not be written: the full disk is the cause."""
     if not isinstance(last, Failed):
         return last
-    message = "The store's disk was full: the run could not be recorded any more."
+    message = "The store's disk was full, so the run could not be recorded."
     return last.model_copy(update={"cause": StoreFull.__name__, "message": message, "fix": disk_space.FIX_FULL})
 
 
 def _read_command(path: Path) -> dict[str, str]:
-    """What lies in the inbox, whatever it is: a pipe or an endless file would hold up every run."""
+    """Read a command file.
+
+    Raises:
+        ValueError: it is not a small JSON file. A pipe or an endless file would block the supervisor.
+    """
     if not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size > LONGEST_COMMAND:
-        raise ValueError(f"it is no file of at most {LONGEST_COMMAND:,} bytes")
+        raise ValueError(f"it is not a file of at most {LONGEST_COMMAND:,} bytes")
     command = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(command, dict) or not all(isinstance(value, str) for value in command.values()):
-        raise ValueError("it is not an object of texts")
+        raise ValueError("it is not a JSON object of strings")
     return command
 
 
-def _job_at_work(run: Run) -> Job | None:
-    """The process that runs a run, whoever started it. It holds the run's claim: after a restart of the machine another
-    process may have its pid, and have begun as long after the start."""
+def _running_job(run: Run) -> Job | None:
+    """The process of a run, also one that another supervisor started; None if there is none.
+
+    The process holds the run's claim. A pid and a start time alone are not enough: after a reboot of the machine another
+    process can have both.
+    """
     if not is_claimed(run.folder):
         return None
     run.refresh()
     starting = run.starting
     if starting and is_same_process(starting.pid, starting.pid_started):
         return AdoptedJob(starting.pid, starting.pid_started)
-    return ClaimedJob(run.folder)  # not yet, or hardly any more
+    return ClaimedJob(run.folder)  # it has not recorded its pid yet, or is about to end
 
 
-def _clear_up_after(run: Run) -> None:
-    """End and remove what a run's process that is gone had started: its helpers, and files it was writing."""
+def _clean_up_after(run: Run) -> None:
+    """End the helper processes of a dead run, and remove the drafts that it was writing."""
     if run.starting:
         end_helpers(run.starting.pid, run.run_id)
     for draft in run.folder.glob(".*"):

@@ -1,4 +1,4 @@
-"""Growing tables of numbers: what a run's events are read into."""
+"""Growing tables of numbers that hold the points of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 class Table:
     """Columns of float64 that grow at the end; appending is amortised O(1).
 
-    With `keep`, only about the newest that many rows (never fewer) are held; `len` counts those let go as well.
+    With `keep`, the table holds only about the newest `keep` rows (never fewer); `len` also counts the dropped rows.
     """
 
     def __init__(self, *names: str, keep: int | None = None) -> None:
@@ -18,15 +18,15 @@ class Table:
         self._data = np.empty((len(names), 64))
         self._rows = 0
         self._keep = keep
-        self._let_go = 0
-        self.unknown: frozenset[str] = (
-            frozenset()
-        )  # columns that who imported the rows knows nothing of: NaN, but not measured
+        self._dropped = 0
+        # Columns that an imported table does not have. They hold NaN, which here does not mean a measured NaN.
+        self.unknown: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
-        return self._let_go + self._rows
+        return self._dropped + self._rows
 
     def extend(self, *columns: Any) -> None:
+        """Append rows: one array of shape (rows,), or one number for all rows, per column in the order of `names`."""
         added = max(np.size(c) for c in columns)
         while self._rows + added > self._data.shape[1]:
             self._data = np.concatenate([self._data, np.empty_like(self._data)], axis=1)
@@ -35,16 +35,18 @@ class Table:
         self._rows += added
         if self._keep is not None and self._rows > 8 * self._keep:
             self._data = self._data[:, self._rows - self._keep : self._rows].copy()
-            self._let_go += self._rows - self._keep
+            self._dropped += self._rows - self._keep
             self._rows = self._keep
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._data[self.names.index(name), : self._rows]
 
     def knows(self, name: str) -> bool:
+        """Whether the source of the rows had this column."""
         return name not in self.unknown
 
     def last(self, name: str) -> float | None:
+        """The last value of a column; None in an empty table."""
         return float(self[name][-1]) if self._rows else None
 
 
@@ -53,7 +55,7 @@ HARDWARE = (
     "gpu_utilization_percent", "gpu_memory_used_bytes", "gpu_power_w", "gpu_temperature_c", "gpu_sm_clock_hz",
     "gpu_throttle_reasons", "gpu_other_processes", "energy_j", "cpu_power_w",
 )  # fmt: skip
-COLUMNS = {  # of the tables of a run
+COLUMNS = {  # table of a run -> its columns
     "steps": ("step", "loss", "seconds", "elapsed", "samples", "lr"),
     "evaluations": ("step", "seconds", "elapsed", "test_loss", "test_accuracy"),
     "hardware": ("elapsed", *HARDWARE),

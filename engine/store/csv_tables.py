@@ -1,4 +1,4 @@
-"""The points of a run as CSV: numbers only, so that no spreadsheet takes a cell for a formula; empty where not known."""
+"""The points of a run as CSV. Cells are numbers only, so that no spreadsheet reads one as a formula; unknown is empty."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from engine.store.columns import COLUMNS
 
 _WHOLE = {"step", "samples"}
-NAN_IS_MEASURED = frozenset({"loss", "test_loss", "grad_norm"})  # in other columns NaN means: not known
+NAN_IS_MEASURED = frozenset({"loss", "test_loss", "grad_norm"})  # in other columns NaN means unknown
 
 
 class Columns(Protocol):
@@ -21,22 +21,36 @@ class Columns(Protocol):
 
 
 class Tables(Protocol):
-    """What holds the tables of a run: `store.Run`, and a run in a report."""
+    """An object with the tables of a run: `store.run.Run`, or a run in a report."""
 
     @property
-    def steps(self) -> Columns: ...
+    def steps(self) -> Columns:
+        """One row per optimizer step."""
+        ...
+
     @property
-    def evaluations(self) -> Columns: ...
+    def evaluations(self) -> Columns:
+        """One row per evaluation on the test split."""
+        ...
+
     @property
-    def hardware(self) -> Columns: ...
+    def hardware(self) -> Columns:
+        """One row per hardware sample."""
+        ...
+
     @property
-    def throughput(self) -> Columns: ...
+    def throughput(self) -> Columns:
+        """Samples/s, one row per time window."""
+        ...
+
     @property
-    def grad_norms(self) -> Columns: ...
+    def grad_norms(self) -> Columns:
+        """One row per measured gradient norm."""
+        ...
 
 
 def csv_of(run: Tables) -> dict[str, str]:
-    """Each table that has rows, by name; a column that is not known throughout is left out."""
+    """CSV text of each table that has rows, by table name. A column with no known value is left out."""
     found = {}
     for name, columns in COLUMNS.items():
         table = getattr(run, name)
@@ -54,6 +68,7 @@ def _csv(columns: list[str], table: Columns) -> str:
 
 
 def csv_cell(name: str, value: float) -> str:
+    """The CSV cell for a value of a column: a number, `nan`, or empty if the value is unknown."""
     if math.isnan(value):
         return "nan" if name in NAN_IS_MEASURED else ""
     return f"{value:.0f}" if name in _WHOLE and math.isfinite(value) else f"{value:.17g}"

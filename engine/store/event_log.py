@@ -1,4 +1,4 @@
-"""The event log: JSON lines with packed arrays, each line with a checksum."""
+"""The event log: JSON lines with packed arrays. Each line has a checksum."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ from engine.events.training import PACKED_STEPS, Evaluation, PackedSteps, Steps
 from engine.system import disk_space
 
 _FLUSH_S = 0.2
-_PATIENCE_S = 10.0  # a run goes on for so long while its log cannot be written
-_FINAL_EVENT_S = 5.0  # and tries for so long to say how it ended
+_PATIENCE_S = 10.0  # a run continues this long while its log cannot be written
+_FINAL_EVENT_S = 5.0  # and tries this long to write its final event
 _CRC_MEMBER = b',"crc":"'
-LINE_BYTES = 8 * 2**20  # the longest record: ten minutes of steps in one read-back are shorter
+LINE_BYTES = 8 * 2**20  # the longest event: ten minutes of steps in one read-back are shorter
 STEPS_LINE = b'{"kind":"steps",'  # nearly all lines of a long log
 
 
-# --- the event log ------------------------------------------------------------------------------------------------
-
-
 def encode(event: Event) -> bytes:
-    """The event's line of a log: its JSON, with the CRC-32 of that as the last member."""
+    """The log line of an event: its JSON, with the CRC-32 of that JSON as the last member."""
     body = event.model_dump_json().encode()
     return body[:-1] + _CRC_MEMBER + b'%08x"}\n' % zlib.crc32(body)
 
 
 def decode(line: bytes) -> AnyEvent:
-    """The event of one whole line; raises StoreError when the line is not what was written."""
+    """The event of one complete line.
+
+    Raises:
+        StoreError: the line is damaged, or its event is unknown.
+    """
     return decode_as(line, EVENT)
 
 
@@ -50,7 +51,11 @@ Record = TypeVar("Record")
 
 
 def decode_as(line: bytes, kinds: TypeAdapter[Record]) -> Record:
-    """The record of one whole line, of the kinds given; raises StoreError when the line is not what was written."""
+    """The event of one complete line, of the given kinds.
+
+    Raises:
+        StoreError: the line is damaged, or its event is not one of these kinds.
+    """  # noqa: DOC501
     body = _checked(line)
     try:
         return kinds.validate_json(body)
@@ -59,50 +64,60 @@ def decode_as(line: bytes, kinds: TypeAdapter[Record]) -> Record:
 
 
 def decode_steps(line: bytes) -> PackedSteps:
-    """The same for a line that starts with `STEPS_LINE`, arrays left packed but of the right lengths."""
+    """The event of a line that starts with `STEPS_LINE`. Its arrays stay packed; their lengths are checked.
+
+    Raises:
+        StoreError: the line is damaged, or its values contradict each other.
+    """  # noqa: DOC501
     packed = decode_as(line, PACKED_STEPS)
     size, lr = len(packed["loss"]), packed["lr"]
     if not size or size % 4 or len(packed["samples"]) != size or (isinstance(lr, bytes) and len(lr) != 2 * size):
-        raise _not_understood("its arrays are not of one length")
+        raise _not_understood("its arrays differ in length")
     if max(packed["samples"][3::4]) > 127:  # the sign of a little-endian number is in its last byte
-        raise _not_understood("a step of fewer than no samples")
+        raise _not_understood("a step has a negative number of samples")
     (t0, t1), (e0, e1) = packed["train_s"], packed["elapsed_s"]
     if t0 > t1 or e0 > e1:
-        raise _not_understood("time that runs backwards")
+        raise _not_understood("its times run backwards")
     if norm_steps := packed.get("norm_steps", b""):
         _check_norms(packed, norm_steps)
     elif packed.get("grad_norm"):
-        raise _not_understood("gradient norms of no steps")
+        raise _not_understood("it has gradient norms without steps")
     return packed
 
 
 def _check_norms(packed: PackedSteps, norm_steps: bytes) -> None:
     if len(norm_steps) % 4 or len(packed.get("grad_norm", b"")) != len(norm_steps):
-        raise _not_understood("its gradient norms are not of one length")
+        raise _not_understood("its gradient norms and their steps differ in length")
     numbers = struct.unpack(f"<{len(norm_steps) // 4}i", norm_steps)
     first, size = packed["first"], len(packed["loss"]) // 4
     if not first <= min(numbers) <= max(numbers) < first + size:
-        raise _not_understood(f"gradient norms of steps outside {first} to {first + size - 1}")
+        raise _not_understood(f"it has gradient norms of steps outside {first} to {first + size - 1}")
 
 
 def _checked(line: bytes) -> bytes:
-    """What a whole line says, without its checksum."""
+    """The JSON of a complete line without its checksum.
+
+    Raises:
+        StoreError: the checksum does not match.
+    """
     head, found, tail = line.rpartition(_CRC_MEMBER)
     body = head + b"}"
     if not found or tail.rstrip(b"\n") != b'%08x"}' % zlib.crc32(body):
-        raise StoreError("A record's checksum does not match.", fix="It is skipped; the other records stand.")
+        raise StoreError("The checksum of an event does not match.", fix="It is skipped; the other events are read.")
     return body
 
 
 def _not_understood(why: str) -> StoreError:
-    return StoreError(f"A record is not understood: {why}.", fix="A newer Isoflop may read it.")
+    return StoreError(f"An event cannot be read: {why}.", fix="A newer Isoflop can perhaps read it.")
 
 
 class EventLog:
-    """Appends a run's events. One process writes at a time; several threads of it may.
+    """Appends the events of a run. One process writes at a time; its threads can share the log.
 
-    Raises StoreGone at once when the log is not where it was, StoreError when it could not be written for `patience_s`
-    (StoreFull when the disk is the reason); OSError when it cannot even be opened.
+    Raises:
+        OSError: the log cannot be opened.
+        StoreGone: the log was moved or deleted; raised at once.
+        StoreError: the log could not be written for `patience_s` seconds. StoreFull if the disk is full.
     """
 
     def __init__(self, path: Path, *, patience_s: float | None = None) -> None:
@@ -112,7 +127,7 @@ class EventLog:
         self._file = os.fdopen(fd, "ab", buffering=0)
         self._lock = threading.Lock()
         self.checksum, torn = _checksum_of(path)
-        # After a crash the last line may be half: ended, it is one rotten record and the next line is whole.
+        # Terminate a line that a crash left half-written, so that only that event is lost.
         self._pending = bytearray(b"\n" if torn else b"")
         self.checksum = zlib.crc32(self._pending, self.checksum)
         self._flushed_at = -math.inf
@@ -121,11 +136,16 @@ class EventLog:
         self.evaluations = 0
 
     def append(self, event: AnyEvent) -> None:
+        """Append an event. Steps and hardware samples are buffered for up to _FLUSH_S.
+
+        Raises:
+            StoreError: see the class. Never for a hardware sample, because the sampling thread cannot end the run.
+        """
         line = encode(event)
         with self._lock:
             self._pending += line
             self.checksum = zlib.crc32(line, self.checksum)
-            first_point = isinstance(event, Steps) and not self.steps  # someone waits for it
+            first_point = isinstance(event, Steps) and not self.steps  # a user waits for it
             if isinstance(event, Steps):
                 self.steps += len(event.loss)
             elif isinstance(event, Evaluation):
@@ -134,23 +154,26 @@ class EventLog:
             if not quiet or first_point or time.monotonic() - self._flushed_at >= _FLUSH_S:
                 try:
                     self._write()
-                except StoreError:  # said to who trains, not to the thread that samples
+                except StoreError:  # raise only in the training thread
                     if not isinstance(event, HardwareSample):
                         raise
 
     def flush_if_due(self) -> None:
-        """Never raises: the thread that watches a run has more to look after. The next `append` says what is wrong."""
+        """Write the buffered events if _FLUSH_S has passed. Errors are left to the next `append`."""
         with self._lock:
             if self._pending and time.monotonic() - self._flushed_at >= _FLUSH_S:
                 with contextlib.suppress(StoreError):
                     self._write()
 
     def close(self, last: Terminal, *, steps: int | None = None, evaluations: int | None = None) -> None:
-        """Write the run's last word, with the counts and checksum a reader compares against.
+        """Write the final event, with the counts and the checksum that a reader compares against.
 
-        Who speaks for a process that is gone passes the counts it could read. On a full disk the store's reserve is
-        given up for it.
-        """
+        The supervisor, which ends runs whose process died, passes the counts that it read from the log. On a full disk
+        the store's reserve is released to make room.
+
+        Raises:
+            StoreError: the log could not be written for some seconds.
+        """  # noqa: DOC501
         with self._lock, self._file:
             counted = {
                 "steps": self.steps if steps is None else steps,
@@ -182,12 +205,12 @@ class EventLog:
             now = time.monotonic()
             self._failing_since = now if self._failing_since is None else self._failing_since
             if now - self._failing_since >= self._patience_s:
-                raise self._in_words(error) from None
+                raise self._as_store_error(error) from None
         else:
             self._failing_since = None
             self._flushed_at = time.monotonic()
 
-    def _in_words(self, error: OSError | StoreError) -> StoreError:
+    def _as_store_error(self, error: OSError | StoreError) -> StoreError:
         if isinstance(error, StoreError):
             return error
         return (
@@ -197,16 +220,22 @@ class EventLog:
         )
 
     def _write_out(self) -> None:
-        """A disk that fills up takes a part of what it is given: the rest follows it, so no line is torn."""
+        """Write the buffer.
+
+        A disk that fills up accepts only a part of it; the rest is written later, so no line is torn.
+
+        Raises:
+            StoreGone: the log was moved or deleted.
+        """
         fd = self._file.fileno()
         if not disk_space.same_file(self.path, fd):
-            raise StoreGone("The run's folder is gone: it was moved or deleted while the run was at work.")
+            raise StoreGone("The run's folder is gone: it was moved or deleted during the run.")
         while self._pending:
             del self._pending[: os.write(fd, self._pending)]
 
 
 def _checksum_of(path: Path) -> tuple[int, bool]:
-    """CRC-32 of a whole file, and whether its last line has no end."""
+    """CRC-32 of a file, and whether its last line is incomplete."""
     checksum, piece = 0, b"\n"
     with path.open("rb") as file:
         while read := file.read(2**20):
@@ -217,11 +246,11 @@ def _checksum_of(path: Path) -> tuple[int, bool]:
 _KIND = re.compile(rb'\{"kind":"(\w+)"')
 
 
-def events_of(folder: Path, but: Collection[str]) -> Iterator[AnyEvent]:
-    """The records of a run's log that can be read, but those of some kinds, which are not even unpacked."""
+def events_of(folder: Path, excluded: Collection[str]) -> Iterator[AnyEvent]:
+    """The readable events of a run's log, without the excluded kinds, which are not even decoded."""
     with contextlib.suppress(FileNotFoundError), (folder / "events.jsonl").open("rb") as file:
         while line := file.readline(LINE_BYTES):
             found = _KIND.match(line)
-            if found and found[1].decode() not in but:
-                with contextlib.suppress(StoreError):  # whoever reads the run says so
+            if found and found[1].decode() not in excluded:
+                with contextlib.suppress(StoreError):  # `Run` reports damaged lines
                     yield decode(line)

@@ -1,4 +1,4 @@
-"""`python -m engine check`: reads everything in the store and says what is missing, rotten, in the way or too open."""
+"""`python -m engine check`: reads the whole store and reports what is missing, damaged, foreign or readable by others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.store.run import Run
 from engine.store.store import Store
 from engine.system import disk_space
 
-_OURS = re.compile(
+_OUR_FILES = re.compile(
     r"runs|reports|inbox|keys|order|doorbell|reserve|settings\.toml|audit\.jsonl|needed\.lock|supervisor\.(lock|pid|log|json)|monitor\.(json|jsonl|previous\.jsonl|ring|looked)|"
     r"index\.sqlite(-wal|-shm|-journal|\.v\d+|\.damaged|\.newer)?"
 )
@@ -30,7 +30,7 @@ _OURS = re.compile(
 
 @dataclass
 class Findings:
-    """`problems` are to be mended, `notes` are good to know."""
+    """What a check found: `problems` need a repair, `notes` do not."""
 
     runs: int = 0
     indexed: int = 0
@@ -40,7 +40,7 @@ class Findings:
 
 
 def check(store: Store) -> Findings:
-    """Read every run, the index and the rights of all files. Changes nothing."""
+    """Read every run, the index and the permissions of all files. Changes nothing."""
     found = Findings(versions=_versions())
     rows = _check_index(store, found)
     for run_id in sorted(store.ids()):
@@ -48,39 +48,39 @@ def check(store: Store) -> Findings:
         found.problems += check_run(store, run_id, rows.get(run_id))
     if rows:
         missing = len(rows.keys() - store.ids())
-        found.problems += [f"The index has {missing} runs that are not there.{_REBUILD}"] if missing else []
+        found.problems += [f"The index has {missing} runs that have no folder.{_REBUILD}"] if missing else []
     found.problems += _too_open(store.root)
-    found.notes += _surroundings(store)
+    found.notes += _notes(store)
     return found
 
 
-_REBUILD = " Make it anew: `python -m engine check --rebuild`."
+_REBUILD = " Rebuild it: `python -m engine check --rebuild`."
 
 
 def check_run(store: Store, run_id: str, row: RunRow | None) -> Iterator[str]:
-    """What is wrong with one run; `row` is what the index holds of it."""
+    """The problems of one run; `row` is its row in the index, if there is one."""
     try:
         run = store.run(run_id)
     except StoreError as error:
         yield error.message
         return
     if run.queued is None:
-        yield f"Run {run_id}: its log is missing, or its beginning is."
-    there = run.imported.problems if run.imported else ()  # of the store it comes from
+        yield f"Run {run_id}: its log, or the beginning of it, is missing."
+    imported = run.imported.problems if run.imported else ()  # problems of the store that it was exported from
     for problem in run.problems:
-        if problem in there:
+        if problem in imported:
             continue
         yield f"Run {run_id}: {problem}".removesuffix(".") + "."
     if run.last_word and (tail := _unread(run)):
-        yield f"Run {run_id}: after its end are {tail:,} bytes that are no record."
+        yield f"Run {run_id}: its log has {tail:,} bytes after the final event."
     for artifact in run.all(Artifact):
         path = run.folder / Path(artifact.name).name
         size = path.stat().st_size if path.is_file() else None
         if size != artifact.size_bytes:
             yield f"Run {run_id}: {path.name} has {size or 0:,} of {artifact.size_bytes:,} bytes."
-    # The index may lag behind a run at work.
-    if row and (row.status in TERMINAL or run.is_over) and not _same(row, run):
-        yield f"Run {run_id}: the index has it as {_brief(row)}, its folder as {_brief(row_of(run))}.{_REBUILD}"
+    # The index can lag behind a running run.
+    if row and (row.status in TERMINAL or run.is_over) and not _is_up_to_date(row, run):
+        yield f"Run {run_id}: it is {_brief(row)} in the index, but {_brief(row_of(run))} in its folder.{_REBUILD}"
 
 
 def _unread(run: Run) -> int:
@@ -89,8 +89,8 @@ def _unread(run: Run) -> int:
     return 0
 
 
-def _same(row: RunRow, run: Run) -> bool:
-    if row.status not in TERMINAL and run.last_word:  # ended this moment?
+def _is_up_to_date(row: RunRow, run: Run) -> bool:
+    if row.status not in TERMINAL and run.last_word:  # it may have ended just now
         run.refresh()
     return row.model_dump_json() == row_of(run).model_dump_json()
 
@@ -100,7 +100,7 @@ def _brief(row: RunRow) -> str:
 
 
 def _check_index(store: Store, found: Findings) -> dict[str, RunRow]:
-    """The index's rows; none where it cannot be used, which is a problem unless there is no index yet."""
+    """The rows of the index by run id; empty if it cannot be used, which is a problem unless there is no index yet."""
     try:
         with Index.reading(store.root) as index:
             if damage := index.damage():
@@ -125,54 +125,56 @@ def _check_index(store: Store, found: Findings) -> dict[str, RunRow]:
 
 
 def _too_open(root: Path) -> list[str]:
-    """Files that others on this machine may read or write."""
+    """The problem that other users of this machine can read or write some files, if they can."""
     wide = [path for path in (root, *root.rglob("*")) if _is_open_to_others(path)]
     names = ", ".join(f"{path.relative_to(root)} ({stat.S_IMODE(path.stat().st_mode):04o})" for path in wide[:5])
     more = f" and {len(wide) - 5:,} more" if len(wide) > 5 else ""
-    return [f"Others on this machine may use {names}{more}. Close the store: chmod -R go= {root}"] if wide else []
+    return (
+        [f"Other users of this machine can access {names}{more}. Remove their access: chmod -R go= {root}"]
+        if wide
+        else []
+    )
 
 
 def _is_open_to_others(path: Path) -> bool:
     try:
         return not path.is_symlink() and bool(path.stat().st_mode & 0o077)
-    except OSError:  # gone meanwhile
+    except OSError:  # deleted meanwhile
         return False
 
 
-def _surroundings(store: Store) -> Iterator[str]:
+def _notes(store: Store) -> Iterator[str]:
     free = disk_space.free_bytes(store.root)
     if free is not None and free < disk_space.NEW_RUNS_NEED_BYTES:
         needed = units.nbytes(disk_space.NEW_RUNS_NEED_BYTES)
         yield f"The store's disk has {units.nbytes(free)} free: new runs need {needed}."
     for path in store.leftovers():
-        yield f"{path.name} was left half-made or half-deleted: the supervisor removes it when it starts."
-    strangers = [
-        path.name for path in store.root.iterdir() if not path.name.startswith(".") and not _is_ours(path.name)
-    ]
-    strangers += [
-        f"runs/{p.name}" for p in store.runs.iterdir() if not p.name.startswith(".") and not store.has(p.name)
-    ]
-    for name in sorted(strangers):
-        yield f"{name} is not of Isoflop."
+        yield f"{path.name} was left incomplete by a crash: the supervisor removes it when it starts."
+    foreign = [path.name for path in store.root.iterdir() if not path.name.startswith(".") and not _is_ours(path.name)]
+    foreign += [f"runs/{p.name}" for p in store.runs.iterdir() if not p.name.startswith(".") and not store.has(p.name)]
+    for name in sorted(foreign):
+        yield f"{name} was not made by Isoflop."
     for path in sorted(store.root.glob("index.sqlite.*")):
         if path.suffix in {".damaged", ".newer"} or re.fullmatch(r"\.v\d+", path.suffix):
-            yield f"{path.name} is an index that was put aside: it can be deleted."
+            yield f"{path.name} is an old index: it can be deleted."
     if network := disk_space.network_file_system(store.root):
-        yield f"The store lies on a network file system ({network}): use it from one machine only."
+        yield f"The store is on a network file system ({network}): use it from one machine only."
     if has_wal_reset_bug(sqlite3.sqlite_version_info):
         yield (
-            f"SQLite {sqlite3.sqlite_version} can lose what two processes write at once: only the supervisor writes, "
-            "so nothing is lost. Other programs should only read the index."
+            f"SQLite {sqlite3.sqlite_version} can lose data that two processes write at once. Only the supervisor writes, "
+            "so nothing is lost. Other programs must only read the index."
         )
 
 
 def _is_ours(name: str) -> bool:
-    return _OURS.fullmatch(name) is not None
+    return _OUR_FILES.fullmatch(name) is not None
 
 
 def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
-    """Two processes that checkpoint at once may lose committed pages. Fixed in 3.51.3, 3.50.7 and 3.44.6:
-    https://sqlite.org/wal.html#walresetbug"""
+    """Whether this SQLite can lose committed pages when two processes checkpoint at once.
+
+    Fixed in 3.51.3, 3.50.7 and 3.44.6: https://sqlite.org/wal.html#walresetbug
+    """
     if not (3, 7, 0) <= version < (3, 51, 3):
         return False
     return not ((3, 50, 7) <= version < (3, 51, 0) or (3, 44, 6) <= version < (3, 45, 0))

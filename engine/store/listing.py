@@ -1,4 +1,4 @@
-"""Rows and pages of the list of runs."""
+"""Rows and pages of the list of runs, and their search and order without an index."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.store.run import Run
 
 
 class RunRow(BaseModel):
-    """A run in a list: what the index holds of it."""
+    """A run as the index stores it."""
 
     run_id: str
     name: str
@@ -30,12 +30,12 @@ class RunRow(BaseModel):
     tags: tuple[str, ...] = ()
     notes: str = ""
     pinned: bool = False
-    needs: str = ""  # the newer Isoflop that alone can read it; `config` is then the default, not the run's
+    needs: str = ""  # the newer Isoflop that can read the run; `config` is then the default, not the run's
 
 
 @dataclass(frozen=True, slots=True)
 class RunLine:
-    """A run in a long list: what stands in its columns, without its configuration."""
+    """A run in a long list: the values of its columns, without its configuration."""
 
     run_id: str
     name: str
@@ -43,44 +43,49 @@ class RunLine:
     created: float
     group: str | None
     why: str
-    words: str  # the experiment, as RunConfig.in_words says it
+    words: str  # the configuration without its seed, in words
     seed: int | None
     test_accuracy: float | None
     final_train_loss: float | None
     samples_per_s: float | None
     train_seconds: float | None
     steps: int
-    busy: bool | None  # whether something else used the machine; None is not known
+    busy: bool | None  # whether the machine was busy with other programs; None is unknown
     tags: tuple[str, ...] = ()
     notes: str = ""
     pinned: bool = False
 
     @property
     def is_imported(self) -> bool:
+        """Whether the run was imported from a report or a curve."""
         return self.words.endswith(IMPORTED)
 
 
 @dataclass(frozen=True, slots=True)
 class GroupLine:
-    """Runs that were asked for together, in a list."""
+    """A group of runs that were submitted together, in a list."""
 
     group: str
     created: float
     num_runs: int
     num_alive: int
-    num_lanes: int  # that differ in more than their seed, or in their name
+    num_lanes: int  # configurations: runs that differ in more than their seed, or in their name
     most_ranks: int
-    lanes: tuple[str, ...]  # some of their names
+    lanes: tuple[str, ...]  # names of up to 6 configurations
     data: str
     is_imported: bool
 
-    def with_more(self, other: GroupLine) -> GroupLine:
-        """The same group, a part of whose runs is elsewhere."""
+    def merged_with(self, other: GroupLine) -> GroupLine:
+        """This group together with more of its runs, which the index does not have yet."""
         return replace(
-            self, created=min(self.created, other.created), num_runs=self.num_runs + other.num_runs,
-            num_alive=self.num_alive + other.num_alive, num_lanes=max(self.num_lanes, other.num_lanes),
-            most_ranks=max(self.most_ranks, other.most_ranks), lanes=tuple(dict.fromkeys(self.lanes + other.lanes)),
-        )  # fmt: skip
+            self,
+            created=min(self.created, other.created),
+            num_runs=self.num_runs + other.num_runs,
+            num_alive=self.num_alive + other.num_alive,
+            num_lanes=max(self.num_lanes, other.num_lanes),
+            most_ranks=max(self.most_ranks, other.most_ranks),
+            lanes=tuple(dict.fromkeys(self.lanes + other.lanes)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,33 +93,59 @@ class Listing:
     """A page of a list of runs."""
 
     lines: list[RunLine]
-    total: int  # that match, on all pages
-    unread: int  # not yet in the index and too many to read for a list: they come with the index, in seconds
+    total: int  # number of matching runs on all pages
+    unread: int  # runs not yet indexed and too many to read for a list; they appear within seconds
 
 
 def row_of(run: Run) -> RunRow:
+    """The index row of a run."""
     labels = run.labels
     return RunRow(
-        run_id=run.run_id, name=run.name, status=run.status, created=run.created, config=run.config,
-        summary=run.summary(), group=run.group, owner=run.owner, why=run.why(),
-        tags=labels.tags, notes=labels.notes, pinned=labels.pinned,
-    )  # fmt: skip
+        run_id=run.run_id,
+        name=run.name,
+        status=run.status,
+        created=run.created,
+        config=run.config,
+        summary=run.summary(),
+        group=run.group,
+        owner=run.owner,
+        why=run.why(),
+        tags=labels.tags,
+        notes=labels.notes,
+        pinned=labels.pinned,
+    )
 
 
 def line_of(row: RunRow) -> RunLine:
+    """The list line of a row."""
     s = row.summary
     return RunLine(
-        row.run_id, row.name, row.status, row.created, row.group, row.why, words_of(row), row.config.seed,
-        _finite(s.test_accuracy), _finite(s.final_train_loss), _finite(s.samples_per_s), s.train_seconds, s.steps,
-        s.busy, row.tags, row.notes, row.pinned,
-    )  # fmt: skip
+        row.run_id,
+        row.name,
+        row.status,
+        row.created,
+        row.group,
+        row.why,
+        words_of(row),
+        row.config.seed,
+        _finite(s.test_accuracy),
+        _finite(s.final_train_loss),
+        _finite(s.samples_per_s),
+        s.train_seconds,
+        s.steps,
+        s.busy,
+        row.tags,
+        row.notes,
+        row.pinned,
+    )
 
 
 IMPORTED = "imported, unverified"
+_MAX_SEARCH_WORDS = 100
 
 
 def words_of(row: RunRow) -> str:
-    """The experiment in words; of one that was not made here, that it was not."""
+    """The configuration in words, with a remark on an imported run."""
     if row.needs:
         return f"cannot be read here: {row.needs}"
     match row.summary.imported:
@@ -122,19 +153,19 @@ def words_of(row: RunRow) -> str:
             return f"{row.config.task_facts.title.lower()} of another machine · {row.config.device} · {IMPORTED}"
         case "report":
             return f"{describe(row.config)} · {IMPORTED}"
-        case "curve":  # its configuration is not known
+        case "curve":  # its configuration is unknown
             return f"a curve on {row.config.data} · {IMPORTED}"
         case _:
             return describe(row.config)
 
 
 def _finite(value: float | None) -> float | None:
-    """An index cannot tell NaN from unknown, and nothing that is no number has a place in an order."""
+    """None for NaN and infinities, because SQLite stores NaN as NULL, and they have no place in an order."""
     return value if is_number(value) else None
 
 
 def in_order(lines: list[RunLine], order: str, descending: bool, pinned_first: bool) -> list[RunLine]:
-    """As the index orders them: unknown values last, equal ones by age."""
+    """Lines in the order of the index: unknown values last, equal values newest first."""
     newest_first = sorted(lines, key=lambda line: line.created, reverse=True)
     known = [line for line in newest_first if getattr(line, order, None) is not None]
     unknown = [line for line in newest_first if getattr(line, order, None) is None]
@@ -143,23 +174,22 @@ def in_order(lines: list[RunLine], order: str, descending: bool, pinned_first: b
 
 
 def searchable_text(line: RunLine) -> str:
-    """What a search looks through."""
+    """The text that a search looks through."""
     return "\n".join([line.name, line.words, line.status, line.run_id, line.why, *line.tags, line.notes]).casefold()
 
 
 def search_words(search: str) -> list[str]:
-    """Words to look for; a text that is no UTF-8 finds nothing but hurts nobody."""
-    return search.encode(errors="replace").decode().casefold().split()[:_MOST_WORDS]
+    """The words of a search. Invalid UTF-8 matches nothing."""
+    return search.encode(errors="replace").decode().casefold().split()[:_MAX_SEARCH_WORDS]
 
 
 def matches_search(line: RunLine, search: str, status: Sequence[Status]) -> bool:
+    """Whether a line has one of the statuses (if there are any) and contains all words of the search."""
     searched = searchable_text(line)
     return (not status or line.status in status) and all(word in searched for word in search_words(search))
 
 
 def sort_key(row: RunRow, order: str) -> float:
+    """The value that a row is sorted by; -inf if it is unknown."""
     value = row.created if order == "created" else getattr(row.summary, order)
     return value if is_number(value) else -math.inf
-
-
-_MOST_WORDS = 100

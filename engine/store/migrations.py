@@ -1,4 +1,4 @@
-"""Versions of the index: ordered migrations, with a backup first."""
+"""Schema versions of the index: ordered migrations, after a backup."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 
 from engine.common.errors import StoreError
 
-# A row with its configuration fills a page of the file: a list that has to pass over it reads 40 MB for 10,000 runs.
-# An index with all that a list shows, looks through and sorts by is read instead: 5 MB.
+# A row with its configuration fills a page of the file, so a list that scans the table reads 40 MB for 10,000 runs.
+# This covering index holds all that a list shows, searches and sorts by: 5 MB.
 LISTED_COLUMNS = (
     "name", "status", "created", "grouped", "why", "words", "seed",
     "test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps", "busy", "tags", "notes", "pinned",
 )  # fmt: skip
 _LISTED_IN_5 = LISTED_COLUMNS[:-3]
 _LISTED_IN_3 = _LISTED_IN_5[:-1]
-# Step n leads from schema n to n + 1. What is released stays as it is: a change is one more step.
+# Item n migrates schema n to n + 1. Never change a released item: add a new one.
 MIGRATIONS: list[Iterable[str]] = [
     (
         """
@@ -54,7 +54,7 @@ MIGRATIONS: list[Iterable[str]] = [
         f"create index runs_listed on runs(created, searched, {', '.join(c for c in _LISTED_IN_5 if c != 'created')})",
     ),
     (
-        "alter table runs add column tags text not null default ''",  # one a line
+        "alter table runs add column tags text not null default ''",  # one tag per line
         "alter table runs add column notes text not null default ''",
         "alter table runs add column pinned integer not null default 0",
         "drop index runs_listed",
@@ -64,17 +64,29 @@ MIGRATIONS: list[Iterable[str]] = [
 
 
 def schema_version(db: sqlite3.Connection) -> int:
+    """The schema version of an index; 0 for an empty file.
+
+    Raises:
+        StoreError: a newer Isoflop wrote the index.
+    """
     version: int = db.execute("pragma user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise StoreError(
             f"The index of this store was written by a newer Isoflop (schema {version}).",
-            fix="Update Isoflop, or make it anew: `python -m engine check --rebuild`.",
+            fix="Update Isoflop, or rebuild the index: `python -m engine check --rebuild`.",
         )
     return version
 
 
 def migrate(db: sqlite3.Connection, path: Path | None, version: int) -> None:
-    """Step by step to the present schema, each step whole or not at all. The file of before is kept beside it."""
+    """Migrate from schema `version` to the present one, each step in one transaction.
+
+    A backup of the old file at `path` is kept as `<name>.v<version>`.
+
+    Raises:
+        sqlite3.DatabaseError: the version is negative.
+        sqlite3.Error: a step failed; it is rolled back, the earlier steps stay.
+    """
     if version < 0:
         raise sqlite3.DatabaseError(f"there is no schema {version}")
     if path and 0 < version < len(MIGRATIONS):

@@ -1,6 +1,6 @@
-"""What is asked of the list of runs: conditions as one types them, `optimizer.name = adam, batch_size > 64`, and the
-fields of a run that can be shown, sorted and grouped by. All of it is asked of the index, in SQL; no text of a user
-becomes a part of that.
+"""Filters of the list of runs, such as `optimizer.name = adam, batch_size > 64`, and the fields of a run.
+
+Fields can be shown, sorted and grouped by. Filters become SQL for the index; a user's text is only ever a bound parameter.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from engine.common.sanitize import visible
 from engine.config.run import RunConfig
 from engine.events.summary import Summary
 
-FIGURES: dict[str, str] = {  # of a run's summary, and what each is called
+FIGURES: dict[str, str] = {  # fields of a run's summary and their labels
     "test_accuracy": "Test accuracy", "final_train_loss": "Training loss", "test_loss": "Test loss",
     "samples_per_s": "Samples/s", "train_seconds": "Training time", "steps": "Steps", "samples": "Samples",
-    "epochs": "Epochs", "flops": "Arithmetic", "peak_memory_bytes": "Training memory",
+    "epochs": "Epochs", "flops": "FLOPs", "peak_memory_bytes": "Training memory",
     "process_memory_bytes": "Process memory", "energy_j": "Energy", "target_step": "Steps to target",
     "target_seconds": "Time to target",
 }  # fmt: skip
-EXPERIMENT = "experiment"  # all of a configuration but its seed, in words
+EXPERIMENT = "experiment"  # a configuration without its seed, in words
 _PLAIN = {"status": "status", "name": "name", "group": "grouped", "owner": "owner", EXPERIMENT: "words"}
 _KEPT = {"test_accuracy", "final_train_loss", "samples_per_s", "train_seconds", "steps"}  # columns of the index
 MOST_CONDITIONS = 20
@@ -34,11 +34,11 @@ _LONGEST = 500
 _OPERATOR = re.compile(r"\s*([\w.]+)\s*(<=|>=|!=|==|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
-assert set(FIGURES) <= set(Summary.model_fields), "figures are those of a summary"
+assert set(FIGURES) <= set(Summary.model_fields), "every figure is a field of a summary"
 
 
 def _paths(model: type[BaseModel], before: str = "") -> Iterator[str]:
-    """Fields of a configuration as one assigns them; of a field with several kinds of value, those of all of them."""
+    """Dotted paths of the fields of a configuration; a field with several types has the paths of all of them."""
     for name, field in model.model_fields.items():
         inner = list(_models(field.annotation))
         for part in inner:
@@ -60,7 +60,11 @@ FIELDS = (*CONFIG_FIELDS, *FIGURES, *_PLAIN, "tag", "pinned", "imported")
 
 
 def check_field(field: str) -> str:
-    """The field, where there is one of that name; raises ConfigError with the ones that are alike."""
+    """Return the field if it exists.
+
+    Raises:
+        ConfigError: there is no such field; the fix names similar ones.
+    """
     if field in FIELDS:
         return field
     ends = [name for name in FIELDS if name.rpartition(".")[2] == field]
@@ -72,7 +76,7 @@ def check_field(field: str) -> str:
 
 
 def value_of(field: str) -> tuple[str, tuple[str, ...]]:
-    """SQL for the value of a field in a row of the index, and its parameters."""
+    """The SQL expression for a field of a row of the index, and its parameters."""
     check_field(field)
     match field:
         case "tag":
@@ -85,7 +89,7 @@ def value_of(field: str) -> tuple[str, tuple[str, ...]]:
             return _PLAIN[field], ()
         case _ if field in _KEPT:
             return field, ()
-        case _ if field in FIGURES:  # NaN and infinity are texts there: they have no place in an order
+        case _ if field in FIGURES:  # NaN and infinity are stored as texts, and have no place in an order
             return (
                 f"case when json_type(summary, '$.{field}') in ('integer', 'real') then json_extract(summary, '$.{field}') end",
                 (),
@@ -96,14 +100,14 @@ def value_of(field: str) -> tuple[str, tuple[str, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One of the conditions a run has to fulfil."""
+    """One condition that a run must fulfil."""
 
     field: str
     operator: str
     value: str
 
     def sql(self) -> tuple[str, tuple[Any, ...]]:
-        """For a `where`, and its parameters; never null."""
+        """The SQL condition for a `where` clause, never null, and its parameters."""
         value, known = value_of(self.field)
         if self.field == "tag":
             found = (
@@ -120,7 +124,7 @@ class Condition:
                 return f"(not {text})", parameters
             case "~":
                 return f"(coalesce(instr(lower(cast({value} as text)), ?), 0) > 0)", (*known, self.value.casefold())
-            case _:  # 'full' is larger than every number to SQLite
+            case _:  # to SQLite the text 'full' is larger than every number
                 text = f"(coalesce(typeof({value}) in ('integer', 'real') and {value} {self.operator} ?, 0))"
                 return text, (*known, *known, _number(self.value))
 
@@ -145,15 +149,16 @@ def _number(text: str) -> float | int | None:
 
 
 def parse(text: str) -> tuple[Condition, ...]:
-    """Conditions separated by commas or `and`; a value with a comma stands in brackets or quotes.
+    """Parse conditions that are separated by commas or `and`. A value with a comma needs brackets or quotes.
 
-    Raises ConfigError in one sentence that names what is not understood.
+    Raises:
+        ConfigError: a condition is not valid, or the filter is too long.
     """
     if len(text) > _LONGEST:
-        raise ConfigError(f"The filter has {len(text):,} characters.", fix=f"It may have {_LONGEST}.")
+        raise ConfigError(f"The filter has {len(text):,} characters.", fix=f"It can have {_LONGEST}.")
     pieces = [piece for piece in _pieces(text) if piece.strip()]
     if len(pieces) > MOST_CONDITIONS:
-        raise ConfigError(f"The filter has {len(pieces)} conditions.", fix=f"It may have {MOST_CONDITIONS}.")
+        raise ConfigError(f"The filter has {len(pieces)} conditions.", fix=f"It can have {MOST_CONDITIONS}.")
     return tuple(map(_condition, pieces))
 
 
@@ -166,8 +171,8 @@ def _condition(piece: str) -> Condition:
     found = _OPERATOR.fullmatch(piece)
     if not found:
         raise ConfigError(
-            f"{visible(piece.strip(), 40)!r} is no condition.",
-            fix="Write field = value, as in optimizer.name = adam, batch_size > 64; there are = != < <= > >= and ~ (contains).",
+            f"{visible(piece.strip(), 40)!r} is not a condition.",
+            fix="Write field = value, as in optimizer.name = adam, batch_size > 64. Operators: = != < <= > >= ~ (contains).",
         )
     field, operator, value = found[1], found[2].replace("==", "="), found[3]
     if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
@@ -175,7 +180,7 @@ def _condition(piece: str) -> Condition:
     check_field(field)
     if operator in {"<", "<=", ">", ">="} and (_number(value) is None):
         raise ConfigError(
-            f"{field} {operator} {visible(value, 20)!r}: that is no number.",
+            f"{field} {operator} {visible(value, 20)!r}: the value is not a number.",
             fix="Compare with a number, or use = or ~.",
         )
     return Condition(field, operator, value)

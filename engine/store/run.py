@@ -1,4 +1,4 @@
-"""One run, read from its folder and followed while it grows."""
+"""One run, read from its folder and followed while its event log grows."""
 
 from __future__ import annotations
 
@@ -52,15 +52,21 @@ from engine.store.labels import LABELS_FILE, Labels
 from engine.system.code_version import is_newer
 
 _CONFIG_BYTES = 2**20
-_MOST_PROBLEMS = 50  # said one by one; the others are counted
+_MOST_PROBLEMS = 50  # described one by one; the others are only counted
 THROUGHPUT_WINDOW_S = 0.2
 E = TypeVar("E", bound=Event)
-SUMMARY_POINTS = 1_000  # of each kind: more than any figure of a summary looks back
-_TAKEN_TOGETHER = 1_024  # records: 100,000 of one step each are read in 0.9 s instead of 6, and never held all at once
+SUMMARY_POINTS = 1_000  # of each kind: no figure of a summary needs more
+_TAKEN_TOGETHER = 1_024  # events: 100,000 of one step each are read in 0.9 s instead of 6, and are never all in memory
 
 
 class Run:
-    """One run as its folder tells it. `refresh()` reads what was added since the last time; safe across threads."""
+    """One run, read from its folder. `refresh()` reads the events that were added since; threads can share it.
+
+    With `keep_points`, only about the newest `keep_points` rows of each table are held.
+
+    Raises:
+        StoreError: the configuration or the log cannot be read.
+    """
 
     def __init__(self, folder: Path, *, keep_points: int | None = None) -> None:
         self.folder = folder
@@ -72,27 +78,27 @@ class Run:
         self._latest: dict[type, Event] = {}  # by class, also by the base class Terminal
         self._every: defaultdict[type[Event], list[Event]] = defaultdict(list)
         self._by_key: defaultdict[type[Event], dict[Hashable, Event]] = defaultdict(dict)
-        self.evaluation_s = 0.0  # all evaluations together
+        self.evaluation_s = 0.0  # duration of all evaluations
         self._busy_so_far: Busy | None = None
         self.missing_readings: dict[str, str] = {}
         self.problems: list[str] = []
-        self.num_damaged = 0  # records that could not be read
+        self.num_damaged = 0  # events that could not be read
         self.steps, self.evaluations, self.hardware, self.throughput, self.grad_norms = (
             Table(*names, keep=keep_points) for names in COLUMNS.values()
         )
         self._frozen_summary: Summary | None = None  # of an imported run
-        self._window = (0.0, 0)  # seconds and samples not yet in `throughput`
+        self._window = (0.0, 0)  # training seconds and samples that are not yet in `throughput`
         self._newest_step = 0
         self._steps_read: list[PackedSteps] = []  # not yet in `steps`
-        self._hardware_read: list[list[float | None]] = []  # nor in `hardware`
+        self._hardware_read: list[list[float | None]] = []  # not yet in `hardware`
         self._offset = 0
         self._checksum = 0
-        self._too_long = False  # within a line that is longer than any record
+        self._too_long = False  # the cursor is within a line longer than LINE_BYTES
         self.refresh()
 
     @property
     def offset(self) -> int:
-        """How many bytes of the log are read."""
+        """Number of bytes of the log that were read."""
         return self._offset
 
     def latest(self, kind: type[E]) -> E | None:
@@ -180,27 +186,30 @@ class Run:
 
     @property
     def is_over(self) -> bool:
+        """Whether the run has ended, in any way."""
         return self.status in TERMINAL
 
     @property
     def labels(self) -> Labels:
-        """As they are now; none where the file cannot be read."""
+        """The present labels; empty ones if the file cannot be read."""
         with contextlib.suppress(OSError, ValueError):
             return Labels.model_validate_json((self.folder / LABELS_FILE).read_bytes())
         return Labels()
 
     @property
     def name(self) -> str:
+        """The label, or the name that the run was submitted with."""
         name = self.labels.name
         return name if name is not None else self.queued.name if self.queued else ""
 
     @property
     def owner(self) -> str:
-        """The id of who asked for it (engine.access)."""
+        """The id of the actor that submitted the run (engine.access.policy)."""
         return self.queued.owner if self.queued else ""
 
     @property
     def created(self) -> float:
+        """Unix time of the submission, s."""
         if self.queued:
             return self.queued.at
         try:
@@ -210,28 +219,32 @@ class Run:
 
     @property
     def group(self) -> str | None:
-        """What it was submitted together with."""
+        """The id of the group that the run was submitted with."""
         return self.queued.group if self.queued else None
 
     @property
     def heat(self) -> SeedBlock | None:
-        """Whom it takes turns with."""
+        """The seed block: the runs that this run takes turns with in one process."""
         return self.queued.heat if self.queued else None
 
     @property
     def order(self) -> int:
-        """Its place among the submissions of its store."""
+        """The number of the submission; it grows from run to run of a store."""
         return (self.queued and self.queued.order) or int(self.created * 1e6)
 
     def refresh(self) -> bool:
-        """Read on from the cursor; True when something was new."""
+        """Read the events after the cursor; True if there were any.
+
+        Raises:
+            StoreError: the log cannot be read, or became shorter.
+        """
         with self.lock:
             try:
                 with (self.folder / "events.jsonl").open("rb") as file:
                     if os.fstat(file.fileno()).st_size < self._offset:
                         raise StoreError(
                             f"The log of run {self.run_id} became shorter while it was read.",
-                            fix="Was it restored, or edited? Open the run anew.",
+                            fix="Was it restored or edited? Open the run again.",
                         )
                     file.seek(self._offset)
                     return self._read(file)
@@ -240,11 +253,11 @@ class Run:
             except OSError as error:
                 raise StoreError(
                     f"The log of run {self.run_id} cannot be read: {error.strerror}.",
-                    fix="Check the file's owner and rights.",
+                    fix="Check the file's owner and permissions.",
                 ) from None
 
     def _read(self, file: BinaryIO) -> bool:
-        """Whole lines; one still being written waits for the next time. Never more than one line is in memory."""
+        """Read complete lines, one at a time; a line that is still being written is left for the next call."""
         before = self._offset
         while line := file.readline(LINE_BYTES):
             whole = line.endswith(b"\n")
@@ -260,7 +273,7 @@ class Run:
 
     def _skip(self, part: bytes, ends: bool) -> None:
         if not self._too_long:
-            self._damaged(f"A record is longer than {LINE_BYTES:,} bytes.")
+            self._damaged(f"An event is longer than {LINE_BYTES:,} bytes.")
         self._too_long = not ends
         self._checksum = zlib.crc32(part, self._checksum)
 
@@ -277,7 +290,7 @@ class Run:
                 self._read_steps(decode_steps(line))
                 return
             event = decode(line)
-            if isinstance(event, Steps):  # the same, written with other blanks or in another order
+            if isinstance(event, Steps):  # written with other blanks or in another order of fields
                 self._read_steps(_packed(event))
                 return
         except StoreError as error:
@@ -293,10 +306,10 @@ class Run:
     def _check_completeness(self, last: Terminal, checksum: int) -> None:
         more = self.num_damaged - _MOST_PROBLEMS
         if more > 0:
-            self.problems.append(f"{more:,} more records cannot be read")
+            self.problems.append(f"{more:,} more events cannot be read")
         if last.checksum and last.checksum != f"{checksum:08x}":
             self.problems.append(
-                f"the log is not as it was written: {len(self.steps)} of {last.steps} steps and "
+                f"the log was changed after it was written: {len(self.steps)} of {last.steps} steps and "
                 f"{len(self.evaluations)} of {last.evaluations} evaluations can be read"
             )
 
@@ -317,7 +330,7 @@ class Run:
                 self._take_rows(event)
             case Terminal():
                 seconds, count = self._window
-                if seconds and not len(self.throughput):  # a run shorter than one window has a throughput too
+                if seconds and not len(self.throughput):  # a run shorter than one window has a throughput, too
                     self.throughput.extend(self.steps.last("elapsed"), count / seconds)
             case _:
                 pass
@@ -343,7 +356,7 @@ class Run:
         try:
             self._frozen_summary = Summary.model_validate(event.frozen.get("summary"))
         except ValidationError:
-            self._damaged("What its report says of it as a whole is not understood.")
+            self._damaged("The summary in its report cannot be read.")
         self.evaluation_s = event.evaluation_s
         self.problems += event.problems
         self.missing_readings |= event.missing_readings
@@ -361,7 +374,7 @@ class Run:
 
     def _read_steps(self, read: PackedSteps) -> None:
         last = read["first"] + len(read["loss"]) // 4 - 1
-        if read["first"] <= self._newest_step:  # written twice, or lines that changed places
+        if read["first"] <= self._newest_step:  # lines that were written twice or changed places
             raise StoreError(f"Steps {read['first']} to {last} are not in order.", fix="They are skipped.")
         if self.is_over:
             return
@@ -372,7 +385,7 @@ class Run:
 
     def _take_what_was_read(self) -> None:
         if rows := self._hardware_read:
-            self.hardware.extend(*np.array(rows, dtype=np.float64).T)  # a reading that failed, None, becomes NaN
+            self.hardware.extend(*np.array(rows, dtype=np.float64).T)  # None, a failed reading, becomes NaN
             self._hardware_read = []
         if read := self._steps_read:
             self._take_steps(read)
@@ -380,19 +393,23 @@ class Run:
 
     def _take_steps(self, read: list[PackedSteps]) -> None:
         n = np.array([len(r["loss"]) // 4 for r in read])
-        start = np.cumsum(n) - n  # where each record's steps begin among all that were read
+        start = np.cumsum(n) - n  # index of the first step of each event
         first = np.array([r["first"] for r in read])
         index = np.arange(n.sum()) - np.repeat(start, n)
-        share = (index + 1) / np.repeat(n, n)  # within one read-back the clock was not read: steps share it evenly
+        share = (index + 1) / np.repeat(n, n)  # the clock is read once per event, so its steps share the time evenly
         (t0, t1), (e0, e1) = (np.array([r[clock] for r in read]).T for clock in ("train_s", "elapsed_s"))
         seconds = np.repeat(t0, n) + np.repeat(t1 - t0, n) * share
         elapsed = np.repeat(e0, n) + np.repeat(e1 - e0, n) * share
         samples = np.cumsum(_joined((r["samples"] for r in read), "<i4"), dtype=np.float64)
         before = self.steps.last("samples") or 0.0
         self.steps.extend(
-            np.repeat(first, n) + index, _joined((r["loss"] for r in read), "<f4"), seconds, elapsed, before + samples,
+            np.repeat(first, n) + index,
+            _joined((r["loss"] for r in read), "<f4"),
+            seconds,
+            elapsed,
+            before + samples,
             _joined(map(_rates, read), "<f8"),
-        )  # fmt: skip
+        )
         if len(norm_steps := _joined((r.get("norm_steps", b"") for r in read), "<i4")):
             k = np.array([len(r.get("norm_steps", b"")) // 4 for r in read])
             at = norm_steps - np.repeat(first - start, k)
@@ -401,7 +418,7 @@ class Run:
         self._take_throughput((t1 - t0).tolist(), e1.tolist(), np.diff(samples[start + n - 1], prepend=0.0).tolist())
 
     def _take_throughput(self, seconds: list[float], elapsed: list[float], samples: list[float]) -> None:
-        """From the training time and the samples of each read-back: one value for each window."""
+        """Add one throughput per window, from the training time and the samples of each event."""
         window, count = self._window
         rows = []
         for s, e, n in zip(seconds, elapsed, samples, strict=True):
@@ -414,8 +431,9 @@ class Run:
             self.throughput.extend(*np.array(rows).T)
 
     def summary(self) -> Summary:
+        """The figures of the run so far; those of the report for an imported run."""
         with self.lock:
-            if self._frozen_summary:  # made from all steps; the file may hold fewer
+            if self._frozen_summary:  # made from all steps; the imported file can hold fewer
                 return self._frozen_summary
             steps, started, last = len(self.steps), self.started, self.last_word
             if own := _SUMMARIES.get(self.config.task):
@@ -443,11 +461,11 @@ class Run:
 
     @property
     def busy(self) -> Busy | None:
-        """What else used the machine, by now or, once the run is over, in all."""
+        """What other programs used the machine: so far, or in all once the run is over."""
         return (self.last_word.busy if self.last_word else None) or self._busy_so_far
 
     def _summary_of_inference(self) -> Summary:
-        """The best throughput of any cell, and what the weights answer in their first form."""
+        """The best throughput of all combinations, and the quality in the first precision and runtime."""
         last, quality = self.last_word, next(iter(self.qualities), None)
         return Summary(
             samples_per_s=max((found.samples_per_s for found in self.latencies), default=None),
@@ -460,7 +478,7 @@ class Run:
         )
 
     def why(self) -> str:
-        """In words, why a run ended as it did; empty for one that finished or still runs."""
+        """Why the run failed or was stopped, in words; empty if it finished or is not over."""
         match self.last_word:
             case Failed(message=message, fix=fix):
                 return f"{message} {fix}".strip()
@@ -470,7 +488,7 @@ class Run:
                 return ""
 
     def progress(self) -> float | None:
-        """Share of the budget used, 0..1, by whichever limit is nearest; None before the run started."""
+        """Share of the budget used, 0..1, for the limit that is nearest; None before the run started."""
         if self.started is None:
             return None
         if not self.config.task_facts.trains_one_model:
@@ -493,11 +511,15 @@ def _last_step(table: Table) -> float:
 
 def _packed(event: Steps) -> PackedSteps:
     return {
-        "first": event.first, "loss": event.loss.tobytes(), "samples": event.samples.tobytes(),
-        "lr": event.lr if isinstance(event.lr, float) else event.lr.astype("<f8").tobytes(), "train_s": event.train_s,
-        "elapsed_s": event.elapsed_s, "norm_steps": event.norm_steps.astype("<i4").tobytes(),
+        "first": event.first,
+        "loss": event.loss.tobytes(),
+        "samples": event.samples.tobytes(),
+        "lr": event.lr if isinstance(event.lr, float) else event.lr.astype("<f8").tobytes(),
+        "train_s": event.train_s,
+        "elapsed_s": event.elapsed_s,
+        "norm_steps": event.norm_steps.astype("<i4").tobytes(),
         "grad_norm": event.grad_norm.astype("<f4").tobytes(),
-    }  # fmt: skip
+    }
 
 
 def _joined(parts: Iterable[bytes], dtype: str) -> np.ndarray:
@@ -505,13 +527,13 @@ def _joined(parts: Iterable[bytes], dtype: str) -> np.ndarray:
 
 
 def _rates(read: PackedSteps) -> bytes:
-    """The learning rate of every step, packed."""
+    """The learning rate of each step, packed as float64."""
     lr = read["lr"]
     return lr if isinstance(lr, bytes) else struct.pack("<d", lr) * (len(read["loss"]) // 4)
 
 
 def _recent_mean(steps: Table, started: Started | None) -> float | None:
-    """Mean loss over the last epoch's steps (at most the last 100): one batch alone is mostly noise."""
+    """Mean training loss over the steps of the last epoch, at most the last 100: one batch alone is mostly noise."""
     if not len(steps):
         return None
     samples, loss = steps["samples"][-100:], steps["loss"][-100:]
@@ -521,6 +543,11 @@ def _recent_mean(steps: Table, started: Started | None) -> float | None:
 
 
 def read_config(folder: Path) -> RunConfig:
+    """The configuration of a run.
+
+    Raises:
+        StoreError: config.json is missing, damaged or of a newer Isoflop.
+    """  # noqa: DOC501 - the ConfigError does not leave the function
     try:
         with (folder / "config.json").open("rb") as file:
             content = file.read(_CONFIG_BYTES + 1)
@@ -533,19 +560,19 @@ def read_config(folder: Path) -> RunConfig:
             f"Run {folder.name} has no readable config.json: {type(error).__name__}.", fix="Delete the run."
         ) from None
     except ConfigError as error:
-        if needs := _newer_version(_queued(folder)):
+        if needs := needed_version(queued_event(folder)):
             raise StoreError(f"Run {folder.name} {needs}.", fix="Update Isoflop.") from None
         raise StoreError(f"Run {folder.name} cannot be read: {error.message}", fix=error.fix) from None
 
 
-def _queued(folder: Path) -> Queued | None:
-    """The first event of a run's log; None where it cannot be read."""
+def queued_event(folder: Path) -> Queued | None:
+    """The first event of a run's log; None if it cannot be read."""
     with contextlib.suppress(OSError, StoreError), (folder / "events.jsonl").open("rb") as file:
         first = decode(file.readline(65_536))
         return first if isinstance(first, Queued) else None
     return None
 
 
-def _newer_version(queued: Queued | None) -> str:
-    """Which Isoflop a run needs, in words, where a newer one than this asked for it; else empty."""
+def needed_version(queued: Queued | None) -> str:
+    """The Isoflop version that a run needs, in words, if a newer one submitted it; else empty."""
     return f"needs Isoflop >= {queued.version}" if queued and is_newer(queued.version) else ""

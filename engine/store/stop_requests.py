@@ -1,4 +1,4 @@
-"""Small files in a run's folder: the request to stop it, and why a rank ended it."""
+"""Small files in a run's folder: the request to stop the run, and the cause of a death that a rank recorded."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from engine.events.lifecycle import Cancelled, Interrupted
 from engine.system import disk_space
 from engine.system.files import write_atomically
 
-STOP_FILE = "stop"  # in a run's folder: its supervisor asks it to stop
-CAUSE_FILE = "lost"  # beside it: a rank says why it ended rank 0, which writes the log
+STOP_FILE = "stop"  # the supervisor asks the run to stop
+CAUSE_FILE = "lost"  # a rank records why it ended rank 0, which writes the event log
 _LONGEST_CAUSE = 2_000
+SHARED_PROCESS_ENDED = "Another run of its race did not stop when asked, and the process they shared was ended."
 
 
 class StopRequest(BaseModel):
-    """How a run shall end, and why."""
+    """The status that a run must end with, and the reason."""
 
     status: Literal["cancelled", "interrupted"] = "cancelled"
     reason: str = "cancelled by the user"
 
-    def last_word(self) -> Cancelled | Interrupted:
+    def final_event(self) -> Cancelled | Interrupted:
+        """The final event of a run that this request ended, with the time of now."""
         kind = Cancelled if self.status == "cancelled" else Interrupted
         return kind(at=time.time(), reason=self.reason)
 
 
 def ask_to_stop(folder: Path, request: StopRequest) -> None:
+    """Write the stop request into a run's folder."""
     write_atomically(folder / STOP_FILE, request.model_dump_json())
 
 
 def stop_request(folder: Path) -> StopRequest | None:
-    """What a run was asked, if it was. A request that cannot be read is one all the same."""
+    """The stop request of a run, or None. A file that cannot be read also counts as a request to cancel."""
     try:
         return StopRequest.model_validate_json((folder / STOP_FILE).read_bytes())
     except FileNotFoundError:
@@ -44,13 +47,13 @@ def stop_request(folder: Path) -> StopRequest | None:
 
 
 def record_cause(folder: Path, text: str) -> None:
-    """What somebody knows of the end of a run whose own process can say nothing any more."""
+    """Record why a run died, for the supervisor to put into its final event. A surviving rank calls this."""
     with contextlib.suppress(OSError):
         write_atomically(folder / CAUSE_FILE, text)
 
 
 def take_cause(folder: Path) -> str:
-    """Such a word, and then it is gone; empty where there is none."""
+    """Read and delete the recorded cause; empty if there is none."""
     path = folder / CAUSE_FILE
     try:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""The way a run took through the space of its weights: copies of all of them, kept as it trained.
+"""The path of a run through weight space: copies of all weights, kept during training.
 
-`trajectory.safetensors` in the run's folder holds `step` (k,), `train_s` (k,) and `weights` (k, P) in float32, the
-parameters in the model's own order. Nothing here knows torch.
+`trajectory.safetensors` in the run's folder holds `step` (k,), `train_s` (k,) and `weights` (k, P) in float32, with the
+parameters in the order of `model.parameters()`. This module does not need torch.
 """
 
 from __future__ import annotations
@@ -21,27 +21,31 @@ from engine.common.errors import ConfigError, StoreError
 from engine.events.lifecycle import Artifact
 
 TRAJECTORY_FILE = "trajectory.safetensors"
-MAX_BYTES = 512 * 2**20  # of one run's copies: they stay in memory until it ends
+MAX_BYTES = 512 * 2**20  # of all copies of one run: they stay in memory until it ends
 _FLOAT_BYTES = 4
-_RUN_ID = re.compile(r"[0-9a-f]{16}")  # as the store makes them
+_RUN_ID = re.compile(r"[0-9a-f]{16}")  # the form of the store's ids
 
 
 @dataclass(frozen=True, slots=True)
 class WeightPath:
-    """All weights of a run at some of its steps, in order."""
+    """All weights of a run at k of its steps, in order."""
 
-    step: np.ndarray  # (k,) int64: after that many steps
-    train_s: np.ndarray  # (k,) float64: the training clock then
+    step: np.ndarray  # (k,) int64: optimizer steps done
+    train_s: np.ndarray  # (k,) float64: training time then, s
     weights: np.ndarray  # (k, P) float32
 
 
 def check_size(checkpoints: int, parameters: int) -> int:
-    """Bytes of that many copies; raises ConfigError where they are more than a run may keep."""
+    """Bytes of `checkpoints` copies of `parameters` weights.
+
+    Raises:
+        ConfigError: they are more than MAX_BYTES.
+    """
     size = checkpoints * parameters * _FLOAT_BYTES
     if size > MAX_BYTES:
         most = MAX_BYTES // (parameters * _FLOAT_BYTES)
         raise ConfigError(
-            f"checkpoints={checkpoints} of {units.count(parameters)} parameters take {units.nbytes(size)}; a run may keep "
+            f"checkpoints={checkpoints} of {units.count(parameters)} parameters take {units.nbytes(size)}; a run can keep "
             f"{units.nbytes(MAX_BYTES)} of them in memory.",
             fix=f"Keep at most {most}." if most else "Choose a smaller model, or checkpoints=0.",
         )
@@ -49,7 +53,11 @@ def check_size(checkpoints: int, parameters: int) -> int:
 
 
 def save_tensors(folder: Path, name: str, tensors: Mapping[str, np.ndarray]) -> Artifact:
-    """Arrays under a name that is there whole or not at all, readable by the owner only; raises OSError."""
+    """Write arrays to `folder`/`name`, all or nothing, readable by the owner only.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     path, draft = folder / name, folder / f".{name}"
     try:
         save_file({key: np.ascontiguousarray(array) for key, array in tensors.items()}, draft)
@@ -67,7 +75,11 @@ def save_tensors(folder: Path, name: str, tensors: Mapping[str, np.ndarray]) -> 
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:
-    """What `save_tensors` wrote; raises StoreError in one sentence where it is not there or not whole."""
+    """Read a file of `save_tensors`.
+
+    Raises:
+        StoreError: the file is missing or damaged.
+    """
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -79,17 +91,22 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def save(folder: Path, path: WeightPath) -> Artifact:
+    """Write the weight path of a run into its folder."""
     tensors = {"step": path.step, "train_s": path.train_s, "weights": path.weights}
     return save_tensors(folder, TRAJECTORY_FILE, tensors)
 
 
 def read(runs: Path, run_id: str) -> WeightPath:
-    """The path of a run in the store's folder `runs`; raises StoreError where it kept none, or it is damaged."""
+    """The weight path of a run in the store's folder `runs`.
+
+    Raises:
+        StoreError: there is no such run, it kept no checkpoints, or the file is damaged.
+    """
     if not _RUN_ID.fullmatch(run_id) or not (runs / run_id).is_dir():
         raise StoreError(f"There is no run {run_id!r} in this store.")
     if not (runs / run_id / TRAJECTORY_FILE).exists():
         raise StoreError(
-            f"Run {run_id} kept no checkpoints of its weights.", fix="Run it again with checkpoints=50, or so."
+            f"Run {run_id} kept no checkpoints of its weights.", fix="Run it again with checkpoints=50, for example."
         )
     tensors = load_tensors(runs / run_id / TRAJECTORY_FILE)
     try:
@@ -98,5 +115,5 @@ def read(runs: Path, run_id: str) -> WeightPath:
     except KeyError:
         whole = False
     if not whole or not len(path.step) or path.weights.dtype != np.float32:
-        raise StoreError(f"{TRAJECTORY_FILE} of run {run_id} does not hold a path.", fix="Run it again.")
+        raise StoreError(f"{TRAJECTORY_FILE} of run {run_id} does not hold a weight path.", fix="Run it again.")
     return path

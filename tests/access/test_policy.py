@@ -1,4 +1,4 @@
-"""Roles and ownership, decided in the engine: for the page that asks, and again by the supervisor that obeys."""
+"""Roles and ownership, checked by the client and again by the supervisor."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ queued_per_user = 2
 
 @pytest.fixture
 def team(store):
-    """A store of a team."""
+    """A store with the settings of a team."""
     write_atomically(store.root / settings.FILE, TOML)
     return store
 
@@ -58,29 +58,36 @@ def audited(store):
 @pytest.mark.parametrize(
     ("actor", "role"),
     [
-        (ADA, "admin"), (ROB, "runner"), (EVE, "viewer"), (TERMINAL, "admin"), (LOCAL, None),
-        (Actor("proxy", "ANN@LAB.example"), "runner"), (Actor("proxy", "x@evil@lab.example"), "viewer"),
-        (Actor("proxy", "ann@sublab.example"), "viewer"), (Actor("proxy", "@lab.example"), "runner"),
-        (Actor("oidc", "ada"), None), (Actor("token", "ada"), None),
+        (ADA, "admin"),
+        (ROB, "runner"),
+        (EVE, "viewer"),
+        (TERMINAL, "admin"),
+        (LOCAL, None),
+        (Actor("proxy", "ANN@LAB.example"), "runner"),
+        (Actor("proxy", "x@evil@lab.example"), "viewer"),
+        (Actor("proxy", "ann@sublab.example"), "viewer"),
+        (Actor("proxy", "@lab.example"), "runner"),
+        (Actor("oidc", "ada"), None),
+        (Actor("token", "ada"), None),
     ],
-)  # fmt: skip
-def test_a_role_is_a_persons_by_the_way_they_signed_in(actor, role):
+)
+def test_a_role_depends_on_name_and_sign_in_method(actor, role):
     assert role_of(actor, TEAM) == role
 
 
-def test_on_ones_own_machine_one_may_do_everything():
+def test_the_only_user_of_a_machine_is_admin():
     assert role_of(LOCAL, Settings()) == role_of(TERMINAL, Settings()) == "admin"
     assert role_of(Actor("proxy", "ada"), Settings()) is None
 
 
-def test_who_is_not_on_the_list_may_not_even_look():
+def test_users_outside_the_list_have_no_access():
     listed = Settings(sign_in=PROXY.model_copy(update={"allowed": ("ada", "@lab.example")}), roles=TEAM.roles)
     assert [role_of(a, listed) for a in (ADA, ROB, Actor("proxy", "ann@lab.example"))] == ["admin", None, "runner"]
 
 
 @pytest.mark.parametrize("name", ["\u212aate@lab.example", "Gro\u00df", "KATE@lab.examp\u017fe"])
-def test_a_name_that_only_unicode_takes_for_anothers_is_somebody_else(name):
-    """Their casefold() is an admin's name: an identity provider lets several people have such names."""
+def test_names_that_match_only_by_unicode_case_folding_are_different_users(name):
+    """Their casefold() is the name of an admin, and an identity provider can have such users."""
     rules = TEAM.model_copy(update={"roles": Roles(admin=("kate@lab.example", "gross", "kate@lab.exampse"))})
     assert role_of(Actor("proxy", name), rules) == "viewer"
     assert role_of(Actor("proxy", "KATE@lab.example"), rules) == "admin"
@@ -94,7 +101,7 @@ def test_everyone_with_the_shared_token_is_the_same_runner():
 
 
 @pytest.mark.parametrize("action", ["cancel", "delete", "rename"])
-def test_a_runner_changes_their_own_runs_only(action):
+def test_a_runner_can_change_only_their_own_runs(action):
     assert may(ROB, action, TEAM, owner=ROB.id)
     assert not may(ROB, action, TEAM, owner="proxy:ron")
     assert not may(ROB, action, TEAM, owner="")
@@ -104,13 +111,13 @@ def test_a_runner_changes_their_own_runs_only(action):
 
 
 @pytest.mark.parametrize("text", ["", "root", "proxy2:ada", "admin:ada", "proxy:" + "x" * 201])
-def test_what_names_no_actor_is_refused(text):
-    with pytest.raises(ValueError, match="names no actor"):
+def test_an_invalid_actor_id_is_refused(text):
+    with pytest.raises(ValueError, match="is not an actor"):
         Actor.parse(text)
 
 
 @pytest.mark.parametrize("actor", [TERMINAL, LOCAL, ADA, Actor("proxy", "a:b")])
-def test_an_actor_is_written_down_and_read_back(actor):
+def test_an_actor_survives_its_id(actor):
     assert Actor.parse(actor.id) == actor
 
 
@@ -118,7 +125,7 @@ def test_an_actor_is_written_down_and_read_back(actor):
 
 
 @pytest.mark.parametrize(("actor", "words"), [(ROB, "rob may not cancel a run of ron"), (EVE, "As viewer eve may not")])
-def test_what_one_may_not_do_is_refused_before_it_is_asked_for(team, config, actor, words):
+def test_the_client_refuses_actions_that_are_not_allowed(team, config, actor, words):
     run_id = team.create(config, owner="proxy:ron")
     with pytest.raises(AccessError, match=words):
         Client(team, actor).cancel(run_id)
@@ -129,7 +136,7 @@ def test_what_one_may_not_do_is_refused_before_it_is_asked_for(team, config, act
 
 
 @pytest.mark.parametrize("command", ["cancel", "delete", "rename"])
-def test_the_supervisor_refuses_what_got_past_the_page(team, supervisor, config, command):
+def test_the_supervisor_refuses_commands_that_are_not_allowed(team, supervisor, config, command):
     run_id = team.create(config, owner="proxy:ron")
     asked = {"command": command, "actor": ROB.id, "run_id": run_id, "name": "mine"}
     write_atomically(team.inbox / "1.json", json.dumps(asked))
@@ -137,12 +144,16 @@ def test_the_supervisor_refuses_what_got_past_the_page(team, supervisor, config,
     run = team.run(run_id)
     assert (run.status, run.name) == ("queued", "")
     assert audited(team)[-1] | {"at": 0} == {
-        "at": 0, "actor": "proxy:rob", "action": command, "run_id": run_id, "outcome": "refused",
-    }  # fmt: skip
+        "at": 0,
+        "actor": "proxy:rob",
+        "action": command,
+        "run_id": run_id,
+        "outcome": "refused",
+    }
 
 
 @pytest.mark.parametrize("actor", [None, "nobody", "proxy:ada2", 7])
-def test_a_command_of_nobody_in_particular_is_not_obeyed(team, supervisor, config, actor):
+def test_a_command_without_a_valid_actor_is_not_executed(team, supervisor, config, actor):
     run_id = team.create(config, owner="proxy:ron")
     command = {"command": "cancel", "run_id": run_id} | ({} if actor is None else {"actor": actor})
     write_atomically(team.inbox / "1.json", json.dumps(command))
@@ -176,12 +187,16 @@ def a_folder(path):
 @pytest.mark.parametrize(
     "leave",
     [
-        a_folder, os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("nowhere"),
-        lambda path: path.write_text("[" * 60_000), lambda path: path.write_text("[" * 1_000_000),
+        a_folder,
+        os.mkfifo,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to("nowhere"),
+        lambda path: path.write_text("[" * 60_000),
+        lambda path: path.write_text("[" * 1_000_000),
         lambda path: path.write_text('{"command": "delete", "actor": "terminal", "run_id": "../keys"}'),
     ],
-)  # fmt: skip
-def test_whatever_lies_in_the_inbox_is_cleared_away_and_the_next_command_is_obeyed(team, supervisor, config, leave):
+)
+def test_invalid_files_in_the_inbox_are_removed_and_the_next_command_is_executed(team, supervisor, config, leave):
     run_id = team.create(config, owner=ROB.id)
     supervisor._find_new_runs()
     leave(team.inbox / "1.json")
@@ -191,7 +206,7 @@ def test_whatever_lies_in_the_inbox_is_cleared_away_and_the_next_command_is_obey
     assert team.run(run_id).status == "cancelled"
 
 
-def test_a_role_taken_away_counts_for_commands_already_on_their_way(team, supervisor, config):
+def test_a_removed_role_also_counts_for_commands_in_the_inbox(team, supervisor, config):
     run_id = team.create(config, owner=ROB.id)
     command = {"command": "cancel", "actor": ROB.id, "run_id": run_id}
     write_atomically(team.inbox / "1.json", json.dumps(command))
@@ -200,7 +215,7 @@ def test_a_role_taken_away_counts_for_commands_already_on_their_way(team, superv
     assert team.run(run_id).status == "queued"
 
 
-def test_the_audit_log_is_its_owners_and_takes_whole_lines_from_many(store):
+def test_the_audit_log_is_private_and_has_whole_lines_from_many_threads(store):
     def write(name):
         for _ in range(50):
             policy.audit(store.root, Actor("proxy", name), "submit")
@@ -217,7 +232,7 @@ def test_the_audit_log_is_its_owners_and_takes_whole_lines_from_many(store):
 # --- submitting ----------------------------------------------------------------------------------------------------
 
 
-def test_a_viewer_starts_nothing(team, config):
+def test_a_viewer_cannot_submit(team, config):
     with pytest.raises(AccessError, match="As viewer eve may not submit"):
         Client(team, EVE).submit(config)
     assert team.ids() == []
@@ -226,7 +241,7 @@ def test_a_viewer_starts_nothing(team, config):
     ]
 
 
-def test_one_key_starts_one_run_however_often_and_by_how_many_it_is_asked_for(store, config, monkeypatch):
+def test_one_key_starts_one_run_for_many_concurrent_submissions(store, config, monkeypatch):
     monkeypatch.setattr(Client, "wake", lambda _: None)
     answers = []
     threads = [
@@ -242,7 +257,7 @@ def test_one_key_starts_one_run_however_often_and_by_how_many_it_is_asked_for(st
     assert [entry.name for entry in store.runs.iterdir() if entry.name.startswith(".")] == []
 
 
-def test_a_person_may_have_so_many_runs_waiting(team, config, monkeypatch):
+def test_a_user_can_queue_only_queued_per_user_runs(team, config, monkeypatch):
     monkeypatch.setattr(Client, "wake", lambda _: None)
     for _ in range(2):
         Client(team, ROB).submit(config)
@@ -252,7 +267,7 @@ def test_a_person_may_have_so_many_runs_waiting(team, config, monkeypatch):
     Client(team, ADA).submit(config)
 
 
-def test_who_asks_many_times_at_once_has_no_more_waiting(team, config, monkeypatch):
+def test_concurrent_submissions_do_not_exceed_queued_per_user(team, config, monkeypatch):
     monkeypatch.setattr(Client, "wake", lambda _: None)
 
     def submit():
@@ -267,7 +282,7 @@ def test_who_asks_many_times_at_once_has_no_more_waiting(team, config, monkeypat
     assert len(team.ids()) == 2
 
 
-def test_the_queue_has_an_end_for_everybody(store, config, monkeypatch):
+def test_the_limit_of_the_queue_holds_for_admins_too(store, config, monkeypatch):
     monkeypatch.setattr(Client, "wake", lambda _: None)
     write_atomically(store.root / settings.FILE, "[limits]\nqueued = 1")
     Client(store).submit(config)
@@ -291,11 +306,16 @@ def places(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("place", "allowed"),
     [
-        ("data/uploads/x.csv", True), ("shared/x.csv", True), ("shared/missing.csv", True), ("home/x.csv", False),
-        ("data/uploads/../../home/x.csv", False), ("data/uploads-private/x.csv", False), ("shared/link.csv", False),
+        ("data/uploads/x.csv", True),
+        ("shared/x.csv", True),
+        ("shared/missing.csv", True),
+        ("home/x.csv", False),
+        ("data/uploads/../../home/x.csv", False),
+        ("data/uploads-private/x.csv", False),
+        ("shared/link.csv", False),
     ],
-)  # fmt: skip
-def test_a_runner_may_use_uploads_and_listed_folders_only(places, place, allowed):
+)
+def test_a_runner_can_use_only_uploads_and_listed_folders(places, place, allowed):
     rules = TEAM.model_copy(update={"limits": Limits(data_folders=(str(places / "shared"),))})
     assert policy.may_read(ROB, str(places / place), rules) == allowed
     assert policy.may_read(ADA, str(places / place), rules)
@@ -304,12 +324,12 @@ def test_a_runner_may_use_uploads_and_listed_folders_only(places, place, allowed
 @pytest.mark.parametrize(
     "path", ["a\0b", "~nobody-of-this-name/x", "/" + "a/" * 5_000, "x" * 5_000, "file:///etc/passwd"]
 )
-def test_what_can_be_no_path_is_no_place_of_a_runners(places, path):
+def test_an_invalid_path_is_not_allowed_for_a_runner(places, path):
     assert not policy.may_read(ROB, path, TEAM)
 
 
 @pytest.mark.parametrize("field", ["source.path", "infer.weights"])
-def test_a_run_on_a_file_out_of_bounds_is_refused_alike_whether_or_not_it_is_there(team, config, places, field):
+def test_the_refusal_of_a_file_does_not_tell_whether_it_exists(team, config, places, field):
     said = set()
     for name in ("home/x.csv", "home/missing.csv"):
         kind = "data=csv" if field == "source.path" else "task=infer"

@@ -1,4 +1,4 @@
-"""`settings.toml`: read again when it changes, refused in words, and never half believed."""
+"""`settings.toml` is read again when it changes, and an invalid file is refused with an explanation."""
 
 import os
 
@@ -18,16 +18,16 @@ def write(store):
     return write
 
 
-def test_without_the_file_the_store_is_one_persons(store):
+def test_without_the_file_the_store_has_one_user(store):
     assert not settings.load(store.root).is_team
 
 
-def test_a_change_counts_at_once(write):
+def test_a_change_of_the_file_takes_effect_at_once(write):
     assert write("[limits]\npoints = 10")().limits.points == 10
     assert write("[limits]\npoints = 12")().limits.points == 12
 
 
-def test_a_file_others_may_read_is_refused(store, write):
+def test_a_file_that_others_can_read_is_refused(store, write):
     load = write("[limits]\npoints = 10")
     (store.root / settings.FILE).chmod(0o640)
     with pytest.raises(ConfigError, match=r"mode 0640.*chmod 600"):
@@ -49,8 +49,8 @@ def test_a_file_others_may_read_is_refused(store, write):
         ("[limits]\npoints = 0", "limits.points: input should be greater than 0"),
         ("[roles]\ndefault = 'root'", "roles.default: input should be 'viewer', 'runner' or 'admin'"),
     ],
-)  # fmt: skip
-def test_what_is_wrong_is_said_in_one_sentence(write, text, words):
+)
+def test_an_invalid_file_is_explained_in_one_sentence(write, text, words):
     with pytest.raises(ConfigError) as refused:
         write(text)()
     assert words in str(refused.value)
@@ -63,7 +63,7 @@ def test_a_token_is_not_repeated_in_an_error(write):
     assert "hunter2" not in str(refused.value)
 
 
-def test_what_is_no_ordinary_file_is_refused_without_waiting_for_it(store):
+def test_a_pipe_is_refused_without_waiting_for_it(store):
     os.mkfifo(store.root / settings.FILE, 0o600)
     with pytest.raises(ConfigError, match="not an ordinary file"):
         settings.load(store.root)

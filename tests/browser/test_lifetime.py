@@ -9,7 +9,8 @@ import pytest
 
 from engine.store.store import Store
 from tests.browser.conftest import Served
-from tests.runtime.test_lifecycle import Scene, scene  # noqa: F401 - a fixture
+from tests.runtime.conftest import scene  # noqa: F401 - a fixture
+from tests.runtime.scene import Scene
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

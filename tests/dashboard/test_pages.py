@@ -173,7 +173,7 @@ def test_a_file_of_this_machine_is_not_even_looked_at_for_a_runner(app, store, m
     in_a_team(store, monkeypatch, "rob", "[roles]\nrunner = ['rob']")
     monkeypatch.setattr("engine.data.loading.facts", lambda *_: pytest.fail("the file was read"))
     open_page(app, "train", **{"data": "csv", "source.path": "/etc/passwd"})
-    assert any("may not be used here" in e.value for e in app.error)
+    assert any("outside the allowed folders" in e.value for e in app.error)
 
 
 def test_values_of_fields_that_are_hidden_for_a_while_are_kept(app):

@@ -1,4 +1,4 @@
-"""A store of many runs is listed, searched and sorted page by page, and the folders stay the truth."""
+"""A store of many runs is listed, searched and sorted page by page, and always agrees with the folders."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ CONFIGS = [PRESETS[name].config for name in ("lenet", "mnist-mlp", "digits-mlp")
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """A store of 30 runs, all indexed. Runs are written only; a test that changes the store makes its own."""
+    """A store of 30 indexed runs. A test that changes the store must create its own."""
     store = Store(tmp_path_factory.mktemp("many"))
     for i in range(30):
         make_run(
-            store, CONFIGS[i % 3], name=f"Nächtlich {i}" if i % 2 else "", num_steps=130 if i % 4 else 20, seed=i,
+            store,
+            CONFIGS[i % 3],
+            name=f"Nächtlich {i}" if i % 2 else "",
+            num_steps=130 if i % 4 else 20,
+            seed=i,
             diverges_at=15 if i % 5 == 0 else None,
-        )  # fmt: skip
+        )
     with indexed(store):
         return store
 
@@ -78,7 +82,7 @@ def test_the_pages_of_a_listing_are_the_folders_in_order(many, order, descending
 
 @pytest.mark.parametrize("descending", [True, False])
 @pytest.mark.parametrize("order", SORTABLE)
-def test_runs_the_index_does_not_know_yet_stand_in_their_place_on_each_page(store, order, descending):
+def test_unindexed_runs_are_in_order_on_each_page(store, order, descending):
     for i in range(8):
         make_run(store, CONFIGS[i % 3], num_steps=130 if i % 2 else 20, seed=i)
     with indexed(store):
@@ -107,14 +111,14 @@ def test_a_search_finds_the_runs_that_hold_all_of_its_words(many, search):
     assert found.total == len(expected)
 
 
-def test_each_way_to_name_a_run_finds_it(many):
+def test_a_run_is_found_by_each_of_its_texts(many):
     line = next(line for line in lines_of_folders(many) if line.name and line.why)
     for search in (line.name, line.words, line.run_id, line.run_id[:8], line.why, f"{line.status} {line.run_id}"):
         assert line.run_id in {found.run_id for found in many.listing(search=search).lines}
 
 
 @pytest.mark.parametrize("search", ["%", "_", "'; drop table runs; --", "\0", "\ud800", "x " * 5_000, '"', "\\"])
-def test_a_search_is_text_to_find_and_nothing_else(many, search):
+def test_a_search_is_never_sql(many, search):
     assert many.listing(search=search).total == 0
     assert many.listing().total == 30
 
@@ -127,13 +131,13 @@ def test_a_search_and_a_state_narrow_each_other(many):
     assert 0 < both.total < failed.total == 6
 
 
-def test_an_order_that_is_no_column_is_refused_with_the_columns(many):
+def test_an_unknown_column_is_refused_with_the_known_ones(many):
     with pytest.raises(StoreError, match="Choose from created, test_accuracy"):
         many.listing(order="created; drop table runs")
 
 
-def test_a_run_made_or_deleted_a_moment_ago_is_seen_at_once(store):
-    """Also when the folder's time is old enough to be trusted, and after many looks at the same list."""
+def test_a_new_run_is_listed_at_once(store):
+    """Also when the mtime of the folder is old enough to be trusted, and after many listings."""
     for _ in range(3):
         make_run(store, num_steps=20)
     with indexed(store):
@@ -145,7 +149,7 @@ def test_a_run_made_or_deleted_a_moment_ago_is_seen_at_once(store):
             assert store.listing().total == before + 1
 
 
-def test_a_stamp_is_trusted_only_when_a_later_change_cannot_leave_the_same(tmp_path):
+def test_a_stamp_is_none_while_a_later_change_could_leave_the_same(tmp_path):
     file = tmp_path / "file"
     file.write_text("a")
     assert Stamp.of(file) is None
@@ -174,8 +178,8 @@ def test_a_run_that_ended_since_it_was_indexed_is_shown_as_it_ended(store):
         assert store.listing(status=("queued",)).total == 0
 
 
-def test_without_an_index_the_newest_are_read_and_the_others_are_counted(store, monkeypatch):
-    monkeypatch.setattr("engine.store.store._MOST_READ_FOR_A_LIST", 4)
+def test_without_an_index_the_newest_runs_are_read_and_the_others_counted(store, monkeypatch):
+    monkeypatch.setattr("engine.store.store._MAX_UNINDEXED_READ", 4)
     ids = [make_run(store, num_steps=20).run_id for _ in range(10)]
     listing = store.listing()
     assert [line.run_id for line in listing.lines] == ids[:-5:-1]
@@ -184,7 +188,7 @@ def test_without_an_index_the_newest_are_read_and_the_others_are_counted(store, 
     assert len(store.rows()) == 10
 
 
-def test_an_index_from_before_there_was_a_listing_is_filled(store):
+def test_an_index_of_an_old_schema_gets_its_list_columns_filled(store):
     runs = {make_run(store, num_steps=130, name="old").run_id for _ in range(3)}
     with indexed(store):
         before = store.listing()
@@ -195,13 +199,15 @@ def test_an_index_from_before_there_was_a_listing_is_filled(store):
             db.execute(f"alter table runs drop column {column}")
         db.execute("pragma user_version = 1")
     db.close()
-    assert {line.run_id for line in store.listing().lines} == runs  # read-only, it is not understood: the folders are
+    assert {
+        line.run_id for line in store.listing().lines
+    } == runs  # the old index cannot be listed, so the folders are read
     Index(store.root).close()
     assert store.listing(search="old") == before
 
 
-def test_a_click_waits_for_a_part_of_the_indexing_only(store, monkeypatch):
-    """A supervisor that finds many runs indexes them little by little; a new one is queued at its next look."""
+def test_a_command_does_not_wait_for_all_indexing(store, monkeypatch):
+    """A supervisor that finds many runs indexes a part of them per tick, and queues a new run at its next tick."""
     monkeypatch.setattr("engine.runtime.supervisor._INDEX_AT_A_TIME_S", 0.0)
     monkeypatch.setattr("engine.runtime.supervisor._INDEX_AT_LEAST", 2)
     for _ in range(12):
@@ -225,7 +231,7 @@ def test_a_run_deleted_while_it_waits_to_be_indexed_stays_deleted(store, monkeyp
     monkeypatch.setattr("engine.runtime.supervisor._INDEX_AT_LEAST", 0)
     run = make_run(store, num_steps=20)
     with indexed_later(store) as supervisor:
-        supervisor._obey({"command": "delete", "actor": "terminal", "run_id": run.run_id})
+        supervisor._execute({"command": "delete", "actor": "terminal", "run_id": run.run_id})
         monkeypatch.setattr("engine.runtime.supervisor._INDEX_AT_LEAST", 9)
         supervisor._index_some()
         assert supervisor.index.ids() == set() == set(store.ids())

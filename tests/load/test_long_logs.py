@@ -1,4 +1,4 @@
-"""A log of any length is read in pieces of a thousand records, and says the same as record by record."""
+"""A long log is read in pieces of a thousand events, with the same result as event by event."""
 
 from __future__ import annotations
 
@@ -22,22 +22,27 @@ def folder(store):
 
 
 def read_backs(rng, *, most=3):
-    """Steps as a slow model has them: one to three at a time, some with gradient norms, learning rates in both forms."""
+    """Steps of a slow model: one to three per event, some with gradient norms, with both forms of learning rates."""
     first, at = 1, 0.0
     for i in range(EVENTS):
         n = int(rng.integers(1, most + 1))
         normed = np.arange(first, first + n)[rng.random(n) < 0.5]
         loss = np.where(rng.random(n) < 0.01, np.nan, rng.random(n))
         yield Steps(
-            first=first, loss=loss, samples=rng.integers(1, 65, n), lr=rng.random(n) if i % 3 else 0.125,
-            train_s=(at, at + 0.07 * n), elapsed_s=(2 * at + 1, 2 * at + 1 + 0.08 * n),
-            norm_steps=normed, grad_norm=rng.random(len(normed)),
-        )  # fmt: skip
+            first=first,
+            loss=loss,
+            samples=rng.integers(1, 65, n),
+            lr=rng.random(n) if i % 3 else 0.125,
+            train_s=(at, at + 0.07 * n),
+            elapsed_s=(2 * at + 1, 2 * at + 1 + 0.08 * n),
+            norm_steps=normed,
+            grad_norm=rng.random(len(normed)),
+        )
         first, at = first + n, at + 0.07 * n
 
 
 def one_by_one(events):
-    """What the tables must hold, from one event after the other."""
+    """The expected tables, computed event by event."""
     rows, norms, samples = [], [], 0
     for e in events:
         n = len(e.loss)
@@ -58,7 +63,7 @@ def columns(table):
     return np.stack([table[name] for name in table.names])
 
 
-def test_a_long_log_reads_as_its_records_one_by_one(store, folder):
+def test_a_long_log_reads_like_its_events_one_by_one(store, folder):
     events, log = list(read_backs(np.random.default_rng(0))), EventLog(folder / "events.jsonl")
     for event in events:
         log.append(event)
@@ -85,7 +90,7 @@ def test_packed_steps_hold_what_their_event_does():
 
 
 def with_fields(event, **fields):
-    """The event's line with other fields under a checksum that is right: a bug of a writer, or a stranger's file."""
+    """The line of an event with other fields and a correct checksum, as from a bug or a foreign program."""
     body = json.dumps(json.loads(encode(event)) | fields, separators=(",", ":"))
     body = body[: body.index(',"crc"')] + "}"
     return body[:-1].encode() + b',"crc":"%08x"}\n' % zlib.crc32(body.encode())
@@ -104,17 +109,17 @@ def with_fields(event, **fields):
         {"train_s": [1]},
     ],
 )
-def test_steps_that_do_not_fit_together_are_skipped_and_said_and_the_others_stand(store, folder, fields):
+def test_contradictory_steps_are_skipped_and_reported(store, folder, fields):
     log = folder / "events.jsonl"
     good = [event for event in read_backs(np.random.default_rng(2)) if len(event.loss) == 2 and len(event.norm_steps)]
     log.write_bytes(encode(good[0]) + with_fields(good[1], **fields) + encode(good[2]))
     run = store.run(folder.name)
     assert run.steps["step"].tolist() == [good[0].first, good[0].first + 1, good[2].first, good[2].first + 1]
-    assert "A record is not understood" in run.problems[0]
+    assert "An event cannot be read" in run.problems[0]
     assert len(run.problems) == 1
 
 
-def test_a_followed_log_has_every_row_after_each_look(store, folder):
+def test_a_followed_log_has_every_row_after_each_refresh(store, folder):
     log, run, written = EventLog(folder / "events.jsonl"), store.run(folder.name), 0
     for event in list(read_backs(np.random.default_rng(4)))[:50]:
         log.append(event)
@@ -125,7 +130,7 @@ def test_a_followed_log_has_every_row_after_each_look(store, folder):
         assert len(run.steps) == written
 
 
-def test_a_record_that_is_there_twice_counts_once_and_is_said(store, folder):
+def test_a_repeated_event_counts_once_and_is_reported(store, folder):
     lines = [encode(event) for event in list(read_backs(np.random.default_rng(5)))[:4]]
     (folder / "events.jsonl").write_bytes(b"".join([*lines, lines[1], lines[3]]))
     run = store.run(folder.name)

@@ -1,4 +1,4 @@
-"""Thirty-two processes record at once while a supervisor and readers follow: every row arrives, in order, once."""
+"""Thirty-two processes write at once while a supervisor and readers follow: every row arrives once and in order."""
 
 from __future__ import annotations
 
@@ -26,35 +26,48 @@ PATIENCE_S = 120.0
 
 
 def loss_of(worker: int) -> np.ndarray:
-    """What no other worker says: a row in a wrong run is seen."""
+    """The losses of one worker. They differ from all others, so that a row in a wrong run is noticed."""
     return (worker + np.arange(POINTS) / POINTS).astype(np.float32)
 
 
 def record(root, run_id: str, worker: int, everybody) -> None:
-    """A worker as the supervisor knows it: its run is adopted, and it writes as fast as it can."""
+    """A worker whose run the supervisor adopts, and which writes as fast as it can."""
     store = Store(root)
     log = EventLog(store.folder(run_id) / "events.jsonl")
     pid, started = own_identity()
     log.append(Starting(at=time.time(), pid=pid, pid_started=started))
     everybody.wait(PATIENCE_S)
     log.append(
-        Started(at=time.time(), parameters=1, train_flops_per_example=1, train_examples=POINTS, test_examples=1,
-                        total_steps=POINTS, setup_s=0.0)
-    )  # fmt: skip
+        Started(
+            at=time.time(),
+            parameters=1,
+            train_flops_per_example=1,
+            train_examples=POINTS,
+            test_examples=1,
+            total_steps=POINTS,
+            setup_s=0.0,
+        )
+    )
     loss = loss_of(worker)
     for first in range(0, POINTS, PER_READ_BACK):
         clock = (first / 1e3, (first + PER_READ_BACK) / 1e3)
         log.append(
-            Steps(first=first + 1, loss=loss[first : first + PER_READ_BACK], samples=np.ones(PER_READ_BACK),
-                          lr=0.1, train_s=clock, elapsed_s=clock)
-        )  # fmt: skip
+            Steps(
+                first=first + 1,
+                loss=loss[first : first + PER_READ_BACK],
+                samples=np.ones(PER_READ_BACK),
+                lr=0.1,
+                train_s=clock,
+                elapsed_s=clock,
+            )
+        )
         log.append(HardwareSample(elapsed_s=clock[1], readings={"process_cpu_percent": float(worker)}))
-        time.sleep(0.002)  # a training's own work, so that all of them are at work at once
+        time.sleep(0.002)  # simulated training, so that all processes write at the same time
     log.close(Finished(at=time.time()))
 
 
 class Follower(threading.Thread):
-    """Reads a run again and again, as a page does, and keeps what it saw of its length."""
+    """Refreshes a run repeatedly, as a page does, and records its numbers of steps."""
 
     def __init__(self, run: Run) -> None:
         super().__init__(daemon=True)
@@ -73,8 +86,8 @@ class Follower(threading.Thread):
 def test_32_workers_write_at_once_and_every_row_arrives_in_order_and_once(own_supervised):
     store, context = own_supervised.store, multiprocessing.get_context("fork")
     everybody = context.Barrier(WORKERS)
-    # The supervisor must not start these itself: it takes over runs whose process is there already.
-    claims = contextlib.ExitStack()  # the workers are forked, and hold them with us
+    # The supervisor must not start these runs: it adopts runs that have a process.
+    claims = contextlib.ExitStack()  # the forked workers share them
     ids = [drafted(store, f"worker {i}", claims) for i in range(WORKERS)]
     workers = [
         context.Process(target=record, args=(store.root, run_id, i, everybody), daemon=True)
@@ -104,7 +117,7 @@ def test_32_workers_write_at_once_and_every_row_arrives_in_order_and_once(own_su
 
 
 def drafted(store: Store, name: str, claims: contextlib.ExitStack) -> str:
-    """A run that says from its first moment that it is starting in a process: ours, until the worker says its own."""
+    """A run that records this process as its own from the beginning, until the worker records itself."""
     run_id = f"{int.from_bytes(os.urandom(8)):016x}"
     made = Store(store.root.with_name("drafts"))
     draft = made.folder(made.create(RunConfig(), name=name))

@@ -1,4 +1,4 @@
-"""What one run may use: refused before it starts where it can be known, ended with the limit's name where not."""
+"""Limits of one run: it is refused before its start if possible, else ended; the message names the limit."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def test_a_budget_beyond_the_wall_time_is_refused_by_name(config):
     check_before(long, plan(long), Limits(wall_time_s=None))
 
 
-def test_more_steps_than_may_be_recorded_are_refused_by_name(config):
+def test_more_steps_than_the_limit_are_refused_by_name(config):
     with pytest.raises(LimitReached, match=r"90 steps are more than the 50 .*limits\.points"):
         check_before(config, plan(config), Limits(points=50))
 
@@ -39,7 +39,7 @@ def test_a_refused_run_leaves_nothing_behind(store, config):
     assert list(store.runs.iterdir()) == []
 
 
-def test_wall_time_counts_from_the_beginning_by_a_clock_that_is_never_set(tmp_path):
+def test_wall_time_is_measured_with_a_monotonic_clock(tmp_path):
     now = 5.0
     guard = Guard(Limits(wall_time_s=60), tmp_path, clock=lambda: now)
     now = 64.9
@@ -49,7 +49,7 @@ def test_wall_time_counts_from_the_beginning_by_a_clock_that_is_never_set(tmp_pa
         guard.check(steps=1)
 
 
-def test_the_disk_is_looked_at_once_a_second(tmp_path):
+def test_the_disk_usage_is_checked_once_a_second(tmp_path):
     now = 0.0
     guard = Guard(Limits(disk_bytes=1_000), tmp_path, clock=lambda: now)
     (tmp_path / "events.jsonl").write_bytes(b"x" * 1_001)
@@ -81,8 +81,8 @@ def test_a_run_that_reaches_a_limit_fails_with_its_name_and_keeps_its_points(sto
 
 ALLOCATE = """
 import sys
-from engine import limits
-from engine.settings import Limits
+from engine.access.settings import Limits
+from engine.planning import limits
 import torch
 print(limits.limit_memory("cpu", Limits(memory_bytes=200 << 20), 1 << 40))
 kept = [torch.ones(25 << 20)]  # 100 MiB: within the limit
@@ -95,7 +95,7 @@ except RuntimeError as error:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mappings on Linux only")
 @pytest.mark.process
-def test_an_allocation_beyond_the_limit_fails_in_words_that_say_how_much_it_asked_for():
+def test_an_allocation_beyond_the_limit_fails_with_the_requested_size():
     done = subprocess.run([sys.executable, "-c", ALLOCATE], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == [str(200 << 20), "The run ran out of memory when it asked for 300 MiB more."]
@@ -104,21 +104,27 @@ def test_an_allocation_beyond_the_limit_fails_in_words_that_say_how_much_it_aske
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000 bytes. Error code 12", "asked for 3.73 GiB more"),
-        ("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.1 GiB", "asked for 20.0 GiB more"),
+        (
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000 bytes. Error code 12",
+            "asked for 3.73 GiB more",
+        ),
+        (
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.1 GiB",
+            "asked for 20.0 GiB more",
+        ),
         ("std::bad_alloc", "The run ran out of memory."),
     ],
-)  # fmt: skip
-def test_how_much_was_asked_for_is_read_from_what_pytorch_says(text, words):
+)
+def test_the_requested_size_is_read_from_pytorchs_message(text, words):
     assert words in limits.in_words(RuntimeError(text))
 
 
-def test_a_run_on_a_gpu_is_not_capped():
+def test_the_memory_of_a_gpu_run_is_not_limited():
     assert limits.limit_memory("cuda:0", Limits(memory_bytes=1), 1 << 40) is None
 
 
-def test_a_run_out_of_memory_says_so_as_its_last_word(supervised):
-    """A real run whose process may take 150 MB more than it has, and wants some hundreds."""
+def test_a_run_out_of_memory_fails_with_that_reason(supervised):
+    """A real run whose process can allocate 150 MB more, and needs some hundreds."""
     path = supervised.store.root / settings.FILE
     write_atomically(path, "[limits]\nmemory_bytes = 150000000")
     try:

@@ -1,4 +1,4 @@
-"""What a run will need, and what is refused before anything is allocated."""
+"""The memory and the steps that a run needs, and the runs that are refused before anything is allocated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plan(*assignments, free_bytes=2**40):
 
 
 def machine(*, isa=("avx2",), capability=None):
-    """This machine with another CPU, or with a GPU of a generation."""
+    """This machine with another CPU, or with a GPU of a compute capability."""
     here = probe.probe()
     gpu = GpuDevice(0, "GPU", 2**34, "1", capability, None)
     return replace(here, cpu=replace(here.cpu, isa=isa), gpus=(gpu,) if capability else ())
@@ -40,7 +40,7 @@ def machine(*, isa=("avx2",), capability=None):
         (["budget.samples=4000"], 63),
         (["budget.samples=4001"], 64),
         (["budget.samples=8000"], 126),
-        (["budget.flops=1e9"], 39),  # 408,576 FLOPs an example: 2,448 of them
+        (["budget.flops=1e9"], 39),  # 408,576 FLOPs per sample: 2,448 samples
         (["budget.flops=1"], 1),
         (["budget.seconds=5"], None),
         (["budget.steps=100", "budget.samples=640"], 10),
@@ -79,7 +79,7 @@ def test_accumulation_needs_the_memory_of_its_micro_batch():
     assert plan("batch_size=64", "grad_accumulation=8").activation_bytes == plan("batch_size=64").activation_bytes
 
 
-def test_only_what_is_gathered_is_counted_twice():
+def test_only_gathered_data_is_counted_twice():
     once = plan("batch_size=full").data_bytes
     assert plan("execution=dataloader").data_bytes == once == plan().data_bytes - 4_000 * 784 * 4
 
@@ -90,7 +90,7 @@ def test_an_evaluation_needs_memory_too():
     assert large.workspace_bytes < large.activation_bytes
 
 
-def test_averaged_weights_are_weights_too():
+def test_averaged_weights_count_as_weights():
     assert plan("ema_decay=0.99").weight_bytes == 2 * plan().weight_bytes
 
 
@@ -98,7 +98,7 @@ def test_a_plan_for_every_preset_fits_a_small_machine():
     assert all(planner.plan(preset.config, free_bytes=2**30).fits for preset in PRESETS.values())
 
 
-def test_it_is_not_known_whether_a_run_fits_where_free_memory_is_not(monkeypatch):
+def test_whether_a_run_fits_is_unknown_if_free_memory_is(monkeypatch):
     monkeypatch.setattr(probe, "free_memory_bytes", lambda device: None)
     assert planner.plan(BASE).fits is None
 
@@ -118,7 +118,7 @@ def test_it_is_not_known_whether_a_run_fits_where_free_memory_is_not(monkeypatch
         (["data=synthetic", "source.num_examples=1000000"], "Choose a smaller data set"),
     ],
 )
-def test_what_cannot_fit_is_refused_with_the_sum_and_the_way_out(monkeypatch, assignments, fix):
+def test_a_run_that_does_not_fit_is_refused_with_the_sum_and_a_fix(monkeypatch, assignments, fix):
     monkeypatch.setattr(probe, "free_memory_bytes", lambda device: 200_000_000)
     with pytest.raises(OutOfMemory, match=rf"needs .* \(.* weights \+ .* data\); 191 MiB is free.* {fix}"):
         planner.check(with_overrides(BASE, assignments))
@@ -178,18 +178,18 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     [
         (["precision=bf16"], ("avx2",), "no bfloat16 arithmetic: bf16 ran 2 to 9 times slower"),
         (["execution=compiled"], ("avx2",), "Compiling takes 10 to 80 s"),
-        (["model.family=rnn", "execution=compiled"], ("avx2",), "leaves recurrent layers as they are"),
+        (["model.family=rnn", "execution=compiled"], ("avx2",), "does not change recurrent layers"),
         (["warmup_steps=2000"], ("avx2",), "the run never reaches its learning rate"),
         (["ema_decay=0.9999"], ("avx2",), "88% of the averaged weights are still the first weights"),
         (["data=synthetic"], ("avx2",), "measures speed, and its loss and accuracy mean nothing"),
     ],
 )
-def test_what_works_but_not_as_hoped_is_said_before(assignments, isa, said):
+def test_disappointing_settings_cause_warnings(assignments, isa, said):
     config = with_overrides(BASE, assignments)
     assert said in " ".join(planner.plan(config, machine=machine(isa=isa)).warnings)
 
 
-def test_nothing_is_warned_of_where_there_is_nothing_to_warn_of():
+def test_usual_settings_cause_no_warnings():
     for assignments in ([], ["precision=bf16"]):
         config = with_overrides(BASE, assignments)
         assert planner.plan(config, machine=machine(isa=("amx_bf16",))).warnings == ()

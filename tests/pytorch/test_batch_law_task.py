@@ -229,7 +229,7 @@ def test_a_law_that_cannot_be_is_refused(assignments, says):
 def test_batch_sizes_beyond_the_training_set_do_not_count():
     assert CONFIG.law.sizes(100) == [1, 2, 4, 8, 16, 32, 64, 100]
     config = with_overrides(CONFIG, ["law.batch_sizes=4,2000,3000"])
-    with pytest.raises(ConfigError, match="2 of them fit in the 1438 training examples of digits"):
+    with pytest.raises(ConfigError, match="2 of them fit in the 1438 training samples of digits"):
         planner.plan(config)
 
 

@@ -161,5 +161,5 @@ def test_every_step_is_in_one_window_of_the_ranks(supervised, strategy):
 
 def test_runs_of_a_race_take_turns_and_are_no_gangs(supervised):
     gang, single = (with_overrides(PRESETS["digits-mlp"].config, more) for more in (ranks(2), []))
-    with pytest.raises(ConfigError, match="does not go with a race"):
+    with pytest.raises(ConfigError, match="cannot be used in a race"):
         supervised.client.submit_seed_blocks([[Submission(gang), Submission(single)]], group="g")

@@ -1,7 +1,7 @@
-"""Cancelling a run, whatever it is doing: over soon as cancelled, and never anything else afterwards.
+"""A run can be cancelled in every phase; it ends soon as cancelled and keeps that status.
 
-Five seconds are promised, which only a machine with nothing else to do can show: the last resort comes before, and here
-it is enough that a run which would go on for minutes does not.
+Five seconds are promised, but only an idle machine can show that. Here it is enough that a run that would take minutes
+ends, and that the timeouts of a stop add up to less than five seconds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HUGE = ("model.hidden=[3000,3000,3000]", "batch_size=full", *LONG)  # a step tak
 
 
 class Silent(http.server.BaseHTTPRequestHandler):
-    """A server that begins an archive and then lets one wait."""
+    """A server that sends a part of an archive and then nothing."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -65,7 +65,7 @@ def slow_mirror():
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory, slow_mirror):
-    """A supervisor whose runs download from the slow server, and have nothing in their cache."""
+    """A supervisor whose runs download from the slow server and have an empty cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ISOFLOP_MIRROR", slow_mirror)
         patch.setenv("ISOFLOP_DATA", str(tmp_path_factory.mktemp("data")))
@@ -92,7 +92,7 @@ def in_session(pid: int) -> list[int]:
 
 
 def cancelled(own: Supervised, run: Run, *, reason: str = "enough") -> float:
-    """Cancel and wait; seconds until the last word was there."""
+    """Cancel a run and wait for its end; returns the time until the final event, s."""
     asked = time.monotonic()
     own.client.cancel(run.run_id, reason=reason)
     own.until(run.run_id, *TERMINAL)
@@ -104,7 +104,7 @@ def cancelled(own: Supervised, run: Run, *, reason: str = "enough") -> float:
     return took
 
 
-def test_a_run_that_does_not_answer_is_ended_before_the_promised_time():
+def test_the_timeouts_of_a_stop_are_ordered_and_below_five_seconds():
     assert worker._ANSWER_S < _SIGTERM_AFTER_S < _SIGKILL_AFTER_S < PROMISED_S
 
 
@@ -125,7 +125,7 @@ def test_a_download_is_cancelled(own):
 
 @pytest.mark.slow
 def test_reading_a_large_file_is_cancelled(own, tmp_path):
-    """Also where nobody has looked into the file before: the run's own process does."""
+    """The file was not inspected before, so the run's own process does it."""
     path = tmp_path / "large.csv"
     path.write_text("a,b,c,label\n" + "0.25,1.5,-3.125,x\n0.5,2.5,-1.125,y\n" * 3_000_000)
     config = with_overrides(RunConfig(), ["data=csv", f"source.path={path}", "source.label=label", "model.hidden=[4]"])
@@ -170,7 +170,7 @@ LARGE = ("model.hidden=[8000,8000]", "optimizer.name=sgd", "batch_size=8", "budg
 
 
 def saving(own: Supervised) -> Run:
-    """A run that is at its 260 MB of weights."""
+    """A run that is saving its 260 MB of weights."""
     run = own.store.run(own.submit(*LARGE))
     own.wait(lambda: len(list(run.folder.iterdir())) > 2, "its weights to be written")
     return run
@@ -183,7 +183,7 @@ def test_saving_is_cancelled(own):
 
 
 @pytest.mark.slow
-def test_no_half_saved_weights_are_left_of_a_run_that_was_killed(own):
+def test_a_run_killed_while_saving_leaves_no_partial_weights(own):
     run = saving(own)
     run.refresh()
     os.kill(run.starting.pid, 9)
@@ -193,7 +193,7 @@ def test_no_half_saved_weights_are_left_of_a_run_that_was_killed(own):
 
 
 @pytest.mark.slow
-def test_a_run_is_cancelled_the_moment_it_was_asked_for(own):
+def test_a_run_can_be_cancelled_right_after_its_submission(own):
     for wait_s in (0.0, 0.01, 0.03, 0.1, 0.3):
         run = own.store.run(own.submit(*LONG))
         time.sleep(wait_s)
@@ -202,8 +202,8 @@ def test_a_run_is_cancelled_the_moment_it_was_asked_for(own):
 
 
 @pytest.mark.slow
-def test_a_run_whose_fork_server_is_not_yet_there_is_cancelled(own):
-    """The next one imports PyTorch, seconds in which the supervisor must hear."""
+def test_a_run_can_be_cancelled_while_the_fork_server_starts(own):
+    """The new fork server imports torch for seconds, and the supervisor must stay responsive."""
     killed = own.process.children()
     for child in killed:
         child.kill()
@@ -219,7 +219,7 @@ def test_a_run_whose_fork_server_is_not_yet_there_is_cancelled(own):
 
 
 @pytest.mark.slow
-def test_a_run_is_cancelled_twice_and_from_two_tabs_once(own):
+def test_a_run_cancelled_from_two_tabs_has_one_final_event(own):
     run = own.running()
     others = [Client(own.store) for _ in range(2)]
     for client in others:
@@ -242,11 +242,11 @@ def test_a_finished_run_stays_finished(own):
     assert (run.status, run.problems) == ("finished", [])
 
 
-# --- together with what is killed ----------------------------------------------------------------------------------
+# --- with killed processes ----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_run_that_was_asked_to_stop_is_cancelled_though_its_supervisor_is_killed(own):
+def test_a_stop_request_is_completed_after_the_supervisor_is_killed(own):
     run = own.until(own.submit(*HUGE, preset="mnist-mlp"), "running")
     own.client.cancel(run.run_id, reason="enough")
     own.wait(lambda: run.refresh() is not None and run.status != "running", "it to have been told")
@@ -259,8 +259,8 @@ def test_a_run_that_was_asked_to_stop_is_cancelled_though_its_supervisor_is_kill
 
 
 @pytest.mark.slow
-def test_a_run_that_was_asked_to_stop_and_is_killed_was_cancelled(own):
-    """Its end is what was wanted, whoever brought it about."""
+def test_a_run_killed_after_a_stop_request_is_cancelled(own):
+    """The final event is that of the request, also if something else killed the process."""
     run = own.until(own.submit(*HUGE, preset="mnist-mlp"), "running")
     own.client.cancel(run.run_id)
     own.wait(lambda: run.refresh() is not None and run.status == "stopping", "it to have been told")
@@ -269,8 +269,8 @@ def test_a_run_that_was_asked_to_stop_and_is_killed_was_cancelled(own):
     assert own.store.run(run.run_id).status == "cancelled"
 
 
-def test_a_stop_that_outlived_its_supervisor_is_carried_on(store, config):
-    """It was killed between asking and seeing the end: the next one ends the run in the same words."""
+def test_the_next_supervisor_completes_a_stop_request(store, config):
+    """The supervisor was killed between the request and the end of the run; the next one writes the same reason."""
     run_id = store.create(config)
     ask_to_stop(store.folder(run_id), StopRequest(reason="enough"))
     supervising = Supervisor(store, InlineExecutor())
@@ -280,10 +280,10 @@ def test_a_stop_that_outlived_its_supervisor_is_carried_on(store, config):
     assert (run.status, run.why()) == ("cancelled", "enough")
 
 
-# --- in one process: who has the last word -------------------------------------------------------------------------
+# --- in one process: the final event -------------------------------------------------------------------------
 
 
-def test_a_run_asked_to_stop_is_cancelled_whatever_it_says_last(store, config, monkeypatch):
+def test_a_stop_request_decides_the_final_event(store, config, monkeypatch):
     for ends in ("finishes", "fails"):
         run_id = store.create(config)
 
@@ -291,7 +291,9 @@ def test_a_run_asked_to_stop_is_cancelled_whatever_it_says_last(store, config, m
             yield WarmUp(seconds=0.0, steps=0)
             ask_to_stop(store.folder(run_id), StopRequest(reason="enough"))
             until = time.monotonic() + 30
-            while store.run(run_id).status != "stopping" and time.monotonic() < until:  # not yet seen by the watch
+            while (
+                store.run(run_id).status != "stopping" and time.monotonic() < until
+            ):  # the watchdog has not seen it yet
                 time.sleep(0.02)
             if ends == "fails":
                 raise ZeroDivisionError
@@ -302,8 +304,8 @@ def test_a_run_asked_to_stop_is_cancelled_whatever_it_says_last(store, config, m
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_only_one_thread_has_the_last_word(store, config, monkeypatch):
-    """The watch ends the run just as the task returns: the log has one end, and nothing after it."""
+def test_only_one_thread_writes_the_final_event(store, config, monkeypatch):
+    """The watchdog ends the run just as the task returns; the log has one final event and nothing after it."""
     monkeypatch.setattr(worker, "_ANSWER_S", 0.3)
     late_s = {store.create(config): float(late_s) for late_s in np.linspace(0.3, 0.6, 12)}
 
@@ -335,7 +337,7 @@ def test_only_one_thread_has_the_last_word(store, config, monkeypatch):
         assert b'"kind":"cancelled"' in lines[-1]
 
 
-def test_helpers_are_known_by_their_run_not_by_a_number_that_is_used_again():
+def test_helper_processes_are_identified_by_run_id_not_by_pid():
     sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
     mine = subprocess.Popen(sleeping, start_new_session=True, env=os.environ | {RUN_VARIABLE: "a" * 16})
     strangers = subprocess.Popen(sleeping, start_new_session=True)
@@ -350,12 +352,15 @@ def test_helpers_are_known_by_their_run_not_by_a_number_that_is_used_again():
 
 
 @pytest.mark.parametrize("supervisor_too", [False, True])
-def test_what_a_lost_run_had_started_is_ended_with_it(store, config, supervisor_too):
+def test_helper_processes_of_a_dead_run_are_killed(store, config, supervisor_too):
     run_id = store.create(config)
     lost = subprocess.Popen(
         ["sh", "-c", "sleep 600 & echo $!; wait"],
-        start_new_session=True, stdout=subprocess.PIPE, text=True, env=os.environ | {RUN_VARIABLE: run_id},
-    )  # fmt: skip
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {RUN_VARIABLE: run_id},
+    )
     helper = psutil.Process(int(lost.stdout.readline()))
     began = process_started(lost.pid)
     EventLog(store.folder(run_id) / "events.jsonl").append(Starting(at=0.0, pid=lost.pid, pid_started=began))

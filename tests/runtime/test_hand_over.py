@@ -1,4 +1,4 @@
-"""No run starts with code that is not on disk any more: supervisors of other code hand over, and their runs go on."""
+"""No run starts with code that is no longer on disk: supervisors of other code hand over, and their runs continue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.config.parsing import with_overrides
 from engine.config.presets import PRESETS
 from engine.events.base import TERMINAL
 from engine.events.lifecycle import Queued
-from engine.runtime import client, daemon, supervisor
+from engine.runtime import client, daemon
 from engine.runtime.client import Client
 from engine.runtime.executor import InlineExecutor, Supervision
 from engine.runtime.supervisor import Supervisor
@@ -31,11 +31,12 @@ from engine.system.code_version import CODE_FILE, LOADED, PID_FILE, digest_of, r
 from engine.system.processes import own_identity, process_started
 from tests.conftest import ROOT, Supervised
 
+pytestmark = pytest.mark.process
 SECONDS = ("budget.epochs=none", "budget.seconds=5")  # longer than a hand-over takes
 
 
 class Copy(Supervised):
-    """A store whose supervisor is that of another copy of the engine, which a test may edit."""
+    """A store whose supervisor runs a copy of the engine that a test can edit."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.store = folder, Store(folder / "store")
@@ -55,8 +56,12 @@ class Copy(Supervised):
         with (self.store.root / "supervisor.log").open("a") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "engine", "supervise", *flags, "--store", str(self.store.root)],
-                cwd=self.folder, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+                cwd=self.folder,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         self.started.append(process)
         self.wait(lambda: self.found(self.digest) and client.ring_doorbell(self.store), "the copy's supervisor")
         return process
@@ -66,7 +71,7 @@ class Copy(Supervised):
         return found is not None and found.digest == digest
 
     def ask_for(self, *assignments: str) -> str:
-        """A run that the supervisor finds by itself: no client compares its code."""
+        """A run that the supervisor finds without a client, which would compare its code."""
         run_id = self.store.create(with_overrides(PRESETS["digits-mlp"].config, assignments))
         client.ring_doorbell(self.store)
         return run_id
@@ -91,8 +96,8 @@ def copy(tmp_path: Path) -> Iterator[Copy]:
 
 
 @pytest.mark.slow
-def test_a_supervisor_of_other_code_is_replaced_and_its_run_goes_on_to_its_end(copy):
-    copy.edit("units.py", "# other code\n")
+def test_a_supervisor_of_other_code_is_replaced_and_its_run_finishes(copy):
+    copy.edit("common/units.py", "# other code\n")
     older = copy.supervise("--on-demand")
     run = copy.running_for_seconds()
     asked_for = copy.submit("budget.epochs=1")
@@ -105,22 +110,22 @@ def test_a_supervisor_of_other_code_is_replaced_and_its_run_goes_on_to_its_end(c
 
 
 @pytest.mark.slow
-def test_an_edited_file_leads_to_a_new_fork_server_before_the_next_run_starts(copy):
+def test_an_edited_file_causes_a_new_fork_server_before_the_next_run(copy):
     by_hand = copy.supervise()
     run = copy.running_for_seconds()
     copy.edit(
-        "worker.py",
+        "runtime/worker.py",
         "\n\ndef _edited(*_):\n    yield from ()\n    raise ConfigError('the edited code ran')\n\n\nGENERATORS['train'] = _edited\n",
     )
     following = copy.until(copy.ask_for("budget.epochs=1"), *TERMINAL)
     assert following.why().startswith("the edited code ran")
     assert copy.found(copy.digest)
-    assert by_hand.poll() is None, "it stands by: runs go on with nobody there, as it was told"
+    assert by_hand.poll() is None, "it must stand by, because a user started it"
     assert copy.until(run.run_id, *TERMINAL).status == "finished"
 
 
 @pytest.mark.slow
-def test_the_command_line_replaces_a_supervisor_that_wrote_no_version_and_says_so_once(copy):
+def test_the_command_line_replaces_an_unversioned_supervisor_and_warns_once(copy):
     older = copy.supervise("--on-demand")
     (copy.store.root / CODE_FILE).unlink()
     run = copy.running_for_seconds()
@@ -132,7 +137,7 @@ def test_the_command_line_replaces_a_supervisor_that_wrote_no_version_and_says_s
     assert said.returncode == 0, said.stderr
     assert said.stderr.splitlines() == [
         f"The supervisor of this store (process {older.pid}, Isoflop of an older version) runs other code than this "
-        "Isoflop: it hands over to a new one, and its runs go on."
+        "Isoflop: it hands over to a new one, and its runs continue."
     ]
     assert older.wait(60) == 0
     assert copy.found(LOADED)
@@ -140,26 +145,26 @@ def test_the_command_line_replaces_a_supervisor_that_wrote_no_version_and_says_s
 
 
 @pytest.mark.slow
-def test_code_that_cannot_be_loaded_leaves_the_supervisor_and_its_run_alone(copy):
+def test_code_that_cannot_be_loaded_does_not_stop_the_supervisor_or_its_run(copy):
     copy.supervise("--on-demand")
     first, run = running_supervisor(copy.store.root), copy.running_for_seconds()
-    before = (copy.folder / "engine" / "supervisor.py").read_text(encoding="utf-8")
-    copy.edit("supervisor.py", "\nthis is no Python\n")
+    before = (copy.folder / "engine" / "runtime" / "supervisor.py").read_text(encoding="utf-8")
+    copy.edit("runtime/supervisor.py", "\nthis is no Python\n")
     waiting = copy.store.run(copy.ask_for("budget.epochs=1"))
     copy.wait(lambda: "SyntaxError" in (copy.store.root / "supervisor.log").read_text(), "a successor that failed")
     assert running_supervisor(copy.store.root) == first
     assert (waiting.refresh(), waiting.status) == (False, "queued")
-    (copy.folder / "engine" / "supervisor.py").write_text(before, encoding="utf-8")
+    (copy.folder / "engine" / "runtime" / "supervisor.py").write_text(before, encoding="utf-8")
     assert copy.until(waiting.run_id, *TERMINAL).status == "finished"
     assert copy.until(run.run_id, *TERMINAL).status == "finished"
 
 
-# --- who is asked, and how -----------------------------------------------------------------------------------------
+# --- which supervisors are asked, and how -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def stand_in(store) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """A process that is written down as the store's supervisor; with a digest as this version writes it."""
+    """A process recorded as the store's supervisor; with a digest, as this version records it."""
     made: list[subprocess.Popen[bytes]] = []
 
     def start(*arguments: str, digest: str = "") -> subprocess.Popen[bytes]:
@@ -179,20 +184,20 @@ def stand_in(store) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 
 @pytest.mark.parametrize(("flags", "by_hand"), [((), True), (("--on-demand",), False)])
-def test_a_supervisor_of_an_older_version_is_asked_with_sigterm(store, stand_in, flags, by_hand):
+def test_a_supervisor_of_an_older_version_gets_sigterm(store, stand_in, flags, by_hand):
     older = stand_in(*flags)
     assert daemon._ask_other_code_to_leave(store) is by_hand
     assert older.wait(10) == -signal.SIGTERM
 
 
-def test_a_supervisor_of_the_same_code_is_not_asked(store, stand_in):
+def test_a_supervisor_of_the_same_code_gets_no_signal(store, stand_in):
     same = stand_in(digest=LOADED)
     daemon._ask_other_code_to_leave(store)
     with pytest.raises(subprocess.TimeoutExpired):
         same.wait(0.3)
 
 
-def test_what_an_earlier_supervisor_wrote_says_nothing_of_an_older_version_that_came_after_it(store, stand_in):
+def test_a_code_file_of_an_earlier_supervisor_does_not_describe_a_later_older_version(store, stand_in):
     stand_in(digest=LOADED)
     older = stand_in()
     found = running_supervisor(store.root)
@@ -213,11 +218,11 @@ def test_a_supervisor_that_does_not_hand_over_refuses_the_run_and_names_its_proc
 
 
 def test_code_that_cannot_be_loaded_is_not_started_in_a_loop(store, monkeypatch):
-    monkeypatch.setattr(supervisor.sys, "executable", "/bin/false")
+    monkeypatch.setattr(client.sys, "executable", "/bin/false")
     monkeypatch.setattr(client, "_started", {})
-    assert client._start_successor(store)
+    assert client.start_successor(store)
     client._started[store.root][0].wait(10)
-    assert not client._start_successor(store)
+    assert not client.start_successor(store)
 
 
 def test_the_page_says_that_the_supervisor_runs_other_code(store, stand_in):
@@ -230,10 +235,10 @@ def test_the_page_says_that_the_supervisor_runs_other_code(store, stand_in):
     )
 
 
-def test_two_versions_that_use_one_store_do_not_replace_each_others_supervisor_for_ever(store, stand_in, monkeypatch):
+def test_two_versions_on_one_store_do_not_replace_each_others_supervisor_forever(store, stand_in, monkeypatch):
     started = []
     monkeypatch.setattr(client, "_start_supervisor", started.append)
-    monkeypatch.setattr(client, "_ring", lambda store: True)
+    monkeypatch.setattr(client, "ring_doorbell", lambda store: True)
     stand_in(digest="a")
     Client(store).wake()
     assert started == [store]
@@ -245,12 +250,12 @@ def test_two_versions_that_use_one_store_do_not_replace_each_others_supervisor_f
     assert started == [store, store]
 
 
-def test_runs_of_every_version_find_their_supervisor(store):
-    """supervisor.pid holds two words: runs of versions before the hand-over unpack exactly two, or end as interrupted."""
+def test_the_pid_file_is_readable_by_runs_of_every_version(store):
+    """supervisor.pid has exactly two words: runs of versions before the hand-over unpack two, or they are interrupted."""
     daemon._write_identity(store.root)
     pid, started = (store.root / PID_FILE).read_text().split()
     assert (int(pid), float(started)) == own_identity()
-    assert Supervision(store.root, pid=1, started=-1.0).is_there()
+    assert Supervision(store.root, pid=1, started=-1.0).is_alive()
     assert json.loads((store.root / CODE_FILE).read_text())["version"] == __version__
 
 
@@ -294,7 +299,7 @@ def test_a_run_that_only_a_newer_isoflop_can_read_shows_as_failed_with_the_versi
         store.run(folder.name)
 
 
-def test_a_run_of_a_newer_isoflop_is_left_as_it_is_for_that_one_to_run(store, config):
+def test_a_run_of_a_newer_isoflop_stays_unchanged(store, config):
     folder = of_a_newer_isoflop(store, config)
     before = (folder / "events.jsonl").read_bytes()
     here = Supervisor(store, InlineExecutor())
@@ -308,12 +313,12 @@ def test_a_run_of_a_newer_isoflop_is_left_as_it_is_for_that_one_to_run(store, co
     assert store.run(folder.name).status == "finished"
 
 
-def test_a_damaged_config_of_this_version_is_not_taken_for_one_of_a_newer_isoflop(store, config):
+def test_a_damaged_config_of_this_version_is_not_reported_as_newer(store, config):
     folder = of_a_newer_isoflop(store, config, version=__version__)
     assert store.rows() == []
     with pytest.raises(StoreError, match="cannot be read"):
         store.run(folder.name)
 
 
-def test_a_run_says_which_version_asked_for_it(store, config):
+def test_a_run_records_the_version_that_submitted_it(store, config):
     assert store.run(store.create(config)).queued.version == __version__

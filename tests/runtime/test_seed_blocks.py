@@ -1,4 +1,4 @@
-"""Runs that take turns in one process: each as if it were alone, and none ended by the end of another."""
+"""Runs that take turns in one process: each has the results of a run alone, and none ends another."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ pytestmark = pytest.mark.slow  # it trains
 BASE = PRESETS["digits-mlp"].config
 
 
-def heat_of(store, *lanes: str, common: str = "budget.epochs=3") -> list:
-    """The runs of a heat, asked for with nobody there to start them."""
+def block_of(store, *lanes: str, common: str = "budget.epochs=3") -> list:
+    """The runs of a seed block, created without a supervisor to start them."""
     configs = [with_overrides(BASE, [*common.split(), *lane.split()]) for lane in lanes]
-    heat = SeedBlock(id="heat", lanes=len(lanes))
-    return [store.run(store.create(config, group="race", heat=heat)) for config in configs]
+    block = SeedBlock(id="block", lanes=len(lanes))
+    return [store.run(store.create(config, group="race", heat=block)) for config in configs]
 
 
-def run_heat(runs) -> None:
+def run_block(runs) -> None:
     worker.run(*(run.folder for run in runs))
     for run in runs:
         run.refresh()
 
 
-def test_a_run_among_others_learns_as_it_does_alone(store):
-    together = heat_of(store, "batch_size=16", "batch_size=16 threads=2", "batch_size=full optimizer.lr=0.1")
-    run_heat(together)
+def test_a_run_in_a_seed_block_has_the_losses_of_the_run_alone(store):
+    together = block_of(store, "batch_size=16", "batch_size=16 threads=2", "batch_size=full optimizer.lr=0.1")
+    run_block(together)
     for run in together:
         alone = store.run(store.create(run.config))
-        run_heat([alone])
+        run_block([alone])
         assert np.array_equal(run.steps["loss"], alone.steps["loss"])
         assert run.evaluations["test_loss"][-1] == alone.evaluations["test_loss"][-1]
 
 
-def test_runs_take_turns_by_the_time_they_have_trained(store):
-    first, second = heat_of(store, "batch_size=1", "batch_size=full", common="budget.epochs=none budget.seconds=1.5")
-    run_heat([first, second])
+def test_runs_take_turns_by_training_time(store):
+    first, second = block_of(store, "batch_size=1", "batch_size=full", common="budget.epochs=none budget.seconds=1.5")
+    run_block([first, second])
     both = sorted(
         (at + run.started.at, number)
         for number, run in enumerate((first, second))
@@ -63,29 +63,29 @@ def test_runs_take_turns_by_the_time_they_have_trained(store):
     assert first.steps.last("seconds") == pytest.approx(second.steps.last("seconds"), abs=0.5)
 
 
-def test_the_one_that_diverges_ends_alone(store):
-    wild, calm = heat_of(store, "optimizer.name=sgd optimizer.lr=1e6", "optimizer.name=sgd optimizer.lr=0.1")
-    run_heat([wild, calm])
+def test_a_diverged_run_does_not_end_the_others(store):
+    wild, calm = block_of(store, "optimizer.name=sgd optimizer.lr=1e6", "optimizer.name=sgd optimizer.lr=0.1")
+    run_block([wild, calm])
     assert (wild.status, wild.last_word.cause, calm.status) == ("failed", "Diverged", "finished")
 
 
-def test_the_one_that_is_asked_to_stop_ends_alone(store, monkeypatch):
-    asked, other = heat_of(store, "batch_size=8", "batch_size=16")
+def test_a_stopped_run_does_not_end_the_others(store, monkeypatch):
+    asked, other = block_of(store, "batch_size=8", "batch_size=16")
     ask_to_stop(asked.folder, StopRequest(reason="enough"))
-    run_heat([asked, other])
+    run_block([asked, other])
     assert (asked.status, other.status) == ("cancelled", "finished")
 
 
-def test_no_joule_is_billed_to_one_of_several(store):
-    runs = heat_of(store, "batch_size=8", "batch_size=16")
-    run_heat(runs)
+def test_runs_that_share_a_process_have_no_energy_of_their_own(store):
+    runs = block_of(store, "batch_size=8", "batch_size=16")
+    run_block(runs)
     assert [run.last_word.energy_j for run in runs] == [None, None]
     assert "other runs of its race" in runs[0].last_word.energy_method
 
 
-def test_each_has_the_hardware_on_its_own_time_axis(store):
-    runs = heat_of(store, "batch_size=1", "batch_size=2", common="budget.epochs=none budget.seconds=0.6")
-    run_heat(runs)
+def test_each_run_has_hardware_samples_on_its_own_time_axis(store):
+    runs = block_of(store, "batch_size=1", "batch_size=2", common="budget.epochs=none budget.seconds=0.6")
+    run_block(runs)
     for run in runs:
         assert len(run.hardware) > 2
         assert run.hardware["elapsed"][0] < run.steps["elapsed"][-1]
@@ -93,9 +93,9 @@ def test_each_has_the_hardware_on_its_own_time_axis(store):
 
 
 @pytest.mark.slow
-def test_one_that_hangs_takes_the_others_with_it_and_says_so(store, monkeypatch):
+def test_a_hanging_run_is_killed_with_the_others_and_they_are_interrupted(store, monkeypatch):
     monkeypatch.setattr(worker, "_ANSWER_S", 0.3)
-    stuck, other = heat_of(store, "batch_size=8", "batch_size=16")
+    stuck, other = block_of(store, "batch_size=8", "batch_size=16")
 
     def task(config, folder):
         yield WarmUp(seconds=0.0, steps=0)
@@ -126,7 +126,7 @@ def test_one_that_hangs_takes_the_others_with_it_and_says_so(store, monkeypatch)
 
 
 class Starts:
-    """An executor that says which runs were started together."""
+    """An executor that records which runs were started together."""
 
     def __init__(self) -> None:
         self.given: list[set[str]] = []
@@ -148,7 +148,7 @@ def lanes(*assignments: str) -> list[Submission]:
     return [Submission(with_overrides(BASE, ["budget.steps=5", "budget.epochs=none", a]), a) for a in assignments]
 
 
-def test_a_heat_starts_together(store, supervised):
+def test_the_runs_of_a_seed_block_start_together(store, supervised):
     heat = Client(store).submit_seed_blocks([lanes("batch_size=8", "batch_size=16")], group="race")
     alone = Client(store).submit(BASE)
     supervised.recover()
@@ -158,19 +158,19 @@ def test_a_heat_starts_together(store, supervised):
     assert [store.run(run_id).name for run_id in heat] == ["batch_size=8", "batch_size=16"]
 
 
-def test_the_heats_of_a_race_come_one_after_another(store, supervised):
+def test_the_seed_blocks_of_a_race_run_one_after_another(store, supervised):
     wanted = [lanes(f"seed={seed}", f"seed={seed + 10}") for seed in range(2)]
     run_ids = Client(store).submit_seed_blocks(wanted, group="race")
     seed_blocks = [run_ids[:2], run_ids[2:]]
     supervised.recover()
-    supervised._start_what_fits()
+    supervised._start_queued_runs()
     assert supervised.executor.given == [set(seed_blocks[0])]
     supervised.tick()
     supervised.tick()
     assert supervised.executor.given == [set(seed_blocks[0]), set(seed_blocks[1])]
 
 
-def test_a_heat_waits_for_the_last_of_its_runs_but_not_for_ever(store, supervised, monkeypatch):
+def test_a_seed_block_waits_only_some_seconds_for_missing_runs(store, supervised, monkeypatch):
     heat = SeedBlock(id="h", lanes=2)
     first = store.create(lanes("batch_size=8")[0].config, heat=heat)
     supervised.recover()
@@ -181,7 +181,7 @@ def test_a_heat_waits_for_the_last_of_its_runs_but_not_for_ever(store, supervise
     assert supervised.executor.given == [{first}]
 
 
-def test_a_heat_asked_for_twice_is_one(store, supervised):
+def test_a_seed_block_submitted_twice_is_created_once(store, supervised):
     wanted = [w._replace(key=f"key {i}") for i, w in enumerate(lanes("batch_size=8", "batch_size=16"))]
     assert Client(store).submit_seed_blocks([wanted], group="g") == Client(store).submit_seed_blocks(
         [wanted], group="g"
@@ -189,14 +189,14 @@ def test_a_heat_asked_for_twice_is_one(store, supervised):
     assert len(store.ids()) == 2
 
 
-def test_of_a_heat_with_one_bad_run_nothing_is_left(store, supervised):
+def test_a_seed_block_with_an_invalid_run_leaves_no_run(store, supervised):
     bad = with_overrides(BASE, ["batch_size=5000"])
     with pytest.raises(ConfigError):
         Client(store).submit_seed_blocks([[*lanes("batch_size=8"), Submission(bad)]], group="g")
     assert store.ids() == []
 
 
-def test_a_heat_needs_room_for_all_of_it(store, supervised):
+def test_a_seed_block_needs_queue_places_for_all_of_its_runs(store, supervised):
     rules = store.root / "settings.toml"
     rules.write_text("[limits]\nqueued = 1\n")
     rules.chmod(0o600)
@@ -206,7 +206,7 @@ def test_a_heat_needs_room_for_all_of_it(store, supervised):
 
 
 class Shared:
-    """A process of several runs, which only a signal ends."""
+    """A process of several runs that ends only by a signal."""
 
     def __init__(self) -> None:
         self.signals: list[int] = []
@@ -226,7 +226,7 @@ class Shared:
 
 @pytest.fixture
 def sharing(store, supervised, monkeypatch):
-    """A supervisor with two runs of one heat under way, and their process."""
+    """A supervisor with two active runs of one seed block, and their process."""
     monkeypatch.setattr("engine.runtime.supervisor._SIGTERM_AFTER_S", 0.05)
     job = Shared()
     monkeypatch.setattr(supervised.executor, "start", lambda *_: job)
@@ -236,7 +236,7 @@ def sharing(store, supervised, monkeypatch):
     return supervised, job, run_ids
 
 
-def test_the_process_of_a_heat_outlives_the_one_that_was_stopped(store, sharing):
+def test_a_shared_process_is_not_killed_for_a_run_that_ended_in_time(store, sharing):
     supervising, job, (first, second) = sharing
     ask_to_stop(store.folder(first), StopRequest(reason="enough"))
     supervising.stopping[first] = time.monotonic(), StopRequest(reason="enough")
@@ -248,7 +248,7 @@ def test_the_process_of_a_heat_outlives_the_one_that_was_stopped(store, sharing)
     assert list(supervising.active) == [second]
 
 
-def test_who_is_ended_with_another_is_told_so(store, sharing):
+def test_a_run_killed_with_another_names_the_reason(store, sharing):
     supervising, job, (first, second) = sharing
     supervising.stopping[first] = time.monotonic(), StopRequest(reason="enough")
     time.sleep(0.1)
@@ -259,8 +259,8 @@ def test_who_is_ended_with_another_is_told_so(store, sharing):
     assert "Another run of its race did not stop" in store.run(second).why()
 
 
-def test_a_torn_config_of_one_is_not_the_others_end(store):
-    broken, good = heat_of(store, "batch_size=8", "batch_size=16")
+def test_a_damaged_config_of_one_run_does_not_end_the_others(store):
+    broken, good = block_of(store, "batch_size=8", "batch_size=16")
     (broken.folder / "config.json").write_text("{")
     with pytest.raises(EngineError):
         worker.run(broken.folder, good.folder)
@@ -269,11 +269,11 @@ def test_a_torn_config_of_one_is_not_the_others_end(store):
 
 
 @pytest.mark.slow
-def test_the_turns_of_others_do_not_count_against_a_limit_of_time(store):
+def test_the_turns_of_other_runs_do_not_count_for_the_wall_time_limit(store):
     rules = store.root / "settings.toml"
     rules.write_text("[limits]\nwall_time_s = 2.8\n")
     rules.chmod(0o600)
     sizes = [f"batch_size={size}" for size in (4, 8, 16, 32, 64, 128)]
-    runs = heat_of(store, *sizes, common="budget.epochs=none budget.seconds=0.5")
-    run_heat(runs)
+    runs = block_of(store, *sizes, common="budget.epochs=none budget.seconds=0.5")
+    run_block(runs)
     assert [run.status for run in runs] == ["finished"] * 6

@@ -1,4 +1,4 @@
-"""The supervisor and the processes of runs, all of them real: what is asked for happens, what vanishes is said."""
+"""The supervisor and real processes of runs: commands are executed, and dead processes are reported."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from engine.store.event_log import EventLog
 from engine.system import locks
 from engine.system.processes import process_started
 
-ALL_CORES = f"threads={probe.probe().cpu.usable_cores}"  # a run that leaves no room beside it
+ALL_CORES = f"threads={probe.probe().cpu.usable_cores}"  # such a run leaves no room for another
 
 
 @pytest.fixture
 def long_run(supervised):
-    """A run on every core that has points and would go on for minutes."""
+    """A run on all cores that has points and would take minutes."""
     run = supervised.running(ALL_CORES)
     yield run
     supervised.client.cancel(run.run_id)
     supervised.until(run.run_id, *TERMINAL)
 
 
-# --- what is asked for ---------------------------------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------------------
 
 
 def test_a_submitted_run_finishes(supervised):
@@ -86,8 +86,8 @@ def test_a_deleted_run_leaves_folder_and_index(supervised):
     supervised.wait(lambda: all(row.run_id != run_id for row in supervised.store.rows()), "the row to go")
 
 
-def test_a_run_at_work_is_not_deleted(long_run, supervised):
-    with pytest.raises(StoreError, match=r"is still at work\. Stop it first"):
+def test_a_running_run_cannot_be_deleted(long_run, supervised):
+    with pytest.raises(StoreError, match=r"is not over\. Stop it first"):
         supervised.client.delete(long_run.run_id)
 
 
@@ -108,10 +108,17 @@ def test_a_refused_config_leaves_no_run_and_says_what_to_do(supervised, assignme
     assert sorted(supervised.store.runs.iterdir()) == before
 
 
-def test_a_garbled_command_is_ignored_and_the_next_is_obeyed(supervised):
+def test_an_invalid_command_is_ignored_and_the_next_is_executed(supervised):
     inbox = supervised.store.inbox
-    for name, text in [("0", "{garbage"), ("1", "[]"), ("2", "{}"), ("3", '{"command":"cancel","run_id":"../x"}'),
-                       ("4", "7"), ("5", '{"command":"fly"}'), ("6", '{"command":"delete","run_id":[]}')]:  # fmt: skip
+    for name, text in [
+        ("0", "{garbage"),
+        ("1", "[]"),
+        ("2", "{}"),
+        ("3", '{"command":"cancel","run_id":"../x"}'),
+        ("4", "7"),
+        ("5", '{"command":"fly"}'),
+        ("6", '{"command":"delete","run_id":[]}'),
+    ]:
         (inbox / f"{name}.json").write_text(text)
     (inbox / "7.json").write_bytes(b"\xff\xfe")
     before = supervised.process.pid
@@ -121,10 +128,10 @@ def test_a_garbled_command_is_ignored_and_the_next_is_obeyed(supervised):
     assert supervised.process.pid == before
 
 
-# --- what breaks ---------------------------------------------------------------------------------------------------
+# --- failures ---------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_is_said_and_the_next_run_starts(supervised):
+def test_a_killed_worker_fails_its_run_and_the_next_run_starts(supervised):
     killed = supervised.running(ALL_CORES)
     following = supervised.submit("budget.epochs=1")
     victim = psutil.Process(killed.starting.pid)
@@ -136,7 +143,7 @@ def test_a_killed_worker_is_said_and_the_next_run_starts(supervised):
     assert supervised.until(following, *TERMINAL).status == "finished"
 
 
-def test_a_run_goes_on_when_the_fork_server_is_killed(supervised):
+def test_a_run_continues_after_its_fork_server_is_killed(supervised):
     run = supervised.until(supervised.submit("budget.epochs=none", "budget.seconds=2"), "running")
     psutil.Process(run.starting.pid).parent().kill()
     supervised.until(run.run_id, *TERMINAL)
@@ -173,7 +180,7 @@ def test_nobody_else_can_read_what_a_supervisor_and_its_runs_write(supervised):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
-def test_a_new_supervisor_adopts_a_run_at_work_and_can_cancel_it(own_supervised):
+def test_a_new_supervisor_adopts_a_running_run_and_can_cancel_it(own_supervised):
     run = own_supervised.running()
     run_id, first = run.run_id, own_supervised.process
     first.kill()
@@ -188,7 +195,7 @@ def test_a_new_supervisor_adopts_a_run_at_work_and_can_cancel_it(own_supervised)
     assert own_supervised.process.pid != first.pid
 
 
-def test_a_supervisor_tells_the_truth_about_what_vanished_then_leaves(store, config, engine):
+def test_a_supervisor_interrupts_runs_whose_process_is_gone_then_exits(store, config, engine):
     run_id = store.create(config)
     gone = subprocess.Popen(["sleep", "0.1"])
     started = process_started(gone.pid)
@@ -202,7 +209,7 @@ def test_a_supervisor_tells_the_truth_about_what_vanished_then_leaves(store, con
     assert not (store.root / "supervisor.pid").exists()
 
 
-# --- without processes: the same code, stepped ---------------------------------------------------------------------
+# --- without processes: the supervisor step by step ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -212,7 +219,7 @@ def in_process(store):
     made.index.close()
 
 
-def test_a_run_ends_as_interrupted_when_its_supervisor_is_gone_for_good(store, monkeypatch):
+def test_a_run_without_a_supervisor_is_interrupted(store, monkeypatch):
     monkeypatch.setattr(worker, "_ORPHAN_GRACE_S", 0.0)
     some_seconds = with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.seconds=600"])
     run_id = store.create(some_seconds)
@@ -222,7 +229,7 @@ def test_a_run_ends_as_interrupted_when_its_supervisor_is_gone_for_good(store, m
     assert len(run.steps) > 0
 
 
-def test_a_reused_pid_is_not_the_run(in_process, store, config):
+def test_a_reused_pid_is_not_taken_for_the_run(in_process, store, config):
     run_id = store.create(config)
     starting = Starting(at=time.time(), pid=os.getpid(), pid_started=process_started(os.getpid()) - 100)
     EventLog(store.folder(run_id) / "events.jsonl").append(starting)
@@ -230,7 +237,7 @@ def test_a_reused_pid_is_not_the_run(in_process, store, config):
     assert store.run(run_id).status == "interrupted"
 
 
-def test_a_run_that_does_not_answer_is_ended_all_the_same(in_process, store, config, monkeypatch):
+def test_a_run_that_ignores_signals_is_killed(in_process, store, config, monkeypatch):
     monkeypatch.setattr(supervisor, "_SIGTERM_AFTER_S", 0.05)
     monkeypatch.setattr(supervisor, "_SIGKILL_AFTER_S", 0.1)
     run_id = store.create(config)
@@ -238,7 +245,7 @@ def test_a_run_that_does_not_answer_is_ended_all_the_same(in_process, store, con
     assert locks.lock(claim)
     deaf = subprocess.Popen(["sleep", "600"], pass_fds=[claim])
     os.close(claim)
-    deaf.send_signal(signal.SIGSTOP)  # it reads no stop file and does not act on SIGTERM
+    deaf.send_signal(signal.SIGSTOP)  # it ignores the stop file and SIGTERM
     starting = Starting(at=time.time(), pid=deaf.pid, pid_started=process_started(deaf.pid))
     EventLog(store.folder(run_id) / "events.jsonl").append(starting)
     in_process.recover()
@@ -262,7 +269,7 @@ def test_signals_reach_only_the_process_they_are_meant_for():
 
 @pytest.mark.parametrize("after_a_restart", [False, True])
 @pytest.mark.slow
-def test_runs_start_in_the_order_they_were_asked_for(in_process, store, config, after_a_restart):
+def test_runs_start_in_the_order_of_their_submission(in_process, store, config, after_a_restart):
     in_process.tick()  # has looked: the next runs are new, or are found by its successor
     asked = [store.create(with_overrides(config, [f"seed={seed}", "budget.steps=1"])) for seed in range(4)]
     in_process.recover() if after_a_restart else in_process.tick()
@@ -270,19 +277,19 @@ def test_runs_start_in_the_order_they_were_asked_for(in_process, store, config, 
     assert sorted(asked, key=lambda run_id: store.run(run_id).started.at) == asked
 
 
-def test_a_run_deleted_while_its_process_says_goodbye_is_deleted_after_it(in_process, store, config):
+def test_a_run_deleted_while_its_process_ends_is_deleted_afterwards(in_process, store, config):
     run_id = store.create(config)
     leaving = subprocess.Popen(["sleep", "0.5"])
     in_process.active[run_id] = store.run(run_id), AdoptedJob(leaving.pid, process_started(leaving.pid))
     EventLog(store.folder(run_id) / "events.jsonl").close(Finished(at=time.time()))
-    in_process._obey({"command": "delete", "run_id": run_id, "actor": "terminal"})
+    in_process._execute({"command": "delete", "run_id": run_id, "actor": "terminal"})
     assert store.ids() == [run_id]
     run_until_idle(in_process)
     assert store.ids() == [] == in_process.index.rows()
     leaving.wait()
 
 
-def test_a_crash_in_the_task_is_the_runs_last_word(in_process, store, config, monkeypatch):
+def test_an_exception_in_the_task_becomes_the_final_event(in_process, store, config, monkeypatch):
     def breaks(*_):
         yield from ()
         raise ZeroDivisionError("our own bug")
@@ -318,7 +325,7 @@ def test_an_error_keeps_its_fix_across_processes():
     assert isinstance(again, EngineError)
 
 
-def test_a_client_starts_a_supervisor_only_when_none_hears_it(store, monkeypatch):
+def test_a_client_starts_a_supervisor_only_if_none_reads_the_doorbell(store, monkeypatch):
     started = []
     monkeypatch.setattr(client, "_start_supervisor", started.append)
     with daemon._doorbell(store):

@@ -1,4 +1,4 @@
-"""What one asks of the list of runs: conditions on any field, fields as columns, groups, and what people say of runs."""
+"""Filters on any field, fields as columns, groups and labels in the list of runs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ BASE = PRESETS["digits-mlp"].config
 
 @pytest.fixture
 def many(store) -> Store:
-    for seed, assignments in enumerate((
-        ["optimizer.name=adam", "optimizer.lr=0.001", "batch_size=64"],
-        ["optimizer.name=adam", "optimizer.lr=0.01", "batch_size=128"],
-        ["optimizer.name=sgd", "optimizer.lr=0.1", "batch_size=full"],
-        ["optimizer.name=sgd", "optimizer.lr=0.1", "batch_size=32", "model.hidden=[128,64]"],
-    )):  # fmt: skip
+    for seed, assignments in enumerate(
+        (
+            ["optimizer.name=adam", "optimizer.lr=0.001", "batch_size=64"],
+            ["optimizer.name=adam", "optimizer.lr=0.01", "batch_size=128"],
+            ["optimizer.name=sgd", "optimizer.lr=0.1", "batch_size=full"],
+            ["optimizer.name=sgd", "optimizer.lr=0.1", "batch_size=32", "model.hidden=[128,64]"],
+        )
+    ):
         make_run(store, with_overrides(BASE, [*assignments, f"seed={seed}"]), name=f"run {seed}")
     return store
 
@@ -55,7 +57,7 @@ ASKED = [
 
 @pytest.mark.parametrize(("text", "found"), ASKED)
 @pytest.mark.parametrize("indexed", [True, False])
-def test_runs_are_found_by_any_field_in_the_index_or_out_of_it(many, text, found, indexed):
+def test_runs_are_found_by_any_field_with_and_without_an_index(many, text, found, indexed):
     if indexed:
         into_the_index(many)
     assert seeds(many, text) == found
@@ -73,14 +75,14 @@ def into_the_index(store: Store) -> None:
     [
         ("lr = 1", "optimizer.lr"),
         ("optimizer.nmae = adam", "optimizer.name"),
-        ("optimizer.lr", "is no condition"),
-        ("batch_size > many", "is no number"),
-        ("'; drop table runs; --' = 1", "is no condition"),
+        ("optimizer.lr", "is not a condition"),
+        ("batch_size > many", "is not a number"),
+        ("'; drop table runs; --' = 1", "is not a condition"),
         (", ".join(["seed = 1"] * 21), "21 conditions"),
         ("seed = 1" + " " * 600, "608 characters"),
     ],
 )
-def test_what_is_not_understood_is_said_in_one_sentence(text, why):
+def test_an_invalid_filter_is_explained_in_one_sentence(text, why):
     with pytest.raises(ConfigError, match=why):
         query.parse(text)
 
@@ -95,7 +97,7 @@ def test_every_field_of_a_configuration_and_every_figure_can_be_shown_and_sorted
         assert len(many.listing(order=figure).lines) == 4
 
 
-def test_a_value_that_diverged_has_no_place_in_an_order(store):
+def test_a_nan_value_comes_last_in_every_order(store):
     make_run(store, BASE, diverges_at=9)
     make_run(store, BASE)
     into_the_index(store)
@@ -103,7 +105,7 @@ def test_a_value_that_diverged_has_no_place_in_an_order(store):
     assert store.listing(order="test_loss", descending=True).lines[-1].status == "failed"
 
 
-def test_labels_are_kept_found_and_outlive_the_index(store):
+def test_labels_can_be_searched_and_survive_a_rebuild(store):
     run_id = make_run(store, BASE, name="first").run_id
     make_run(store, BASE, name="second")
     client = Client(store)
@@ -115,8 +117,11 @@ def test_labels_are_kept_found_and_outlive_the_index(store):
     supervisor.tick()
     labels = store.run(run_id).labels
     assert (labels.name, labels.tags, labels.notes, labels.pinned) == (
-        "renamed", ("paper", "draft"), "the one\nof figure 2", True,
-    )  # fmt: skip
+        "renamed",
+        ("paper", "draft"),
+        "the one\nof figure 2",
+        True,
+    )
     assert [line.name for line in store.listing(pinned_first=True).lines] == ["renamed", "second"]
     for text in ("tag = Draft", "tag ~ pap", "pinned = yes"):
         assert [line.tags for line in store.listing(where=query.parse(text)).lines] == [("paper", "draft")], text
@@ -127,12 +132,12 @@ def test_labels_are_kept_found_and_outlive_the_index(store):
 
 
 @pytest.mark.parametrize("tags", [["x" * 41], ["a,b"], ["\u202e"], [str(i) for i in range(21)]])
-def test_a_tag_that_cannot_be_shown_is_refused(store, tags):
+def test_an_invalid_tag_is_refused(store, tags):
     with pytest.raises(ConfigError):
         Client(store).label(make_run(store, BASE).run_id, tags=tags)
 
 
-def test_a_deleted_run_can_be_had_back_for_a_while_and_then_is_gone(store, monkeypatch):
+def test_a_deleted_run_can_be_restored_until_undo_s_have_passed(store, monkeypatch):
     run = make_run(store, BASE, name="precious")
     supervisor = Supervisor(store, None)  # type: ignore[arg-type]
     supervisor.recover()
@@ -142,16 +147,16 @@ def test_a_deleted_run_can_be_had_back_for_a_while_and_then_is_gone(store, monke
     supervisor._restore(run.run_id)
     assert store.run(run.run_id).steps["loss"].tolist() == run.steps["loss"].tolist()
     assert [row.name for row in store.rows()] == ["precious"]
-    monkeypatch.setattr("engine.runtime.client.UNDO_S", 0.0)
+    monkeypatch.setattr("engine.runtime.supervisor.UNDO_S", 0.0)
     supervisor._delete(run.run_id, undo=True)
     supervisor.tick()
     assert not list(store.runs.iterdir()) and supervisor.is_idle
-    with pytest.raises(StoreError, match="gone for good"):
+    with pytest.raises(StoreError, match="deleted for good"):
         supervisor._restore(run.run_id)
     supervisor.index.close()
 
 
-def test_what_was_asked_for_together_is_one_line(store):
+def test_runs_submitted_together_are_one_group(store):
     for seed in (0, 1):
         for name, lr in (("slow", 0.01), ("fast", 0.1)):
             config = with_overrides(BASE, [f"seed={seed}", f"optimizer.lr={lr}"])

@@ -1,4 +1,4 @@
-"""The store: an event log that survives what happens to files, and an index that is derived from it."""
+"""The store: event logs that survive damage, run folders, summaries and the derived index."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def log_of(run):
 
 
 def edit(run, change):
-    """Rewrite a run's log as `change(lines) -> lines` and read it anew."""
+    """Rewrite a run's log with `change(lines) -> lines` and read it again."""
     lines = log_of(run).read_bytes().splitlines(keepends=True)
     log_of(run).write_bytes(b"".join(change(lines)))
     return Run(run.folder)
@@ -92,12 +92,12 @@ def test_losses_keep_nan_and_both_infinities():
     np.testing.assert_array_equal(loss, np.array([1.5, np.nan, np.inf, -np.inf], np.float32))
 
 
-def test_a_line_is_json_that_others_read():
+def test_a_line_is_valid_json():
     line = json.loads(encode(EVENTS[5]))
     assert (line["kind"], line["test_accuracy"], line["test_loss"]) == ("evaluation", 0.5, "NaN")
 
 
-def test_a_torn_tail_waits_for_the_rest(store):
+def test_an_incomplete_last_line_waits_for_the_rest(store):
     run = make_run(store, num_steps=100)
     whole = log_of(run).read_bytes()
     log_of(run).write_bytes(whole[:-20])
@@ -108,7 +108,7 @@ def test_a_torn_tail_waits_for_the_rest(store):
     assert (torn.status, torn.problems) == ("finished", [])
 
 
-def test_following_in_pieces_reads_what_reading_at_once_does(store):
+def test_following_a_log_in_pieces_reads_the_same_as_reading_it_at_once(store):
     whole, rng = make_run(store, num_steps=400, diverges_at=333), random.Random(0)
     data, at = log_of(whole).read_bytes(), 0
     copy = store.create(RunConfig())
@@ -126,7 +126,7 @@ def test_following_in_pieces_reads_what_reading_at_once_does(store):
 
 
 @pytest.mark.parametrize("damage", [b"\0", b"\xff", b"\n", b"\r"])
-def test_a_rotten_line_is_skipped_and_said_and_the_rest_survives(store, damage):
+def test_a_damaged_line_is_skipped_and_reported(store, damage):
     run = make_run(store, num_steps=100)  # five read-backs of 20 steps
 
     def rot(lines):
@@ -135,11 +135,11 @@ def test_a_rotten_line_is_skipped_and_said_and_the_rest_survives(store, damage):
 
     rotten = edit(run, rot)
     assert (rotten.status, rotten.steps["step"].tolist()) == ("finished", list(range(21, 101)))
-    assert "checksum does not match" in rotten.problems[0]
+    assert "The checksum of an event does not match" in rotten.problems[0]
     assert rotten.problems[-1].endswith("80 of 100 steps and 0 of 0 evaluations can be read")
 
 
-def test_a_rotten_line_is_found_at_the_byte_that_is_said(store):
+def test_a_damaged_line_is_reported_with_its_byte(store):
     run = make_run(store, num_steps=100)
     lines = log_of(run).read_bytes().splitlines(keepends=True)
     rotten = edit(run, lambda lines: [*lines[:-2], b"x" + lines[-2][1:], lines[-1]])
@@ -147,31 +147,31 @@ def test_a_rotten_line_is_found_at_the_byte_that_is_said(store):
 
 
 @pytest.mark.parametrize("changed", ["removed", "repeated", "swapped"])
-def test_the_last_word_reveals_a_line_that_was(store, changed):
+def test_the_final_event_reveals_changed_lines(store, changed):
     def change(lines):
         i = number_of_first_steps(lines)
         middle = {"removed": [], "repeated": [lines[i]] * 2, "swapped": [lines[i + 1], lines[i], lines[i + 1]]}[changed]
         return [*lines[:i], *middle, *lines[i + 1 :]]
 
-    assert "the log is not as it was written" in edit(make_run(store, num_steps=100), change).problems[-1]
+    assert "the log was changed after it was written" in edit(make_run(store, num_steps=100), change).problems[-1]
 
 
-def test_a_line_of_a_newer_version_is_skipped_and_said(store):
+def test_an_event_of_a_newer_version_is_skipped_and_reported(store):
     run = make_run(store, num_steps=100)
     newer = Stopping(at=1.0).model_copy(update={"kind": "telepathy"})
     after = edit(run, lambda lines: [lines[0], encode(newer), *lines[1:]])
-    assert "A record is not understood" in after.problems[0]
+    assert "An event cannot be read" in after.problems[0]
     assert after.status == "finished"
 
 
-def test_a_terminal_state_never_changes(store):
+def test_a_terminal_status_never_changes(store):
     run = make_run(store, num_steps=100)
     EventLog(log_of(run)).close(Failed(at=9.0, cause="WorkerLost", message="late"))
     run.refresh()
     assert (run.status, run.why()) == ("finished", "")
 
 
-def test_writing_goes_on_after_a_crash_in_the_middle_of_a_line(store, config):
+def test_a_log_can_be_continued_after_a_half_written_line(store, config):
     folder = store.folder(store.create(config))
     with (folder / "events.jsonl").open("ab") as file:
         file.write(b'{"kind":"ste')
@@ -193,45 +193,48 @@ def test_check_names_every_damaged_run(store):
 # --- run folders ---------------------------------------------------------------------------------------------------
 
 
-def test_what_was_asked_for_is_read_back(store, config):
+def test_a_created_run_is_read_back(store, config):
     run = store.run(store.create(config, name="mine", group="g"))
     assert (run.config, run.name, run.queued.group, run.status) == (config, "mine", "g", "queued")
 
 
 def test_creating_a_run_is_all_or_nothing(store, config, monkeypatch):
-    monkeypatch.setattr("engine.store.event_log.encode", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr(
+        "engine.store.run_folders.encode", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
+    )
     with pytest.raises(StoreFull, match=r"The store cannot be written: its disk is full\. Delete runs"):
         store.create(config)
     assert list(store.runs.iterdir()) == store.rows() == []
 
 
 @pytest.mark.parametrize(
-    "text", ["../x", "/etc", "..", ".", "", "0" * 16 + "/..", "ABCDEF0123456789", "g" * 16, "0" * 15, "0" * 16 + "\n", "\0"]
-)  # fmt: skip
-def test_no_text_becomes_a_path(store, text):
+    "text",
+    ["../x", "/etc", "..", ".", "", "0" * 16 + "/..", "ABCDEF0123456789", "g" * 16, "0" * 15, "0" * 16 + "\n", "\0"],
+)
+def test_no_user_text_becomes_a_path(store, text):
     for use in (store.folder, store.run, store.delete, store.find):
         with pytest.raises(StoreError, match="There is no run"):
             use(text)
 
 
 @pytest.mark.parametrize("rest", ["/", "/.", "/../..", "\n", "/config.json"])
-def test_nothing_may_follow_an_id(store, rest):
+def test_an_id_with_a_suffix_is_refused(store, rest):
     run = make_run(store, num_steps=20)
     with pytest.raises(StoreError, match="There is no run"):
         store.folder(run.run_id + rest)
 
 
-def test_a_run_is_found_by_the_beginning_of_its_id_or_as_the_last(store):
+def test_a_run_is_found_by_a_prefix_of_its_id_or_as_last(store):
     first, last = make_run(store, num_steps=20), make_run(store, num_steps=20)
     assert store.find(first.run_id[:12]) == first.run_id
     assert store.find("last") == last.run_id
 
 
-def test_an_ambiguous_beginning_is_refused(store, monkeypatch):
+def test_an_ambiguous_prefix_is_refused(store, monkeypatch):
     for run_id in ("ab" * 8, "abcd" * 4):
-        monkeypatch.setattr("engine.store.store.secrets.token_hex", lambda _, run_id=run_id: run_id)
+        monkeypatch.setattr("engine.store.run_folders.secrets.token_hex", lambda _, run_id=run_id: run_id)
         store.create(RunConfig())
-    with pytest.raises(StoreError, match=r"'ab' fits 2 runs\. Type more"):
+    with pytest.raises(StoreError, match=r"'ab' matches 2 runs\. Type more"):
         store.find("ab")
 
 
@@ -241,7 +244,7 @@ def test_everything_is_readable_by_its_owner_only(tmp_path):
         store = Store(tmp_path / "store")
         run = make_run(store, num_steps=20)
         index = Index(store.root)
-        index.put(row_of(run))  # beside the index lie its log and shared memory as long as it is open
+        index.put(row_of(run))  # while it is open, the index has a WAL and a shared memory file
     finally:
         os.umask(before)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [store.root, *store.root.rglob("*")]}
@@ -264,7 +267,7 @@ def test_a_deleted_run_is_gone(store):
     assert list(store.runs.iterdir()) == []
 
 
-def test_a_store_that_cannot_be_made_says_what_to_do(tmp_path):
+def test_a_store_that_cannot_be_created_names_a_fix(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"cannot be used: .*\. Set ISOFLOP_HOME"):
         Store(tmp_path / "file")
@@ -273,21 +276,21 @@ def test_a_store_that_cannot_be_made_says_what_to_do(tmp_path):
 # --- summaries -----------------------------------------------------------------------------------------------------
 
 
-def test_a_summary_is_what_the_log_says(store):
+def test_a_summary_follows_from_the_log(store):
     summary = make_run(store, num_steps=200, step_s=0.01).summary()
     assert (summary.steps, summary.samples, summary.epochs) == (200, 12_800, 3.2)
     assert (summary.train_seconds, summary.samples_per_s) == (2.0, 6_400)
     assert summary.flops == 12_800 * 408_576
 
 
-def test_a_diverged_loss_stays_nan_until_json_says_null(store):
+def test_a_diverged_loss_is_nan_and_null_in_json(store):
     run = make_run(store, num_steps=100, diverges_at=90)
     assert math.isnan(run.steps["loss"][-1])
     assert math.isnan(run.summary().final_train_loss)
     assert json.loads(json_text(run.summary().model_dump()))["final_train_loss"] is None
 
 
-def test_a_table_keeps_all_it_was_given_as_it_grows():
+def test_a_table_keeps_all_rows_as_it_grows():
     table, rng = Table("a", "b"), random.Random(0)
     given = []
     for _ in range(200):
@@ -311,7 +314,7 @@ class NoExecutor:
 
 @pytest.fixture
 def supervisor(store):
-    """A supervisor in this process over five runs that are over."""
+    """A supervisor in this process, in a store of five runs that are over."""
     for seed in range(3):
         make_run(store, num_steps=200 + 200 * seed, seed=seed, name=f"run {seed}", group="g")
     make_run(store, num_steps=60, diverges_at=55)
@@ -326,19 +329,19 @@ def everything(rows):
     return [row.model_dump_json() for row in rows]
 
 
-def test_the_index_says_what_the_folders_say(supervisor, store):
+def test_the_index_equals_the_folders(supervisor, store):
     indexed = supervisor.index.rows()
     assert everything(indexed) == everything(row_of(store.run(row.run_id)) for row in indexed)
     assert len(indexed) == 5
 
 
-def test_an_index_rebuilt_equals_the_one_kept(supervisor, store):
+def test_a_rebuilt_index_equals_the_kept_one(supervisor, store):
     kept = everything(store.rows())
-    supervisor._obey({"command": "rebuild", "actor": "terminal"})
+    supervisor._execute({"command": "rebuild", "actor": "terminal"})
     assert everything(store.rows()) == kept
 
 
-def test_runs_are_listed_without_an_index_just_the_same(supervisor, store):
+def test_runs_are_listed_the_same_without_an_index(supervisor, store):
     kept = everything(store.rows())
     supervisor.index.close()
     for file in store.root.glob("index.sqlite*"):
@@ -347,7 +350,7 @@ def test_runs_are_listed_without_an_index_just_the_same(supervisor, store):
 
 
 @pytest.mark.parametrize("garbage", [b"", b"garbage" * 1_000])
-def test_a_damaged_index_is_put_aside_and_made_anew(supervisor, store, garbage):
+def test_a_damaged_index_is_replaced(supervisor, store, garbage):
     kept = everything(store.rows())
     supervisor.index.close()
     for file in store.root.glob("index.sqlite*"):
@@ -358,13 +361,13 @@ def test_a_damaged_index_is_put_aside_and_made_anew(supervisor, store, garbage):
     assert everything(again.index.rows()) == kept
 
 
-def test_runs_are_ordered_by_accuracy_and_those_without_come_last(supervisor, store):
+def test_runs_without_accuracy_come_last_in_that_order(supervisor, store):
     accuracies = [row.summary.test_accuracy for row in store.rows(order="test_accuracy")]
     assert accuracies[:3] == sorted(accuracies[:3], reverse=True)
     assert accuracies[3:] == [None, None]
 
 
-def test_a_run_the_index_does_not_know_yet_is_listed_in_its_place(supervisor, store):
+def test_an_unindexed_run_is_listed_in_order(supervisor, store):
     fresh = store.create(RunConfig())
     assert store.rows(limit=2)[0].run_id == fresh
     assert store.rows(order="test_accuracy")[0].run_id != fresh
@@ -389,11 +392,13 @@ def test_a_run_indexed_since_the_last_list_is_counted_once(store, monkeypatch):
     first, second = make_run(store), make_run(store)
     index = Index(store.root)
     index.put(row_of(first))
-    monkeypatch.setattr("engine.store.index.MTIME_TICK_NS", -(10**18))  # a stamp, however young,
+    monkeypatch.setattr("engine.store.index.MTIME_TICK_NS", -(10**18))  # a stamp of any age is trusted
     assert store.listing().total == 2
     index.put(row_of(second))
-    stamp, _ = store._compared
-    monkeypatch.setattr("engine.store.index.Stamp.of", lambda *_: stamp)  # and taken just before the next list
+    stamp, _ = store._unindexed_as_of
+    monkeypatch.setattr(
+        "engine.store.index.Stamp.of", lambda *_: stamp
+    )  # a row is added between the stamp and the list
     assert store.listing().total == 2
     index.close()
 
@@ -407,12 +412,12 @@ def test_an_unknown_order_is_refused_with_the_known_ones(supervisor, store):
         store.rows(order="created; drop table runs")
 
 
-def test_a_row_that_cannot_be_read_hides_no_other(supervisor, store):
+def test_an_unreadable_row_hides_no_other(supervisor, store):
     supervisor.index._db.execute("update runs set config = '{}x' where name = 'run 1'")
     assert len(store.rows()) >= 4
 
 
-def test_a_newer_index_is_refused_without_touching_a_byte(store):
+def test_a_newer_index_is_refused_and_unchanged(store):
     path = store.root / "index.sqlite"
     with sqlite3.connect(path) as db:
         db.execute("create table runs (everything text)")
@@ -426,7 +431,7 @@ def test_a_newer_index_is_refused_without_touching_a_byte(store):
     assert [p.name for p in store.root.glob("index*")] == ["index.sqlite"]
 
 
-def test_a_run_read_for_its_summary_holds_few_points_and_says_the_same(store):
+def test_a_run_read_for_its_summary_holds_few_points(store):
     whole = make_run(store, num_steps=20_000)
     short = store.run(whole.run_id, keep_points=100)
     assert short.summary() == whole.summary()

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: which steps they are of, that they are its weights, and that they are there however it ends."""
+"""Checkpoints of a run: their steps and weights, and that every way to end keeps them."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def losses(events):
     return np.concatenate([event.loss for event in events if isinstance(event, Steps)])
 
 
-def test_checkpoints_are_even_along_the_budget_with_the_first_and_the_last(folder):
+def test_checkpoints_are_evenly_spaced_and_include_both_ends(folder):
     events = trained(folder, STEPS, "checkpoints=5")
     assert path_in(folder).step.tolist() == [0, 10, 20, 30, 40]
     assert artifacts(events) == ["trajectory.safetensors", "model.safetensors"]
 
 
-def test_a_run_limited_by_time_spreads_them_over_its_clock(folder):
+def test_a_run_limited_by_time_spaces_checkpoints_by_training_time(folder):
     trained(folder, *NO_STEPS, "budget.seconds=1", "checkpoints=6")
     path = path_in(folder)
     assert len(path.step) == 6
@@ -77,12 +77,12 @@ def test_the_last_checkpoint_is_the_saved_weights_and_the_first_the_initial_ones
     assert np.array_equal(path.weights[0], flat(first.parameters()))
 
 
-def test_keeping_them_changes_no_loss(folder, tmp_path):
+def test_checkpoints_do_not_change_the_losses(folder, tmp_path):
     with_them = trained(folder, STEPS, "checkpoints=7")
     assert np.allclose(losses(with_them), losses(trained(tmp_path, STEPS)), rtol=1e-6)
 
 
-def test_none_are_kept_unless_asked_for(folder):
+def test_no_checkpoints_are_kept_by_default(folder):
     assert artifacts(trained(folder, STEPS)) == ["model.safetensors"]
     with pytest.raises(StoreError, match="kept no checkpoints"):
         path_in(folder)
@@ -93,7 +93,7 @@ def test_more_checkpoints_than_steps_keep_every_step_once(folder):
     assert path_in(folder).step.tolist() == [0, 1, 2, 3]
 
 
-def test_keeping_a_copy_is_no_training_time(folder, monkeypatch):
+def test_checkpoints_do_not_count_as_training_time(folder, monkeypatch):
     from engine.pytorch.training.checkpoints import Checkpoints
 
     keep = Checkpoints._keep
@@ -102,7 +102,7 @@ def test_keeping_a_copy_is_no_training_time(folder, monkeypatch):
     assert [e for e in events if isinstance(e, Steps)][-1].train_s[1] < 1.0  # five copies take 1.5 s
 
 
-def test_a_run_that_diverges_leaves_its_path_up_to_there(folder):
+def test_a_diverged_run_keeps_its_checkpoints(folder):
     seen = []
     config = with_overrides(BASE, ["budget.steps=400", "checkpoints=50", "optimizer.name=sgd", "optimizer.lr=1e5"])
     with pytest.raises(Diverged):
@@ -112,7 +112,7 @@ def test_a_run_that_diverges_leaves_its_path_up_to_there(folder):
     assert np.isfinite(path.weights).all()
 
 
-def test_a_run_that_is_cancelled_leaves_its_path_up_to_there(store):
+def test_a_cancelled_run_keeps_its_checkpoints(store):
     run_id = store.create(with_overrides(BASE, [*NO_STEPS, "budget.seconds=60", "checkpoints=200"]))
     threading.Timer(1.0, ask_to_stop, (store.folder(run_id), StopRequest())).start()
     worker.run(store.folder(run_id))
@@ -122,12 +122,12 @@ def test_a_run_that_is_cancelled_leaves_its_path_up_to_there(store):
     assert weight_path.read(store.runs, run_id).step[-1] == len(run.steps)
 
 
-def test_the_file_is_for_its_owner_alone(folder):
+def test_the_file_is_readable_by_its_owner_only(folder):
     trained(folder, STEPS, "checkpoints=2")
     assert (folder / weight_path.TRAJECTORY_FILE).stat().st_mode & 0o777 == 0o600
 
 
-def test_more_than_may_be_kept_is_refused_before_the_run():
+def test_too_many_checkpoints_are_refused_before_the_run():
     config = with_overrides(PRESETS["mnist-mlp-large"].config, ["model.hidden=[2048,1024]", "checkpoints=200"])
     with pytest.raises(ConfigError, match=r"checkpoints=200 of 3\.72 M parameters take 2\.77 GiB") as refused:
         planner.plan(config)
@@ -135,7 +135,7 @@ def test_more_than_may_be_kept_is_refused_before_the_run():
     planner.plan(config.model_copy(update={"checkpoints": most}))
 
 
-def test_a_damaged_path_is_said_in_a_sentence(folder):
+def test_a_damaged_weight_path_is_reported_in_a_sentence(folder):
     trained(folder, STEPS, "checkpoints=2")
     file = folder / weight_path.TRAJECTORY_FILE
     file.write_bytes(file.read_bytes()[:-100])
@@ -144,6 +144,6 @@ def test_a_damaged_path_is_said_in_a_sentence(folder):
 
 
 @pytest.mark.parametrize("run_id", ["../secret", "0" * 16, ""])
-def test_a_path_is_found_by_an_id_alone(store, run_id):
+def test_a_weight_path_is_found_only_by_a_run_id(store, run_id):
     with pytest.raises(StoreError, match="There is no run"):
         weight_path.read(store.runs, run_id)

@@ -185,7 +185,7 @@ def test_runs_of_a_study_never_overlap(store, monkeypatch):
     run_ids = Client(store).submit_seed_blocks(scaling.seed_blocks(lanes, range(3), GROUP), group=GROUP)
     supervisor = Supervisor(store, Starts(), machine=machine(cores=8))
     supervisor.recover()
-    supervisor._start_what_fits()  # with room for all of them
+    supervisor._start_queued_runs()  # with room for all of them
     assert supervisor.executor.given == [{run_ids[0]}]
     for _ in range(6):
         supervisor.tick()
