@@ -83,7 +83,11 @@ def _base(preset: str) -> tuple[RunConfig, Run | None]:
 
 
 def _form(base: RunConfig) -> RunConfig:
-    """Draw the form and return its configuration; raises ConfigError for one that cannot be measured."""
+    """Draw the form and return its configuration.
+
+    Raises:
+        ConfigError: The configuration cannot be measured; the message says why.
+    """
     law = base.law
     left, right = st.columns(2, gap="medium")
     target = left.number_input(
@@ -120,7 +124,11 @@ def _form(base: RunConfig) -> RunConfig:
 
 
 def _check_target(config: RunConfig) -> None:
-    """Raises ConfigError for a target that a network reaches by guessing."""
+    """Check the target.
+
+    Raises:
+        ConfigError: A model reaches the target by guessing.
+    """
     classes = loading.facts(config.data, config.source).num_classes
     if config.law.target_loss >= math.log(classes):
         raise ConfigError(

@@ -246,7 +246,7 @@ class Client:
 
         Raises:
             StoreError: the store cannot be written.
-        """  # noqa: DOC501
+        """
         try:
             locks.announce(self.store.root)
             other, digest = self._other_code()
@@ -266,7 +266,7 @@ class Client:
 
         Raises:
             StoreError: it still runs after `_HAND_OVER_S`.
-        """  # noqa: DOC501
+        """
         until = time.monotonic() + _HAND_OVER_S
         try:
             while True:
@@ -395,7 +395,7 @@ def rebuild_index(store: Store) -> str:
 
     Raises:
         StoreError: the index cannot be written.
-    """  # noqa: DOC501
+    """
     with open_lock_file(store) as lock:
         if locks.lock(lock.fileno()):
             index = KeptIndex(store)
@@ -418,7 +418,7 @@ def open_lock_file(store: Store) -> IO[str]:
 
     Raises:
         StoreError: the store cannot be written.
-    """  # noqa: DOC501
+    """
     try:
         return os.fdopen(os.open(store.root / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:

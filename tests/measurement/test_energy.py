@@ -121,7 +121,7 @@ def test_without_a_counter_there_is_no_figure_but_the_reason(store):
     found = of_run(run, prices=PRICES)
     assert (found.source, found.joules, found.money, energy.in_words(found)) == ("none", None, None, "–")
     assert energy.how_in_words(found) == "Not available here: RAPL is not readable here: no."
-    assert not any(value for name, value in provenance.of_energy(found).items() if value.value is not None)
+    assert not any(figure.value is not None for figure in provenance.of_energy(found).values())
 
 
 def test_an_estimate_is_a_range_from_the_users_setting_and_not_a_measurement(store):

@@ -46,7 +46,8 @@ def form(view: View) -> InferenceRequest:
     """Draw the form and return its request.
 
     Raises:
-        EngineError: The request cannot be measured; the message says why.
+        ConfigError: The request cannot be measured; the message says why.
+        EngineError: Its weights or its data cannot be read.
     """
     weights = choose_weights()
     base = weights.config.model_copy(update={"device": _choose_device(weights.config)})

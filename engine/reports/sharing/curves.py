@@ -151,7 +151,7 @@ def _cells(text: str) -> pd.DataFrame:
         ConfigError: The table is empty, damaged or too large.
     """  # noqa: DOC501
     cells = _parsed(text)
-    if (longest := max((int(column.str.len().max()) for _, column in cells.items()), default=0)) > MAX_CELL:
+    if (longest := max((int(cells[name].str.len().max()) for name in cells), default=0)) > MAX_CELL:
         raise _unreadable(f"a cell has {longest:,} characters, the limit is {MAX_CELL:,}")
     cells = cells.apply(lambda column: column.str.strip())
     cells = cells[(cells != "").any(axis=1)]
