@@ -82,7 +82,11 @@ def _base(preset: str) -> tuple[RunConfig, Run | None]:
 
 
 def _form(base: RunConfig) -> RunConfig:
-    """Draw the form and return its configuration; raises ConfigError for one that cannot be measured."""
+    """Draw the form and return its configuration.
+
+    Raises:
+        ConfigError: The configuration cannot be measured.
+    """
     law = base.law
     left, right = st.columns(2, gap="medium")
     target = left.number_input(
@@ -119,7 +123,11 @@ def _form(base: RunConfig) -> RunConfig:
 
 
 def _check_target(config: RunConfig) -> None:
-    """Raises ConfigError for a target that a network reaches by guessing."""
+    """Refuse a target that a network reaches by guessing.
+
+    Raises:
+        ConfigError: The target loss is at least that of guessing.
+    """
     classes = loading.facts(config.data, config.source).num_classes
     if config.law.target_loss >= math.log(classes):
         raise ConfigError(

@@ -46,7 +46,8 @@ def form(view: View) -> InferenceRequest:
     """Draw the form and return its request.
 
     Raises:
-        EngineError: The request cannot be measured; the message says why.
+        EngineError: The request cannot be measured, or
+        ConfigError: no combination is chosen.
     """
     weights = choose_weights()
     base = weights.config.model_copy(update={"device": _choose_device(weights.config)})
