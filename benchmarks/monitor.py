@@ -36,7 +36,7 @@ BEATS, POLLS = 200, 100
 GOAL_SHARE = 0.01
 CONFIG: RunConfig = with_overrides(preset_config("mnist-mlp"), ["budget.epochs=60"])  # 784-128-10, Adam, B=64
 RECORDER = (
-    "import sys, time; from pathlib import Path; from engine.recorder import Recorder\n"
+    "import sys, time; from pathlib import Path; from engine.hardware.history import Recorder\n"
     "Recorder(Path(sys.argv[1])).start()\n"
     "while True: time.sleep(60)\n"
 )

@@ -98,7 +98,6 @@ def runs_view() -> None:
             bind="query-params", placeholder="nothing", width=170,
         )  # fmt: skip
         with st.popover("Columns", icon=":material/view_column:"):
-            columns.accept_former_titles()
             chosen_columns = st.multiselect(
                 "Columns", columns.ALL_COLUMNS, key="cols", bind="query-params", format_func=columns.title_of,
                 placeholder="default columns", help="Figures and any field of the configuration. Leave it empty for the default.",

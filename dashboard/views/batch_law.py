@@ -86,7 +86,7 @@ def _form(base: RunConfig) -> RunConfig:
     """Draw the form and return its configuration.
 
     Raises:
-        ConfigError: The configuration cannot be measured; the message says why.
+        ConfigError: The configuration cannot be measured.
     """
     law = base.law
     left, right = st.columns(2, gap="medium")
@@ -124,10 +124,10 @@ def _form(base: RunConfig) -> RunConfig:
 
 
 def _check_target(config: RunConfig) -> None:
-    """Check the target.
+    """Refuse a target that a network reaches by guessing.
 
     Raises:
-        ConfigError: A model reaches the target by guessing.
+        ConfigError: The target loss is at least that of guessing.
     """
     classes = loading.facts(config.data, config.source).num_classes
     if config.law.target_loss >= math.log(classes):

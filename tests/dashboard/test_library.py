@@ -39,11 +39,6 @@ def test_other_runs_show_their_difference_to_the_baseline(app, many):  # noqa: F
     assert table[""].tolist() == ["", "", "", "baseline"]
 
 
-def test_a_link_with_a_former_column_title_still_works(app, many):  # noqa: F811
-    open_page(app, "library", cols=["Asked for together", "Steps"])
-    assert list(app.dataframe[0].value.columns) == ["State", "Experiment", "Group", "Steps"]
-
-
 def test_groups_show_mean_and_spread(app, many):  # noqa: F811
     open_page(app, "library", by="optimizer.lr")
     table = app.dataframe[0].value.set_index("Value")

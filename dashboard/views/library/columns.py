@@ -78,7 +78,6 @@ DEFAULT_COLUMNS = (
 HIDDEN_IF_EMPTY = {"name", "busy", "tags", "notes", "why"}  # default columns that are left out where no run has a value
 ALL_COLUMNS = (*COLUMNS, *(field for field in query.CONFIG_FIELDS if field not in COLUMNS))
 KEYS = {column.title: key for key, column in COLUMNS.items()}
-_FORMER_TITLES = {"Asked for together": "Group"}  # in links made before
 
 # The words of an order stand in links. Each pair begins with the direction that is used first.
 _ORDER_WORDS = {
@@ -109,10 +108,3 @@ ORDERS = {word: (column, down) for column, words in DIRECTIONS.items() for word,
 def title_of(column: str) -> str:
     """The title of a column; a field of the configuration is its own title."""
     return COLUMNS[column].title if column in COLUMNS else column
-
-
-def accept_former_titles() -> None:
-    """Column titles stand in links: replace those that were renamed."""
-    linked = st.query_params.get_all("cols")
-    if set(linked) & set(_FORMER_TITLES):
-        st.query_params["cols"] = [_FORMER_TITLES.get(title, title) for title in linked]
