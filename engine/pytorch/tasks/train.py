@@ -135,9 +135,10 @@ def _training_events(loop: TrainingLoop, training: Examples, plan: planner.Plan)
     if ranks and last:
         yield from ranks.after(last, is_last=True)
     if memory and loop.device.type == "cuda":
-        net = loop.net
-        is_rank = isinstance(net, RankNet)
-        yield data_parallel.peaks_of_all(memory, net) if is_rank else with_cuda_peaks(memory, loop.device)
+        if isinstance(loop.net, RankNet):
+            yield data_parallel.peaks_of_all(memory, loop.net)
+        else:
+            yield with_cuda_peaks(memory, loop.device)
 
 
 def _memory(loop: TrainingLoop, training: Examples, plan: planner.Plan) -> Memory:
