@@ -104,9 +104,7 @@ METRICS: dict[str, Reading] = {
     "gpu.temperature_c": Reading("Temperature", "°C", "NVML: sensor on the chip"),
     "gpu.sm_clock_hz": Reading("SM clock", "Hz", "NVML: the present clock of the multiprocessors"),
     "gpu.memory_clock_hz": Reading("Memory clock", "Hz", "NVML: the present clock of the device memory"),
-    "gpu.throttle_bits": Reading(
-        "Held back by", "", "NVML: the reasons why the clocks are not higher at this moment"
-    ),
+    "gpu.throttle_bits": Reading("Held back by", "", "NVML: the reasons why the clocks are not higher at this moment"),
     "gpu.pcie_sent_bytes_per_s": Reading("PCIe sent", "bytes/s", gpus.HOW_PCIE),
     "gpu.pcie_received_bytes_per_s": Reading("PCIe received", "bytes/s", gpus.HOW_PCIE),
     "gpu.nvlink_sent_bytes_per_s": Reading("NVLink sent", "bytes/s", gpus.HOW_NVLINK),

@@ -189,8 +189,7 @@ EXCEPTIONS: set[str] = set()
 # A configuration validates itself, and what belongs to one task alone looks for the runs of this task.
 OF_ONE_TASK = {
     "engine/config/run.py", "engine/measurement/calibration.py", "engine/cli/infer.py", "dashboard/api/inference.py",
-    XX
-    "dashboard/views/inference.py",
+    "dashboard/views/batch_law.py", "dashboard/views/calibration.py",
 }  # fmt: skip
 
 

@@ -1,8 +1,9 @@
-"""Calibrate this box: a real short one, what is read from it, and what a run is told of its MFU and its roof."""
+"""The calibration task: a short real calibration, energy counters, other programs, and the jobs for GPUs."""
 
 from __future__ import annotations
 
 import math
+import os
 import time
 
 import pynvml
@@ -34,7 +35,7 @@ CONFIG = preset_config("calibrate")
 
 @pytest.fixture(scope="module")
 def events(tmp_path_factory):
-    """Of a real calibration with one thread, shortened to some seconds."""
+    """The events of a real calibration with one thread, shortened to a few seconds."""
     return list(calibrate(CONFIG, tmp_path_factory.mktemp("calibrate"), budget_s=2.0, rounds=2))
 
 
@@ -57,22 +58,23 @@ def test_the_fifth_percentile_lies_between_the_best_and_the_median(made):
 
 
 def test_what_cannot_be_measured_here_says_why(made):
-    assert made.missing["all_reduce"] == "The run has one rank: there is nobody to exchange gradients with."
+    assert made.missing["all_reduce"] == "The run has one rank, so no gradients are exchanged."
     assert {"gemm tf32", "to_device", "to_host"} <= set(made.missing)
     assert ("idle_power" in made.missing) != any(m.name == "idle_power" for m in made.measurements)
 
 
-def test_it_says_how_far_it_is_and_ends_with_the_one_record(events):
-    told = [event for event in events if event.kind == "progress"]
+def test_progress_grows_and_the_last_event_is_the_calibration(events):
+    progress = [event for event in events if event.kind == "progress"]
     assert [event.kind for event in events].count("calibration") == 1
-    assert told[-1].done == told[-1].total and [e.done for e in told] == sorted(e.done for e in told)
+    assert progress[-1].done == progress[-1].total
+    assert [e.done for e in progress] == sorted(e.done for e in progress)
 
 
 def test_a_calibration_survives_the_log_to_the_last_digit(made):
     assert decode(encode(made)) == made
 
 
-def test_cache_is_not_slower_than_memory_and_neither_is_a_guess(made):
+def test_cache_is_measured_and_not_slower_than_memory(made):
     found = calibration.bandwidth(made, 1)
     assert found.cache.p05 >= found.memory.p05 > 1e8
     assert found.memory.shape[0] >= 4 * (last_cache_bytes() or 0) or found.memory.shape[0] == 2**30
@@ -119,7 +121,7 @@ def test_a_kernel_that_is_a_hundred_times_slower_ends_at_the_sizes_it_can_do(tmp
     assert set(made) == {128, 256} and [job.is_too_long for job in jobs] == [False, False, True, True, True]
 
 
-def test_too_little_memory_is_said_before_anything_is_allocated(tmp_path, monkeypatch):
+def test_too_little_memory_is_refused_before_anything_is_allocated(tmp_path, monkeypatch):
     monkeypatch.setattr(task.probe, "free_memory_bytes", lambda device: 2**27)
     with pytest.raises(OutOfMemory, match=r"128 MiB are free on cpu.*Close other programs"):
         next(calibrate(CONFIG, tmp_path))
@@ -133,8 +135,8 @@ def test_a_calibration_stops_when_it_is_asked(store):
     assert (run.status, run.latest(Calibration)) == ("cancelled", None)
 
 
-class Counting(FakeNvml):
-    """A board that draws 100 W by its counter, beside the programs on it."""
+class CountingNvml(FakeNvml):
+    """A GPU that draws 100 W by its energy counter, with programs `pids` on it."""
 
     def __init__(self, *gpus, pids=()):
         super().__init__(*gpus)
@@ -152,7 +154,7 @@ class Counting(FakeNvml):
 def test_idle_power_is_the_counters_energy_over_the_window():
     bench = task.Bench(RunConfig.model_construct(device="cuda:0"), torch.device("cpu"), time.perf_counter, 1)
     missing = {}
-    power = bench.idle_power(0.3, Counting(FakeGpu()), missing)
+    power = bench.idle_power(0.3, CountingNvml(FakeGpu()), missing)
     with pytest.raises(StopIteration) as ended:
         while True:
             next(power)
@@ -169,21 +171,19 @@ def test_without_a_counter_idle_power_is_a_reason_and_no_number():
     assert ended.value.value == [] and "idle_power" in missing
 
 
-def test_programs_of_others_on_the_gpu_are_counted_or_the_reason_is_said():
-    import os
-
-    assert task.other_programs("cuda:0", Counting(FakeGpu(), pids=(os.getpid(), 4, 5))) == (2, "")
-    refused = Counting(FakeGpu(errors={"processes": pynvml.NVML_ERROR_NO_PERMISSION}))
+def test_other_programs_on_the_gpu_are_counted_or_the_reason_is_given():
+    assert task.other_programs("cuda:0", CountingNvml(FakeGpu(), pids=(os.getpid(), 4, 5))) == (2, "")
+    refused = CountingNvml(FakeGpu(errors={"processes": pynvml.NVML_ERROR_NO_PERMISSION}))
     count, reason = task.other_programs("cuda:0", refused)
-    assert count is None and reason.startswith("NVML does not name the GPU's programs")
+    assert count is None and reason.startswith("NVML does not list the GPU's programs")
     assert task.other_programs("cpu", refused) == (None, "")
-    count, reason = task.other_programs("cuda:0", Counting(FakeGpu(), pids=(4, 5)))
+    count, reason = task.other_programs("cuda:0", CountingNvml(FakeGpu(), pids=(4, 5)))
     assert count is None and "does not list this process" in reason
 
 
 @pytest.fixture
 def on_gpu(monkeypatch, tmp_path):
-    """The jobs of a GPU of some compute capability; none of them is run."""
+    """The jobs for a GPU of a given compute capability; they are not run."""
 
     def jobs(capability, free=2**37):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -226,7 +226,7 @@ def test_no_preset_exceeds_its_measured_peak_by_more_than_five_percent(name, mad
     assert 0 < attained / calibration.peak(made, config.precision, config.threads).p05 <= 1.05
 
 
-def test_a_calibration_asks_for_every_core_so_that_nobody_disturbs_it():
+def test_a_calibration_uses_every_core_so_that_no_other_run_disturbs_it():
     machine = probe.probe()
     config = with_overrides(CONFIG, [f"threads={machine.cpu.usable_cores}"])
     assert planner.check(config) and f"up to {machine.cpu.usable_cores} thread" in describe(config)

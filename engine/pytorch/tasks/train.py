@@ -135,9 +135,8 @@ def _training_events(loop: TrainingLoop, training: Examples, plan: planner.Plan)
     if ranks and last:
         yield from ranks.after(last, is_last=True)
     if memory and loop.device.type == "cuda":
-        net = loop.net
-        if isinstance(net, RankNet):
-            yield data_parallel.peaks_of_all(memory, net)
+        if isinstance(loop.net, RankNet):
+            yield data_parallel.peaks_of_all(memory, loop.net)
         else:
             yield with_cuda_peaks(memory, loop.device)
 
