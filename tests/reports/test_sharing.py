@@ -509,7 +509,7 @@ def test_a_missing_file_is_one_sentence_and_exit_code_2(tmp_path, engine):
     done = engine("import", tmp_path / "none.json", "--store", tmp_path / "s")
     said, error = done.communicate()
     assert (done.returncode, said) == (2, "")
-    assert error.strip() == "none.json: there is no such file. Name a file that is there."
+    assert error.strip() == "none.json: the file does not exist. Name an existing file."
 
 
 def test_the_preview_lists_the_content_and_writes_nothing(store, tmp_path, engine):
