@@ -18,12 +18,8 @@ st.title("Hardware", anchor=False)
 if "hardware.view" not in st.session_state:
     linked = st.query_params.get("view", "Monitor")
     st.session_state["hardware.view"] = linked if linked in VIEWS else "Monitor"
-<<<<<<< HEAD
 chosen = st.segmented_control("View", list(VIEWS), key="hardware.view", label_visibility="collapsed", required=True)
 view = chosen or "Monitor"
-=======
-view = str(st.segmented_control("View", list(VIEWS), key="hardware.view", label_visibility="collapsed", required=True))
->>>>>>> p2-views
 if st.query_params.get("view") != view:
     st.query_params.from_dict({"view": view})
 VIEWS[view]()
