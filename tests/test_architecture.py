@@ -11,6 +11,8 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 TREES = ("engine", "dashboard", "pages")
 LONGEST_FILE = 700
@@ -156,6 +158,7 @@ def test_dashboard_and_pages_import_neither_torch_nor_a_page():
     assert wrong == []
 
 
+@pytest.mark.process
 def test_the_dashboard_process_and_the_command_line_start_without_torch():
     """`engine.runtime.executor` names the worker inside a function: the fork server imports it."""
     names = [m for m in MODULES if m.startswith("dashboard.") and room_of(m) not in {"main", "app"}]

@@ -21,6 +21,7 @@ from engine.events.machine import Calibration, Measurement
 from engine.hardware import probe
 from engine.measurement import calibration
 from engine.measurement.calibration import LatestCalibration
+from engine.store import query
 from engine.store.run import Run
 
 
@@ -103,7 +104,7 @@ def config_of(device: str) -> RunConfig:
 def _running(config: RunConfig) -> Run | None:
     """The calibration that is queued or running now, whichever page started it."""
     runs = [state.open_run(st.session_state.get("calibrate.run"))]
-    lines = state.store().listing(search="calibration of this machine", limit=5).lines
+    lines = state.store().listing(where=query.parse("task = calibrate"), limit=5).lines
     runs += [state.open_run(line.run_id) for line in lines]
     for run in runs:
         if run is not None:

@@ -10,6 +10,7 @@ from engine.common import units
 from engine.common.errors import StoreError
 from engine.config.run import RunConfig
 from engine.events.machine import Calibration, Measurement
+from engine.store import query
 from engine.store.run import Run
 from engine.store.store import Store
 
@@ -41,7 +42,7 @@ def latest(store: Store, device: str, device_name: str | None) -> LatestCalibrat
 
 def _runs(store: Store) -> Sequence[Run]:
     """The runs that calibrated, newest first."""
-    lines = store.listing(search="calibration of this machine", status=("finished",), limit=_MOST_READ).lines
+    lines = store.listing(where=query.parse("task = calibrate"), status=("finished",), limit=_MOST_READ).lines
     runs = []
     for line in lines:
         try:

@@ -9,11 +9,11 @@ from typing import Any
 from engine import models
 from engine.common.errors import StoreError
 from engine.config.run import RunConfig
-from engine.config.summary import model_in_words
 from engine.config.tasks import Cell, RuntimeName
 from engine.events.machine import Calibration
 from engine.measurement import calibration
 from engine.planning.planner import Plan
+from engine.store import query
 from engine.store.store import Store
 from engine.studies.inference import LEAST_REQUESTS, LONGEST
 from engine.studies.inference_runtimes import offered
@@ -113,17 +113,18 @@ _MOST_READ = 20
 def known_latencies(store: Store, config: RunConfig) -> dict[Cell, float]:
     """Median latencies, s, of the same model on the same device, by combination, from the newest finished runs."""
     found: dict[Cell, float] = {}
-    words = f"{model_in_words(config.model, config.data)} answers"
-    for line in store.listing(search=words, status=("finished",), limit=_MOST_READ).lines:
+    alike = query.parse(f"task = infer, data = {config.data}, device = {config.device}")
+    for line in store.listing(where=alike, status=("finished",), limit=_MOST_READ).lines:
         try:
             run = store.run(line.run_id, keep_points=1)
         except StoreError:  # deleted meanwhile
             continue
         if run.imported:  # measured on another machine
             continue
-        alike = ("model", "data", "device", "task")
-        if all(getattr(run.config, name) == getattr(config, name) for name in alike) and (
-            run.config.infer.load == "closed" and _characters(run.config) == _characters(config)
+        if (
+            run.config.model == config.model
+            and run.config.infer.load == "closed"
+            and _characters(run.config) == _characters(config)
         ):
             found = {latency.cell: latency.p50_s for latency in run.latencies} | found
     return found

@@ -27,7 +27,7 @@ from engine.planning import planner
 from engine.pytorch import models as modules
 from engine.pytorch.tasks.registry import GENERATORS
 from engine.pytorch.training import optimizers
-from engine.reports import report
+from engine.reports import commands
 from engine.reports.html import configuration, studies
 from engine.store import run
 
@@ -166,7 +166,7 @@ def test_what_a_room_registers_for_a_task_belongs_to_a_task():
     rooms = {
         "words": summary._WORDS, "summaries": run._SUMMARIES, "planning": planner.PLANNING, "cards": cards._CARDS,
         "results": results._RESULTS, "records": results._RECORDS, "estimates": cli_run._ESTIMATES,
-        "lines": cli_run._LINES, "sections": studies.SECTIONS, "commands": report._COMMANDS,
+        "lines": cli_run._LINES, "sections": studies.SECTIONS, "commands": commands._ARGUMENTS,
         "views": run_parts._TASK_VIEWS, "figures": run_results._RESULTS,
     }  # fmt: skip
     assert {name: strange for name, registry in rooms.items() if (strange := registry.keys() - TASKS.keys())} == {}
@@ -189,7 +189,8 @@ EXCEPTIONS: set[str] = set()
 # A configuration validates itself, and what belongs to one task alone looks for the runs of this task.
 OF_ONE_TASK = {
     "engine/config/run.py", "engine/measurement/calibration.py", "engine/cli/infer.py", "dashboard/api/inference.py",
-    "dashboard/views/batch_law.py", "dashboard/views/calibration.py",
+    "dashboard/views/batch_law.py", "dashboard/views/calibration.py", "dashboard/views/inference/address.py",
+    "dashboard/views/inference/result.py",
 }  # fmt: skip
 
 

@@ -42,17 +42,17 @@ def test_each_rank_has_a_device(assignments, devices):
 @pytest.mark.parametrize(
     ("assignments", "words"),
     [
-        (["parallel.num_ranks=65"], "parallel.num_ranks=65 is not allowed. parallel.num_ranks may be a whole number from 1 to 64."),
-        (["parallel.num_ranks=2", "parallel.devices=cpu"], "devices names 1 for num_ranks=2"),
+        (["parallel.num_ranks=65"], "parallel.num_ranks=65 is not allowed. parallel.num_ranks must be a whole number from 1 to 64."),
+        (["parallel.num_ranks=2", "parallel.devices=cpu"], "devices has 1 entries for num_ranks=2"),
         (["parallel.num_ranks=2", "parallel.devices=cpu,cuda:0"], "mixes CPU and GPUs"),
-        (["parallel.num_ranks=2", "parallel.devices=cuda:0,cuda:0", "device=cuda:0"], "names a GPU twice"),
+        (["parallel.num_ranks=2", "parallel.devices=cuda:0,cuda:0", "device=cuda:0"], "has a GPU twice"),
         (["parallel.num_ranks=2", "parallel.devices=cuda:0,cuda:1"], "set device=cuda:0"),
         (["parallel.num_ranks=2", "execution=dataloader"], "set execution=eager"),
         (["parallel.num_ranks=2", "execution=compiled"], "set execution=eager"),
         (["parallel.num_ranks=2", "execution=cuda-graph", "device=cuda:0"], "set execution=eager"),
         (["parallel.num_ranks=2", "task=batch-law"], "set num_ranks=1"),
         (["parallel.num_ranks=2", "task=calibrate"], "set num_ranks=1"),
-        (["parallel.num_ranks=8", "batch_size=4"], "each rank needs an example"),
+        (["parallel.num_ranks=8", "batch_size=4"], "each rank needs a sample"),
         (["parallel.num_ranks=2", "parallel.strategy=fsdp", "optimizer.name=muon"], "set parallel.strategy=ddp"),
         (["parallel.num_ranks=2", "parallel.strategy=fsdp", "checkpoints=5"], "set parallel.strategy=ddp"),
         (["parallel.num_ranks=2", "parallel.strategy=fsdp", "precision=fp16"], "set parallel.strategy=ddp"),
@@ -74,7 +74,7 @@ def test_more_ranks_than_cores_are_refused_unless_each_is_named():
     cores = probe.probe().cpu.usable_cores
     with pytest.raises(DeviceError) as refused:
         planner.check(with_overrides(RunConfig(), [f"parallel.num_ranks={cores + 1}"]))
-    assert f"asks for {cores + 1} cores, and this machine has {cores} usable cores." in str(refused.value)
+    assert f"asks for {cores + 1} cores, but this machine has {cores} usable cores." in str(refused.value)
     plan = planner.check(with_overrides(RunConfig(), ranks(cores + 1)))
     assert any(f"share {cores} usable cores" in warning for warning in plan.warnings)
 
@@ -84,7 +84,7 @@ def test_more_gpus_than_there_are_are_refused_with_those_there_are(monkeypatch):
     monkeypatch.setattr(probe, "probe", lambda: machine)
     with pytest.raises(DeviceError) as refused:
         planner.check(with_overrides(RunConfig(), ["device=cuda:0", "parallel.num_ranks=3"]))
-    assert "parallel.num_ranks=3 asks for cuda:1, cuda:2, and on this machine there is cuda:0." in str(refused.value)
+    assert "parallel.num_ranks=3 asks for cuda:1, cuda:2, but this machine has cuda:0." in str(refused.value)
     assert "from 1 to 1 on GPUs" in refused.value.fix
 
 

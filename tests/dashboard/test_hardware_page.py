@@ -89,5 +89,5 @@ def test_a_viewer_may_look_but_not_choose_how_often(app, store, monkeypatch):
     monkeypatch.setattr(monitor, "_live", lambda: 2.0)
     app.run()
     app.switch_page(str(ROOT / "pages" / "hardware.py")).run()
-    assert "for an admin to choose" in app.error[0].value
+    assert "Only an admin can set how often" in app.error[0].value
     assert list(store.inbox.glob("*.json")) == []

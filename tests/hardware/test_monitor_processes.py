@@ -51,7 +51,7 @@ def test_only_an_admin_can_set_the_interval(store, default):
     path = store.root / settings.FILE
     path.write_text(f'[sign_in]\nmethod = "oidc"\nallowed = ["a@b.c"]\n[roles]\ndefault = "{default}"\n')
     path.chmod(0o600)
-    with pytest.raises(AccessError, match="for an admin to choose"):
+    with pytest.raises(AccessError, match="Only an admin can set how often"):
         Client(store, Actor("oidc", "a@b.c")).set_monitor_interval(1)
 
 

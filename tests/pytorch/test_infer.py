@@ -240,7 +240,7 @@ def test_text_has_prefill_and_decode_apart(answered_text):
 
 def test_text_is_not_offered_what_has_no_cache(answered_text):
     reasons = {e.cell.runtime: e.reason for e in of_kind(answered_text[1], NotRun)}
-    assert "character by character" in reasons["exported"]
+    assert "one character at a time" in reasons["exported"]
 
 
 def refusal(config, folder):
@@ -262,7 +262,7 @@ def test_weights_that_were_changed_are_not_used(trained, tmp_path):
 
 def test_a_run_of_another_model_is_refused_by_the_field(trained):
     other = infer_config(with_overrides(DIGITS, ["model.hidden=9"]), trained.run_id)
-    assert "model.hidden is not the same" in refusal(other, trained.folder.parent / "00000000000000cc")
+    assert "model.hidden differs" in refusal(other, trained.folder.parent / "00000000000000cc")
 
 
 def test_a_run_without_weights_is_refused_with_its_end(trained, tmp_path):

@@ -343,7 +343,7 @@ def test_an_imported_race_does_not_accept_new_seeds(store, other, tmp_path):
     imports = sharing.import_files(
         other, [written(frozen(race_of(store).runs), tmp_path / "race.json")], owner="terminal"
     )
-    with pytest.raises(ConfigError, match="was run elsewhere"):
+    with pytest.raises(ConfigError, match="was imported, so no runs can be added"):
         Client(other).submit(RunConfig(seed=5), group=imports.group_ids[0])
 
 

@@ -255,7 +255,7 @@ def test_an_imagenet_shape_into_lenet_is_refused_with_the_layer_it_does_not_fit(
     assert refusal(LENET, "infer.shape=1x1x224x224") == (
         "infer.shape=1x1x224x224 is not what this LeNet takes: it takes 1x28x28, and its first fully connected layer has "
         "weights for 400 values, but 1x224x224 gives 44,944. Leave infer.shape empty for 1x28x28, or scale your "
-        "examples to that."
+        "samples to that."
     )
 
 

@@ -146,7 +146,7 @@ def test_the_full_batch_cannot_be_scaled_weakly():
 
 
 def test_a_batch_smaller_than_the_number_of_ranks_is_refused():
-    with pytest.raises(ConfigError, match="each rank needs an example"):
+    with pytest.raises(ConfigError, match="each rank needs a sample"):
         scaling.lanes_of(with_overrides(BASE, ["batch_size=2"]), [1, 4], weak=False, most=4)
 
 
@@ -473,10 +473,10 @@ def test_the_study_is_plain_json(store):
     [
         (["--ranks", "two"], "ranks='two' is not a list of numbers"),
         (["--ranks", "1"], "A scaling study needs at least two rank counts"),
-        (["--seeds", "0"], "seeds=0 is not allowed"),
+        (["--seeds", "0"], "--seeds 0 is not allowed"),
         (["--steps", "0"], "budget.steps=0 is not allowed"),
-        (["--weak", "--preset", "mnist-gd", "--ranks", "1,2"], "--weak does not go with batch_size=full"),
-        (["--set", "parallel.num_ranks=2"], "are what a study varies"),
+        (["--weak", "--preset", "mnist-gd", "--ranks", "1,2"], "--weak excludes batch_size=full"),
+        (["--set", "parallel.num_ranks=2"], "A scaling study sets parallel.num_ranks"),
         (["--set", "device=cuda:0", "--ranks", "1,2"], "cuda:0"),
         (["--target", "fast", "--ranks", "1,2"], "target 'fast' is not a target"),
         (["--preset", "nope"], "preset='nope' is not known"),
