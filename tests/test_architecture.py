@@ -183,3 +183,20 @@ def test_no_file_is_too_long_to_find_something_in():
     files += (ROOT / "dashboard" / "assets").glob("*.js")
     lengths = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").count("\n") for path in files}
     assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}
+
+
+def test_every_module_and_file_named_in_a_comment_or_a_text_exists():
+    files = [path for tree in (*TREES, "benchmarks") for path in (ROOT / tree).rglob("*.py")]
+    files += (ROOT / "dashboard" / "assets").glob("*.js")
+    ghosts = []
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        for named in re.findall(
+            r"\b(?:engine|dashboard|pages|tests|benchmarks|docs)/[\w/-]+\.(?:py|js|css|html|md)\b", text
+        ):
+            if not (ROOT / named).exists():
+                ghosts.append(f"{file.relative_to(ROOT)} names {named}")
+        for named in re.findall(r"(?<![\w./-])(?:engine|dashboard)\.[a-z]\w+", text):
+            if named not in MODULES and named.rpartition(".")[2] not in {"url", "py", "js"}:
+                ghosts.append(f"{file.relative_to(ROOT)} names {named}")
+    assert ghosts == []
