@@ -14,6 +14,8 @@ from engine.store.stop_requests import StopRequest, ask_to_stop
 from engine.store.store import Store
 from engine.studies import races
 
+pytestmark = pytest.mark.slow  # each test draws the whole page
+
 ROOT = Path(__file__).resolve().parents[2]
 GROUP = "0123456789abcdef"
 

@@ -25,6 +25,8 @@ from engine.store.event_log import EventLog
 from engine.store.run import Run
 from engine.studies.inference import LEAST_REQUESTS, LONGEST
 
+pytestmark = pytest.mark.slow  # it trains and measures
+
 DIGITS = with_overrides(preset_config("digits-mlp"), ["budget.epochs=5"])
 QUICK = {"seconds": 0.1, "rounds": 2, "warm_up": 3}
 
