@@ -88,7 +88,7 @@ def test_the_sentence_names_what_limits_the_result():
 
 def test_where_nothing_is_fast_enough_a_busy_machine_is_mentioned():
     busy = matrix(MLP, [latency(MLP.cells[0], 1e-2, wall_per_cpu=3.0)], is_over=True)
-    assert in_words(busy, 1e-3).endswith("this took about 3.00 times as long. Measure again when it is quiet.")
+    assert in_words(busy, 1e-3).endswith("this took about 3.00 times as long. Measure again when it is idle.")
     calm = matrix(MLP, [latency(MLP.cells[0], 1e-2, wall_per_cpu=1.01)], is_over=True)
     assert "busy" not in in_words(calm, 1e-3)
 
