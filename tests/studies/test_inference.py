@@ -225,7 +225,7 @@ def test_a_matrix_survives_its_assignments():
 @pytest.mark.parametrize(
     ("assignments", "words"),
     [
-        (["batch_size=full"], "batch_size=full does not go with task='infer'"),
+        (["batch_size=full"], "batch_size=full cannot be combined with task='infer'"),
         (['infer.cells=[{"threads": 2}]'], "set threads=2"),
         (['infer.cells=[{"batch_size": 0}]'], "infer.cells.0.batch_size=0"),
         (['infer.cells=[{}, {}]'], "contains a combination twice"),

@@ -130,9 +130,8 @@ def _draw_verdict(question: _Question) -> None:
             st.caption("\n".join(f"- {run_parts.literal(sentence)}" for sentence in sentences))
         if result.noise_floor is not None:
             st.caption(
-                f"Expect at least ±{100 * result.noise_floor:.2g} points of seed-to-seed variation in accuracy "
-                "(derived from the number of test samples n: √(error / 2n)). With one seed, a smaller difference can "
-                "be chance."
+                f"From seed to seed, accuracy varies by at least ±{100 * result.noise_floor:.2g} points (derived from "
+                "the number of test samples n: √(error / 2n)). With one seed, a smaller difference can be chance."
             )
 
 
