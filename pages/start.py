@@ -45,8 +45,8 @@ for column, (preset, watch) in zip(st.columns(3), EXPERIMENTS.items(), strict=Tr
 
 with st.container(border=True, horizontal=True, vertical_alignment="center", key="experiment-race"):
     st.markdown(
-        "**Batch, mini-batch or stochastic?** Train the same network three ways: with all examples per step, with 64, and "
-        "with one."
+        "**Batch, mini-batch or stochastic?** Train the same network three ways: with all samples per step, with 64, "
+        "and with one."
     )
     st.page_link("../pages/compare.py", label="Compare", icon=":material/compare_arrows:")
 

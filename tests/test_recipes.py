@@ -207,7 +207,7 @@ CHART: Recipe = {
     "engine/charts/facts.py": [
         (
             "RUN_CHARTS = (",
-            '\n    Chart("seen", "Examples seen", (Line("seen", "examples", "steps", "samples"),), ("Counted.",)),',
+            '\n    Chart("seen", "Samples seen", (Line("seen", "examples", "steps", "samples"),), ("Counted.",)),',
         )
     ]
 }
@@ -425,7 +425,7 @@ def test_a_chart_is_a_row_and_reaches_the_poll_and_the_report(found):
     assert len(CHART) == 1
     assert said["poll"] == 20 * 64
     assert "seen" in said["figures"]
-    assert "Examples seen" in said["report"]
+    assert "Samples seen" in said["report"]
 
 
 def test_a_page_is_a_script_and_a_line_of_the_navigation(found):

@@ -92,7 +92,9 @@ def _why_stopped(root: Path) -> str:
         if not _has_supervisor(root):
             return "No supervisor is running, so nothing is read. The dashboard starts one."
         other = code_version.supervisor_of_other_code(root, code_version.on_disk())
-        return f"The supervisor ({other.in_words()}) runs other code than this Isoflop." if other else ""
+        return (
+            f"The supervisor ({other.in_words()}) runs another version of the code than this Isoflop." if other else ""
+        )
     except OSError:
         return "The store cannot be read."
 

@@ -135,9 +135,7 @@ def _of_text(m: Latency) -> list[tuple[str, str, str]]:
         both = f"{units.duration(m.tpot.p50_s)}, {units.duration(m.tpot.p99_s)}"
         facts.append(("Each further token, p50 and p99", both, f"Measured: decode{cache}"))
     if m.tokens_per_s is not None:
-        facts.append(
-            ("Tokens", f"{units.count(round(m.tokens_per_s))}/s", "Measured: generated tokens of all examples")
-        )
+        facts.append(("Tokens", f"{units.count(round(m.tokens_per_s))}/s", "Measured: generated tokens of all samples"))
     return facts
 
 

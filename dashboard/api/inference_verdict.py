@@ -57,7 +57,7 @@ def _quality_in_words(found: Matrix) -> list[str]:
         return ["The accuracy is measured after the first round."] if waits and found.is_trained else []
     if not found.is_trained:
         return ["The weights are untrained, so only the speed means something."]
-    return [f"Test accuracy: {units.accuracy(quality.test_accuracy)} of {quality.examples:,} test examples."]
+    return [f"Test accuracy: {units.accuracy(quality.test_accuracy)} of {quality.examples:,} test samples."]
 
 
 def _how_busy(found: Sequence[Matrix]) -> list[str]:
@@ -66,9 +66,9 @@ def _how_busy(found: Sequence[Matrix]) -> list[str]:
     busy = [ratio for ratio in slower if ratio > BUSY_FROM]
     if not busy:
         return []
-    cells = f"{len(busy)} of {sum(len(f.measured) for f in found)} cells"
+    cells = f"{len(busy)} of {sum(len(f.measured) for f in found)} combinations"
     return [
-        f"Other programs used the CPU during {cells}, which were up to {max(busy):.1f} times slower. Measure again when the "
+        f"The machine was busy during {cells}, which were up to {max(busy):.1f} times slower. Measure again when the "
         "machine is idle."
     ]
 

@@ -57,10 +57,10 @@ class View extends PollingView {
     this.sentence = element("p", "inf-sentence", "sentence");
     this.besides = element("ul", "inf-besides", "besides");
     this.words.append(this.sentence, this.besides);
-    this.slices = element("div", "inf-slices", "slices", { role: "group", "aria-label": "Software and precision shown" });
+    this.slices = element("div", "inf-slices", "slices", { role: "group", "aria-label": "Runtime and precision shown" });
     this.table = element("section", "iso-card inf-ladder", "ladder");
     this.maps = [
-      new HeatMap(this, { id: "throughput", title: "Throughput", note: "measured; click a cell for details", value: (cell) => cell.samples_per_s, text: rate, tone: "var(--st-primary-color)" }),
+      new HeatMap(this, { id: "throughput", title: "Throughput", note: "measured; click a combination for details", value: (cell) => cell.samples_per_s, text: rate, tone: "var(--st-primary-color)" }),
       new HeatMap(this, { id: "latency", title: "Latency", note: "", value: (cell) => cell.judged, text: latency, tone: "var(--st-orange-color)" }),
     ];
     const chart = (options) => new Chart(this, options);

@@ -33,7 +33,7 @@ export class Picker {
   build({ rows, columns, corner, disabled }) {
     this.node.style.setProperty("--columns", columns.length);
     this.cells = new Map();
-    const grid = element("div", "inf-pick", "", { role: "group", "aria-label": "Cells to measure" });
+    const grid = element("div", "inf-pick", "", { role: "group", "aria-label": "Combinations to measure" });
     const button = (className, label, keys, testid, attributes) =>
       textButton(className, label, testid, () => this.toggle(keys), { ...attributes, ...(disabled && { disabled: "" }) });
     const head = (label, keys, testid) => button("inf-head", label, keys, testid, { title: "Select all or none of them" });

@@ -10,7 +10,7 @@ const MOST_ON_GRID = 600;
 // `scale` gives null while that is not known yet, undefined where it never will be.
 export const AXES = [
   { id: "steps", label: "Steps", title: "Steps", column: "step", scale: () => 1, hover: ",.0f", before: "step " },
-  { id: "samples", label: "Samples", title: "Examples seen", column: "samples", scale: () => 1, hover: ",.0f", after: " examples" },
+  { id: "samples", label: "Samples", title: "Samples seen", column: "samples", scale: () => 1, hover: ",.0f", after: " samples" },
   { id: "epochs", label: "Epochs", title: "Epochs", column: "samples", scale: ({ train_examples: n }) => (n ? 1 / n : null), hover: ",.3~f", before: "epoch " },
   { id: "seconds", label: "Seconds", title: "Training time (s)", column: "train_s", scale: () => 1, hover: ".3~f", after: " s of training" },
   { id: "flops", label: "FLOPs", title: "Training FLOPs", column: "samples", scale: ({ flops_per_example: k }) => k ?? null, hover: ".3s", after: "FLOP" },

@@ -294,9 +294,9 @@ class View extends PollingView {
   throttleWords(key, range) {
     const bits = nowOf(this.traces[key], this.freshFrom);
     const by = (all) => Object.entries(this.about.throttle).filter(([bit, text]) => all & Number(bit) && text !== "idle").map(([, text]) => text).join(", ");
-    const words = bits && !this.missing[key] ? [by(bits) ? `Held back by ${by(bits)}.` : "Idle."] : [];
+    const words = bits && !this.missing[key] ? [by(bits) ? `Clock limited by ${by(bits)}.` : "Idle."] : [];
     const seen = this.traces[key] ? windowOf(this.traces[key], range).y.filter((b) => this.isThrottled(b)).reduce((all, b) => all | b, 0) : 0;
-    if (seen && !this.isThrottled(bits)) words.push(`Orange: held back by ${by(seen)}.`);
+    if (seen && !this.isThrottled(bits)) words.push(`Orange: clock limited by ${by(seen)}.`);
     return words;
   }
 

@@ -293,8 +293,8 @@ export class RaceCard extends Card {
     const half = 100 * noiseFloor(end / 100, n);
     setText(this.floor, `noise floor ±${half.toFixed(2)} points`);
     this.floor.title =
-      `By chance alone, one configuration with this accuracy moves by about √(error / (2 · ${whole(n)})) = ${half.toFixed(2)} points from seed to seed ` +
-      `(one standard deviation, ${whole(n)} test examples). The grey band lies around the leading configuration. A configuration inside it is not shown to be worse.`;
+      `By chance alone, the accuracy of such a configuration varies by about √(error / (2 · ${whole(n)})) = ${half.toFixed(2)} points from seed to seed ` +
+      `(one standard deviation, ${whole(n)} test samples). The grey band lies around the leading configuration. A configuration inside the band is not necessarily worse.`;
     const { x, y } = best.line;
     const edge = (sign) => y.map((v) => (v === null ? null : v + sign * 100 * noiseFloor(v / 100, n)));
     return [{ ...band(outline({ x, low: edge(-1), high: edge(1) }), fade(view.look.text, 0.1)), meta: { floor: true } }];

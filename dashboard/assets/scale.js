@@ -8,7 +8,7 @@ const { Card } = await load("card.js");
 
 const ALIVE_MS = 1000;
 const CHARTS = [
-  { id: "speedup", title: "Speed-up", note: "examples/s divided by those of one rank" },
+  { id: "speedup", title: "Speed-up", note: "samples/s divided by those of one rank" },
   { id: "efficiency", title: "Efficiency", note: "speed-up divided by the number of ranks" },
   { id: "step", title: "Where a step's time goes", note: "mean over the ranks, measured" },
 ];

@@ -161,7 +161,9 @@ class AuthMiddleware:
         headers = MutableHeaders(scope=scope)
         del headers[ACTOR_HEADER]  # only this middleware sets the user
         if not rules.is_team and not _arrived_on_loopback(scope):
-            return PlainTextResponse("This dashboard can be used on its own machine only.", status_code=403)
+            return PlainTextResponse(
+                "This dashboard can only be used on the machine on which it runs.", status_code=403
+            )
         if _path(scope) in {"/sign-out", "/auth/logout"} and headers.get("sec-fetch-site", "none") not in _FROM_HERE:
             return PlainTextResponse("Sign out from the page itself.", status_code=403)
         match decide(_path(scope), scope.get("method", "WEBSOCKET")):

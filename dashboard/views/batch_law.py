@@ -92,8 +92,8 @@ def _form(base: RunConfig) -> RunConfig:
     left, right = st.columns(2, gap="medium")
     target = left.number_input(
         "Target loss", value=law.target_loss, step=0.05, format="%.3g", key="law.target",
-        help="Each training stops when its training loss is down to this. A lower target takes longer and usually raises "
-        "B_crit, because the gradient of a network near its minimum is mostly noise.",
+        help="Each training stops when its training loss has fallen to this value. A lower target takes longer and "
+        "usually raises B_crit, because the gradient of a network near its minimum is mostly noise.",
     )  # fmt: skip
     seeds = right.slider(
         "Seeds", 1, max(_MOST_SEEDS, law.seeds), law.seeds, key="law.seeds",

@@ -66,7 +66,7 @@ def _usable(lanes: Sequence[Lane]) -> tuple[list[tuple[Lane, Run]], list[str]]:
         if run is None:
             sentences.append(f"{lane['label']}: the run is not in this store any more.")
         elif run.status not in TERMINAL:
-            sentences.append(f"{lane['label']}: the run has not ended yet. Its path is shown when it has.")
+            sentences.append(f"{lane['label']}: the run has not ended yet. Its path is shown when the run has ended.")
         elif run.status == "failed":
             sentences.append(f"{lane['label']}: left out, because the run failed. {run.why()}")
         elif not (run.folder / weight_path.TRAJECTORY_FILE).exists():
@@ -81,8 +81,9 @@ def _choices(key: str) -> tuple[Literal["pca", "random"], Literal["train", "test
     plane: Literal["pca", "random"] = left.segmented_control(
         "Plane", ["pca", "random"], default="pca", required=True, key=f"{key}.plane",
         format_func={"pca": "Principal components", "random": "Random"}.__getitem__,
-        help="Principal components: the two directions in which the checkpoints vary most. Random: two random directions, with "
-        "each row of a weight matrix scaled to the network's own (Li et al. 2018); paths hardly move in that plane.",
+        help="Principal components: the two directions in which the checkpoints vary most. Random: two random "
+        "directions, with each row of a weight matrix scaled to the norm of that row in the network (Li et al. "
+        "2018); paths hardly move in that plane.",
     )  # fmt: skip
     split: Literal["train", "test"] = right.segmented_control(
         "Loss on", ["train", "test"], default="train", required=True, key=f"{key}.split",
@@ -95,8 +96,8 @@ def _choices(key: str) -> tuple[Literal["pca", "random"], Literal["train", "test
 def _submit(config: RunConfig, kept: dict[str, str], key: str) -> None:
     side = config.landscape.resolution
     st.caption(
-        f"Computes the loss at {side} x {side} points of a plane through the checkpoints, on {config.landscape.examples:,} "
-        "samples, as a run of its own."
+        f"Computes the loss at {side} x {side} points of a plane through the checkpoints, on "
+        f"{config.landscape.examples:,} samples, in a separate run."
     )
     run_id = submit_button(
         "Draw the loss surface", config, name="Loss surface", key=f"{key}.draw", icon=":material/landscape:", primary=False

@@ -100,7 +100,7 @@ def _facts(data: DatasetName) -> Dataset | None:
 
 def _facts_in_words(data: DatasetName, facts: Dataset) -> str:
     """A line about a data set: size, shape, licence and download."""
-    examples = f"{facts.train_examples:,} training examples, {facts.test_examples:,} test examples"
+    examples = f"{facts.train_examples:,} training samples, {facts.test_examples:,} test samples"
     if facts.kind == "text":
         what = f"{examples}: sequences of {facts.shape[0]} characters, {facts.num_classes} different characters"
     elif facts.kind == "vector":

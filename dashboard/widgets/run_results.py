@@ -91,7 +91,7 @@ def _serving_figures(run: Run) -> None:
     untrained = "" if found.is_trained else "untrained weights"
     busy = BUSY if s.busy else ""
     metrics = (
-        ("Test accuracy", units.accuracy(s.test_accuracy), "Measured on all test examples.", untrained),
+        ("Test accuracy", units.accuracy(s.test_accuracy), "Measured on all test samples.", untrained),
         (
             "Highest samples per second",
             units.count(round(best.samples_per_s or 0) if best else None),
@@ -104,7 +104,7 @@ def _serving_figures(run: Run) -> None:
             f"Measured: {cell_in_words(found, soonest.cell)}." if soonest else "",
             busy,
         ),
-        ("Cells measured", f"{len(measured)} of {len(found.cells)}", "Counted.", ""),
+        ("Combinations measured", f"{len(measured)} of {len(found.cells)}", "Counted.", ""),
     )
     with st.container(key=f"final-{run.run_id}"):
         for column, (title, text, how, flaw) in zip(st.columns(4), metrics, strict=True):

@@ -60,7 +60,7 @@ def config_of(a: argparse.Namespace) -> RunConfig:
 
 def _config_as_typed(a: argparse.Namespace) -> RunConfig:
     if a.config and a.preset:
-        raise ConfigError("--preset and --config exclude each other.", fix="Give one of them.")
+        raise ConfigError("--preset and --config cannot be used together.", fix="Give one of them.")
     if not a.config:
         return with_overrides(preset_config(a.preset or DEFAULT_PRESET), a.set)
     try:

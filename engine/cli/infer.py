@@ -79,7 +79,7 @@ def infer_command(a: argparse.Namespace) -> int:
         predicted = predicted_of(store, config, plan)
         print(f"Takes about {units.duration(predicted.total_s)} ({predicted.how}).", file=sys.stderr)
         common.warn(plan)
-    run = common.run_to_its_end(client, config, name=a.name, kept="Measured results stay.", as_json=a.json)
+    run = common.run_to_its_end(client, config, name=a.name, kept="Measured results are kept.", as_json=a.json)
     if a.json:
         common.print_why(run)
         measured = as_json(matrix_of(run), limit_s, quantile=a.quantile)
@@ -97,7 +97,7 @@ def config_of(a: argparse.Namespace, store: Store) -> RunConfig:
     """
     if a.run and (a.preset or a.config or a.weights):
         raise ConfigError(
-            "--run takes model and data from the run, so it excludes --preset, --config and --weights.",
+            "--run takes model and data from the run, so it cannot be used with --preset, --config or --weights.",
             fix="Leave them out; --set changes what is measured.",
         )
     if a.run:

@@ -82,7 +82,7 @@ def race_command(a: argparse.Namespace) -> int:
     group, seeds, number = secrets.token_hex(8), list(range(a.seeds)), 1
     submitted = functools.partial(common.run_ids_of, store, group)
     with common.cancelled_by_ctrl_c(
-        client, submitted, kept="Finished runs stay.", json_key="run_ids" if a.json else ""
+        client, submitted, kept="Finished runs are kept.", json_key="run_ids" if a.json else ""
     ):
         while True:
             with common.ctrl_c_delayed():
@@ -111,7 +111,7 @@ def _lanes(a: argparse.Namespace) -> tuple[list[races.Lane], races.Metric, float
     """
     if a.preset and a.lane:
         raise ConfigError(
-            "--preset and --lane exclude each other.",
+            "--preset and --lane cannot be used together.",
             fix="Give one of them; --base names the preset that --lane changes.",
         )
     if a.lane:

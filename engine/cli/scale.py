@@ -54,7 +54,7 @@ def scale_command(a: argparse.Namespace) -> int:
     with common.cancelled_by_ctrl_c(
         client,
         functools.partial(common.run_ids_of, store, group),
-        kept="Finished runs stay.",
+        kept="Finished runs are kept.",
         json_key="run_ids" if a.json else "",
     ):
         with common.ctrl_c_delayed():
@@ -93,7 +93,7 @@ def _study_of(a: argparse.Namespace) -> tuple[list[Any], range, tuple[Any, float
         )
     if a.weak and config.batch_size == FULL:
         raise ConfigError(
-            "--weak excludes batch_size=full, because a full batch cannot grow.",
+            "--weak cannot be used with batch_size=full, because a full batch cannot grow.",
             fix="Leave out --weak, or choose a batch size.",
         )
     steps = scaling.default_steps(config, planner.check(config)) if a.steps is None else a.steps

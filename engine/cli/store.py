@@ -45,7 +45,7 @@ def register(add: common.Adder) -> None:
     checking.add_argument("--rebuild", action="store_true", help="rebuild the index from the run folders")
     link = add("link", link_command, "print a link that signs one more browser in to the dashboard")
     link.add_argument("--url", default="", help="address of the dashboard (default: where it was last started)")
-    link.add_argument("--sign-everyone-out", action="store_true", help="first end all present sign-ins")
+    link.add_argument("--sign-everyone-out", action="store_true", help="first sign out every browser")
     supervise = add(
         "supervise", supervise_command, "run the supervisor of this store, so that runs continue without a dashboard"
     )
@@ -130,7 +130,7 @@ def rename_command(a: argparse.Namespace) -> int:
     until = time.monotonic() + 15
     while (name := store.run(run_id, keep_points=1).name) != new_name and time.monotonic() < until:
         time.sleep(common.POLL_S)
-    print(json_text({"run_id": run_id, "name": name}) if a.json else f"{run_id} has the name {visible(name)!r}.")
+    print(json_text({"run_id": run_id, "name": name}) if a.json else f"{run_id} is now named {visible(name)!r}.")
     return common.OK if name == new_name else common.FAILED
 
 

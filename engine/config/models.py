@@ -57,8 +57,8 @@ class Model(Spec):
             return ""
         readers = " or ".join(sorted((name for name, model in MODELS.items() if model.reads_text), reverse=True))
         return (
-            f"model.family='{_family_name(type(self))}' does not go with data='text', because it does not read in "
-            f"order; set model.family={readers}"
+            f"model.family='{_family_name(type(self))}' cannot be combined with data='text', because it does not read "
+            f"in order; set model.family={readers}"
         )
 
 
@@ -144,8 +144,8 @@ class RNN(Model):
     def why_not_text(self) -> str:
         """Refuses a bidirectional network."""
         return (
-            "model.bidirectional=true does not go with data='text', because reading from the end shows the character "
-            "to predict; set it to false"
+            "model.bidirectional=true cannot be combined with data='text', because reading from the end shows the "
+            "character to predict; set it to false"
             if self.bidirectional
             else ""
         )

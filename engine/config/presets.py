@@ -36,7 +36,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mnist-mlp-large": _preset(
         "MLP 784-512-256-10 on MNIST",
-        "Five times as many parameters as 784-128-10, to see whether they are worth the time.",
+        "This MLP has five times as many parameters as 784-128-10. See whether they are worth the time.",
         model={"family": "mlp", "hidden": [512, 256]},
         optimizer={"name": "adam", "lr": 1e-3},
         batch_size=64,
@@ -44,7 +44,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "lenet": _preset(
         "LeNet on MNIST",
-        "A convolutional network: fewer parameters than the small MLP, and more accurate.",
+        "A convolutional network. It has fewer parameters than the small MLP and is more accurate.",
         model={"family": "cnn"},
         optimizer=_MOMENTUM,
         batch_size=64,
@@ -68,7 +68,7 @@ PRESETS: Mapping[str, Preset] = {
         budget={"epochs": 40.0},
     ),
     "lr-too-high": _preset(
-        "A learning rate too high",
+        "Learning rate too high",
         "LeNet with a learning rate five times as high. The loss jumps instead of falling; a loss of 2.30 means that "
         "the model guesses at random.",
         model={"family": "cnn"},
@@ -102,7 +102,8 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mnist-vit": _preset(
         "Vision Transformer on MNIST",
-        "Attention over 16 patches. On so few images it learns more slowly than LeNet, with four times the FLOPs.",
+        "A Transformer with attention over 16 patches of the image. With so few images it learns more slowly than "
+        "LeNet, and it needs four times the FLOPs.",
         model={"family": "transformer", "size": "tiny", "patch_size": 7},
         optimizer={"name": "adamw", "lr": 2e-3, "weight_decay": 0.05},
         schedule="cosine",
@@ -136,25 +137,29 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "mnist1d-linear": _preset(
         "MNIST-1D: softmax regression",
-        "410 parameters for a signal of 40 values. The authors of MNIST-1D report 31.5 % (Greydanus & Kobak 2020).",
+        "A linear model with 410 parameters for a signal of 40 values. The authors of MNIST-1D report a test "
+        "accuracy of 31.5 % (Greydanus & Kobak 2020).",
         model={"family": "mlp", "hidden": []},
         **_MNIST1D,
     ),
     "mnist1d-mlp": _preset(
         "MNIST-1D: MLP 40-100-100-10",
-        "15,210 parameters. Each position of the signal is learned separately. The authors of MNIST-1D report 65.1 %.",
+        "An MLP with 15,210 parameters. It learns each position of the signal separately. The authors of MNIST-1D "
+        "report a test accuracy of 65.1 %.",
         model={"family": "mlp", "hidden": [100, 100]},
         **_MNIST1D,
     ),
     "mnist1d-cnn": _preset(
         "MNIST-1D: convolutions",
-        "5,210 parameters. Convolutions find a pattern at any position. The authors of MNIST-1D report 92.3 %.",
+        "A convolutional network with 5,210 parameters. It finds a pattern at any position. The authors of MNIST-1D "
+        "report a test accuracy of 92.3 %.",
         model={"family": "cnn"},
         **_MNIST1D,
     ),
     "mnist1d-gru": _preset(
         "MNIST-1D: GRU",
-        "5,134 parameters. The network reads the signal from both ends. The authors of MNIST-1D report 89.1 %.",
+        "A recurrent network with 5,134 parameters. It reads the signal from both ends. The authors of MNIST-1D "
+        "report a test accuracy of 89.1 %.",
         model={"family": "rnn", "cell": "gru", "hidden_size": 6, "bidirectional": True, "readout": "all"},
         **_MNIST1D,
     ),
@@ -162,8 +167,8 @@ PRESETS: Mapping[str, Preset] = {
 STUDIES: Mapping[str, Preset] = {  # tasks other than a single training
     "digits-law": _preset(
         "Batch-size law on 8x8 digits",
-        "Batch sizes from one sample to the whole training set. Above some dozens the number of steps stops falling, "
-        "while the number of samples keeps rising.",
+        "Trains at batch sizes from one sample to the whole training set. Above a few dozen samples, a larger batch "
+        "hardly saves steps, but training needs more samples in total.",
         task="batch-law",
         model={"family": "mlp", "hidden": [64]},
         data="digits",
@@ -171,7 +176,8 @@ STUDIES: Mapping[str, Preset] = {  # tasks other than a single training
     ),
     "calibrate": _preset(
         "Calibration of this machine",
-        "Measures matrix products, memory bandwidth, overheads and thread counts, to compare the speed of runs with.",
+        "Measures matrix products, memory bandwidth, overheads and the best thread count. The speed of runs is "
+        "compared with these figures.",
         task="calibrate",
     ),
 }

@@ -93,8 +93,9 @@ class RunConfig(Spec):
     def _check_full_batch(self) -> Self:
         if self.optimizer.facts.full_batch and self.batch_size != FULL:
             raise ValueError(
-                f"batch_size={self.batch_size} does not go with optimizer.name='{self.optimizer.name}': gradient "
-                "descent uses the whole training set; set batch_size=full, or optimizer.name=sgd for mini-batches"
+                f"batch_size={self.batch_size} cannot be combined with optimizer.name='{self.optimizer.name}': "
+                "gradient descent uses the whole training set; set batch_size=full, or optimizer.name=sgd for "
+                "mini-batches"
             )
         return self
 
@@ -110,8 +111,8 @@ class RunConfig(Spec):
             return self
         if self.batch_size == FULL:
             raise ValueError(
-                "batch_size=full does not go with task='infer', because a request has a number of samples; set "
-                "batch_size=1 or more"
+                "batch_size=full cannot be combined with task='infer', because a request has a number of samples; "
+                "set batch_size=1 or more"
             )
         assert isinstance(self.batch_size, int)
         if not self.infer.cells and self.batch_size > MOST_IN_A_REQUEST:
@@ -138,7 +139,7 @@ class RunConfig(Spec):
             self._check_cuda_graph()
         if self.schedule == "one-cycle" and self.warmup_steps:
             raise ValueError(
-                "warmup_steps does not go with schedule='one-cycle', which has its own warm-up; set it to 0"
+                "warmup_steps cannot be combined with schedule='one-cycle', which has its own warm-up; set it to 0"
             )
         return self
 
@@ -155,13 +156,13 @@ class RunConfig(Spec):
         if not self.optimizer.facts.capturable:
             capturable = [name for name, facts in OPTIMIZERS.items() if facts.capturable]
             raise ValueError(
-                f"optimizer.name='{self.optimizer.name}' does not go with execution='cuda-graph'; choose from "
+                f"optimizer.name='{self.optimizer.name}' cannot be combined with execution='cuda-graph'; choose from "
                 f"{', '.join(capturable)}, or set execution=eager"
             )
         if self.precision == "fp16":
             raise ValueError(
-                "precision='fp16' does not go with execution='cuda-graph', because loss scaling checks each step; set "
-                "precision=bf16, or execution=eager"
+                "precision='fp16' cannot be combined with execution='cuda-graph', because loss scaling checks each "
+                "step; set precision=bf16, or execution=eager"
             )
 
     @model_validator(mode="after")
@@ -181,10 +182,11 @@ class RunConfig(Spec):
         }
         for name, value in plain.items():
             if (given := getattr(self, name)) != value:
-                raise ValueError(f"{name}={given} does not go with task='batch-law'; set {name}={value}")
+                raise ValueError(f"{name}={given} cannot be combined with task='batch-law'; set {name}={value}")
         if self.optimizer.facts.full_batch:
             raise ValueError(
-                f"optimizer.name='{self.optimizer.name}' does not go with task='batch-law'; set optimizer.name=sgd"
+                f"optimizer.name='{self.optimizer.name}' cannot be combined with task='batch-law'; set "
+                "optimizer.name=sgd"
             )
         return self
 
@@ -206,10 +208,10 @@ class RunConfig(Spec):
         many = f"parallel.num_ranks={parallel.num_ranks}"
         if self.task != "train":
             raise ValueError(
-                f"task='{self.task}' does not go with {many}; only training is data-parallel; set num_ranks=1"
+                f"task='{self.task}' cannot be combined with {many}; only training is data-parallel; set num_ranks=1"
             )
         if self.execution != "eager":
-            raise ValueError(f"execution='{self.execution}' does not go with {many}; set execution=eager")
+            raise ValueError(f"execution='{self.execution}' cannot be combined with {many}; set execution=eager")
         if isinstance(self.batch_size, int) and self.batch_size < parallel.num_ranks:
             raise ValueError(
                 f"batch_size={self.batch_size} is less than {many}, but each rank needs a sample; set batch_size="
@@ -232,8 +234,8 @@ class RunConfig(Spec):
         }
         for setting in (text for text, is_set in refused.items() if is_set):
             raise ValueError(
-                f"{setting} does not go with parallel.strategy='fsdp', because no rank has complete weights; set "
-                "parallel.strategy=ddp"
+                f"{setting} cannot be combined with parallel.strategy='fsdp', because no rank has complete weights; "
+                "set parallel.strategy=ddp"
             )
 
     @property

@@ -144,7 +144,7 @@ class Latency(Event):
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:
         if len(self.start_s) != len(self.latency_s):
-            raise ValueError(f"{len(self.start_s)} starts do not go with {len(self.latency_s)} latencies")
+            raise ValueError(f"{len(self.start_s)} starts, but {len(self.latency_s)} latencies")
         return self
 
     @property

@@ -53,5 +53,5 @@ class Trial(Event):
     @model_validator(mode="after")
     def _reached_has_steps(self) -> Self:
         if self.reached != (self.steps is not None):
-            raise ValueError(f"reached={self.reached} does not go with steps={self.steps}")
+            raise ValueError(f"reached={self.reached} cannot be combined with steps={self.steps}")
         return self

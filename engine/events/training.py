@@ -87,9 +87,7 @@ class Ranks(Event):
     def _one_value_per_rank(self) -> Self:
         columns = (self.step_s, self.communication_s, self.waited_s, self.cpu_per_wall, self.memory_bytes)
         if not self.device or any(len(column) != len(self.device) for column in columns):
-            raise ValueError(
-                f"{len(self.device)} ranks do not go with {', '.join(str(len(c)) for c in columns)} values"
-            )
+            raise ValueError(f"{len(self.device)} ranks, but {', '.join(str(len(c)) for c in columns)} values")
         if self.steps[0] > self.steps[1]:
             raise ValueError("steps that run backwards")
         return self
@@ -141,15 +139,15 @@ class Steps(Event):
     def _lengths_agree(self) -> Self:
         n = len(self.loss)
         if not n or len(self.samples) != n or (isinstance(self.lr, np.ndarray) and len(self.lr) != n):
-            raise ValueError(
-                f"{n} losses do not go with {len(self.samples)} sample counts and {np.size(self.lr)} rates"
-            )
+            raise ValueError(f"{n} losses, but {len(self.samples)} sample counts and {np.size(self.lr)} rates")
         if self.samples.min() < 0:
             raise ValueError("a step has a negative number of samples")
         if self.train_s[0] > self.train_s[1] or self.elapsed_s[0] > self.elapsed_s[1]:
             raise ValueError("time that runs backwards")
         if len(self.norm_steps) != len(self.grad_norm):
-            raise ValueError(f"{len(self.norm_steps)} steps do not go with {len(self.grad_norm)} gradient norms")
+            raise ValueError(
+                f"{len(self.norm_steps)} steps of gradient norms, but {len(self.grad_norm)} gradient norms"
+            )
         if len(self.norm_steps) and not self.first <= self.norm_steps.min() <= self.norm_steps.max() < self.first + n:
             raise ValueError(f"gradient norms of steps outside {self.first} to {self.first + n - 1}")
         return self

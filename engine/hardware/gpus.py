@@ -18,8 +18,8 @@ from engine.hardware import probe
 from engine.hardware.nvml import NVML, open_nvml
 from engine.hardware.rates import Cached, Rates, Read, Sources, Unavailable, Values
 
-HOW_PCIE = "NVML GPM over the beat; before Hopper NVML's own window of 20 ms, once a second"
-HOW_NVLINK = "all links, data without protocol: NVML GPM over the beat; before Hopper from the links' counters"
+HOW_PCIE = "NVML GPM since the last reading; before Hopper NVML's own window of 20 ms, once a second"
+HOW_NVLINK = "all links, data without protocol: NVML GPM since the last reading; before Hopper from the links' counters"
 OWNERS_NOT_KNOWN = (
     "This container has process ids of its own, but the driver reports the host's, so the owners are not known."
 )

@@ -31,11 +31,11 @@ LONGEST_REASON = 200
 
 METRICS: dict[str, Reading] = {
     "cpu.busy_percent": Reading(
-        "CPU, all cores", "%", "busy time of all cores over the beat, all programs; /proc/stat"
+        "CPU, all cores", "%", "busy time of all cores since the last reading, all programs; /proc/stat"
     ),
-    "cpu.busiest_percent": Reading("Busiest core", "%", "the largest of the cores' readings of the beat"),
+    "cpu.busiest_percent": Reading("Busiest core", "%", "the largest reading of any core"),
     "core.busy_percent": Reading(
-        "Core", "%", "busy time of one core over the beat; in clock ticks of 10 ms, 4 % of a quarter second"
+        "Core", "%", "busy time of one core since the last reading; in clock ticks of 10 ms, 4 % of a quarter second"
     ),
     "cpu.frequency_hz": Reading(
         "CPU frequency",
@@ -46,7 +46,7 @@ METRICS: dict[str, Reading] = {
         "Load average", "", "kernel: number of programs that run or wait for a core or a disk, averaged over 1 min"
     ),
     "cpu.power_w": Reading(
-        "CPU power", "W", "RAPL: mean power of the CPU packages over the beat; memory is not included"
+        "CPU power", "W", "RAPL: mean power of the CPU packages since the last reading; memory is not included"
     ),
     "memory.used_bytes": Reading(
         "Memory used", "bytes", "MemTotal minus MemAvailable: the page cache does not count as used"
@@ -64,18 +64,23 @@ METRICS: dict[str, Reading] = {
     "pressure.io_percent": Reading(
         "Waiting for a disk", "%", "kernel (PSI): share of the last 10 s in which some program waited for a disk"
     ),
-    "disk.read_bytes_per_s": Reading("Disk reads", "bytes/s", "all physical disks over the beat; /proc/diskstats"),
-    "disk.write_bytes_per_s": Reading("Disk writes", "bytes/s", "all physical disks over the beat; /proc/diskstats"),
+    "disk.read_bytes_per_s": Reading(
+        "Disk reads", "bytes/s", "all physical disks since the last reading; /proc/diskstats"
+    ),
+    "disk.write_bytes_per_s": Reading(
+        "Disk writes", "bytes/s", "all physical disks since the last reading; /proc/diskstats"
+    ),
     "network.received_bytes_per_s": Reading(
-        "Received", "bytes/s", "all interfaces except those within the machine, over the beat"
+        "Received", "bytes/s", "all interfaces except those within the machine, since the last reading"
     ),
     "network.sent_bytes_per_s": Reading(
-        "Sent", "bytes/s", "all interfaces except those within the machine, over the beat"
+        "Sent", "bytes/s", "all interfaces except those within the machine, since the last reading"
     ),
     "own.cpu_percent": Reading(
         "Isoflop's CPU",
         "%",
-        "CPU time of the supervisor and the runs' processes over the beat, without processes that they start; 100 is one core",
+        "CPU time of the supervisor and the runs' processes since the last reading, without processes that they "
+        "start; 100 is one core",
     ),
     "own.memory_bytes": Reading(
         "Isoflop's memory",
@@ -86,13 +91,17 @@ METRICS: dict[str, Reading] = {
         "Utilization", "%", "NVML: share of its last 1/6 to 1 s in which any kernel ran, however small"
     ),
     "gpu.sm_active_percent": Reading(
-        "SMs active", "%", "NVML GPM: mean share of the multiprocessors that had work, over the beat"
+        "SMs active", "%", "NVML GPM: mean share of the multiprocessors that had work, since the last reading"
     ),
     "gpu.tensor_active_percent": Reading(
-        "Tensor cores active", "%", "NVML GPM: share of the time in which the SMs did tensor operations, over the beat"
+        "Tensor cores active",
+        "%",
+        "NVML GPM: share of the time in which the SMs did tensor operations, since the last reading",
     ),
     "gpu.memory_bandwidth_percent": Reading(
-        "Memory bandwidth", "%", "NVML GPM: share of the device memory's peak bandwidth that was used, over the beat"
+        "Memory bandwidth",
+        "%",
+        "NVML GPM: share of the device memory's peak bandwidth that was used, since the last reading",
     ),
     "gpu.memory_used_bytes": Reading("GPU memory used", "bytes", "NVML: the whole device, all programs"),
     "gpu.memory_total_bytes": Reading("GPU memory", "bytes", "NVML: the whole device"),
@@ -104,7 +113,9 @@ METRICS: dict[str, Reading] = {
     "gpu.temperature_c": Reading("Temperature", "°C", "NVML: sensor on the chip"),
     "gpu.sm_clock_hz": Reading("SM clock", "Hz", "NVML: the present clock of the multiprocessors"),
     "gpu.memory_clock_hz": Reading("Memory clock", "Hz", "NVML: the present clock of the device memory"),
-    "gpu.throttle_bits": Reading("Held back by", "", "NVML: the reasons why the clocks are not higher at this moment"),
+    "gpu.throttle_bits": Reading(
+        "Clock limited by", "", "NVML: the reasons why the clocks are not higher at this moment"
+    ),
     "gpu.pcie_sent_bytes_per_s": Reading("PCIe sent", "bytes/s", gpus.HOW_PCIE),
     "gpu.pcie_received_bytes_per_s": Reading("PCIe received", "bytes/s", gpus.HOW_PCIE),
     "gpu.nvlink_sent_bytes_per_s": Reading("NVLink sent", "bytes/s", gpus.HOW_NVLINK),

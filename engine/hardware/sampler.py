@@ -32,12 +32,12 @@ READINGS: dict[str, Reading] = {
     "process_cpu_percent": Reading(
         "Training process CPU",
         "%",
-        "CPU time of the run's process over the beat, all threads; the sum of all ranks; 100 is one full core",
+        "CPU time of the run's process since the last reading, all threads; the sum of all ranks; 100 is one full core",
     ),
     "system_cpu_percent": Reading(
         "System CPU",
         "%",
-        "busy time of the cores that this run may use, all programs, over the beat; in clock ticks of 10 ms",
+        "busy time of the cores that this run may use, all programs, since the last reading; in clock ticks of 10 ms",
     ),
     "process_memory_bytes": Reading(
         "Training process memory",
@@ -63,7 +63,9 @@ READINGS: dict[str, Reading] = {
     "energy_j": Reading(
         "Energy so far", "J", "since the run's start, from the counter that also gives the run's total"
     ),
-    "cpu_power_w": Reading("CPU power", "W", "RAPL: mean power of the CPU packages over the beat, all programs"),
+    "cpu_power_w": Reading(
+        "CPU power", "W", "RAPL: mean power of the CPU packages since the last reading, all programs"
+    ),
 }
 
 Readers = Mapping[str, Callable[[], float]]

@@ -147,7 +147,9 @@ def doubts(calibration: Calibration, *, now: float, versions: Mapping[str, str |
     """Reasons to calibrate again. `now` is Unix time, s; `versions` are those installed now."""
     found = []
     if now - calibration.at > OLD_S:
-        found.append(f"It was made {units.age(now - calibration.at)}: drivers, cooling and other programs change.")
+        found.append(
+            f"It was made {units.age(now - calibration.at)}. Drivers, cooling and other programs can have changed since."
+        )
     for name, was in calibration.versions.items():
         if versions is not None and name in versions and versions[name] != was:
             found.append(f"It was made with {name} {was}; {versions[name]} is installed now.")

@@ -57,7 +57,7 @@ def _unfit(config: RunConfig, attained: float | None, quantized: bool) -> str:
     if quantized:
         return "Quantised weights: a floating-point peak does not apply to their products."
     if config.parallel.num_ranks > 1:
-        return "Several ranks computed it, and the peak was measured for one of them."
+        return "Several ranks computed the run, but the peak was measured for one."
     return ""
 
 
@@ -79,7 +79,10 @@ def mfu(config: RunConfig, attained: float | None, found: LatestCalibration | No
     where = f"calibration {found.run_id}"
     value = attained / best.p05
     if value > MOST_MFU:
-        why = f"It would be {units.percent(value)} of the measured peak, so the peak was measured too low. Calibrate again."
+        why = (
+            f"The MFU would be {units.percent(value)} of the measured peak, so the peak was measured too low. "
+            "Calibrate again."
+        )
         return Mfu(None, why, best.p05, where)
     return Mfu(value, "", best.p05, where)
 

@@ -106,7 +106,10 @@ def roofline(run: Run, found: LatestCalibration | None, *, input_share: float | 
         sum(p.flops for p in parts) / sum(p.bytes_moved for p in parts), measured.peak_flops_per_s, rate.p05
     )
     if attained > MOST_MFU * roof:
-        words += " It is above the roof, so memory bandwidth was measured too low. Calibrate again on a quiet machine."
+        words += (
+            " The run is above the roofline, so memory bandwidth was measured too low. Calibrate again on an idle "
+            "machine."
+        )
     return Roofline(
         step_s=step_s,
         flops=sum(p.flops for p in parts),
@@ -158,7 +161,7 @@ _WORDS: Mapping[Bound, str] = {
     "arithmetic": "Limited by compute",
     "memory": "Limited by memory bandwidth",
     "overhead": "Limited by the overhead of operations",
-    "input": "Limited by its input",
+    "input": "Limited by data loading",
     "mixed": "Not limited by a single ceiling",
 }
 
@@ -170,7 +173,7 @@ def _bound_in_words(
     shares = {name: seconds / ran_s for name, seconds in times_s.items()}
     sentences = [f"{_WORDS[bound]}."]
     if bound == "input" and input_share is not None:
-        sentences.append(f"Data takes {units.percent(input_share)} of a step.")
+        sentences.append(f"Fetching data takes {units.percent(input_share)} of a step.")
     step = f"Of a step of {units.duration(step_s)}"
     if ran_s < step_s:
         busy = f"The process ran in {units.percent(ran_s / step_s)} of a step of {units.duration(step_s)}; the machine was busy."
@@ -235,8 +238,10 @@ def _more_arithmetic(config: RunConfig, made: Calibration) -> str:
         ]
     rate, what = max(options, default=(0.0, ""))
     if now is None or rate < 1.1 * now.p05:
-        return "it is near the peak of this device in this precision, so only fewer FLOPs or another device can help."
-    return f"with {what}, products were {rate / now.p05:.1f} times as fast in the calibration."
+        return (
+            "the run is near the peak of this device in this precision, so only fewer FLOPs or another device can help."
+        )
+    return f"with {what}, matrix products were {rate / now.p05:.1f} times as fast in the calibration."
 
 
 def as_json(run: Run, found: LatestCalibration | None) -> dict[str, Any]:

@@ -117,8 +117,8 @@ def _map_sizes(model: CNN, data: Dataset) -> list[tuple[int, ...]]:
         size = ((size[0] + 2 - kernel) // 2 + 1,)
         if size[0] < 1:
             raise ConfigError(
-                f"model.family='cnn' does not go with samples of {data.shape[0]} values: its first convolution spans "
-                f"{SIGNAL_KERNELS[0]}.",
+                f"model.family='cnn' cannot read samples of {data.shape[0]} values: its first convolution "
+                f"spans {SIGNAL_KERNELS[0]}.",
                 fix="Choose model.family=mlp.",
             )
         sizes.append(size)

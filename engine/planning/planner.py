@@ -227,7 +227,7 @@ def check(config: RunConfig) -> Plan:
     if config.threads > machine.cpu.usable_cores:
         raise ConfigError(
             f"threads={config.threads} is more than this machine's {machine.cpu.usable_cores} usable cores.",
-            fix=f"threads can be a whole number from 1 to {machine.cpu.usable_cores}.",
+            fix=f"threads must be a whole number from 1 to {machine.cpu.usable_cores}.",
         )
     planning_of(config).check(config)
     result = plan(config, machine=machine)
@@ -249,14 +249,14 @@ def _check_ranks(config: RunConfig, machine: Machine) -> None:
         there = ", ".join(gpus) or f"no GPU ({machine.gpu_reason})"
         raise DeviceError(
             f"parallel.num_ranks={ranks} asks for {', '.join(missing)}, but this machine has {there}.",
-            fix=f"parallel.num_ranks can be a whole number from 1 to {len(gpus)} on GPUs, or choose device=cpu.",
+            fix=f"parallel.num_ranks must be a whole number from 1 to {len(gpus)} on GPUs, or choose device=cpu.",
         )
     asked = config.num_processes * config.threads
     if config.has_rank_processes and config.device == "cpu" and not config.parallel.devices and asked > cores:
         raise DeviceError(
             f"parallel.num_ranks={ranks} with threads={config.threads} asks for {asked} cores, but this "
             f"machine has {cores} usable cores.",
-            fix=f"parallel.num_ranks can be a whole number from 1 to {max(1, cores // config.threads)}; to let ranks "
+            fix=f"parallel.num_ranks must be a whole number from 1 to {max(1, cores // config.threads)}; to let ranks "
             f"share cores, name the CPU for each: parallel.devices={','.join(['cpu'] * ranks)}.",
         )
 
@@ -423,7 +423,7 @@ def _batch_sizes_of_training(config: RunConfig, data: Dataset) -> tuple[int, int
         field, largest = ("batch_size", examples // parts) if parts <= examples else ("grad_accumulation", examples)
         raise ConfigError(
             f"batch_size={config.batch_size}{times} is more than the {examples} training samples of {config.data}.",
-            fix=f"{field} can be a whole number from 1 to {largest}{', or full' if field == 'batch_size' else ''}.",
+            fix=f"{field} must be a whole number from 1 to {largest}{', or full' if field == 'batch_size' else ''}.",
         )
     return config.batch_size * parts, config.batch_size
 

@@ -275,8 +275,8 @@ class Client:
                     return
                 if time.monotonic() > until:
                     raise StoreError(
-                        f"The supervisor of this store ({other.in_words()}) runs other code than this Isoflop and does not "
-                        "hand over.",
+                        f"The supervisor of this store ({other.in_words()}) runs another version of the code than "
+                        "this Isoflop and does not hand over.",
                         fix=f"End process {other.pid}, then try again. supervisor.log in the store's folder can show why.",
                     )
                 locks.announce(self.store.root)
@@ -343,7 +343,8 @@ def _request_hand_over(store: Store, other: RunningSupervisor, digest: str) -> N
     if last is None or (last.supervisor, last.digest) != (other, digest):
         _hand_overs[store.root] = _HandOver(other, digest, time.monotonic())
         client_logger.warning(
-            "The supervisor of this store (%s) runs other code than this Isoflop: it hands over to a new one, and its runs continue.",
+            "The supervisor of this store (%s) runs another version of the code than this Isoflop: it hands over to "
+            "a new one, and its runs continue.",
             other.in_words(),
         )
     start_successor(store)

@@ -216,7 +216,7 @@ def _busy(results: Sequence[CellResult]) -> list[str]:
     found = [c.latency.wall_per_cpu for c in results if c.latency and c.latency.wall_per_cpu]
     if not found or (middle := statistics.median(found)) <= calibration.BUSY:
         return []
-    return [f"The machine was busy, so this took about {middle:.2f} times as long. Measure again when it is quiet."]
+    return [f"The machine was busy, so this took about {middle:.2f} times as long. Measure again when it is idle."]
 
 
 def points(change: float) -> str:

@@ -13,11 +13,16 @@ from engine.studies.race_verdicts import too_few_in_words
 from engine.studies.races import Race, RacedVariant
 
 BUDGETS_IN_WORDS: Mapping[str, str] = {
-    "seconds": "Same time for all. Small batches lose time to the overhead of each step, large ones to computation per step.",
-    "samples": "Same number of samples for all. Small batches take more steps with them, which favours them where a step is cheap.",
-    "epochs": "Same number of epochs for all. A batch size of 1 takes one step per sample, the full batch one step per epoch. This favours small batches.",
-    "steps": "Same number of steps for all. A step of the full batch reads every sample, a step with batch size 1 only one. This favours large batches.",
-    "flops": "Same FLOPs for all. For one model this is the same as equal samples; models of different size can be compared too.",
+    "seconds": "All configurations train for the same time. Small batches spend it on the overhead of many steps, large "
+    "batches on the computation of each step.",
+    "samples": "All configurations use the same number of samples. Small batches take more steps, which favours them if a "
+    "step takes little time.",
+    "epochs": "All configurations train for the same number of epochs. Batch size 1 takes one step per sample, the full "
+    "batch one step per epoch. This favours small batches.",
+    "steps": "All configurations take the same number of steps. A full-batch step reads every sample, a step with batch "
+    "size 1 reads one. This favours large batches.",
+    "flops": "All configurations use the same FLOPs. For one model this means the same number of samples. Models of "
+    "different sizes can be compared too.",
 }
 
 
@@ -70,10 +75,10 @@ def _slower(lane: VariantOutcome, best: VariantOutcome) -> str:
 
 def _why_not_reached(lane: VariantOutcome) -> str:
     if any(status not in TERMINAL for status in lane.status):
-        return "has not reached it yet"
+        return "has not reached the target yet"
     if lane.status.get("failed") == lane.over:
         return "failed"
-    return "did not reach it within the budget" if lane.judged else "was stopped before it"
+    return "did not reach the target within the budget" if lane.judged else "was stopped before it reached the target"
 
 
 def _significance(result: Outcome, best: VariantOutcome, key: str) -> str:

@@ -49,7 +49,7 @@ def table(result: Outcome) -> list[str]:
     lines = [f"{result.seeds} seed{'' if result.seeds == 1 else 's'}, baseline {visible(result.baseline)}{what}"]
     if result.noise_floor is not None:
         lines.append(
-            f"  expect at least ± {100 * result.noise_floor:.2f} points of accuracy from seed to seed (derived)"
+            f"  accuracy varies by at least ± {100 * result.noise_floor:.2f} points from seed to seed (derived)"
         )
     for lane in result.lanes:
         states = ", ".join(f"{number} {status}" for status, number in lane.status.items())

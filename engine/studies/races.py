@@ -62,8 +62,8 @@ _BATCH, _MINI, _ONE = "Batch", "Mini-batch {}", "Stochastic"
 RACES: Mapping[str, RacePreset] = {
     "batch-vs-stochastic": RacePreset(
         title="Batch, mini-batch, stochastic on MNIST",
-        teaches="The same network with the same rule, w ← w − lr · gradient. The gradient is over all 4,000 images, 64, or "
-        "one. Each learning rate is tuned.",
+        teaches="The same network with the same rule, w ← w − lr · gradient. The gradient is the mean over all 4,000 "
+        "images, over 64, or that of one. Each learning rate is tuned.",
         lanes=_lanes(
             "mnist-mlp",
             _MNIST,
@@ -79,8 +79,8 @@ RACES: Mapping[str, RacePreset] = {
     ),
     "batch-vs-stochastic-digits": RacePreset(
         title="Batch, mini-batch, stochastic on 8x8 digits",
-        teaches="All 1,438 training images fit into the cache, so a step of the full batch takes little time, but still "
-        "many samples.",
+        teaches="All 1,438 training images fit into the cache, so a full-batch step takes little time, although it "
+        "uses many samples.",
         base="digits-mlp",
         lanes=_lanes(
             "digits-mlp",
@@ -92,10 +92,10 @@ RACES: Mapping[str, RacePreset] = {
             },
         ),
         target=0.95,
-        then="the same samples for all instead of the same time: another configuration wins.",
+        then="the same number of samples for all instead of the same time. Another configuration then wins.",
     ),
     "batch-vs-stochastic-same-lr": RacePreset(
-        title="Trap: one learning rate for all batch sizes",
+        title="Common mistake: one learning rate for all batch sizes",
         teaches="The same three batch sizes, all with lr = 0.01.",
         lanes=_lanes(
             "mnist-mlp",
@@ -127,18 +127,20 @@ RACES: Mapping[str, RacePreset] = {
             },
         ),
         target=0.93,
-        then="a learning rate three times as large or as small: it often changes the result more than the optimizer.",
+        then="a learning rate three times as large or as small. This often changes the result more than the "
+        "optimizer does.",
     ),
     "learning-rates": RacePreset(
         title="Learning rates",
-        teaches="Too low is slow, too high is unstable or diverges. In between, a whole range of rates works.",
+        teaches="A rate that is too low is slow. A rate that is too high is unstable or diverges. Many rates in "
+        "between work.",
         lanes=_lanes(
             "mnist-mlp",
             [*_MNIST, "optimizer.name=sgd", "batch_size=64"],
             {f"lr {lr}": f"optimizer.lr={lr}" for lr in ("0.01", "0.05", "0.2", "1", "30")},
         ),
         target=0.9,
-        then="the same rates with batch_size=8 for all: the best rate is lower.",
+        then="the same rates with batch_size=8 for all. The best rate is then lower.",
     ),
     "lenet-vs-mlp": RacePreset(
         title="LeNet against an MLP",

@@ -81,7 +81,7 @@ def _repeats(found: Outcome, at: LaneFigures) -> str:
     n = at.speedup.n
     words = too_few_in_words(n, "repeats") if n < CLAIM_SEEDS else f"From {n} paired repeats."
     if 2 * sum(lane.busy for lane in found.lanes) > len(found.study.runs):
-        words += " Other programs used the cores in most runs: measure again when the machine is quiet."
+        words += " The machine was busy in most runs. Measure again when it is idle."
     return words
 
 
@@ -95,7 +95,9 @@ def reasons(found: Outcome) -> list[str]:
         if at.shared and at.speedup and at.mode == "strong"
     ]
     if found.base.strategy == "data-parallel" and found.base.device == "cpu":
-        sentences.append("nn.DataParallel, the historical baseline, uses one process on a CPU, as without it.")
+        sentences.append(
+            "On a CPU, nn.DataParallel (the historical baseline) uses one process, as does a run without it."
+        )
     return sentences + _weak(found) + _stragglers(found) + _busy(found)
 
 
@@ -191,8 +193,8 @@ def _stragglers(found: Outcome) -> list[str]:
         if len(seen) * 2 > len(lane.runs):
             rank, times = seen[-1]
             sentences.append(
-                f"{lane.label}: the own work of rank {rank} takes {times:.1f} times as long as that of the fastest rank, and the "
-                f"others wait for it (mentioned from {BUSY_FROM:g} times on)."
+                f"{lane.label}: the own work of rank {rank} takes {times:.1f} times as long as that of the fastest "
+                f"rank, and the others wait for it (reported from {BUSY_FROM:g} times on)."
             )
     return sentences
 
@@ -205,9 +207,7 @@ def _busy(found: Outcome) -> list[str]:
         for at in starved
     ]
     if busy:
-        sentences.append(
-            f"Other programs used the machine in {busy} of {runs} runs. On a quiet machine figures can differ."
-        )
+        sentences.append(f"The machine was busy in {busy} of {runs} runs. On an idle machine the figures can differ.")
     return sentences
 
 

@@ -31,7 +31,7 @@ def test_a_race_goes_from_a_click_to_words_a_beginner_can_use(compare):
     expect(verdict).to_contain_text("Preliminary: 1 of the 6 seeds", timeout=PATIENCE_MS)
     expect(verdict).to_contain_text("points of seed-to-seed variation")
     assert "race=" in compare.url
-    expect(compare.get_by_text("Each step of Batch reads all 1,438 training examples")).to_be_visible()
+    expect(compare.get_by_text("Each step of Batch reads all 1,438 training samples")).to_be_visible()
 
 
 def test_a_race_that_is_stopped_keeps_what_it_has(compare):

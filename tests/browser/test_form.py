@@ -83,7 +83,7 @@ def test_an_uploaded_table_trains(page, app_url):
     rows = [f"{x:.3f},{-x:.3f},{'ab'[int(x > 0)]}" for x in np.random.default_rng(0).normal(size=100)]
     file = {"name": "../mine.csv", "mimeType": "text/csv", "buffer": "\n".join(["x,y,kind", *rows]).encode()}
     page.locator("input[type=file]").set_input_files(file)
-    expect(page.get_by_text("80 training examples, 20 test examples")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("80 training samples, 20 test samples")).to_be_visible(timeout=30_000)
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.get_by_test_id("live-status")).to_have_text("Finished", timeout=60_000)
 

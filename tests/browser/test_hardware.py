@@ -108,7 +108,7 @@ def test_two_gpus_are_shown_and_one_field_that_fails_hides_no_other(store, open_
     expect(page.get_by_test_id("chart-gpu0-temperature")).to_be_hidden()
     expect(page.get_by_test_id("value-gpu1-temperature")).to_have_text("51°C")
     expect(page.get_by_test_id("words-gpu1-activity")).to_contain_text("GPM needs a Hopper")
-    expect(page.get_by_test_id("words-gpu0-clocks")).to_contain_text("Held back by the power limit.")
+    expect(page.get_by_test_id("words-gpu0-clocks")).to_contain_text("Clock limited by the power limit.")
     expect(page.get_by_test_id("group-gpu1")).to_contain_text("GPU 1 · NVIDIA <b>A100</b>")
     expect(page.get_by_test_id("processes-gpu1")).to_contain_text("another process · 5.00 GiB")
     expect(page.get_by_test_id("gpu-reason")).to_be_hidden()

@@ -344,7 +344,7 @@ def test_zoom_and_settings_survive_updates_and_new_seeds_and_no_chart_is_mounted
     race.settled()
     race.settled()
     assert race.layout("loss")["x"] == pytest.approx(zoom)
-    assert race.layout("loss")["title"] == "Examples seen"
+    assert race.layout("loss")["title"] == "Samples seen"
     assert race.tab.evaluate("() => document.querySelector('[data-testid=race-plot-loss]').mine")
     assert race.debug["mounts"] == mounts
     (mean,) = race.traces("loss")
@@ -496,7 +496,7 @@ def test_the_noise_floor_lies_around_the_leading_lane(store, race):
     np.testing.assert_allclose(floor["y"][: len(upper)], upper, rtol=1e-5)
     half = 100 * np.sqrt((1 - accuracy[-1]) / 2_000)
     expect(race.tab.get_by_test_id("floor-accuracy")).to_have_text(f"noise floor ±{half:.2f} points")
-    assert "1,000 test examples" in race.tab.get_by_test_id("floor-accuracy").get_attribute("title")
+    assert "1,000 test samples" in race.tab.get_by_test_id("floor-accuracy").get_attribute("title")
 
 
 # --- errors, and texts of other people --------------------------------------------------------------------

@@ -90,14 +90,17 @@ def test_a_size_and_its_dimensions_have_the_same_fingerprint():
     [
         (["model.size=huge"], "size='huge' is not allowed; choose from tiny, small, base, large, custom"),
         (["model.size={}"], "size={} is not allowed; choose from tiny"),
-        (["data=text"], "model.family='mlp' does not go with data='text'"),
+        (["data=text"], "model.family='mlp' cannot be combined with data='text'"),
         (["data=text", "model.family=rnn", "model.bidirectional=true"], "reading from the end shows the character"),
         (["data=csv"], "source.path is missing; data='csv' reads your own file"),
         (["model.family=transformer", "model.num_heads=3"], "d_model=128 is not divisible by num_heads=3"),
         (["target.value=97"], "accuracy is from 0 to 1, so 97 % is 0.97"),
-        (["schedule=one-cycle", "warmup_steps=5"], "warmup_steps does not go with schedule='one-cycle'"),
+        (["schedule=one-cycle", "warmup_steps=5"], "warmup_steps cannot be combined with schedule='one-cycle'"),
         (["execution=cuda-graph"], "execution='cuda-graph' needs an NVIDIA GPU"),
-        (["execution=cuda-graph", "device=cuda:0", "optimizer.name=muon"], "does not go with execution='cuda-graph'"),
+        (
+            ["execution=cuda-graph", "device=cuda:0", "optimizer.name=muon"],
+            "cannot be combined with execution='cuda-graph'",
+        ),
         (["execution=cuda-graph", "device=cuda:0", "precision=fp16"], "set precision=bf16, or execution=eager"),
     ],
 )

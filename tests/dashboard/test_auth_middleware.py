@@ -528,7 +528,10 @@ def test_a_request_that_came_in_elsewhere_is_refused_however_the_server_was_star
     token = keys.link_token(store.root)
     outside = TestClient(app, base_url="http://192.0.2.7:8501", headers={"Host": "localhost:8501"})
     answer = outside.get(f"/?token={token}")
-    assert (answer.status_code, answer.text) == (403, "This dashboard can be used on its own machine only.")
+    assert (answer.status_code, answer.text) == (
+        403,
+        "This dashboard can only be used on the machine on which it runs.",
+    )
 
 
 # --- response headers and files ----------------------------------------------------------------------------------------

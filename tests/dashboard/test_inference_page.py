@@ -560,7 +560,7 @@ def test_a_measurement_in_the_library_shows_its_own_figures(folder, matrix_run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUN_OF_A_TEST", matrix_run.run_id)
         told = {m.label: m.value for m in AppTest.from_function(page, default_timeout=30).run().metric}
-    assert told["Cells measured"] == "3 of 3" and told["Test accuracy"].endswith("%")
+    assert told["Combinations measured"] == "3 of 3" and told["Test accuracy"].endswith("%")
 
 
 def test_a_measurement_belongs_to_the_view_of_its_combinations(matrix_run):

@@ -449,7 +449,7 @@ def test_each_data_set_says_what_it_is_or_what_it_waits_for(app, data):
     widget(app, "data").set_value(data).run()
     assert not app.exception and not app.error
     said = " ".join(e.value for e in (*app.caption, *app.info))
-    assert "test examples" in said or "nothing is chosen yet" in said
+    assert "test samples" in said or "nothing is chosen yet" in said
     assert ("Downloaded on first use" in said) == (data in {"mnist", "fashion-mnist", "cifar10"})
 
 

@@ -70,7 +70,7 @@ def test_the_terminal_describes_a_gpu(machine, capsys):
     snapshot = machine.second(machine.monitor(FakeGpu(gpm=GPM, throttle=0x4), FakeGpu(uuid="GPU-b")))
     print_snapshot(snapshot)
     text = re.sub(" +", " ", capsys.readouterr().out)
-    assert " GPU 0: Held back by the power limit\n" in text
+    assert " GPU 0: Clock limited by the power limit\n" in text
     assert " GPU 0: SMs active 42 %\n" in text
     assert "GPU 1: SMs active, GPU 1: Tensor cores active, GPU 1: Memory bandwidth: NVML can read no" in text
     assert monitor_line(snapshot).endswith("GPU 0 87 %  250.0 W  1.00 GiB  51 °C  GPU 1 87 %  250.0 W  1.00 GiB  51 °C")

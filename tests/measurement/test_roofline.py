@@ -60,7 +60,7 @@ def test_mfu_of_quantised_weights_is_withheld():
 
 def test_an_mfu_that_cannot_be_says_that_the_calibration_is_wrong():
     result = cost.mfu(RunConfig(), 120e9, found_of())
-    assert result.value is None and result.reason.startswith("It would be 133 % of the measured peak")
+    assert result.value is None and result.reason.startswith("The MFU would be 133 % of the measured peak")
 
 
 def test_mfu_against_a_data_sheet_needs_the_very_device_and_a_dense_peak():
@@ -147,8 +147,8 @@ def test_a_run_has_a_place_under_the_roof(store):
 def test_a_run_above_its_roof_says_that_the_roof_is_wrong(store):
     slow = fake().model_copy(update={"measurements": (gemm(), copied(2**20, 1e9), copied(2**27, 1e9), tiny())})
     run = make_run(store, step_s=0.0005)
-    assert "above the roof" in roofline.roofline(run, LatestCalibration("ab" * 8, slow)).in_words
-    assert "above the roof" not in roofline.roofline(run, found_of()).in_words
+    assert "above the roofline" in roofline.roofline(run, LatestCalibration("ab" * 8, slow)).in_words
+    assert "above the roofline" not in roofline.roofline(run, found_of()).in_words
 
 
 def test_bytes_of_a_file_of_ones_own_are_not_guessed(store, tmp_path):

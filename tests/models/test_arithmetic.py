@@ -275,7 +275,7 @@ def test_patches_hold_the_whole_image():
 
 
 def test_a_signal_too_short_for_the_convolutions_is_refused():
-    with pytest.raises(ConfigError, match=r"'cnn' does not go with samples of 2 values.*Choose model.family=mlp"):
+    with pytest.raises(ConfigError, match=r"'cnn' cannot read samples of 2 values.*Choose model.family=mlp"):
         models.products(CNN(), replace(TABLE, shape=(2,)))
 
 

@@ -73,7 +73,7 @@ def test_a_frozen_rank_is_named_and_no_process_is_left(supervised):
     running.ranks[1].suspend()
     run = running.end("failed")
     assert run.last_word.cause == "RankLost"
-    assert run.why().startswith(f"Rank 1 (process {running.ranks[1].pid}, cpu) gave no sign of life for ")
+    assert run.why().startswith(f"Rank 1 (process {running.ranks[1].pid}, cpu) did not respond for ")
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_a_frozen_rank_0_is_named_by_another_and_no_process_is_left(supervised):
     running.ranks[0].suspend()
     run = running.end("failed")
     assert run.last_word.cause == "WorkerLost"
-    assert f"Rank 0 (process {running.ranks[0].pid}, cpu) gave no sign of life for " in run.why()
+    assert f"Rank 0 (process {running.ranks[0].pid}, cpu) did not respond for " in run.why()
 
 
 @pytest.mark.slow

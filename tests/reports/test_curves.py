@@ -38,7 +38,7 @@ def test_the_table_of_keras():
     np.testing.assert_array_equal(run.evaluations["test_accuracy"], [0.85, 0.91, 0.92])
     assert math.isnan(run.evaluations["test_loss"][-1])
     assert "'accuracy' was left out, because beside a test accuracy it is the training accuracy." in notes
-    assert "rows are counted" in notes and "One epoch was read as the 4,000 training examples of mnist5k." in notes
+    assert "rows are counted" in notes and "One epoch was read as the 4,000 training samples of mnist5k." in notes
     assert run.steps["samples"].tolist() == [0, 4_000, 8_000]
     assert run.name == "curve" and math.isnan(run.steps["seconds"][0])
 

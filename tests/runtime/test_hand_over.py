@@ -136,8 +136,8 @@ def test_the_command_line_replaces_an_unversioned_supervisor_and_warns_once(copy
     )  # fmt: skip
     assert said.returncode == 0, said.stderr
     assert said.stderr.splitlines() == [
-        f"The supervisor of this store (process {older.pid}, Isoflop of an older version) runs other code than this "
-        "Isoflop: it hands over to a new one, and its runs continue."
+        f"The supervisor of this store (process {older.pid}, Isoflop of an older version) runs another version of the "
+        "code than this Isoflop: it hands over to a new one, and its runs continue."
     ]
     assert older.wait(60) == 0
     assert copy.found(LOADED)
@@ -231,7 +231,8 @@ def test_the_page_says_that_the_supervisor_runs_other_code(store, stand_in):
         assert locks.lock(file.fileno())
         why = readings(store.root)["why"]
     assert (
-        why == f"The supervisor (process {older.pid}, Isoflop of an older version) runs other code than this Isoflop."
+        why == f"The supervisor (process {older.pid}, Isoflop of an older version) runs another version of the code "
+        "than this Isoflop."
     )
 
 

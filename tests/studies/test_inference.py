@@ -88,7 +88,7 @@ def test_the_sentence_names_what_limits_the_result():
 
 def test_where_nothing_is_fast_enough_a_busy_machine_is_mentioned():
     busy = matrix(MLP, [latency(MLP.cells[0], 1e-2, wall_per_cpu=3.0)], is_over=True)
-    assert in_words(busy, 1e-3).endswith("this took about 3.00 times as long. Measure again when it is quiet.")
+    assert in_words(busy, 1e-3).endswith("this took about 3.00 times as long. Measure again when it is idle.")
     calm = matrix(MLP, [latency(MLP.cells[0], 1e-2, wall_per_cpu=1.01)], is_over=True)
     assert "busy" not in in_words(calm, 1e-3)
 
@@ -225,7 +225,7 @@ def test_a_matrix_survives_its_assignments():
 @pytest.mark.parametrize(
     ("assignments", "words"),
     [
-        (["batch_size=full"], "batch_size=full does not go with task='infer'"),
+        (["batch_size=full"], "batch_size=full cannot be combined with task='infer'"),
         (['infer.cells=[{"threads": 2}]'], "set threads=2"),
         (['infer.cells=[{"batch_size": 0}]'], "infer.cells.0.batch_size=0"),
         (['infer.cells=[{}, {}]'], "contains a combination twice"),

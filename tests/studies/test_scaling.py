@@ -440,7 +440,7 @@ def test_the_verdict_mentions_a_busy_machine(store):
     done = Finished(at=0, busy=busy)
     lanes = {("strong", 1): 0.01, ("strong", 2): 0.006}
     found = scaling_results.outcome_of(study_of(store, step_s=lanes, last={(*lane, 0): done for lane in lanes}))
-    assert "measure again when the machine is quiet" in scaling_text.headline(found)
+    assert "The machine was busy in most runs. Measure again when it is idle." in scaling_text.headline(found)
 
 
 def test_a_fit_to_one_rank_count_cannot_be_checked(store):
@@ -475,7 +475,7 @@ def test_the_study_is_plain_json(store):
         (["--ranks", "1"], "A scaling study needs at least two rank counts"),
         (["--seeds", "0"], "--seeds 0 is not allowed"),
         (["--steps", "0"], "budget.steps=0 is not allowed"),
-        (["--weak", "--preset", "mnist-gd", "--ranks", "1,2"], "--weak excludes batch_size=full"),
+        (["--weak", "--preset", "mnist-gd", "--ranks", "1,2"], "--weak cannot be used with batch_size=full"),
         (["--set", "parallel.num_ranks=2"], "A scaling study sets parallel.num_ranks"),
         (["--set", "device=cuda:0", "--ranks", "1,2"], "cuda:0"),
         (["--target", "fast", "--ranks", "1,2"], "target 'fast' is not a target"),

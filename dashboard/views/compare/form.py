@@ -64,8 +64,9 @@ def race_form(preset_name: str) -> RaceRequest:
     )  # fmt: skip
     st.toggle(
         "Add seeds until the result is significant", key="race.until",
-        help=f"When a race ends without a verdict, {SEEDS_PER_ROUND} more seeds are raced, up to {races.MOST_SEEDS}, while this "
-        "page is open. The test becomes stricter with every look at the result, so that repeated looks do not favour chance.",
+        help=f"When a race ends without a verdict, {SEEDS_PER_ROUND} more seeds are raced, up to {races.MOST_SEEDS}, "
+        "while this page is open. The test becomes stricter each time the result is tested, so that repeated tests "
+        "do not turn chance into a significant result.",
     )  # fmt: skip
     metric, target, mistake = _choose_target(preset)
     return RaceRequest(lanes, int(seeds), metric, target, wrong or mistake or _unfair(lanes))
@@ -88,7 +89,7 @@ def _choose_preset(preset_name: str) -> RacePreset:
         st.session_state["race.preset"] = preset_name
     name = st.selectbox(
         "Race", list(races.RACES), key="race.preset", format_func=lambda key: races.RACES[key].title, on_change=_forget_lanes,
-        help="What is compared. The configurations below differ only in the settings they name.",
+        help="The race to run. Its configurations differ only in the settings shown below.",
     )  # fmt: skip
     preset = races.RACES[name]
     st.caption(run_parts.literal(preset.teaches))
@@ -234,7 +235,7 @@ def preview(request: RaceRequest) -> None:
     takes = (
         f"About {units.duration(seeds * sum(s for s in each if s))} of training in total (derived from the budget)"
         if all(each)
-        else "The duration depends on the slowest configuration; only a budget in seconds tells it in advance"
+        else "The duration depends on the slowest configuration; it is known in advance only for a budget in seconds"
     )
     st.info(
         f"Press Start to race {len(lanes)} configurations with {seeds} seed{'s' if seeds > 1 else ''}. {takes}.",

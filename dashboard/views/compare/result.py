@@ -130,8 +130,8 @@ def _draw_verdict(question: _Question) -> None:
             st.caption("\n".join(f"- {run_parts.literal(sentence)}" for sentence in sentences))
         if result.noise_floor is not None:
             st.caption(
-                f"Expect at least ±{100 * result.noise_floor:.2g} points of seed-to-seed variation in accuracy (derived from the "
-                "number of test samples n: √(error / 2n)). With one seed, smaller differences mean nothing."
+                f"From seed to seed, accuracy varies by at least ±{100 * result.noise_floor:.2g} points (derived from "
+                "the number of test samples n: √(error / 2n)). With one seed, a smaller difference can be chance."
             )
 
 
@@ -172,8 +172,9 @@ def _draw_table(question: _Question) -> None:
             figure = survival_chart(race_results.survivals(race, result))
             st.plotly_chart(figure, key="race-survival", theme=None, config={"displayModeBar": False})
             st.caption(
-                "Share of runs that have not reached the target yet (Kaplan and Meier 1958). A line that stays above zero has "
-                "runs that never reached it. Expected time in the table: time of all runs by the number that reached the target."
+                "Share of runs that have not reached the target yet (Kaplan and Meier 1958). A line that stays above "
+                "zero has runs that never reached it. Expected time in the table: the time of all runs divided by "
+                "the number of runs that reached the target."
             )
 
 

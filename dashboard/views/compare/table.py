@@ -36,16 +36,16 @@ def as_table(result: Outcome) -> pd.DataFrame:
             row("Runs that reached it", "counted", lambda r: f"{r.reached} of {sum(r.status.values())}"),
             row(
                 "Expected time",
-                "derived: time of all runs by the number that reached the target",
+                "derived: time of all runs / number of runs that reached the target",
                 _time(lambda r: units.duration(r.expected_s)),
             ),
         ]
         if any(lane.cost["money"] is not None for lane in result.lanes):
-            money = row("Money to target", "derived: time by your price", _cost("money", lambda v: f"{v:.3g}"))
+            money = row("Money to target", "derived: time x your price", _cost("money", lambda v: f"{v:.3g}"))
             rows.insert(6, money)
     rows += [
-        row("Steps per second", "derived: steps by training time", _time(lambda r: _rate(r.steps_per_s))),
-        row("Samples per second", "derived: samples by training time", _time(lambda r: _rate(r.samples_per_s))),
+        row("Steps per second", "derived: steps / training time", _time(lambda r: _rate(r.steps_per_s))),
+        row("Samples per second", "derived: samples / training time", _time(lambda r: _rate(r.samples_per_s))),
         row(
             "Training memory",
             "measured: weights, optimizer state, peak of one step",

@@ -83,7 +83,7 @@ def _choose_rates(weights: Weights, base: RunConfig, cell: Cell) -> list[float]:
     st.session_state.setdefault(key, text)
     info = Infer.model_fields["rate"]
     typed = st.text_input(
-        "Rates (requests/s)", key=key, help=f"{info.description} Each rate is a run of its own.", max_chars=200
+        "Rates (requests/s)", key=key, help=f"{info.description} Each rate is measured in its own run.", max_chars=200
     )
     loads = ", ".join(f"{100 * load:g}" for load in _LOADS)
     most = units.count(round(1 / request_s))

@@ -40,7 +40,7 @@ COLUMNS: dict[str, Column] = {
         number_column("Measured: mean over the batches of the last epoch, at most the last 100.", "%.4f"),
     ),
     "samples_per_s": Column(
-        "Samples/s", lambda line: line.samples_per_s, number_column("Derived: samples by training time.", "compact")
+        "Samples/s", lambda line: line.samples_per_s, number_column("Derived: samples / training time.", "compact")
     ),
     "train_seconds": Column(
         "Training time", lambda line: (line.train_seconds or None) if line.steps else None,

@@ -120,7 +120,9 @@ def _draw_table(group: str, target: tuple[Metric, float] | None) -> None:
     if found.why_no_energy and found.base.joules is None:
         notes.append(f"Energy is not available: {found.why_no_energy}")
     elif found.target and all(at.money_to_target is None for at in found.lanes):
-        notes.append(f"To see money, set price_per_kwh under [energy] in {settings.FILE} of the store.")
+        notes.append(
+            f"To see the price of the energy, set price_per_kwh under [energy] in {settings.FILE} of the store."
+        )
     st.caption(run_parts.literal(" ".join(note if note.endswith(".") else f"{note}." for note in notes)))
 
 

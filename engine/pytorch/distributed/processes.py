@@ -248,8 +248,8 @@ class RankProcesses:
     def _frozen(self, rank: int) -> RankLost:
         silent_s = self._reader.silent_s[rank]
         return RankLost(
-            f"{self._name(rank)} gave no sign of life for {silent_s:.0f} s at step {self.heartbeats.steps[rank]}: it "
-            "was frozen; all ranks were ended.",
+            f"{self._name(rank)} did not respond for {silent_s:.0f} s at step {self.heartbeats.steps[rank]}: it was "
+            "frozen. All ranks were ended.",
             fix="The points up to then are kept. Was it stopped (SIGSTOP, debugger), or is the machine out of memory?",
         )
 
@@ -328,8 +328,8 @@ def _keep_heartbeat(rank: int, config: RunConfig, folder: Path, heartbeats: Hear
         if reader.silent_s[0] >= config.parallel.timeout_s:
             record_cause(
                 folder,
-                f"Rank 0 (process {leader}, {config.devices[0]}) gave no sign of life for {reader.silent_s[0]:.0f} s "
-                f"at step {heartbeats.steps[0]}: it was frozen; rank {rank} ended all ranks",
+                f"Rank 0 (process {leader}, {config.devices[0]}) did not respond for {reader.silent_s[0]:.0f} s at "
+                f"step {heartbeats.steps[0]}: it was frozen; rank {rank} ended all ranks",
             )
             os.kill(leader, signal.SIGKILL)
 

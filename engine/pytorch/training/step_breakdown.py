@@ -31,7 +31,7 @@ _LONG_SHARE = 0.005  # but if this share of the training time is longer, it is a
 _FEWEST, _MOST_STEPS = 2, 16  # profiled steps
 _READ_BACK_S, _MOST_READ_BACK = 0.1, 2_000  # training reads losses back once per chunk (training/loop.py has the same)
 _DATA_BYTES = 32 * 2**20  # of batches that are fetched to be timed
-_METHOD = "clocks between the parts of {} rehearsed steps, median; on a GPU events in its stream"
+_METHOD = "clocks between the parts of {} extra steps, median; on a GPU events in its stream"
 
 Lap = Callable[[str], None]
 

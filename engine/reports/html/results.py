@@ -117,7 +117,7 @@ QUANTITIES = (
     _speed(
         "Throughput",
         lambda r: units.samples_per_s(r.summary.samples_per_s),
-        "derived: examples by training time",
+        "derived: samples / training time",
         "samples_per_s",
     ),
     _speed(

@@ -256,7 +256,7 @@ def _axes(table: _Table, choices: CurveChoices) -> dict[str, np.ndarray]:
     data = DATASETS.get(choices.config.data)
     if "epoch" in table.headers and "samples" not in table.headers and data:
         samples = np.rint(table.numbers("epoch") * data.train_examples)
-        examples = f"{data.train_examples:,} training examples of {choices.config.data}"
+        examples = f"{data.train_examples:,} training samples of {choices.config.data}"
         table.notes.append(f"One epoch was read as the {examples}.")
     if "step" not in table.headers:
         table.notes.append("There is no step column, so rows are counted instead.")
