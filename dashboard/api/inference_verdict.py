@@ -61,15 +61,15 @@ def _quality_in_words(found: Matrix) -> list[str]:
 
 
 def _how_busy(found: Sequence[Matrix]) -> list[str]:
-    """How many cells of the whole measurement were disturbed, because the recommended cell may be a lucky one."""
+    """How many combinations were slowed down, because the recommended one may have been measured in a quiet moment."""
     slower = [c.latency.wall_per_cpu for f in found for c in f.measured if c.latency and c.latency.wall_per_cpu]
     busy = [ratio for ratio in slower if ratio > BUSY_FROM]
     if not busy:
         return []
-    cells = f"{len(busy)} of {sum(len(f.measured) for f in found)} combinations"
+    combinations = f"{len(busy)} of {sum(len(f.measured) for f in found)} combinations"
     return [
-        f"The machine was busy during {cells}, which were up to {max(busy):.1f} times slower. Measure again when the "
-        "machine is idle."
+        f"Other programs used the CPU during {combinations}, and slowed them down up to {max(busy):.1f} times. Measure "
+        "again when the machine is idle."
     ]
 
 

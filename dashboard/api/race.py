@@ -116,8 +116,9 @@ def _trace(run: Run, table: Table, column: str, start: int, most: int, *, full: 
     trace = _along(run, table, start + kept) | {"y": numbers(y[kept])}
     if found := marks(y, table[column][start - 1] if start else 0.0):
         at = _along(run, table, start + np.array([row for row, _ in found]))
-        words = [word for _, word in found]
-        trace["marks"] = list(zip(at["step"], at["samples"], at["train_s"], words, strict=True))
+        words, unknown = [word for _, word in found], [None] * len(found)
+        axes = at["step"], at.get("samples", unknown), at.get("train_s", unknown)
+        trace["marks"] = list(zip(*axes, words, strict=True))
     return trace
 
 
@@ -133,13 +134,18 @@ def _noisy(run: Run, table: Table, column: str, start: int, most: int, *, full: 
 
 
 def _along(run: Run, table: Table, rows: np.ndarray) -> dict[str, list[Any]]:
-    """The horizontal axes of some rows: steps, samples and seconds of training until then."""
+    """The horizontal axes of some rows: steps, samples and seconds of training until then.
+
+    An imported curve may have no samples or no times: such an axis is left out.
+    """
     step = table["step"][rows]
-    return {
-        "step": step.astype(int).tolist(),
-        "samples": _samples(run.steps, step).astype(int).tolist(),
-        "train_s": np.round(table["seconds"][rows], 4).tolist(),
-    }
+    samples, seconds = _samples(run.steps, step), table["seconds"][rows]
+    axes: dict[str, list[Any]] = {"step": step.astype(int).tolist()}
+    if np.isfinite(samples).all():
+        axes["samples"] = samples.astype(int).tolist()
+    if np.isfinite(seconds).all():
+        axes["train_s"] = np.round(seconds, 4).tolist()
+    return axes
 
 
 def _samples(steps: Table, step: np.ndarray) -> np.ndarray:

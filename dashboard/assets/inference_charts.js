@@ -369,7 +369,7 @@ export function speedups(view) {
     lines,
     layout: {
       barmode: "group", bargap: 0.3, margin: { l: 96, r: 14, t: 8, b: 40 }, height: 64 + groups * (12 + 17 * lines.length),
-      xaxis: axis(look, "Speed-up over eager (p50 latency)", { range: [0, 1.25 * Math.max(1, ...lines.flatMap(({ x }) => x))], showgrid: true, fixedrange: true, nticks: 5 }),
+      xaxis: axis(look, "Speed-up (p50 latency)", { range: [0, 1.25 * Math.max(1, ...lines.flatMap(({ x }) => x))], showgrid: true, fixedrange: true, nticks: 5 }),
       yaxis: axis(look, "", { autorange: "reversed", showgrid: false, fixedrange: true }),
       shapes: [{ type: "line", x0: 1, x1: 1, yref: "paper", y0: 0, y1: 1, line: { color: look.text, width: 1, dash: "dot" } }],
     },

@@ -98,7 +98,8 @@ export class Run {
     const columns = { step: 0, samples: 1, train_s: 2 };
     const scale = axis.scale(this.about, view);
     if (!(axis.column in columns) || scale === null || scale === undefined) return [];
-    return found.map((mark) => ({ x: mark[columns[axis.column]] * scale, step: mark[0], word: mark[3] }));
+    const known = found.filter((mark) => mark[columns[axis.column]] !== null);
+    return known.map((mark) => ({ x: mark[columns[axis.column]] * scale, step: mark[0], word: mark[3] }));
   }
 
   // Where a target is reached: at the first of two evaluations in a row at or beyond it (one alone may be chance), interpolated

@@ -16,7 +16,7 @@ export const COLUMNS = [
   { key: "Target", title: "Target" },
 ];
 
-// One lane: its name, its state and its current values, as means over its seeds.
+// One lane: its name, its state and its current values, as medians over its seeds, like the table of results.
 export class Row {
   constructor(view, place) {
     this.view = view;
@@ -82,12 +82,12 @@ export class Row {
     const speeds = (now.length && runs.some((run) => !run.over) ? runs.filter((run) => !run.over && run.answer?.current).map((run) => run.answer.current.samples_per_s) : of("samples_per_s")).filter((v) => v !== null && v !== undefined);
     const steps = of("steps");
     const [fewest, most] = [Math.min(...steps), Math.max(...steps)];
-    const accuracy = mean(accuracies); // never rounded up to 100: one mistake is a mistake
+    const accuracy = accuracies.length ? median(accuracies) : null; // never rounded up to 100: one mistake is a mistake
     return [
-      !now.length ? "–" : losses.length < now.length ? "NaN" : lossText(mean(losses)),
+      !now.length ? "–" : losses.length < now.length ? "NaN" : lossText(median(losses)),
       accuracy === null ? "–" : `${(100 * (accuracy < 1 ? Math.min(accuracy, 0.9999) : accuracy)).toFixed(2)} %`,
       !steps.length ? "–" : fewest === most ? count(most) : `${count(fewest)}–${count(most)}`,
-      speeds.length ? count(mean(speeds)) : "–",
+      speeds.length ? count(median(speeds)) : "–",
       this.target(runs),
     ];
   }

@@ -27,6 +27,7 @@ _KIND_SYMBOLS: Mapping[str, str] = {
     "attention": "star-open",
 }
 _ROOM = 4.0  # factor left free beside the outermost point
+_APART = 1.5  # ratio of two ceilings whose labels do not overlap
 _DTYPES = ("fp32", "tf32", "bf16", "fp16")
 
 
@@ -48,7 +49,8 @@ def roofline_chart(
     for dtype, rate in peaks.items():
         begin = min(max(low, rate / memory.cache.p05), high)
         _line(figure, [begin, high], [rate, rate], f"{dtype} {units.flops_per_s(rate)}", GREY)
-        _name(figure, high, rate, f"{dtype} {units.flops_per_s(rate)}", "right")
+    for rate, text in _ceiling_names(peaks):
+        _name(figure, high, rate, text, "right")
     for name, rate in rates.items():
         above = name == "cache"  # there is no room between the two lines
         height = 0.75 if above else 0.25  # as a share of the line: clear of the axis, and of the peaks' names
@@ -80,6 +82,18 @@ def _reach(
     at += [part.intensity for _, p in points for part in p.parts if part.flops]
     at += [p.intensity for _, p in points]
     return min(at) / _ROOM, max(at) * _ROOM
+
+
+def _ceiling_names(peaks: Mapping[str, float]) -> list[tuple[float, str]]:
+    """Where to write the names of the ceilings, and the names: ceilings that are close together share one label."""
+    found: list[tuple[float, str]] = []
+    for dtype, rate in sorted(peaks.items(), key=lambda peak: -peak[1]):
+        text = f"{dtype} {units.flops_per_s(rate)}"
+        if found and found[-1][0] < rate * _APART:
+            found[-1] = (found[-1][0], f"{found[-1][1]} · {text}")
+        else:
+            found.append((rate, text))
+    return found
 
 
 def _line(

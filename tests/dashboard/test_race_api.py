@@ -17,6 +17,7 @@ from dashboard.server import auth_middleware
 from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
 from engine.events.lifecycle import Failed
+from engine.reports.sharing import import_files
 from engine.store.store import Store
 from tests.dashboard.test_run_api import Worker
 from tests.fakes import make_run
@@ -76,6 +77,18 @@ def test_every_point_knows_its_step_its_samples_and_its_seconds_of_training(ask,
     assert traces["grad_norm"] == {"step": [2], "samples": [20], "train_s": [1.0], "y": [0.5]}
     assert traces["accuracy"] == {"step": [0, 2], "samples": [0, 20], "train_s": [0.0, 1.0], "y": [0.9, 0.9]}
     assert traces["test_loss"]["y"] == [0.5, 0.5]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("header, axes", [("step", {"step"}), ("step,seconds", {"step", "train_s"})])
+def test_an_imported_curve_has_only_the_axes_of_its_file(store, ask, tmp_path, header, axes):
+    (tmp_path / "theirs.csv").write_text(
+        f"{header},loss\n" + "".join(f"{s}{f',{s}' * header.count(',')},{1 / s}\n" for s in (1, 2))
+    )
+    (run_id,) = import_files(store, [tmp_path / "theirs.csv"]).run_ids
+    trace = ask(run_id)[run_id]["traces"]["loss"]
+    assert set(trace) == axes | {"y"}
+    assert trace["y"] == [1.0, 0.5]
 
 
 def test_the_answer_equals_the_stored_series(store, ask):

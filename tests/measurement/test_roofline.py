@@ -202,3 +202,9 @@ def test_a_data_sheet_is_dashed():
     assert dashed == [
         "data sheet: fp32 66.9 TFLOP/s", "data sheet: bf16 989 TFLOP/s", "data sheet: memory 3.35 TB/s",
     ]  # fmt: skip
+
+
+def test_ceilings_that_are_close_together_share_one_label():
+    made = fake(gemm("fp32", 166e9), gemm("fp16", 162e9), gemm("bf16", 85e9))
+    labels = [annotation.text for annotation in roofline_chart(made, 1, []).layout.annotations]
+    assert labels[:2] == ["fp32 166 GFLOP/s · fp16 162 GFLOP/s", "bf16 85.0 GFLOP/s"]
