@@ -160,7 +160,7 @@ def test_a_batch_size_with_a_seed_that_did_not_arrive_is_left_out_and_named():
 
 def test_a_law_far_outside_the_batch_sizes_measured_says_so():
     notes = batch_law.outcome(lawful(b_crit=5_000.0, sizes=(1, 2, 4))).notes
-    assert "outside the batch sizes measured (1 to 4)" in notes[-1]
+    assert "outside the measured batch sizes (1 to 4)" in notes[-1]
 
 
 def test_tuning_trials_are_no_part_of_the_law():

@@ -111,20 +111,20 @@ def test_one_rank_alone_runs_through_the_same_wrapper_where_its_device_is_named(
     run = finished(supervised, *FAMILIES["mlp"], *ranks(1))
     assert_same_trajectory(run, alone(*FAMILIES["mlp"]))
     assert run.started.environment["num_ranks"] == 1
-    assert run.ranks
+    assert run.all(Ranks)
 
 
 def test_the_historical_wrapper_trains_in_one_process(supervised, alone):
     run = finished(supervised, *FAMILIES["mlp"], *ranks(2, "data-parallel"))
     assert_same_trajectory(run, alone(*FAMILIES["mlp"]))
     assert run.started.environment["backend"] == "threads of one process"
-    assert run.ranks == []
+    assert run.all(Ranks) == []
     assert any("historical baseline" in warning for warning in planner.check(run.config).warnings)
 
 
 def test_a_run_without_ranks_has_no_figures_of_ranks(alone):
     run = alone(*FAMILIES["mlp"])
-    assert run.ranks == []
+    assert run.all(Ranks) == []
     assert not {"num_ranks", "strategy", "backend"} & set(run.started.environment)
 
 
@@ -147,15 +147,15 @@ def test_the_rank_the_others_wait_for_is_the_one_that_waits_least():
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_every_step_is_in_one_window_of_the_ranks(supervised, strategy):
     run = finished(supervised, *FAMILIES["mlp"], *ranks(2, strategy))
-    windows = [event.steps for event in run.ranks]
+    windows = [event.steps for event in run.all(Ranks)]
     assert windows[0][0] == 1
     assert windows[-1][1] == STEPS
     assert all(after[0] == before[1] + 1 for before, after in pairwise(windows))
-    for event in run.ranks:
+    for event in run.all(Ranks):
         for step_s, communication_s, waited_s in zip(event.step_s, event.communication_s, event.waited_s, strict=True):
             assert 0 < waited_s <= communication_s < step_s
         assert min(event.memory_bytes) > 10**7
-    total = sum(event.step_s[0] * (event.steps[1] - event.steps[0] + 1) for event in run.ranks)
+    total = sum(event.step_s[0] * (event.steps[1] - event.steps[0] + 1) for event in run.all(Ranks))
     assert total <= run.summary().train_seconds
 
 

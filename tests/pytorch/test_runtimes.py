@@ -33,7 +33,7 @@ def test_every_family_answers_in_every_form_that_needs_no_further_package(family
         assert quality.max_logit_difference <= (0.3 if quality.runtime == "int8" else 1e-4), quality
         assert quality.size_bytes > 1_000
     for cell, reason in reasons.items():
-        assert "layout of images" in reason, (cell, reason)
+        assert "layout for convolutions of images" in reason, (cell, reason)
 
 
 @pytest.mark.parametrize("preset", ["mnist-mlp", "lenet"])

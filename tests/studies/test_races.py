@@ -109,8 +109,8 @@ def test_a_lane_needs_a_name_and_a_colon(text):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("test_accuracy=97", "a share above 0 up to 1"), ("test_loss=-1", "a number above 0"), ("loss=1", "not understood"),
-     ("test_loss=nan", "a number above 0"), ("test_accuracy=high", "not understood")],
+    [("test_accuracy=97", "a share above 0 up to 1"), ("test_loss=-1", "a number above 0"), ("loss=1", "is not a target"),
+     ("test_loss=nan", "a number above 0"), ("test_accuracy=high", "is not a target")],
 )  # fmt: skip
 def test_an_impossible_target_is_refused(text, says):
     with pytest.raises(ConfigError, match=says):
@@ -251,9 +251,9 @@ def test_the_command_races(tmp_path, capsys):
     [
         (["--preset", "batch-vs-stochstic"], "did you mean batch-vs-stochastic"),
         (["--lane", "a: batch_size=16"], "A race needs 2 to 6 configurations, not 1."),
-        (["--seeds", "0"], "seeds=0 is not allowed"),
+        (["--seeds", "0"], "--seeds 0 is not allowed"),
         (["--target", "test_accuracy=95"], "0.97"),
-        (["--baseline", "Maxi"], "is not a lane"),
+        (["--baseline", "Maxi"], "is not the label of a configuration"),
         (["--seeds", "6", "--until-decided", "3"], "--until-decided 3 is not allowed"),
     ],
 )
@@ -284,7 +284,7 @@ def test_the_terminal_compares_runs(three, capsys):
     assert cli.main(["compare", *ids, "--target", "test_accuracy=0.5", "--store", str(store.root)]) == 0
     assert "Preliminary: 1 of 6 seeds" in capsys.readouterr().out
     assert cli.main(["compare", *[run.run_id for run in race.lanes[0].runs.values()], "--store", str(store.root)]) == 2
-    assert "one configuration with several seeds" in capsys.readouterr().err
+    assert "have the same configuration with different seeds" in capsys.readouterr().err
 
 
 def test_the_recommendation_names_the_fastest_and_the_times_of_the_others(three):
