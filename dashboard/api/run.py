@@ -58,6 +58,8 @@ def points(run: Run, after: str = "", *, now: float | None = None) -> dict[str, 
         answer = {"cursor": cursor.write(counts), "reset": held is None} | _state(run, now or time.time())
         if held is None:
             answer["about"] = about(run.config)
+            if any(len(table) and not _has_times(table) for table in (run.steps, run.evaluations)):
+                answer["about"]["over_steps"] = True
         traces = _traces(run, dict(zip(_TABLES, rows, strict=True)), full=held is None)
         if len(run.all(Ranks)) > windows:
             traces |= ranks.traces(run, windows, full=held is None)
@@ -159,17 +161,21 @@ def seconds_left(elapsed: float | None, progress: float | None) -> float | None:
 
 
 def _trace(table: Table, column: str, start: int, *, full: bool, most: int = FULL_POINTS) -> dict[str, Any] | None:
-    """The rows of a column after `start` as x, y and step (if the table has it), thinned with extremes kept."""
+    """The rows of a column after `start` as x, y and step (if the table has it), thinned with extremes kept.
+
+    x is the elapsed time in seconds, or the step in an imported curve without times.
+    """
     if start >= len(table) or not table.knows(column):
         return None
     y = table[column][start:]
     kept = minmax(y, limit(len(table), len(y), most, full=full))
-    trace = {"x": _times(table["elapsed"][start:][kept]), "y": numbers(y[kept])}
+    x = _horizontal(table)[start:]
+    trace = {"x": _rounded(x[kept]), "y": numbers(y[kept])}
     if "step" in table.names:
-        steps, elapsed = table["step"][start:], table["elapsed"][start:]
+        steps = table["step"][start:]
         trace["step"] = steps[kept].astype(int).tolist()
         if found := marks(y, table[column][start - 1] if start else 0.0):
-            trace["marks"] = [[round(float(elapsed[row]), 3), int(steps[row]), word] for row, word in found]
+            trace["marks"] = [[round(float(x[row]), 3), int(steps[row]), word] for row, word in found]
     return trace
 
 
@@ -178,15 +184,24 @@ def _noisy(table: Table, column: str, start: int, *, full: bool) -> dict[str, An
     raw = _trace(table, column, start, full=full)
     if raw is None:
         return {}
-    y, elapsed = table[column][start:], table["elapsed"][start:]
+    y, x = table[column][start:], _horizontal(table)[start:]
     grouped = means(y, limit(len(table), len(y), FULL_MEANS, full=full))
     if grouped is None:
         return {column: raw}
     last, mean, n = grouped
-    return {column: raw, f"{column}_mean": {"x": _times(elapsed[last]), "y": numbers(mean), "n": n.tolist()}}
+    return {column: raw, f"{column}_mean": {"x": _rounded(x[last]), "y": numbers(mean), "n": n.tolist()}}
 
 
-def _times(values: np.ndarray) -> list[float]:
+def _has_times(table: Table) -> bool:
+    """Whether the times of a table with rows are known. An imported curve has all of them or none."""
+    return bool(np.isfinite(table["elapsed"][-1]))
+
+
+def _horizontal(table: Table) -> np.ndarray:
+    return table["elapsed"] if _has_times(table) else table["step"]
+
+
+def _rounded(values: np.ndarray) -> list[float]:
     return np.round(values, 3).tolist()
 
 

@@ -170,7 +170,9 @@ class RunCard extends Card {
     const { look } = this.view;
     const extras = [divergence(marks, range, look), ...(target ? [targetLine(target, log, look)] : [])];
     return this.frame({
-      xaxis: this.xAxis(range, { tickmode: "array", ...timeTicks(range), hoverformat: ".2f", unifiedhovertitle: { text: "%{x:.2f} s" } }),
+      xaxis: this.xAxis(range, this.view.about.over_steps
+        ? { nticks: 6, tickformat: "~s", unifiedhovertitle: { text: "step %{x:,}" } } // an imported curve without times
+        : { tickmode: "array", ...timeTicks(range), hoverformat: ".2f", unifiedhovertitle: { text: "%{x:.2f} s" } }),
       yaxis: this.yAxis(rangeY, log, { automargin: log || Boolean(this.chart.wide) }), // 0.00002 needs more room than 44 px
       shapes: extras.flatMap((extra) => extra.shapes),
       annotations: extras.flatMap((extra) => extra.annotations),
@@ -399,7 +401,7 @@ class View extends PollingView {
     const { steps, epochs, age_s: age, over, train_seconds: seconds, compiled_s: compiled } = this.answer;
     const facts = [];
     if (steps) facts.push(`step ${whole(steps)}`, `epoch ${epochs < 100 ? epochs.toFixed(1) : whole(epochs)}`);
-    if (over && steps) facts.push(`${duration(seconds)} of training`);
+    if (over && steps && seconds) facts.push(`${duration(seconds)} of training`);
     if (compiled !== undefined) facts.push(`compiled in ${duration(compiled)}`);
     if (!over && age !== null) facts.push(this.lastUpdate(age));
     setText(this.facts, facts.join(" · "));

@@ -70,7 +70,7 @@ def final_figures(run: Run) -> None:
         (accuracy, units.accuracy(s.test_accuracy), "test_accuracy", "", ""),
         ("Training loss", units.loss(s.final_train_loss), "final_train_loss", "", ""),
         ("Samples per second", samples_per_s, "samples_per_s", "", flaw),
-        ("Training time", units.duration(s.train_seconds), "train_seconds", flops, flaw),
+        ("Training time", units.duration(s.train_seconds) if s.train_seconds else "–", "train_seconds", flops, flaw),
         ("Training memory", units.nbytes(s.peak_memory_bytes), "peak_memory_bytes", _memory_in_words(run), ""),
     )
     known = provenance.of_run(run, account)

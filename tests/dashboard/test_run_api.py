@@ -20,6 +20,7 @@ from engine.config.run import RunConfig
 from engine.events.lifecycle import Failed, Finished, Preparing, Started
 from engine.events.machine import HardwareSample
 from engine.events.training import Compiled, Evaluation, Steps, TargetReached
+from engine.reports.sharing import import_files
 from engine.store.event_log import EventLog
 from engine.store.store import Store
 
@@ -406,3 +407,12 @@ def test_alerts_come_with_every_answer_as_one_line_each(store):
     assert "alerts" not in run_api.points(run, now=1e9 + 4)
     (alert,) = run_api.points(run, now=1e9 + 60)["alerts"]
     assert alert.startswith("No step for 59.0 s; the longest gap before was")
+
+
+@pytest.mark.process
+def test_an_imported_curve_without_times_is_drawn_over_its_steps(store, tmp_path):
+    (tmp_path / "theirs.csv").write_text("step,loss,test_accuracy\n10,2.0,0.5\n20,1.0,0.8\n")
+    answer = run_api.points(store.run(import_files(store, [tmp_path / "theirs.csv"]).run_ids[0]))
+    json.dumps(answer, allow_nan=False)
+    assert answer["about"]["over_steps"] is True
+    assert answer["traces"]["loss"]["x"] == answer["traces"]["accuracy"]["x"] == [10, 20]
