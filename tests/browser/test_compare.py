@@ -35,7 +35,7 @@ def test_a_race_goes_from_a_click_to_words_a_beginner_can_use(compare):
 
 
 def test_a_race_that_is_stopped_keeps_what_it_has(compare):
-    with_seconds(compare, 200, "10:00 min")
+    with_seconds(compare, 200, "10 min 00 s")
     compare.get_by_role("button", name="Start").click()
     compare.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop").click()
     expect(compare.get_by_text("3 of 3 runs done")).to_be_visible(timeout=PATIENCE_MS)
