@@ -99,7 +99,7 @@ def test_each_study_has_its_own_charts(store, tmp_path):
     said = text_of(page)
     assert re.search(r"B_crit 30 E_min/S_min", said)
     assert "Measured peaks of the machine AMD EPYC 9575F" in said and "fp32 products at 1 thread 90.0 GFLOP/s" in said
-        assert f"The plane explains {100 * sum(read_surface(surface).explained):.0f} % of the variance of the paths" in said
+    assert f"The plane explains {100 * sum(read_surface(surface).explained):.0f} % of the variance of the paths" in said
     assert "Results" not in said
 
 
