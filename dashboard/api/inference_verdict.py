@@ -61,7 +61,7 @@ def _quality_in_words(found: Matrix) -> list[str]:
 
 
 def _how_busy(found: Sequence[Matrix]) -> list[str]:
-    """How many combinations were slowed down, because the recommended one may have been measured in a quiet moment."""
+    """How many combinations had a busy machine, because the recommended one can be the best by chance."""
     slower = [c.latency.wall_per_cpu for f in found for c in f.measured if c.latency and c.latency.wall_per_cpu]
     busy = [ratio for ratio in slower if ratio > BUSY_FROM]
     if not busy:

@@ -148,7 +148,7 @@ def doubts(calibration: Calibration, *, now: float, versions: Mapping[str, str |
     found = []
     if now - calibration.at > OLD_S:
         found.append(
-            f"It was made {units.age(now - calibration.at)}. Drivers, cooling and other programs can have changed since."
+            f"It was made {units.age(now - calibration.at)}: drivers, cooling and other programs can have changed since."
         )
     for name, was in calibration.versions.items():
         if versions is not None and name in versions and versions[name] != was:

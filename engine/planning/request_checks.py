@@ -89,7 +89,7 @@ def check_run(config: RunConfig, run: Run) -> Artifact:
             fix="Take model, data and source from that run's configuration.",
         )
     if (found := weights_of(run)) is None:
-        state = "is not over yet" if not run.is_over else f"ended as {run.status} before it could save them"
+        state = "has not ended yet" if not run.is_over else f"ended as {run.status} before it could save them"
         raise ConfigError(f"Run {run.run_id} has no weights: it {state}.", fix="Choose a finished training run.")
     if not (run.folder / WEIGHTS_FILE).is_file():
         raise ConfigError(f"The weights of run {run.run_id} are gone from its folder.", fix="Train it again.")

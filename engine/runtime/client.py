@@ -214,7 +214,7 @@ class Client:
         except StoreError:
             over = True
         if not over:
-            raise StoreError(f"Run {run_id} is not over.", fix="Stop it first.")
+            raise StoreError(f"Run {run_id} has not ended.", fix="Stop it first.")
         self._command("delete", run_id, **({"undo": "yes"} if undo else {}))
 
     def rebuild_index(self) -> None:

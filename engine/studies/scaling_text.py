@@ -249,7 +249,7 @@ def _amdahl(s: Estimate) -> str:
             "and cannot describe this; more ranks would not help."
         )
     if s.value <= 0:
-        return f"serial share {_share(s)}. No serial part of a step is measurable."
+        return f"serial share {_share(s)}. No serial part was measured."
     return f"serial share {_share(s)}, so at most {1 / s.value:.3g} times as fast with any number of ranks."
 
 

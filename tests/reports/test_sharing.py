@@ -205,7 +205,7 @@ def test_imported_inference_has_its_latencies_refusals_and_training_run(real, ot
         c: found.model_dump() for c, found in was.by_key(Latency).items()
     }
     assert was.latencies and back.qualities == was.qualities and back.not_run == was.not_run
-    assert len(report.runs[1].latencies) == len(was.latencies)  # the last word of each cell, not each round's
+    assert len(report.runs[1].latencies) == len(was.latencies)  # the last event of each combination, not one per round
     assert known_latencies(other, was.config) == {}, "another machine says nothing of this one"
 
 

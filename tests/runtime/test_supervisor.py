@@ -87,7 +87,7 @@ def test_a_deleted_run_leaves_folder_and_index(supervised):
 
 
 def test_a_running_run_cannot_be_deleted(long_run, supervised):
-    with pytest.raises(StoreError, match=r"is not over\. Stop it first"):
+    with pytest.raises(StoreError, match=r"has not ended\. Stop it first"):
         supervised.client.delete(long_run.run_id)
 
 

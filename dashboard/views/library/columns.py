@@ -61,7 +61,7 @@ COLUMNS: dict[str, Column] = {
     "test_loss": Column("Test loss", None, number_column(_TESTED, "%.4f")),
     "samples": Column("Samples", None, number_column("Counted.", "compact")),
     "epochs": Column("Epochs", None, number_column("Counted.", "%.2f")),
-    "flops": Column("Arithmetic", None, number_column("FLOPs, derived from closed formulas per layer.", "compact")),
+    "flops": Column("FLOPs", None, number_column("Derived from closed formulas per layer.", "compact")),
     "peak_memory_bytes": Column(
         "Training memory", None, number_column("Measured: weights, optimizer state and the peak of one step.", "bytes")
     ),
