@@ -251,9 +251,9 @@ def test_the_command_races(tmp_path, capsys):
     [
         (["--preset", "batch-vs-stochstic"], "did you mean batch-vs-stochastic"),
         (["--lane", "a: batch_size=16"], "A race needs 2 to 6 configurations, not 1."),
-        (["--seeds", "0"], "seeds=0 is not allowed"),
+        (["--seeds", "0"], "--seeds 0 is not allowed"),
         (["--target", "test_accuracy=95"], "0.97"),
-        (["--baseline", "Maxi"], "is not a lane"),
+        (["--baseline", "Maxi"], "is not the label of a configuration"),
         (["--seeds", "6", "--until-decided", "3"], "--until-decided 3 is not allowed"),
     ],
 )
