@@ -400,7 +400,8 @@ class View extends PollingView {
     if (!this.answer) return;
     const { steps, epochs, age_s: age, over, train_seconds: seconds, compiled_s: compiled } = this.answer;
     const facts = [];
-    if (steps) facts.push(`step ${whole(steps)}`, `epoch ${epochs < 100 ? epochs.toFixed(1) : whole(epochs)}`);
+    if (steps) facts.push(`step ${whole(steps)}`);
+    if (epochs) facts.push(`epoch ${epochs < 100 ? epochs.toFixed(1) : whole(epochs)}`); // unknown for an imported curve without samples
     if (over && steps && seconds) facts.push(`${duration(seconds)} of training`);
     if (compiled !== undefined) facts.push(`compiled in ${duration(compiled)}`);
     if (!over && age !== null) facts.push(this.lastUpdate(age));

@@ -251,12 +251,12 @@ def _line(
     if not len(y):
         return
     kept = minmax(y, max_points)
-    few = dots and len(kept) <= 40
+    show_dots = len(kept) == 1 or (dots and len(kept) <= 40)  # a line needs two points
     figure.add_scatter(
         x=_compact(x[kept]),
         y=_compact(np.where(np.isfinite(y), y, math.nan)[kept]),
         name=name,
-        mode="lines+markers" if few else "lines",
+        mode="lines+markers" if show_dots else "lines",
         marker={"size": 5, "color": style["colour"]},
         line={"color": style["colour"], "width": 1.8, "dash": style["dash"]},
         legendgroup=style["legendgroup"],

@@ -203,6 +203,8 @@ def _try_next(bound: Bound, config: RunConfig, made: Calibration) -> str:
     if bound == "arithmetic":
         return _more_arithmetic(config, made)
     if bound == "input":
+        if config.execution != "dataloader":
+            return "smaller inputs, or a data set that fits into memory, take less time to load."
         return "execution=eager keeps the data on the device and shuffles a whole epoch at once."
     advice = []
     if config.batch_size != FULL:

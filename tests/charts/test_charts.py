@@ -173,3 +173,8 @@ def test_a_charts_colours_follow_the_place_of_a_run_and_do_not_repeat_before_the
 def test_a_cancelled_run_shows_what_it_has(store):
     run = make_run(store, num_steps=200, last=Cancelled(at=0.0))
     assert "loss" in {chart.key for chart in charts_training.shown([run])}
+
+
+def test_a_single_point_is_a_dot_because_a_line_needs_two(store):
+    (trace,) = BY_KEY["loss"].draw([make_run(store, num_steps=1)]).select_traces({"name": "Training loss"})
+    assert trace.mode == "lines+markers"

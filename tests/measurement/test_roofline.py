@@ -175,6 +175,7 @@ def test_a_run_that_waits_for_its_data_is_bound_by_its_input(store):
     waits = make_run(store, said=[StepSplit(data_s=6e-4, **taken)])
     quick = make_run(store, said=[StepSplit(data_s=1e-6, **taken)])
     assert roofline.roofline(waits, found_of()).bound == "input"
+    assert "execution=eager" not in roofline.roofline(waits, found_of()).try_next  # it is eager already
     assert roofline.roofline(quick, found_of()).bound != "input"
 
 

@@ -98,7 +98,9 @@ def _facts(run: ReportRun) -> Facts:
         if key in known
     ]
     if run.missing_readings:
-        facts.append(("Not available here", "; ".join(sorted(set(run.missing_readings.values())))))
+        facts.append(
+            ("Not available here", " ".join(sorted({f"{why.rstrip('.')}." for why in run.missing_readings.values()})))
+        )
     return tuple(facts) or (("Unknown", "the run did not start"),)
 
 
