@@ -199,7 +199,7 @@ def test_a_ladder_tells_gains_and_prices_and_what_did_not_run_says_why(ladder_ru
     ladder = figures(ladder_run)["ladder"]
     rows = {row["name"]: row for row in ladder["rows"]}
     assert list(rows) == ["eager PyTorch", "PyTorch in inference mode", "PyTorch, channels last", "PyTorch int8"]
-    assert "Not run: Channels last is a layout of images" in rows["PyTorch, channels last"]["why"]
+    assert "Not run: Channels last is a layout for convolutions of images" in rows["PyTorch, channels last"]["why"]
     eager, int8 = (ladder_run.by_key(Latency)[Cell(batch_size=1, runtime=r)].p50_s for r in ("eager", "int8"))
     assert f"{eager / int8:.2f} ×" in rows["PyTorch int8"]["values"]
     assert all(len(row["values"]) == len(ladder["columns"]) - 1 for row in ladder["rows"])
