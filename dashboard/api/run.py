@@ -55,7 +55,8 @@ def points(run: Run, after: str = "", *, now: float | None = None) -> dict[str, 
         counts = _counts(run)
         held = cursor.held(after, counts)
         *rows, missing, problems, windows = held or (0,) * len(counts)
-        answer = {"cursor": cursor.write(counts), "reset": held is None} | _state(run, now or time.time())
+        answer: dict[str, Any] = {"cursor": cursor.write(counts), "reset": held is None}
+        answer |= _state(run, now or time.time())
         if held is None:
             answer["about"] = about(run.config)
             if any(len(table) and not _has_times(table) for table in (run.steps, run.evaluations)):
