@@ -58,9 +58,8 @@ def points(run: Run, after: str = "", *, now: float | None = None) -> dict[str, 
         answer: dict[str, Any] = {"cursor": cursor.write(counts), "reset": held is None}
         answer |= _state(run, now or time.time())
         if held is None:
-            answer["about"] = about(run.config)
-            if any(len(table) and not _has_times(table) for table in (run.steps, run.evaluations)):
-                answer["about"]["over_steps"] = True
+            untimed = any(len(table) and not _has_times(table) for table in (run.steps, run.evaluations))
+            answer["about"] = about(run.config) | ({"over_steps": True} if untimed else {})
         traces = _traces(run, dict(zip(_TABLES, rows, strict=True)), full=held is None)
         if len(run.all(Ranks)) > windows:
             traces |= ranks.traces(run, windows, full=held is None)
