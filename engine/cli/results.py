@@ -66,7 +66,7 @@ def everything(store: Store, run: Run) -> dict[str, Any]:
         "steps": {n: steps[n].astype(int).tolist() if n in ints else steps[n].tolist() for n in steps.names}
         | {"flops": (steps["samples"] * per_example).astype(int).tolist() if per_example else []},
         "evaluations": [
-            {"step": int(row[0]), "seconds": row[1], "elapsed": row[2], "test_loss": row[3], "test_accuracy": row[4]}
+            dict(zip(evaluations.names, row, strict=True)) | {"step": int(row[0])}
             for row in zip(*(evaluations[n].tolist() for n in evaluations.names), strict=True)
         ],
         "hardware": {"seconds" if n == "elapsed" else n: hardware_table[n].tolist() for n in hardware_table.names},

@@ -1,7 +1,7 @@
 """Optimizers on torch's fused kernels: one call updates every parameter.
 
 `kernels.py` has the kernels, the reason why they are called directly, and fallbacks for a torch without them.
-tests/pytorch/test_optimizers.py compares every bit with torch.optim.
+tests/pytorch/test_optimizers.py compares them with torch.optim, bit by bit where the rule is the same.
 """
 
 from __future__ import annotations
