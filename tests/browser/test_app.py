@@ -43,7 +43,7 @@ def drag_over_the_first_chart(page):
 
 def stop(page):
     page.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop").click()
-    expect(page.get_by_test_id("live-status")).to_have_text("Cancelled", timeout=20_000)
+    expect(page.get_by_test_id("live-status")).to_have_text("Cancelled", timeout=30_000)
 
 
 @pytest.mark.parametrize("path", ["/", "/train", "/runs"])
@@ -65,7 +65,7 @@ def test_one_click_on_the_start_page_shows_a_network_learning(page, app_url):
     accuracy = page.locator('[data-testid="stMetric"]', has_text="Test accuracy").locator(
         '[data-testid="stMetricValue"]'
     )
-    expect(accuracy).to_be_visible(timeout=20_000)
+    expect(accuracy).to_be_visible(timeout=30_000)
     assert float(accuracy.inner_text().split()[0]) >= 95
 
 
@@ -114,7 +114,7 @@ def test_a_diverged_run_shows_its_mark_its_reason_and_a_fix(page, app_url):
     )
     page.get_by_role("button", name="Run", exact=True).click(timeout=30_000)
     expect(page.get_by_test_id("live-status")).to_have_text("Failed", timeout=30_000)
-    expect(page.get_by_text("Lower the learning rate")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Lower the learning rate")).to_be_visible(timeout=30_000)
     expect(page.locator(LIVE)).to_contain_text("at step")
 
 
@@ -123,14 +123,14 @@ def test_a_run_is_opened_exported_and_deleted_from_the_list(page, app_url):
     page.get_by_role("button", name="Run", exact=True).click(timeout=30_000)
     expect(page.get_by_test_id("live-status")).to_have_text("Finished", timeout=30_000)
     page.get_by_role("button", name="Export").click()
-    expect(page.get_by_text("Contents of this file")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Contents of this file")).to_be_visible(timeout=30_000)
     with page.expect_download(timeout=30_000) as download:
         page.get_by_role("button", name="Download isoflop-").click()
     assert b"<html" in download.value.path().read_bytes()[:500]
     page.get_by_role("button", name="Close").click()
     page.get_by_role("button", name="Delete").click()
     page.locator(".st-key-delete-for-good button").click()
-    expect(page.get_by_role("heading", name="Library")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("heading", name="Library")).to_be_visible(timeout=30_000)
 
 
 def test_the_form_drives_the_address_and_the_address_the_form(page, app_url):
@@ -139,7 +139,7 @@ def test_the_form_drives_the_address_and_the_address_the_form(page, app_url):
     expect(lr).to_have_value("0.05", timeout=30_000)
     lr.fill("nan")
     lr.press("Enter")
-    expect(page.get_by_text("optimizer.lr=nan is not allowed")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("optimizer.lr=nan is not allowed")).to_be_visible(timeout=30_000)
     lr.fill("0.1")
     lr.press("Enter")
-    expect(page).to_have_url(f"{app_url}/train?preset=lenet&optimizer.lr=0.1", timeout=20_000)
+    expect(page).to_have_url(f"{app_url}/train?preset=lenet&optimizer.lr=0.1", timeout=30_000)

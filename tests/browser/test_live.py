@@ -122,10 +122,10 @@ def test_a_download_has_a_progress_bar_only_if_its_size_is_known(store, open_run
     worker = Worker(store)
     worker.append(Preparing(text="Downloading mnist", done_bytes=12_000_000, total_bytes=47_000_000))
     page = open_run(worker.run_id)
-    expect(page.get_by_test_id("live-left")).to_have_text("Downloading mnist… 12 of 47 MB", timeout=20_000)
+    expect(page.get_by_test_id("live-left")).to_have_text("Downloading mnist… 12 of 47 MB", timeout=30_000)
     expect(page.get_by_test_id("live-progress")).to_have_attribute("aria-valuenow", "26")
     worker.append(Preparing(text="Unpacking", done_bytes=1_500_000, total_bytes=None))
-    expect(page.get_by_test_id("live-left")).to_have_text("Unpacking… 1.5 MB", timeout=20_000)  # Plotly loads meanwhile
+    expect(page.get_by_test_id("live-left")).to_have_text("Unpacking… 1.5 MB", timeout=30_000)  # Plotly loads meanwhile
     expect(page.get_by_test_id("live-progress")).to_be_hidden()
     worker.append(STARTED)
     expect(page.get_by_test_id("live-left")).to_be_hidden()
@@ -136,7 +136,7 @@ def test_a_busy_machine_is_marked_beside_the_throughput_while_the_run_goes_on(st
     worker.append(STARTED, HardwareSample(elapsed_s=1.0, readings={}, busy=Busy(slowdown=1.0)))
     worker.steps(1)
     page = open_run(worker.run_id)
-    expect(page.get_by_test_id("value-throughput")).to_have_text("100samples/s", timeout=20_000)
+    expect(page.get_by_test_id("value-throughput")).to_have_text("100samples/s", timeout=30_000)
     expect(page.get_by_test_id("flaw-throughput")).to_be_hidden()
     worker.append(HardwareSample(elapsed_s=2.0, readings={}, busy=Busy(slowdown=2.5)))
     worker.steps(21)
@@ -148,21 +148,21 @@ def test_a_busy_machine_is_marked_beside_the_throughput_while_the_run_goes_on(st
 def test_each_chart_says_how_its_points_were_obtained(store, open_run):
     page = open_run(make_run(store, gpu=True).run_id)
     titles = page.locator(".iso-asks:visible")
-    expect(titles.first).to_have_attribute("title", re.compile("measured"), timeout=20_000)
+    expect(titles.first).to_have_attribute("title", re.compile("measured"), timeout=30_000)
     for n in range(titles.count()):
         assert re.search("easured|erived", titles.nth(n).get_attribute("title")), titles.nth(n).inner_text()
     page.get_by_test_id("title-accuracy").click()
-    expect(page.get_by_test_id("how-accuracy")).to_contain_text("one standard error")
+    expect(page.get_by_test_id("how-accuracy")).to_contain_text("standard error")
 
 
 def test_compiling_is_shown_while_it_lasts_and_its_time_afterwards(store, open_run):
     worker = Worker(store, "execution=compiled")
     worker.append(STARTED.model_copy(update={"at": time.time()}))
     page = open_run(worker.run_id)
-    expect(page.get_by_test_id("live-left")).to_have_text(re.compile(r"Compiling… [\d.]+ s"), timeout=20_000)
+    expect(page.get_by_test_id("live-left")).to_have_text(re.compile(r"Compiling… [\d.]+ s"), timeout=30_000)
     worker.append(Compiled(seconds=12.4))
     worker.steps(1)
-    expect(page.get_by_test_id("live-facts")).to_contain_text("compiled in 12 s", timeout=20_000)
+    expect(page.get_by_test_id("live-facts")).to_contain_text("compiled in 12 s", timeout=30_000)
     expect(page.get_by_test_id("live-left")).not_to_contain_text("Compiling")
 
 
@@ -172,7 +172,7 @@ def test_a_target_is_visible_from_the_start_and_its_label_changes_when_it_is_rea
     worker.append(Evaluation(step=0, train_s=0, elapsed_s=0.1, test_loss=2.3, test_accuracy=0.1, seconds=0.01))
     worker.steps(1)
     page = open_run(worker.run_id)
-    page.locator('[data-testid="plot-accuracy"].js-plotly-plot').wait_for(timeout=20_000)
+    page.locator('[data-testid="plot-accuracy"].js-plotly-plot').wait_for(timeout=30_000)
     assert goals(page) == [[95], ["target 95 %"]]
     assert page.evaluate("() => document.querySelector('[data-testid=\"plot-accuracy\"]').layout.yaxis.range[1]") > 95
     worker.append(Evaluation(step=340, train_s=1.2, elapsed_s=1.4, test_loss=0.3, test_accuracy=0.96, seconds=0.01))
@@ -185,16 +185,16 @@ def test_a_target_is_visible_from_the_start_and_its_label_changes_when_it_is_rea
 
 def test_a_schedule_has_its_chart_and_a_constant_learning_rate_none(store, open_run):
     page = open_run(make_run(store, num_steps=200).run_id)
-    page.locator('[data-testid="plot-grad_norm"].js-plotly-plot').wait_for(timeout=20_000)
+    page.locator('[data-testid="plot-grad_norm"].js-plotly-plot').wait_for(timeout=30_000)
     expect(page.get_by_test_id("chart-lr")).to_be_hidden()
     page = open_run(make_run(store, with_overrides(RunConfig(), ["schedule=cosine"]), num_steps=200).run_id)
-    page.locator('[data-testid="plot-lr"].js-plotly-plot').wait_for(timeout=20_000)
+    page.locator('[data-testid="plot-lr"].js-plotly-plot').wait_for(timeout=30_000)
 
 
 def test_the_accuracy_of_a_text_is_titled_for_what_it_is(store, open_run):
     config = with_overrides(RunConfig(), ["model.family=rnn", "data=text"])
     page = open_run(make_run(store, config, num_steps=200).run_id)
-    expect(page.get_by_test_id("chart-accuracy")).to_contain_text("Next-character accuracy", timeout=20_000)
+    expect(page.get_by_test_id("chart-accuracy")).to_contain_text("Next-character accuracy", timeout=30_000)
 
 
 def test_gradient_norms_over_two_decades_are_on_a_log_axis_until_it_is_switched_off(store, open_run):
@@ -203,7 +203,7 @@ def test_gradient_norms_over_two_decades_are_on_a_log_axis_until_it_is_switched_
     worker.steps(1, n=400)
     page = open_run(worker.run_id)
     kind = "() => document.querySelector('[data-testid=\"plot-grad_norm\"]').layout.yaxis.type"
-    page.locator('[data-testid="plot-grad_norm"].js-plotly-plot').wait_for(timeout=20_000)
+    page.locator('[data-testid="plot-grad_norm"].js-plotly-plot').wait_for(timeout=30_000)
     assert page.evaluate(kind) == "log"
     page.get_by_test_id("scale-grad_norm").click()
     page.wait_for_timeout(300)

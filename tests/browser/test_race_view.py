@@ -564,5 +564,5 @@ def test_a_lane_whose_runs_were_disturbed_is_marked_beside_its_throughput(store,
     expect(race.tab.get_by_test_id("lane-busy-0")).to_have_text("busy 1 of 2")
     assert "2.50 times" in race.tab.get_by_test_id("lane-busy-0").get_attribute("title")
     expect(race.tab.get_by_test_id("lane-busy-1")).to_be_hidden()
-    assert "chance alone" in race.tab.get_by_test_id("lane-accuracy-0").get_attribute("title")
+    assert "standard error" in race.tab.get_by_test_id("lane-accuracy-0").get_attribute("title")
     assert "measured" in race.tab.get_by_test_id("title-loss").get_attribute("title")

@@ -32,7 +32,7 @@ def caption(page):
 
 def expect_list(page, first, last, total):
     expect(caption(page)).to_contain_text(f"{first}–{last} of {total} runs", timeout=30_000)
-    expect(page.get_by_test_id("stDataFrame").locator("canvas").first).to_be_visible(timeout=20_000)
+    expect(page.get_by_test_id("stDataFrame").locator("canvas").first).to_be_visible(timeout=30_000)
 
 
 def test_pages_are_turned_and_a_link_leads_to_one(page, app_url):
@@ -51,11 +51,11 @@ def test_a_search_is_answered_while_it_is_typed_and_stands_in_the_address(page, 
     expect_list(page, 1, 100, 230)
     page.get_by_placeholder("Search name").press_sequentially("failed LENET")
     expect_list(page, 1, 23, 23)
-    expect(page).to_have_url(f"{app_url}/runs?q=failed+LENET", timeout=20_000)
+    expect(page).to_have_url(f"{app_url}/runs?q=failed+LENET", timeout=30_000)
     page.goto(f"{app_url}/runs?q=night-22&state=finished")
     expect_list(page, 1, 10, 10)  # 22, and 221 to 229: 220 failed
     page.get_by_placeholder("Search name").fill("no such run")
-    page.get_by_role("button", name="Show all runs").click(timeout=20_000)
+    page.get_by_role("button", name="Show all runs").click(timeout=30_000)
     expect_list(page, 1, 100, 230)
 
 
@@ -71,7 +71,7 @@ def test_a_click_on_a_columns_head_sorts_all_pages_and_a_second_one_turns_the_or
     expect_list(page, 201, 230, 230)
     for order in ("best accuracy", "worst accuracy", "best accuracy"):
         click_head_of_test_accuracy(page)
-        expect(page).to_have_url(f"{app_url}/runs?sort={order.replace(' ', '+')}", timeout=20_000)
+        expect(page).to_have_url(f"{app_url}/runs?sort={order.replace(' ', '+')}", timeout=30_000)
         expect_list(page, 1, 100, 230)
         expect(page.get_by_role("combobox", name="Sort by")).to_have_value(order)
 
@@ -96,18 +96,18 @@ def test_a_filter_and_the_columns_stand_in_the_address(page, app_url):
     expect_list(page, 1, 23, 23)
     page.get_by_placeholder("optimizer.name").fill("model.family = cnn, steps > 200")
     page.get_by_placeholder("optimizer.name").press("Enter")
-    page.get_by_role("button", name="Show all runs").click(timeout=20_000)
+    page.get_by_role("button", name="Show all runs").click(timeout=30_000)
     expect_list(page, 1, 100, 230)
     page.get_by_placeholder("optimizer.name").fill("nonsense = 1")
     page.get_by_placeholder("optimizer.name").press("Enter")
-    expect(page.get_by_text("A run has no field 'nonsense'")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("A run has no field 'nonsense'")).to_be_visible(timeout=30_000)
 
 
 def test_runs_are_deleted_and_had_back(page, app_url):
     page.goto(f"{app_url}/runs?q=night-15")
     expect_list(page, 1, 11, 11)
     choose(page, 0, 1)
-    expect(page.get_by_text("2 runs selected")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("2 runs selected")).to_be_visible(timeout=30_000)
     page.locator(".st-key-delete-chosen button").first.click()
     expect_list(page, 1, 9, 9)
     page.get_by_role("button", name="Undo").click(timeout=8_000)
@@ -125,9 +125,9 @@ def test_a_report_that_is_dropped_in_comes_in_marked_and_one_sentence_says_what_
     drop(page, report)
     expect(page.get_by_text("Imported 1 run (unverified)")).to_be_visible(timeout=30_000)
     page.goto(f"{app_url}/runs?q=guest")
-    expect(page.get_by_test_id("stDataFrame").locator("canvas").first).to_be_visible(timeout=20_000)
+    expect(page.get_by_test_id("stDataFrame").locator("canvas").first).to_be_visible(timeout=30_000)
     choose(page, 0)
-    expect(page.locator(".st-key-selected")).to_contain_text("from the report 'From elsewhere'", timeout=20_000)
+    expect(page.locator(".st-key-selected")).to_contain_text("from the report 'From elsewhere'", timeout=30_000)
     expect(page.locator(".st-key-selected").get_by_role("button", name="Copy link")).to_be_visible()
 
 

@@ -76,7 +76,7 @@ def test_a_page_on_another_port_of_this_machine_gets_nothing_of_somebody_who_is_
     context = url.new_context(browser)
     page = context.new_page()
     page.goto(elsewhere(HOSTILE, url))
-    expect(page).to_have_title("got: ", timeout=20_000)
+    expect(page).to_have_title("got: ", timeout=30_000)
     (frame,) = page.frames[1:]
     assert "Isoflop" not in frame.content()
     page.evaluate("address => { location.href = address }", f"{url}/sign-out")

@@ -292,7 +292,7 @@ def test_the_recommendation_names_the_fastest_and_the_times_of_the_others(three)
     result = race_results.outcome(race, target=0.6, baseline="Mini")
     words = race_text.recommendation(result)
     assert re.match(
-        r"(Mini|One) reaches 60 % test accuracy first on this machine, after .*; Batch did not reach it", words
+        r"(Mini|One) reaches 60 % test accuracy first on this machine, after .*; Batch did not reach the target", words
     )
     full, one = race_text.batch_sentences(race, result)
     assert full.startswith("Each step of Batch reads all 1,438 training samples")
