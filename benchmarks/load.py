@@ -294,7 +294,11 @@ def on_the_page(page: Any, url: str, store: Store) -> dict[str, list[float]]:
 
     total = store.listing(limit=0).total
     words = ["lenet", "adam", "failed", "night 7", "digits", "momentum", "full batch", "rnn", "mnist5k", "nan"]
-    search, sort, turn = page.get_by_placeholder("Words of"), page.get_by_role("combobox", name="Sort by"), []
+    search, sort, turn = (
+        page.get_by_placeholder("Search name, experiment, tag, note or id"),
+        page.get_by_role("combobox", name="Sort by"),
+        [],
+    )
     searches, sorts = [], []
     for i in range(CLICKS):
         word = words[i % len(words)]
