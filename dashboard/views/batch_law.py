@@ -198,7 +198,7 @@ def _progress(run_id: str) -> None:
 
 
 def known_trials(run: Run) -> list[Trial]:
-    """The trials of batch sizes that are done; for the one that is running it is not known yet if it reaches the target."""
+    """The trials of the finished batch sizes. The running one is left out, because it may still miss the target."""
     if run.status == "finished" or not run.trials:
         return list(run.trials)
     current = run.trials[-1].batch_size
