@@ -10,7 +10,7 @@ const {
 const { Card } = await load("card.js");
 const ALIVE_MS = 500;
 const EAGER_MS = 150; // until the first point, because a user has just pressed Run
-const MOST_POINTS = 2000; // per trace; beyond, the whole run is fetched again, thinned
+const MOST_POINTS = 2000; // per trace; instead of more, the whole run is fetched again, thinned
 const MOST_RANK_LINES = 8; // as in dashboard/api/ranks.py
 
 // --- called by Streamlit ---------------------------------------------------------------------------------------
@@ -325,13 +325,19 @@ class View extends PollingView {
   }
 
   async fetchUpdate() {
-    const { found, answer } = await this.fetch(`api/runs/${encodeURIComponent(this.runId)}/points`, { after: this.cursor });
+    const after = (cursor) => this.fetch(`api/runs/${encodeURIComponent(this.runId)}/points`, { after: cursor });
+    let { found, answer } = await after(this.cursor);
+    if (found && this.overfills(answer)) ({ found, answer } = await after(""));
     if (found) this.take(answer);
     else this.gone = this.over = answer.error;
   }
 
   pollDelay() {
     return this.answer?.steps || this.answer?.preparing ? ALIVE_MS : EAGER_MS;
+  }
+
+  overfills({ reset, traces }) {
+    return !reset && Object.entries(traces).some(([name, { x }]) => (this.traces[name]?.x.length ?? 0) + x.length > MOST_POINTS);
   }
 
   take(answer) {
@@ -354,7 +360,7 @@ class View extends PollingView {
     if (answer.missing) this.missing = answer.missing;
     this.answer = answer;
     this.receivedAt = performance.now();
-    this.cursor = Object.values(this.traces).some((t) => t.x.length > MOST_POINTS) ? "" : answer.cursor;
+    this.cursor = answer.cursor;
     this.over = answer.over;
     this.wasAlive ||= !answer.over; // the page may have been drawn just before a short run ended
   }
