@@ -8,11 +8,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -28,6 +30,7 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--process-per-site",  # the tabs of a context share a process, which compiles the scripts of a page once
 ]
 
 
@@ -41,6 +44,58 @@ def browser():
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+class Tabs:
+    """Tabs for tests. Those of one address share a context, because its cached and compiled scripts save seconds a test."""
+
+    def __init__(self, browser) -> None:
+        self.browser, self.contexts = browser, {}
+
+    @contextlib.contextmanager
+    def tab(self, url: str, width: int = 1440, height: int = 900, scheme: str = "light") -> Iterator[Any]:
+        """A tab for `url`; of a signed-in user where it is a dashboard. It is closed, and what the page stored removed.
+
+        The test fails on an error in the page.
+        """
+        if url not in self.contexts:
+            context = url.new_context(self.browser) if isinstance(url, Served) else self.browser.new_context()
+            self.contexts[url] = context
+            context.new_page().goto(f"{url}/_stcore/health")  # keeps the process between two tests
+        tab, errors = self.contexts[url].new_page(), []
+        tab.set_viewport_size({"width": width, "height": height})
+        tab.emulate_media(color_scheme=scheme)
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        try:
+            yield tab
+        finally:
+            if tab.url.startswith(url):
+                tab.evaluate("localStorage.clear()")
+            tab.close()
+        assert errors == []
+
+
+@pytest.fixture(scope="session")
+def tabs(browser):
+    return Tabs(browser)
+
+
+@contextlib.contextmanager
+def serve(*routes) -> Iterator[str]:
+    """The address of a server with these routes of Starlette, in a thread of this process."""
+    import uvicorn
+    from starlette.applications import Starlette
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(timeout=10)
 
 
 @pytest.fixture(scope="session")
@@ -125,16 +180,13 @@ def end_supervisor(home: Path) -> None:
 
 
 @pytest.fixture
-def page(browser, app_url):
+def page(tabs, app_url):
     """A fresh tab. The test fails on a console error and on any request to another host."""
-    context = app_url.new_context(browser, viewport={"width": 1440, "height": 900})
-    tab = context.new_page()
-    tab.errors, tab.foreign = [], []
-    tab.on("console", lambda m: tab.errors.append(m.text) if m.type == "error" and not _harmless(m) else None)
-    tab.on("pageerror", lambda e: tab.errors.append(str(e)))
-    tab.on("request", lambda r: tab.foreign.append(r.url) if not _own(r.url, app_url) else None)
-    yield tab
-    context.close()
+    with tabs.tab(app_url) as tab:
+        tab.errors, tab.foreign = [], []
+        tab.on("console", lambda m: tab.errors.append(m.text) if m.type == "error" and not _harmless(m) else None)
+        tab.on("request", lambda r: tab.foreign.append(r.url) if not _own(r.url, app_url) else None)
+        yield tab
     assert tab.errors == []
     assert tab.foreign == []
 

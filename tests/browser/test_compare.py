@@ -45,16 +45,14 @@ def test_a_race_that_is_stopped_keeps_what_it_has(compare):
     )
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(browser, app_url, compare):
+def test_on_a_phone_nothing_is_wider_than_the_screen(tabs, app_url, compare):
     with_seconds(compare, 0.5, "1.50 s")
     compare.get_by_role("button", name="Start").click()
     expect(compare.get_by_text("3 of 3 runs done")).to_be_visible(timeout=PATIENCE_MS)
-    context = app_url.new_context(browser, viewport={"width": 390, "height": 844}, color_scheme="dark")
-    phone = context.new_page()
-    phone.goto(compare.url)
-    phone.get_by_text("3 of 3 runs done").wait_for(timeout=PATIENCE_MS)
-    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
-    context.close()
+    with tabs.tab(app_url, 390, 844, "dark") as phone:
+        phone.goto(compare.url)
+        phone.get_by_text("3 of 3 runs done").wait_for(timeout=PATIENCE_MS)
+        assert phone.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_what_was_chosen_is_there_after_a_look_elsewhere(compare):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
-import threading
 import time
 
 import pynvml
@@ -23,13 +21,11 @@ from engine.store.store import Store
 from tests.fake_nvml import FakeGpu, FakeNvml
 
 sync_api = pytest.importorskip("playwright.sync_api")
-uvicorn = pytest.importorskip("uvicorn")
 
-from starlette.applications import Starlette  # noqa: E402
 from starlette.responses import HTMLResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
-from tests.browser.conftest import serve_dashboard  # noqa: E402
+from tests.browser.conftest import serve, serve_dashboard  # noqa: E402
 from tests.browser.test_app import wait_for  # noqa: E402
 
 pytestmark = pytest.mark.browser
@@ -67,30 +63,22 @@ class FakeRecorder:
             self.recorder.beat(self.monitor)
 
 
+@pytest.fixture(scope="module")
+def view_url():
+    with serve(*run_api.ROUTES, *hardware_api.ROUTES, Route("/", lambda _: HTMLResponse(MOUNT))) as url:
+        yield url
+
+
 @pytest.fixture
-def open_monitor(browser, store):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        routes = [*run_api.ROUTES, *hardware_api.ROUTES, Route("/", lambda _: HTMLResponse(MOUNT))]
-        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        tab = browser.new_page(viewport={"width": 1200, "height": 1000})
-        errors: list[str] = []
-        tab.on("pageerror", lambda error: errors.append(str(error)))
+def open_monitor(tabs, store, view_url):
+    with tabs.tab(view_url, 1200, 1000) as tab:
 
         def show():
-            tab.goto(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+            tab.goto(view_url)
             wait_for(tab, f"() => {DEBUG}?.updates ?? 0", lambda n: n > 0)
             return tab
 
         yield show
-        tab.close()
-        server.should_exit = True
-        thread.join(timeout=10)
-        assert errors == []
 
 
 def test_two_gpus_are_shown_and_one_field_that_fails_hides_no_other(store, open_monitor):
@@ -246,41 +234,39 @@ def served(tmp_path_factory):
         yield url, home
 
 
+@pytest.fixture
+def tab(tabs, served):
+    with tabs.tab(served[0]) as tab:
+        yield tab
+
+
 @pytest.mark.parametrize("width", [1440, 390])
-def test_opening_the_page_shows_history_and_the_run_that_trains(browser, served, width):
+def test_opening_the_page_shows_history_and_the_run_that_trains(tab, served, width):
     url, home = served
     client = Client(Store(home))
     run_id = client.submit(
         with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.seconds=60"]), name="<b>mine</b>"
     )
-    context = url.new_context(browser, viewport={"width": width, "height": 900})
-    page = context.new_page()
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(f"{url}/hardware")
-    before = wait_for(page, POINTS, lambda n: n > 8, seconds=60)
-    run = page.get_by_test_id(f"run-{run_id}")
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.goto(f"{url}/hardware")
+    before = wait_for(tab, POINTS, lambda n: n > 8, seconds=60)
+    run = tab.get_by_test_id(f"run-{run_id}")
     expect(run.get_by_role("link")).to_have_text("<b>mine</b>", timeout=30_000)
-    wait_for(page, POINTS, lambda n: n > before)
-    expect(page.get_by_test_id("value-own")).to_have_text(re.compile(r"\d+%"))
-    expect(page.get_by_test_id("value-memory")).to_contain_text("of ")
-    if page.evaluate(f"() => {DEBUG}.view.about.gpus.length") == 0:
-        expect(page.get_by_test_id("gpu-reason")).to_contain_text("No NVIDIA driver on this machine")
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    wait_for(tab, POINTS, lambda n: n > before)
+    expect(tab.get_by_test_id("value-own")).to_have_text(re.compile(r"\d+%"))
+    expect(tab.get_by_test_id("value-memory")).to_contain_text("of ")
+    if tab.evaluate(f"() => {DEBUG}.view.about.gpus.length") == 0:
+        expect(tab.get_by_test_id("gpu-reason")).to_contain_text("No NVIDIA driver on this machine")
+    assert tab.evaluate("() => document.documentElement.scrollWidth") <= width
     client.cancel(run_id)
-    page.reload()
-    assert wait_for(page, POINTS, lambda n: n > 0) > before  # the whole history at once
-    context.close()
-    assert errors == []
+    tab.reload()
+    assert wait_for(tab, POINTS, lambda n: n > 0) > before  # the whole history at once
 
 
-def test_the_chosen_interval_reaches_the_supervisor(browser, served):
+def test_the_chosen_interval_reaches_the_supervisor(tab, served):
     url, home = served
-    context = url.new_context(browser, viewport={"width": 1440, "height": 900})
-    page = context.new_page()
-    page.goto(f"{url}/hardware")
-    wait_for(page, POINTS, lambda n: n > 0, seconds=60)
-    page.get_by_test_id("interval").select_option("2")
-    wait_for(page, f"() => {DEBUG}.view.answer.interval_s", lambda s: s == 2, seconds=30)
+    tab.goto(f"{url}/hardware")
+    wait_for(tab, POINTS, lambda n: n > 0, seconds=60)
+    tab.get_by_test_id("interval").select_option("2")
+    wait_for(tab, f"() => {DEBUG}.view.answer.interval_s", lambda s: s == 2, seconds=30)
     assert (home / "monitor.json").read_text() == '{"interval_s":2.0}'
-    context.close()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
-import threading
 import time
 
 import pytest
@@ -22,13 +20,11 @@ from engine.store.store import Store
 from engine.studies.inference import RUNTIME_WORDS
 
 sync_api = pytest.importorskip("playwright.sync_api")
-uvicorn = pytest.importorskip("uvicorn")
 
-from starlette.applications import Starlette  # noqa: E402
 from starlette.responses import HTMLResponse, JSONResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
-from tests.browser.conftest import serve_dashboard  # noqa: E402
+from tests.browser.conftest import serve, serve_dashboard  # noqa: E402
 from tests.browser.test_app import wait_for  # noqa: E402
 
 pytestmark = pytest.mark.browser
@@ -86,15 +82,10 @@ def measured(served, trained):
 
 
 @pytest.fixture
-def tab(browser, served):
+def tab(tabs, served):
     url, _ = served
-    context = url.new_context(browser, viewport={"width": 1440, "height": 1000})
-    page = context.new_page()
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    context.close()
-    assert errors == []
+    with tabs.tab(url, 1440, 1000) as tab:
+        yield tab
 
 
 def test_from_a_finished_training_to_the_cell_to_deploy(tab, served, trained):
@@ -153,32 +144,29 @@ class Shown:
         self.page.evaluate("() => window.remount()")
 
 
-@pytest.fixture
-def shown(browser, tmp_path, monkeypatch):
-    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path))
-    readers._readers.cache_clear()
-    data: dict = {"version": "", "plotly_version": "1"}
+@pytest.fixture(scope="module")
+def view():
+    """The address of a page that mounts the view, and the data it mounts it with."""
+    data: dict = {}
     routes = [
         *run_api.ROUTES,
         *inference_api.ROUTES,
         Route("/", lambda _: HTMLResponse(MOUNT)),
         Route("/data", lambda _: JSONResponse(data)),
     ]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        tab = browser.new_page(viewport={"width": 1200, "height": 1000})
-        errors: list[str] = []
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        yield Shown(tab, f"http://127.0.0.1:{listener.getsockname()[1]}/", data)
-        tab.close()
-        server.should_exit = True
-        thread.join(timeout=10)
-        assert errors == []
+    with serve(*routes) as url:
+        yield url, data
+
+
+@pytest.fixture
+def shown(tabs, view, tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path))
+    readers._readers.cache_clear()
+    url, data = view
+    data.clear()
+    data.update(version="", plotly_version="1")
+    with tabs.tab(url, 1200, 1000) as tab:
+        yield Shown(tab, url, data)
 
 
 class Replayed:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import threading
 import time
 
 import numpy as np
@@ -25,11 +23,11 @@ from engine.store.store import Store
 from tests.fakes import make_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
-uvicorn = pytest.importorskip("uvicorn")
 
-from starlette.applications import Starlette  # noqa: E402
 from starlette.responses import HTMLResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
+
+from tests.browser.conftest import serve  # noqa: E402
 
 pytestmark = pytest.mark.browser
 expect = sync_api.expect
@@ -56,30 +54,22 @@ def store(tmp_path, monkeypatch):
     return Store(tmp_path.resolve())
 
 
+@pytest.fixture(scope="module")
+def view_url():
+    with serve(*run_api.ROUTES, Route("/", lambda _: HTMLResponse(MOUNT))) as url:
+        yield url
+
+
 @pytest.fixture
-def open_run(browser, store):
-    """Opens the live view of a run; fails on an error in the console."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        app = Starlette(routes=[*run_api.ROUTES, Route("/", lambda _: HTMLResponse(MOUNT))])
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        tab = browser.new_page()
-        errors: list[str] = []
-        tab.on("pageerror", lambda error: errors.append(str(error)))
+def open_run(tabs, store, view_url):
+    """Opens the live view of a run."""
+    with tabs.tab(view_url) as tab:
 
         def show(run_id: str):
-            tab.goto(f"http://127.0.0.1:{listener.getsockname()[1]}/?{run_id}")
+            tab.goto(f"{view_url}/?{run_id}")
             return tab
 
         yield show
-        tab.close()
-        server.should_exit = True
-        thread.join(timeout=10)
-        assert errors == []
 
 
 class Worker:

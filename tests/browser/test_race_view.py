@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 import time
 
 import numpy as np
@@ -25,12 +23,11 @@ from tests.dashboard.test_run_api import Worker
 from tests.fakes import make_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
-uvicorn = pytest.importorskip("uvicorn")
 
-from starlette.applications import Starlette  # noqa: E402
 from starlette.responses import HTMLResponse, JSONResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
+from tests.browser.conftest import serve  # noqa: E402
 from tests.browser.test_app import wait_for  # noqa: E402
 
 pytestmark = pytest.mark.browser
@@ -158,40 +155,23 @@ def served():
     class Served:
         data: dict
 
-    def page_data(_):
-        return JSONResponse(Served.data)
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        routes = [
-            *run_api.ROUTES,
-            *race_api.ROUTES,
-            Route("/", lambda _: HTMLResponse(MOUNT)),
-            Route("/data", page_data),
-        ]
-        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        Served.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    routes = [
+        *run_api.ROUTES,
+        *race_api.ROUTES,
+        Route("/", lambda _: HTMLResponse(MOUNT)),
+        Route("/data", lambda _: JSONResponse(Served.data)),
+    ]
+    with serve(*routes) as Served.url:
         yield Served
-        server.should_exit = True
-        thread.join(timeout=10)
 
 
 @pytest.fixture
-def race(browser, store, served):
-    """A tab for a race; the test fails on an error in the console."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    tab = context.new_page()
-    errors: list[str] = []
-    tab.on("pageerror", lambda error: errors.append(str(error)))
-    shown = Race(tab, served.url)
-    served.data = shown.data
-    yield shown
-    context.close()
-    assert errors == []
+def race(tabs, store, served):
+    """A tab for a race."""
+    with tabs.tab(served.url, 1280) as tab:
+        shown = Race(tab, served.url)
+        served.data = shown.data
+        yield shown
 
 
 def finished(store, *assignments: str, **how):

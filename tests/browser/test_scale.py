@@ -60,7 +60,7 @@ def test_two_ranks_train_lenet_from_a_click_to_the_sentence(scale):
     assert "study=" in scale.url
 
 
-def test_a_study_that_is_stopped_says_how_far_it_came_and_can_be_found_again(scale, browser, app_url):
+def test_a_study_that_is_stopped_says_how_far_it_came_and_can_be_found_again(scale, tabs, app_url):
     fill(scale, "Steps per run", "100000")
     scale.get_by_role("button", name="Start").click()
     expect(scale.get_by_test_id("scale-status")).to_have_text("Running", timeout=PATIENCE_MS)
@@ -70,12 +70,10 @@ def test_a_study_that_is_stopped_says_how_far_it_came_and_can_be_found_again(sca
     expect(scale.locator(".st-key-scale-verdict")).to_contain_text(
         f"No result: 0 of {scale.runs} runs finished", timeout=PATIENCE_MS
     )
-    context = app_url.new_context(browser, viewport={"width": 390, "height": 844}, color_scheme="dark")
-    phone = context.new_page()
-    phone.goto(scale.url)
-    expect(phone.get_by_test_id("scale-status")).to_have_text("Cancelled", timeout=PATIENCE_MS)
-    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
-    context.close()
+    with tabs.tab(app_url, 390, 844, "dark") as phone:
+        phone.goto(scale.url)
+        expect(phone.get_by_test_id("scale-status")).to_have_text("Cancelled", timeout=PATIENCE_MS)
+        assert phone.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_each_rank_is_seen_on_the_page_train(page, app_url):
