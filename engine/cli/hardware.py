@@ -70,7 +70,7 @@ def _as_json(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _print_machine(machine: probe.Machine) -> None:
-    print(f"{visible(machine.cpu.name)}: {machine.cpu.usable_cores} usable cores")
+    print(f"{visible(machine.cpu.name)}: {machine.cpu.usable_cores} usable cores, {machine.cpu.isa_in_words}")
     print(f"{units.nbytes(machine.memory_bytes)} memory, {units.nbytes(machine.memory_available_bytes)} available")
     for gpu in machine.gpus:
         print(

@@ -102,15 +102,15 @@ def data_sheet_mfu(
     if config.device == "cpu":
         return Mfu(
             None,
-            "There is no data sheet for CPUs, because their clock depends on the load. Calibrate to measure the peak.",
+            "Data sheets of CPUs are not used, because a CPU's clock depends on the load. Calibrate to measure the peak.",
         )
     sheet = peak or vendor_peak(device_name or "")
     if sheet is None:
-        return Mfu(None, f"There is no data sheet for {device_name or 'this device'}.")
+        return Mfu(None, f"Isoflop has no data sheet for {device_name or 'this device'}.")
     if not sheet.dense:
         return Mfu(None, "The known peak of this device is for structured sparsity, which no run here has.")
     if config.precision not in sheet.flops_per_s:
-        return Mfu(None, f"The data sheet of {sheet.device_name} has no peak in {config.precision}.")
+        return Mfu(None, f"Isoflop has no data sheet figure for {sheet.device_name} in {config.precision}.")
     most = sheet.flops_per_s[config.precision]
     return Mfu(attained / most, "", most, f"{sheet.source.name}: {sheet.source.url}")
 

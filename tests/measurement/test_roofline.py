@@ -66,10 +66,12 @@ def test_an_mfu_that_cannot_be_says_that_the_calibration_is_wrong():
 def test_mfu_against_a_data_sheet_needs_the_very_device_and_a_dense_peak():
     config = RunConfig(device="cuda:0", precision="bf16")
     assert cost.data_sheet_mfu(config, 98.94e12, "NVIDIA H100 80GB HBM3").value == pytest.approx(0.1)
-    assert cost.data_sheet_mfu(config, 98.94e12, "NVIDIA H200").reason == "There is no data sheet for NVIDIA H200."
+    assert cost.data_sheet_mfu(config, 98.94e12, "NVIDIA H200").reason == "Isoflop has no data sheet for NVIDIA H200."
     sparse = replace(datasheets.vendor_peak("NVIDIA H100 80GB HBM3"), dense=False)
     assert "structured sparsity" in cost.data_sheet_mfu(config, 98.94e12, "NVIDIA H100 80GB HBM3", peak=sparse).reason
-    assert cost.data_sheet_mfu(config, 1e12, "Tesla T4").reason == "The data sheet of Tesla T4 has no peak in bf16."
+    assert (
+        cost.data_sheet_mfu(config, 1e12, "Tesla T4").reason == "Isoflop has no data sheet figure for Tesla T4 in bf16."
+    )
     assert "CPUs" in cost.data_sheet_mfu(RunConfig(), 1e9, "AMD EPYC").reason
 
 

@@ -157,6 +157,7 @@ def test_a_precision_the_device_lacks_is_refused_with_the_reason(assignments, th
     ("assignments", "there"),
     [
         (["precision=fp16"], machine(isa=("avx512_fp16",))),
+        (["precision=fp16"], machine(isa=None)),  # not known to lack it
         (["precision=bf16"], machine()),
         (["precision=tf32", "device=cuda:0"], machine(capability="8.0")),
         (["precision=fp16", "device=cuda:0"], machine(capability="7.0")),
@@ -177,6 +178,8 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     ("assignments", "isa", "said"),
     [
         (["precision=bf16"], ("avx2",), "no bfloat16 arithmetic: bf16 ran 2 to 9 times slower"),
+        (["precision=bf16"], None, "not known whether this CPU has bfloat16 arithmetic"),
+        (["precision=fp16"], None, "not known whether this CPU has float16 arithmetic"),
         (["execution=compiled"], ("avx2",), "Compiling takes 10 to 80 s"),
         (["model.family=rnn", "execution=compiled"], ("avx2",), "does not change recurrent layers"),
         (["warmup_steps=2000"], ("avx2",), "the run never reaches its learning rate"),
