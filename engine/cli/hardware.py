@@ -135,7 +135,10 @@ def calibrate_command(a: argparse.Namespace) -> int:
     config = with_overrides(preset_config("calibrate"), [f"device={a.device}", f"threads={threads}"])
     if not a.json:
         about = units.duration(calibration.predicted_seconds(threads))
-        print(f"Takes about {about} (estimated). It starts when no other run is running.", file=sys.stderr)
+        print(
+            f"Takes about {about} (estimated), longer on a busy machine. It starts when no other run is running.",
+            file=sys.stderr,
+        )
     run = common.run_to_its_end(Client(store), config, name="Calibration", as_json=a.json)
     if a.json:
         common.print_why(run)

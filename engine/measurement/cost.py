@@ -21,6 +21,7 @@ from engine.models import family_of
 from engine.models.arithmetic import FLOAT_BYTES, Product
 from engine.models.cnn import KERNEL, SIGNAL_KERNELS
 from engine.store.run import Run
+from engine.store.store import Store
 
 MOST_MFU = 1.05  # a higher MFU of a measured peak means that the peak was measured too low
 _HALF = {"bf16", "fp16"}
@@ -74,9 +75,10 @@ def mfu(config: RunConfig, attained: float | None, found: LatestCalibration | No
         return Mfu(None, f"The run had {threads} threads, and the calibration measured only {counts}.")
     best = calibration.peak(made, dtype, threads)
     if best is None or not best.p05:
-        why = made.missing.get(f"gemm {dtype}", "")
-        return Mfu(None, f"The calibration has no peak in {dtype}. {why}".strip())
-    where = f"calibration {found.run_id}"
+        at = "" if threads == 1 else f" at {threads} threads"
+        why = calibration.why_missing(made, dtype, threads)
+        return Mfu(None, f"The calibration has no peak in {dtype}{at}. {why}".strip())
+    where = f"calibration {found.run_id} of {units.date(made.at)}"
     value = attained / best.p05
     if value > MOST_MFU:
         why = (
@@ -85,6 +87,16 @@ def mfu(config: RunConfig, attained: float | None, found: LatestCalibration | No
         )
         return Mfu(None, why, best.p05, where)
     return Mfu(value, "", best.p05, where)
+
+
+def judged_by(store: Store, run: Run) -> LatestCalibration | None:
+    """The calibration that a run's FLOP/s are compared with: its first candidate that gives an MFU, else its first one."""
+    attained, preferred = flops_per_s(run), None
+    for found in calibration.candidates(store, run):
+        if attained is None or mfu(run.config, attained, found).value is not None:
+            return found
+        preferred = preferred or found
+    return preferred
 
 
 def data_sheet_mfu(

@@ -14,6 +14,7 @@ from engine.cli import main as cli
 from engine.config.parsing import parse_config, with_overrides
 from engine.config.presets import PRESETS, preset_config
 from engine.config.run import RunConfig
+from engine.config.training import OPTIMIZERS
 from engine.data import loading
 from engine.events.training import StepSplit
 from engine.hardware import datasheets
@@ -179,6 +180,12 @@ def test_a_run_that_waits_for_its_data_is_bound_by_its_input(store):
     assert roofline.roofline(waits, found_of()).bound == "input"
     assert "execution=eager" not in roofline.roofline(waits, found_of()).try_next  # it is eager already
     assert roofline.roofline(quick, found_of()).bound != "input"
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_run_is_advised_what_it_has_already(name):
+    config = with_overrides(RunConfig(), [f"optimizer.name={name}", "batch_size=full"])
+    assert name not in roofline._try_next("memory", config, fake()).split(" keep less state than ")[0]
 
 
 def test_without_a_calibration_mfu_is_null_beside_its_reason(store, capsys):

@@ -14,6 +14,7 @@ import torch
 from engine.events.training import Steps
 from engine.hardware import probe
 from engine.hardware.probe import Machine
+from engine.measurement.calibration import of_group
 from engine.pytorch.setup import synchronize
 from engine.pytorch.training import kernels
 from engine.store.event_log import EventLog
@@ -53,7 +54,14 @@ class Job:
     per_call: int = 1  # operations of one call
     synchronizes: bool = False  # the call itself waits for the device
     rounds: list[list[float]] = field(default_factory=list)  # seconds of each operation, by round
+    cores_s: list[tuple[float, float]] = field(default_factory=list)  # of each round: on a core, and waiting for one
+    num_disturbed: int = 0  # rounds that are left out, because other programs used the cores
     is_too_long: bool = False  # it is left out
+
+    @property
+    def group(self) -> str:
+        """The jobs of a group differ only in their size, and their figures are compared with each other."""
+        return of_group(self.name, self.dtype, self.threads)
 
 
 def thread_counts(most: int) -> list[int]:
