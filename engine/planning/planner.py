@@ -12,6 +12,7 @@ from math import ceil, prod
 from engine import models
 from engine.common import units
 from engine.common.errors import ConfigError, DeviceError, OutOfMemory
+from engine.config.base import as_text
 from engine.config.run import RunConfig
 from engine.config.summary import model_in_words
 from engine.config.tasks import MIN_BATCH_SIZES, TaskName
@@ -533,6 +534,22 @@ def _check_answering_run(config: RunConfig, run_of: Callable[[str], Run]) -> Non
         request_checks.check_run(config, run_of(config.infer.run))
 
 
+def _check_no_budget(config: RunConfig) -> None:
+    """Check that no budget was given to a task that ignores it.
+
+    Raises:
+        ConfigError: one was given.
+    """
+    usual = RunConfig().budget
+    given = {f"budget.{name}": value for name, value in config.budget if value != getattr(usual, name)}
+    if given:
+        raise ConfigError(
+            f"{', '.join(f'{name}={as_text(value)}' for name, value in given.items())} cannot be combined with "
+            f"task='{config.task}', which takes as long as its measurements need.",
+            fix=f"Remove {' and '.join(given)}.",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class TaskPlanning:
     """How the runs of a task are planned and checked. The defaults are those of training."""
@@ -548,6 +565,7 @@ class TaskPlanning:
 
 PLANNING: Mapping[TaskName, TaskPlanning] = {
     "batch-law": TaskPlanning(batch_sizes=_largest_of_law, has_budget=False),  # trials take the steps they need
+    "calibrate": TaskPlanning(check=_check_no_budget),
     "infer": TaskPlanning(
         _plan_of_inference,
         check=_check_inference,

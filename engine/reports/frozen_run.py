@@ -55,6 +55,7 @@ ENVIRONMENT: dict[str, tuple[str, Callable[[Any], str]]] = {
     "gpu_driver": ("GPU driver", str),
     "gpu_compute_capability": ("GPU compute capability", str),
     "gpu_power_limit_w": ("GPU power limit", units.power),
+    "calibration": ("Compared with calibration", str),
     "os": ("Operating system", str),
     "python": ("Python", str),
     "torch": ("PyTorch", str),

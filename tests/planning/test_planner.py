@@ -8,7 +8,7 @@ import pytest
 
 from engine.common.errors import ConfigError, DeviceError, OutOfMemory
 from engine.config.parsing import with_overrides
-from engine.config.presets import PRESETS
+from engine.config.presets import PRESETS, preset_config
 from engine.config.run import RunConfig
 from engine.hardware import probe
 from engine.hardware.probe import GpuDevice
@@ -196,3 +196,10 @@ def test_usual_settings_cause_no_warnings():
     for assignments in ([], ["precision=bf16"]):
         config = with_overrides(BASE, assignments)
         assert planner.plan(config, machine=machine(isa=("amx_bf16",))).warnings == ()
+
+
+@pytest.mark.parametrize("given", ["budget.seconds=5", "budget.epochs=3"])
+def test_a_calibration_refuses_a_budget_that_it_would_ignore(given):
+    with pytest.raises(ConfigError, match=rf"{given} cannot be combined with task='calibrate'.*Remove budget\."):
+        planner.check(with_overrides(preset_config("calibrate"), [given]))
+    planner.check(preset_config("calibrate"))
