@@ -186,12 +186,13 @@ def _peaks_card(made: Calibration, counts: tuple[int, ...]) -> None:
             st.markdown(
                 f"Recommended threads: {small or calibration.NOT_KNOWN} for small models, {large or calibration.NOT_KNOWN} "
                 "for large matrix multiplications."
+                if small or large
+                else f"Recommended threads: {calibration.NOT_KNOWN}."
             )
             st.caption("Derived: the lowest thread count within 5 % of the fastest one measured.")
-        st.caption(
-            "Measured. In brackets: spread between rounds. Above ± 5 % the machine was busy. Not known: other programs used "
-            "the cores in every round, so the threads waited for each other."
-        )
+        st.caption("Measured. In brackets: spread between rounds. Above ± 5 % the machine was busy.")
+        if calibration.NOT_QUIET in calibration.missing_of(made).values():
+            st.caption("Not known: other programs used the cores in every round, so the threads waited for a core.")
 
 
 def _figure_of(m: Measurement) -> str:

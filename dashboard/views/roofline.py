@@ -46,7 +46,8 @@ def roofline_view() -> None:
     threads = _choose_threads(made, runs)
     same_threads = [run for run in runs if calibration.threads_of(run.config) == threads]
     left_out = len(runs) - len(same_threads)
-    places = [(run, roofline.roofline(run, state.judged_by(run))) for run in same_threads]
+    judged = [state.judged_by(run) for run in same_threads]
+    places = [(run, roofline.roofline(run, own)) for run, own in zip(same_threads, judged, strict=True)]
     points = [
         (label, point)
         for label, (_, point) in zip(training.labels(same_threads), places, strict=True)
@@ -54,9 +55,17 @@ def roofline_view() -> None:
     ]
     sheet = vendor_peak(made.device_name)
     figure = roofline_chart(made, threads, points, sheet=sheet)
+    if not calibration.peaks(made, threads) or calibration.bandwidth(made, threads) is None:
+        why = calibration.why_missing(made, "copy", None, threads)
+        st.info(run_parts.literal(f"There are no ceilings at this thread count. {why}"), icon=":material/info:")
     with st.container(border=True, key="roofline-card"):
         st.plotly_chart(figure, key="roofline.chart", theme=None, config={"displayModeBar": False})
         st.caption(run_parts.literal(_legend(made, threads, sheet is not None)))
+    if any(own and own.run_id != found.run_id for own in judged):
+        st.caption(
+            "The lines are those of the newest calibration. A run is compared with the calibration from its start, which its "
+            "card names."
+        )
     if left_out:
         verb = "uses" if left_out == 1 else "use"
         st.caption(f"{left_out} of the chosen runs {verb} another thread count, which has other ceilings.")

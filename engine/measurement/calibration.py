@@ -123,10 +123,10 @@ def of_group(name: str, dtype: str | None, threads: int) -> str:
     return words if threads == 1 else f"{words} at {threads} threads"
 
 
-def why_missing(calibration: Calibration, dtype: str, threads: int) -> str:
-    """Why there is no peak in a dtype and thread count; empty where the calibration does not say."""
+def why_missing(calibration: Calibration, name: str, dtype: str | None, threads: int) -> str:
+    """Why a group of measurements is missing; empty where the calibration does not say."""
     missing = missing_of(calibration)
-    return missing.get(of_group("gemm", dtype, threads)) or missing.get(of_group("gemm", dtype, 1), "")
+    return missing.get(of_group(name, dtype, threads)) or missing.get(of_group(name, dtype, 1), "")
 
 
 def missing_of(calibration: Calibration) -> dict[str, str]:

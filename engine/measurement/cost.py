@@ -76,7 +76,7 @@ def mfu(config: RunConfig, attained: float | None, found: LatestCalibration | No
     best = calibration.peak(made, dtype, threads)
     if best is None or not best.p05:
         at = "" if threads == 1 else f" at {threads} threads"
-        why = calibration.why_missing(made, dtype, threads)
+        why = calibration.why_missing(made, "gemm", dtype, threads)
         return Mfu(None, f"The calibration has no peak in {dtype}{at}. {why}".strip())
     where = f"calibration {found.run_id} of {units.date(made.at)}"
     value = attained / best.p05

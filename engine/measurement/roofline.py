@@ -80,9 +80,11 @@ def roofline(run: Run, found: LatestCalibration | None, *, input_share: float | 
         return measured.reason
     if config.data in USER_DATA or config.source.path:
         return "The bytes of a step cannot be derived for your own files, because the run does not record their shape."
-    memory = calibration.bandwidth(found.calibration, calibration.threads_of(config))
+    threads = calibration.threads_of(config)
+    memory = calibration.bandwidth(found.calibration, threads)
     if memory is None:
-        return "The calibration has no memory bandwidth for this thread count."
+        why = calibration.why_missing(found.calibration, "copy", None, threads)
+        return f"The calibration has no memory bandwidth for this thread count. {why}".strip()
     try:
         data = loading.facts(config.data, config.source)
         plan = planner.plan(config, data=data, free_bytes=0)
