@@ -311,8 +311,8 @@ def ladder(preset: str, seconds: float, runtimes: Sequence[str]) -> list[dict[st
         events = list(infer(config, own))
     kinds = (Latency, Quality, NotRun)
     latencies, qualities, missing = ([e for e in events if isinstance(e, kind)] for kind in kinds)
-    isa = " ".join(probe.probe().cpu.isa)
-    found = matrix(config, latencies, qualities, missing, is_over=True, cpu_isa=isa)  # type: ignore[arg-type]
+    environment = probe.environment(probe.probe(), config.device)
+    found = matrix(config, latencies, qualities, missing, is_over=True, environment=environment)  # type: ignore[arg-type]
     rows = []
     for rung in inference_runtimes.ladder(found, batch_size=1, threads=1):
         large = found.at(rung.result.cell.model_copy(update={"batch_size": 64}))

@@ -47,7 +47,7 @@ def conditions() -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": cpu.name,
         "usable_cores": cpu.usable_cores,
-        "isa": list(cpu.isa),
+        "isa": None if cpu.isa is None else list(cpu.isa),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),

@@ -26,7 +26,7 @@ from engine.config.parsing import overrides_from, with_overrides
 from engine.config.presets import DEFAULT_PRESET, PRESETS, preset_config
 from engine.config.run import RunConfig
 from engine.hardware import probe
-from engine.measurement import calibration
+from engine.measurement import calibration, cost
 from engine.planning import limits, planner
 from engine.planning.planner import Plan
 from engine.reports.commands import has_own_command, reproduce
@@ -107,6 +107,16 @@ def calibration_of(device: str, name: str | None) -> calibration.LatestCalibrati
 @st.cache_resource(ttl=10, max_entries=64)
 def _calibration_of(root: str, device: str, name: str | None) -> calibration.LatestCalibration | None:
     return calibration.latest(Store(Path(root)), device, name)
+
+
+def judged_by(run: Run) -> calibration.LatestCalibration | None:
+    """The calibration that a run is compared with. It is cached for ten seconds, as `calibration_of`."""
+    return _judged_by(str(store().root), run.run_id, run.status, run)
+
+
+@st.cache_resource(ttl=10, max_entries=64)
+def _judged_by(root: str, run_id: str, status: str, _run: Run) -> calibration.LatestCalibration | None:
+    return cost.judged_by(Store(Path(root)), _run)
 
 
 def open_run(run_id: str | None) -> Run | None:

@@ -47,7 +47,9 @@ def device_card(machine: Machine) -> None:
         cores = f"{machine.cpu.usable_cores} usable of {machine.cpu.logical_cores or '?'} cores"
         st.markdown(f"**{run_parts.literal(machine.cpu.name)}**")
         st.caption(
-            run_parts.literal(" · ".join([cores, f"{units.nbytes(machine.memory_bytes)} memory", *machine.cpu.isa]))
+            run_parts.literal(
+                " · ".join([cores, f"{units.nbytes(machine.memory_bytes)} memory", machine.cpu.isa_in_words])
+            )
         )
         for gpus in machine.alike:
             gpu, times = gpus[0], f"{len(gpus)} × " if len(gpus) > 1 else ""

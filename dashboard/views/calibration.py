@@ -119,7 +119,7 @@ def _submit(config: RunConfig, *, is_running: bool) -> None:
     cores = f"all {config.threads} usable cores" if config.device == "cpu" and config.threads > 1 else config.device
     st.caption(
         run_parts.literal(
-            f"Takes about {units.duration(seconds)} (estimated). Uses {cores}, so it starts when other runs have finished."
+            f"Takes about {units.duration(seconds)} (estimated), longer on a busy machine. Uses {cores}, so it starts when other runs have finished."
         )
     )
     if is_running:
@@ -177,15 +177,22 @@ def _peaks_card(made: Calibration, counts: tuple[int, ...]) -> None:
         if memory := calibration.bandwidth(made, n):
             figures |= {"Cache bandwidth": memory.cache, "Memory bandwidth": memory.memory}
         for name, figure in figures.items():
-            rows.setdefault(name, dict.fromkeys(titles, units.UNKNOWN))[title] = _figure_of(figure)
+            rows.setdefault(name, dict.fromkeys(titles, calibration.NOT_KNOWN))[title] = _figure_of(figure)
     with st.container(border=True, key="calibration-rates"):
         st.markdown("**Measured peaks**")
         st.table([{"": name} | row for name, row in rows.items()], hide_index=True)
         small, large = calibration.best_threads(made)
-        if len(counts) > 1 and small and large:
-            st.markdown(f"Recommended threads: {small} for small models, {large} for large matrix multiplications.")
+        if len(counts) > 1:
+            st.markdown(
+                f"Recommended threads: {small or calibration.NOT_KNOWN} for small models, {large or calibration.NOT_KNOWN} "
+                "for large matrix multiplications."
+                if small or large
+                else f"Recommended threads: {calibration.NOT_KNOWN}."
+            )
             st.caption("Derived: the lowest thread count within 5 % of the fastest one measured.")
         st.caption("Measured. In brackets: spread between rounds. Above ± 5 % the machine was busy.")
+        if calibration.NOT_QUIET in calibration.missing_of(made).values():
+            st.caption("Not known: other programs used the cores in every round, so the threads waited for a core.")
 
 
 def _figure_of(m: Measurement) -> str:
@@ -226,7 +233,7 @@ def _table(made: Calibration) -> dict[str, list[str | int]]:
         name: []
         for name in ("Measurement", "Precision", "Size", "Threads", "5th percentile", "Best", "Median", "Timings")
     }
-    for m in made.measurements:
+    for m in calibration.known(made):
         size = (
             "x".join(map(str, m.shape))
             if m.unit == "flops_per_s"

@@ -46,7 +46,8 @@ def roofline_view() -> None:
     threads = _choose_threads(made, runs)
     same_threads = [run for run in runs if calibration.threads_of(run.config) == threads]
     left_out = len(runs) - len(same_threads)
-    places = [(run, roofline.roofline(run, found)) for run in same_threads]
+    judged = [state.judged_by(run) for run in same_threads]
+    places = [(run, roofline.roofline(run, own)) for run, own in zip(same_threads, judged, strict=True)]
     points = [
         (label, point)
         for label, (_, point) in zip(training.labels(same_threads), places, strict=True)
@@ -54,9 +55,17 @@ def roofline_view() -> None:
     ]
     sheet = vendor_peak(made.device_name)
     figure = roofline_chart(made, threads, points, sheet=sheet)
+    if not calibration.peaks(made, threads) or calibration.bandwidth(made, threads) is None:
+        why = calibration.why_missing(made, "copy", None, threads)
+        st.info(run_parts.literal(f"There are no ceilings at this thread count. {why}"), icon=":material/info:")
     with st.container(border=True, key="roofline-card"):
         st.plotly_chart(figure, key="roofline.chart", theme=None, config={"displayModeBar": False})
         st.caption(run_parts.literal(_legend(made, threads, sheet is not None)))
+    if any(own and own.run_id != found.run_id for own in judged):
+        st.caption(
+            "The lines are those of the newest calibration. A run is compared with the calibration from its start, which its "
+            "card names."
+        )
     if left_out:
         verb = "uses" if left_out == 1 else "use"
         st.caption(f"{left_out} of the chosen runs {verb} another thread count, which has other ceilings.")
@@ -121,13 +130,14 @@ def _choose_threads(made: Calibration, runs: list[Run]) -> int:
     return int(chosen or default)
 
 
-def _run_card(run: Run, point: Roofline | str, found: LatestCalibration) -> None:
+def _run_card(run: Run, point: Roofline | str, drawn: LatestCalibration) -> None:
+    """Where a run is on the chart. It is compared with its own calibration, which can be older than the `drawn` one."""
     with st.container(border=True, key=f"roofline-run-{run.run_id}"):
         st.markdown(f"**{run_parts.literal(run.name or describe(run.config))}**")
         if isinstance(point, str):
             st.caption(run_parts.literal(f"Not on the chart: {point}"))
             return
-        of_measured, of_sheet = _mfu_texts(run, found)
+        of_measured, of_sheet = _mfu_texts(run, drawn.calibration.device_name)
         st.markdown(run_parts.literal(point.in_words))
         if run.summary().busy:
             st.caption(
@@ -141,14 +151,14 @@ def _run_card(run: Run, point: Roofline | str, found: LatestCalibration) -> None
                 f"{units.flops_per_s(point.attained_flops_per_s)} attained (measured), {units.percent(point.attained_fraction)} of the "
                 f"{units.flops_per_s(point.attainable_flops_per_s)} attainable at {units.about(point.intensity)} FLOPs per byte "
                 f"(derived; its working set of {units.nbytes(point.working_set_bytes)} is read from the {point.served_by}). MFU: "
-                f"{of_measured} of the measured peak{of_sheet}."
+                f"{of_measured}{of_sheet}."
             )
         )
 
 
-def _mfu_texts(run: Run, found: LatestCalibration) -> tuple[str, str]:
+def _mfu_texts(run: Run, device_name: str) -> tuple[str, str]:
     attained = cost.flops_per_s(run)
-    measured = cost.mfu(run.config, attained, found)
-    sheet = cost.data_sheet_mfu(run.config, attained, found.calibration.device_name)
+    measured = cost.mfu(run.config, attained, state.judged_by(run))
+    sheet = cost.data_sheet_mfu(run.config, attained, device_name)
     of_sheet = "" if sheet.value is None else f", {units.percent(sheet.value, digits=1)} of the data sheet's"
-    return units.percent(measured.value, digits=1), of_sheet
+    return f"{units.percent(measured.value, digits=1)} of the measured peak ({measured.peak_from})", of_sheet

@@ -167,8 +167,8 @@ def hardware_of(run: Run) -> None:
 
 def mfu_details(run: Run) -> list[Detail]:
     """MFU against the measured peak and the data sheet's, or why it is unknown."""
-    device, name = calibration.of_run(run)
-    attained, found = cost.flops_per_s(run), state.calibration_of(device, name)
+    _, name = calibration.of_run(run)
+    attained, found = cost.flops_per_s(run), state.judged_by(run)
     ratios = {
         "MFU of the measured peak": cost.mfu(run.config, attained, found),
         "MFU of the data sheet": cost.data_sheet_mfu(run.config, attained, name),

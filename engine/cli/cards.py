@@ -135,7 +135,7 @@ def _mfu_in_words(run: Run) -> str:
         return f"{units.UNKNOWN} ({visible(found.reason)})"
     busy = ", the machine was busy" if run.summary().busy else ""
     peak = units.flops_per_s(found.peak_flops_per_s)
-    return f"{units.percent(found.value, digits=1)} of {peak} (derived from the measured peak{busy})"
+    return f"{units.percent(found.value, digits=1)} of {peak} (derived from the measured peak, {visible(found.peak_from)}{busy})"
 
 
 def _target(run: Run) -> str:

@@ -70,7 +70,7 @@ def _as_json(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _print_machine(machine: probe.Machine) -> None:
-    print(f"{visible(machine.cpu.name)}: {machine.cpu.usable_cores} usable cores")
+    print(f"{visible(machine.cpu.name)}: {machine.cpu.usable_cores} usable cores, {machine.cpu.isa_in_words}")
     print(f"{units.nbytes(machine.memory_bytes)} memory, {units.nbytes(machine.memory_available_bytes)} available")
     for gpu in machine.gpus:
         print(
@@ -135,7 +135,10 @@ def calibrate_command(a: argparse.Namespace) -> int:
     config = with_overrides(preset_config("calibrate"), [f"device={a.device}", f"threads={threads}"])
     if not a.json:
         about = units.duration(calibration.predicted_seconds(threads))
-        print(f"Takes about {about} (estimated). It starts when no other run is running.", file=sys.stderr)
+        print(
+            f"Takes about {about} (estimated), longer on a busy machine. It starts when no other run is running.",
+            file=sys.stderr,
+        )
     run = common.run_to_its_end(Client(store), config, name="Calibration", as_json=a.json)
     if a.json:
         common.print_why(run)

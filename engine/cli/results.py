@@ -12,7 +12,7 @@ from engine.events.base import Event
 from engine.events.lifecycle import Artifact, Started
 from engine.events.machine import Calibration
 from engine.events.training import Compiled, WarmUp
-from engine.measurement import alerts, calibration, energy, provenance, roofline, step_breakdown
+from engine.measurement import alerts, calibration, cost, energy, provenance, roofline, step_breakdown
 from engine.store.run import Run
 from engine.store.store import Store
 from engine.studies import batch_law
@@ -44,9 +44,8 @@ def events_of(run: Run) -> dict[str, Event]:
 
 
 def calibration_of(run: Run) -> calibration.LatestCalibration | None:
-    """The newest calibration of the run's device in its store."""
-    device, name = calibration.of_run(run)
-    return calibration.latest(Store(run.folder.parent.parent), device, name)
+    """The calibration in the run's store that the run is compared with."""
+    return cost.judged_by(Store(run.folder.parent.parent), run)
 
 
 def _calibration(run: Run) -> dict[str, Any] | None:

@@ -44,6 +44,12 @@ def count(value: float) -> str:
 
 
 @_formatter
+def yes_or_no(value: float) -> str:
+    """`yes` or `no`, from a truth value."""
+    return "yes" if value else "no"
+
+
+@_formatter
 def about(value: float) -> str:
     """Three significant digits without a unit prefix: 0.0123, 38.2, 1,230."""
     return f"{float(f'{value:.3g}'):,.12g}"

@@ -29,6 +29,8 @@ class Measurement(BaseModel):
     # (max - min) / median of the p05 of each round; None with one round
     spread: Annotated[float, Field(ge=0)] | None = None
     calls: Count
+    # (time on a core + time waiting for one) / time on a core, of all threads; None with one thread, or if unknown
+    slowdown: Annotated[float, Field(ge=0)] | None = None
 
 
 class Calibration(Event):

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,14 @@ import psutil
 from engine.common.errors import DeviceError
 from engine.hardware.nvml import NVML, open_nvml, or_none
 
-# The CPU flags by which oneDNN and MKL choose their floating-point kernels.
-ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16")
+# Arithmetic that PyTorch's CPU kernels have a fast path for: any of these flags means that the CPU has it. The names are
+# those of /proc/cpuinfo (Linux: arch/x86/include/asm/cpufeatures.h, Documentation/arch/arm64/elf_hwcaps.rst).
+ABILITIES: Mapping[str, tuple[str, ...]] = {
+    "int8_dot": ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"),
+    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "fp16": ("avx512_fp16", "amx_fp16", "asimdhp"),
+}
+ISA_FLAGS = ("avx2", "avx512f", "asimd", "sve", *chain.from_iterable(ABILITIES.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +41,18 @@ class CpuDevice:
     physical_cores: int | None
     logical_cores: int | None
     usable_cores: int  # whole cores that this process can keep busy under its affinity mask and cgroup quota
-    isa: tuple[str, ...]  # those of ISA_FLAGS that it has
+    isa: tuple[str, ...] | None  # those of ISA_FLAGS that it has; None where the system does not list its flags
+
+    @property
+    def isa_in_words(self) -> str:
+        """The flags, or that they are not known."""
+        if self.isa is None:
+            return "vector instructions not known"
+        return ", ".join(self.isa) or "none of the vector instructions that Isoflop looks for"
+
+    def can(self, ability: str) -> bool | None:
+        """Whether it has one of the flags of `ability` (a key of ABILITIES); None where that is not known."""
+        return None if self.isa is None else not set(ABILITIES[ability]).isdisjoint(self.isa)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +143,8 @@ def environment(machine: Machine, device: str) -> dict[str, str | int | float | 
     facts: dict[str, str | int | float | None] = {
         "device": gpu.name if gpu else machine.cpu.name,
         "cpu": machine.cpu.name,
-        "cpu_isa": " ".join(machine.cpu.isa),
+        "cpu_isa": None if machine.cpu.isa is None else " ".join(machine.cpu.isa),
+        **{f"cpu_{ability}": machine.cpu.can(ability) for ability in ABILITIES},
         "physical_cores": machine.cpu.physical_cores,
         "usable_cores": machine.cpu.usable_cores,
         "memory_bytes": machine.memory_bytes,
@@ -184,14 +202,14 @@ def _torch_reason(version: str) -> str | None:
 def _cpu(root: Path) -> CpuDevice:
     info = _text(root / "proc/cpuinfo")
     name = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
-    flags = re.search(r"^flags\s*:\s*(.+)$", info, re.MULTILINE)
-    found = set(flags[1].split()) if flags else set()
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.MULTILINE)  # on x86, and on Arm
+    found = set(flags[1].split()) if flags else None
     return CpuDevice(
         name=name[1].strip() if name else platform.processor() or platform.machine(),
         physical_cores=psutil.cpu_count(logical=False),
         logical_cores=os.cpu_count(),
         usable_cores=_usable_cores(root),
-        isa=tuple(flag for flag in ISA_FLAGS if flag in found),
+        isa=None if found is None else tuple(flag for flag in ISA_FLAGS if flag in found),
     )
 
 

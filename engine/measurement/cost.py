@@ -21,6 +21,7 @@ from engine.models import family_of
 from engine.models.arithmetic import FLOAT_BYTES, Product
 from engine.models.cnn import KERNEL, SIGNAL_KERNELS
 from engine.store.run import Run
+from engine.store.store import Store
 
 MOST_MFU = 1.05  # a higher MFU of a measured peak means that the peak was measured too low
 _HALF = {"bf16", "fp16"}
@@ -74,9 +75,10 @@ def mfu(config: RunConfig, attained: float | None, found: LatestCalibration | No
         return Mfu(None, f"The run had {threads} threads, and the calibration measured only {counts}.")
     best = calibration.peak(made, dtype, threads)
     if best is None or not best.p05:
-        why = made.missing.get(f"gemm {dtype}", "")
-        return Mfu(None, f"The calibration has no peak in {dtype}. {why}".strip())
-    where = f"calibration {found.run_id}"
+        at = "" if threads == 1 else f" at {threads} threads"
+        why = calibration.why_missing(made, "gemm", dtype, threads)
+        return Mfu(None, f"The calibration has no peak in {dtype}{at}. {why}".strip())
+    where = f"calibration {found.run_id} of {units.date(made.at)}"
     value = attained / best.p05
     if value > MOST_MFU:
         why = (
@@ -85,6 +87,16 @@ def mfu(config: RunConfig, attained: float | None, found: LatestCalibration | No
         )
         return Mfu(None, why, best.p05, where)
     return Mfu(value, "", best.p05, where)
+
+
+def judged_by(store: Store, run: Run) -> LatestCalibration | None:
+    """The calibration that a run's FLOP/s are compared with: its first candidate that gives an MFU, else its first one."""
+    attained, preferred = flops_per_s(run), None
+    for found in calibration.candidates(store, run):
+        if attained is None or mfu(run.config, attained, found).value is not None:
+            return found
+        preferred = preferred or found
+    return preferred
 
 
 def data_sheet_mfu(
@@ -102,15 +114,15 @@ def data_sheet_mfu(
     if config.device == "cpu":
         return Mfu(
             None,
-            "There is no data sheet for CPUs, because their clock depends on the load. Calibrate to measure the peak.",
+            "Data sheets of CPUs are not used, because a CPU's clock depends on the load. Calibrate to measure the peak.",
         )
     sheet = peak or vendor_peak(device_name or "")
     if sheet is None:
-        return Mfu(None, f"There is no data sheet for {device_name or 'this device'}.")
+        return Mfu(None, f"Isoflop has no data sheet for {device_name or 'this device'}.")
     if not sheet.dense:
         return Mfu(None, "The known peak of this device is for structured sparsity, which no run here has.")
     if config.precision not in sheet.flops_per_s:
-        return Mfu(None, f"The data sheet of {sheet.device_name} has no peak in {config.precision}.")
+        return Mfu(None, f"Isoflop has no data sheet figure for {sheet.device_name} in {config.precision}.")
     most = sheet.flops_per_s[config.precision]
     return Mfu(attained / most, "", most, f"{sheet.source.name}: {sheet.source.url}")
 

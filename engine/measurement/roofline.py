@@ -80,9 +80,11 @@ def roofline(run: Run, found: LatestCalibration | None, *, input_share: float | 
         return measured.reason
     if config.data in USER_DATA or config.source.path:
         return "The bytes of a step cannot be derived for your own files, because the run does not record their shape."
-    memory = calibration.bandwidth(found.calibration, calibration.threads_of(config))
+    threads = calibration.threads_of(config)
+    memory = calibration.bandwidth(found.calibration, threads)
     if memory is None:
-        return "The calibration has no memory bandwidth for this thread count."
+        why = calibration.why_missing(found.calibration, "copy", None, threads)
+        return f"The calibration has no memory bandwidth for this thread count. {why}".strip()
     try:
         data = loading.facts(config.data, config.source)
         plan = planner.plan(config, data=data, free_bytes=0)
@@ -204,13 +206,13 @@ def _try_next(bound: Bound, config: RunConfig, made: Calibration) -> str:
         return _more_arithmetic(config, made)
     if bound == "input":
         if config.execution != "dataloader":
-            return "smaller inputs, or a data set that fits into memory, take less time to load."
+            return "smaller inputs take less time to gather into batches."
         return "execution=eager keeps the data on the device and shuffles a whole epoch at once."
     advice = []
     if config.batch_size != FULL:
         advice.append(_LARGER_BATCH[bound])
-    if bound == "memory" and config.optimizer.facts.keeps_state:
-        advice.append("sgd and momentum keep less state than adam")
+    if bound == "memory" and config.optimizer.facts.states_per_parameter > 1:
+        advice.append(f"sgd and momentum keep less state than {config.optimizer.name}")
     if bound != "memory" and config.device != "cpu" and config.execution != "cuda-graph":
         advice.append("execution=cuda-graph starts a whole step at once")
     return (

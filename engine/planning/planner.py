@@ -12,6 +12,7 @@ from math import ceil, prod
 from engine import models
 from engine.common import units
 from engine.common.errors import ConfigError, DeviceError, OutOfMemory
+from engine.config.base import as_text
 from engine.config.run import RunConfig
 from engine.config.summary import model_in_words
 from engine.config.tasks import MIN_BATCH_SIZES, TaskName
@@ -191,8 +192,8 @@ def _plan_of_inference(config: RunConfig, data: Dataset, free_bytes: int | None,
 
 def _warnings_of_inference(config: RunConfig, data: Dataset, machine: Machine) -> list[str]:
     found, cells = [], config.cells
-    if config.device == "cpu" and any(c.precision == "bf16" for c in cells) and not _BF16_FLAGS & set(machine.cpu.isa):
-        found.append("This CPU has no bfloat16 arithmetic: bf16 was 2 to 9 times slower than fp32 on a similar CPU.")
+    if config.device == "cpu" and any(c.precision == "bf16" for c in cells) and not machine.cpu.can("bf16"):
+        found.append(f"{_no_bf16(machine)} bf16 was 2 to 9 times slower than fp32 on a CPU without it.")
     if config.device == "cpu" and any(c.runtime == "compiled" for c in cells):
         found.append(
             "Compiling takes 5 to 40 s on a CPU for each batch size and thread count. Its time is shown separately."
@@ -263,8 +264,6 @@ def _check_ranks(config: RunConfig, machine: Machine) -> None:
 
 # --- what a device can do -----------------------------------------------------------------------------------------
 
-_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
-_FP16_FLAGS = {"avx512_fp16", "amx_fp16"}
 _AMPERE = 8.0  # compute capability: NVIDIA's first with tf32 and bf16
 
 
@@ -278,14 +277,14 @@ def check_abilities(config: RunConfig, machine: Machine) -> None:
     reason = ""
     if on_cpu and precision == "tf32":
         reason = "TF32 is a mode of NVIDIA's tensor cores"
-    elif on_cpu and precision == "fp16" and not _FP16_FLAGS & set(machine.cpu.isa):
-        reason = "this CPU has no float16 arithmetic (avx512_fp16, amx_fp16)"
+    elif on_cpu and precision == "fp16" and machine.cpu.can("fp16") is False:
+        reason = f"this CPU has no float16 arithmetic ({', '.join(probe.ABILITIES['fp16'])})"
     elif not on_cpu and precision in {"tf32", "bf16"}:
         capability = _capability(config, machine)
         if capability is not None and capability < _AMPERE:
             reason = f"the GPU has compute capability {capability:g}, and {precision} needs {_AMPERE:g}"
-    if on_cpu and precision == "bf16" and _is_fused_recurrence(config) and not _BF16_FLAGS & set(machine.cpu.isa):
-        reason = "this CPU has an LSTM in float32 only (avx512_bf16, amx_bf16)"
+    if on_cpu and precision == "bf16" and _is_fused_recurrence(config) and machine.cpu.can("bf16") is False:
+        reason = f"this CPU has an LSTM in float32 only ({', '.join(probe.ABILITIES['bf16'])})"
     if reason:
         fix = "Choose precision=fp32." if on_cpu else "Choose precision=fp32 or fp16."
         raise DeviceError(f"precision='{precision}' cannot be used on {config.device}: {reason}.", fix=fix)
@@ -294,6 +293,12 @@ def check_abilities(config: RunConfig, machine: Machine) -> None:
             "execution='compiled' needs a C++ compiler, and none was found.",
             fix="Install g++ (or set CXX), or choose execution=eager.",
         )
+
+
+def _no_bf16(machine: Machine) -> str:
+    if machine.cpu.can("bf16") is None:
+        return "It is not known whether this CPU has bfloat16 arithmetic:"
+    return "This CPU has no bfloat16 arithmetic:"
 
 
 def _capability(config: RunConfig, machine: Machine) -> float | None:
@@ -314,11 +319,13 @@ def _compiler() -> str | None:
 def _warnings(config: RunConfig, data: Dataset, machine: Machine) -> list[str]:
     """Warnings for a user before the run."""
     found = []
-    if config.device == "cpu" and config.precision == "bf16" and not _BF16_FLAGS & set(machine.cpu.isa):
+    if config.device == "cpu" and config.precision == "bf16" and not machine.cpu.can("bf16"):
         found.append(
-            "This CPU has no bfloat16 arithmetic: bf16 ran 2 to 9 times slower than fp32 on a similar CPU. "
+            f"{_no_bf16(machine)} bf16 ran 2 to 9 times slower than fp32 on a CPU without it. "
             "The losses are still those of bf16."
         )
+    if config.device == "cpu" and config.precision == "fp16" and machine.cpu.can("fp16") is None:
+        found.append("It is not known whether this CPU has float16 arithmetic. Without it, fp16 is slow.")
     if config.execution == "compiled" and config.device == "cpu":
         found.append(
             "Compiling takes 10 to 80 s on a CPU and gave at most 1.1 times the speed of eager; convolutions became "
@@ -527,6 +534,22 @@ def _check_answering_run(config: RunConfig, run_of: Callable[[str], Run]) -> Non
         request_checks.check_run(config, run_of(config.infer.run))
 
 
+def _check_no_budget(config: RunConfig) -> None:
+    """Check that no budget was given to a task that ignores it.
+
+    Raises:
+        ConfigError: one was given.
+    """
+    usual = RunConfig().budget
+    given = {f"budget.{name}": value for name, value in config.budget if value != getattr(usual, name)}
+    if given:
+        raise ConfigError(
+            f"{', '.join(f'{name}={as_text(value)}' for name, value in given.items())} cannot be combined with "
+            f"task='{config.task}', which takes as long as its measurements need.",
+            fix=f"Remove {' and '.join(given)}.",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class TaskPlanning:
     """How the runs of a task are planned and checked. The defaults are those of training."""
@@ -542,6 +565,7 @@ class TaskPlanning:
 
 PLANNING: Mapping[TaskName, TaskPlanning] = {
     "batch-law": TaskPlanning(batch_sizes=_largest_of_law, has_budget=False),  # trials take the steps they need
+    "calibrate": TaskPlanning(check=_check_no_budget),
     "infer": TaskPlanning(
         _plan_of_inference,
         check=_check_inference,

@@ -41,6 +41,9 @@ ENVIRONMENT: dict[str, tuple[str, Callable[[Any], str]]] = {
     "device": ("Device", str),
     "cpu": ("Processor", str),
     "cpu_isa": ("Vector instructions", str),
+    "cpu_int8_dot": ("int8 dot product", units.yes_or_no),
+    "cpu_bf16": ("bfloat16 arithmetic", units.yes_or_no),
+    "cpu_fp16": ("float16 arithmetic", units.yes_or_no),
     "physical_cores": ("Physical cores", units.count),
     "usable_cores": ("Usable cores", units.count),
     "threads": ("Threads used", units.count),
@@ -52,6 +55,7 @@ ENVIRONMENT: dict[str, tuple[str, Callable[[Any], str]]] = {
     "gpu_driver": ("GPU driver", str),
     "gpu_compute_capability": ("GPU compute capability", str),
     "gpu_power_limit_w": ("GPU power limit", units.power),
+    "calibration": ("Compared with calibration", str),
     "os": ("Operating system", str),
     "python": ("Python", str),
     "torch": ("PyTorch", str),
@@ -205,10 +209,10 @@ class ReportRun(FrozenModel):
     @property
     def matrix(self) -> Matrix:
         """The results of an inference run, per combination."""
-        isa = str(self.environment.get("cpu_isa") or "")
         return inference.matrix(
-            self.config, self.latencies, self.qualities, self.not_run, is_over=self.status in TERMINAL, cpu_isa=isa
-        )
+            self.config, self.latencies, self.qualities, self.not_run,
+            is_over=self.status in TERMINAL, environment=self.environment,
+        )  # fmt: skip
 
     @classmethod
     def freeze(

@@ -22,6 +22,7 @@ from engine.events.machine import HardwareSample
 from engine.events.studies import Trial
 from engine.events.training import Memory, Ranks, Steps
 from engine.hardware import contention, energy_counters, probe, process_usage, sampler
+from engine.measurement import calibration
 from engine.planning import limits
 from engine.pytorch.distributed.data_parallel import follow
 from engine.pytorch.distributed.processes import RankProcesses
@@ -29,6 +30,7 @@ from engine.pytorch.tasks.registry import GENERATORS
 from engine.store.event_log import EventLog
 from engine.store.run import SUMMARY_POINTS, Run, read_config
 from engine.store.stop_requests import SHARED_PROCESS_ENDED, StopRequest, stop_request
+from engine.store.store import Store
 from engine.system import disk_space
 from engine.system.locks import claim
 from engine.system.processes import own_identity
@@ -189,6 +191,8 @@ class RunSlot:
             self.contention.look()
         if isinstance(event, Steps | Trial) or _worked_throughout(event):
             self.contention.trained(time.perf_counter() - wall, time.thread_time() - cpu)
+        if isinstance(event, Started):
+            event = self._with_calibration(event)
         if self.shared and isinstance(event, Memory):  # the allocator's peaks are those of all runs together
             event = event.model_copy(update={"allocated_bytes": None, "reserved_bytes": None})
         self.log.append(event)
@@ -207,6 +211,17 @@ class RunSlot:
             raise
         self._past_turns_s, self._turn_began = self._turns_s(), None
         return True
+
+    def _with_calibration(self, event: Started) -> Started:
+        """The event with the id of the calibration that a training run is compared with, if there is one."""
+        found = None
+        if self.config.task_facts.trains_one_model:
+            with contextlib.suppress(EngineError, OSError):  # an unreadable store must not end the run
+                device = str(event.environment.get("device") or "")
+                found = calibration.latest(Store(self.folder.parent.parent), self.config.device, device)
+        if found is None:
+            return event
+        return event.model_copy(update={"environment": event.environment | {calibration.RECORDED_AS: found.run_id}})
 
     def _turns_s(self) -> float:
         """Time of this run's own turns, s."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from engine.common import units
@@ -19,6 +19,7 @@ from engine.store.run import Run
 LEAST_REQUESTS = 100  # per combination: with fewer, the 99th percentile is the longest request
 LONGEST = 5.0  # times infer.seconds: the most time for a combination with fewer requests than that
 
+Environment = Mapping[str, str | int | float | None]
 Quantile = Literal["p50", "p90", "p99", "max"]
 
 
@@ -56,7 +57,7 @@ class Matrix:
     config: RunConfig
     cells: tuple[CellResult, ...]
     is_over: bool = False
-    cpu_isa: str = ""  # vector instructions of the processor; empty where they are not recorded
+    environment: Environment = field(default_factory=dict)  # of the run: facts about its processor
 
     @property
     def measured(self) -> tuple[CellResult, ...]:
@@ -100,7 +101,7 @@ def matrix(
     not_run: Iterable[NotRun] = (),
     *,
     is_over: bool = False,
-    cpu_isa: str = "",
+    environment: Environment | None = None,
 ) -> Matrix:
     """The results of a run from its events."""
     by_cell = {latency.cell: latency for latency in latencies}
@@ -110,20 +111,19 @@ def matrix(
         CellResult(cell, by_cell.get(cell), by_form.get((cell.precision, cell.runtime)), reasons.get(cell, ""))
         for cell in config.cells
     ]
-    return Matrix(config, tuple(cells), is_over, cpu_isa)
+    return Matrix(config, tuple(cells), is_over, environment or {})
 
 
 def matrix_of(run: Run) -> Matrix:
     """What a run of task infer has measured so far."""
     with run.lock:
-        isa = run.started.environment.get("cpu_isa") if run.started else ""
         return matrix(
             run.config,
             run.latencies,
             run.qualities,
             run.not_run,
             is_over=run.is_over,
-            cpu_isa=str(isa or ""),
+            environment=run.started.environment if run.started else None,
         )
 
 

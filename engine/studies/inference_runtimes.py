@@ -113,24 +113,30 @@ def _line(found: Matrix, cell: Cell) -> batch_law.StepTime | None:
 
 def _known(found: Matrix, cell: Cell) -> list[str]:
     """Known reasons why a runtime or precision is slow, independent of the measurements."""
-    isa = found.cpu_isa
     if cell.runtime in {"int8", "onnxruntime-int8"}:
         words = [
             "Dynamic int8 measures and rounds the activations before every matrix product, which takes longer than a small product."
         ]
-        if isa and "vnni" not in isa and "amx_int8" not in isa:
-            words.append("This CPU has no int8 dot product (VNNI), so the product itself is hardly faster.")
+        words += _lack(found, "cpu_int8_dot", "an int8 dot product (VNNI), which makes the product itself faster")
         if models.family_of(found.config.model).has_convolutions and cell.runtime == "int8":
             words.append("Convolutions stay in fp32.")
         return words
-    if cell.precision == "bf16" and found.config.device == "cpu" and isa and "bf16" not in isa:
-        return ["This CPU has no bfloat16 instructions, so every product is emulated."]
+    if cell.precision == "bf16" and found.config.device == "cpu":
+        return _lack(found, "cpu_bf16", "bfloat16 arithmetic, without which every product is emulated")
     known: Mapping[RuntimeName, str] = {
         "exported": "Python interprets an exported graph operation by operation and checks its inputs.",
         "compiled": "The checks before compiled code (guards) take more time here than fused operations save.",
         "channels_last": "Convolutions with so few channels are not faster with this layout.",
     }
     return [known[cell.runtime]] if cell.runtime in known else []
+
+
+def _lack(found: Matrix, ability: str, what: str) -> list[str]:
+    """A sentence if the run's processor lacks an ability (a key of its environment), or if that is not known."""
+    has = found.environment.get(ability)
+    if has is None:
+        return [f"It is not known whether this CPU has {what}."]
+    return [] if has else [f"This CPU does not have {what}."]
 
 
 def offered(config: RunConfig, cell: Cell) -> str:

@@ -17,6 +17,7 @@ from engine.config.parsing import with_overrides
 from engine.config.presets import preset_config
 from engine.events.lifecycle import Finished, Progress, Started, Starting
 from engine.events.machine import Busy
+from engine.measurement.calibration import NOT_QUIET
 from engine.runtime.client import Client
 from engine.store.event_log import EventLog
 from tests.fakes import make_run
@@ -121,6 +122,29 @@ def test_an_old_calibration_of_a_busy_machine_has_warnings(own_store):
     assert [w.value.replace("\\", "").split(":")[0] for w in shown(calibrate_page).warning] == [
         "It was made 40 days ago", "The machine was busy",
     ]  # fmt: skip
+
+
+def test_two_threads_on_a_busy_machine_are_not_known(own_store):
+    disturbed = {"gemm fp32 at 2 threads": NOT_QUIET, "memory at 2 threads": NOT_QUIET}
+    made = fake(wall_per_cpu=5.6, missing=disturbed)
+    one = tuple(m for m in made.measurements if m.threads == 1)
+    kept(own_store, made.model_copy(update={"measurements": one}))
+    app = shown(calibrate_page)
+    assert "Recommended threads: not known." in words(app) and "Not known: other programs used the cores" in words(app)
+    make_run(own_store, with_overrides(preset_config("mnist-mlp"), ["threads=2"]))
+    said = words(shown(roofline_page))
+    assert "There are no ceilings at this thread count. Not known, because other programs used the cores" in said
+    assert "Not on the chart: The calibration has no peak in fp32 at 2 threads. Not known" in said
+
+
+def test_the_roofline_names_the_calibration_of_each_run(own_store):
+    own = kept(own_store, fake())
+    make_run(own_store)
+    assert "The lines are those of the newest calibration" not in words(shown(roofline_page))
+    kept(own_store, fake(gemm(rate=900e9)))
+    state._judged_by.clear()
+    said = words(shown(roofline_page))
+    assert "The lines are those of the newest calibration" in said and f"(calibration {own} of " in said
 
 
 def test_a_viewer_cannot_calibrate(own_store, monkeypatch):

@@ -13,12 +13,14 @@ import pytest
 from engine.common.errors import DeviceError
 from engine.hardware import probe as hardware_probe
 from engine.hardware.probe import (
+    ABILITIES,
     GpuDevice,
     Machine,
     allowed_cores,
     as_json,
     check_device,
     device_choices,
+    environment,
     free_memory_bytes,
 )
 from tests.fake_nvml import FakeGpu, FakeNvml
@@ -139,6 +141,27 @@ def test_the_cpu_is_described_by_the_kernel(tmp_path):
     write(tmp_path, proc__cpuinfo="model name\t: AMD EPYC 7763\nflags\t\t: fpu sse2 avx2 avx512f\n")
     cpu = probe(NO_DRIVER, root=tmp_path).cpu
     assert (cpu.name, cpu.isa) == ("AMD EPYC 7763", ("avx2", "avx512f"))
+    assert [cpu.can(ability) for ability in ABILITIES] == [False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "abilities"),
+    [
+        ("flags : avx2 avx_vnni avx512_bf16", [True, True, False]),
+        ("flags : avx2 amx_tile amx_int8 avx512_fp16", [True, False, True]),
+        ("Features : fp asimd asimdhp asimddp sve i8mm bf16", [True, True, True]),  # Arm
+        ("Features : fp asimd crc32", [False, False, False]),
+        ("processor : 0", [None, None, None]),
+        ("", [None, None, None]),
+    ],
+)
+def test_what_a_cpu_can_do_is_known_only_where_the_system_lists_its_flags(tmp_path, cpuinfo, abilities):
+    write(tmp_path, proc__cpuinfo=f"{cpuinfo}\n")
+    machine = probe(NO_DRIVER, root=tmp_path)
+    assert [machine.cpu.can(ability) for ability in ABILITIES] == abilities
+    facts = environment(machine, "cpu")
+    assert [facts[f"cpu_{ability}"] for ability in ABILITIES] == abilities
+    assert (facts["cpu_isa"] is None) == ("not known" in machine.cpu.isa_in_words) == (abilities[0] is None)
 
 
 def test_a_cpu_the_kernel_does_not_name_still_has_a_name(tmp_path):

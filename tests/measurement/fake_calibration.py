@@ -12,17 +12,17 @@ from engine.store.event_log import EventLog
 CONFIG = preset_config("calibrate")
 
 
-def gemm(dtype="fp32", rate=90e9, threads=1, size=512):
+def gemm(dtype="fp32", rate=90e9, threads=1, size=512, slowdown=1.0):
     return Measurement(
         name="gemm", unit="flops_per_s", dtype=dtype, shape=(size,) * 3, threads=threads, p05=rate, best=rate, median=rate,
-        spread=0.02, calls=100,
+        spread=0.02, calls=100, slowdown=None if threads == 1 else slowdown,
     )  # fmt: skip
 
 
 def copied(size, rate, threads=1, name="copy"):
     return Measurement(
         name=name, unit="bytes_per_s", dtype="fp32", shape=(size,), threads=threads, p05=rate, best=rate, median=rate,
-        spread=0.02, calls=100,
+        spread=0.02, calls=100, slowdown=None if threads == 1 else 1.0,
     )  # fmt: skip
 
 

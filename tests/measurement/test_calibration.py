@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 
 from engine.cli import main as cli
+from engine.config.parsing import with_overrides
+from engine.config.run import RunConfig
 from engine.events.machine import Measurement
 from engine.hardware import datasheets
-from engine.measurement import calibration
+from engine.measurement import calibration, cost
 from tests.fakes import make_run
-from tests.measurement.fake_calibration import fake, kept
+from tests.measurement.fake_calibration import fake, gemm, kept
 
 
 def test_the_newest_finished_calibration_of_this_very_device_is_found(store):
@@ -21,6 +23,39 @@ def test_the_newest_finished_calibration_of_this_very_device_is_found(store):
     assert (found.run_id, found.calibration.at) == (newest, 2.0)
     assert calibration.latest(store, "cuda:0", "AMD EPYC 9575F") is None
     assert calibration.latest(store, "cpu", None) is None
+
+
+def test_calibrating_again_does_not_change_the_mfu_of_a_run(store):
+    kept(store, fake(device_name="Another CPU"))
+    before = kept(store, fake())
+    run = make_run(store)
+    kept(store, fake(gemm(rate=900e9)))
+    assert cost.judged_by(store, run).run_id == before
+    assert cost.mfu(run.config, 45e9, cost.judged_by(store, run)).peak_from.startswith(f"calibration {before} of ")
+
+
+def test_a_run_from_before_all_calibrations_keeps_the_first_that_gives_an_mfu(store):
+    run = make_run(store, with_overrides(RunConfig(), ["threads=2"]))
+    kept(store, fake(threads=(1,)))
+    first = kept(store, fake())
+    kept(store, fake(gemm(threads=2, rate=900e9)))
+    assert cost.judged_by(store, run).run_id == first
+
+
+def test_a_run_is_compared_with_the_calibration_that_it_recorded(store):
+    older, newer = kept(store, fake()), kept(store, fake(gemm(rate=900e9)))
+    run = make_run(store)
+    assert cost.judged_by(store, run).run_id == newer
+    run.started.environment[calibration.RECORDED_AS] = older
+    assert cost.judged_by(store, run).run_id == older
+
+
+def test_idle_power_is_that_of_the_runs_own_calibration(store):
+    idle = Measurement(name="idle_power", unit="w", p05=20, best=20, median=20, calls=1)
+    kept(store, fake(idle))
+    run = make_run(store)
+    kept(store, fake(idle.model_copy(update={"median": 99.0})))
+    assert calibration.idle_w(store, run) == 20
 
 
 def test_a_run_that_is_only_called_so_is_no_calibration(store):
@@ -37,11 +72,24 @@ def test_a_calibration_is_doubted_when_old_busy_or_of_other_versions():
     ]  # fmt: skip
 
 
+def test_on_a_busy_machine_only_one_thread_is_vouched_for():
+    busy = fake(gemm(threads=4, slowdown=None), threads=(1, 4), wall_per_cpu=1.6)
+    assert calibration.peak(busy, "fp32", 1).p05 == 90e9 and calibration.peak(busy, "fp32", 4) is None
+    assert calibration.best_threads(busy)[1] is None
+    assert (
+        "fp32 at 4 threads: Not known, because other programs used the cores" in calibration.missing_in_words(busy)[0]
+    )
+    waited = fake(gemm(threads=4, rate=300e9), threads=(1, 4), wall_per_cpu=1.6)  # its threads did not wait
+    assert calibration.peak(waited, "fp32", 4).p05 == 300e9
+    quiet = fake(gemm(threads=4, slowdown=None), threads=(1, 4))
+    assert calibration.peak(quiet, "fp32", 4) and "not known whether" in calibration.doubts(quiet, now=quiet.at)[0]
+
+
 def test_the_fewest_threads_that_are_about_as_fast_are_the_best():
     small = [
         Measurement(
             name="thin_gemm", unit="flops_per_s", dtype="fp32", shape=calibration.SMALL, threads=n, p05=rate, best=rate,
-            median=rate, calls=9,
+            median=rate, calls=9, slowdown=1.0,
         )
         for n, rate in ((1, 80e9), (2, 82e9))
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from engine.cli import main as cli
 from engine.config.parsing import parse_config, with_overrides
 from engine.config.presets import PRESETS, preset_config
 from engine.config.run import RunConfig
+from engine.config.training import OPTIMIZERS
 from engine.data import loading
 from engine.events.training import StepSplit
 from engine.hardware import datasheets
@@ -66,10 +67,12 @@ def test_an_mfu_that_cannot_be_says_that_the_calibration_is_wrong():
 def test_mfu_against_a_data_sheet_needs_the_very_device_and_a_dense_peak():
     config = RunConfig(device="cuda:0", precision="bf16")
     assert cost.data_sheet_mfu(config, 98.94e12, "NVIDIA H100 80GB HBM3").value == pytest.approx(0.1)
-    assert cost.data_sheet_mfu(config, 98.94e12, "NVIDIA H200").reason == "There is no data sheet for NVIDIA H200."
+    assert cost.data_sheet_mfu(config, 98.94e12, "NVIDIA H200").reason == "Isoflop has no data sheet for NVIDIA H200."
     sparse = replace(datasheets.vendor_peak("NVIDIA H100 80GB HBM3"), dense=False)
     assert "structured sparsity" in cost.data_sheet_mfu(config, 98.94e12, "NVIDIA H100 80GB HBM3", peak=sparse).reason
-    assert cost.data_sheet_mfu(config, 1e12, "Tesla T4").reason == "The data sheet of Tesla T4 has no peak in bf16."
+    assert (
+        cost.data_sheet_mfu(config, 1e12, "Tesla T4").reason == "Isoflop has no data sheet figure for Tesla T4 in bf16."
+    )
     assert "CPUs" in cost.data_sheet_mfu(RunConfig(), 1e9, "AMD EPYC").reason
 
 
@@ -177,6 +180,12 @@ def test_a_run_that_waits_for_its_data_is_bound_by_its_input(store):
     assert roofline.roofline(waits, found_of()).bound == "input"
     assert "execution=eager" not in roofline.roofline(waits, found_of()).try_next  # it is eager already
     assert roofline.roofline(quick, found_of()).bound != "input"
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_run_is_advised_what_it_has_already(name):
+    config = with_overrides(RunConfig(), [f"optimizer.name={name}", "batch_size=full"])
+    assert name not in roofline._try_next("memory", config, fake()).split(" keep less state than ")[0]
 
 
 def test_without_a_calibration_mfu_is_null_beside_its_reason(store, capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from engine.common.errors import ConfigError, DeviceError, OutOfMemory
 from engine.config.parsing import with_overrides
-from engine.config.presets import PRESETS
+from engine.config.presets import PRESETS, preset_config
 from engine.config.run import RunConfig
 from engine.hardware import probe
 from engine.hardware.probe import GpuDevice
@@ -157,6 +157,7 @@ def test_a_precision_the_device_lacks_is_refused_with_the_reason(assignments, th
     ("assignments", "there"),
     [
         (["precision=fp16"], machine(isa=("avx512_fp16",))),
+        (["precision=fp16"], machine(isa=None)),  # not known to lack it
         (["precision=bf16"], machine()),
         (["precision=tf32", "device=cuda:0"], machine(capability="8.0")),
         (["precision=fp16", "device=cuda:0"], machine(capability="7.0")),
@@ -177,6 +178,8 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     ("assignments", "isa", "said"),
     [
         (["precision=bf16"], ("avx2",), "no bfloat16 arithmetic: bf16 ran 2 to 9 times slower"),
+        (["precision=bf16"], None, "not known whether this CPU has bfloat16 arithmetic"),
+        (["precision=fp16"], None, "not known whether this CPU has float16 arithmetic"),
         (["execution=compiled"], ("avx2",), "Compiling takes 10 to 80 s"),
         (["model.family=rnn", "execution=compiled"], ("avx2",), "does not change recurrent layers"),
         (["warmup_steps=2000"], ("avx2",), "the run never reaches its learning rate"),
@@ -193,3 +196,10 @@ def test_usual_settings_cause_no_warnings():
     for assignments in ([], ["precision=bf16"]):
         config = with_overrides(BASE, assignments)
         assert planner.plan(config, machine=machine(isa=("amx_bf16",))).warnings == ()
+
+
+@pytest.mark.parametrize("given", ["budget.seconds=5", "budget.epochs=3"])
+def test_a_calibration_refuses_a_budget_that_it_would_ignore(given):
+    with pytest.raises(ConfigError, match=rf"{given} cannot be combined with task='calibrate'.*Remove budget\."):
+        planner.check(with_overrides(preset_config("calibrate"), [given]))
+    planner.check(preset_config("calibrate"))

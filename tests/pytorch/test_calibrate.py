@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import os
 import time
 
@@ -27,6 +27,7 @@ from engine.runtime import worker
 from engine.store.event_log import decode, encode
 from engine.store.stop_requests import StopRequest, ask_to_stop
 from tests.fake_nvml import FakeGpu, FakeNvml
+from tests.measurement.fake_calibration import fake, kept
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -91,10 +92,86 @@ def test_every_thread_count_up_to_four_then_doubling_and_the_most():
     ]  # fmt: skip
 
 
+def waiting(share):
+    """A scheduler in which the threads wait for a core for `share` of each second on a core."""
+    seconds = itertools.count()
+    return lambda: (on_core := float(next(seconds)), on_core * share)
+
+
+def with_two_threads(tmp_path, scheduled):
+    config = with_overrides(CONFIG, ["threads=2"])
+    return list(calibrate(config, tmp_path, budget_s=0.3, rounds=1, scheduled=scheduled))[-1]
+
+
 def test_two_threads_are_measured_and_not_assumed(tmp_path):
-    made = list(calibrate(with_overrides(CONFIG, ["threads=2"]), tmp_path, budget_s=0.3, rounds=1))[-1]
-    assert calibration.peak(made, "fp32", 2) and calibration.bandwidth(made, 2)
+    made = with_two_threads(tmp_path, waiting(0.0))
+    assert calibration.peak(made, "fp32", 2).slowdown == 1.0 and calibration.bandwidth(made, 2)
     assert None not in calibration.best_threads(made)
+
+
+def test_two_threads_that_wait_for_a_core_have_no_figures(tmp_path):
+    made = with_two_threads(tmp_path, waiting(1.5))
+    assert {m.threads for m in made.measurements} == {1} and calibration.peak(made, "fp32", 1)
+    assert made.missing["gemm fp32 at 2 threads"] == made.missing["memory at 2 threads"] == calibration.NOT_QUIET
+    assert calibration.best_threads(made) == (None, None)
+    assert ("fp32 products at 2 threads", "not known") in [fact[:2] for fact in calibration.facts(made)]
+
+
+def test_without_the_schedulers_record_figures_of_two_threads_are_doubted(tmp_path):
+    made = with_two_threads(tmp_path, lambda: None).model_copy(update={"wall_per_cpu": 1.0})
+    assert calibration.peak(made, "fp32", 2).slowdown is None
+    assert any("not known whether other programs disturbed" in d for d in calibration.doubts(made, now=made.at))
+
+
+class FakeCore:
+    """A core whose clock moves only while it computes a product: by `seconds(size)`."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now, self.sizes = seconds, 0.0, []
+
+    def product(self, size, threads=1):
+        def call():
+            self.sizes.append(size)
+            self.now += self.seconds(size)
+
+        return task.Job("gemm", "flops_per_s", 2.0 * size**3, lambda: call, "bf16", (size,) * 3, threads)
+
+    def measure(self, *jobs, rounds=1, scheduled=lambda: None):
+        before = torch.get_num_threads()
+        list(task.Bench(CONFIG, torch.device("cpu"), lambda: self.now, rounds, scheduled).measure(jobs, 1.0))
+        torch.set_num_threads(before)
+
+
+def test_a_disturbed_job_is_repeated_until_a_moment_is_quiet():
+    readings = iter([(0.0, 0.0), (1.0, 3.0), (1.0, 3.0), (2.0, 6.0), (2.0, 6.0), (3.0, 6.1)])
+    core = FakeCore(lambda size: 1e-3)
+    job = core.product(512, threads=2)
+    core.measure(job, scheduled=lambda: next(readings))
+    assert (job.num_disturbed, len(job.rounds), measurement_of(job).slowdown) == (2, 1, pytest.approx(1.1))
+
+
+def test_repeating_ends_on_a_machine_that_is_never_quiet():
+    core = FakeCore(lambda size: 1e-3)
+    job = core.product(512, threads=2)
+    core.measure(job, scheduled=waiting(2.0))
+    assert job.num_disturbed > 1 and not job.rounds and core.now < 2.0
+
+
+def test_a_group_with_a_size_that_was_never_quiet_is_not_known():
+    core = FakeCore(lambda size: 1e-3)
+    quiet, disturbed, other = core.product(256, 2), core.product(512, 2), core.product(512)
+    quiet.rounds, disturbed.num_disturbed, other.rounds = [[0.1]], 3, [[0.1]]
+    assert task.left_out([quiet, disturbed, other]) == {"gemm bf16 at 2 threads": calibration.NOT_QUIET}
+    assert [measurement_of(job) is None for job in (quiet, disturbed, other)] == [True, True, False]
+
+
+def test_a_slow_first_round_leaves_out_no_size():
+    """Beside other programs the first calls took 5 s: at their speed, the next size would take 40 s."""
+    slow = iter([5.0] * 3)
+    core = FakeCore(lambda size: next(slow, 1e-5 * (size / 128) ** 3))
+    jobs = [core.product(size) for size in (128, 256)]
+    core.measure(*jobs, rounds=2)
+    assert [(job.is_too_long, len(job.rounds)) for job in jobs] == [(False, 2), (False, 1)]
 
 
 def test_a_busy_machine_moves_the_mean_and_not_the_fifth_percentile():
@@ -104,21 +181,12 @@ def test_a_busy_machine_moves_the_mean_and_not_the_fifth_percentile():
     assert found.p05 == pytest.approx(1e11) and found.median < 2e10 and found.spread < 0.02
 
 
-def test_a_kernel_that_is_a_hundred_times_slower_ends_at_the_sizes_it_can_do(tmp_path, monkeypatch):
-    slow, now = {128: 1e-3, 256: 8e-3, 512: 64e-3}, [0.0]
-    made = []
-
-    def gemm(device, dtype, shape, threads, name="gemm"):
-        def call():
-            made.append(shape[0])
-            now[0] += slow.get(shape[0], 100.0)
-
-        return task.Job(name, "flops_per_s", 2.0 * math.prod(shape), lambda: call, dtype, shape, threads)
-
-    bench = task.Bench(CONFIG, torch.device("cpu"), lambda: now[0], 1)
-    jobs = [gemm(None, "bf16", (n, n, n), 1) for n in (128, 256, 512, 1024, 2048)]
-    list(bench.measure(jobs, 1.0))
-    assert set(made) == {128, 256} and [job.is_too_long for job in jobs] == [False, False, True, True, True]
+def test_a_kernel_that_is_a_hundred_times_slower_ends_at_the_sizes_it_can_do():
+    core = FakeCore(lambda size: 1e-3 * (size / 128) ** 3)
+    jobs = [core.product(size) for size in (128, 256, 512, 1024, 2048)]
+    core.measure(*jobs)
+    assert set(core.sizes) == {128, 256} and [job.is_too_long for job in jobs] == [False, False, True, True, True]
+    assert list(task.left_out(jobs)) == [f"gemm bf16 of size {n}" for n in (512, 1024, 2048)]
 
 
 def test_too_little_memory_is_refused_before_anything_is_allocated(tmp_path, monkeypatch):
@@ -133,6 +201,13 @@ def test_a_calibration_stops_when_it_is_asked(store):
     worker.run(store.folder(run_id))
     run = store.run(run_id)
     assert (run.status, run.latest(Calibration)) == ("cancelled", None)
+
+
+def test_a_training_run_records_the_calibration_that_it_is_compared_with(store):
+    made = kept(store, fake(device_name=probe.probe().cpu.name))
+    run_id = store.create(with_overrides(PRESETS["digits-mlp"].config, ["budget.epochs=none", "budget.steps=3"]))
+    worker.run(store.folder(run_id))
+    assert store.run(run_id).started.environment[calibration.RECORDED_AS] == made
 
 
 class CountingNvml(FakeNvml):

@@ -14,6 +14,7 @@ import torch
 from engine.events.training import Steps
 from engine.hardware import probe
 from engine.hardware.probe import Machine
+from engine.measurement.calibration import of_group
 from engine.pytorch.setup import synchronize
 from engine.pytorch.training import kernels
 from engine.store.event_log import EventLog
@@ -28,7 +29,6 @@ _LARGEST_COPY = 2**30
 _MEMORY_SHARE = 8  # a buffer takes at most one eighth of the free memory
 _TRANSFER = 2**26  # bytes between host and device
 _RECORD_STEPS = 100  # steps of one event: a run at 1,000 steps/s reads its losses back after so many
-_FP16 = {"avx512_fp16", "amx_fp16"}
 # Compute capabilities (CUDA C++ Programming Guide): the first with int8 in tensor cores, the first with TF32 and bf16.
 _TURING, _AMPERE = (7, 5), (8, 0)
 Call = Callable[[], object]
@@ -54,7 +54,14 @@ class Job:
     per_call: int = 1  # operations of one call
     synchronizes: bool = False  # the call itself waits for the device
     rounds: list[list[float]] = field(default_factory=list)  # seconds of each operation, by round
+    cores_s: list[tuple[float, float]] = field(default_factory=list)  # of each round: on a core, and waiting for one
+    num_disturbed: int = 0  # rounds that are left out, because other programs used the cores
     is_too_long: bool = False  # it is left out
+
+    @property
+    def group(self) -> str:
+        """The jobs of a group differ only in their size, and their figures are compared with each other."""
+        return of_group(self.name, self.dtype, self.threads)
 
 
 def thread_counts(most: int) -> list[int]:
@@ -85,7 +92,7 @@ def jobs_for(
             jobs += [_int8(device, size, product) for size in _GPU_SIZES]
         else:
             missing["gemm int8"] = f"PyTorch {torch.__version__} has no product of int8 matrices (torch._int_mm)."
-    jobs += _memory_jobs(device, counts, free)
+    jobs += _memory_jobs(device, counts, free, missing)
     jobs += _transfers(device, missing)
     jobs += _overheads(device)
     return [*jobs, _recording(folder)]
@@ -104,10 +111,10 @@ def _dtypes(device: torch.device, machine: Machine, missing: dict[str, str]) -> 
         "gemm tf32": "TF32 is a mode of NVIDIA's tensor cores.",
         "gemm int8": "On a CPU quantised layers use other kernels than a plain int8 product.",
     }
-    if _FP16 & set(machine.cpu.isa):
-        return ["fp32", "bf16", "fp16"]
-    missing["gemm fp16"] = "This CPU has no float16 arithmetic (avx512_fp16, amx_fp16)."
-    return ["fp32", "bf16"]
+    if machine.cpu.can("fp16") is False:
+        missing["gemm fp16"] = f"This CPU has no float16 arithmetic ({', '.join(probe.ABILITIES['fp16'])})."
+        return ["fp32", "bf16"]
+    return ["fp32", "bf16", "fp16"]
 
 
 def _gemm(device: torch.device, dtype: str, shape: tuple[int, int, int], threads: int, name: str = "gemm") -> Job:
@@ -131,15 +138,17 @@ def _int8(device: torch.device, size: int, product: Callable[[torch.Tensor, torc
     return Job("gemm", "flops_per_s", 2.0 * size**3, make, "int8", (size, size, size))
 
 
-def _memory_jobs(device: torch.device, counts: Sequence[int], free: int | None) -> list[Job]:
+def _memory_jobs(device: torch.device, counts: Sequence[int], free: int | None, missing: dict[str, str]) -> list[Job]:
     """Copies (one array read, one written) and triads (two read, one written), from cache size to memory size.
 
     Both are those of the STREAM benchmark (McCalpin 1995).
     """
     sizes = list(_GPU_COPIES)
     if device.type == "cpu":
-        cache = last_cache_bytes() or 2**25
-        sizes = [*_CPU_COPIES, min(_LARGEST_COPY, max(2**27, _BEYOND_CACHE * cache))]
+        cache = last_cache_bytes()
+        if cache is None:
+            missing["cache_size"] = "The system does not report it, so a part of the largest copy can still be cached."
+        sizes = [*_CPU_COPIES, min(_LARGEST_COPY, max(2**27, _BEYOND_CACHE * (cache or 0)))]
     if free is not None:
         sizes = [size for size in sizes if size <= free // _MEMORY_SHARE] or [2**24]
     pool: list[torch.Tensor] = []  # shared by all jobs, because first touching a page costs more than the copies
