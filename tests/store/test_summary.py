@@ -9,6 +9,7 @@ from engine.config.presets import preset_config
 from engine.config.tasks import TASKS, Landscape
 from engine.events.imported import Imported, Origin
 from engine.events.summary import Summary, Work
+from engine.measurement import provenance
 from engine.store import migrations
 from engine.store.index import Index
 from engine.store.listing import line_of, row_of
@@ -41,6 +42,10 @@ def test_inference_counts_the_samples_of_all_combinations_and_has_one_rate_only_
     assert one.summary().samples_per_s == one.latencies[0].samples_per_s
     trained = ("steps", "epochs", "train_seconds", "flops")
     assert [getattr(one.summary(), name) for name in trained] == [None] * 4
+    figures = [provenance.of_run(run)["samples_per_s"] for run in (several, one)]
+    assert figures[0].in_words() == "Not available: several combinations have no common rate."
+    assert figures[1].value == one.summary().samples_per_s
+    assert provenance.of_run(one)["train_seconds"].in_words() == "Not available: inference trains no model."
 
 
 def test_a_sum_is_unknown_if_one_trial_is():
