@@ -41,7 +41,10 @@ COLUMNS: dict[str, Column] = {
         number_column("Measured: mean over the batches of the last epoch, at most the last 100.", "%.4f"),
     ),
     "samples_per_s": Column(
-        "Samples/s", lambda line: line.samples_per_s, number_column("Derived: samples / training time.", "compact")
+        "Samples/s", lambda line: line.samples_per_s, number_column(
+            "Derived: samples / training time; of inference with one combination, samples answered / time of its requests.",
+            "compact",
+        )
     ),
     "train_seconds": Column(
         "Training time", lambda line: line.train_seconds or None,

@@ -11,6 +11,7 @@ from dashboard.views.library.tables import table_height
 from dashboard.widgets import export_dialog, run_parts
 from engine.common import units
 from engine.common.sanitize import LONGEST_NAME, visible
+from engine.config.tasks import TASKS
 from engine.reports import sharing
 from engine.reports.sharing import SavedReport
 from engine.store.listing import GroupLine
@@ -25,7 +26,7 @@ def kind_of(group: GroupLine) -> str:
         return "scaling study"
     if group.num_lanes == 1:
         return "repeats"
-    return "load test" if group.task == "infer" else "race"
+    return "race" if TASKS[group.task].trains_one_model else "load test"
 
 
 def show_races() -> None:
@@ -76,9 +77,9 @@ def _link_to(group: str) -> None:
         st.page_link(
             "../pages/scale.py", label="Open under Scale", icon=":material/hub:", query_params={"study": group}
         )  # fmt: skip
-    elif rows and rows[0].config.task == "infer":
+    elif rows and not rows[0].config.task_facts.trains_one_model:
         st.page_link(
-            run_parts.page_of(rows[0]), label="Open under Inference", icon=":material/bolt:",
+            run_parts.page_of(rows[0]), label="Open", icon=":material/bolt:",
             query_params=run_parts.address_of(rows[0]),
         )  # fmt: skip
     else:
