@@ -29,7 +29,7 @@ def speedup_chart(found: Outcome) -> go.Figure:
     """Samples/s divided by those of one rank, against the number of ranks; both axes are logarithmic."""
     figure, ranks = _figure("Speed-up"), _ranks(found)
     _line(figure, ranks, [float(n) for n in ranks], "ideal", "dash")
-    if found.serial and len(ranks) > 1 and 0 < found.serial.value < 1:
+    if found.serial and len(ranks) > 1:
         n = np.geomspace(1, ranks[-1], _CURVE_POINTS)
         _line(figure, n.tolist(), amdahl(found.serial.value, n).tolist(), "Amdahl's law, fitted", "dot")
     shown = [1.0, float(ranks[-1])]

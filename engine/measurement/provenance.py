@@ -66,15 +66,17 @@ def _figure(value: float | None, unit: str, how: How, method: str, **more: Any) 
 def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]:
     """Every figure of a run, by its name in a summary.
 
-    A run that does not train one model has only its energy. An imported run has the figures of its report.
+    A study has those of its summary and its energy. An imported run has the figures of its report.
     """
     if run.imported:
         return _as_imported(run, run.imported)
     if run.config.task_facts.about:
         return of_energy(account or energy.of_run(run))
+    if not run.config.task_facts.trains_one_model:
+        return _of_inference(run) | of_energy(account or energy.of_run(run))
     with run.lock:
         s, started = run.summary(), run.started
-        trained = f"{s.steps:,} steps, {units.duration(s.train_seconds)} of training"
+        trained = f"{units.exact(s.steps)} steps, {units.duration(s.train_seconds)} of training"
         at = f"the evaluation after step {run.evaluations.last('step') or 0:,.0f}"
         num_test = started.test_examples if started else 0
         busy = f"The machine was busy: {s.busy_why}" if s.busy else ""
@@ -112,11 +114,11 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
                 "s",
                 "measured",
                 "wall clock, with the device synchronised, without loading, warm-up, compiling and evaluation",
-                window=f"{s.steps:,} steps, {s.epochs:.3g} epochs",
+                window=f"{units.exact(s.steps)} steps, {units.epochs(s.epochs)} epochs",
                 note=busy,
             ),
             "step_seconds": _figure(
-                s.train_seconds / s.steps if s.steps else None,
+                s.step_seconds,
                 "s",
                 "derived",
                 "training time / steps",
@@ -130,7 +132,7 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
                 "closed form per layer: matrix products and convolutions, forward and backward; a multiply-add counts as 2",
             ),
             "flops_per_s": _figure(
-                s.flops / s.train_seconds if s.flops and s.train_seconds else None,
+                s.flops_per_s,
                 "FLOP/s",
                 "derived",
                 "FLOPs / training time",
@@ -153,6 +155,45 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
     return found | of_energy(account or energy.of_run(run))
 
 
+def _of_inference(run: Run) -> dict[str, Figure]:
+    """The figures of an inference run; those of training are unknown."""
+    with run.lock:
+        s, quality, cells = run.summary(), next(iter(run.qualities), None), run.latencies
+        window = f"{quality.examples:,} samples, {quality.precision} in {quality.runtime}" if quality else ""
+        busy = f"The machine was busy: {s.busy_why}" if s.busy else ""
+        no_rate = "several combinations have no common rate" if cells else "there are no measurements yet"
+        memory = run.last_word.peak_memory_method if run.last_word else "known when the run is over"
+        accuracy = s.test_accuracy
+        trained = {
+            name: _figure(None, unit, "measured", "inference trains no model") for name, unit in _OF_TRAINING.items()
+        }
+        return trained | {
+            "test_accuracy": _figure(
+                accuracy,
+                "share",
+                "measured",
+                "share of correct predictions on the test samples",
+                window=window,
+                uncertainty=_binomial(accuracy, quality.examples if quality and not run.config.is_text else 0),
+            ),
+            "test_loss": _figure(s.test_loss, "", "measured", "mean cross-entropy on the test samples", window=window),
+            "samples_per_s": _figure(
+                s.samples_per_s,
+                "samples/s",
+                "derived",
+                "samples answered / wall time of the timed requests" if s.samples_per_s is not None else no_rate,
+                note=busy,
+            ),
+            "process_memory_bytes": _figure(s.process_memory_bytes, "bytes", "measured", memory),
+        }
+
+
+_OF_TRAINING = {
+    "final_train_loss": "", "train_seconds": "s", "step_seconds": "s", "flops": "FLOP", "flops_per_s": "FLOP/s",
+    "peak_memory_bytes": "bytes",
+}  # fmt: skip
+
+
 def _as_imported(run: Run, imported: Imported) -> dict[str, Figure]:
     """The figures of the report. A table or an early report has none; its numbers then have unknown provenance."""
     with contextlib.suppress(ValidationError):
@@ -165,9 +206,9 @@ def _as_imported(run: Run, imported: Imported) -> dict[str, Figure]:
         "final_train_loss": (s.final_train_loss, ""),
         "samples_per_s": (s.samples_per_s, "samples/s"),
         "train_seconds": (s.train_seconds or None, "s"),
-        "step_seconds": (s.train_seconds / s.steps if s.steps and s.train_seconds else None, "s"),
+        "step_seconds": (s.step_seconds or None, "s"),
         "flops": (s.flops, "FLOP"),
-        "flops_per_s": (s.flops / s.train_seconds if s.flops and s.train_seconds else None, "FLOP/s"),
+        "flops_per_s": (s.flops_per_s, "FLOP/s"),
         "peak_memory_bytes": (s.peak_memory_bytes, "bytes"),
         "process_memory_bytes": (s.process_memory_bytes, "bytes"),
     }

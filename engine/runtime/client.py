@@ -118,6 +118,7 @@ class Client:
                         fix="Start a new race of its configurations.",
                     )
             self._require_room_in_queue(rules, len(new))
+            self._announce()  # before the runs exist: a supervisor without clients interrupts each run that it finds
             try:
                 for config, name, key, heat in wanted:
                     made.append(
@@ -247,13 +248,24 @@ class Client:
         Raises:
             StoreError: the store cannot be written.
         """
+        self._announce()
         try:
-            locks.announce(self.store.root)
             other, digest = self._other_code()
             if other and _may_request_hand_over(self.store, other, digest):
                 _request_hand_over(self.store, other, digest)
             elif not ring_doorbell(self.store):
                 _start_supervisor(self.store)
+        except OSError as error:
+            raise self.store.trouble() or disk_space.unwritable(error) from None
+
+    def _announce(self) -> None:
+        """Keep the supervisor and the runs of the store going while this process lives.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        try:
+            locks.announce(self.store.root)
         except OSError as error:
             raise self.store.trouble() or disk_space.unwritable(error) from None
 

@@ -457,8 +457,8 @@ class Supervisor:
                 time.sleep(0.05)
 
     def sentinels(self) -> list[int]:
-        """File descriptors that become readable when a run's process ends."""
-        return [fd for _, job in self.active.values() if (fd := job.sentinel()) is not None]
+        """File descriptors that become readable when a run's process ends. Runs of a seed block share one."""
+        return list({fd for _, job in self.active.values() if (fd := job.sentinel()) is not None})
 
 
 def _refresh(run: Run) -> None:

@@ -285,7 +285,8 @@ class Index:
             f"""
             select grouped, min(created), count(*), sum(status not in ({ended})), count(distinct words || char(10) || name),
               max(json_extract(config, '$.parallel.num_ranks')), group_concat(distinct nullif(name, '')),
-              min(json_extract(config, '$.data')), max(json_extract(summary, '$.imported') is not null)
+              min(json_extract(config, '$.data')), max(json_extract(summary, '$.imported') is not null),
+              min(coalesce(json_extract(config, '$.task'), 'train'))
             from runs where grouped is not null group by grouped order by min(created) desc limit ?
             """,
             (limit,),
@@ -301,8 +302,9 @@ class Index:
                 tuple((names or "").split(",")[:6]),
                 data or "",
                 bool(theirs),
+                task,
             )
-            for group, created, n, alive, lanes, ranks, names, data, theirs in found
+            for group, created, n, alive, lanes, ranks, names, data, theirs, task in found
         ]
 
     def _require_listing(self) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from engine.config.run import RunConfig
 from engine.config.summary import describe
+from engine.config.tasks import TaskName
 from engine.events.base import Status, is_number
 from engine.events.summary import Summary
 from engine.store.run import Run
@@ -49,7 +50,7 @@ class RunLine:
     final_train_loss: float | None
     samples_per_s: float | None
     train_seconds: float | None
-    steps: int
+    steps: int | None
     busy: bool | None  # whether the machine was busy with other programs; None is unknown
     tags: tuple[str, ...] = ()
     notes: str = ""
@@ -74,6 +75,7 @@ class GroupLine:
     lanes: tuple[str, ...]  # names of up to 6 configurations
     data: str
     is_imported: bool
+    task: TaskName
 
     def merged_with(self, other: GroupLine) -> GroupLine:
         """This group together with more of its runs, which the index does not have yet."""

@@ -183,7 +183,7 @@ class Store(RunFolders):
             return (found or {}) | (ask(index) if read else {})
 
     def groups(self, *, limit: int = 100) -> list[GroupLine]:
-        """Races, scaling studies and repeated runs: groups of runs that were submitted together, newest first."""
+        """Races, scaling studies, load tests and repeated runs: groups of runs that were submitted together, newest first."""
         found, unindexed = self._query_index(lambda index: index.groups(limit))
         read, _ = self._read_unindexed(unindexed, _MAX_UNINDEXED_READ)
         with index_in_memory(read) as index:

@@ -57,6 +57,12 @@ def paired_ratio(values: ArrayLike, baseline: ArrayLike) -> Estimate:
     return Estimate(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(logs))
 
 
+def geometric_mean(values: ArrayLike) -> float | None:
+    """Geometric mean of positive values (n,), None without one. The ratio of two such means is that of `paired_ratio`."""
+    row = _row(values)
+    return math.exp(float(np.log(row).mean())) if len(row) else None
+
+
 def mean_of(values: ArrayLike) -> Estimate:
     """Arithmetic mean of values (n,), with Student's t interval from three values on."""
     row = _row(values)
@@ -75,7 +81,7 @@ def serial_share(ranks: ArrayLike, speedups: ArrayLike) -> float:
     """Amdahl's serial share s by least squares of the times: T(n)/T(1) = s + (1 - s)/n.
 
     It is not bounded. Above 1, several ranks take longer than one; below 0, the speed-up is larger than the number of ranks.
-    The law covers neither case. Raises EngineError where no point has more than one rank.
+    The law covers neither case (`possible_share`). Raises EngineError where no point has more than one rank.
     """
     n, speedup = _points(ranks, speedups)
     x, y = 1 - 1 / n, 1 / speedup - 1 / n
@@ -90,6 +96,27 @@ def scaled_serial_share(ranks: ArrayLike, speedups: ArrayLike) -> float:
     n, speedup = _points(ranks, speedups)
     x, y = n - 1, n - speedup
     return float(x @ y / (x @ x))
+
+
+def possible_share(fitted: Estimate) -> tuple[Estimate | None, str]:
+    """The fitted serial share, with an interval within 0..1; or None and the reason, as a part of a sentence.
+
+    A share outside 0..1 is the fit of a law that does not hold.
+    """
+    low, high = fitted.low, fitted.high
+    if low is not None and high is not None and high - low > 1:
+        return None, "the repeats differ too much"
+    if fitted.value > 1:
+        return None, (
+            "several ranks are slower than one. The law has no term for communication and cannot describe this; more ranks "
+            "would not help"
+        )
+    if fitted.value < 0:
+        return None, "the speed-up is larger than the number of ranks, which the law does not cover"
+    inside = Estimate(
+        fitted.value, None if low is None else max(0.0, low), None if high is None else min(1.0, high), fitted.n
+    )
+    return inside, ""
 
 
 def amdahl(serial: float, ranks: ArrayLike) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,15 @@ from engine.measurement import energy
 from engine.store.run import Run
 from engine.studies import paired_tests, race_results, races
 from engine.studies.scaling import FEWEST_STEPS, Lane, Mode, Study
-from engine.studies.scaling_estimates import Estimate, mean_of, paired_ratio, scaled_serial_share, serial_share
+from engine.studies.scaling_estimates import (
+    Estimate,
+    geometric_mean,
+    mean_of,
+    paired_ratio,
+    possible_share,
+    scaled_serial_share,
+    serial_share,
+)
 
 # Losses this close count as equal. Rounding differences grow from step to step, so they exceed it at some step.
 AGREES = 1e-4
@@ -81,7 +89,12 @@ def rank_times(windows: Sequence[Ranks]) -> RankTimes | None:
 
 @dataclass(frozen=True, slots=True)
 class LaneFigures:
-    """The figures of one lane: medians over its finished runs; None where a figure is not known (yet)."""
+    """The figures of one lane; None where a figure is not known (yet).
+
+    Times and rates are geometric means over the repeats that every lane has finished. These are also the repeats of the
+    speed-up, so it is the ratio of the rates. Memory is the largest of the finished runs; energy and figures to the target
+    are medians over them.
+    """
 
     mode: Mode
     ranks: int
@@ -133,8 +146,10 @@ class Outcome:
 
     study: Study
     lanes: tuple[LaneFigures, ...]
-    serial: Estimate | None  # Amdahl's serial share, from strong scaling
-    scaled_serial: Estimate | None  # Gustafson's serial share, from weak scaling
+    serial: Estimate | None  # Amdahl's serial share (0..1), from strong scaling
+    scaled_serial: Estimate | None  # Gustafson's serial share (0..1), from weak scaling
+    why_no_serial: str  # why a fitted share is not known, as a part of a sentence; empty without a fit
+    why_no_scaled_serial: str
     method: str  # how communication was measured
     target: tuple[races.Metric, float] | None
     currency: str
@@ -159,15 +174,20 @@ def outcome_of(
     study: Study, *, target: tuple[races.Metric, float] | None = None, prices: settings.Energy = energy.NO_PRICES
 ) -> Outcome:
     """The results of a study, also while it runs. `prices` gives the cost in money."""
-    lanes = tuple(_at(lane, study.base, target, prices) for lane in study.lanes)
+    common = _common_seeds(study)
+    lanes = tuple(_at(lane, study.base, common, target, prices) for lane in study.lanes)
+    serial, why_no_serial = _share_of(study, common, "strong", serial_share)
+    scaled_serial, why_no_scaled_serial = _share_of(study, common, "weak", scaled_serial_share)
     methods = [times.method for run in study.runs if (times := rank_times(run.all(Ranks)))]
     accounts = [energy.of_run(run) for run in study.runs if run.is_over]
     why = next((a.method for a in accounts if a.joules is None), "")
     return Outcome(
         study,
         lanes,
-        _share_of(study, "strong", serial_share),
-        _share_of(study, "weak", scaled_serial_share),
+        serial,
+        scaled_serial,
+        why_no_serial,
+        why_no_scaled_serial,
         methods[-1] if methods else "",
         target,
         prices.currency,
@@ -175,13 +195,25 @@ def outcome_of(
     )
 
 
-def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, prices: settings.Energy) -> LaneFigures:
+def _common_seeds(study: Study) -> Set[int]:
+    """The repeats that have finished on one rank and on every other lane that shares a finished repeat with it."""
+    alone, *others = ({seed for seed, run in lane.runs.items() if run.status == "finished"} for lane in study.lanes)
+    return alone.intersection(*(seeds for seeds in others if seeds & alone))
+
+
+def _at(
+    lane: Lane,
+    base: Lane,
+    common: Set[int],
+    target: tuple[races.Metric, float] | None,
+    prices: settings.Energy,
+) -> LaneFigures:
     runs = list(lane.runs.values())
     finished = [run for run in runs if run.status == "finished"]
-    counted = finished or [run for run in runs if not run.is_over and _rate(run) is not None]
+    measured = [run for seed, run in lane.runs.items() if seed in common and run.status == "finished"] or finished
+    counted = measured or [run for run in runs if not run.is_over and _rate(run) is not None]
     times = [t for run in counted if (t := rank_times(run.all(Ranks)))]
-    rates = [rate for run in counted if (rate := _rate(run)) is not None]
-    steps = [run.summary().train_seconds / run.summary().steps for run in counted if run.summary().steps]
+    step_s = geometric_mean([s for run in counted if (s := run.summary().step_seconds)])
     spent = [race_results.to_target(run, *target) for run in finished] if target else []
     joules_to_target = paired_tests.median_or_not_reached([s.cost["joules"] for s in spent])
     same_for, compared = _same_steps(lane, base) if lane.mode == "strong" and lane.ranks > 1 else (None, 0)
@@ -197,14 +229,14 @@ def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, price
         status={status: sum(run.status == status for run in runs) for status in sorted({run.status for run in runs})},
         why=sorted({run.why() for run in runs if run.is_over and run.why()}),
         busy=sum(bool(run.summary().busy) for run in runs),
-        step_s=paired_tests.median_of_known(steps),
-        samples_per_s=paired_tests.median_of_known(rates),
-        speedup=_speedup(lane, base),
+        step_s=step_s,
+        samples_per_s=geometric_mean([rate for run in counted if (rate := _rate(run))]),
+        speedup=_speedup(lane, base, common),
         is_provisional=not finished,
-        own_s=_mean_rank(t.own_s for t in times) if lane.ranks > 1 else paired_tests.median_of_known(steps),
-        waited_s=_mean_rank(t.waited_s for t in times) if lane.ranks > 1 else 0.0 if steps else None,
-        for_slowest_s=paired_tests.median_of_known([w for t in times if (w := t.for_slowest_s) is not None]),
-        communication_s=_mean_rank(t.communication_s for t in times),
+        own_s=_part(times, step_s, lambda t: t.own_s) if lane.ranks > 1 else step_s,
+        waited_s=_part(times, step_s, lambda t: t.waited_s) if lane.ranks > 1 else step_s and 0.0,
+        for_slowest_s=_part(times, step_s, lambda t: None if t.for_slowest_s is None else (t.for_slowest_s,)),
+        communication_s=_part(times, step_s, lambda t: t.communication_s),
         cpu_share=paired_tests.median_of_known([share for run in counted if (share := _cpu_share(run)) is not None]),
         memory_bytes=_memory(finished),
         same_for=same_for,
@@ -221,35 +253,32 @@ def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, price
 def _rate(run: Run) -> float | None:
     """Samples per second of training time; None before the first few steps."""
     summary = run.summary()
-    return summary.samples_per_s if summary.steps >= FEWEST_STEPS or run.status == "finished" else None
+    return summary.samples_per_s if (summary.steps or 0) >= FEWEST_STEPS or run.status == "finished" else None
 
 
-def _pairs(lane: Lane, base: Lane) -> tuple[list[float], list[float]]:
-    """Samples/s of a lane's finished runs and of one rank with the same seeds; of running ones where none has finished."""
+def _speedup(lane: Lane, base: Lane, common: Set[int]) -> Estimate | None:
+    """Of the common repeats; without one, of other pairs that have finished, or of pairs that still run."""
     both = {seed: (run, base.runs[seed]) for seed, run in lane.runs.items() if seed in base.runs}
-    over = [pair for pair in both.values() if all(run.status == "finished" for run in pair)]
-    counted = over or [pair for pair in both.values() if not any(r.is_over and r.status != "finished" for r in pair)]
+    over = {seed: pair for seed, pair in both.items() if all(run.status == "finished" for run in pair)}
+    running = [pair for pair in both.values() if not any(r.is_over and r.status != "finished" for r in pair)]
+    counted = [pair for seed, pair in over.items() if seed in common] or list(over.values()) or running
     rates = [(a, b) for run, one in counted if (a := _rate(run)) and (b := _rate(one))]
-    return [a for a, _ in rates], [b for _, b in rates]
+    return paired_ratio([a for a, _ in rates], [b for _, b in rates]) if rates else None
 
 
-def _speedup(lane: Lane, base: Lane) -> Estimate | None:
-    values, ones = _pairs(lane, base)
-    return paired_ratio(values, ones) if values else None
-
-
-def _share_of(study: Study, mode: Mode, fit: Callable[[ArrayLike, ArrayLike], float]) -> Estimate | None:
-    """A serial share with its interval: the mean of one fit per seed."""
+def _share_of(
+    study: Study, common: Set[int], mode: Mode, fit: Callable[[ArrayLike, ArrayLike], float]
+) -> tuple[Estimate | None, str]:
+    """A serial share with its interval, the mean of one fit per repeat; None with the reason if no share fits."""
     base, found = study.base, []
-    for seed in study.seeds:
-        one = base.runs.get(seed)
-        runs = [(lane.ranks, lane.runs.get(seed)) for lane in study.lanes if lane.mode == mode and lane.ranks > 1]
-        if one is None or one.status != "finished" or not runs:
-            continue
-        rates = [(n, rate) for n, run in runs if run and run.status == "finished" and (rate := _rate(run))]
-        if len(rates) == len(runs) and (first := _rate(one)):
-            found.append(fit([n for n, _ in rates], [rate / first for _, rate in rates]))
-    return mean_of(found) if found else None
+    lanes = [lane for lane in study.lanes if lane.mode == mode and lane.ranks > 1]
+    for seed in sorted(common):
+        rates = [
+            rate for lane in lanes if (run := lane.runs.get(seed)) and run.status == "finished" and (rate := _rate(run))
+        ]
+        if rates and len(rates) == len(lanes) and (first := _rate(base.runs[seed])):
+            found.append(fit([lane.ranks for lane in lanes], [rate / first for rate in rates]))
+    return possible_share(mean_of(found)) if found else (None, "")
 
 
 def _same_steps(lane: Lane, base: Lane) -> tuple[int | None, int]:
@@ -274,9 +303,12 @@ def _cpu_share(run: Run) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _mean_rank(values: Iterable[tuple[float, ...] | None]) -> float | None:
-    """Median over runs of the mean over ranks."""
-    return paired_tests.median_of_known([float(np.mean(per_rank)) for per_rank in values if per_rank is not None])
+def _part(
+    times: Sequence[RankTimes], step_s: float | None, read: Callable[[RankTimes], tuple[float, ...] | None]
+) -> float | None:
+    """A part of a step of the mean rank, s: its mean share over the runs, of `step_s`. So the parts add up to a step."""
+    shares = [float(np.mean(part) / np.mean(t.step_s)) for t in times if (part := read(t)) is not None]
+    return step_s * float(np.mean(shares)) if shares and step_s is not None else None
 
 
 def _memory(runs: Sequence[Run]) -> int | None:

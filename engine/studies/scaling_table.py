@@ -12,7 +12,7 @@ from engine.config.summary import model_in_words
 from engine.config.training import FULL
 from engine.studies.scaling_estimates import Estimate
 from engine.studies.scaling_results import LaneFigures, Outcome
-from engine.studies.scaling_text import agreement, batch_in_words, fits, headline, intervals, reasons
+from engine.studies.scaling_text import agreement, averages, batch_in_words, fits, headline, intervals, reasons
 
 Row = tuple[str, list[str], str]  # title, a text per lane, how it was obtained
 
@@ -107,6 +107,7 @@ def table(found: Outcome) -> list[str]:
         lines.append(f"  {title:<20}{cells}{f'   ({how})' if how else ''}")
     lines.append(headline(found))
     lines += [f"  - {visible(text)}" for text in (*reasons(found), *fits(found), agreement(found)) if text]
+    lines.append(f"  - {averages()}")
     for at in found.lanes:
         lines += [f"  ! {visible(at.label)}: {visible(why)}" for why in at.why]
     if found.why_no_energy and base.joules is None:
@@ -140,7 +141,10 @@ def as_json(found: Outcome) -> dict[str, Any]:
         ],
         "serial_share": plain(found.serial),
         "scaled_serial_share": plain(found.scaled_serial),
+        "serial_share_unknown": found.why_no_serial or None,
+        "scaled_serial_share_unknown": found.why_no_scaled_serial or None,
         "interval": intervals(),
+        "average": averages(),
         "communication_method": found.method or None,
         "target": None if found.target is None else {"metric": found.target[0], "value": found.target[1]},
         "verdict": headline(found),

@@ -229,26 +229,24 @@ def batch_in_words(size: int | str) -> str:
 
 
 def fits(found: Outcome) -> list[str]:
-    """The fits of Amdahl's and Gustafson's laws in words."""
+    """The fits of Amdahl's and Gustafson's laws in words, or why a fit gives no serial share."""
     sentences = []
     if (s := found.serial) is not None:
         sentences.append(f"Amdahl's law, fitted: {_amdahl(s)} {_points(found)}".rstrip())
+    elif found.why_no_serial:
+        sentences.append(f"Amdahl's law, fitted: serial share not known, because {found.why_no_serial}.")
     if (s := found.scaled_serial) is not None:
         sentences.append(
             f"Gustafson's law, fitted to weak scaling: serial share {_share(s)} of the time of several ranks."
         )
+    elif found.why_no_scaled_serial:
+        why = found.why_no_scaled_serial
+        sentences.append(f"Gustafson's law, fitted to weak scaling: serial share not known, because {why}.")
     return sentences
 
 
 def _amdahl(s: Estimate) -> str:
-    if s.low is not None and s.high is not None and s.high - s.low > 1:
-        return f"serial share {_share(s)}. The repeats differ too much for a useful estimate."
-    if s.value >= 1:
-        return (
-            f"serial share {_share(s)}. Above 100 %, several ranks are slower than one. The law has no term for communication "
-            "and cannot describe this; more ranks would not help."
-        )
-    if s.value <= 0:
+    if s.value == 0:
         return f"serial share {_share(s)}. No serial part was measured."
     return f"serial share {_share(s)}, so at most {1 / s.value:.3g} times as fast with any number of ranks."
 
@@ -283,6 +281,14 @@ def agreement(found: Outcome) -> str:
     return (
         f"Several ranks take the same steps as one: the first {same:,} of {compared:,} losses agree to {AGREES:g} (measured). "
         "Gradients are summed in another order, and training amplifies this rounding difference."
+    )
+
+
+def averages() -> str:
+    """How the figures of a lane are averaged over its repeats."""
+    return (
+        "Times, samples per second and speed-ups are geometric means over the repeats that all rank counts have finished, so "
+        "a speed-up is the ratio of the samples per second. Energy and figures to the target are medians over the finished runs."
     )
 
 

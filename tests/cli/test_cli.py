@@ -11,12 +11,16 @@ import pytest
 
 from engine.cli import common
 from engine.cli import main as cli
+from engine.common.errors import StoreError
 from engine.config.presets import PRESETS
 from engine.events.lifecycle import Finished
 from engine.events.machine import Busy
 from engine.events.training import StepSplit
+from engine.runtime import client
 from engine.runtime.client import Client
 from engine.store.listing import row_of
+from engine.store.store import Store
+from engine.system import locks
 from tests.fakes import make_run
 
 SUMMARY = {
@@ -60,19 +64,39 @@ def ask(call):
     return run
 
 
-# --- Ctrl-C
+# --- commands that submit runs
+
+SUBMITTING = [
+    (("run", *QUICK, "--seeds", "2"), "run_ids"),
+    (("run", "--preset", "digits-law"), "run_ids"),
+    (("race", "--base", "digits-mlp", "--lane", "a: batch_size=16", "--lane", "b: batch_size=64"), "run_ids"),
+    (("scale", "--ranks", "1,2", "--seeds", "1", "--steps", "10"), "run_ids"),
+    (("infer", "--preset", "lenet"), "run_id"),
+    (("calibrate",), "run_id"),
+]
 
 
-@pytest.mark.parametrize(
-    ("command", "key"),
-    [
-        (("run", *QUICK, "--seeds", "2"), "run_ids"),
-        (("race", "--base", "digits-mlp", "--lane", "a: batch_size=16", "--lane", "b: batch_size=64"), "run_ids"),
-        (("scale", "--ranks", "1,2", "--seeds", "1", "--steps", "10"), "run_ids"),
-        (("infer", "--preset", "lenet"), "run_id"),
-        (("calibrate",), "run_id"),
-    ],
-)
+@pytest.mark.parametrize("command", [command for command, _ in SUBMITTING])
+def test_a_command_needs_the_store_before_its_runs_exist(call, store, monkeypatch, command):
+    needed, create = [], Store.create
+
+    def noted(self, *args, **options):
+        needed.append(locks.is_needed(self.root))
+        return create(self, *args, **options)
+
+    def no_supervisor(_):
+        raise StoreError("No supervisor in this test.")
+
+    monkeypatch.setattr(Store, "create", noted)
+    monkeypatch.setattr(client, "ring_doorbell", no_supervisor)
+    try:
+        call(*command)
+    finally:
+        locks.withdraw(store.root)
+    assert needed and all(needed)
+
+
+@pytest.mark.parametrize(("command", "key"), SUBMITTING)
 def test_ctrl_c_cancels_every_run_that_a_command_submitted(call, store, monkeypatch, command, key):
     def pressed(*_, **__):
         raise KeyboardInterrupt

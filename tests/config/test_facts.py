@@ -29,7 +29,6 @@ from engine.pytorch.tasks.registry import GENERATORS
 from engine.pytorch.training import optimizers
 from engine.reports import commands
 from engine.reports.html import configuration, studies
-from engine.store import run
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = RunConfig()
@@ -164,7 +163,7 @@ def test_no_task_is_forgotten():
 
 def test_what_a_room_registers_for_a_task_belongs_to_a_task():
     rooms = {
-        "words": summary._WORDS, "summaries": run._SUMMARIES, "planning": planner.PLANNING, "cards": cards._CARDS,
+        "words": summary._WORDS, "planning": planner.PLANNING, "cards": cards._CARDS,
         "results": results._RESULTS, "records": results._RECORDS, "estimates": cli_run._ESTIMATES,
         "lines": cli_run._LINES, "sections": studies.SECTIONS, "commands": commands._ARGUMENTS,
         "views": run_parts._TASK_VIEWS, "figures": run_results._RESULTS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dashboard.views.library.columns import ALL_COLUMNS, title_of
+from engine.config.inference import infer_config
 from engine.config.parsing import with_overrides
 from engine.config.presets import PRESETS
 from engine.reports import sharing
@@ -57,6 +58,16 @@ def test_a_filter_that_is_not_understood_gives_an_error_and_shows_all_runs(app, 
 def test_races_are_listed(app, many):  # noqa: F811
     open_page(app, "library", view="Races and studies")
     assert app.dataframe[0].value["Kind"].tolist() == ["race"] and not app.exception
+
+
+def test_a_load_test_is_no_race(app, store):  # noqa: F811
+    for rate in (50, 100):
+        config = infer_config(BASE, load="open", rate=rate)
+        make_run(store, config, num_steps=0, name=f"{rate} requests/s", group="0123456789abcdef")
+    for seed in (0, 1):
+        make_run(store, with_overrides(BASE, [f"seed={seed}"]), num_steps=20, group="fedcba9876543210")
+    open_page(app, "library", view="Races and studies")
+    assert sorted(app.dataframe[0].value["Kind"]) == ["load test", "repeats"] and not app.exception
 
 
 @pytest.mark.process

@@ -9,12 +9,17 @@ import time
 
 import pytest
 
+from engine.config.parsing import with_overrides
+from engine.config.presets import PRESETS
 from engine.runtime import client as runtime_client
+from engine.runtime.client import Client, ring_doorbell
 from engine.runtime.daemon import _Clients
+from engine.store.store import Store, Submission
 from engine.system import locks
 from tests.runtime.scene import LONG, assert_whole
 
 pytestmark = pytest.mark.process
+STEPS = ("budget.steps=5", "budget.steps=6")
 
 
 @pytest.mark.slow
@@ -55,6 +60,29 @@ def test_the_grace_period_starts_when_the_last_client_ends(store, monkeypatch):
         now[0] += waited_s
         gone.append(clients.are_gone())
     assert gone == [False, False, False, True, False]
+
+
+@pytest.mark.slow
+def test_a_race_submitted_to_an_idle_supervisor_keeps_its_runs(scene, monkeypatch):
+    """The supervisor finds each run at once, and its last client has left long ago."""
+    create = Store.create
+
+    def slowly(*args, **options):
+        run_id = create(*args, **options)
+        assert ring_doorbell(scene.store)
+        time.sleep(0.3)
+        return run_id
+
+    supervising, log = scene.supervise("--on-demand", "--grace-seconds", 0.2), scene.root / "test.log"
+    monkeypatch.setattr(Store, "create", slowly)
+    for attempt in range(3):
+        time.sleep(1.2)  # the grace, and the time between two looks of an idle supervisor
+        block = [Submission(with_overrides(PRESETS["digits-mlp"].config, [steps])) for steps in STEPS]
+        ids = Client(scene.store).submit_seed_blocks([block], group=f"{attempt:016x}")
+        assert [scene.until_over(scene.store.run(run_id)).status for run_id in ids] == ["finished"] * len(STEPS)
+        scene.wait(lambda ids=ids: all(f"{run_id} finished" in log.read_text() for run_id in ids), "an idle supervisor")
+        locks.withdraw(scene.root)
+    assert supervising.poll() is None
 
 
 @pytest.mark.slow

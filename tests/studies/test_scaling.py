@@ -229,6 +229,42 @@ def test_speed_up_and_efficiency_are_of_pairs_with_one_seed(store):
     assert found.scaled_serial.value == pytest.approx(0.4, abs=1e-3)
 
 
+def test_a_speed_up_is_the_ratio_of_the_rates_beside_it(store):
+    """Also if repeats are unequal, and one of them is missing on one rank count."""
+    lost = Failed(at=0, cause="RankLost", message="Rank 1 was killed.")
+    study = study_of(
+        store, step_s={("strong", 1): 0.01, ("strong", 2): 0.025, ("strong", 4): 0.03, ("weak", 2): 0.03}, seeds=4,
+        noise=0.6, last={("strong", 4, 2): lost}, waited_s={("strong", 2): (0.006, 0.004)},
+    )  # fmt: skip
+    one, *others = scaling_results.outcome_of(study).lanes
+    for at in others:
+        assert at.speedup.n == 3
+        assert at.speedup.value == pytest.approx(at.samples_per_s / one.samples_per_s, rel=1e-9)
+        if at.mode == "strong":
+            assert at.speedup.value == pytest.approx(one.step_s / at.step_s, rel=1e-9)
+    assert others[0].own_s + others[0].waited_s == pytest.approx(others[0].step_s)
+
+
+@pytest.mark.parametrize(
+    ("two", "because"), [(0.04, "several ranks are slower than one"), (0.004, "larger than the number of ranks")]
+)
+def test_a_serial_share_that_is_impossible_is_not_known(store, two, because):
+    found = scaling_results.outcome_of(
+        study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): two, ("weak", 2): 2 * two}, seeds=3)
+    )
+    amdahl, gustafson = scaling_text.fits(found)
+    assert "serial share not known" in amdahl and because in amdahl
+    assert "serial share not known" in gustafson and because in gustafson
+    said = scaling_table.as_json(found)
+    assert (said["serial_share"], said["scaled_serial_share"]) == (None, None)
+    assert because in said["serial_share_unknown"] and because in said["scaled_serial_share_unknown"]
+
+
+def test_the_interval_of_a_serial_share_stays_within_its_range():
+    fitted = scaling_estimates.Estimate(0.1, -0.2, 0.4, 3)
+    assert scaling_estimates.possible_share(fitted)[0] == scaling_estimates.Estimate(0.1, 0.0, 0.4, 3)
+
+
 def test_a_run_that_failed_counts_in_no_pair_and_says_why(store):
     study = study_of(
         store, step_s={("strong", 1): 0.01, ("strong", 2): 0.006}, seeds=2,
@@ -432,7 +468,10 @@ def test_a_serial_share_with_a_wide_interval_gives_no_limit(store):
     found = scaling_results.outcome_of(
         study_of(store, step_s={("strong", 1): 0.01, ("strong", 2): 0.007}, seeds=3, noise=0.5)
     )
-    assert "differ too much for a useful estimate" in scaling_text.fits(found)[0]
+    assert found.serial is None
+    assert scaling_text.fits(found) == [
+        "Amdahl's law, fitted: serial share not known, because the repeats differ too much."
+    ]
 
 
 def test_the_verdict_mentions_a_busy_machine(store):

@@ -240,7 +240,10 @@ def start(request: InferenceRequest) -> str:
     if len(request.configs) == 1:
         return state.submit(request.configs[0])
     group = state.key_of(" ".join(config.model_dump_json() for config in request.configs))[:16]
-    ids = [state.client().submit(c, group=group, key=f"{group} {n}") for n, c in enumerate(request.configs)]
+    ids = [
+        state.client().submit(c, name=f"{c.infer.rate:g} requests/s", group=group, key=f"{group} {n}")
+        for n, c in enumerate(request.configs)
+    ]
     return ids[0]
 
 

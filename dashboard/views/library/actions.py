@@ -12,6 +12,7 @@ from dashboard import state
 from dashboard.widgets import export_dialog, run_parts
 from engine.common.errors import EngineError, StoreError
 from engine.common.sanitize import visible
+from engine.config.tasks import TASKS
 from engine.runtime.client import UNDO_S
 from engine.store.labels import LONGEST_NOTES
 from engine.store.listing import RunLine
@@ -26,7 +27,8 @@ def chosen_many(lines: Sequence[RunLine]) -> None:
     with st.container(border=True, key="selected"):
         st.markdown(f"**{run_count(len(ids))} selected**")
         with st.container(horizontal=True, vertical_alignment="center", key="library-tools"):
-            trained = [line.run_id for line in lines if line.steps]
+            tasks = state.store().values(["task"], run_ids=ids)
+            trained = [run_id for run_id, (task,) in tasks.items() if TASKS[task].trains_one_model]
             if st.button(
                 "Compare", type="primary", icon=":material/compare_arrows:", key="compare-chosen",
                 disabled=not 2 <= len(trained) <= MOST_TO_COMPARE,

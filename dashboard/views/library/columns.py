@@ -13,6 +13,7 @@ from engine.store import query
 from engine.store.listing import RunLine
 
 _TESTED = "Measured on the test samples, at the last evaluation."
+_COUNTED = "Counted; in a study, over all of its trials."
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,13 @@ COLUMNS: dict[str, Column] = {
         number_column("Measured: mean over the batches of the last epoch, at most the last 100.", "%.4f"),
     ),
     "samples_per_s": Column(
-        "Samples/s", lambda line: line.samples_per_s, number_column("Derived: samples / training time.", "compact")
+        "Samples/s", lambda line: line.samples_per_s, number_column(
+            "Derived: samples / training time; of inference with one combination, samples answered / time of its requests.",
+            "compact",
+        )
     ),
     "train_seconds": Column(
-        "Training time", lambda line: (line.train_seconds or None) if line.steps else None,
+        "Training time", lambda line: line.train_seconds or None,
         number_column("Measured with a synchronised device, without data loading, warm-up, compiling and evaluation.", "%.1f s"),
     ),
     "busy": Column(
@@ -52,14 +56,14 @@ COLUMNS: dict[str, Column] = {
             width=90, help="Busy: other programs used the machine, so samples/s and training time are worse than when idle."
         ),
     ),
-    "steps": Column("Steps", lambda line: line.steps, number_column("Counted.", "localized")),
+    "steps": Column("Steps", lambda line: line.steps, number_column(_COUNTED, "localized")),
     "seed": Column("Seed", lambda line: line.seed),
     "created": Column("Started", lambda line: line.created, st.column_config.DatetimeColumn(format="distance")),
     "tags": Column("Tags", lambda line: [visible(tag) for tag in line.tags], st.column_config.ListColumn(width=110)),
     "notes": Column("Notes", lambda line: visible(line.notes, LONGEST_NAME)),
     "why": Column("Ended because", lambda line: visible(line.why, LONGEST_NAME)),
     "test_loss": Column("Test loss", None, number_column(_TESTED, "%.4f")),
-    "samples": Column("Samples", None, number_column("Counted.", "compact")),
+    "samples": Column("Samples", None, number_column(_COUNTED, "compact")),
     "epochs": Column("Epochs", None, number_column("Counted.", "%.2f")),
     "flops": Column("FLOPs", None, number_column("Derived from closed formulas per layer.", "compact")),
     "peak_memory_bytes": Column(

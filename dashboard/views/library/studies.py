@@ -1,4 +1,4 @@
-"""The lists of races and scaling studies, and of imported reports."""
+"""The lists of races, scaling studies and load tests, and of imported reports."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dashboard.views.library.tables import table_height
 from dashboard.widgets import export_dialog, run_parts
 from engine.common import units
 from engine.common.sanitize import LONGEST_NAME, visible
+from engine.config.tasks import TASKS
 from engine.reports import sharing
 from engine.reports.sharing import SavedReport
 from engine.store.listing import GroupLine
@@ -23,7 +24,9 @@ def kind_of(group: GroupLine) -> str:
     """What the runs of a group are together."""
     if group.most_ranks > 1:
         return "scaling study"
-    return "race" if group.num_lanes > 1 else "repeats"
+    if group.num_lanes == 1:
+        return "repeats"
+    return "race" if TASKS[group.task].trains_one_model else "load test"
 
 
 def show_races() -> None:
@@ -31,7 +34,7 @@ def show_races() -> None:
     groups = state.store().groups()
     if not groups:
         st.info(
-            "There are no races and no scaling studies yet. Start a race under Compare, or a scaling study under Scale.",
+            "There are no races, scaling studies or load tests yet. Start one under Compare, Scale or Inference.",
             icon=":material/info:",
         )
         return
@@ -58,21 +61,32 @@ def show_races() -> None:
 
 def _show_group(group: GroupLine) -> None:
     with st.container(border=True, horizontal=True, key="selected-race"):
-        if kind_of(group) == "scaling study":
-            st.page_link(
-                "../pages/scale.py", label="Open under Scale", icon=":material/hub:", query_params={"study": group.group}
-            )  # fmt: skip
-        else:
-            st.page_link(
-                "../pages/compare.py", label="Open under Compare", icon=":material/compare_arrows:",
-                query_params={"view": "Race", "race": group.group},
-            )  # fmt: skip
+        _link_to(group.group)
         st.page_link(
             "../pages/library.py", label="Runs", icon=":material/list:",
             query_params={"where": f"group = {group.group}"},
         )  # fmt: skip
         if st.button("Export", icon=":material/download:", key="export-race"):
             export_dialog.export_dialog([row.run_id for row in state.store().rows(group=group.group)])
+
+
+def _link_to(group: str) -> None:
+    """A link to the page that shows the runs of a group together."""
+    rows = state.store().rows(group=group)
+    if any(row.config.parallel.num_ranks > 1 for row in rows):
+        st.page_link(
+            "../pages/scale.py", label="Open under Scale", icon=":material/hub:", query_params={"study": group}
+        )  # fmt: skip
+    elif rows and not rows[0].config.task_facts.trains_one_model:
+        st.page_link(
+            run_parts.page_of(rows[0]), label="Open", icon=":material/bolt:",
+            query_params=run_parts.address_of(rows[0]),
+        )  # fmt: skip
+    else:
+        st.page_link(
+            "../pages/compare.py", label="Open under Compare", icon=":material/compare_arrows:",
+            query_params={"view": "Race", "race": group},
+        )  # fmt: skip
 
 
 def show_reports() -> None:
@@ -127,10 +141,7 @@ def _report_links(report: SavedReport, stored: list[str]) -> None:
     if not stored:
         return
     if report.group_ids:
-        st.page_link(
-            "../pages/compare.py", label="Open the race", icon=":material/compare_arrows:",
-            query_params={"view": "Race", "race": report.group_ids[0]},
-        )  # fmt: skip
+        _link_to(report.group_ids[0])
     elif len(stored) == 1:
         st.page_link(
             "../pages/train.py", label="Open the run", icon=":material/open_in_new:", query_params={"run": stored[0]}

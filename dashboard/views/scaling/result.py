@@ -114,7 +114,7 @@ def _draw_table(group: str, target: tuple[Metric, float] | None) -> None:
     # Of a fixed width, because a phone cuts narrower columns.
     columns = {name: st.column_config.TextColumn(width=_COLUMN_WIDTH) for name in table.columns[1:-1]}
     st.dataframe(table, hide_index=True, height="content", key="scale-table", column_config=columns)
-    notes = [scaling_text.intervals(), "Figures are medians over the finished runs of a configuration."]
+    notes = [scaling_text.intervals(), scaling_text.averages()]
     if found.method:
         notes.append(f"Waiting and all-reduce: {found.method}.")
     if found.why_no_energy and found.base.joules is None:
