@@ -49,6 +49,15 @@ class Trial(Event):
     train_s: Seconds | None = None  # training time until the target, without evaluations
     step_s: Seconds | None = None  # mean time of all its steps; None without steps
     last_loss: float  # training loss at its end
+    steps_made: Count | None = (
+        None  # all steps, also those of the evaluations that confirmed the target; None: not recorded
+    )
+    samples_made: Count | None = None  # samples of all steps; None: not recorded
+
+    @property
+    def trained_s(self) -> float | None:
+        """Training time of all steps, s; None if it was not recorded."""
+        return None if self.steps_made is None else self.steps_made * (self.step_s or 0.0)
 
     @model_validator(mode="after")
     def _reached_has_steps(self) -> Self:
