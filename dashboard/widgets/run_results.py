@@ -132,7 +132,7 @@ def split_of(run: Run) -> None:
         figure = split_chart([("", found)])
         st.plotly_chart(figure, key=f"split-chart-{run.run_id}", theme=None, config={"displayModeBar": False})
         st.markdown(f":material/lightbulb: {literal(step_breakdown.sentence(found, run.config))}")
-        if known := step_breakdown.agrees(found, run.summary().train_seconds / max(1, len(run.steps))):
+        if known := step_breakdown.agrees(found, run.summary().step_seconds):
             st.caption(literal(known))
 
 

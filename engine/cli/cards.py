@@ -102,7 +102,7 @@ def _training_card(run: Run) -> str:
         f"  {describe(run.config)}",
         f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the test split)",
         f"  training loss     {units.loss(s.final_train_loss)} (measured: mean over the last epoch, at most 100 batches)",
-        f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs (counted), {units.duration(s.train_seconds)} (measured{busy})",
+        f"  trained           {units.exact(s.steps)} steps, {units.epochs(s.epochs)} epochs (counted), {units.duration(s.train_seconds)} (measured{busy})",
         f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived: samples / training time{busy})",
         f"  FLOPs             {units.flops(s.flops)} (derived: closed form per layer)",
         f"  MFU               {_mfu_in_words(run)}",
@@ -114,7 +114,7 @@ def _training_card(run: Run) -> str:
         short = ", too short for a comparison" if account.is_short else ""
         how = f"measured, {account.source}{short}" if account.is_measured else visible(energy.how_in_words(account))
         lines.append(f"  energy            {energy.in_words(account)} ({how.rstrip('.')})")
-    if found := step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=s.steps):
+    if found := step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=len(run.steps)):
         lines.append(f"  step breakdown    {step_breakdown.row_in_words(found)} (measured)")
         lines.append(f"                    {step_breakdown.sentence(found, run.config)}")
     lines += [f"  ! {visible(alert.in_words)}" for alert in alerts.of_run(run, time.time())]
@@ -230,7 +230,7 @@ def _curve_card(run: Run) -> str:
             f"  test accuracy     {units.accuracy(s.test_accuracy)} (from the table)",
             f"  test loss         {units.loss(s.test_loss)} (from the table)",
             f"  training loss     {units.loss(s.final_train_loss)} (last row of the table)",
-            f"  steps             {s.steps:,}, {units.duration(s.train_seconds or None)}",
+            f"  steps             {units.exact(s.steps)}, {units.duration(s.train_seconds or None)}",
         ]
     )
 

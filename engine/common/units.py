@@ -44,6 +44,18 @@ def count(value: float) -> str:
 
 
 @_formatter
+def exact(value: float) -> str:
+    """A count with all of its digits: 12,345."""
+    return f"{value:,.0f}"
+
+
+@_formatter
+def epochs(value: float) -> str:
+    """Epochs in up to four significant digits: 0.25, 12.5."""
+    return f"{value:.4g}"
+
+
+@_formatter
 def about(value: float) -> str:
     """Three significant digits without a unit prefix: 0.0123, 38.2, 1,230."""
     return f"{float(f'{value:.3g}'):,.12g}"

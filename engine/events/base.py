@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from engine.common.sanitize import encodable
+from engine.events.summary import Work
 
 Status = Literal["queued", "starting", "running", "stopping", "finished", "cancelled", "failed", "interrupted"]
 TERMINAL: frozenset[Status] = frozenset({"finished", "cancelled", "failed", "interrupted"})
@@ -101,6 +102,11 @@ class Event(BaseModel):
         """Title and text of each number and text of the event, for a task that has no card of its own."""
         plain = ((name, value) for name, value in self if name != "kind" and isinstance(value, str | int | float))
         return [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in plain]
+
+    @property
+    def work(self) -> Work | None:
+        """The work of the trial that the event reports; the summary of a study adds them up. None: it reports no trial."""
+        return None
 
     @property
     def key(self) -> Hashable:

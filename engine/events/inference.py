@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from engine.config.base import PrecisionName
 from engine.config.tasks import Cell, RuntimeName
 from engine.events.base import NOTHING, Count, EncodableStr, Event, Float32s, Int32s, Kept, Seconds
+from engine.events.summary import Work
 
 # All histograms have the same bin edges, so histograms of several rounds, runs or machines can be added.
 BIN_BASE_S = 1e-7
@@ -146,6 +147,11 @@ class Latency(Event):
         if len(self.start_s) != len(self.latency_s):
             raise ValueError(f"{len(self.start_s)} starts, but {len(self.latency_s)} latencies")
         return self
+
+    @property
+    def work(self) -> Work:
+        """The timed requests."""
+        return Work(samples=self.requests * self.cell.batch_size, samples_per_s=self.samples_per_s)
 
     @property
     def key(self) -> Cell:

@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+N = TypeVar("N", int, float)
+
+
+class Work(NamedTuple):
+    """The work of one trial of a study. None: the trial did not record it, or its task does no such work."""
+
+    steps: int | None = None  # optimizer steps
+    samples: int | None = None  # trained on; of inference: answered
+    train_seconds: float | None = None
+    samples_per_s: float | None = None
+
+    @classmethod
+    def total(cls, trials: Sequence[Work]) -> Work:
+        """The sums over all trials, None where one trial is unknown. Several trials have no common rate."""
+        return cls(
+            steps=_sum([trial.steps for trial in trials]),
+            samples=_sum([trial.samples for trial in trials]),
+            train_seconds=_sum([trial.train_seconds for trial in trials]),
+            samples_per_s=trials[0].samples_per_s if len(trials) == 1 else None,
+        )
+
+
+def _sum(values: Sequence[N | None]) -> N | None:
+    known = [value for value in values if value is not None]
+    return sum(known[1:], start=known[0]) if known and len(known) == len(values) else None
+
 
 class Summary(BaseModel):
-    """The main results of a run. None means unknown, or not known yet."""
+    """The main results of a run. None means unknown, not known yet, or that the task has no such figure.
+
+    The counts and times of a study, such as a batch-size law, are sums over its trials (`Event.work`).
+    """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
-    steps: int = 0
-    samples: int = 0
-    epochs: float = 0.0
-    train_seconds: float = 0.0
+    steps: int | None = None
+    samples: int | None = None  # of inference: samples answered in timed requests
+    epochs: float | None = None
+    train_seconds: float | None = None
     samples_per_s: float | None = None
     final_train_loss: float | None = None
     test_loss: float | None = None
@@ -32,3 +62,13 @@ class Summary(BaseModel):
     imported: Literal["report", "curve"] | None = (
         None  # form of the file that an imported run comes from; None for a run of this store
     )
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Mean training time of a step, s."""
+        return self.train_seconds / self.steps if self.train_seconds is not None and self.steps else None
+
+    @property
+    def flops_per_s(self) -> float | None:
+        """FLOPs / training time."""
+        return self.flops / self.train_seconds if self.flops and self.train_seconds else None

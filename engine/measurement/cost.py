@@ -44,8 +44,7 @@ def flops_per_s(run: Run) -> float | None:
 
     None where the run has not trained.
     """
-    s = run.summary()
-    return s.flops / s.train_seconds if s.flops and s.train_seconds else None
+    return run.summary().flops_per_s
 
 
 def _unfit(config: RunConfig, attained: float | None, quantized: bool) -> str:

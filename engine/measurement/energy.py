@@ -151,7 +151,7 @@ def of_run(run: Run, *, idle_w: float | None = None, prices: Prices = NO_PRICES)
             else NO_IDLE
             if idle_w is None
             else "the window is not recorded",
-            per_1000_samples_j=1_000 * joules / summary.samples if summary.samples else None,
+            per_1000_samples_j=1_000 * joules / summary.samples if summary.steps and summary.samples else None,
             to_target_j=_to_target(run),
             to_target_s=run.target_reached.elapsed_s if run.target_reached else None,
         )

@@ -74,7 +74,7 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
         return of_energy(account or energy.of_run(run))
     with run.lock:
         s, started = run.summary(), run.started
-        trained = f"{s.steps:,} steps, {units.duration(s.train_seconds)} of training"
+        trained = f"{units.exact(s.steps)} steps, {units.duration(s.train_seconds)} of training"
         at = f"the evaluation after step {run.evaluations.last('step') or 0:,.0f}"
         num_test = started.test_examples if started else 0
         busy = f"The machine was busy: {s.busy_why}" if s.busy else ""
@@ -112,11 +112,11 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
                 "s",
                 "measured",
                 "wall clock, with the device synchronised, without loading, warm-up, compiling and evaluation",
-                window=f"{s.steps:,} steps, {s.epochs:.3g} epochs",
+                window=f"{units.exact(s.steps)} steps, {units.epochs(s.epochs)} epochs",
                 note=busy,
             ),
             "step_seconds": _figure(
-                s.train_seconds / s.steps if s.steps else None,
+                s.step_seconds,
                 "s",
                 "derived",
                 "training time / steps",
@@ -130,7 +130,7 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
                 "closed form per layer: matrix products and convolutions, forward and backward; a multiply-add counts as 2",
             ),
             "flops_per_s": _figure(
-                s.flops / s.train_seconds if s.flops and s.train_seconds else None,
+                s.flops_per_s,
                 "FLOP/s",
                 "derived",
                 "FLOPs / training time",
@@ -165,9 +165,9 @@ def _as_imported(run: Run, imported: Imported) -> dict[str, Figure]:
         "final_train_loss": (s.final_train_loss, ""),
         "samples_per_s": (s.samples_per_s, "samples/s"),
         "train_seconds": (s.train_seconds or None, "s"),
-        "step_seconds": (s.train_seconds / s.steps if s.steps and s.train_seconds else None, "s"),
+        "step_seconds": (s.step_seconds or None, "s"),
         "flops": (s.flops, "FLOP"),
-        "flops_per_s": (s.flops / s.train_seconds if s.flops and s.train_seconds else None, "FLOP/s"),
+        "flops_per_s": (s.flops_per_s, "FLOP/s"),
         "peak_memory_bytes": (s.peak_memory_bytes, "bytes"),
         "process_memory_bytes": (s.process_memory_bytes, "bytes"),
     }

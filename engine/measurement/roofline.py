@@ -76,7 +76,7 @@ def roofline(run: Run, found: LatestCalibration | None, *, input_share: float | 
     if input_share is None:
         input_share = _input_share(run)
     measured = mfu(config, attained, found)
-    if measured.peak_flops_per_s is None or found is None or attained is None:
+    if measured.peak_flops_per_s is None or found is None or attained is None or s.samples_per_s is None:
         return measured.reason
     if config.data in USER_DATA or config.source.path:
         return "The bytes of a step cannot be derived for your own files, because the run does not record their shape."
@@ -91,7 +91,7 @@ def roofline(run: Run, found: LatestCalibration | None, *, input_share: float | 
     parts = parts_of_step(config, data, batch_size=plan.batch_size, micro_batch=plan.micro_batch)
     held = working_set_bytes(config, data, plan.micro_batch)
     rate = memory.of(held)
-    step_s = s.train_seconds * plan.batch_size / s.samples
+    step_s = plan.batch_size / s.samples_per_s
     per_operation = calibration.first(found.calibration, "op", "launch")
     times = {
         "arithmetic": sum(p.flops for p in parts) / measured.peak_flops_per_s,

@@ -96,7 +96,7 @@ def _is_up_to_date(row: RunRow, run: Run) -> bool:
 
 
 def _brief(row: RunRow) -> str:
-    return f"{row.status} with {row.summary.steps:,} steps"
+    return f"{row.status} with {units.exact(row.summary.steps)} steps"
 
 
 def _check_index(store: Store, found: Findings) -> dict[str, RunRow]:

@@ -49,7 +49,7 @@ class RunLine:
     final_train_loss: float | None
     samples_per_s: float | None
     train_seconds: float | None
-    steps: int
+    steps: int | None
     busy: bool | None  # whether the machine was busy with other programs; None is unknown
     tags: tuple[str, ...] = ()
     notes: str = ""

@@ -60,6 +60,8 @@ MIGRATIONS: list[Iterable[str]] = [
         "drop index runs_listed",
         f"create index runs_listed on runs(created, searched, {', '.join(c for c in LISTED_COLUMNS if c != 'created')})",
     ),
+    # Rows of studies said 0 steps and 0 samples. The supervisor reads these runs again from their folders.
+    ("delete from runs where json_valid(config) and json_extract(config, '$.task') is not 'train'",),
 ]
 
 

@@ -9,7 +9,7 @@ import struct
 import threading
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
@@ -19,7 +19,6 @@ from pydantic import ValidationError
 from engine.common.errors import ConfigError, StoreError
 from engine.config.parsing import parse_config_json
 from engine.config.run import RunConfig
-from engine.config.tasks import TaskName
 from engine.events.base import TERMINAL, Event, Status
 from engine.events.catalog import AnyEvent, status_after
 from engine.events.imported import KEY_OF, Imported, Rows
@@ -37,7 +36,7 @@ from engine.events.lifecycle import (
 )
 from engine.events.machine import Busy, HardwareSample
 from engine.events.studies import Trial
-from engine.events.summary import Summary
+from engine.events.summary import Summary, Work
 from engine.events.training import (
     Evaluation,
     Memory,
@@ -54,6 +53,7 @@ from engine.system.code_version import is_newer
 _CONFIG_BYTES = 2**20
 _MOST_PROBLEMS = 50  # described one by one; the others are only counted
 THROUGHPUT_WINDOW_S = 0.2
+_COUNTED = (*Work._fields, "epochs", "flops")  # figures that follow from the work
 E = TypeVar("E", bound=Event)
 SUMMARY_POINTS = 1_000  # of each kind: no figure of a summary needs more
 _TAKEN_TOGETHER = 1_024  # events: 100,000 of one step each are read in 0.9 s instead of 6, and are never all in memory
@@ -433,49 +433,50 @@ class Run:
     def summary(self) -> Summary:
         """The figures of the run so far; those of the report for an imported run."""
         with self.lock:
-            if self._frozen_summary:  # made from all steps; the imported file can hold fewer
-                return self._frozen_summary
-            steps, started, last = len(self.steps), self.started, self.last_word
-            if own := _SUMMARIES.get(self.config.task):
-                return own(self)
-            samples = int(self.steps.last("samples") or 0)
-            seconds = self.steps.last("seconds") or 0.0
-            return Summary(
-                steps=steps,
-                samples=samples,
-                epochs=samples / started.train_examples if started else 0.0,
-                train_seconds=seconds,
-                samples_per_s=samples / seconds if seconds else None,
-                final_train_loss=_recent_mean(self.steps, self.started),
-                test_loss=self.evaluations.last("test_loss"),
-                test_accuracy=self.evaluations.last("test_accuracy"),
-                flops=samples * started.train_flops_per_example if started else None,
-                peak_memory_bytes=self.memory.training_bytes if self.memory else None,
-                process_memory_bytes=last.peak_memory_bytes if last else None,
-                energy_j=last.energy_j if last else None,
-                busy=self.busy.is_busy if self.busy else None,
-                busy_why=self.busy.in_words if self.busy else "",
-                target_step=self.target_reached.step if self.target_reached else None,
-                target_seconds=self.target_reached.train_s if self.target_reached else None,
-            )
+            frozen = self._frozen_summary  # made from all steps; the imported file can hold fewer
+            if frozen and frozen.steps == 0 and not self.config.task_facts.trains_one_model:
+                # An early report says 0 where its study did not count.
+                return frozen.model_copy(update={name: getattr(self._summary(), name) for name in _COUNTED})
+            return frozen or self._summary()
+
+    def _summary(self) -> Summary:
+        """The figures, from the events."""
+        started, last, quality = self.started, self.last_word, next(iter(self.qualities), None)
+        work = self._training() if self.config.task_facts.trains_one_model else self._trials()
+        trained = work.samples if work.steps is not None else None  # not those that inference answered
+        return Summary(
+            steps=work.steps,
+            samples=work.samples,
+            epochs=trained and (trained / started.train_examples if started else None),
+            train_seconds=work.train_seconds,
+            samples_per_s=work.samples_per_s,
+            final_train_loss=_recent_mean(self.steps, self.started),
+            test_loss=quality.test_loss if quality else self.evaluations.last("test_loss"),
+            test_accuracy=quality.test_accuracy if quality else self.evaluations.last("test_accuracy"),
+            flops=trained * started.train_flops_per_example if started and trained is not None else None,
+            peak_memory_bytes=self.memory.training_bytes if self.memory else None,
+            process_memory_bytes=last.peak_memory_bytes if last else None,
+            energy_j=last.energy_j if last else None,
+            busy=self.busy.is_busy if self.busy else None,
+            busy_why=self.busy.in_words if self.busy else "",
+            target_step=self.target_reached.step if self.target_reached else None,
+            target_seconds=self.target_reached.train_s if self.target_reached else None,
+        )
+
+    def _training(self) -> Work:
+        """The work of a run that trains one model."""
+        samples, seconds = int(self.steps.last("samples") or 0), self.steps.last("seconds") or 0.0
+        return Work(len(self.steps), samples, seconds, samples / seconds if seconds else None)
+
+    def _trials(self) -> Work:
+        """The work of all trials of a study."""
+        events = [event for kind in self.kinds for event in self.all(kind)]
+        return Work.total([work for event in events if (work := event.work)])
 
     @property
     def busy(self) -> Busy | None:
         """What other programs used the machine: so far, or in all once the run is over."""
         return (self.last_word.busy if self.last_word else None) or self._busy_so_far
-
-    def _summary_of_inference(self) -> Summary:
-        """The best throughput of all combinations, and the quality in the first precision and runtime."""
-        last, quality = self.last_word, next(iter(self.qualities), None)
-        return Summary(
-            samples_per_s=max((found.samples_per_s for found in self.latencies), default=None),
-            test_loss=quality.test_loss if quality else None,
-            test_accuracy=quality.test_accuracy if quality else None,
-            process_memory_bytes=last.peak_memory_bytes if last else None,
-            energy_j=last.energy_j if last else None,
-            busy=last.busy.is_busy if last and last.busy else None,
-            busy_why=last.busy.in_words if last and last.busy else "",
-        )
 
     def why(self) -> str:
         """Why the run failed or was stopped, in words; empty if it finished or is not over."""
@@ -499,9 +500,6 @@ class Run:
         if budget.seconds:
             shares.append((self.steps.last("seconds") or 0.0) / budget.seconds)
         return min(1.0, max(shares, default=0.0))
-
-
-_SUMMARIES: Mapping[TaskName, Callable[[Run], Summary]] = {"infer": Run._summary_of_inference}
 
 
 def _last_step(table: Table) -> float:

@@ -244,9 +244,7 @@ def _lane_outcome(lane: RacedVariant, reached: Mapping[int, ToTarget]) -> Varian
         test_accuracy=paired_tests.median_of_known([s.test_accuracy for s in summaries]),
         test_loss=paired_tests.median_of_known([s.test_loss for s in summaries]),
         samples_per_s=paired_tests.median_of_known([s.samples_per_s for s in summaries]),
-        steps_per_s=paired_tests.median_of_known(
-            [s.steps / s.train_seconds if s.train_seconds else None for s in summaries]
-        ),
+        steps_per_s=paired_tests.median_of_known([1 / s.step_seconds if s.step_seconds else None for s in summaries]),
         memory_bytes=next((s.peak_memory_bytes for s in summaries if s.peak_memory_bytes is not None), None),
         busy=sum(bool(s.busy) for s in summaries),
         has_energy=bool(runs) and all(np.isfinite(run.hardware["energy_j"]).any() for run in runs),

@@ -181,7 +181,7 @@ def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, price
     counted = finished or [run for run in runs if not run.is_over and _rate(run) is not None]
     times = [t for run in counted if (t := rank_times(run.all(Ranks)))]
     rates = [rate for run in counted if (rate := _rate(run)) is not None]
-    steps = [run.summary().train_seconds / run.summary().steps for run in counted if run.summary().steps]
+    steps = [s for run in counted if (s := run.summary().step_seconds) is not None]
     spent = [race_results.to_target(run, *target) for run in finished] if target else []
     joules_to_target = paired_tests.median_or_not_reached([s.cost["joules"] for s in spent])
     same_for, compared = _same_steps(lane, base) if lane.mode == "strong" and lane.ranks > 1 else (None, 0)
@@ -221,7 +221,7 @@ def _at(lane: Lane, base: Lane, target: tuple[races.Metric, float] | None, price
 def _rate(run: Run) -> float | None:
     """Samples per second of training time; None before the first few steps."""
     summary = run.summary()
-    return summary.samples_per_s if summary.steps >= FEWEST_STEPS or run.status == "finished" else None
+    return summary.samples_per_s if (summary.steps or 0) >= FEWEST_STEPS or run.status == "finished" else None
 
 
 def _pairs(lane: Lane, base: Lane) -> tuple[list[float], list[float]]:

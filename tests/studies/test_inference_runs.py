@@ -197,10 +197,10 @@ def inferred(store, **more):
     return make_run(store, config, num_steps=0, said=[*said, *more.get("said", ())])
 
 
-def test_the_list_shows_the_best_throughput_and_the_description(store):
+def test_the_list_shows_the_accuracy_and_the_description(store):
     line = line_of(row_of(inferred(store)))
     assert line.words == "inference of LeNet: batch 1-8 x 1 thread · inference_mode, int8 · mnist5k · cpu"
-    assert (line.samples_per_s, line.test_accuracy, line.steps) == (8 / 4e-4, 0.98, 0)
+    assert (line.samples_per_s, line.test_accuracy, line.steps) == (None, 0.98, None)
 
 
 def test_the_last_event_of_a_combination_counts(store):

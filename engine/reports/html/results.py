@@ -95,15 +95,6 @@ def _process_memory(run: ReportRun) -> int | None:
     return summary.process_memory_bytes if run.memory else summary.process_memory_bytes or summary.peak_memory_bytes
 
 
-def _per_second(run: ReportRun) -> float | None:
-    s = run.summary
-    return s.flops / s.train_seconds if s.flops and s.train_seconds else None
-
-
-def _per_step(run: ReportRun) -> float | None:
-    return run.summary.train_seconds / run.summary.steps if run.summary.steps else None
-
-
 QUANTITIES = (
     Quantity("Test accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _test_how, figure="test_accuracy"),
     Quantity("Target", _target, "the first of two evaluations in a row that reach the target", always=False),
@@ -127,7 +118,12 @@ QUANTITIES = (
         "train_seconds",
         says_why=False,
     ),
-    _speed("Time per step", lambda r: units.duration(_per_step(r)), "derived: training time / steps", "step_seconds"),
+    _speed(
+        "Time per step",
+        lambda r: units.duration(r.summary.step_seconds),
+        "derived: training time / steps",
+        "step_seconds",
+    ),
     Quantity(
         "Set-up and warm-up",
         lambda r: units.duration((r.setup_s or 0) + (r.warm_up_s or 0) if r.setup_s is not None else None),
@@ -139,9 +135,9 @@ QUANTITIES = (
         "measured once before the first step; not part of training time",
         always=False,
     ),
-    Quantity("Steps", lambda r: f"{r.summary.steps:,}", "counted"),
+    Quantity("Steps", lambda r: units.exact(r.summary.steps), "counted"),
     Quantity("Samples", lambda r: units.count(r.summary.samples), "counted"),
-    Quantity("Epochs", lambda r: f"{r.summary.epochs:.4g}", "derived: samples / size of the training set"),
+    Quantity("Epochs", lambda r: units.epochs(r.summary.epochs), "derived: samples / size of the training set"),
     Quantity("Parameters", lambda r: units.count(r.parameters), "counted"),
     Quantity(
         "FLOPs",
@@ -151,7 +147,7 @@ QUANTITIES = (
     ),
     _speed(
         "FLOP/s",
-        lambda r: units.flops_per_s(_per_second(r)),
+        lambda r: units.flops_per_s(r.summary.flops_per_s),
         "derived: FLOPs / training time",
         "flops_per_s",
     ),

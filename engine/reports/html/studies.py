@@ -169,12 +169,11 @@ def _splits(runs: Sequence[PlacedRun]) -> Iterator[Study]:
 
 
 def _parts(run: ReportRun) -> list[step_breakdown.Part]:
-    return step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=run.summary.steps)
+    return step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=run.summary.steps or 0)
 
 
 def _split_in_words(label: str, run: ReportRun, parts: list[step_breakdown.Part]) -> tuple[str, str, str]:
-    step_s = run.summary.train_seconds / run.summary.steps if run.summary.steps else None
-    aside = f"{step_breakdown.row_in_words(parts)}. {step_breakdown.agrees(parts, step_s)}"
+    aside = f"{step_breakdown.row_in_words(parts)}. {step_breakdown.agrees(parts, run.summary.step_seconds)}"
     return label, step_breakdown.sentence(parts, run.config), aside
 
 

@@ -343,12 +343,12 @@ def _run(points: Mapping[str, dict[str, np.ndarray]], name: str, config: RunConf
 
     data = DATASETS.get(config.data)
     step = max(known(steps, "step"), known(evaluations, "step"))
-    samples = int(known(steps, "samples"))
-    seconds = known(steps, "seconds") or known(evaluations, "seconds")
+    samples = int(known(steps, "samples")) or None
+    seconds = known(steps, "seconds") or known(evaluations, "seconds") or None
     summary = Summary(
         steps=int(step),
         samples=samples,
-        epochs=samples / data.train_examples if data else 0.0,
+        epochs=samples / data.train_examples if samples and data else None,
         train_seconds=seconds,
         samples_per_s=samples / seconds if samples and seconds else None,
         final_train_loss=last(steps, "loss"),
