@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from engine.events.base import Count, Event, Kept, Seconds
+from engine.events.summary import Work
 
 
 class Surface(Event):
@@ -58,6 +59,11 @@ class Trial(Event):
     def trained_s(self) -> float | None:
         """Training time of all steps, s; None if it was not recorded."""
         return None if self.steps_made is None else self.steps_made * (self.step_s or 0.0)
+
+    @property
+    def work(self) -> Work:
+        """All its steps, also those after the target."""
+        return Work(self.steps_made, self.samples_made, self.trained_s)
 
     @model_validator(mode="after")
     def _reached_has_steps(self) -> Self:

@@ -282,7 +282,7 @@ def facts(found: Outcome) -> list[tuple[str, str, str]]:
             (
                 "S_min",
                 f"{units.about(law.s_min)} steps",
-                f"minimum number of steps (fit to the best learning rate of each batch size, mean error {units.percent(law.rms_log_residual)})",
+                f"minimum number of steps (fit to the best rates, mean error {units.percent(law.rms_log_residual)})",
             ),
             ("E_min", f"{units.about(law.e_min)} samples", "minimum number of samples (fit)"),
             ("B_crit", units.about(law.b_crit), f"E_min/S_min{between}"),
@@ -329,10 +329,10 @@ def _left_out(at: BatchSizeResult, most: int) -> str:
 
 
 # Measured with a small network on 8x8 digits, on one thread of an AVX2 CPU; used for estimates before any trial.
-_ASSUMED = BatchLaw(s_min=25, e_min=900, b_crit=36, rms_log_residual=0)
+_ASSUMED = BatchLaw(s_min=22, e_min=900, b_crit=41, rms_log_residual=0)
 _ASSUMED_OVERHEAD_S = 150e-6  # of a step or an evaluation
 _ASSUMED_FLOPS_PER_S = 2e10
-_LRS_TRIED = 3.5
+_LRS_TRIED = 4.0
 
 
 def estimate_seconds(
