@@ -39,6 +39,7 @@ GRIDS = {
 }  # fmt: skip
 SCAN_SEEDS = range(1_000, 1_032)
 WINDOW = 0.6  # ln S above the best rate up to which a rate is part of the polynomial
+SPREADS = ("b_crit", "s_min", "e_min", "rms_log_residual", "trials", "cpu_s")
 FIRST_SEED = 10_000  # of the repeats; no seed of the scan
 
 
@@ -86,13 +87,23 @@ def best_steps(by_rate: dict[float, list[float | None]]) -> tuple[float, float]:
 def truth(by_size: dict[int, dict[float, list[float | None]]]) -> dict[str, Any]:
     """The law of the scan."""
     best = {size: best_steps(by_rate) for size, by_rate in by_size.items()}
-    sizes, log_steps = np.array([*best]), np.log([steps for steps, _ in best.values()])
+    sizes, log_steps = np.array([*best], dtype=np.float64), np.log([steps for steps, _ in best.values()])
     found = least_squares(lambda p: log_steps - np.logaddexp(p[0], p[1] - np.log(sizes)), [3.0, 7.0])
     s_min, e_min = np.exp(found.x)
     return {
         "s_min": s_min, "e_min": e_min, "b_crit": e_min / s_min, "rms_log_residual": math.sqrt(2 * found.cost / len(sizes)),
         "seeds": len(SCAN_SEEDS), "best": {size: {"steps": steps, "lr": lr} for size, (steps, lr) in best.items()},
     }  # fmt: skip
+
+
+def standard_errors(by_size: dict[int, dict[float, list[float | None]]], resamples: int = 200) -> dict[str, float]:
+    """Of the true law: its spread when the seeds of the scan are drawn again."""
+    rng, laws = np.random.default_rng(0), []
+    for _ in range(resamples):
+        drawn = rng.integers(len(SCAN_SEEDS), size=len(SCAN_SEEDS))
+        again = {s: {lr: [steps[i] for i in drawn] for lr, steps in by.items()} for s, by in by_size.items()}
+        laws.append(truth(again))
+    return {name: float(np.std([law[name] for law in laws])) for name in ("b_crit", "s_min", "e_min")}
 
 
 def study(seed: int, path: Path) -> dict[str, Any]:
@@ -123,7 +134,8 @@ def main() -> None:
     a = parser.parse_args()
     before = measure.load()
     a.folder.mkdir(exist_ok=True)
-    true = truth(scan(a.folder / "scan.jsonl"))
+    scanned = scan(a.folder / "scan.jsonl")
+    true = truth(scanned) | {"standard_errors": standard_errors(scanned)}
     b_crit = true["b_crit"]
     print(
         f"truth: B_crit {b_crit:.1f}, S_min {true['s_min']:.1f}, E_min {true['e_min']:.0f}, rms {true['rms_log_residual']:.3f}"
@@ -132,22 +144,21 @@ def main() -> None:
     for i in range(a.repeats):
         seed = FIRST_SEED + 100 * i
         repeats.append(made := study(seed, a.folder / f"{seed}.json"))
-        made["holds"] = made["low"] <= b_crit <= made["high"]
-        print(
-            "{seed}: B_crit {b_crit:.1f} [{low:.1f}, {high:.1f}] {holds}, rms {rms_log_residual:.3f}, {trials} trials".format(
-                **made
-            ),
-            flush=True,
+        made["holds"] = bool(made["low"] <= b_crit <= made["high"])
+        found = (
+            "{seed}: B_crit {b_crit:.1f} [{low:.1f}, {high:.1f}] {holds}, rms {rms_log_residual:.3f}, {trials} trials"
         )
+        print(found.format(**made), flush=True)
     logs = np.log([made["b_crit"] / b_crit for made in repeats])
     summary = {
         "holds": sum(made["holds"] for made in repeats), "repeats": len(repeats), "mean_log_error": logs.mean(),
         "sd_log_error": logs.std(ddof=1), "largest_rms": max(made["rms_log_residual"] for made in repeats),
-        **{name: measure.Spread.of([made[name] for made in repeats]) for name in ("b_crit", "s_min", "e_min", "rms_log_residual", "trials", "cpu_s")},
+        **{name: measure.Spread.of([made[name] for made in repeats]) for name in SPREADS},
     }  # fmt: skip
     print(
-        f"{summary['holds']} of {len(repeats)} intervals hold {b_crit:.1f}; ln B_crit is off by {logs.mean():+.3f} +- {logs.std(ddof=1):.3f}; rms {summary['rms_log_residual'].text(3)}"
+        f"{summary['holds']} of {len(repeats)} intervals hold {b_crit:.1f}; rms {summary['rms_log_residual'].text(3)}"
     )
+    print(f"ln B_crit is off by {logs.mean():+.3f} +- {logs.std(ddof=1):.3f} (mean and standard deviation)")
     measure.save("batch_law_coverage", {"truth": true, "summary": summary, "repeats": repeats}, load_before=before)
 
 
