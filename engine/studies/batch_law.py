@@ -219,6 +219,7 @@ class BatchSizeResult:
     steps: float | None  # geometric mean of the trials that reached the target
     step_s: float | None  # median of all trials
     in_fit: bool
+    tuning_reached: int = 0  # tuning trials that reached the target
     best_steps: float | None = None  # minimum of the parabola through all its trials, to which the law is fitted
 
 
@@ -311,6 +312,7 @@ def _at(trials: Sequence[Trial], size: int, most: int) -> BatchSizeResult:
         lr=measuring[0].lr if measuring else None,
         lrs_tried=len({t.lr for t in of_size if t.tuning}),
         reached=sum(t.reached for t in measuring),
+        tuning_reached=sum(t.reached for t in of_size if t.tuning),
         measured=len(measuring),
         steps=math.exp(sum(map(math.log, steps)) / len(steps)) if steps else None,
         step_s=float(np.median(times)) if times else None,
@@ -319,6 +321,8 @@ def _at(trials: Sequence[Trial], size: int, most: int) -> BatchSizeResult:
 
 
 def _left_out(at: BatchSizeResult, most: int) -> str:
+    if not at.measured and at.tuning_reached:
+        return f"Batch size {at.batch_size}: its learning rate was not chosen yet; not in the fit."
     if not at.measured:
         return f"Batch size {at.batch_size}: none of {at.lrs_tried} learning rates reached the target (yet); not in the fit."
     if at.reached < at.measured:

@@ -138,8 +138,9 @@ def test_a_time_budget_ends_the_law_and_says_so(trials, tmp_path):
     config = with_overrides(CONFIG, [*QUICK, f"budget.seconds={trials[0].trained_s / 100:g}"])
     short = trials_of(task(config, tmp_path))
     assert len(short) == 1
-    note = f"budget.seconds={config.budget.seconds:g} ended the study at batch size 4."
-    assert note in batch_law.outcome(short, budget_s=config.budget.seconds).notes
+    notes = batch_law.outcome(short, budget_s=config.budget.seconds).notes
+    assert f"budget.seconds={config.budget.seconds:g} ended the study at batch size 4." in notes
+    assert "Batch size 4: its learning rate was not chosen yet; not in the fit." in notes
 
 
 def test_a_run_can_be_stopped_between_any_two_trials(tmp_path):
