@@ -237,7 +237,7 @@ def figure_of(run: Run, trials: Sequence[Trial]) -> go.Figure:
 def _result(run: Run) -> None:
     run_parts.why_box(run)
     trials = known_trials(run)
-    found = batch_law.outcome(trials)
+    found = batch_law.outcome(trials, budget_s=run.config.budget.seconds)
     st.caption(run_parts.literal(_origin(run, found)))
     rows = batch_law.facts(found)
     with st.container(key=f"final-law-{run.run_id}"):  # page.css lays out two per row on a phone
@@ -249,7 +249,10 @@ def _result(run: Run) -> None:
         st.markdown(run_parts.literal(sentence))
     if trials:
         _chart(run, trials)
-        st.caption("Dots are measured, one per training; the line is the fitted law. Both axes are logarithmic.")
+        st.caption(
+            "Dots are measured, one per training at the tuned learning rate. The line is the law, fitted to the best learning "
+            "rate of each batch size. Both axes are logarithmic."
+        )
     if run.status == "finished" or found.law:  # for a stopped run, the line above says why there is no law
         for note in found.notes:
             st.caption(run_parts.literal(note))

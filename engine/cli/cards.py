@@ -59,7 +59,7 @@ def _surface_card(run: Run) -> str:
 
 
 def _law_card(run: Run) -> str:
-    found = batch_law.outcome(run.trials)
+    found = batch_law.outcome(run.trials, budget_s=run.config.budget.seconds)
     lines = [
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         *_origin_lines(run),

@@ -120,7 +120,7 @@ def _no_more(run: Run) -> dict[str, Any]:
 
 _RESULTS: Mapping[TaskName, Callable[[Run], dict[str, Any]]] = {
     "train": _no_more,
-    "batch-law": lambda run: {"batch_law": asdict(batch_law.outcome(run.trials))},
+    "batch-law": lambda run: {"batch_law": asdict(batch_law.outcome(run.trials, budget_s=run.config.budget.seconds))},
     "landscape": _no_more,
     "calibrate": lambda run: {"calibration": _calibration(run)},
     "infer": lambda run: {"inference": as_json(matrix_of(run))},

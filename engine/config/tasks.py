@@ -81,7 +81,8 @@ class Law(Spec):
     samples of it."""
     lr_factor: float = number(1.5, "Learning rate factor", gt=1, le=10)
     """Factor between neighbouring learning rates. The search starts from optimizer.lr, or from the best rate of the
-    neighbouring batch size, and continues until the best rate lies between two worse ones."""
+    neighbouring batch size, and continues until the rates on both sides need at least 1.2 times the steps of the best one.
+    The best rate is then the minimum of a parabola through all trials (ln steps over ln rate)."""
     seeds: int = field(3, "Seeds", ge=1, le=100)
     """Trials at the best learning rate, with seeds that the search did not use."""
     tuning_seeds: int = field(3, "Tuning seeds", ge=1, le=100)

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from engine.events.base import Count, Event, Kept, Seconds
+from engine.events.summary import Work
 
 
 class Surface(Event):
@@ -49,6 +50,20 @@ class Trial(Event):
     train_s: Seconds | None = None  # training time until the target, without evaluations
     step_s: Seconds | None = None  # mean time of all its steps; None without steps
     last_loss: float  # training loss at its end
+    steps_made: Count | None = (
+        None  # all steps, also those of the evaluations that confirmed the target; None: not recorded
+    )
+    samples_made: Count | None = None  # samples of all steps; None: not recorded
+
+    @property
+    def trained_s(self) -> float | None:
+        """Training time of all steps, s; None if it was not recorded."""
+        return None if self.steps_made is None else self.steps_made * (self.step_s or 0.0)
+
+    @property
+    def work(self) -> Work:
+        """All its steps, also those after the target."""
+        return Work(self.steps_made, self.samples_made, self.trained_s)
 
     @model_validator(mode="after")
     def _reached_has_steps(self) -> Self:

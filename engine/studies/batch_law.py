@@ -9,24 +9,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from engine.common import units
 from engine.common.errors import EngineError
 from engine.config.tasks import MIN_BATCH_SIZES, Law
 from engine.events.studies import Trial
-
-Floats = NDArray[np.float64]
+from engine.studies.lr_tuning import Floats, Responses, fit_curves, responses
 
 # Samples for the training loss of a trial, at most. With 2,048 and a finer grid, LeNet spent most time on evaluation.
 PROBE = 1_024
 GRID = 1.1  # evaluations are at every step first, then at steps this factor apart, with linear interpolation between
-_GRIDS = (300, 41, 41, 41)  # points of each search, log-spaced in B_crit, around the best point of the search before
+_GRIDS = (
+    201,
+    21,
+    21,
+    21,
+    21,
+)  # points of each search, log-spaced in B_crit, around the best point of the search before
 _BEYOND = 1e3  # B_crit is searched up to this factor outside the measured batch sizes
+_OUTLIER = 2.0  # a batch size further from the law than so many typical residuals counts less
+_SMALLEST_SCALE = 0.05  # of ln S: a typical residual, at least
+_REWEIGHTINGS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +44,7 @@ class BatchLaw:
     s_min: float  # the minimum number of steps, at any batch size
     e_min: float  # the minimum number of samples, at any batch size
     b_crit: float  # e_min/s_min: the batch size that needs twice s_min steps and twice e_min samples
-    rms_log_residual: float  # of ln S: 0.07 is a mean error of 7 %
+    rms_log_residual: float  # of ln S of the points: 0.07 is a mean error of 7 %
 
     def steps(self, batch_size: float) -> float:
         """Steps to the target."""
@@ -76,63 +84,95 @@ class BestBatch(NamedTuple):
 
 
 def fit_batch_law(batch_sizes: ArrayLike, steps: ArrayLike) -> BatchLaw:
-    """Least squares of ln S - ln(S_min + E_min/B), so that relative errors count.
+    """Robust least squares of ln S - ln(S_min + E_min/B), so that relative errors count and an outlier counts less.
 
-    `batch_sizes` and `steps` are (n,); a batch size can occur several times (once per seed). For a given B_crit the best
-    S_min is a mean, so the fit is a search in one dimension, on a grid, and cannot end in a local minimum. It does not fit
-    the hyperbola in (S, E), because E = B S and both axes would have the same errors. Where B_crit is far outside the
-    measured batch sizes, they show one end of the law only, and B_crit is not known.
+    `batch_sizes` and `steps` are (n,); a batch size can occur several times. For a given B_crit the best S_min is a mean, so
+    the fit is a search in one dimension, on a grid, and cannot end in a local minimum. It does not fit the hyperbola in
+    (S, E), because E = B S and both axes would have the same errors. Where B_crit is far outside the measured batch sizes,
+    they show one end of the law only, and B_crit is not known.
 
     Raises EngineError for fewer than 3 different batch sizes, or steps that are not positive numbers. Leave out batch sizes
     that did not reach the target.
     """
     sizes, counts = _points(batch_sizes, steps)
-    log_steps = np.log(counts)
+    fit = _fit(sizes, np.log(counts)[None], _weights(sizes, np.log(counts)))
+    s_min, b_crit = math.exp(fit.log_s_min[0]), math.exp(fit.log_b_crit[0])
+    return BatchLaw(s_min, s_min * b_crit, b_crit, float(np.sqrt(np.square(fit.residuals[0]).mean())))
 
-    def costs(log_b_crit: Floats) -> Floats:
-        residual = log_steps - np.log1p(np.exp(log_b_crit)[:, None] / sizes)
-        return np.asarray(np.square(residual - residual.mean(axis=1, keepdims=True)).sum(axis=1))
 
-    low, high = math.log(sizes.min() / _BEYOND), math.log(sizes.max() * _BEYOND)
+class _Fit(NamedTuple):
+    log_b_crit: Floats  # (rows,)
+    log_s_min: Floats  # (rows,)
+    residuals: Floats  # (rows, n)
+
+
+def _fit(sizes: Floats, log_steps: Floats, weights: Floats) -> _Fit:
+    """The weighted fit of each row of `log_steps`, which is (rows, n); `sizes` and `weights` are (n,)."""
+    rows, share = np.arange(len(log_steps)), weights / weights.sum()
+    low = np.full(len(rows), math.log(sizes.min() / _BEYOND))
+    high = np.full(len(rows), math.log(sizes.max() * _BEYOND))
     for points in _GRIDS:
-        grid = np.linspace(low, high, points)
-        best = int(np.argmin(costs(grid)))
-        low, high = grid[max(0, best - 1)], grid[min(points - 1, best + 1)]
-    b_crit = math.exp(grid[best])
-    s_min = math.exp(float(np.mean(log_steps - np.log1p(b_crit / sizes))))
-    return BatchLaw(s_min, s_min * b_crit, b_crit, math.sqrt(costs(grid)[best] / len(sizes)))
+        grid = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, points)
+        residuals = log_steps[:, None] - np.log1p(np.exp(grid)[..., None] / sizes)
+        log_s_min = residuals @ share
+        residuals -= log_s_min[..., None]
+        best = np.argmin(np.square(residuals) @ share, axis=1)
+        low, high = grid[rows, np.maximum(best - 1, 0)], grid[rows, np.minimum(best + 1, points - 1)]
+    return _Fit(grid[rows, best], log_s_min[rows, best], residuals[rows, best])
 
 
-def bootstrap_batch_law(
-    batch_sizes: ArrayLike, steps_by_seed: ArrayLike, *, level: float = 0.95, resamples: int = 400, seed: int = 0
-) -> Interval | None:
-    """Interval of B_crit; `steps_by_seed` is (seeds, batch sizes). None for a single seed.
+def _weights(sizes: Floats, log_steps: Floats) -> Floats:
+    """Huber weights (n,): 1, and less for a point further from the fit than `_OUTLIER` typical residuals."""
+    weights = np.ones_like(sizes)
+    for _ in range(_REWEIGHTINGS):
+        off = np.abs(_fit(sizes, log_steps[None], weights).residuals[0])
+        typical = max(1.4826 * float(np.median(off)), _SMALLEST_SCALE)
+        weights = np.minimum(1.0, _OUTLIER * typical / np.maximum(off, 1e-12))
+    return weights
 
-    Three seeds have only ten distinct resamples, so it draws the deviations of ln S from the mean of its batch size, from
-    all batch sizes together, widened by sqrt(n/(n-1)) for n seeds (Davison & Hinkley 1997, section 6.2.3). Where the means
-    are further from the law than the seeds explain (a badly tuned learning rate, or a law that does not quite hold), the
-    deviations are widened to rms_log_residual sqrt(k/(k-2)), for k batch sizes and 2 parameters. The intervals are still a
-    little too narrow: four runs on 8x8 digits with different seeds gave 34, 43, 47 and 48, with intervals of +-15 to 30 %.
+
+def bootstrap_batch_law(seen: Responses, *, level: float = 0.95, resamples: int = 400, seed: int = 0) -> Interval:
+    """Interval of B_crit that includes the choice of the learning rates.
+
+    A resample draws the deviations of all trials from the parabolas of their batch sizes, chooses the rates again from the
+    tuning trials, moves the measuring trials to these rates, and repeats both fits. Three seeds have only ten distinct
+    resamples, so a resample does not draw seeds: it multiplies the deviations of each seed of a batch size by one normal
+    number (wild cluster bootstrap, Cameron, Gelbach & Miller 2008), widened by sqrt(n/(n-1) m/(m-2)) for n seeds and m trials
+    of the batch size, because each parabola follows its own trials. Where the batch sizes are further from the law than this
+    explains (the law and the parabola are approximate), it adds normal noise up to rms_log_residual sqrt(k/(k-2)), for k
+    batch sizes and 2 parameters.
     """
-    log_steps = np.log(np.atleast_2d(np.asarray(steps_by_seed, dtype=np.float64)))
-    sizes = np.asarray(batch_sizes, dtype=np.float64)
-    n = len(log_steps)
-    means = log_steps.mean(axis=0)
-    off_the_law = fit_batch_law(sizes, np.exp(means)).rms_log_residual * math.sqrt(len(sizes) / (len(sizes) - 2))
-    if n < 2:
-        return None
-    deviations = ((log_steps - means) * math.sqrt(n / (n - 1))).ravel()
-    from_seeds = float(deviations.std()) / math.sqrt(n)
-    rng = np.random.default_rng(seed)
-    if from_seeds == 0:
-        drawn = rng.normal(0, off_the_law, size=(resamples, len(sizes)))
-    else:
-        drawn = rng.choice(deviations, size=(resamples, n, len(sizes))).mean(axis=1) * max(
-            1.0, off_the_law / from_seeds
-        )
-    b_crits = [fit_batch_law(sizes, np.exp(means + noise)).b_crit for noise in drawn]
-    low, high = np.quantile(b_crits, [(1 - level) / 2, (1 + level) / 2])
+    rng, sizes = np.random.default_rng(seed), np.array(seen.sizes, dtype=np.float64)
+    curves = fit_curves(seen.place, seen.log_lr[None], seen.log_steps[None])
+    groups, group = np.unique(np.stack([seen.place, seen.seed], axis=1), axis=0, return_inverse=True)
+    n, m = np.bincount(groups[:, 0])[seen.place], np.bincount(seen.place)[seen.place]
+    wider = np.sqrt(n / np.maximum(n - 1, 1) * m / np.maximum(m - 2, 1))
+    deviations = (seen.log_steps - curves.fitted[0]) * wider
+    drawn = rng.normal(size=(resamples, len(groups)))[:, group.ravel()] * deviations
+    log_lr = _rates_chosen_again(seen, curves.fitted + drawn)
+    means = curves.fitted + curves.curvature[0] * (
+        np.square(log_lr - curves.log_lr[0, seen.place]) - np.square(seen.log_lr - curves.log_lr[0, seen.place])
+    )
+    steps = fit_curves(seen.place, log_lr, means + drawn).log_steps
+    weights = _weights(sizes, curves.log_steps[0])
+    off_the_law = np.square(_fit(sizes, curves.log_steps, weights).residuals).sum() / (len(sizes) - 2)
+    unexplained = max(0.0, off_the_law - float(steps.var(axis=0).mean()))
+    steps = steps + rng.normal(0, math.sqrt(unexplained), size=steps.shape)
+    low, high = np.exp(np.quantile(_fit(sizes, steps, weights).log_b_crit, [(1 - level) / 2, (1 + level) / 2]))
     return Interval(float(low), float(high), level)
+
+
+def _rates_chosen_again(seen: Responses, log_steps: Floats) -> Floats:
+    """ln lr of each trial, (resamples, n): the measuring trials are at the best rate that the tuning trials of a resample show."""
+    log_lr = np.repeat(seen.log_lr[None], len(log_steps), axis=0)
+    tuning = ~seen.measured
+    tuned, place = np.unique(seen.place[tuning], return_inverse=True)
+    if not len(tuned):
+        return log_lr
+    chosen = fit_curves(place, log_lr[:, tuning], log_steps[:, tuning]).log_lr
+    for i, at in enumerate(tuned):
+        log_lr[:, seen.measured & (seen.place == at)] = chosen[:, [i]]
+    return log_lr
 
 
 def fit_step_time(batch_sizes: ArrayLike, step_s: ArrayLike) -> StepTime:
@@ -172,13 +212,15 @@ class BatchSizeResult:
     """The results of the trials of one batch size."""
 
     batch_size: int
-    lr: float | None  # the best learning rate; None where none reached the target
+    lr: float | None  # the learning rate chosen for the measuring seeds; None where none reached the target
     lrs_tried: int
     reached: int  # trials after tuning that reached the target
     measured: int  # trials after tuning
     steps: float | None  # geometric mean of the trials that reached the target
     step_s: float | None  # median of all trials
     in_fit: bool
+    tuning_reached: int = 0  # tuning trials that reached the target
+    best_steps: float | None = None  # minimum of the parabola through all its trials, to which the law is fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +235,8 @@ class Outcome:
     notes: tuple[str, ...]
 
 
-def outcome(trials: Sequence[Trial]) -> Outcome:
-    """The law from a run's trials, also while it runs.
+def outcome(trials: Sequence[Trial], *, budget_s: float | None = None) -> Outcome:
+    """The law from a run's trials, also while it runs; `budget_s` is the time budget of the run.
 
     A batch size is left out of the fit, with a note, if one of its seeds did not reach the target: its other seeds alone
     would make it look faster than it is.
@@ -202,15 +244,21 @@ def outcome(trials: Sequence[Trial]) -> Outcome:
     most = max((_measuring(trials, size) for size in {t.batch_size for t in trials}), default=0)
     sizes = tuple(_at(trials, size, most) for size in sorted({t.batch_size for t in trials}))
     notes = [_left_out(at, most) for at in sizes if not at.in_fit]
+    if budget_s and sum(t.trained_s or 0.0 for t in trials) >= budget_s:
+        notes.append(f"budget.seconds={budget_s:g} ended the study at batch size {trials[-1].batch_size}.")
     timed = [(at.batch_size, at.step_s) for at in sizes if at.step_s]
     step_time = fit_step_time(*zip(*timed, strict=True)) if len(timed) > 1 else None
     fitted = [at.batch_size for at in sizes if at.in_fit]
-    by_seed = [[t.steps or 0.0 for t in trials if not t.tuning and t.batch_size == size] for size in fitted]
+    seen = responses(trials, fitted)
+    log_steps = fit_curves(seen.place, seen.log_lr[None], seen.log_steps[None]).log_steps[0] if fitted else np.empty(0)
+    sizes = tuple(
+        replace(at, best_steps=math.exp(log_steps[fitted.index(at.batch_size)])) if at.in_fit else at for at in sizes
+    )
     try:
-        law = fit_batch_law(np.repeat(fitted, most), np.ravel(by_seed))
+        law = fit_batch_law(fitted, np.exp(log_steps))
     except EngineError as error:
         return Outcome(sizes, None, None, step_time, None, (*notes, str(error)))
-    interval = bootstrap_batch_law(fitted, np.transpose(by_seed))
+    interval = bootstrap_batch_law(seen) if most > 1 else None
     if not min(fitted) <= law.b_crit <= max(fitted):
         notes.append(
             f"B_crit is {law.b_crit:.3g}, outside the measured batch sizes ({min(fitted)} to {max(fitted)}), which show one "
@@ -235,7 +283,7 @@ def facts(found: Outcome) -> list[tuple[str, str, str]]:
             (
                 "S_min",
                 f"{units.about(law.s_min)} steps",
-                f"minimum number of steps (fit, mean error {units.percent(law.rms_log_residual)})",
+                f"minimum number of steps (fit to the best rates, mean error {units.percent(law.rms_log_residual)})",
             ),
             ("E_min", f"{units.about(law.e_min)} samples", "minimum number of samples (fit)"),
             ("B_crit", units.about(law.b_crit), f"E_min/S_min{between}"),
@@ -264,6 +312,7 @@ def _at(trials: Sequence[Trial], size: int, most: int) -> BatchSizeResult:
         lr=measuring[0].lr if measuring else None,
         lrs_tried=len({t.lr for t in of_size if t.tuning}),
         reached=sum(t.reached for t in measuring),
+        tuning_reached=sum(t.reached for t in of_size if t.tuning),
         measured=len(measuring),
         steps=math.exp(sum(map(math.log, steps)) / len(steps)) if steps else None,
         step_s=float(np.median(times)) if times else None,
@@ -272,6 +321,8 @@ def _at(trials: Sequence[Trial], size: int, most: int) -> BatchSizeResult:
 
 
 def _left_out(at: BatchSizeResult, most: int) -> str:
+    if not at.measured and at.tuning_reached:
+        return f"Batch size {at.batch_size}: its learning rate was not chosen yet; not in the fit."
     if not at.measured:
         return f"Batch size {at.batch_size}: none of {at.lrs_tried} learning rates reached the target (yet); not in the fit."
     if at.reached < at.measured:
@@ -282,10 +333,10 @@ def _left_out(at: BatchSizeResult, most: int) -> str:
 
 
 # Measured with a small network on 8x8 digits, on one thread of an AVX2 CPU; used for estimates before any trial.
-_ASSUMED = BatchLaw(s_min=25, e_min=900, b_crit=36, rms_log_residual=0)
+_ASSUMED = BatchLaw(s_min=22, e_min=900, b_crit=41, rms_log_residual=0)
 _ASSUMED_OVERHEAD_S = 150e-6  # of a step or an evaluation
 _ASSUMED_FLOPS_PER_S = 2e10
-_LRS_TRIED = 3.5
+_LRS_TRIED = 4.0
 
 
 def estimate_seconds(

@@ -84,7 +84,7 @@ def charts_of(app):
 def test_the_duration_is_estimated_before_anything_is_measured(own_store):
     app = opened()
     assert not app.exception
-    assert "Takes about 8.49 s (estimated" in said(app)
+    assert "Takes about 9.18 s (estimated" in said(app)
     assert [button.label for button in app.button] == ["Measure the law"]
     assert not charts_of(app)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import threading
 import time
 
@@ -125,6 +126,23 @@ def test_a_law_that_is_stopped_keeps_its_trials(store):
     assert run.trials and run.progress() < 1
 
 
+def test_a_trial_counts_all_its_steps_and_samples(trials):
+    for t in trials:
+        assert t.steps_made >= (t.steps or t.max_steps) and t.steps_made <= t.max_steps
+        epochs, rest = divmod(t.steps_made, math.ceil(1_438 / t.batch_size))  # the last batch of an epoch is smaller
+        assert t.samples_made == epochs * 1_438 + min(rest * t.batch_size, 1_438)
+        assert t.trained_s == pytest.approx(t.steps_made * t.step_s) and t.trained_s >= (t.train_s or 0)
+
+
+def test_a_time_budget_ends_the_law_and_says_so(trials, tmp_path):
+    config = with_overrides(CONFIG, [*QUICK, f"budget.seconds={trials[0].trained_s / 100:g}"])
+    short = trials_of(task(config, tmp_path))
+    assert len(short) == 1
+    notes = batch_law.outcome(short, budget_s=config.budget.seconds).notes
+    assert f"budget.seconds={config.budget.seconds:g} ended the study at batch size 4." in notes
+    assert "Batch size 4: its learning rate was not chosen yet; not in the fit." in notes
+
+
 def test_a_run_can_be_stopped_between_any_two_trials(tmp_path):
     events = task(with_overrides(CONFIG, QUICK), tmp_path)
     assert isinstance(next(events), Started)
@@ -163,11 +181,27 @@ def test_a_law_far_outside_the_batch_sizes_measured_says_so():
     assert "outside the measured batch sizes (1 to 4)" in notes[-1]
 
 
-def test_tuning_trials_are_no_part_of_the_law():
-    tuning = [trial(8, 0, 1.0, tuning=True, lr=lr) for lr in (0.1, 0.2)]
-    found = batch_law.outcome([*lawful(), *tuning])
-    assert found.law.b_crit == pytest.approx(24, rel=1e-3)
-    assert next(at.lrs_tried for at in found.sizes if at.batch_size == 8) == 2
+def test_the_law_is_fitted_to_the_minimum_over_the_learning_rates():
+    """The measuring seeds are at rates 1.5 times too large; the tuning trials show it."""
+    sizes, worse = (1, 8, 64, 512), 0.6 * math.log(1.5) ** 2
+    tuning = [
+        trial(b, 0, 40 * (1 + 24 / b) * math.exp(0.6 * math.log(lr / 0.1) ** 2), tuning=True, lr=lr)
+        for b in sizes for lr in (0.05, 0.1, 0.15, 0.2)
+    ]  # fmt: skip
+    measuring = [trial(b, seed, 40 * (1 + 24 / b) * math.exp(worse), lr=0.15) for b in sizes for seed in (1, 2)]
+    found = batch_law.outcome([*tuning, *measuring])
+    assert (found.law.s_min, found.law.b_crit) == pytest.approx((40, 24), rel=1e-3)
+    at = found.sizes[1]
+    assert (at.lrs_tried, at.steps, at.best_steps) == (4, pytest.approx(160 * math.exp(worse)), pytest.approx(160))
+
+
+def test_one_seed_gives_no_interval():
+    assert batch_law.outcome(lawful(seeds=(1,))).b_crit is None
+
+
+def test_trials_of_an_older_version_give_a_law_and_no_sums():
+    old = Trial.model_validate(lawful()[0].model_dump(exclude={"steps_made", "samples_made"}))
+    assert (old.steps_made, old.samples_made, old.trained_s) == (None, None, None)
 
 
 def test_before_the_first_trial_there_is_nothing_yet():

@@ -8,6 +8,7 @@ from engine.config.inference import infer_config, infer_matrix
 from engine.config.presets import preset_config
 from engine.config.tasks import TASKS, Landscape
 from engine.events.imported import Imported, Origin
+from engine.events.studies import Trial
 from engine.events.summary import Summary, Work
 from engine.measurement import provenance
 from engine.store import migrations
@@ -32,6 +33,22 @@ def test_a_study_that_counts_nothing_says_unknown(store, task):
     row = row_of(run)
     assert [getattr(row.summary, name) for name in COUNTED] == [None] * len(COUNTED)
     assert (line_of(row).steps, line_of(row).train_seconds) == (None, None)
+
+
+def trial(steps, *, made=True):
+    counted = {"steps_made": steps, "samples_made": 8 * steps} if made else {}
+    return Trial(
+        batch_size=8, lr=0.1, seed=0, tuning=False, reached=False, max_steps=steps, step_s=0.5, last_loss=1.0, **counted
+    )  # fmt: skip
+
+
+def test_a_batch_law_counts_the_work_of_all_its_trials_or_none(store):
+    config = preset_config("digits-law")
+    counted = make_run(store, config, num_steps=0, said=[trial(10), trial(30)]).summary()
+    assert (counted.steps, counted.samples, counted.train_seconds, counted.samples_per_s) == (40, 320, 20.0, None)
+    assert counted.flops == 320 * make_run(store, config, num_steps=0).started.train_flops_per_example
+    older = make_run(store, config, num_steps=0, said=[trial(10), trial(30, made=False)]).summary()
+    assert (older.steps, older.samples, older.train_seconds, older.flops) == (None,) * 4
 
 
 def test_inference_counts_the_samples_of_all_combinations_and_has_one_rate_only_for_one(store):

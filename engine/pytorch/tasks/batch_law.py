@@ -1,8 +1,6 @@
 """The batch-size law as a task: many short training runs in one process, each one a Trial event.
 
-At every batch size the learning rate is tuned on a logarithmic grid, which is extended until the best rate lies between
-two worse ones (Shallue et al. 2019, JMLR 20(112)). Then other seeds measure at that rate, because the seeds that chose
-it are biased in its favour.
+`studies.lr_tuning` says which trials to make: at every batch size the learning rate is tuned, then other seeds measure.
 """
 
 from __future__ import annotations
@@ -30,21 +28,20 @@ from engine.pytorch.training import optimizers
 from engine.pytorch.training.net import Net, cross_entropy
 from engine.studies import paired_tests
 from engine.studies.batch_law import GRID, PROBE
+from engine.studies.lr_tuning import Ask, Search, search
 
 _WARM_UP_STEPS = 3
-# Limits of steps, as multiples of a number of steps that reached the target:
-_WORSE = 2.0  # a learning rate is given up after so many times the steps of the best one
-_SLACK = 3.0  # a tuned larger batch needs no more steps than a smaller one; so many times as many are allowed for noise
-_FAR = 10.0  # a measuring seed is given up after so many times the steps of the seeds that chose the rate
-_WIDEST = 12  # grid points on either side of the first one that are tried until a learning rate reaches the target
 _PROGRESS_EVERY_S = 0.25
 
 
-def batch_law(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) -> Generator[AnyEvent, None, None]:
+def batch_law(
+    config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter, asks: Search = search
+) -> Generator[AnyEvent, None, None]:
     """Yield the trials of every batch size of `config.law`, from the smallest to the largest.
 
-    If no learning rate reaches the target at a batch size, its trials show that, and the next batch size follows.
-    `clock` gives seconds. Nothing is left in `folder`.
+    If no learning rate reaches the target at a batch size, its trials show that, and the next batch size follows. The run
+    ends early when the training time of all trials reaches `config.budget.seconds`.
+    `clock` gives seconds; `asks` says which trials to make. Nothing is left in `folder`.
 
     Raises:
         ConfigError: The data set cannot be downloaded or read.
@@ -69,59 +66,21 @@ def batch_law(config: RunConfig, folder: Path, *, clock: Clock = time.perf_count
     )
     bench = _Bench(config, arrays.facts, training.to(device), plan.evaluation_batch, clock)
     sizes = config.law.sizes(len(training))
-    first = config.seed + config.law.tuning_seeds  # the first seed that measures
-    lr, limit = config.optimizer.lr, config.law.max_steps
-    for i, size in enumerate(sizes):
-        bench.done, bench.total = i, len(sizes)
-        best = yield from _tuned(bench, size, lr, limit)
-        if best is None:
-            continue
-        lr, needed = best
-        for seed in range(first, first + config.law.seeds):
-            yield (yield from bench.trial(size, lr, seed, _at_most(config, _FAR * needed), tuning=False))
-        limit = _at_most(config, _SLACK * needed)
-    yield Progress(text="", done=len(sizes), total=len(sizes))
-
-
-def _at_most(config: RunConfig, steps: float) -> int:
-    return min(config.law.max_steps, ceil(steps) + 2)  # 2 more, because two evaluations must reach the target
-
-
-def _tuned(bench: _Bench, size: int, start: float, limit: int) -> Generator[AnyEvent, None, tuple[float, float] | None]:
-    """The best learning rate of the grid around `start`, and its steps to the target; None if none reaches it."""
-    # By grid point: the geometric mean of the steps over the seeds, infinite if a seed did not reach the target.
-    needed: dict[int, float] = {}
-    law = bench.config.law
-
-    def attempt(place: int) -> Generator[AnyEvent, None, None]:
-        best, logs = min(needed.values(), default=math.inf), []
-        allowed = limit if best == math.inf else min(limit, _at_most(bench.config, _WORSE * best))
-        needed[place] = math.inf
-        for seed in range(bench.config.seed, bench.config.seed + law.tuning_seeds):
-            yield (trial := (yield from bench.trial(size, start * law.lr_factor**place, seed, allowed, tuning=True)))
-            if trial.steps is None:
-                return
-            logs.append(math.log(max(trial.steps, 1e-9)))
-        needed[place] = math.exp(sum(logs) / len(logs))
-
-    for place in _from_center():
-        yield from attempt(place)
-        if needed[place] < math.inf:
+    asking = asks(config.law, sizes, config.optimizer.lr, config.seed)
+    ask, left_s = next(asking, None), config.budget.seconds or math.inf
+    while ask:
+        bench.done, bench.total = sizes.index(ask.batch_size), len(sizes)
+        trial = yield from bench.trial(ask)
+        yield trial
+        left_s -= trial.trained_s or 0.0
+        if left_s <= 0:
             break
+        try:
+            ask = asking.send(trial)
+        except StopIteration:
+            ask = None
     else:
-        return None
-    best = place
-    while missing := [neighbour for neighbour in (best + 1, best - 1) if neighbour not in needed]:
-        yield from attempt(missing[0])
-        best = min(needed, key=needed.__getitem__)
-    return start * law.lr_factor**best, needed[best]
-
-
-def _from_center() -> Iterator[int]:
-    """0, 1, -1, 2, -2, ..."""
-    yield 0
-    for distance in range(1, _WIDEST + 1):
-        yield from (distance, -distance)
+        yield Progress(text="", done=len(sizes), total=len(sizes))
 
 
 @dataclass
@@ -146,10 +105,9 @@ class _Bench:
         x, y = self.training.take(start.to(self.device))
         self.probe = list(zip(x.split(self.evaluation_batch), y.split(self.evaluation_batch), strict=True))
 
-    def trial(
-        self, size: int, lr: float, seed: int, max_steps: int, *, tuning: bool
-    ) -> Generator[AnyEvent, None, Trial]:
+    def trial(self, ask: Ask) -> Generator[AnyEvent, None, Trial]:
         """Train until two evaluations in a row reach the target, the loss is not finite, or `max_steps` are made."""
+        size, lr, seed, max_steps, tuning = ask
         net, source = self._net(size, lr, seed)
         step, train_s, target = 0, 0.0, self.config.law.target_loss
         steps, seconds, losses = [0], [0.0], [self._loss(net)]
@@ -174,6 +132,8 @@ class _Bench:
             samples=None if at is None else self._samples(at, size),
             train_s=when,
             step_s=train_s / step if step else None,
+            steps_made=step,
+            samples_made=self._samples(step, size),
             last_loss=losses[-1],
         )
 

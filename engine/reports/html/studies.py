@@ -98,7 +98,7 @@ def _laws(runs: Sequence[PlacedRun]) -> Iterator[Study]:
         trials = run.run.trials
         if not trials:
             continue
-        found = batch_law.outcome(trials)
+        found = batch_law.outcome(trials, budget_s=run.run.config.budget.seconds)
         figure = batch_law_chart(trials, found.law, found.step_time)
         chart = Chart(f"law-{i}", figure, "Steps, samples and time to the target against the batch size", height="tall")
         title = _title("Batch-size law", run, runs)
