@@ -12,6 +12,7 @@ from engine.config.summary import describe
 from engine.config.tasks import TaskName
 from engine.events.machine import Calibration
 from engine.events.studies import Surface
+from engine.events.target import when_reached
 from engine.events.training import Compiled
 from engine.measurement import alerts, calibration, cost, energy, step_breakdown
 from engine.reports import sharing
@@ -139,11 +140,8 @@ def _mfu_in_words(run: Run) -> str:
 
 
 def _target(run: Run) -> str:
-    target, reached = run.config.target, run.target_reached
-    words = f"{target.metric} {target.value:g}"
-    if reached is None:
-        return f"{words}: not reached"
-    return f"{words}: reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
+    target = run.config.target
+    return f"{target.metric} {target.value:g}: {when_reached(target, run.target_reached, run.evaluations)}"
 
 
 def inference_card(run: Run, limit_s: float | None = None, *, quantile: Quantile = "p99") -> str:

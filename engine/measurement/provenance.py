@@ -216,11 +216,11 @@ def of_energy(account: energy.Account) -> dict[str, Figure]:
         "energy_to_target_j": _figure(
             account.to_target_j,
             "J",
-            "measured",
+            "derived",
             window="" if account.to_target_s is None else f"{units.duration(account.to_target_s)}, with evaluations",
             uncertainty=_of(account.to_target_uncertainty, account.to_target_j),
             note=energy.too_short(account.to_target_uncertainty),
-            method="the counter at the evaluation that reached the target, interpolated between samples"
+            method="the counter where the target was reached, interpolated between samples"
             if account.to_target_j is not None
             else "no target was reached"
             if account.is_measured

@@ -38,6 +38,7 @@ from engine.events.lifecycle import (
 from engine.events.machine import Busy, HardwareSample
 from engine.events.studies import Trial
 from engine.events.summary import Summary
+from engine.events.target import target_reached
 from engine.events.training import (
     Evaluation,
     Memory,
@@ -328,6 +329,8 @@ class Run:
                 self._take_import(event)
             case Rows():
                 self._take_rows(event)
+            case TargetReached(between=None):
+                event = self._interpolated(event)
             case Terminal():
                 seconds, count = self._window
                 if seconds and not len(self.throughput):  # a run shorter than one window has a throughput, too
@@ -335,6 +338,14 @@ class Run:
             case _:
                 pass
         self._keep(event)
+
+    def _interpolated(self, event: TargetReached) -> TargetReached:
+        """The event of an older Isoflop by the present rule, as far as the run still has its evaluations."""
+        with contextlib.suppress(ValueError):  # times that are unknown or damaged
+            found = target_reached(self.config.target, self.evaluations)
+            if found and found.between and found.between[1] == event.step:
+                return found
+        return event
 
     def _keep(self, event: Event) -> None:
         """Keep an event as its class says (`Event.kept`)."""
@@ -433,8 +444,10 @@ class Run:
     def summary(self) -> Summary:
         """The figures of the run so far; those of the report for an imported run."""
         with self.lock:
+            reached = self.target_reached
+            at_target = {"target_step": reached.step, "target_seconds": reached.train_s} if reached else {}
             if self._frozen_summary:  # made from all steps; the imported file can hold fewer
-                return self._frozen_summary
+                return self._frozen_summary.model_copy(update=at_target)
             steps, started, last = len(self.steps), self.started, self.last_word
             if own := _SUMMARIES.get(self.config.task):
                 return own(self)
@@ -455,8 +468,7 @@ class Run:
                 energy_j=last.energy_j if last else None,
                 busy=self.busy.is_busy if self.busy else None,
                 busy_why=self.busy.in_words if self.busy else "",
-                target_step=self.target_reached.step if self.target_reached else None,
-                target_seconds=self.target_reached.train_s if self.target_reached else None,
+                **at_target,
             )
 
     @property

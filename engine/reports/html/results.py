@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from engine.charts import training
 from engine.common import units
+from engine.events.target import when_reached
 from engine.measurement import energy
 from engine.reports.frozen_run import ReportRun
 
@@ -71,13 +72,10 @@ def _speed(title: str, text: Callable[[ReportRun], str], how: str, figure: str, 
 
 
 def _target(run: ReportRun) -> str:
-    target, reached = run.config.target, run.target_reached
+    target = run.config.target
     if target.value is None:
         return units.UNKNOWN
-    aim = training.target_in_words(target)
-    if reached is None:
-        return f"{aim} not reached"
-    return f"{aim} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
+    return f"{training.target_in_words(target)} {when_reached(target, run.target_reached, run.evaluations)}"
 
 
 def _training_memory_how(run: ReportRun) -> str:
@@ -106,7 +104,12 @@ def _per_step(run: ReportRun) -> float | None:
 
 QUANTITIES = (
     Quantity("Test accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _test_how, figure="test_accuracy"),
-    Quantity("Target", _target, "the first of two evaluations in a row that reach the target", always=False),
+    Quantity(
+        "Target",
+        _target,
+        "derived: at the first of two evaluations in a row that reach it, interpolated from the one before",
+        always=False,
+    ),
     Quantity("Test loss", lambda r: units.loss(r.summary.test_loss), _test_how, figure="test_loss"),
     Quantity(
         "Training loss",
