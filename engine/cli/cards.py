@@ -14,7 +14,7 @@ from engine.events.machine import Calibration
 from engine.events.studies import Surface
 from engine.events.target import when_reached
 from engine.events.training import Compiled
-from engine.measurement import alerts, calibration, cost, energy, step_breakdown
+from engine.measurement import alerts, calibration, cost, energy, provenance, step_breakdown
 from engine.reports import sharing
 from engine.store.run import Run
 from engine.store.store import Store
@@ -101,7 +101,7 @@ def _training_card(run: Run) -> str:
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         *_origin_lines(run),
         f"  {describe(run.config)}",
-        f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the test split)",
+        f"  test accuracy     {units.accuracy(s.test_accuracy)} ({_tested(run)})",
         f"  training loss     {units.loss(s.final_train_loss)} (measured: mean over the last epoch, at most 100 batches)",
         f"  trained           {s.steps:,} steps, {s.epochs:.4g} epochs (counted), {units.duration(s.train_seconds)} (measured{busy})",
         f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived: samples / training time{busy})",
@@ -128,6 +128,12 @@ def _training_card(run: Run) -> str:
     if why := run.why():
         lines.append(f"  {visible(why)}")
     return "\n".join(lines)
+
+
+def _tested(run: Run) -> str:
+    if run.has_diverged:
+        return provenance.of_run(run)["test_accuracy"].method
+    return "measured on the test split"
 
 
 def _mfu_in_words(run: Run) -> str:

@@ -80,12 +80,17 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
         busy = f"The machine was busy: {s.busy_why}" if s.busy else ""
         unknown_if_busy = "It is unknown whether the machine was busy" if run.is_over and s.busy is None else ""
         accuracy = s.test_accuracy
+        diverged = (
+            f"the training diverged at step {run.diverged_at or s.steps:,}, and {at} is one of earlier weights"
+            if run.has_diverged
+            else ""
+        )
         found = {
             "test_accuracy": _figure(
                 accuracy,
                 "share",
                 "measured",
-                "share of correct predictions on the test samples",
+                diverged or "share of correct predictions on the test samples",
                 window=f"{num_test:,} samples at {at}",
                 uncertainty=_binomial(accuracy, num_test),
             ),
@@ -93,7 +98,7 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
                 s.test_loss,
                 "",
                 "measured",
-                "mean cross-entropy on the test samples",
+                diverged or "mean cross-entropy on the test samples",
                 window=f"{num_test:,} samples at {at}",
             ),
             "final_train_loss": _figure(

@@ -446,8 +446,12 @@ class Run:
         with self.lock:
             reached = self.target_reached
             at_target = {"target_step": reached.step, "target_seconds": reached.train_s} if reached else {}
+            # The last evaluation of a run that diverged is one of other weights, from before.
+            tested = {
+                n: None if self.has_diverged else self.evaluations.last(n) for n in ("test_loss", "test_accuracy")
+            }
             if self._frozen_summary:  # made from all steps; the imported file can hold fewer
-                return self._frozen_summary.model_copy(update=at_target)
+                return self._frozen_summary.model_copy(update=at_target | (tested if self.has_diverged else {}))
             steps, started, last = len(self.steps), self.started, self.last_word
             if own := _SUMMARIES.get(self.config.task):
                 return own(self)
@@ -460,8 +464,7 @@ class Run:
                 train_seconds=seconds,
                 samples_per_s=samples / seconds if seconds else None,
                 final_train_loss=_recent_mean(self.steps, self.started),
-                test_loss=self.evaluations.last("test_loss"),
-                test_accuracy=self.evaluations.last("test_accuracy"),
+                **tested,
                 flops=samples * started.train_flops_per_example if started else None,
                 peak_memory_bytes=self.memory.training_bytes if self.memory else None,
                 process_memory_bytes=last.peak_memory_bytes if last else None,
@@ -470,6 +473,19 @@ class Run:
                 busy_why=self.busy.in_words if self.busy else "",
                 **at_target,
             )
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether the run ended because its training loss became NaN or infinite."""
+        return isinstance(self.last_word, Failed) and self.last_word.cause == "Diverged"
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The first step whose training loss was NaN or infinite, of a run that ended because of that; else None."""
+        if not self.has_diverged:
+            return None
+        bad = np.flatnonzero(~np.isfinite(self.steps["loss"]))
+        return int(self.steps["step"][bad[0]]) if len(bad) else None
 
     @property
     def busy(self) -> Busy | None:

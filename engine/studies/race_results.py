@@ -11,7 +11,6 @@ import numpy as np
 
 from engine.common.errors import ConfigError
 from engine.events.base import TERMINAL, is_number
-from engine.events.lifecycle import Failed
 from engine.events.target import crossing
 from engine.measurement import energy
 from engine.store.run import Run
@@ -287,7 +286,7 @@ def _against(
 
 def _is_judged(run: Run) -> bool:
     """Whether a run counts in verdicts: it finished, or it diverged, which is the fault of its configuration."""
-    return run.status == "finished" or (isinstance(run.last_word, Failed) and run.last_word.cause == "Diverged")
+    return run.status == "finished" or run.has_diverged
 
 
 def _verdict(a: Sequence[Run], b: Sequence[Run], metric: Metric, looks: int) -> Verdict:
@@ -346,7 +345,11 @@ def _loss_spread(run: Run) -> float | None:
 
 def _noise_floor(race: Race) -> float | None:
     """The noise floor at the best accuracy so far; None before the first evaluation."""
-    best = [run for run in race.runs if run.started and is_number(run.evaluations.last("test_accuracy"))]
+    best = [
+        run
+        for run in race.runs
+        if run.started and not run.has_diverged and is_number(run.evaluations.last("test_accuracy"))
+    ]
     if not best:
         return None
     run = max(best, key=lambda r: r.evaluations.last("test_accuracy") or 0.0)

@@ -27,6 +27,8 @@ class Quantity:
 
 
 def _test_how(run: ReportRun) -> str:
+    if run.summary.test_accuracy is None and (unknown := run.figures.get("test_accuracy")):
+        return f"not available: {unknown.method}"
     what = "every next character of {} test passages" if run.config.is_text else "{} test samples"
     return f"measured on {what.format(units.count(run.test_examples))}, at the last evaluation"
 
