@@ -60,6 +60,12 @@ MIGRATIONS: list[Iterable[str]] = [
         "drop index runs_listed",
         f"create index runs_listed on runs(created, searched, {', '.join(c for c in LISTED_COLUMNS if c != 'created')})",
     ),
+    # Targets were reached at an evaluation, and a diverged run had the accuracy of its last evaluation before. The
+    # supervisor reads these runs again from their folders.
+    (
+        "delete from runs where json_valid(summary) and (json_extract(summary, '$.target_step') is not null "
+        "or (status = 'failed' and json_extract(summary, '$.test_accuracy') is not null))",
+    ),
 ]
 
 
