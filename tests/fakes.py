@@ -14,7 +14,8 @@ from engine.config.schedules import lr_factor
 from engine.events.catalog import AnyEvent
 from engine.events.lifecycle import Failed, Finished, Started, Terminal
 from engine.events.machine import HardwareSample
-from engine.events.training import Compiled, Evaluation, Memory, Ranks, Steps, TargetReached
+from engine.events.target import columns_of, target_reached
+from engine.events.training import Compiled, Evaluation, Memory, Ranks, Steps
 from engine.store.event_log import EventLog
 from engine.store.run import Run
 from engine.store.store import Store
@@ -52,7 +53,7 @@ def make_run(
         log.append(event)
     rng = np.random.default_rng(seed)
     batch_size, total_steps, num_steps = 64, num_steps, diverges_at or num_steps
-    reached: Evaluation | None = None
+    evaluations: list[Evaluation] = []
     for first in range(1, num_steps + 1, PER_READ_BACK):
         step = np.arange(first, min(first + PER_READ_BACK, num_steps + 1))
         loss = 0.05 + 2.25 * np.exp(-step / 90) + rng.gamma(2.0, 0.02, len(step))
@@ -76,13 +77,10 @@ def make_run(
         if (first // PER_READ_BACK) % 6 == 5:
             evaluation = _evaluation(int(step[-1]), end, rng)
             log.append(evaluation)
-            if not _reaches(config, evaluation):
-                reached = None
-            elif reached:
-                log.append(_target_reached(config, reached))
+            evaluations.append(evaluation)
+            if reached := target_reached(config.target, columns_of(evaluations)):
+                log.append(reached)
                 break
-            else:
-                reached = evaluation
     log.close(last or _final_event(diverges_at, gpu))
     return store.run(run_id)
 
@@ -101,18 +99,6 @@ MEMORY = Memory(
 def _lr(config: RunConfig, step: np.ndarray, total_steps: int) -> float | np.ndarray:
     rates = np.array([config.optimizer.lr * lr_factor(config, s - 1, (s - 1) / total_steps) for s in step.tolist()])
     return float(rates[0]) if rates.min() == rates.max() else rates
-
-
-def _reaches(config: RunConfig, evaluation: Evaluation) -> bool:
-    value, sign = config.target.value, 1 if config.target.metric == "test_accuracy" else -1
-    return value is not None and sign * getattr(evaluation, config.target.metric) >= sign * value
-
-
-def _target_reached(config: RunConfig, first: Evaluation) -> TargetReached:
-    metric = config.target.metric
-    return TargetReached(
-        metric=metric, value=getattr(first, metric), step=first.step, train_s=first.train_s, elapsed_s=first.elapsed_s
-    )
 
 
 def _started(config: RunConfig, num_steps: int, gpu: bool) -> Started:

@@ -6,6 +6,7 @@ from them), so that the browser can change the axis without a request. The more 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from itertools import zip_longest
 from typing import Any
@@ -21,15 +22,18 @@ from dashboard.api.run import about, preparing
 from dashboard.api.wire import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
 from engine.charts.facts import RACE_CHARTS
 from engine.common.downsample import minmax
-from engine.common.errors import StoreError
+from engine.common.errors import ConfigError, StoreError
 from engine.common.sanitize import visible
 from engine.store.columns import Table
 from engine.store.run import Run
+from engine.studies import race_results
+from engine.studies.races import Metric
 
 MOST_RUNS = 72
 _ALL_POINTS = 9_000  # per kind of trace, all runs together: about what a browser redraws twice a second
 _FEWEST = 160
 _LONGEST_TEXT = 300
+NO_TARGET: tuple[Metric, float | None] = ("test_accuracy", None)
 
 
 def points_each(num_runs: int) -> int:
@@ -40,8 +44,13 @@ def points_each(num_runs: int) -> int:
 # --- one run ------------------------------------------------------------------------------------------------------
 
 
-def points(run: Run, after: str = "", *, most: int = FULL_POINTS) -> dict[str, Any]:
-    """State, current values and the points of one run after the cursor `after`, all from the same moment."""
+def points(
+    run: Run, after: str = "", *, most: int = FULL_POINTS, target: tuple[Metric, float | None] = NO_TARGET
+) -> dict[str, Any]:
+    """State, current values and the points of one run after the cursor `after`, all from the same moment.
+
+    `reached` says where the run reached `target`; it is left out while the run has not.
+    """
     with run.lock:
         counts = (len(run.steps), len(run.evaluations), len(run.grad_norms), int(run.started is not None))
         held = cursor.held(after, counts)
@@ -59,7 +68,18 @@ def points(run: Run, after: str = "", *, most: int = FULL_POINTS) -> dict[str, A
             else:
                 traces[line.key] = _trace(run, table, line.column, start, most, full=full)
         answer["traces"] = {name: trace for name, trace in traces.items() if trace}
+        if at := _reached(run, *target):
+            answer["reached"] = at
         return answer
+
+
+def _reached(run: Run, metric: Metric, target: float | None) -> dict[str, Any] | None:
+    """Where the run reached a target, on the horizontal axes that the points have, and between which evaluations."""
+    found = race_results.to_target(run, metric, target) if target is not None else None
+    if found is None or not found.reached:
+        return None
+    axes = {"step": found.cost["steps"], "samples": found.cost["samples"], "train_s": found.cost["seconds"]}
+    return {name: value for name, value in axes.items() if value is not None} | {"between": found.between}
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -160,14 +180,20 @@ def _samples(steps: Table, step: np.ndarray) -> np.ndarray:
 
 
 def get_compare(request: Request) -> Response:
-    """GET /api/compare?runs=ID,ID&after=CURSOR;CURSOR&of=N: new points; `of` counts all runs of the view, asked for or not."""
+    """GET /api/compare?runs=ID,ID&after=CURSOR;CURSOR&of=N&target=METRIC=VALUE: new points, and where the target was reached.
+
+    `of` counts all runs of the view, asked for or not; `target` is optional.
+    """
     ids = [run_id for run_id in request.query_params.get("runs", "").split(",") if run_id]
     if not 0 < len(ids) <= MOST_RUNS:
         return wire.answer({"error": f"Ask for 1 to {MOST_RUNS} runs, not {len(ids)}."}, 400)
     cursors = request.query_params.get("after", "").split(";")[: len(ids)]
     most = points_each(max(len(ids), _count(request.query_params.get("of", ""))))
+    target = NO_TARGET
+    with contextlib.suppress(ConfigError):  # a target that no run can have
+        target = race_results.parse_target(request.query_params.get("target") or "none")
     answers = {
-        visible(run_id, _LONGEST_TEXT): _answer(run_id, after, most)
+        visible(run_id, _LONGEST_TEXT): _answer(run_id, after, most, target)
         for run_id, after in zip_longest(ids, cursors, fillvalue="")
     }
     return wire.answer({"most": most, "runs": answers})
@@ -177,9 +203,9 @@ def _count(text: str) -> int:
     return min(MOST_RUNS, int(text)) if re.fullmatch(r"\d{1,4}", text, re.ASCII) else 0
 
 
-def _answer(run_id: str, after: str, most: int) -> dict[str, Any]:
+def _answer(run_id: str, after: str, most: int, target: tuple[Metric, float | None]) -> dict[str, Any]:
     try:
-        return points(shared_run(run_id), after, most=most)
+        return points(shared_run(run_id), after, most=most, target=target)
     except StoreError as error:
         return {"error": visible(error.message, _LONGEST_TEXT)}
 

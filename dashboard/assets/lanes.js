@@ -1,4 +1,4 @@
-// The data of a race: the points of each run, and the lines, bands and target crossings computed from them. No page elements.
+// The data of a race: the points of each run, and the lines and bands computed from them. No page elements.
 
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
 const { smooth } = await import(new URL(`common.js?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
@@ -18,15 +18,21 @@ export const AXES = [
   { id: "joules", label: "Joules", title: "Energy (J)", column: "joules", scale: () => 1, hover: ".4~s", after: "J" },
 ];
 
+// A target as the server reads it; empty for none.
+export const targetText = (target) => (target ? `${target.metric}=${target.value}` : "");
+
 // One run: the points that the polls have brought so far.
 export class Run {
   constructor(id, seed) {
     Object.assign(this, { id, seed, about: {}, answer: null, traces: {}, cursor: "", over: false, error: "", version: 0 });
+    this.reached = { target: "", at: null }; // a target as `targetText` writes it, and where the run reached it
     this.lines = new Map(); // computed from the traces; cleared when they change
   }
 
-  take(answer, most) {
+  // `target` is the one that the answer was asked for.
+  take(answer, most, target = "") {
     this.lines.clear();
+    this.reached = { target, at: answer.reached ?? null };
     this.version += 1;
     if (answer.error !== undefined) {
       this.error = answer.error;
@@ -102,20 +108,14 @@ export class Run {
     return known.map((mark) => ({ x: mark[columns[axis.column]] * scale, step: mark[0], word: mark[3] }));
   }
 
-  // Where a target is reached: at the first of two evaluations in a row at or beyond it (one alone may be chance), interpolated
-  // from the evaluation before, as in engine/studies/paired_tests.py.
-  crossing({ metric, value }, axis, view) {
-    const upwards = metric === "test_accuracy";
-    const trace = this.traces[upwards ? "accuracy" : "test_loss"];
-    const x = trace && this.x(trace, axis, view);
-    if (!x) return null;
-    const is = (y) => y !== null && y !== undefined && (upwards ? y >= value : y <= value);
-    const i = trace.y.findIndex((y, k) => is(y) && is(trace.y[k + 1]));
-    if (i < 0) return null;
-    const [before, y] = [trace.y[i - 1], trace.y[i]];
-    const share = Number.isFinite(before) ? (value - before) / (y - before) : 1;
-    const between = (column) => (i === 0 ? column[0] : column[i - 1] + share * (column[i] - column[i - 1]));
-    return { x: between(x), y, step: Math.round(between(trace.step)) };
+  // Where the run reached a target: {x, step, between}; null where it did not, undefined until the server has said so. The
+  // server computes it from all evaluations (engine/events/target.py): the points here can be thinned.
+  crossing(target, axis, view) {
+    if (this.error) return null;
+    if (this.reached.target !== targetText(target)) return undefined;
+    const { at } = this.reached;
+    const x = at && this.x(Object.fromEntries(Object.entries(at).map(([name, value]) => [name, [value]])), axis, view);
+    return x ? { x: x[0], step: Math.round(at.step), between: at.between } : null;
   }
 
   cached(name, make) {

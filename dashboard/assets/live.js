@@ -139,7 +139,7 @@ class RunCard extends Card {
     const { factor } = this.chart;
     const upwards = about.target.metric === "test_accuracy";
     const name = upwards ? `${+(factor * value).toPrecision(6)} %` : `loss ${value}`;
-    const words = reached ? `${name} reached at step ${whole(reached.step)}, ${duration(reached.train_s)}` : `target ${name}`;
+    const words = reached ? `${name} reached at step ${whole(reached.step)}, ${duration(reached.train_s)} (interpolated)` : `target ${name}`;
     return { y: factor * value, reached: reached && { x: reached.elapsed_s, y: factor * reached.value }, upwards, words };
   }
 

@@ -7,7 +7,7 @@
 const VERSION = new URL(import.meta.url).searchParams.get("v") ?? "";
 const load = (name) => import(new URL(`${name}?v=${VERSION}`, import.meta.url).href); // a static import would lose the version
 const { PollingView, count, duration, element, keep, setText, textButton, withText } = await load("common.js");
-const { AXES, Run, niceEnd } = await load("lanes.js");
+const { AXES, Run, niceEnd, targetText } = await load("lanes.js");
 const { RaceCard } = await load("race_card.js");
 const { COLUMNS, Row } = await load("race_rows.js");
 
@@ -154,6 +154,7 @@ class View extends PollingView {
   setTarget(target, wait = 0) {
     this.target = target;
     this.paint();
+    this.poll();
     clearTimeout(this.targetTimer);
     this.targetTimer = setTimeout(() => this.ended || this.onTarget(target), wait);
   }
@@ -213,24 +214,27 @@ class View extends PollingView {
 
   // --- data
 
-  // One poll for all runs that are not over.
+  // One poll for all runs that are not over, or that were not asked yet where they reached the target.
   needsPoll() {
-    return this.aliveRuns().length > 0;
+    return this.asked().length > 0;
   }
 
-  aliveRuns() {
-    return [...this.runs.values()].filter((run) => !run.over);
+  asked() {
+    const target = targetText(this.target);
+    return [...this.runs.values()].filter((run) => !run.over || (target && !run.error && run.reached.target !== target));
   }
 
   async fetchUpdate() {
-    const live = this.aliveRuns();
+    const live = this.asked();
+    const target = targetText(this.target);
     const { found, answer } = await this.fetch("api/compare", {
       runs: live.map((run) => run.id).join(","),
       after: live.map((run) => run.cursor).join(";"),
       of: String(this.runs.size),
+      target,
     });
     if (!found) throw new Error("The server has no such route");
-    for (const run of live) if (answer.runs[run.id]) run.take(answer.runs[run.id], answer.most);
+    for (const run of live) if (answer.runs[run.id]) run.take(answer.runs[run.id], answer.most, target);
     this.receivedAt = performance.now();
   }
 

@@ -262,8 +262,8 @@ export class RaceCard extends Card {
     return [{
       type: "scatter", mode: "markers", x: found.map(({ x }) => x), y: found.map(() => aimed), cliponaxis: false,
       marker: { symbol: "diamond", size: 10, color: view.color(lane), line: { color: view.look.background, width: 1.5 } },
-      name: literal(shorten(lane.label)), customdata: found.map(({ step }) => step),
-      hovertemplate: "target crossed at step %{customdata:,}", meta: { lane: view.lanes.indexOf(lane), crossing: true },
+      name: literal(shorten(lane.label)), customdata: found.map(({ step, between }) => [step, ...between]),
+      hovertemplate: "target reached at step %{customdata[0]:,}, between the evaluations after steps %{customdata[1]:,} and %{customdata[2]:,}", meta: { lane: view.lanes.indexOf(lane), crossing: true },
     }];
   }
 

@@ -96,7 +96,9 @@ export class Row {
   target(runs) {
     const { view } = this;
     if (!view.target) return "–";
-    const found = runs.map((run) => run.crossing(view.target, view.axis, view)).filter(Boolean);
+    const asked = runs.map((run) => run.crossing(view.target, view.axis, view));
+    const found = asked.filter(Boolean);
+    if (asked.includes(undefined)) return "…";
     if (!found.length) return runs.every((run) => run.over) ? "not reached" : "–";
     const all = [...found.map(({ x }) => x), ...Array(runs.length - found.length).fill(Infinity)];
     const middle = median(all);

@@ -13,6 +13,7 @@ from engine.charts.step_breakdown import split_chart
 from engine.common import units
 from engine.common.sanitize import visible
 from engine.config.tasks import TaskName
+from engine.events.target import when_reached
 from engine.events.training import Compiled
 from engine.measurement import calibration, cost, energy, provenance, step_breakdown
 from engine.measurement.energy import Detail
@@ -206,7 +207,7 @@ def _besides(run: Run, account: energy.Account) -> list[str]:
             if target.metric == "test_accuracy"
             else f"test loss {target.value:g}"
         )
-        words.append(f"Target of {goal} {_when_reached(run)}")
+        words.append(f"Target of {goal} {when_reached(target, run.target_reached, run.evaluations)}")
     if compiled := run.latest(Compiled):
         words.append(f"{units.duration(compiled.seconds)} to compile, not included in the training time")
     if account.is_measured or account.source == "estimate":
@@ -216,10 +217,3 @@ def _besides(run: Run, account: energy.Account) -> list[str]:
     if s.process_memory_bytes is not None:
         words.append(f"Whole process {units.nbytes(s.process_memory_bytes)}, including PyTorch itself")
     return words
-
-
-def _when_reached(run: Run) -> str:
-    s = run.summary()
-    if s.target_step is None:
-        return "not reached"
-    return f"reached at step {s.target_step:,}, after {units.duration(s.target_seconds)} of training"

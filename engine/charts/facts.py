@@ -354,7 +354,7 @@ RACE_COLUMNS: dict[str, str] = {  # of the table above a race's charts; with sev
     "Steps": "Counted.",
     "Samples/s": "Throughput, derived: samples divided by training time, over the newest window of a running run, and over "
     "all of the training time of a finished one.",
-    "Target": "Measured: the first of two evaluations in a row that reach it, interpolated from the one before.",
+    "Target": "Derived: at the first of two evaluations in a row that reach it, interpolated from the one before.",
 }
 
 

@@ -18,12 +18,12 @@ import plotly.graph_objects as go
 from engine.charts import facts as charts_facts
 from engine.charts.facts import RUN_CHARTS
 from engine.charts.style import GREY, MARK, colour, dash, literal, new_figure
-from engine.common import units
 from engine.common.downsample import minmax
 from engine.common.sanitize import visible
 from engine.config.run import RunConfig
 from engine.config.summary import describe
 from engine.config.training import Target
+from engine.events.target import when_reached
 from engine.events.training import TargetReached
 from engine.store.csv_tables import NAN_IS_MEASURED, Columns, Tables
 
@@ -314,7 +314,7 @@ def _targets(figure: go.Figure, runs: Runs, metric: str, axis: Axis, *, scale: f
         reached, aim = run.target_reached, run.config.target
         if reached is None or reached.metric != metric or aim.value is None:  # a report can have one without the other
             continue
-        words = f"{target_in_words(aim)} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
+        words = f"{target_in_words(aim)} {when_reached(aim, reached, run.evaluations)}"
         figure.add_scatter(
             x=_where(run, reached, axis),
             y=[reached.value * scale],
@@ -334,9 +334,10 @@ def target_in_words(target: Target) -> str:
 
 
 def _where(run: Curves, reached: TargetReached, axis: Axis) -> np.ndarray:
-    """The x of the evaluation that reached a target."""
-    rows = run.evaluations["step"] == reached.step
-    return _along(run.evaluations, run, axis)[rows][:1]
+    """The x of a reached target, (1,)."""
+    if axis == "samples" and len(run.steps):
+        return np.interp([reached.step], run.steps["step"], run.steps["samples"])
+    return np.array([reached.train_s if axis == "seconds" else reached.step])
 
 
 def _word(value: float) -> str:

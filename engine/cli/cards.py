@@ -12,8 +12,9 @@ from engine.config.summary import describe
 from engine.config.tasks import TaskName
 from engine.events.machine import Calibration
 from engine.events.studies import Surface
+from engine.events.target import when_reached
 from engine.events.training import Compiled
-from engine.measurement import alerts, calibration, cost, energy, step_breakdown
+from engine.measurement import alerts, calibration, cost, energy, provenance, step_breakdown
 from engine.reports import sharing
 from engine.store.run import Run
 from engine.store.store import Store
@@ -100,7 +101,7 @@ def _training_card(run: Run) -> str:
         f"{run.run_id}  {run.status}" + (f"  {visible(run.name, LONGEST_NAME)}" if run.name else ""),
         *_origin_lines(run),
         f"  {describe(run.config)}",
-        f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the test split)",
+        f"  test accuracy     {units.accuracy(s.test_accuracy)} ({_tested(run)})",
         f"  training loss     {units.loss(s.final_train_loss)} (measured: mean over the last epoch, at most 100 batches)",
         f"  trained           {units.exact(s.steps)} steps, {units.epochs(s.epochs)} epochs (counted), {units.duration(s.train_seconds)} (measured{busy})",
         f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived: samples / training time{busy})",
@@ -129,6 +130,12 @@ def _training_card(run: Run) -> str:
     return "\n".join(lines)
 
 
+def _tested(run: Run) -> str:
+    if run.has_diverged:
+        return provenance.of_run(run)["test_accuracy"].method
+    return "measured on the test split"
+
+
 def _mfu_in_words(run: Run) -> str:
     found = cost.mfu(run.config, cost.flops_per_s(run), results.calibration_of(run))
     if found.value is None:
@@ -139,11 +146,8 @@ def _mfu_in_words(run: Run) -> str:
 
 
 def _target(run: Run) -> str:
-    target, reached = run.config.target, run.target_reached
-    words = f"{target.metric} {target.value:g}"
-    if reached is None:
-        return f"{words}: not reached"
-    return f"{words}: reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
+    target = run.config.target
+    return f"{target.metric} {target.value:g}: {when_reached(target, run.target_reached, run.evaluations)}"
 
 
 def inference_card(run: Run, limit_s: float | None = None, *, quantile: Quantile = "p99") -> str:

@@ -7,12 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from engine.config.tasks import TaskName
 from engine.events.base import Event
 from engine.events.lifecycle import Artifact, Started
 from engine.events.machine import Calibration
 from engine.events.training import Compiled, WarmUp
 from engine.measurement import alerts, calibration, cost, energy, provenance, roofline, step_breakdown
+from engine.store.columns import Table
+from engine.store.csv_tables import NAN_IS_MEASURED
 from engine.store.run import Run
 from engine.store.store import Store
 from engine.studies import batch_law
@@ -33,6 +37,7 @@ def of_run(run: Run) -> dict[str, Any]:
         "summary": run.summary().model_dump(mode="python") | {"mfu": mfu},
         "cost": costs,
         "why": run.why() or None,
+        "diverged_at": run.diverged_at,
         **_RESULTS.get(run.config.task, _plain_results)(run),
     }
 
@@ -64,6 +69,8 @@ def everything(store: Store, run: Run) -> dict[str, Any]:
         "fingerprint": run.config.fingerprint,
         "steps": {n: steps[n].astype(int).tolist() if n in ints else steps[n].tolist() for n in steps.names}
         | {"flops": (steps["samples"] * per_example).astype(int).tolist() if per_example else []},
+        "columns": _COLUMNS,
+        "not_finite": _not_finite(run),
         "evaluations": [
             dict(zip(evaluations.names, row, strict=True)) | {"step": int(row[0])}
             for row in zip(*(evaluations[n].tolist() for n in evaluations.names), strict=True)
@@ -86,6 +93,26 @@ def everything(store: Store, run: Run) -> dict[str, Any]:
         "imported": run.imported.origin.model_dump() if run.imported else None,
         **_RECORDS.get(run.config.task, _no_more)(run),
     }
+
+
+# How columns were obtained whose values are not each measured.
+_COLUMNS = {
+    f"steps.{name}": f"derived: the {what} is read once per chunk of steps; between two readings it is interpolated"
+    for name, what in (("seconds", "training clock"), ("elapsed", "wall clock"))
+}
+
+
+def _not_finite(run: Run) -> dict[str, dict[str, Any]]:
+    """Which measured values are NaN or infinite, and so null in the JSON: the first step, its value, and their number."""
+    found = {}
+    for name in ("steps", "evaluations", "grad_norms"):
+        table: Table = getattr(run, name)
+        for column in NAN_IS_MEASURED.intersection(table.names):
+            bad = np.flatnonzero(~np.isfinite(table[column]))
+            if len(bad) and table.knows(column):
+                first = {"first_step": int(table["step"][bad[0]]), "value": str(table[column][bad[0]])}
+                found[f"{name}.{column}"] = first | {"count": len(bad)}
+    return found
 
 
 def _step_split(run: Run) -> dict[str, Any] | None:

@@ -82,7 +82,8 @@ class RunConfig(Spec):
     seed: int = field(0, "Seed", ge=0, le=2**32 - 1)
     """Determines the initial weights and the order of the data."""
     evaluate_every: Annotated[int, Field(ge=1, le=100_000_000)] | Literal["auto"] = field("auto", "Evaluate every")
-    """Steps between evaluations on the test split. auto spends at most about a fifth of the time on evaluation."""
+    """Steps between evaluations on the test split. auto: after fixed numbers of samples, which are the same for all runs
+    on a data set, so that evaluation takes about a fifth of the time or less."""
     checkpoints: int = field(0, "Checkpoints", ge=0, le=200)
     """Copies of all weights that are saved during the run at equal intervals, to draw its path over the loss surface.
     They include the initial and the final weights. Saving is not counted as training time. 0: none."""

@@ -187,7 +187,12 @@ class Evaluation(Event):
 
 
 class TargetReached(Event):
-    """The first of two evaluations in a row that reached the run's target."""
+    """Where the run reached its target: at the first of two evaluations in a row that reach it.
+
+    `step`, `train_s` and `elapsed_s` are derived: interpolated between the evaluations at the two steps of `between`,
+    which are equal where the first evaluation of all reached it. Older logs have no `between`; their figures are those
+    of the first evaluation that reached the target, and `engine.store.run.Run` interpolates them.
+    """
 
     kind: Literal["target_reached"] = "target_reached"
     metric: str
@@ -195,3 +200,4 @@ class TargetReached(Event):
     step: Count
     train_s: Seconds
     elapsed_s: Seconds
+    between: tuple[Count, Count] | None = None

@@ -287,7 +287,7 @@ def details(account: Account) -> list[Detail]:
         per_1000 = units.energy(account.per_1000_samples_j)
         row("Energy per 1,000 samples", per_1000, "derived: gross energy / samples seen")
     if account.to_target_j is not None:
-        how = "measured: the counter at the evaluation that reached the target"
+        how = "derived: the counter where the target was reached, interpolated between samples"
         row("Energy to target", units.energy(account.to_target_j), how, account.to_target_uncertainty)
     if account.net_j is not None:
         share = (

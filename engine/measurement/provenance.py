@@ -82,12 +82,17 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
         busy = f"The machine was busy: {s.busy_why}" if s.busy else ""
         unknown_if_busy = "It is unknown whether the machine was busy" if run.is_over and s.busy is None else ""
         accuracy = s.test_accuracy
+        diverged = (
+            f"the training diverged at step {run.diverged_at or s.steps:,}, and {at} is one of earlier weights"
+            if run.has_diverged
+            else ""
+        )
         found = {
             "test_accuracy": _figure(
                 accuracy,
                 "share",
                 "measured",
-                "share of correct predictions on the test samples",
+                diverged or "share of correct predictions on the test samples",
                 window=f"{num_test:,} samples at {at}",
                 uncertainty=_binomial(accuracy, num_test),
             ),
@@ -95,7 +100,7 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
                 s.test_loss,
                 "",
                 "measured",
-                "mean cross-entropy on the test samples",
+                diverged or "mean cross-entropy on the test samples",
                 window=f"{num_test:,} samples at {at}",
             ),
             "final_train_loss": _figure(
@@ -257,11 +262,11 @@ def of_energy(account: energy.Account) -> dict[str, Figure]:
         "energy_to_target_j": _figure(
             account.to_target_j,
             "J",
-            "measured",
+            "derived",
             window="" if account.to_target_s is None else f"{units.duration(account.to_target_s)}, with evaluations",
             uncertainty=_of(account.to_target_uncertainty, account.to_target_j),
             note=energy.too_short(account.to_target_uncertainty),
-            method="the counter at the evaluation that reached the target, interpolated between samples"
+            method="the counter where the target was reached, interpolated between samples"
             if account.to_target_j is not None
             else "no target was reached"
             if account.is_measured

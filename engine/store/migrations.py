@@ -62,6 +62,12 @@ MIGRATIONS: list[Iterable[str]] = [
     ),
     # Rows of studies said 0 steps and 0 samples. The supervisor reads these runs again from their folders.
     ("delete from runs where json_valid(config) and json_extract(config, '$.task') is not 'train'",),
+    # Targets were reached at an evaluation, and a diverged run had the accuracy of its last evaluation before. The
+    # supervisor reads these runs again from their folders.
+    (
+        "delete from runs where json_valid(summary) and (json_extract(summary, '$.target_step') is not null "
+        "or (status = 'failed' and json_extract(summary, '$.test_accuracy') is not null))",
+    ),
 ]
 
 

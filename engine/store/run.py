@@ -11,7 +11,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 from pydantic import ValidationError
@@ -37,6 +37,7 @@ from engine.events.lifecycle import (
 from engine.events.machine import Busy, HardwareSample
 from engine.events.studies import Trial
 from engine.events.summary import Summary, Work
+from engine.events.target import target_reached
 from engine.events.training import (
     Evaluation,
     Memory,
@@ -328,6 +329,8 @@ class Run:
                 self._take_import(event)
             case Rows():
                 self._take_rows(event)
+            case TargetReached(between=None):
+                event = self._interpolated(event)
             case Terminal():
                 seconds, count = self._window
                 if seconds and not len(self.throughput):  # a run shorter than one window has a throughput, too
@@ -335,6 +338,14 @@ class Run:
             case _:
                 pass
         self._keep(event)
+
+    def _interpolated(self, event: TargetReached) -> TargetReached:
+        """The event of an older Isoflop by the present rule, as far as the run still has its evaluations."""
+        with contextlib.suppress(ValueError):  # times that are unknown or damaged
+            found = target_reached(self.config.target, self.evaluations)
+            if found and found.between and found.between[1] == event.step:
+                return found
+        return event
 
     def _keep(self, event: Event) -> None:
         """Keep an event as its class says (`Event.kept`)."""
@@ -434,14 +445,17 @@ class Run:
         """The figures of the run so far; those of the report for an imported run."""
         with self.lock:
             frozen = self._frozen_summary  # made from all steps; the imported file can hold fewer
-            if frozen and frozen.steps == 0 and not self.config.task_facts.trains_one_model:
+            if not frozen:
+                return self._summary()
+            again = self._at_target() | (self._tested() if self.has_diverged else {})
+            if frozen.steps == 0 and not self.config.task_facts.trains_one_model:
                 # An early report says 0 where its study did not count.
-                return frozen.model_copy(update={name: getattr(self._summary(), name) for name in _COUNTED})
-            return frozen or self._summary()
+                again |= {name: getattr(self._summary(), name) for name in _COUNTED}
+            return frozen.model_copy(update=again)
 
     def _summary(self) -> Summary:
         """The figures, from the events."""
-        started, last, quality = self.started, self.last_word, next(iter(self.qualities), None)
+        started, last = self.started, self.last_word
         work = self._training() if self.config.task_facts.trains_one_model else self._trials()
         trained = work.samples if work.steps is not None else None  # not those that inference answered
         return Summary(
@@ -451,17 +465,28 @@ class Run:
             train_seconds=work.train_seconds,
             samples_per_s=work.samples_per_s,
             final_train_loss=_recent_mean(self.steps, self.started),
-            test_loss=quality.test_loss if quality else self.evaluations.last("test_loss"),
-            test_accuracy=quality.test_accuracy if quality else self.evaluations.last("test_accuracy"),
+            **self._tested(),
             flops=trained * started.train_flops_per_example if started and trained is not None else None,
             peak_memory_bytes=self.memory.training_bytes if self.memory else None,
             process_memory_bytes=last.peak_memory_bytes if last else None,
             energy_j=last.energy_j if last else None,
             busy=self.busy.is_busy if self.busy else None,
             busy_why=self.busy.in_words if self.busy else "",
-            target_step=self.target_reached.step if self.target_reached else None,
-            target_seconds=self.target_reached.train_s if self.target_reached else None,
+            **self._at_target(),
         )
+
+    def _tested(self) -> dict[str, Any]:
+        """The figures on the test samples. The last evaluation of a run that diverged is one of other weights, from before."""
+        if self.has_diverged:
+            return {"test_loss": None, "test_accuracy": None}
+        if quality := next(iter(self.qualities), None):
+            return {"test_loss": quality.test_loss, "test_accuracy": quality.test_accuracy}
+        return {name: self.evaluations.last(name) for name in ("test_loss", "test_accuracy")}
+
+    def _at_target(self) -> dict[str, Any]:
+        """Where the run reached its target; empty if it did not."""
+        reached = self.target_reached
+        return {"target_step": reached.step, "target_seconds": reached.train_s} if reached else {}
 
     def _training(self) -> Work:
         """The work of a run that trains one model."""
@@ -472,6 +497,19 @@ class Run:
         """The work of all trials of a study."""
         events = [event for kind in self.kinds for event in self.all(kind)]
         return Work.total([work for event in events if (work := event.work)])
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether the run ended because its training loss became NaN or infinite."""
+        return isinstance(self.last_word, Failed) and self.last_word.cause == "Diverged"
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The first step whose training loss was NaN or infinite, of a run that ended because of that; else None."""
+        if not self.has_diverged:
+            return None
+        bad = np.flatnonzero(~np.isfinite(self.steps["loss"]))
+        return int(self.steps["step"][bad[0]]) if len(bad) else None
 
     @property
     def busy(self) -> Busy | None:

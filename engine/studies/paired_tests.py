@@ -1,7 +1,7 @@
-"""Statistics of races: time to a target, significance tests of paired seeds, noise floor, survival.
+"""Statistics of races: significance tests of paired seeds, noise floor, survival.
 
-Everything here is a pure function of numbers. NaN stands for a missing value, such as a diverged loss. It never reaches a
-target. A test raises an error for it instead of dropping its pair.
+Everything here is a pure function of numbers. NaN stands for a missing value, such as a diverged loss. A test raises an
+error for it instead of dropping its pair.
 """
 
 from __future__ import annotations
@@ -22,43 +22,6 @@ Floats = NDArray[np.float64]
 MIN_PAIRS = 6  # fewer are never significant: five pairs have no sign-flip p below 0.0625, three only ten resamples
 _RESAMPLES = 2_000
 _EXACT_UP_TO = 16  # pairs: 2^15 ways to flip signs; beyond, as many are drawn at random
-
-
-# --- reaching a target ------------------------------------------------------------------------------------------------
-
-
-def crossing(values: ArrayLike, target: float, *, lower_is_better: bool) -> int | None:
-    """Index of the first of two evaluations in a row that reach `target`; None where there are none.
-
-    A single one can be due to noise, because it is the best of many noisy values. So a series of which only the last
-    evaluation reaches the target has not crossed it. NaN never reaches the target.
-    """
-    reached = _reaches(_row(values), target, lower_is_better)
-    both = np.flatnonzero(reached[:-1] & reached[1:])
-    return int(both[0]) if len(both) else None
-
-
-def to_target(x: ArrayLike, values: ArrayLike, target: float, *, lower_is_better: bool) -> float | None:
-    """Position on the axis `x` (steps, seconds, samples, FLOPs, joules) where the series reaches `target`, or None.
-
-    It is interpolated linearly between the evaluation at the crossing and the one before it. The first evaluation of all,
-    and one that follows a NaN or infinity, counts at its own x. `x` and `values` are (n,).
-    Raises EngineError where their lengths differ.
-    """
-    at, series = _row(x), _row(values)
-    _same_length(at, series, "positions", "values")
-    i = crossing(series, target, lower_is_better=lower_is_better)
-    if i is None:
-        return None
-    if i == 0 or not math.isfinite(series[i - 1]) or not math.isfinite(series[i]):
-        return float(at[i])
-    share = (target - series[i - 1]) / (series[i] - series[i - 1])
-    return float(at[i - 1] + share * (at[i] - at[i - 1]))
-
-
-def _reaches(values: Floats, target: float, lower_is_better: bool) -> NDArray[np.bool_]:
-    reached: NDArray[np.bool_] = values <= target if lower_is_better else values >= target
-    return reached
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------

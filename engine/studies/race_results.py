@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.common.errors import ConfigError
 from engine.events.base import TERMINAL, is_number
-from engine.events.lifecycle import Failed
+from engine.events.target import crossing
 from engine.measurement import energy
 from engine.store.run import Run
 from engine.studies import paired_tests
@@ -23,14 +23,7 @@ CLAIM_SEEDS = paired_tests.MIN_PAIRS
 
 # --- the results ------------------------------------------------------------------------------------------------------
 
-AXES = {  # what a run spends until it reaches a target, and how each is obtained
-    "steps": "measured",
-    "samples": "measured",
-    "seconds": "measured",
-    "flops": "derived",
-    "money": "derived",
-    "joules": "measured",
-}
+AXES = ("steps", "samples", "seconds", "flops", "money", "joules")  # what a run spends until it reaches a target
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +34,7 @@ class ToTarget:
     spent_s: float  # seconds of training, until the target or the end; NaN where the time is not known
     cost: dict[str, float | None]
     energy_doubt: float | None = None  # uncertainty of its joules, as a share of them
+    between: tuple[int, int] | None = None  # steps of the evaluations between which the costs are interpolated
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +61,8 @@ class VariantOutcome:
     loss_noise: float | None  # spread of the training loss around its moving average, late in the run
     share: dict[str, float | None] = field(default_factory=dict)  # value / value of the baseline, by figure
     verdicts: dict[str, Verdict] = field(default_factory=dict)  # against the baseline, by metric
+    # The widest steps between two evaluations in which one of its runs reached the target: the resolution of `cost`.
+    between: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +87,8 @@ class Outcome:
 def axes_of(run: Run, price_per_hour: float | None = None) -> dict[str, np.ndarray]:
     """The positions of a run's evaluations on every axis, (n,) each. Samples are those seen at the evaluation's step."""
     steps, seconds = run.evaluations["step"], run.evaluations["seconds"]
-    known = np.concatenate([[0.0], run.steps["step"]]), np.concatenate([[0.0], run.steps["samples"]])
-    samples = np.interp(steps, *known)
+    known = run.steps if len(run.steps) else {"step": [0.0], "samples": [0.0]}
+    samples = np.interp(steps, known["step"], known["samples"], left=0.0)  # before the first step, none
     axes = {"steps": steps, "samples": samples, "seconds": seconds}
     if run.imported:  # an imported table may lack seconds or samples
         axes = {
@@ -110,23 +106,21 @@ def axes_of(run: Run, price_per_hour: float | None = None) -> dict[str, np.ndarr
 
 
 def to_target(run: Run, metric: Metric, target: float, price_per_hour: float | None = None) -> ToTarget:
-    """What a run spent until it reached `target`: up to the first of two evaluations in a row that reach it.
+    """What a run spent until it reached `target`, by the rule of `engine.events.target`.
 
-    The crossing is interpolated from the evaluation before. `price_per_hour` gives the cost in money.
+    The costs are derived: interpolated between two evaluations. `price_per_hour` gives the cost in money.
     """
     with run.lock:  # other threads read a run that is still running
-        values, lower = run.evaluations[metric], metric == "test_loss"
         axes = axes_of(run, price_per_hour)
-        cost = {
-            name: paired_tests.to_target(axes[name], values, target, lower_is_better=lower) if name in axes else None
-            for name in AXES
-        }
-        reached, spent = cost["steps"] is not None, cost["seconds"]
-        if spent is None:
-            spent = math.nan if reached or "seconds" not in axes else run.steps.last("seconds") or 0.0
-        at = paired_tests.to_target(run.evaluations["elapsed"], values, target, lower_is_better=lower)
+        found = crossing(run.evaluations[metric], target, lower_is_better=metric == "test_loss")
+        if found is None:
+            spent = (run.steps.last("seconds") or 0.0) if "seconds" in axes else math.nan
+            return ToTarget(False, spent, dict.fromkeys(AXES))
+        cost = {name: found.on(axes[name]) if name in axes else None for name in AXES}
+        at, seconds = found.on(run.evaluations["elapsed"]), cost["seconds"]
         doubt = energy.doubt_to_target(run, at) if cost["joules"] is not None else None
-        return ToTarget(reached, spent, cost, doubt)
+        before, first = run.evaluations["step"][[found.before, found.first]].astype(int).tolist()
+        return ToTarget(True, math.nan if seconds is None else seconds, cost, doubt, (before, first))
 
 
 def outcome(
@@ -167,6 +161,16 @@ def outcome(
         for lane in race.lanes
     ]
     return Outcome(metric, target, first.label, len(race.seeds), lanes, _noise_floor(race))
+
+
+def resolution_in_words(lane: VariantOutcome) -> str:
+    """How the cost to the target is known, and how exactly; empty where no run reached the target."""
+    if lane.between is None:
+        return ""
+    before, first = lane.between
+    if lane.reached == 1:
+        return f"derived: interpolated between the evaluations after steps {before:,} and {first:,}"
+    return f"derived: interpolated between evaluations at most {first - before:,} step{'s' if first - before > 1 else ''} apart"
 
 
 def check_target(metric: Metric, target: float | None) -> None:
@@ -250,6 +254,7 @@ def _lane_outcome(lane: RacedVariant, reached: Mapping[int, ToTarget]) -> Varian
         has_energy=bool(runs) and all(np.isfinite(run.hardware["energy_j"]).any() for run in runs),
         energy_doubt=max((r.energy_doubt for r in judged if r.energy_doubt is not None), default=None),
         loss_noise=paired_tests.median_of_known([_loss_spread(run) for run in runs]),
+        between=max((r.between for r in judged if r.between), key=lambda ends: ends[1] - ends[0], default=None),
     )
 
 
@@ -279,7 +284,7 @@ def _against(
 
 def _is_judged(run: Run) -> bool:
     """Whether a run counts in verdicts: it finished, or it diverged, which is the fault of its configuration."""
-    return run.status == "finished" or (isinstance(run.last_word, Failed) and run.last_word.cause == "Diverged")
+    return run.status == "finished" or run.has_diverged
 
 
 def _verdict(a: Sequence[Run], b: Sequence[Run], metric: Metric, looks: int) -> Verdict:
@@ -338,7 +343,11 @@ def _loss_spread(run: Run) -> float | None:
 
 def _noise_floor(race: Race) -> float | None:
     """The noise floor at the best accuracy so far; None before the first evaluation."""
-    best = [run for run in race.runs if run.started and is_number(run.evaluations.last("test_accuracy"))]
+    best = [
+        run
+        for run in race.runs
+        if run.started and not run.has_diverged and is_number(run.evaluations.last("test_accuracy"))
+    ]
     if not best:
         return None
     run = max(best, key=lambda r: r.evaluations.last("test_accuracy") or 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.common import units
 from engine.common.sanitize import visible
 from engine.studies.paired_tests import Verdict
-from engine.studies.race_results import CLAIM_SEEDS, Outcome, VariantOutcome
+from engine.studies.race_results import CLAIM_SEEDS, Outcome, VariantOutcome, resolution_in_words
 
 
 def too_few_in_words(n: int, what: str = "seeds") -> str:
@@ -77,7 +77,7 @@ def busy_in_words(lane: VariantOutcome) -> str:
 
 def cost_in_words(lane: VariantOutcome) -> str:
     """What a configuration spent to reach the target, or that it did not reach it."""
-    arrived = f"{lane.reached} of {lane.judged} runs"
+    arrived = "; ".join(filter(None, (f"{lane.reached} of {lane.judged} runs", resolution_in_words(lane))))
     if lane.cost["steps"] is None:
         return f"not reached ({arrived})"
     if lane.cost["steps"] == 0:

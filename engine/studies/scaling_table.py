@@ -51,7 +51,11 @@ def rows(found: Outcome) -> list[Row]:
     ]
     if found.target:
         table += [
-            row("Time to target", "measured", lambda at: _reached(at, at.seconds_to_target, units.duration)),
+            row(
+                "Time to target",
+                "derived: interpolated between evaluations",
+                lambda at: _reached(at, at.seconds_to_target, units.duration),
+            ),
             row("Energy to target", _energy_how(found), lambda at: units.energy(at.joules_to_target)),
         ]
         if any(at.money_to_target is not None for at in found.lanes):

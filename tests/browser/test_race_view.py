@@ -16,8 +16,8 @@ from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
 from engine.events.lifecycle import Failed, Finished, Starting
 from engine.events.machine import Busy
+from engine.events.target import to_target
 from engine.store.store import Store
-from engine.studies.paired_tests import to_target
 from tests.dashboard.test_literal import IMAGE
 from tests.dashboard.test_run_api import Worker
 from tests.fakes import make_run

@@ -220,7 +220,7 @@ def test_a_target_that_was_reached_is_in_the_answer(store, poll):
     worker = Worker(store, "target.value=0.9").start()
     assert "reached" not in poll(of=worker)
     worker.log.append(TargetReached(metric="test_accuracy", value=0.91, step=34, train_s=1.2, elapsed_s=1.5))
-    assert poll(of=worker)["reached"] == {"value": 0.91, "step": 34, "train_s": 1.2, "elapsed_s": 1.5}
+    assert poll(of=worker)["reached"] == {"value": 0.91, "step": 34, "train_s": 1.2, "elapsed_s": 1.5, "between": None}
 
 
 def test_loss_and_hardware_share_one_time_axis(worker, poll):

@@ -194,7 +194,7 @@ def test_joules_of_a_short_window_are_grey_and_show_their_uncertainty(store):
     page = render(Report.freeze("a", [run]))
     assert re.search(r'<td class="pale"[^>]*>360 J ± 15 %', page) and page.count('class="pale"') == 1
     assert (
-        'title="Measured: the counter at the evaluation' in page
+        'title="Derived: the counter where the target was reached' in page
         and "Uncertainty ± 15.00 %. Shorter than 10 periods" in page
     )
 
@@ -225,7 +225,7 @@ def test_a_race_without_counters_and_runs_with_them_have_another_row(store):
     (joules, how) = row([sampled(store, last=counted())])
     assert (joules.split(" (")[0], how) == (
         "300 J",
-        "measured by the energy counter",
+        "derived from the energy counter",
     )  # 60 W, halfway between 40 % at 4 s and 60 % at 6 s
 
 

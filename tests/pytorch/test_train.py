@@ -322,7 +322,8 @@ def test_a_run_ends_at_the_second_evaluation_in_a_row_that_reaches_its_target(ru
     evaluations, (reached,) = of(Evaluation, events), of(TargetReached, events)
     assert [e.test_accuracy >= 0.8 for e in evaluations[-2:]] == [True, True]
     assert not any(a.test_accuracy >= 0.8 <= b.test_accuracy for a, b in itertools.pairwise(evaluations[:-1]))
-    assert (reached.step, reached.train_s) == (evaluations[-2].step, evaluations[-2].train_s)
+    assert reached.between == (evaluations[-3].step, evaluations[-2].step)
+    assert evaluations[-3].train_s < reached.train_s <= evaluations[-2].train_s
 
 
 def test_a_loss_reaches_its_target_from_above(run):

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from engine.config.parsing import with_overrides
+from engine.config.run import RunConfig
 from engine.store import migrations
 from engine.store.index import Index
 from engine.store.integrity_check import check
@@ -103,3 +105,15 @@ def test_a_migration_that_fails_changes_nothing(of_schema_1, monkeypatch):
     with contextlib.closing(db), pytest.raises(sqlite3.OperationalError, match="nowhere"):
         migrations.migrate(db, of_schema_1.root / "index.sqlite", 1)
     assert version_of(of_schema_1.root / "index.sqlite") == (1, 3)
+
+
+def test_runs_with_a_target_of_an_earlier_version_are_read_again(store):
+    aimed, plain = make_run(store, with_overrides(RunConfig(), ["target.value=0.9"])), make_run(store, num_steps=40)
+    with contextlib.closing(Index(store.root)) as index:
+        for run in (aimed, plain):
+            index.put(row_of(run))
+    with contextlib.closing(sqlite3.connect(store.root / "index.sqlite")) as db:
+        db.execute("pragma user_version=6")
+    with contextlib.closing(Index(store.root)) as index:
+        assert index.ids() == {plain.run_id}
+    assert {row.run_id for row in store.rows()} == {plain.run_id, aimed.run_id}

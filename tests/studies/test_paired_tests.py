@@ -16,44 +16,6 @@ from engine.studies.paired_tests import verdict, verdict_to_target
 NAN = math.nan
 
 
-# --- reaching a target
-
-
-def test_a_target_is_crossed_by_the_first_of_two_evaluations_in_a_row():
-    assert paired_tests.crossing([0.5, 0.9, 0.8, 0.9, 0.95], 0.85, lower_is_better=False) == 3
-
-
-def test_a_last_evaluation_alone_is_no_crossing():
-    assert paired_tests.crossing([0.5, 0.6, 0.9], 0.85, lower_is_better=False) is None
-
-
-def test_a_value_equal_to_the_target_reaches_it_and_a_loss_from_above():
-    assert paired_tests.crossing([1.0, 0.2, 0.2], 0.2, lower_is_better=True) == 1
-
-
-@pytest.mark.parametrize("lower", [True, False])
-def test_a_nan_never_reaches(lower):
-    assert paired_tests.crossing([NAN, NAN, NAN], 0.5, lower_is_better=lower) is None
-
-
-def test_the_crossing_is_interpolated_linearly_between_evaluations():
-    assert paired_tests.to_target([0, 10, 20, 30], [1.0, 0.6, 0.2, 0.1], 0.5, lower_is_better=True) == pytest.approx(
-        12.5
-    )
-
-
-def test_a_target_reached_at_once_is_reached_at_the_first_evaluation():
-    assert paired_tests.to_target([5, 10], [0.1, 0.1], 0.5, lower_is_better=True) == 5
-
-
-def test_a_crossing_after_a_nan_is_not_interpolated():
-    assert paired_tests.to_target([0, 10, 20], [NAN, 0.1, 0.1], 0.5, lower_is_better=True) == 10
-
-
-def test_a_target_that_is_not_reached_has_no_time():
-    assert paired_tests.to_target([0, 10], [1.0, 0.9], 0.5, lower_is_better=True) is None
-
-
 # --- verdicts
 
 SHAPES = {

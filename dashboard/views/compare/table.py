@@ -28,9 +28,22 @@ def as_table(result: Outcome) -> pd.DataFrame:
     ]
     if result.target is not None:
         rows += [
-            row("Time to target", "measured, training time", _time(_cost("seconds", units.duration))),
-            row("Steps to target", "measured", _cost("steps", lambda v: f"{round(v):,}")),
-            row("Samples to target", "measured", _cost("samples", lambda v: f"{round(v):,}")),
+            row(
+                "Time to target",
+                "derived, training time: interpolated between two evaluations",
+                _time(_cost("seconds", units.duration)),
+            ),
+            row(
+                "Steps to target",
+                "derived: interpolated between two evaluations",
+                _cost("steps", lambda v: f"{round(v):,}"),
+            ),
+            row("Evaluated after steps", "the two evaluations; of several runs, the two furthest apart", _evaluated),
+            row(
+                "Samples to target",
+                "derived: interpolated between two evaluations",
+                _cost("samples", lambda v: f"{round(v):,}"),
+            ),
             row("FLOPs to target", "derived, closed formula per layer", _cost("flops", units.flops)),
             row(_ENERGY, _energy_how(result), _energy(_cost("joules", units.energy))),
             row("Runs that reached it", "counted", lambda r: f"{r.reached} of {sum(r.status.values())}"),
@@ -42,7 +55,7 @@ def as_table(result: Outcome) -> pd.DataFrame:
         ]
         if any(lane.cost["money"] is not None for lane in result.lanes):
             money = row("Money to target", "derived: time x your price", _cost("money", lambda v: f"{v:.3g}"))
-            rows.insert(6, money)
+            rows.insert(7, money)
     rows += [
         row("Steps per second", "derived: steps / training time", _time(lambda r: _rate(r.steps_per_s))),
         row("Samples per second", "derived: samples / training time", _time(lambda r: _rate(r.samples_per_s))),
@@ -84,6 +97,11 @@ def _cost(axis: str, write: Callable[[float], str]) -> _Read:
     return text
 
 
+def _evaluated(lane: VariantOutcome) -> str:
+    """The evaluations between which the costs are interpolated."""
+    return units.UNKNOWN if lane.between is None else f"{lane.between[0]:,} and {lane.between[1]:,}"
+
+
 def _time(read: _Read) -> _Read:
     """A figure of time, marked if the machine was busy."""
 
@@ -107,7 +125,7 @@ def _energy(read: _Read) -> _Read:
 
 
 def _energy_how(result: Outcome) -> str:
-    return "measured by the energy counter" if any(lane.has_energy for lane in result.lanes) else ""
+    return "derived from the energy counter" if any(lane.has_energy for lane in result.lanes) else ""
 
 
 def _rate(value: float | None) -> str:

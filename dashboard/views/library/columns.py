@@ -14,6 +14,7 @@ from engine.store.listing import RunLine
 
 _TESTED = "Measured on the test samples, at the last evaluation."
 _COUNTED = "Counted; in a study, over all of its trials."
+_TO_TARGET = "Derived: interpolated between two evaluations; empty if the target was not reached."
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,8 @@ COLUMNS: dict[str, Column] = {
     ),
     "process_memory_bytes": Column("Process memory", None, number_column("Measured, including PyTorch itself.", "bytes")),
     "energy_j": Column("Energy", None, number_column("Measured by a counter; empty without a counter.", "%.1f J")),
-    "target_step": Column("Steps to target", None, number_column("Measured; empty if the target was not reached.", "localized")),
-    "target_seconds": Column("Time to target", None, number_column("Measured; empty if the target was not reached.", "%.2f s")),
+    "target_step": Column("Steps to target", None, number_column(_TO_TARGET, "localized")),
+    "target_seconds": Column("Time to target", None, number_column(_TO_TARGET, "%.2f s")),
     "group": Column("Group", None),
 }  # fmt: skip
 DEFAULT_COLUMNS = (

@@ -19,6 +19,7 @@ from engine.data.datasets import Dataset
 from engine.events.catalog import AnyEvent
 from engine.events.lifecycle import Progress, Started
 from engine.events.studies import Trial
+from engine.events.target import to_target
 from engine.planning import planner
 from engine.pytorch import models
 from engine.pytorch.data import Batch, Batches, Examples, tensors
@@ -26,7 +27,6 @@ from engine.pytorch.loading import load_dataset
 from engine.pytorch.setup import Clock, environment, set_up_arithmetic, synchronize, torch_device
 from engine.pytorch.training import optimizers
 from engine.pytorch.training.net import Net, cross_entropy
-from engine.studies import paired_tests
 from engine.studies.batch_law import GRID, PROBE
 from engine.studies.lr_tuning import Ask, Search, search
 
@@ -119,8 +119,8 @@ class _Bench:
             steps.append(step)
             seconds.append(train_s)
             losses.append(self._loss(net))
-            at = paired_tests.to_target(steps[-3:], losses[-3:], target, lower_is_better=True)
-        when = None if at is None else paired_tests.to_target(seconds[-3:], losses[-3:], target, lower_is_better=True)
+            at = to_target(steps[-3:], losses[-3:], target, lower_is_better=True)
+        when = None if at is None else to_target(seconds[-3:], losses[-3:], target, lower_is_better=True)
         return Trial(
             batch_size=size,
             lr=lr,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections import deque
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,18 @@ from engine.common.errors import Diverged
 from engine.config.schedules import lr_factor
 from engine.events.catalog import AnyEvent
 from engine.events.lifecycle import Artifact
+from engine.events.target import columns_of, target_reached
 from engine.events.training import Evaluation, Steps, TargetReached
 from engine.planning import planner
 from engine.pytorch.data import Examples
 from engine.pytorch.setup import Clock, set_up_arithmetic, synchronize
 from engine.pytorch.training.checkpoints import Checkpoints
+from engine.pytorch.training.evaluation_grid import evaluation_grid
 from engine.pytorch.training.net import Net
 from engine.pytorch.training.steppers import Stepper
 
 _CHUNK_S = 0.1  # losses are read back this often: often enough for a chart, too seldom to slow the steps
 _MAX_CHUNK = 2_000
-# With evaluate_every=auto, training time between two evaluations is at least so long ...
-_EVALUATE_EVERY_S = 0.05
-_EVALUATE_SHARE = 4  # ... and at least so many times the duration of the last evaluation
 
 
 class TrainingLoop:
@@ -40,13 +40,14 @@ class TrainingLoop:
         self.net, self.stepper, self.held_out, self.clock, self.origin = net, stepper, held_out, clock, origin
         self.config, self.total_steps = net.config, plan.total_steps
         self.device = torch.device(self.config.device)
-        self.evaluation_batch = plan.evaluation_batch
-        self.step = 0
+        self.evaluation_batch, self.batch_size = plan.evaluation_batch, plan.batch_size
+        self.step = self.samples = 0
         self.train_s = 0.0
         self.checkpoints = Checkpoints(net.config, net.model, plan.total_steps) if net.config.checkpoints else None
         self.chunk = 1  # grows until a chunk takes _CHUNK_S: the first point comes after one step
-        self.evaluated = (-1, 0.0, 0.0)  # step, training clock, duration of the last evaluation
-        self.reached: Evaluation | None = None  # the first of the evaluations in a row that reach the target
+        self.grid = evaluation_grid(len(held_out))
+        self.next_evaluation = next(self.grid)  # samples
+        self.evaluations: deque[Evaluation] = deque(maxlen=3)  # the last ones: two that reach a target, and one before
 
     def run(self) -> Iterator[AnyEvent]:
         """Train until the budget is spent or the target is reached; yields Steps, Evaluation and TargetReached events.
@@ -64,15 +65,13 @@ class TrainingLoop:
             if self.checkpoints:
                 self.checkpoints.keep_if_due(self.step, self.train_s)
             if self._evaluation_is_due():
-                evaluation = self._evaluate()
-                yield evaluation
-                if target := self._target_reached(evaluation):
+                yield self._evaluate()
+                if target := self._target_reached():
                     yield target
                     return
-        if self.evaluated[0] != self.step:
-            evaluation = self._evaluate()
-            yield evaluation
-            if target := self._target_reached(evaluation):
+        if self.evaluations[-1].step != self.step:
+            yield self._evaluate()
+            if target := self._target_reached():
                 yield target
 
     def save_checkpoints(self, folder: Path) -> Artifact:
@@ -92,11 +91,13 @@ class TrainingLoop:
             limits.append(self.total_steps - self.step)
         if isinstance(every := self.config.evaluate_every, int):
             limits.append(every - self.step % every)
+        else:  # a step has at most `batch_size` samples, so this many steps do not pass the point
+            limits.append(ceil((self.next_evaluation - self.samples) / self.batch_size))
         if self.checkpoints:
             limits.append(self.checkpoints.steps_to_next(self.step, self.train_s))
         if (seconds := self.config.budget.seconds) is not None and self.step:
             left = (seconds - self.train_s) / (self.train_s / self.step)
-            limits.append(max(1, math.ceil(left)))
+            limits.append(max(1, ceil(left)))
         return min(limits)
 
     def _lrs(self, count: int) -> list[float]:
@@ -121,6 +122,7 @@ class TrainingLoop:
         synchronize(self.device)  # ... but not for the last update
         took = self.clock() - start
         first, self.step = self.step + 1, self.step + count
+        self.samples += int(chunk.samples.sum())
         train_s, self.train_s = self.train_s, self.train_s + took
         self.chunk = min(_MAX_CHUNK, max(1, round(count * min(4.0, _CHUNK_S / max(took, 1e-6)))))
         return Steps(
@@ -145,10 +147,12 @@ class TrainingLoop:
             )
 
     def _evaluation_is_due(self) -> bool:
-        step, train_s, took = self.evaluated
         if isinstance(every := self.config.evaluate_every, int):
             return self.step % every == 0
-        return self.step > step and self.train_s - train_s >= max(_EVALUATE_EVERY_S, _EVALUATE_SHARE * took)
+        is_due = self.samples >= self.next_evaluation
+        while self.samples >= self.next_evaluation:  # a large batch passes several points at once
+            self.next_evaluation = next(self.grid)
+        return is_due
 
     def _evaluate(self) -> Evaluation:
         """Measure test loss (a mean) and test accuracy over the whole test split; this is not training time."""
@@ -157,8 +161,7 @@ class TrainingLoop:
         loss, correct, count = self.net.evaluated(self.held_out, self.evaluation_batch)
         test_loss, accuracy = loss / count, correct / count
         now = self.clock()
-        self.evaluated = (self.step, self.train_s, now - start)
-        return Evaluation(
+        evaluation = Evaluation(
             step=self.step,
             train_s=self.train_s,
             elapsed_s=now - self.origin,
@@ -166,26 +169,9 @@ class TrainingLoop:
             test_accuracy=accuracy,
             seconds=now - start,
         )
+        self.evaluations.append(evaluation)
+        return evaluation
 
-    def _target_reached(self, evaluation: Evaluation) -> TargetReached | None:
-        """The TargetReached event after two evaluations in a row that reach the target, because one can be luck.
-
-        The time to the target is that of the first of the two.
-        """
-        target = self.config.target
-        if target.value is None:
-            return None
-        value = getattr(evaluation, target.metric)
-        if not (value >= target.value if target.metric == "test_accuracy" else value <= target.value):
-            self.reached = None
-            return None
-        first, self.reached = self.reached, self.reached or evaluation
-        if first is None:
-            return None
-        return TargetReached(
-            metric=target.metric,
-            value=getattr(first, target.metric),
-            step=first.step,
-            train_s=first.train_s,
-            elapsed_s=first.elapsed_s,
-        )
+    def _target_reached(self) -> TargetReached | None:
+        """The TargetReached event, once the last two evaluations both reach the target."""
+        return target_reached(self.config.target, columns_of(list(self.evaluations)))

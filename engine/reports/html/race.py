@@ -80,7 +80,8 @@ def _lane_row(
     cells = []
     if result.target is not None:
         reached = lane.cost.get("steps") is not None
-        cells.append(f"{lane.reached} of {lane.judged} runs")
+        said = race_results.resolution_in_words(lane)
+        cells.append(f"{lane.reached} of {lane.judged} runs" + (f"; {said}" if said else ""))
         for axis, _, write in costs:
             value = lane.cost.get(axis)
             is_missing = value is None and not reached

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from engine.charts import training
 from engine.common import units
+from engine.events.target import when_reached
 from engine.measurement import energy
 from engine.reports.frozen_run import ReportRun
 
@@ -26,6 +27,8 @@ class Quantity:
 
 
 def _test_how(run: ReportRun) -> str:
+    if run.summary.test_accuracy is None and (unknown := run.figures.get("test_accuracy")):
+        return f"not available: {unknown.method}"
     what = "every next character of {} test passages" if run.config.is_text else "{} test samples"
     return f"measured on {what.format(units.count(run.test_examples))}, at the last evaluation"
 
@@ -71,13 +74,10 @@ def _speed(title: str, text: Callable[[ReportRun], str], how: str, figure: str, 
 
 
 def _target(run: ReportRun) -> str:
-    target, reached = run.config.target, run.target_reached
+    target = run.config.target
     if target.value is None:
         return units.UNKNOWN
-    aim = training.target_in_words(target)
-    if reached is None:
-        return f"{aim} not reached"
-    return f"{aim} reached at step {reached.step:,}, after {units.duration(reached.train_s)}"
+    return f"{training.target_in_words(target)} {when_reached(target, run.target_reached, run.evaluations)}"
 
 
 def _training_memory_how(run: ReportRun) -> str:
@@ -97,7 +97,12 @@ def _process_memory(run: ReportRun) -> int | None:
 
 QUANTITIES = (
     Quantity("Test accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _test_how, figure="test_accuracy"),
-    Quantity("Target", _target, "the first of two evaluations in a row that reach the target", always=False),
+    Quantity(
+        "Target",
+        _target,
+        "derived: at the first of two evaluations in a row that reach it, interpolated from the one before",
+        always=False,
+    ),
     Quantity("Test loss", lambda r: units.loss(r.summary.test_loss), _test_how, figure="test_loss"),
     Quantity(
         "Training loss",
