@@ -63,6 +63,8 @@ def verdict_in_words(lane: str, baseline: str, verdict: Verdict, what: str) -> s
     if verdict.is_identical:
         figure = "time to the target" if what == "target" else what
         return f"{lane} and {baseline} have the same {figure} in {_each_of(verdict.n)}."
+    if verdict.reached_a == verdict.reached_b == 0:
+        return f"Neither {lane} nor {baseline} reaches the target in {_each_of(verdict.n).replace('each', 'any')}."
     effect = _effect_in_words(lane, baseline, verdict, what)
     if verdict.state == "preliminary":
         return f"{effect}. {preliminary_in_words(verdict)}"
@@ -87,7 +89,7 @@ def _effect_in_words(lane: str, baseline: str, verdict: Verdict, what: str) -> s
         return _time_in_words(lane, baseline, verdict)
     if verdict.effect is None:
         words = f"A run of {lane} or {baseline} diverged, so their {what} is compared by rank only"
-        wins = f"{lane} is better in {verdict.wins_b} seeds, {baseline} in {verdict.wins_a}"
+        wins = f"{lane} is better in {verdict.wins_b} of {verdict.n} seeds, {baseline} in {verdict.wins_a}"
         return words if verdict.wins_a is None else f"{words}: {wins}"
     sign, is_accuracy = (-1 if verdict.effect < 0 else 1), what == "test accuracy"
     scale = 100 * sign if is_accuracy else sign
@@ -113,8 +115,8 @@ def _time_in_words(lane: str, baseline: str, verdict: Verdict) -> str:
         return ratio
     counts = f"{lane} reaches the target in {reached_b} of {n} seeds, {baseline} in {reached_a} of {n}"
     wins = (
-        f"A run that misses it counts as later than one that reaches it: {lane} is sooner in {verdict.wins_b} seeds, "
-        f"{baseline} in {verdict.wins_a}"
+        f"A run that misses it counts as later than one that reaches it: {lane} is sooner in {verdict.wins_b} of {n} "
+        f"seeds, {baseline} in {verdict.wins_a}"
     )
     return f"{counts}. {f'By the medians, {ratio}. ' if ratio else ''}{wins}"
 

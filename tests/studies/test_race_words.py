@@ -38,8 +38,13 @@ def test_a_verdict_that_rests_on_how_many_reached_the_target_says_so():
     assert found.winner == "b"
     assert said(found) == (
         "c reaches the target in 6 of 6 seeds, a in 3 of 6. A run that misses it counts as later than one that reaches it: "
-        "c is sooner in 6 seeds, a in 0. Significant (p = 0.031, 6 paired seeds)."
+        "c is sooner in 6 of 6 seeds, a in 0. Significant (p = 0.031, 6 paired seeds)."
     )
+
+
+def test_a_target_that_no_run_reached_is_not_compared():
+    found = judged(verdict_to_target([1.0] * 7, [False] * 7, [2.0] * 7, [False] * 7))
+    assert said(found) == "Neither c nor a reaches the target in any of 7 paired seeds."
 
 
 def test_an_interval_without_zero_beside_not_significant_is_explained():
