@@ -51,7 +51,8 @@ def recommendation(result: Outcome, *, made_here: bool = True) -> str | None:
         others = [lane for lane in result.lanes if lane is not best]
         slower = [_slower(lane, best) for lane in others]
         where = " on this machine" if made_here else ""
-        words = f"{best.label} reaches {target_in_words(result)} first{where}, after {units.duration(best.cost['seconds'])} of training"
+        medians = " (medians)" if result.seeds > 1 else ""  # the verdicts below are of means
+        words = f"{best.label} reaches {target_in_words(result)} first{where}, after {units.duration(best.cost['seconds'])} of training{medians}"
         return f"{words}; {', '.join(slower)}. {_significance(result, best, 'to_target')}"
     known = [lane for lane in result.lanes if lane.test_accuracy is not None]
     if not known or any(status not in TERMINAL for lane in result.lanes for status in lane.status):

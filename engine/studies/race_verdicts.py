@@ -107,12 +107,13 @@ def _time_in_words(lane: str, baseline: str, verdict: Verdict) -> str:
         else f"{lane} takes {1 + verdict.effect:.2f} times as long as {baseline} to reach the target{known}"
     )
     reached_a, reached_b, n = verdict.reached_a, verdict.reached_b, verdict.n
+    average = "On average over the seeds, " if ratio and verdict.n > 1 else ""
     if reached_a is None or reached_b is None:  # of a report without these counts
         return (
             ratio or f"{lane} or {baseline} missed the target in half of its seeds or more, so only ranks are compared"
         )
     if reached_a == reached_b == n:
-        return ratio
+        return f"{average}{ratio}"
     counts = f"{lane} reaches the target in {reached_b} of {n} seeds, {baseline} in {reached_a} of {n}"
     wins = (
         f"A run that misses it counts as later than one that reaches it: {lane} is sooner in {verdict.wins_b} of {n} "

@@ -48,7 +48,7 @@ def test_a_race_shows_its_verdict_and_the_cost_to_target_of_each_configuration(r
     assert re.search(r"fast takes [\d.]+ times as long as slow to reach the target\. Preliminary: 2 of 6 seeds\.", said)
     assert re.search(r"To the target 80 % Training time Steps Samples FLOPs Test accuracy", said)
     assert re.search(r"slow reached by 2 of 2 runs [\d.]+ s \d+ [\d,.]+ k? ?[\d.]+ GFLOP", said)
-    assert re.search(r"fast 2 of 2 runs [\d.]+ s \(\d+ %\)", said)
+    assert re.search(r"fast reached by 2 of 2 runs [\d.]+ s \(\d+ %\)", said)
 
 
 def test_a_configuration_that_missed_the_target_is_marked(store):

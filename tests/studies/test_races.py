@@ -179,7 +179,9 @@ def test_two_seeds_are_preliminary(three):
     assert (verdict.state, verdict.winner, verdict.n) == ("preliminary", None, 2)
     assert not result.is_decided
     words = race_verdicts.verdict_in_words("One", "Mini", verdict, "target")
-    assert words.startswith("One takes") and words.endswith("to reach the target. Preliminary: 2 of 7 seeds.")
+    assert words.startswith("On average over the seeds, One takes") and words.endswith(
+        "to reach the target. Preliminary: 2 of 7 seeds."
+    )
 
 
 def test_the_baseline_has_no_verdict(three):
