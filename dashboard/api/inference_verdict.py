@@ -17,6 +17,7 @@ from engine.studies.inference import (
     Quantile,
     SweetSpot,
     cell_in_words,
+    guessing_in_words,
     in_words,
     limit_in_words,
     matrix_of,
@@ -28,7 +29,10 @@ from engine.studies.inference import (
 def verdict(
     runs: Sequence[Run], all_of_them: Sequence[Place], limit_s: float | None, quantile: Quantile = "p99"
 ) -> dict[str, Any]:
-    """The recommendation, the sentences below it, and the key of the recommended cell. Accuracy is always among them."""
+    """The recommendation, a warning above it or "", the sentences below it, and the key of the recommended cell.
+
+    Accuracy is always among the sentences.
+    """
     found = [matrix_of(run) for run in runs]
     limit_s = limit_s or math.inf
     if len(found) > 1 or runs[0].config.infer.load == "open":
@@ -43,7 +47,8 @@ def verdict(
     besides += _how_busy(found)
     sweet = next((place.key for place in all_of_them if best and (place.run, place.cell) == best), None)
     waits = not any(f.measured for f in found)
-    return {"sentence": sentence, "besides": besides, "sweet": sweet, "waits": waits}
+    warning = guessing_in_words(found[0], found[0].at(best[1]) if best else None)
+    return {"sentence": sentence, "warning": warning, "besides": besides, "sweet": sweet, "waits": waits}
 
 
 def _sentences(text: str) -> list[str]:

@@ -54,9 +54,10 @@ class View extends PollingView {
     this.area = this.node;
     const head = this.stateLine("Progress");
     this.words = element("section", "iso-card inf-verdict", "verdict");
+    this.warning = element("p", "inf-warning", "warning", { role: "alert" });
     this.sentence = element("p", "inf-sentence", "sentence");
     this.besides = element("ul", "inf-besides", "besides");
-    this.words.append(this.sentence, this.besides);
+    this.words.append(this.warning, this.sentence, this.besides);
     this.slices = element("div", "inf-slices", "slices", { role: "group", "aria-label": "Runtime and precision shown" });
     this.table = element("section", "iso-card inf-ladder", "ladder");
     this.maps = [
@@ -217,9 +218,11 @@ class View extends PollingView {
   }
 
   showVerdict() {
-    const { sentence, besides = [], waits } = this.verdict;
+    const { sentence, warning = "", besides = [], waits } = this.verdict;
     this.words.hidden = !sentence;
     this.words.toggleAttribute("data-waits", Boolean(waits));
+    setText(this.warning, warning);
+    this.warning.hidden = !warning;
     setText(this.sentence, sentence ?? "");
     refill(this.besides, besides, () => besides.map((text) => withText("li", "", text)));
   }

@@ -315,7 +315,7 @@ def _fastest(trials: Sequence[Trial], fitted: Sequence[BatchSizeResult], found: 
         else f"Batch sizes {', '.join(f'{size:,}' for size in similar)} differ by at most {units.percent(_SIMILAR - 1)}"
     )
     formula = (
-        f"; the law and the step times predict about {units.about(found.best.b_star)}"
+        f"; the law and the step times predict about {batch_law.rounded_batch(found.best.b_star):,}"
         if found.best and math.isfinite(found.best.b_star)
         else ""
     )

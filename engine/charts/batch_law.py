@@ -80,7 +80,7 @@ def batch_law_chart(
         _vertical_line(figure, law.b_crit, f"B_crit {units.about(law.b_crit)}", row=1, middle=middle)
     if law and step_time and step_time.t1_s and step_time.t0_s:
         best = batch_law.best_batch(law, step_time)
-        fastest = f"fastest: {units.about(best.b_star)}, {units.duration(best.time_s)}"
+        fastest = f"fastest: {batch_law.rounded_batch(best.b_star):,}, {units.duration(best.time_s)}"
         _vertical_line(figure, best.b_star, fastest, row=3, middle=middle)
     return figure
 

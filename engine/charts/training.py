@@ -328,9 +328,9 @@ def _targets(figure: go.Figure, runs: Runs, metric: str, axis: Axis, *, scale: f
 
 
 def target_in_words(target: Target) -> str:
-    """A target as text: `95 %` or `loss 0.3`."""
+    """A target as text: `95 %` or `test loss 0.3`."""
     assert target.value is not None
-    return f"{100 * target.value:g} %" if target.metric == "test_accuracy" else f"loss {target.value:g}"
+    return f"{100 * target.value:g} %" if target.metric == "test_accuracy" else f"test loss {target.value:g}"
 
 
 def _where(run: Curves, reached: TargetReached, axis: Axis) -> np.ndarray:

@@ -19,7 +19,17 @@ from engine.reports import sharing
 from engine.store.run import Run
 from engine.store.store import Store
 from engine.studies import batch_law
-from engine.studies.inference import RUNTIME_WORDS, CellResult, Matrix, Quantile, cell_in_words, in_words, matrix_of
+from engine.studies.inference import (
+    RUNTIME_WORDS,
+    CellResult,
+    Matrix,
+    Quantile,
+    cell_in_words,
+    guessing_in_words,
+    in_words,
+    matrix_of,
+    sweet_spot,
+)
 from engine.studies.inference_runtimes import form_in_words, slower_in_words
 
 
@@ -163,6 +173,8 @@ def inference_card(run: Run, limit_s: float | None = None, *, quantile: Quantile
     if run.last_word and run.last_word.busy and run.last_word.busy.is_busy:
         lines.append(f"  ! machine was busy: {visible(run.last_word.busy.in_words)}")
     if limit_s is not None:
+        if warning := guessing_in_words(found, sweet_spot(found, limit_s, quantile=quantile).best):
+            lines.append(f"  ! {warning}")
         lines.append(f"  {in_words(found, limit_s, quantile=quantile)}")
     if why := run.why():
         lines.append(f"  {visible(why)}")

@@ -207,7 +207,10 @@ def bar(run: Run) -> str:
     if not run.config.task_facts.trains_one_model:
         return drawn + f"{visible(done.text if (done := run.latest(Progress)) else '', 50):<50}"
     loss, accuracy = run.steps.last("loss"), run.evaluations.last("test_accuracy")
-    return drawn + f"step {len(run.steps):,}  loss {units.loss(loss)}  accuracy {units.accuracy(accuracy)}   "
+    return (
+        drawn
+        + f"step {len(run.steps):,}  training loss {units.loss(loss)}  test accuracy {units.accuracy(accuracy)}   "
+    )
 
 
 def _download_in_words(p: Preparing) -> str:

@@ -36,7 +36,7 @@ def register(add: common.Adder) -> None:
         "--seeds",
         type=int,
         default=1,
-        help=f"number of seeds (default %(default)s); a verdict needs {race_results.CLAIM_SEEDS}",
+        help=f"number of seeds (default %(default)s); a verdict needs {race_results.SEEDS_NEEDED_IN_WORDS}",
     )
     race.add_argument(
         "--until-decided",
@@ -141,8 +141,11 @@ def compare_command(a: argparse.Namespace) -> int:
         ConfigError: The runs cannot be compared, or have one configuration.
     """
     store = common.store_of(a)
-    race = races.of_runs([store.run(store.find(run_id)) for run_id in a.runs])
-    assert race, "argparse requires at least one run"
+    run_ids = list(dict.fromkeys(map(store.find, a.runs)))
+    if len(run_ids) < 2:
+        raise ConfigError("A comparison needs at least two different runs, not 1.", fix="Add another run.")
+    race = races.of_runs([store.run(run_id) for run_id in run_ids])
+    assert race, "there are at least two runs"
     races.check_comparable([(lane.label, lane.config) for lane in race.lanes])
     if len(race.lanes) < 2:
         raise ConfigError(

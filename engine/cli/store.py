@@ -80,13 +80,31 @@ def list_command(a: argparse.Namespace) -> int:
         return common.OK
     if not rows:
         print("No runs yet. Start one: python -m engine run --preset lenet")
+    else:
+        print(_list_line(*_LIST_HEADS))
     for r in rows:
         s = r.summary
+        name = f"  {visible(r.name, LONGEST_NAME)}" if r.name else ""
         print(
-            f"{r.run_id}  {r.status:<11} {units.age(time.time() - r.created):>12}  {units.accuracy(s.test_accuracy):>7}  "
-            f"{units.loss(s.final_train_loss):>9}  {units.samples_per_s(s.samples_per_s):>16} {'busy' if s.busy else '':<4}  {words_of(r)}{'  ' + visible(r.name, LONGEST_NAME) if r.name else ''}"
+            _list_line(
+                r.run_id,
+                r.status,
+                units.age(time.time() - r.created),
+                units.accuracy(s.test_accuracy),
+                units.loss(s.final_train_loss),
+                units.samples_per_s(s.samples_per_s),
+                "busy" if s.busy else "",
+                f"{words_of(r)}{name}",
+            )
         )
     return common.OK
+
+
+_LIST_HEADS = ("run", "status", "created", "test accuracy", "training loss", "throughput", "busy", "configuration")
+
+
+def _list_line(run: str, status: str, age: str, accuracy: str, loss: str, speed: str, busy: str, words: str) -> str:
+    return f"{run:<16}  {status:<11} {age:>12}  {accuracy:>13}  {loss:>13}  {speed:>16}  {busy:<4}  {words}"
 
 
 def show_command(a: argparse.Namespace) -> int:

@@ -175,6 +175,7 @@ class Quality(Event):
     test_loss: float
     accuracy_change: float | None = None  # difference from eager fp32 on the same samples
     loss_change: float | None = None
+    guess_accuracy: float | None = None  # 0..1, share of the most frequent class of the same samples
     max_logit_difference: float | None = None  # largest |difference| of a logit from that of eager fp32
     examples: Count
     size_bytes: Count | None = None  # size on disk in this precision and runtime

@@ -71,10 +71,7 @@ _WHAT = {
 
 
 def _much(share: float) -> str:
-    for least, words in ((0.9, "Nearly all"), (0.72, "Three quarters"), (0.6, "Two thirds"), (0.45, "Half")):
-        if share >= least:
-            return f"{words} of a step ({units.percent(share)})"
-    return f"The largest part of a step ({units.percent(share)})"
+    return f"{units.percent(share)} of a step"
 
 
 def _arithmetic_knob(config: RunConfig) -> str:

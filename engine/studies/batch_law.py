@@ -204,6 +204,19 @@ def best_batch(law: BatchLaw, step_time: StepTime) -> BestBatch:
     return BestBatch(math.sqrt(law.b_crit * hardware), time_s)
 
 
+_KNOWN_TO = 0.15  # relative error of a fastest batch size
+
+
+def rounded_batch(b_star: float) -> int:
+    """A fastest batch size (finite), rounded to what is known: at most 15 %, to 1, 2 or 5 times a power of ten.
+
+    The error of a measured B_crit is about 30 %, and the fastest batch varies with its square root.
+    """
+    unit = 10.0 ** math.floor(math.log10(_KNOWN_TO * b_star))
+    step = max(1.0, max(unit * factor for factor in (1, 2, 5) if unit * factor <= _KNOWN_TO * b_star))
+    return max(1, int(step * round(b_star / step)))
+
+
 # --- from the trials of a run -----------------------------------------------------------------------------------------
 
 
@@ -292,7 +305,7 @@ def facts(found: Outcome) -> list[tuple[str, str, str]]:
         text = f"{units.duration(time.t0_s)} + {units.duration(time.t1_s)} per sample"
         rows.append(("One step", text, "fit of measured times"))
     if best:
-        where = f"about {units.about(best.b_star)}" if math.isfinite(best.b_star) else "the largest possible"
+        where = f"about {rounded_batch(best.b_star):,}" if math.isfinite(best.b_star) else "the largest possible"
         text = f"{where}, {units.duration(best.time_s)} of training"
         rows.append(("Fastest batch", text, "derived: sqrt(B_crit t0/t1); it can be larger than the training set"))
     return rows

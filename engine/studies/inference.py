@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from engine.common import units
 from engine.config.base import PrecisionName
+from engine.config.data import DATA
 from engine.config.run import RunConfig
 from engine.config.tasks import Cell, RuntimeName
+from engine.data.datasets import KNOWN
 from engine.events.inference import Latency, NotRun, Quality
 from engine.measurement import calibration
 from engine.store.run import Run
@@ -194,6 +196,30 @@ def in_words(found: Matrix, limit_s: float, *, quantile: Quantile = "p99") -> st
     return " ".join([text, *_limitations(found, spot.best, quantile)])
 
 
+def guessing_in_words(found: Matrix, best: CellResult | None = None) -> str:
+    """A warning to show above what to deploy (`best`) where the model is no better than guessing; else empty."""
+    if DATA[found.config.data].measures_speed_only:
+        return ""
+    quality = (best and best.quality) or next((c.quality for c in found.cells if c.quality), None)
+    if quality and (guess := _guess_accuracy(found.config, quality)) is not None:
+        noise = _GUESSES * math.sqrt(guess * (1 - guess) / max(1, quality.examples))
+        if quality.test_accuracy <= guess + noise:
+            accuracy = units.accuracy(quality.test_accuracy)
+            return f"Test accuracy {accuracy} is no better than guessing ({units.percent(guess)}): train first."
+    return "" if found.is_trained else "The weights are untrained: train first."
+
+
+_GUESSES = 2.0  # standard deviations of the accuracy of guesses
+
+
+def _guess_accuracy(config: RunConfig, quality: Quality) -> float | None:
+    """The accuracy of the best constant answer (0..1); of older runs that of equally frequent classes, if it is known."""
+    if quality.guess_accuracy is not None:
+        return quality.guess_accuracy
+    known = None if config.is_text else KNOWN.get(config.data)
+    return 1 / known.facts.num_classes if known else None
+
+
 def _limitations(found: Matrix, best: CellResult, quantile: Quantile) -> list[str]:
     words, latency, quality = [], best.latency, best.quality
     assert latency
@@ -278,6 +304,7 @@ def as_json(found: Matrix, limit_s: float | None = None, *, quantile: Quantile =
             "quantile": quantile,
             "cell": spot.best.cell.model_dump() if spot.best else None,
             "sentence": in_words(found, limit_s, quantile=quantile),
+            "warning": guessing_in_words(found, spot.best) or None,
         }
     return result
 

@@ -7,10 +7,10 @@ error for it instead of dropping its pair.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,6 +44,22 @@ class Verdict:
     relative: bool
     level: float  # of the interval and the test, after the correction for several tests
     method: str  # as text for the page
+    p: float | None = None  # of this comparison alone: the larger one of both tests; None where there are too few pairs
+    p_adjusted: float | None = None  # corrected for all comparisons; significant where it is at most 0.05
+    wins_a: int | None = None  # pairs in which a is better; equal pairs count for neither
+    wins_b: int | None = None
+    reached_a: int | None = None  # runs of the pairs that reached the target; None where no target is compared
+    reached_b: int | None = None
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether all pairs have the same value."""
+        return self.effect == 0 and self.wins_a == self.wins_b == 0
+
+
+def pairs_needed(alpha: float) -> int:
+    """The fewest pairs whose sign-flip test can have p <= `alpha` (0..1): with n pairs, p is at least 2^(1-n)."""
+    return math.ceil(1 - math.log2(alpha))
 
 
 def verdict(
@@ -53,7 +69,6 @@ def verdict(
     lower_is_better: bool,
     relative: bool = False,
     level: float = 0.95,
-    looks: int = 1,
     seed: int = 0,
 ) -> Verdict:
     """Which of two is better, from one value of each per seed: a[i] and b[i], both (n,), share seed i.
@@ -65,28 +80,28 @@ def verdict(
     interval shown. A percentile bootstrap alone is not enough: in 3,000 races of A against A it was significant in 15 %
     with 6 pairs and in 10 % with 10.
 
-    Fewer than 6 pairs are preliminary: there is no winner and no interval. `looks` is how often the race is tested as seeds
-    are added; 1 - level is shared evenly between these tests (Bonferroni; Dunn 1961), which is stricter than Lan & DeMets
-    1983 but needs no schedule of tests. Both conditions together have less power than a t test: where the paired t test of
-    normal differences has a power of 0.80, this verdict has 0.58 with 6 pairs, 0.69 with 8, 0.73 with 10 and 0.78 with 16
-    (1,500 simulated races each). With `relative` the logarithms are compared: geometric mean of b/a.
+    With fewer than `pairs_needed(1 - level)` pairs (6 at a level of 0.95) the result is preliminary: there is no winner and
+    no interval. Both conditions together have less power than a t test: where the paired t test of normal differences has
+    a power of 0.80, this verdict has 0.58 with 6 pairs, 0.69 with 8, 0.73 with 10 and 0.78 with 16 (1,500 simulated races
+    each). With `relative` the logarithms are compared: geometric mean of b/a.
     Raises EngineError for unequal lengths, no pairs, values that are not finite, or ratios of values <= 0.
     """
     first, second = _pairs(a, b, relative)
     difference = second - first
-    n, alpha = len(difference), (1 - level) / looks
+    n, alpha = len(difference), 1 - level
     mean = float(difference.mean())
     effect = math.expm1(mean) if relative else mean
-    if n < MIN_PAIRS:
-        return _preliminary(n, effect, relative, 1 - alpha)
-    low, high = _studentised_interval(difference, alpha, seed)
-    decided = sign_flip_p(difference, seed=seed) <= alpha and (low > 0 or high < 0)
+    wins = _wins(difference, lower_is_better)
+    if n < pairs_needed(alpha):
+        return _preliminary(n, effect, relative, level, wins)
+    t = _studentised(difference, seed)
+    p = max(sign_flip_p(difference, seed=seed), _bootstrap_p(difference, t))
+    low, high = _interval(difference, t, alpha)
     if relative:
         low, high = _ratio(low), _ratio(high)
-    winner = _winner(mean, lower_is_better) if decided else None
+    winner = _winner(mean, lower_is_better) if p <= alpha else None
     method = f"{n} paired seeds, exact sign-flip test and studentised bootstrap of the {'log ratio' if relative else 'difference'}"
-    state: Literal["decided", "inconclusive"] = "decided" if decided else "inconclusive"
-    return Verdict(winner, state, n, effect, low, high, relative, 1 - alpha, method + _looks(looks))
+    return Verdict(winner, _state(p, alpha), n, effect, low, high, relative, level, method, p, p, *wins)
 
 
 def verdict_to_target(
@@ -96,7 +111,6 @@ def verdict_to_target(
     reached_b: ArrayLike,
     *,
     level: float = 0.95,
-    looks: int = 1,
     seed: int = 0,
 ) -> Verdict:
     """Which of two reaches a target sooner, where some runs did not reach it: these count as later than all others.
@@ -110,17 +124,81 @@ def verdict_to_target(
     """
     a, b = _times(times_a, reached_a), _times(times_b, reached_b)
     _same_length(a, b, "values of a", "values of b")
-    n, alpha = len(a), (1 - level) / looks
+    n, alpha = len(a), 1 - level
     effect = _ratio_of_medians(a, b)
-    if n < MIN_PAIRS:
-        return _preliminary(n, effect, True, 1 - alpha)
     scores = _signed_ranks(a, b)
-    decided = sign_flip_p(scores, seed=seed) <= alpha
-    winner = _winner(float(scores.sum()), lower_is_better=True) if decided else None
-    wins, losses = int((scores < 0).sum()), int((scores > 0).sum())
-    method = f"{n} paired seeds (b sooner in {wins}, later in {losses}, neither in {n - wins - losses}), exact signed-rank test"
-    state: Literal["decided", "inconclusive"] = "decided" if decided else "inconclusive"
-    return Verdict(winner, state, n, effect, None, None, True, 1 - alpha, method + _looks(looks))
+    counts = (*_wins(scores, True), int(np.isfinite(a).sum()), int(np.isfinite(b).sum()))
+    if n < pairs_needed(alpha):
+        return _preliminary(n, effect, True, level, counts)
+    p = sign_flip_p(scores, seed=seed)
+    winner = _winner(float(scores.sum()), lower_is_better=True) if p <= alpha else None
+    wins_a, wins_b, *_ = counts
+    method = f"{n} paired seeds (b sooner in {wins_b}, later in {wins_a}, neither in {n - wins_a - wins_b}), exact signed-rank test"
+    return Verdict(winner, _state(p, alpha), n, effect, None, None, True, level, method, p, p, *counts)
+
+
+_FIRST = 0.8  # part of alpha for the first test of a race; the rest is kept for tests after more seeds
+
+
+def level_of_test(alpha: float, looks: int) -> float:
+    """The level (0..1) of the test number `looks` of a race that grows: 0.8 alpha / looks, so 4, 2, 1.3 and 1 % of alpha = 5 %.
+
+    The sum of these levels exceeds alpha, but the tests share most of their seeds. That a race of equal configurations is
+    significant at any of its tests in at most 5 % is shown by simulation, not proven (docs/compare.md).
+    """
+    return _FIRST * alpha / looks
+
+
+_Key = TypeVar("_Key")
+
+
+def corrected(
+    tests: Mapping[_Key, Callable[[float], Verdict]],
+    shares: Mapping[_Key, float],
+    *,
+    level: float = 0.95,
+    looks: int = 1,
+) -> dict[_Key, Verdict]:
+    """The verdicts of several comparisons, of which with probability `level` none is significant by chance.
+
+    Each test takes its confidence level. The correction is that of Holm (1979) with weights: `shares` divide 1 - level
+    between all planned comparisons (sum 1), and a significant comparison passes its share on to the others. It holds
+    however the comparisons depend on each other. A planned comparison that is not in `tests` keeps its share.
+
+    At the k-th time that the comparisons are tested, as seeds are added, `looks` = k and all of this is done at the level
+    `level_of_test(1 - level, k)`.
+    """
+    alpha = level_of_test(1 - level, looks)
+    p = {key: 1.0 if (found := test(1 - alpha).p) is None else found for key, test in tests.items()}
+    made = {}
+    for key, (own, adjusted) in holm(p, shares, alpha).items():
+        judged = tests[key](1 - own)
+        more = f", Holm's correction over {len(shares)} comparisons" if len(shares) > 1 else ""
+        more += f", test {looks} of this race" if looks > 1 else ""
+        if judged.state != "preliminary":
+            p_adjusted = min(1.0, adjusted * (1 - level) / alpha)
+            judged = replace(judged, p_adjusted=p_adjusted, method=judged.method + more)
+        made[key] = judged
+    return {key: made[key] for key in tests}
+
+
+def holm(p: Mapping[_Key, float], shares: Mapping[_Key, float], alpha: float) -> dict[_Key, tuple[float, float]]:
+    """For each comparison, the level (0..1) at which Holm's procedure tests it, and its adjusted p.
+
+    The comparison with the smallest p/share is tested at alpha times its share. If it is significant, its share is divided
+    among the others in proportion to theirs, and so on; the rest keeps the levels of the step at which this ends. An
+    adjusted p is the smallest alpha at which a comparison is significant.
+    """
+    found: dict[_Key, tuple[float, float]] = {}
+    tested = untested = 1.0  # share of the comparisons that are not significant; that of those that come later
+    worst = 0.0
+    for key in sorted(p, key=lambda key: p[key] / shares[key]):
+        worst = max(worst, min(1.0, p[key] * untested / shares[key]))
+        found[key] = alpha * min(1.0, shares[key] / tested), worst
+        untested -= shares[key]
+        if worst <= alpha:
+            tested = untested
+    return found
 
 
 def sign_flip_p(difference: ArrayLike, *, seed: int = 0) -> float:
@@ -149,31 +227,62 @@ def _all_signs(n: int) -> Floats:
     return signs
 
 
-def _studentised_interval(difference: Floats, alpha: float, seed: int) -> tuple[float, float]:
-    """Bootstrap-t interval of the mean. A resample without spread counts as infinitely far, which widens the interval."""
-    n, mean = len(difference), float(difference.mean())
-    error = float(difference.std(ddof=1))
-    if error <= 1e-12 * abs(mean):  # all pairs have the same difference
-        return mean, mean
-    resamples = difference[np.random.default_rng(seed).integers(0, n, (_RESAMPLES, n))]
+def _studentised(difference: Floats, seed: int) -> Floats | None:
+    """Bootstrap of t, sorted: deviation of a resample's mean / its spread. None where all pairs have the same difference.
+
+    A resample without spread counts as infinitely far, which widens the interval.
+    """
+    n, mean, error = len(difference), float(difference.mean()), float(difference.std(ddof=1))
+    if error <= 1e-12 * abs(mean):
+        return None
+    resamples = difference[_drawn(n, seed)]
     off, spread = resamples.mean(axis=1) - mean, resamples.std(axis=1, ddof=1)
     far = np.where(off == 0, 0.0, np.copysign(np.inf, off))
-    t = np.divide(off, spread, out=far, where=spread > 1e-12 * error)
-    low, high = np.sort(t)[[int(alpha / 2 * _RESAMPLES), _RESAMPLES - 1 - int(alpha / 2 * _RESAMPLES)]]
-    return mean - float(high) * error, mean - float(low) * error
+    t: Floats = np.sort(np.divide(off, spread, out=far, where=spread > 1e-12 * error))
+    return t
 
 
-def _preliminary(n: int, effect: float | None, relative: bool, level: float) -> Verdict:
-    method = f"{n} paired seed{'' if n == 1 else 's'}; a significance test needs at least {MIN_PAIRS}"
-    return Verdict(None, "preliminary", n, effect, None, None, relative, level, method)
+@cache
+def _drawn(n: int, seed: int) -> NDArray[np.int64]:
+    """(resamples, n): which of n pairs each resample contains."""
+    return np.random.default_rng(seed).integers(0, n, (_RESAMPLES, n))
+
+
+def _interval(difference: Floats, t: Floats | None, alpha: float) -> tuple[float, float]:
+    """The bootstrap-t interval of the mean at the confidence 1 - alpha."""
+    mean, cut = float(difference.mean()), int(alpha / 2 * _RESAMPLES)
+    if t is None:
+        return mean, mean
+    error = float(difference.std(ddof=1))
+    return mean - float(t[_RESAMPLES - 1 - cut]) * error, mean - float(t[cut]) * error
+
+
+def _bootstrap_p(difference: Floats, t: Floats | None) -> float:
+    """The smallest alpha whose `_interval` excludes zero."""
+    mean = float(difference.mean())
+    if t is None:
+        return 0.0 if mean else 1.0
+    observed = mean / float(difference.std(ddof=1))
+    return min(1.0, 2 * min(int((t >= observed).sum()), int((t <= observed).sum())) / _RESAMPLES)
+
+
+def _preliminary(n: int, effect: float | None, relative: bool, level: float, counts: Sequence[int]) -> Verdict:
+    method = f"{n} paired seed{'' if n == 1 else 's'}; a significance test needs at least {pairs_needed(1 - level)}"
+    return Verdict(None, "preliminary", n, effect, None, None, relative, level, method, None, None, *counts)
+
+
+def _state(p: float, alpha: float) -> Literal["decided", "inconclusive"]:
+    return "decided" if p <= alpha else "inconclusive"
+
+
+def _wins(difference: Floats, lower_is_better: bool) -> tuple[int, int]:
+    """Pairs in which a is better, and those in which b is, from b - a (n,)."""
+    lower, higher = int((difference < 0).sum()), int((difference > 0).sum())
+    return (higher, lower) if lower_is_better else (lower, higher)
 
 
 def _winner(effect: float, lower_is_better: bool) -> Literal["a", "b"]:
     return "b" if (effect < 0) == lower_is_better else "a"
-
-
-def _looks(looks: int) -> str:
-    return f", the level shared between {looks} tests" if looks > 1 else ""
 
 
 def _ratio(log_ratio: float) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from engine.studies import paired_tests
 from engine.studies.paired_tests import Verdict
 from engine.studies.races import Metric, Race, RacedVariant
 
-CLAIM_SEEDS = paired_tests.MIN_PAIRS
+CLAIM_SEEDS = paired_tests.MIN_PAIRS  # for two configurations; `seeds_needed` for more
+_ALPHA = 0.05  # probability of any significant result in a race of equal configurations
+# Share of it for what the race asks: the time to its target, else its metric. The rest is for its other figures.
+_QUESTION = 0.8
 
 
 # --- the results ------------------------------------------------------------------------------------------------------
@@ -63,6 +67,7 @@ class VariantOutcome:
     verdicts: dict[str, Verdict] = field(default_factory=dict)  # against the baseline, by metric
     # The widest steps between two evaluations in which one of its runs reached the target: the resolution of `cost`.
     between: tuple[int, int] | None = None
+    imported: int = 0  # number of runs from another store or machine, which are unverified
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +159,9 @@ def outcome(
         for lane in race.lanes
     }
     base = _lane_outcome(first, reached[first.label])
+    verdicts = _verdicts(race, first, reached, metric if target is None else "to_target")
     lanes = [
-        base
-        if lane is first
-        else _against(_lane_outcome(lane, reached[lane.label]), base, lane, first, reached, _looks(race))
+        base if lane is first else _against(_lane_outcome(lane, reached[lane.label]), base, verdicts[lane.label])
         for lane in race.lanes
     ]
     return Outcome(metric, target, first.label, len(race.seeds), lanes, _noise_floor(race))
@@ -255,31 +259,67 @@ def _lane_outcome(lane: RacedVariant, reached: Mapping[int, ToTarget]) -> Varian
         energy_doubt=max((r.energy_doubt for r in judged if r.energy_doubt is not None), default=None),
         loss_noise=paired_tests.median_of_known([_loss_spread(run) for run in runs]),
         between=max((r.between for r in judged if r.between), key=lambda ends: ends[1] - ends[0], default=None),
+        imported=sum(run.imported is not None for run in runs),
     )
 
 
-def _against(
-    lane: VariantOutcome,
-    base: VariantOutcome,
-    raced: RacedVariant,
-    first: RacedVariant,
-    reached: Mapping[str, Mapping[int, ToTarget]],
-    looks: int,
-) -> VariantOutcome:
-    """The configuration with its verdicts against the baseline, from the seeds that both have finished."""
-    both = [s for s in raced.runs if s in first.runs and _is_judged(raced.runs[s]) and _is_judged(first.runs[s])]
-    verdicts: dict[str, Verdict] = {}
-    if both:
-        a, b = [first.runs[s] for s in both], [raced.runs[s] for s in both]
-        verdicts["test_accuracy"] = _verdict(a, b, "test_accuracy", looks)
-        verdicts["test_loss"] = _verdict(a, b, "test_loss", looks)
-        pairs = [(reached[first.label].get(s), reached[raced.label].get(s)) for s in both]
-        if all(x and y and math.isfinite(x.spent_s) and math.isfinite(y.spent_s) for x, y in pairs):
-            verdicts["to_target"] = _verdict_on_times(pairs, looks)  # type: ignore[arg-type]
+def _against(lane: VariantOutcome, base: VariantOutcome, verdicts: dict[str, Verdict]) -> VariantOutcome:
+    """The configuration with its ratios to the baseline, and its verdicts."""
     figures = ("test_accuracy", "test_loss", "samples_per_s", "steps_per_s", "memory_bytes")
     share = {name: paired_tests.percent_of_baseline(getattr(lane, name), getattr(base, name)) for name in figures}
     share |= {axis: paired_tests.percent_of_baseline(lane.cost[axis], base.cost[axis]) for axis in AXES}
     return replace(lane, share=share, verdicts=verdicts)
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def seeds_needed(num_lanes: int, looks: int = 1) -> int:
+    """The fewest seeds with which a race of `num_lanes` >= 2 configurations can be significant, at its test number `looks`.
+
+    At the first test: see SEEDS_NEEDED_IN_WORDS.
+    """
+    return paired_tests.pairs_needed(paired_tests.level_of_test(_ALPHA, looks) * _QUESTION / (num_lanes - 1))
+
+
+SEEDS_NEEDED_IN_WORDS = "6 seeds with two configurations, 7 with three, 8 with four or five, 9 with six"
+
+
+def _verdicts(
+    race: Race, first: RacedVariant, reached: Mapping[str, Mapping[int, ToTarget]], question: str
+) -> dict[str, dict[str, Verdict]]:
+    """The verdicts of each configuration against the baseline `first`, by figure, corrected for all of them together."""
+    rivals = [lane for lane in race.lanes if lane is not first]
+    names = ["test_accuracy", "test_loss", *(["to_target"] if question == "to_target" else [])]
+    tests = {(lane.label, name): test for lane in rivals for name, test in _tests(lane, first, reached).items()}
+    shares = _shares([lane.label for lane in rivals], names, question)
+    found = paired_tests.corrected(tests, shares, level=1 - _ALPHA, looks=_looks(race)) if tests else {}
+    return {
+        lane.label: {name: found[lane.label, name] for name in names if (lane.label, name) in found} for lane in rivals
+    }
+
+
+def _shares(rivals: Sequence[str], names: Sequence[str], question: str) -> dict[tuple[str, str], float]:
+    """How the level is divided between all comparisons: the same for each configuration, most for the question."""
+    other = (1 - _QUESTION) / (len(names) - 1)
+    return {(lane, name): (_QUESTION if name == question else other) / len(rivals) for lane in rivals for name in names}
+
+
+def _tests(
+    raced: RacedVariant, first: RacedVariant, reached: Mapping[str, Mapping[int, ToTarget]]
+) -> dict[str, Callable[[float], Verdict]]:
+    """A test of each figure, which takes the confidence level, from the seeds that both configurations have finished."""
+    both = [s for s in raced.runs if s in first.runs and _is_judged(raced.runs[s]) and _is_judged(first.runs[s])]
+    if not both:
+        return {}
+    a, b = [first.runs[s] for s in both], [raced.runs[s] for s in both]
+    tests: dict[str, Callable[[float], Verdict]]
+    tests = {name: partial(_verdict, a, b, name) for name in ("test_accuracy", "test_loss")}
+    pairs = [(reached[first.label].get(s), reached[raced.label].get(s)) for s in both]
+    known = [(x, y) for x, y in pairs if x and y and math.isfinite(x.spent_s) and math.isfinite(y.spent_s)]
+    if len(known) == len(both):
+        tests["to_target"] = partial(_verdict_on_times, known)
+    return tests
 
 
 def _is_judged(run: Run) -> bool:
@@ -287,16 +327,16 @@ def _is_judged(run: Run) -> bool:
     return run.status == "finished" or run.has_diverged
 
 
-def _verdict(a: Sequence[Run], b: Sequence[Run], metric: Metric, looks: int) -> Verdict:
+def _verdict(a: Sequence[Run], b: Sequence[Run], metric: str, level: float) -> Verdict:
     """The verdict on the last evaluations. A diverged run ranks below all others; then ranks are compared, not values."""
     lower = metric == "test_loss"
     values = [[run.evaluations.last(metric) if run.status == "finished" else None for run in runs] for runs in (a, b)]
     if all(is_number(value) for row in values for value in row):
-        return paired_tests.verdict(*values, lower_is_better=lower, looks=looks)  # type: ignore[arg-type]
+        return paired_tests.verdict(*values, lower_is_better=lower, level=level)  # type: ignore[arg-type]
     known = [[is_number(value) for value in row] for row in values]
     losses = [[_positive(value, lower) for value in row] for row in values]
-    ranked = paired_tests.verdict_to_target(losses[0], known[0], losses[1], known[1], looks=looks)
-    return replace(ranked, effect=None, relative=False)
+    ranked = paired_tests.verdict_to_target(losses[0], known[0], losses[1], known[1], level=level)
+    return replace(ranked, effect=None, relative=False, reached_a=None, reached_b=None)
 
 
 def _positive(value: float | None, lower: bool) -> float:
@@ -306,26 +346,29 @@ def _positive(value: float | None, lower: bool) -> float:
     return max(value if lower else 1 - value, 1e-12)
 
 
-def _verdict_on_times(pairs: Sequence[tuple[ToTarget, ToTarget]], looks: int) -> Verdict:
+def _verdict_on_times(pairs: Sequence[tuple[ToTarget, ToTarget]], level: float) -> Verdict:
     a, b = ([pair[i] for pair in pairs] for i in (0, 1))
     if all(r.reached and r.spent_s > 0 for r in (*a, *b)):
-        return paired_tests.verdict(
-            [r.spent_s for r in a], [r.spent_s for r in b], lower_is_better=True, relative=True, looks=looks
+        found = paired_tests.verdict(
+            [r.spent_s for r in a], [r.spent_s for r in b], lower_is_better=True, relative=True, level=level
         )
+        return replace(found, reached_a=len(a), reached_b=len(b))
     times = [[max(r.spent_s, 1e-9) for r in rows] for rows in (a, b)]
     return paired_tests.verdict_to_target(
-        times[0], [r.reached for r in a], times[1], [r.reached for r in b], looks=looks
+        times[0], [r.reached for r in a], times[1], [r.reached for r in b], level=level
     )
 
 
 def _looks(race: Race) -> int:
-    """Number of times that the race was tested: once for each round of seeds after which there were enough seeds."""
+    """How often the race was tested: after each round of seeds with which it could be significant."""
     begun: dict[int, int] = {}  # seed -> the round that added it
     for run in race.runs:
         number = run.heat.round if run.heat else 1
         begun[run.config.seed] = min(number, begun.get(run.config.seed, number))
-    rounds = set(begun.values())
-    return max(1, sum(sum(added <= number for added in begun.values()) >= CLAIM_SEEDS for number in rounds))
+    looks = 0
+    for number in sorted(set(begun.values())):
+        looks += sum(added <= number for added in begun.values()) >= seeds_needed(max(2, len(race.lanes)), looks + 1)
+    return max(1, looks)
 
 
 def _loss_spread(run: Run) -> float | None:
@@ -372,4 +415,5 @@ def as_json(race: Race, result: Outcome) -> dict[str, Any]:
         "decided": result.is_decided,
         "statuses": {run.run_id: run.status for run in race.runs},
         "over": all(run.status in TERMINAL for run in race.runs),
+        "imported": [run.run_id for run in race.runs if run.imported],
     }

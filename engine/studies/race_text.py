@@ -8,8 +8,8 @@ from engine.common import units
 from engine.config.run import RunConfig
 from engine.config.training import FULL
 from engine.events.base import TERMINAL
-from engine.studies.race_results import Outcome, VariantOutcome
-from engine.studies.race_verdicts import too_few_in_words
+from engine.studies.race_results import Outcome, VariantOutcome, seeds_needed
+from engine.studies.race_verdicts import preliminary_in_words, too_few_in_words
 from engine.studies.races import Race, RacedVariant
 
 BUDGETS_IN_WORDS: Mapping[str, str] = {
@@ -51,7 +51,8 @@ def recommendation(result: Outcome, *, made_here: bool = True) -> str | None:
         others = [lane for lane in result.lanes if lane is not best]
         slower = [_slower(lane, best) for lane in others]
         where = " on this machine" if made_here else ""
-        words = f"{best.label} reaches {target_in_words(result)} first{where}, after {units.duration(best.cost['seconds'])} of training"
+        medians = " (medians)" if result.seeds > 1 else ""  # the verdicts below are of means
+        words = f"{best.label} reaches {target_in_words(result)} first{where}, after {units.duration(best.cost['seconds'])} of training{medians}"
         return f"{words}; {', '.join(slower)}. {_significance(result, best, 'to_target')}"
     known = [lane for lane in result.lanes if lane.test_accuracy is not None]
     if not known or any(status not in TERMINAL for lane in result.lanes for status in lane.status):
@@ -61,6 +62,8 @@ def recommendation(result: Outcome, *, made_here: bool = True) -> str | None:
         "" if result.target is None else f"No configuration reaches {target_in_words(result)} in most of its runs. "
     )
     accuracy = units.accuracy(best.test_accuracy)
+    if len(known) == len(result.lanes) and all(lane.test_accuracy == best.test_accuracy for lane in known):
+        return f"{missed}All configurations have the same median test accuracy, {accuracy}."
     return (
         f"{missed}{best.label} has the best test accuracy, {accuracy}. {_significance(result, best, 'test_accuracy')}"
     )
@@ -78,7 +81,10 @@ def _why_not_reached(lane: VariantOutcome) -> str:
         return "has not reached the target yet"
     if lane.status.get("failed") == lane.over:
         return "failed"
-    return "did not reach the target within the budget" if lane.judged else "was stopped before it reached the target"
+    if not lane.judged:
+        return "was stopped before it reached the target"
+    reached = f"reached the target in only {lane.reached} of {lane.judged} runs"
+    return reached if lane.reached else "did not reach the target within the budget"
 
 
 def _significance(result: Outcome, best: VariantOutcome, key: str) -> str:
@@ -86,15 +92,16 @@ def _significance(result: Outcome, best: VariantOutcome, key: str) -> str:
     is_baseline = best.label == result.baseline
     compared = [lane for lane in result.lanes if lane is not best] if is_baseline else [best]
     verdicts = [lane.verdicts.get(key) for lane in compared]
-    if any(v is None or v.state == "preliminary" for v in verdicts):
-        n = min((v.n if v else 0) for v in verdicts) if verdicts else 0
-        return too_few_in_words(n)
+    if any(v is None for v in verdicts):
+        return too_few_in_words(0, needed=seeds_needed(len(result.lanes)))
+    known = [v for v in verdicts if v]
+    if open_ones := [v for v in known if v.state == "preliminary"]:
+        return preliminary_in_words(min(open_ones, key=lambda v: v.n))
     winner = "a" if is_baseline else "b"
-    others = [lane.label for lane, v in zip(compared, verdicts, strict=True) if not v or v.winner != winner]
+    others = [lane.label for lane, v in zip(compared, known, strict=True) if v.winner != winner]
     if others:
         return f"The difference from {', '.join(others) if is_baseline else result.baseline} is not significant."
-    against = "all others" if is_baseline else result.baseline
-    return f"Significant against {against} ({verdicts[0].n if verdicts[0] else 0} paired seeds)."
+    return f"Significant against {'all others' if is_baseline else result.baseline} ({known[0].n} paired seeds)."
 
 
 def target_in_words(result: Outcome) -> str:

@@ -74,7 +74,7 @@ RACES: Mapping[str, RacePreset] = {
             },
         ),
         target=0.9,
-        then="switch the axis to samples, where Stochastic leads, and to steps, where Batch leads. Then race 6 seeds, and "
+        then="switch the axis to samples, where Stochastic leads, and to steps, where Batch leads. Then race 8 seeds, and "
         "measure the batch-size law, which shows the fastest batch size in between.",
     ),
     "batch-vs-stochastic-digits": RacePreset(

@@ -28,8 +28,8 @@ def test_a_race_goes_from_a_click_to_words_a_beginner_can_use(compare):
     verdict = compare.locator(".st-key-race-verdict")
     expect(verdict).to_contain_text("first on this machine", timeout=PATIENCE_MS)
     expect(compare.get_by_text("3 of 3 runs done")).to_be_visible(timeout=PATIENCE_MS)
-    expect(verdict).to_contain_text("Preliminary: 1 of 6 seeds", timeout=PATIENCE_MS)
-    expect(verdict).to_contain_text("From seed to seed, accuracy varies by at least")
+    expect(verdict).to_contain_text("Preliminary: 1 of 7 seeds", timeout=PATIENCE_MS)
+    expect(verdict).to_contain_text("From seed to seed, test accuracy varies by at least")
     assert "race=" in compare.url
     expect(compare.get_by_text("Each step of Batch reads all 1,438 training samples")).to_be_visible()
 

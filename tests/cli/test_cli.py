@@ -11,6 +11,7 @@ import pytest
 
 from engine.cli import common
 from engine.cli import main as cli
+from engine.common import units
 from engine.common.errors import StoreError
 from engine.config.presets import PRESETS
 from engine.events.lifecycle import Finished
@@ -258,6 +259,15 @@ def test_list_prints_each_run_newest_first(ask, store):
     assert [run["run_id"] for run in runs] == [last.run_id, first.run_id]
     assert runs[0].keys() >= {"run_id", "status", "name", "created", "summary"}
     assert runs[0]["summary"].keys() >= SUMMARY
+
+
+def test_list_names_each_column(call, store):
+    run = make_run(store, num_steps=40)
+    heads, line = call("list")[1].splitlines()
+    names = "test accuracy", "training loss", "throughput"
+    for name, text in zip(names, ("–", units.loss(run.summary().final_train_loss), "samples/s"), strict=True):
+        assert line.index(text) + len(text) == heads.index(name) + len(name)  # right-aligned
+    assert heads.split()[:2] == ["run", "status"] and line.startswith(run.run_id)
 
 
 def test_show_prints_every_step(ask, store):

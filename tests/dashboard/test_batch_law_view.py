@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 import pytest
@@ -236,7 +235,7 @@ def test_the_fastest_batch_size_is_measured_and_similar_ones_are_named():
     trials = lawful(sizes=(1, 8, 64, 128, 256, 1438))
     assert "batch size 128 was fastest" in words(trials)[2]
     assert "Batch sizes 64 to 256 are at most 25 % slower: the optimum is flat" in words(trials)[2]
-    assert f"about {math.sqrt(24e3):.3g}" in words(trials)[2]
+    assert "predict about 160." in words(trials)[2]  # 154.9, in steps of 20
 
 
 def test_trials_without_a_law_give_no_sentences():

@@ -506,7 +506,7 @@ def test_a_run_shows_where_its_steps_time_went_and_what_it_ran_on(app, store):
     )
     page = open_page(app, "train", run=run.run_id)
     said = " ".join(m.value for m in page.markdown).replace("\\", "")
-    assert "of a step (70 %) is the optimizer" in said and "Where a step" in said
+    assert "70 % of a step is the optimizer" in said and "Where a step" in said
     assert "AMD EPYC 9575F" in said and "Not available here: RAPL is not readable here" in said
     assert "MFU of the measured peak: **unknown**" in said and "was not calibrated in this store" in said
     assert "alice" not in said

@@ -125,7 +125,7 @@ def made(**seconds: float) -> StepSplit:
 @pytest.mark.parametrize(
     ("slow", "words", "knob"),
     [
-        ("data_s", "Nearly all of a step", "fetching the batch"),
+        ("data_s", " % of a step", "fetching the batch"),
         ("optimizer_s", "the optimizer", "larger batch"),
         ("read_back_s", "reading losses back", "execution=eager"),
         ("backward_s", "forward and backward", "narrower model"),

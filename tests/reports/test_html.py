@@ -48,16 +48,16 @@ def test_a_race_shows_its_verdict_and_the_cost_to_target_of_each_configuration(r
     assert re.search(r"fast takes [\d.]+ times as long as slow to reach the target\. Preliminary: 2 of 6 seeds\.", said)
     assert re.search(r"To the target 80 % Training time Steps Samples FLOPs Test accuracy", said)
     assert re.search(
-        r"slow 2 of 2 runs; derived: interpolated between evaluations at most 120 steps apart [\d.]+ s \d+ [\d,.]+ k? ?[\d.]+ GFLOP",
+        r"slow reached by 2 of 2 runs; derived: interpolated between evaluations at most 120 steps apart [\d.]+ s \d+ [\d,.]+ k? ?[\d.]+ GFLOP",
         said,
     )
-    assert re.search(r"fast 2 of 2 runs; [^;]* apart [\d.]+ s \(\d+ %\)", said)
+    assert re.search(r"fast reached by 2 of 2 runs; [^;]* apart [\d.]+ s \(\d+ %\)", said)
 
 
 def test_a_configuration_that_missed_the_target_is_marked(store):
     runs = race_of(store).runs
     said = text_of(render(Report.freeze("A race", runs, conclusions=concluded(runs, target=0.999))))
-    assert "To the target 99.9 %" in said and "slow 0 of 2 runs" in said
+    assert "To the target 99.9 %" in said and "slow reached by 0 of 2 runs" in said
 
 
 def test_the_seeds_of_a_configuration_share_a_colour_a_column_and_a_command(race):

@@ -78,6 +78,13 @@ def test_the_fastest_batch_is_the_minimum_of_steps_times_their_time():
     assert batch_law.best_batch(law, step).time_s == pytest.approx(min(times))
 
 
+@pytest.mark.parametrize(
+    ("b_star", "said"), [(59.1, 60), (104.0, 100), (119.0, 120), (2.3, 2), (0.2, 1), (2_345.6, 2_400)]
+)
+def test_a_fastest_batch_size_is_named_as_precisely_as_it_is_known(b_star, said):
+    assert batch_law.rounded_batch(b_star) == said
+
+
 def test_where_a_sample_takes_no_time_the_largest_batch_is_best():
     best = batch_law.best_batch(BatchLaw(40, 800, 20, 0), StepTime(1e-3, 0.0))
     assert best == (math.inf, 0.04)

@@ -18,7 +18,7 @@ from engine.data import loading
 from engine.events.catalog import EVENT
 from engine.events.inference import BIN_RATIO, Histogram, Latency, NotRun, Quality, Quantiles
 from engine.planning import planner, request_checks
-from engine.studies.inference import as_json, curve, in_words, matrix, sweet_spot
+from engine.studies.inference import as_json, curve, guessing_in_words, in_words, matrix, sweet_spot
 from engine.studies.inference_runtimes import ladder, offered
 from engine.studies.inference_time import predicted_seconds
 
@@ -47,6 +47,23 @@ FOUND = measured(MATRIX, (1e-4, 4e-4, 3e-3, 1.2e-4, 3e-4, 1.6e-3), is_over=True)
 
 
 # --- the decision
+
+
+def judged_by(accuracy, guess, config=LENET):
+    quality = Quality(
+        precision="fp32", runtime="inference_mode", test_accuracy=accuracy, test_loss=2.0, examples=1_000, seconds=0,
+        guess_accuracy=guess,
+    )  # fmt: skip
+    return guessing_in_words(matrix(config, [latency(config.cells[0], 1e-3)], [quality]))
+
+
+def test_a_model_no_better_than_guessing_has_a_warning_above_the_decision():
+    assert judged_by(0.10, 0.1) == "Test accuracy 10.00 % is no better than guessing (10 %): train first."
+    assert judged_by(0.115, 0.1)  # 1,000 guesses of ten classes have a standard deviation of 0.9 %
+    assert judged_by(0.13, 0.1) == "" and judged_by(0.52, 0.5) and not judged_by(0.97, None)
+    assert judged_by(0.10, None)  # an older run: mnist5k has ten classes
+    assert judged_by(0.14, 0.1, config=MLP) == "The weights are untrained: train first."
+    assert judged_by(0.10, 0.1, config=with_overrides(LENET, ["data=synthetic"])) == ""
 
 
 def test_the_sweet_spot_is_the_best_throughput_within_the_limit():

@@ -169,7 +169,7 @@ def test_a_target_that_was_not_reached_is_shown_as_such(three):
     result = race_results.outcome(race, target=1.0)
     assert [each.reached for each in result.lanes] == [0, 0, 0]
     assert all(each.cost["seconds"] is None and each.over == 2 for each in result.lanes)
-    assert "not reached (0 of 2 runs)" in "\n".join(race_verdicts.table(result))
+    assert "reached by 0 of 2 runs" in "\n".join(race_verdicts.table(result))
 
 
 def test_two_seeds_are_preliminary(three):
@@ -179,7 +179,9 @@ def test_two_seeds_are_preliminary(three):
     assert (verdict.state, verdict.winner, verdict.n) == ("preliminary", None, 2)
     assert not result.is_decided
     words = race_verdicts.verdict_in_words("One", "Mini", verdict, "target")
-    assert words.startswith("One takes") and words.endswith("to reach the target. Preliminary: 2 of 6 seeds.")
+    assert words.startswith("On average over the seeds, One takes") and words.endswith(
+        "to reach the target. Preliminary: 2 of 7 seeds."
+    )
 
 
 def test_the_baseline_has_no_verdict(three):
@@ -198,10 +200,10 @@ def test_six_seeds_can_be_significant(store):
         lane("slow", "batch_size=16", "optimizer.lr=0.002", "budget.epochs=2"),
     ]
     result = race_results.outcome(raced(store, lanes, seeds=range(6)), target=0.6)
-    verdict = result.lanes[1].verdicts["test_accuracy"]
+    verdict = result.lanes[1].verdicts["to_target"]
     assert (verdict.state, verdict.winner) == ("decided", "a")
-    assert race_verdicts.verdict_in_words("slow", "fast", verdict, "accuracy").endswith(
-        "Significant, from 6 paired seeds."
+    assert race_verdicts.verdict_in_words("slow", "fast", verdict, "target").endswith(
+        "Significant (p = 0.049, 6 paired seeds)."
     )
 
 
@@ -285,6 +287,8 @@ def test_the_terminal_compares_runs(three, capsys):
     assert "Preliminary: 1 of 6 seeds" in capsys.readouterr().out
     assert cli.main(["compare", *[run.run_id for run in race.lanes[0].runs.values()], "--store", str(store.root)]) == 2
     assert "have the same configuration with different seeds" in capsys.readouterr().err
+    assert cli.main(["compare", ids[0], ids[0], "--store", str(store.root)]) == 2
+    assert "A comparison needs at least two different runs" in capsys.readouterr().err
 
 
 def test_the_recommendation_names_the_fastest_and_the_times_of_the_others(three):
@@ -332,4 +336,4 @@ def test_a_diverged_run_is_compared_by_rank_and_the_sentence_says_so(store):
     race = raced(store, [lane("calm", "batch_size=16"), lane("wild", "batch_size=16", "optimizer.lr=1e6")])
     verdict = race_results.outcome(race).lanes[1].verdicts["test_accuracy"]
     assert verdict.effect is None
-    assert "compared by rank only" in race_verdicts.verdict_in_words("wild", "calm", verdict, "accuracy")
+    assert "compared by rank only" in race_verdicts.verdict_in_words("wild", "calm", verdict, "test accuracy")

@@ -60,7 +60,7 @@ def race_form(preset_name: str) -> RaceRequest:
     seeds = st.number_input(
         "Seeds", 1, races.MOST_SEEDS, key="race.seeds",
         help=f"Each seed gives other initial weights and another data order, the same for every configuration. One seed shows the "
-        f"curves; a verdict needs {race_results.CLAIM_SEEDS}, because accuracy varies from seed to seed.",
+        f"curves. A verdict needs {race_results.SEEDS_NEEDED_IN_WORDS}, because test accuracy varies from seed to seed.",
     )  # fmt: skip
     st.toggle(
         "Add seeds until the result is significant", key="race.until",

@@ -126,23 +126,15 @@ def _draw_verdict(question: _Question) -> None:
             )
         words = race_text.recommendation(result, made_here=not imported)
         st.markdown(f"**{run_parts.literal(words)}**" if words else "No configuration has reached the target yet.")
-        if sentences := _verdicts(result):
+        if sentences := race_verdicts.verdicts_in_words(result):
             st.caption("\n".join(f"- {run_parts.literal(sentence)}" for sentence in sentences))
+        if correction := race_verdicts.correction_in_words(result):
+            st.caption(run_parts.literal(correction))
         if result.noise_floor is not None:
             st.caption(
-                f"From seed to seed, accuracy varies by at least ±{100 * result.noise_floor:.2g} points (derived from "
+                f"From seed to seed, test accuracy varies by at least ±{100 * result.noise_floor:.2g} points (derived from "
                 "the number of test samples n: √(error / 2n)). With one seed, a smaller difference can be chance."
             )
-
-
-def _verdicts(result: Outcome) -> list[str]:
-    keys = [("to_target", "target"), ("test_accuracy", "accuracy")]
-    return [
-        race_verdicts.verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what)
-        for lane in result.lanes
-        for key, what in keys
-        if key in lane.verdicts
-    ]
 
 
 def _draw_table(question: _Question) -> None:
@@ -157,8 +149,8 @@ def _draw_table(question: _Question) -> None:
         st.dataframe(table, hide_index=True, height="content", key="race-table")
     st.caption(
         f"Medians over the seeds. × = relative to the baseline ({run_parts.literal(result.baseline)}). A target is reached at the "
-        "first of two evaluations in a row that are at least that good, interpolated from the evaluation before. “Not reached” "
-        "means that at least half of the runs missed it."
+        "first of two evaluations in a row that are at least that good, interpolated from the evaluation before. Where half "
+        "of the runs or more missed it there is no median, and the table says how many reached it."
     )
     for sentence in race_text.batch_sentences(race, result):
         st.markdown(f":material/lightbulb: {run_parts.literal(sentence)}")
@@ -188,7 +180,8 @@ def _tip(race: Race) -> str:
 def _more_seeds(race: Race, question: _Question) -> None:
     if len(race.seeds) >= races.MOST_SEEDS or not shared.can_extend(race.runs):
         return
-    missing = min(max(race_results.CLAIM_SEEDS - len(race.seeds), SEEDS_PER_ROUND), races.MOST_SEEDS - len(race.seeds))
+    needed = race_results.seeds_needed(max(2, len(race.lanes)))
+    missing = min(max(needed - len(race.seeds), SEEDS_PER_ROUND), races.MOST_SEEDS - len(race.seeds))
     try:
         if _needs_more_seeds(race, question) and add_seeds(race, missing):
             st.rerun()

@@ -91,7 +91,7 @@ def _cost(axis: str, write: Callable[[float], str]) -> _Read:
         if value == 0:
             return "before training"
         if value is None:
-            return "not reached" if lane.judged else units.UNKNOWN
+            return race_verdicts.reached_in_words(lane) if lane.judged else units.UNKNOWN
         return write(value) + _ratio(lane, axis)
 
     return text

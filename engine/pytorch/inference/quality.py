@@ -43,8 +43,10 @@ class _Sums:
 
     loss: float = 0.0
     right: int = 0
+    of_classes: Tensor | int = 0  # (classes,) number of samples
 
     def add(self, logits: Tensor, y: Tensor) -> None:
+        self.of_classes = self.of_classes + torch.bincount(y.flatten(), minlength=logits.shape[-1])
         self.loss += cross_entropy(logits, y, reduction="sum").item()
         self.right += int((logits.argmax(-1) == y).sum().item())
 
@@ -89,6 +91,7 @@ def quality(
         test_loss=own.loss / count,
         accuracy_change=(own.right - base.right) / count,
         loss_change=(own.loss - base.loss) / count,
+        guess_accuracy=int(torch.as_tensor(own.of_classes).max()) / count,
         max_logit_difference=difference,
         examples=count,
         size_bytes=size_bytes,

@@ -42,17 +42,14 @@ def verdicts(report: Report, runs: Sequence[PlacedRun]) -> list[Verdict]:
 
 
 def _verdict(result: Outcome, runs: Sequence[PlacedRun]) -> Verdict:
-    sentences = [
-        race_verdicts.verdict_in_words(lane.label, result.baseline, lane.verdicts[key], what)
-        for lane in result.lanes
-        for key, what in (("to_target", "target"), ("test_accuracy", "accuracy"))
-        if key in lane.verdicts
-    ]
+    sentences = race_verdicts.verdicts_in_words(result)
+    if correction := race_verdicts.correction_in_words(result):
+        sentences.append(correction)
     noise = ""
     if result.noise_floor is not None:
         noise = (
-            f"Between seeds, accuracy varies by about {100 * result.noise_floor:.2f} points (derived); a verdict needs "
-            f"{race_results.CLAIM_SEEDS} seeds."
+            f"Between seeds, test accuracy varies by at least {100 * result.noise_floor:.2f} points (derived); a verdict "
+            f"needs {race_results.seeds_needed(len(result.lanes))} seeds."
         )
     costs = [cost for cost in _COSTS if any(lane.cost.get(cost[0]) is not None for lane in result.lanes)]
     to_target = (
@@ -81,11 +78,11 @@ def _lane_row(
     if result.target is not None:
         reached = lane.cost.get("steps") is not None
         said = race_results.resolution_in_words(lane)
-        cells.append(f"{lane.reached} of {lane.judged} runs" + (f"; {said}" if said else ""))
+        cells.append(race_verdicts.reached_in_words(lane) + (f"; {said}" if said else ""))
         for axis, _, write in costs:
             value = lane.cost.get(axis)
             is_missing = value is None and not reached
-            cells.append("not reached" if is_missing else _beside(write(value), lane.share.get(axis)))
+            cells.append(units.UNKNOWN if is_missing else _beside(write(value), lane.share.get(axis)))
     cells += [
         units.accuracy(lane.test_accuracy),
         units.loss(lane.test_loss),
