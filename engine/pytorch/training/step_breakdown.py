@@ -1,8 +1,9 @@
 """The step breakdown: a few steps are timed part by part, between two training steps and outside the training time.
 
 The steps are rehearsed (`Net.rehearsal`): the learning rate is zero, all state is restored, and the batches come from
-an order of their own. So the run computes the same to the last bit. On a GPU the clocks are CUDA events in its stream,
-and the host does not wait for them: the parts then add up to the step, waiting for the host included.
+an order of their own. So the run computes the same to the last bit. Each of them fetches data, makes a step and reads
+losses back, so every part is a median over the same moments. On a GPU the clocks are CUDA events in its stream, and the
+host does not wait for them within a step: the parts then add up to the step, waiting for the host included.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from engine.config.run import RunConfig
 from engine.events.training import StepSplit
@@ -23,17 +23,20 @@ from engine.planning import planner
 from engine.pytorch.data import Batches, Examples
 from engine.pytorch.setup import synchronize
 from engine.pytorch.training.net import Net
-from engine.pytorch.training.steppers import DataLoaderStepper, Items, Stepper, read_back
+from engine.pytorch.training.steppers import DataLoaderStepper, Stepper, read_back
 
 MOST_S = 0.2  # profiling takes at most so long ...
 MOST_SHARE = 0.2  # ... and at most this share of the expected training time
 _LONG_SHARE = 0.005  # but if this share of the training time is longer, it is allowed: the steps may be long
-_FEWEST, _MOST_STEPS = 2, 16  # profiled steps
+_SHARE = 0.75  # of that time for steps; the rest is for what surrounds them
+_FEWEST, _MOST_STEPS = 3, 16  # profiled steps
 _READ_BACK_S, _MOST_READ_BACK = 0.1, 2_000  # training reads losses back once per chunk (training/loop.py has the same)
-_DATA_BYTES = 32 * 2**20  # of batches that are fetched to be timed
-_METHOD = "clocks between the parts of {} extra steps, median; on a GPU events in its stream"
+_GATHERED_BYTES = 2 * 2**20  # of the batches that are gathered at once
+_METHOD = "medians over {} extra steps, with clocks between their parts; on a GPU events in its stream"
 
 Lap = Callable[[str], None]
+# Fetches a batch: x, y, and the share of each lap on the way that belongs to one batch.
+Fetch = Callable[[Lap], tuple[Tensor, Tensor, dict[str, float]]]
 
 
 def split_step(net: Net, stepper: Stepper, training: Examples, plan: planner.Plan, *, step_s: float) -> StepSplit:
@@ -48,39 +51,42 @@ def split_step(net: Net, stepper: Stepper, training: Examples, plan: planner.Pla
     if (_FEWEST + 1) * step_s > max(allowed, MOST_S):
         return _left_out(step_s)
     device = net.optimizer.params[0].device
-    batches = Batches(training, plan.batch_size, seed=0)
-    x, y = (t.to(device) for t in batches.first(plan.batch_size))
     reads_each = isinstance(stepper, DataLoaderStepper)
-    laps: list[_Laps] = []
+    found: list[dict[str, float]] = []
+    losses: list[Tensor] = []
     with torch.random.fork_rng(devices=[]), net.rehearsal():
+        fetch = _loaded(net, training, plan) if reads_each else _gathered(training, plan, device)
         stepping = time.perf_counter()
-        while len(laps) <= _FEWEST or (len(laps) <= _MOST_STEPS and time.perf_counter() - stepping < allowed / 2):
-            laps.append(_Laps(device))
-            loss = _step(net, x, y, laps[-1], read_each=reads_each)
-            if len(laps) == 1:  # the run's first step may have been interrupted, so this one decides
-                synchronize(device)
-                step_s = min(step_s, time.perf_counter() - stepping)
+        while len(found) <= _FEWEST or (
+            len(found) <= _MOST_STEPS and time.perf_counter() - stepping < _SHARE * allowed
+        ):
+            laps = _Laps(device)
+            laps("")
+            x, y, shares = fetch(laps)
+            loss = _step(net, x, y, laps, read_each=reads_each)
+            seconds = laps.seconds()
+            parts = {name: s for name, s in seconds.items() if name not in shares}
+            parts["data"] = sum(seconds[name] * share for name, share in shares.items())
+            if not found:  # the run's first step may have been interrupted, so this one decides
+                step_s = min(step_s, sum(parts.values()))
                 allowed = allowance_s(net.config, plan, step_s)
-                if 2 * _FEWEST * step_s > allowed:
-                    break
-        if len(laps) == 1:
-            return _left_out(step_s)
-        del laps[0]  # in the first one the caches are cold
-        parts = _medians([lap.seconds() for lap in laps])
-        step_s = sum(parts.values())
-        if not reads_each:
-            parts["read_back"] = _read_back_s(loss, step_s, device)
-        fetch = _fetched_one_by_one_s if reads_each else _fetched_s
-        parts["data"] = fetch(batches, device, allowed / 4)
+                if (_FEWEST + 1) * step_s > allowed:
+                    return _left_out(step_s)
+                losses = [loss.clone() for _ in range(_read_at_once(plan, step_s))]
+            if not reads_each:
+                parts["read_back"] = _read_back_s(losses, device)
+            found.append(parts)
+    del found[0]  # in the first one the caches are cold
+    medians = {name: statistics.median(parts[name] for parts in found) for name in found[0]}
     return StepSplit(
-        data_s=parts["data"],
-        forward_s=parts["forward"],
-        backward_s=parts["backward"],
-        optimizer_s=parts["optimizer"],
-        read_back_s=parts["read_back"],
-        steps=len(laps),
+        data_s=medians["data"],
+        forward_s=medians["forward"],
+        backward_s=medians["backward"],
+        optimizer_s=medians["optimizer"],
+        read_back_s=medians["read_back"],
+        steps=len(found),
         seconds=time.perf_counter() - begun,
-        method=_METHOD.format(len(laps)),
+        method=_METHOD.format(len(found)),
     )
 
 
@@ -130,7 +136,6 @@ class _Laps:
 
 def _step(net: Net, x: Tensor, y: Tensor, lap: Lap, *, read_each: bool) -> Tensor:
     """One step as `Net.backward` and `Net.update` make it, with a clock between its parts; returns its loss."""
-    lap("")
     loss = backward_in_parts(net, x, y, lap)
     if read_each:
         loss.item()
@@ -162,53 +167,48 @@ def backward_in_parts(net: Net, x: Tensor, y: Tensor, lap: Lap) -> Tensor:
     return total
 
 
-def _medians(found: list[dict[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(parts[name] for parts in found) for name in found[0]}
+def _read_at_once(plan: planner.Plan, step_s: float) -> int:
+    """Number of losses that training reads back at once."""
+    most = min(_MOST_READ_BACK, plan.total_steps or _MOST_READ_BACK)
+    return max(1, min(most, round(_READ_BACK_S / max(step_s, 1e-6))))
 
 
-def _read_back_s(loss: Tensor, step_s: float, device: torch.device) -> float:
+def _read_back_s(losses: list[Tensor], device: torch.device) -> float:
     """Seconds per step for reading back the losses of a chunk of steps at once."""
-    count = min(_MOST_READ_BACK, max(1, round(_READ_BACK_S / max(step_s, 1e-6))))
-    losses = [loss.clone() for _ in range(count)]
     synchronize(device)
     begun = time.perf_counter()
-    read_back(losses, [1] * count, [loss])
-    return (time.perf_counter() - begun) / count
+    read_back(losses, [1] * len(losses), losses[:1])
+    return (time.perf_counter() - begun) / len(losses)
 
 
-def _fetched_s(batches: Batches, device: torch.device, allowed_s: float) -> float:
-    """Seconds to fetch one batch of an epoch, including its share of drawing the epoch's order."""
-    training, size = batches.examples, batches.batch_size
-    if batches.full:
-        return 0.0  # every batch is the whole data set, which nothing copies
-    synchronize(device)
-    begun = time.perf_counter()
-    order = batches.order.epoch().to(device)
-    shuffled_s = (time.perf_counter() - begun) * size / len(training)
+def _gathered(training: Examples, plan: planner.Plan, device: torch.device) -> Fetch:
+    """Fetches batches as `Batches` does: an order for the whole epoch, and a gather that serves one or more batches."""
+    size = plan.batch_size
+    batches = Batches(training, size, seed=0)
     example_bytes = training.x[0].nbytes if training.y is not None else 8 * training.seq_len
-    some = max(1, min(_MOST_STEPS, len(training) // size, _DATA_BYTES // max(1, example_bytes * size)))
-    fetched, begun = 0, time.perf_counter()
-    if batches.gathers:  # one gather for all of them; batches are views
-        x, y = training.take(order[: some * size])
-        fetched = len(list(zip(x.split(size), y.split(size), strict=True)))
-    else:
-        for part in order[: some * size].split(size):
-            training.take(part)
-            fetched += 1
-            if time.perf_counter() - begun > allowed_s:
-                break
-    synchronize(device)
-    return (time.perf_counter() - begun) / fetched + shuffled_s
+    at_once = max(1, min(len(training) // size, _GATHERED_BYTES // (example_bytes * size))) if batches.gathers else 1
+
+    def fetch(lap: Lap) -> tuple[Tensor, Tensor, dict[str, float]]:
+        if batches.full:  # every batch is the whole data set, which nothing copies
+            assert training.y is not None
+            return training.x, training.y, {}
+        order = batches.order.epoch().to(device)
+        lap("order")
+        x, y = training.take(order[: at_once * size])
+        parts = list(zip(x.split(size), y.split(size), strict=True))
+        lap("data")
+        return *parts[-1], {"order": size / len(training), "data": 1 / at_once}
+
+    return fetch
 
 
-def _fetched_one_by_one_s(batches: Batches, device: torch.device, allowed_s: float) -> float:
-    """As `_fetched_s`, through a DataLoader."""
-    training, size = batches.examples, batches.batch_size
-    fetched, begun = 0, time.perf_counter()
-    chosen = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[: _MOST_STEPS * size]
-    for x, y in DataLoader(Items(training), batch_size=size, sampler=chosen.tolist()):
-        x.to(device), y.to(device)
-        fetched += 1
-        if time.perf_counter() - begun > allowed_s:
-            break
-    return (time.perf_counter() - begun) / fetched
+def _loaded(net: Net, training: Examples, plan: planner.Plan) -> Fetch:
+    """Fetches batches through a DataLoader, as a run with execution=dataloader does."""
+    source = DataLoaderStepper(net, training, plan.batch_size, seed=0).loaded()
+
+    def fetch(lap: Lap) -> tuple[Tensor, Tensor, dict[str, float]]:
+        x, y = next(source)
+        lap("data")
+        return x, y, {"data": 1.0}
+
+    return fetch
