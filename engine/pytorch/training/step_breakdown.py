@@ -1,9 +1,10 @@
 """The step breakdown: a few steps are timed part by part, between two training steps and outside the training time.
 
 The steps are rehearsed (`Net.rehearsal`): the learning rate is zero, all state is restored, and the batches come from
-an order of their own. So the run computes the same to the last bit. Each of them fetches data, makes a step and reads
-losses back, so every part is a median over the same moments. On a GPU the clocks are CUDA events in its stream, and the
-host does not wait for them within a step: the parts then add up to the step, waiting for the host included.
+an order of their own. So the run computes the same to the last bit. The steps follow each other as in training, because
+between other work their caches are cold and they take up to twice as long. What training does once for many steps
+(gathering an epoch, reading losses back) comes after them and gets as many clocks. On a GPU the clocks are CUDA events in
+its stream, and the host does not wait for them: the parts then add up to the step, waiting for the host included.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch import Tensor
 from engine.config.run import RunConfig
 from engine.events.training import StepSplit
 from engine.planning import planner
-from engine.pytorch.data import Batches, Examples
+from engine.pytorch.data import Batch, Batches, Examples
 from engine.pytorch.setup import synchronize
 from engine.pytorch.training.net import Net
 from engine.pytorch.training.steppers import DataLoaderStepper, Stepper, read_back
@@ -28,15 +29,12 @@ from engine.pytorch.training.steppers import DataLoaderStepper, Stepper, read_ba
 MOST_S = 0.2  # profiling takes at most so long ...
 MOST_SHARE = 0.2  # ... and at most this share of the expected training time
 _LONG_SHARE = 0.005  # but if this share of the training time is longer, it is allowed: the steps may be long
-_SHARE = 0.75  # of that time for steps; the rest is for what surrounds them
 _FEWEST, _MOST_STEPS = 3, 16  # profiled steps
 _READ_BACK_S, _MOST_READ_BACK = 0.1, 2_000  # training reads losses back once per chunk (training/loop.py has the same)
 _GATHERED_BYTES = 2 * 2**20  # of the batches that are gathered at once
-_METHOD = "medians over {} extra steps, with clocks between their parts; on a GPU events in its stream"
+_METHOD = "clocks between the parts of {} extra steps, median; on a GPU events in its stream"
 
 Lap = Callable[[str], None]
-# Fetches a batch: x, y, and the share of each lap on the way that belongs to one batch.
-Fetch = Callable[[Lap], tuple[Tensor, Tensor, dict[str, float]]]
 
 
 def split_step(net: Net, stepper: Stepper, training: Examples, plan: planner.Plan, *, step_s: float) -> StepSplit:
@@ -52,31 +50,29 @@ def split_step(net: Net, stepper: Stepper, training: Examples, plan: planner.Pla
         return _left_out(step_s)
     device = net.optimizer.params[0].device
     reads_each = isinstance(stepper, DataLoaderStepper)
-    found: list[dict[str, float]] = []
-    losses: list[Tensor] = []
+    batches = Batches(training, plan.batch_size, seed=0)
+    laps: list[_Laps] = []
     with torch.random.fork_rng(devices=[]), net.rehearsal():
-        fetch = _loaded(net, training, plan) if reads_each else _gathered(training, plan, device)
+        source = DataLoaderStepper(net, training, plan.batch_size, seed=0).loaded() if reads_each else _source(batches)
         stepping = time.perf_counter()
-        while len(found) <= _FEWEST or (
-            len(found) <= _MOST_STEPS and time.perf_counter() - stepping < _SHARE * allowed
-        ):
-            laps = _Laps(device)
-            laps("")
-            x, y, shares = fetch(laps)
-            loss = _step(net, x, y, laps, read_each=reads_each)
-            seconds = laps.seconds()
-            parts = {name: s for name, s in seconds.items() if name not in shares}
-            parts["data"] = sum(seconds[name] * share for name, share in shares.items())
-            if not found:  # the run's first step may have been interrupted, so this one decides
-                step_s = min(step_s, sum(parts.values()))
+        while len(laps) <= _FEWEST or (len(laps) <= _MOST_STEPS and time.perf_counter() - stepping < allowed / 2):
+            laps.append(_Laps(device))
+            loss = _step(net, source, laps[-1], read_each=reads_each)
+            if len(laps) == 1:  # the run's first step may have been interrupted, so this one decides
+                synchronize(device)
+                step_s = min(step_s, time.perf_counter() - stepping)
                 allowed = allowance_s(net.config, plan, step_s)
                 if (_FEWEST + 1) * step_s > allowed:
                     return _left_out(step_s)
-                losses = [loss.clone() for _ in range(_read_at_once(plan, step_s))]
-            if not reads_each:
+        del laps[0]  # in the first one the caches are cold
+        found = [lap.seconds() for lap in laps]
+        if not reads_each:
+            step_s = statistics.median(sum(parts.values()) for parts in found)
+            losses = [loss.clone() for _ in range(_read_at_once(plan, step_s))]
+            for parts in found:  # what training does for many steps at once gets as many clocks
                 parts["read_back"] = _read_back_s(losses, device)
-            found.append(parts)
-    del found[0]  # in the first one the caches are cold
+                if batches.full or batches.gathers:
+                    parts["data"] = _gathering_s(batches, device)
     medians = {name: statistics.median(parts[name] for parts in found) for name in found[0]}
     return StepSplit(
         data_s=medians["data"],
@@ -134,8 +130,11 @@ class _Laps:
         return found
 
 
-def _step(net: Net, x: Tensor, y: Tensor, lap: Lap, *, read_each: bool) -> Tensor:
+def _step(net: Net, source: Iterator[Batch], lap: Lap, *, read_each: bool) -> Tensor:
     """One step as `Net.backward` and `Net.update` make it, with a clock between its parts; returns its loss."""
+    lap("")
+    x, y = next(source)
+    lap("data")
     loss = backward_in_parts(net, x, y, lap)
     if read_each:
         loss.item()
@@ -181,34 +180,30 @@ def _read_back_s(losses: list[Tensor], device: torch.device) -> float:
     return (time.perf_counter() - begun) / len(losses)
 
 
-def _gathered(training: Examples, plan: planner.Plan, device: torch.device) -> Fetch:
-    """Fetches batches as `Batches` does: an order for the whole epoch, and a gather that serves one or more batches."""
-    size = plan.batch_size
-    batches = Batches(training, size, seed=0)
-    example_bytes = training.x[0].nbytes if training.y is not None else 8 * training.seq_len
-    at_once = max(1, min(len(training) // size, _GATHERED_BYTES // (example_bytes * size))) if batches.gathers else 1
-
-    def fetch(lap: Lap) -> tuple[Tensor, Tensor, dict[str, float]]:
-        if batches.full:  # every batch is the whole data set, which nothing copies
-            assert training.y is not None
-            return training.x, training.y, {}
-        order = batches.order.epoch().to(device)
-        lap("order")
-        x, y = training.take(order[: at_once * size])
-        parts = list(zip(x.split(size), y.split(size), strict=True))
-        lap("data")
-        return *parts[-1], {"order": size / len(training), "data": 1 / at_once}
-
-    return fetch
+def _source(batches: Batches) -> Iterator[Batch]:
+    """Endless batches as a run has them; of a data set that is gathered once per epoch, some that are gathered before."""
+    if batches.full or not batches.gathers:
+        yield from batches
+    while True:
+        yield from _gathered(batches, batches.order.epoch())
 
 
-def _loaded(net: Net, training: Examples, plan: planner.Plan) -> Fetch:
-    """Fetches batches through a DataLoader, as a run with execution=dataloader does."""
-    source = DataLoaderStepper(net, training, plan.batch_size, seed=0).loaded()
+def _gathered(batches: Batches, order: Tensor) -> list[Batch]:
+    """Batches of an epoch in this order from one gather: as many as `_GATHERED_BYTES` hold, at least one."""
+    size, examples = batches.batch_size, batches.examples
+    at_once = max(1, min(len(examples) // size, _GATHERED_BYTES // (examples.x[0].nbytes * size)))
+    x, y = examples.take(order.to(examples.x.device)[: at_once * size])
+    return list(zip(x.split(size), y.split(size), strict=True))
 
-    def fetch(lap: Lap) -> tuple[Tensor, Tensor, dict[str, float]]:
-        x, y = next(source)
-        lap("data")
-        return x, y, {"data": 1.0}
 
-    return fetch
+def _gathering_s(batches: Batches, device: torch.device) -> float:
+    """Seconds of a step for drawing an epoch's order and gathering its batches."""
+    if batches.full:
+        return 0.0  # every batch is the whole data set, which nothing copies
+    synchronize(device)
+    begun = time.perf_counter()
+    order = batches.order.epoch()
+    drawn = time.perf_counter()
+    number = len(_gathered(batches, order))
+    synchronize(device)
+    return (time.perf_counter() - drawn) / number + (drawn - begun) * batches.batch_size / len(batches.examples)
