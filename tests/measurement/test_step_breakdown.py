@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -81,6 +83,14 @@ def test_every_part_is_measured_and_costs_little(tmp_path):
     )
     assert min(found.data_s, found.forward_s, found.backward_s, found.optimizer_s, found.read_back_s) > 0
     assert len(found.model_dump_json()) < 2_000
+
+
+@pytest.mark.parametrize(("clock", "part"), [("_gathering_s", "data_s"), ("_read_back_s", "read_back_s")])
+def test_an_interrupted_clock_of_data_or_read_back_changes_nothing(clock, part, tmp_path, monkeypatch):
+    found = itertools.chain([1.0], itertools.repeat(1e-5))
+    monkeypatch.setattr(profiled, clock, lambda *_: next(found))
+    _, _, (split,) = trained(configured("digits-mlp"), tmp_path)
+    assert getattr(split, part) == 1e-5
 
 
 def test_a_cuda_graph_has_no_step_breakdown_and_says_why():
