@@ -91,7 +91,7 @@ def _about(run: Run) -> dict[str, Any]:
         "target": about(config)["target"],
         "accuracy_is_of_text": config.is_text,
         "train_examples": started.train_examples if started else None,
-        "test_examples": started.test_examples if started else None,
+        "test_predictions": started.test_examples * config.predictions_per_sample if started else None,
         "flops_per_example": started.train_flops_per_example if started else None,
         "total_steps": started.total_steps if started else None,
     }

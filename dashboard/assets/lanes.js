@@ -183,10 +183,10 @@ export function tail({ x, y }, after) {
   return first < 0 ? null : { x: x.slice(Math.max(0, first - 1)), y: y.slice(Math.max(0, first - 1)) };
 }
 
-// An accuracy's noise floor: how far one configuration moves from seed to seed by chance alone, about sqrt(err / 2n) on n test
-// examples (a calibrated classifier is right with probability p: E[p(1-p)] is half its error).
-export function noiseFloor(accuracy, testExamples) {
-  return Math.sqrt(Math.max(0, 1 - accuracy) / (2 * testExamples));
+// An accuracy's noise floor: how far one configuration moves from seed to seed by chance alone, about sqrt(err / 2n) for n test
+// predictions (a calibrated classifier is right with probability p: E[p(1-p)] is half its error).
+export function noiseFloor(accuracy, testPredictions) {
+  return Math.sqrt(Math.max(0, 1 - accuracy) / (2 * testPredictions));
 }
 
 // The right end of an axis moves in steps, because an end that moves with every update distracts.

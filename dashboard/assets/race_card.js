@@ -284,17 +284,17 @@ export class RaceCard extends Card {
   noise(lanes) {
     const { view } = this;
     const last = (line) => line.y.findLast((v) => v !== null) ?? -Infinity;
-    const known = lanes.filter(({ seeds }) => seeds[0].run.about.test_examples && !seeds[0].run.about.accuracy_is_of_text);
+    const known = lanes.filter(({ seeds }) => seeds[0].run.about.test_predictions);
     const best = this.metric === "test_accuracy" && known.map((l) => ({ ...l, line: l.mean ?? l.seeds[0] })).reduce((a, b) => (a && last(a.line) >= last(b.line) ? a : b), null);
     const end = best && last(best.line);
     this.floor.hidden = !best || end === -Infinity;
     if (this.floor.hidden) return [];
-    const n = best.seeds[0].run.about.test_examples;
+    const { test_predictions: n, accuracy_is_of_text: isText } = best.seeds[0].run.about;
     const half = 100 * noiseFloor(end / 100, n);
     setText(this.floor, `noise floor ±${half.toFixed(2)} points`);
     this.floor.title =
       `By chance alone, the accuracy of such a configuration varies by about √(error / (2 · ${whole(n)})) = ${half.toFixed(2)} points from seed to seed ` +
-      `(one standard deviation, ${whole(n)} test samples). The grey band lies around the leading configuration. A configuration inside the band is not necessarily worse.`;
+      `(one standard deviation, ${whole(n)} test ${isText ? "characters" : "samples"}). The grey band lies around the leading configuration. A configuration inside the band is not necessarily worse.`;
     const { x, y } = best.line;
     const edge = (sign) => y.map((v) => (v === null ? null : v + sign * 100 * noiseFloor(v / 100, n)));
     return [{ ...band(outline({ x, low: edge(-1), high: edge(1) }), fade(view.look.text, 0.1)), meta: { floor: true } }];

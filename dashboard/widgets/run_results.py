@@ -117,8 +117,8 @@ _RESULTS: Mapping[TaskName, Callable[[Run], None]] = {"infer": _serving_figures}
 
 def split_of(run: Run) -> None:
     """Where a step's time went: the parts, the bottleneck, and what would make it faster."""
-    found = step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=len(run.steps))
-    if not found:
+    found = step_breakdown.of_run(run)
+    if not found.parts:
         if run.step_split and run.step_split.reason:
             st.caption(literal(f"Not profiled: {run.step_split.reason}"))
         return
@@ -126,15 +126,14 @@ def split_of(run: Run) -> None:
     with st.container(border=True, key=f"split-{run.run_id}"):
         st.markdown(
             "**Where a step's time goes**",
-            help=literal(
-                f"Measured: {run.step_split.method}. Evaluation: the run's evaluation time divided by its steps."
-            ),
+            help=literal(f"Measured: {run.step_split.method}."),
         )
-        figure = split_chart([("", found)])
+        figure = split_chart([("", found.parts)])
         st.plotly_chart(figure, key=f"split-chart-{run.run_id}", theme=None, config={"displayModeBar": False})
-        st.markdown(f":material/lightbulb: {literal(step_breakdown.sentence(found, run.config))}")
-        if known := step_breakdown.agrees(found, run.summary().step_seconds):
-            st.caption(literal(known))
+        icon, words = ("warning", found.doubt) if found.doubt else ("lightbulb", found.advice)
+        st.markdown(f":material/{icon}: {literal(words)}")
+        if found.evaluation:
+            st.caption(literal(f"Evaluation: {found.evaluation}."))
 
 
 def hardware_of(run: Run) -> None:

@@ -79,7 +79,10 @@ class Chart:
 # --- the rows -----------------------------------------------------------------------------------------------------
 
 _READ_BACK = "read from the device ten times a second or less"
-BINOMIAL = "Its standard error is sqrt(p (1 - p) / n) for a share p of n test samples."
+BINOMIAL = (
+    "Its standard error is sqrt(p (1 - p) / n) for a share p of n test samples. For text it is measured from the spread "
+    "between windows."
+)
 
 
 def _readings(*names: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ def split_chart(rows: Sequence[tuple[str, Sequence[Part]]]) -> go.Figure:
     factor, unit = (1e6, "µs") if longest < 1e-3 else (1e3, "ms") if longest < 1 else (1.0, "s")
     figure = go.Figure(layout={"template": TEMPLATE, "barmode": "stack", "hovermode": "closest"})
     labels = [literal(visible(label, _LONGEST_LABEL)) for label, _ in rows]
-    for color, (key, title) in zip(PALETTE, TITLES.items(), strict=True):
+    for color, (key, title) in zip(PALETTE, TITLES.items(), strict=False):
         found = [next((part for part in parts if part.key == key), None) for _, parts in rows]
         if not any(found):
             continue

@@ -125,9 +125,12 @@ def _training_card(run: Run) -> str:
         short = ", too short for a comparison" if account.is_short else ""
         how = f"measured, {account.source}{short}" if account.is_measured else visible(energy.how_in_words(account))
         lines.append(f"  energy            {energy.in_words(account)} ({how.rstrip('.')})")
-    if found := step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=len(run.steps)):
-        lines.append(f"  step breakdown    {step_breakdown.row_in_words(found)} (measured)")
-        lines.append(f"                    {step_breakdown.sentence(found, run.config)}")
+    found = step_breakdown.of_run(run)
+    if found.parts:
+        lines.append(f"  step breakdown    {found.in_words()} (measured)")
+        lines.append(f"                    {found.doubt or found.advice}")
+    if found.evaluation:
+        lines.append(f"  evaluation        {found.evaluation} (measured)")
     lines += [f"  ! {visible(alert.in_words)}" for alert in alerts.of_run(run, time.time())]
     if s.busy:
         lines.append(f"  ! machine was busy: {visible(s.busy_why)}")

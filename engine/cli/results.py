@@ -116,14 +116,21 @@ def _not_finite(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _step_split(run: Run) -> dict[str, Any] | None:
-    """Seconds and share of each part of a step; None if the run has no step breakdown."""
+    """Seconds and share of each part of a step; None if the run has no step breakdown.
+
+    `doubt` is set where the parts add up to something else than the run's own step; then there is no `sentence`.
+    """
     if run.step_split is None:
         return None
-    found = step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=len(run.steps))
+    found, steps = step_breakdown.of_run(run), run.summary().steps
     return run.step_split.model_dump(exclude={"kind"}) | {
-        "evaluation_s": next((part.seconds for part in found if part.key == "evaluation"), None),
-        "shares": {part.key: part.share for part in found},
-        "sentence": step_breakdown.sentence(found, run.config) or None,
+        "sum_s": found.sum_s if found.parts else None,
+        "run_step_s": found.step_s,
+        "shares": found.shares,
+        "doubt": found.doubt or None,
+        "sentence": found.advice or None,
+        "evaluation_s": run.evaluation_s / steps if steps else None,
+        "evaluation_total_s": run.evaluation_s,
     }
 
 

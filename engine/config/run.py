@@ -250,6 +250,11 @@ class RunConfig(Spec):
         return DATA[self.data].kind == "text"
 
     @property
+    def predictions_per_sample(self) -> int:
+        """Number of predictions on one sample: for text, whose samples are windows, one at every character."""
+        return self.source.seq_len if self.is_text else 1
+
+    @property
     def is_parallel(self) -> bool:
         """Whether a data-parallel wrapper is used. It is also used for one rank with `parallel.devices`, to measure its
         overhead."""

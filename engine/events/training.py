@@ -183,6 +183,7 @@ class Evaluation(Event):
     elapsed_s: Seconds
     test_loss: float
     test_accuracy: float  # 0..1
+    test_accuracy_standard_error: float | None = None  # for text, from the spread between windows; see `Score`
     seconds: Seconds  # duration of this evaluation
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from engine.common import units
 from engine.events.lifecycle import Failed
 from engine.hardware import gpus
+from engine.measurement import step_breakdown
 from engine.store.columns import Table
 from engine.store.run import Run
 
@@ -144,15 +145,13 @@ def _recent(run: Run, column: str) -> np.ndarray:
 
 
 def _waiting_for_data(run: Run) -> Alert | None:
-    """For a GPU only, and only where the profiled step shows that data takes the time."""
-    split, busy = run.step_split, _recent(run, "gpu_utilization_percent")
-    if split is None or split.data_s is None or not len(busy) or np.median(busy) >= _IDLE_PERCENT:
+    """For a GPU only, and only where the profiled steps show that data takes the time."""
+    busy = _recent(run, "gpu_utilization_percent")
+    if not len(busy) or np.median(busy) >= _IDLE_PERCENT:
         return None
-    whole = sum(
-        s or 0.0 for s in (split.data_s, split.forward_s, split.backward_s, split.optimizer_s, split.read_back_s)
-    )
-    share = split.data_s / whole if whole else 0.0
-    if share < _DATA_SHARE:
+    found = step_breakdown.of_run(run)
+    share = found.shares.get("data", 0.0)
+    if found.doubt or share < _DATA_SHARE:
         return None
     eager = run.config.execution != "dataloader"
     return Alert(

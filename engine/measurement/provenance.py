@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from engine.common import units
+from engine.config.run import RunConfig
 from engine.events.base import BoundedStr
 from engine.events.imported import Imported
 from engine.measurement import energy
@@ -53,7 +54,12 @@ class Figure(BaseModel):
         if self.window:
             words.append(f"Over {self.window}")
         if self.uncertainty is not None and math.isfinite(self.uncertainty) and self.value:
-            words.append(f"Uncertainty ± {units.percent(abs(self.uncertainty / self.value), digits=2)}")
+            size = (
+                f"{100 * self.uncertainty:.2g} points"
+                if self.unit == "share"
+                else units.percent(abs(self.uncertainty / self.value), digits=2)
+            )
+            words.append(f"Uncertainty ± {size}")
         if self.note:
             words.append(self.note)
         return ". ".join(words) + "."
@@ -78,10 +84,9 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
         s, started = run.summary(), run.started
         trained = f"{units.exact(s.steps)} steps, {units.duration(s.train_seconds)} of training"
         at = f"the evaluation after step {run.evaluations.last('step') or 0:,.0f}"
-        num_test = started.test_examples if started else 0
+        tested = f"{_tested(run.config, started.test_examples if started else 0)} at {at}"
         busy = f"The machine was busy: {s.busy_why}" if s.busy else ""
         unknown_if_busy = "It is unknown whether the machine was busy" if run.is_over and s.busy is None else ""
-        accuracy = s.test_accuracy
         diverged = (
             f"the training diverged at step {run.diverged_at or s.steps:,}, and {at} is one of earlier weights"
             if run.has_diverged
@@ -89,19 +94,19 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
         )
         found = {
             "test_accuracy": _figure(
-                accuracy,
+                s.test_accuracy,
                 "share",
                 "measured",
                 diverged or "share of correct predictions on the test samples",
-                window=f"{num_test:,} samples at {at}",
-                uncertainty=_binomial(accuracy, num_test),
+                window=tested,
+                **_uncertainty_of_accuracy(run),
             ),
             "test_loss": _figure(
                 s.test_loss,
                 "",
                 "measured",
                 diverged or "mean cross-entropy on the test samples",
-                window=f"{num_test:,} samples at {at}",
+                window=tested,
             ),
             "final_train_loss": _figure(
                 s.final_train_loss, "", "measured", "mean over the batches of the last epoch, at most 100"
@@ -110,7 +115,7 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
                 s.samples_per_s,
                 "samples/s",
                 "derived",
-                "samples / training time",
+                f"samples / training time{_sample_in_words(run.config)}",
                 window=trained,
                 note=busy or unknown_if_busy,
             ),
@@ -324,6 +329,31 @@ def _of(share: float | None, value: float | None) -> float | None:
     return None if share is None or value is None else share * value
 
 
+def _tested(config: RunConfig, samples: int) -> str:
+    """What a test split holds: samples, and for text the predictions on them."""
+    if not config.is_text:
+        return f"{samples:,} samples"
+    return f"{samples * config.predictions_per_sample:,} predicted characters in {samples:,} windows"
+
+
+def _sample_in_words(config: RunConfig) -> str:
+    return f"; a sample is a window of {config.predictions_per_sample:,} characters" if config.is_text else ""
+
+
+def _uncertainty_of_accuracy(run: Run) -> dict[str, Any]:
+    """The standard error of the last test accuracy, or why it is unknown.
+
+    It is binomial, because test samples are independent. The characters of a window are not: for text, the evaluation
+    measures it from the spread between windows.
+    """
+    accuracy, num_test = run.summary().test_accuracy, run.started.test_examples if run.started else 0
+    if not run.config.is_text:
+        return {"uncertainty": _binomial(accuracy, num_test)}
+    if run.accuracy_standard_error is None:
+        return {"note": "Its uncertainty is unknown, because the run did not record how much the windows differ"}
+    return {"uncertainty": run.accuracy_standard_error}
+
+
 def _binomial(share: float | None, n: int) -> float | None:
-    """Standard error of a share of n independent examples."""
+    """Standard error of a share of n independent samples."""
     return math.sqrt(share * (1 - share) / n) if n and share is not None and 0 <= share <= 1 else None

@@ -131,9 +131,9 @@ def roofline(run: Run, found: LatestCalibration | None, *, input_share: float | 
 
 
 def _input_share(run: Run) -> float | None:
-    """Share of a step's training time that data takes; None where no step was profiled."""
-    found = step_breakdown.parts(run.step_split, evaluation_s=0.0, steps=len(run.steps))
-    return next((part.share for part in found if part.key == "data"), None)
+    """Share of a step's training time that data takes; None where no step was profiled, or its parts are in doubt."""
+    found = step_breakdown.of_run(run)
+    return None if found.doubt else found.shares.get("data")
 
 
 def cpu_share(run: Run) -> float | None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from engine.common import units
 from engine.config.run import RunConfig
+from engine.events.summary import Summary
 from engine.events.training import StepSplit
+from engine.store.run import Run
 
 TITLES = {
     "data": "Data",
@@ -14,9 +16,10 @@ TITLES = {
     "backward": "Backward",
     "optimizer": "Optimizer",
     "read_back": "Read-back",
-    "evaluation": "Evaluation",
 }
-_AGREES = 0.25  # largest relative difference between profiled steps and the run's steps without a warning
+_AGREES = 0.25  # largest relative difference between the parts' sum and the run's mean step without a warning
+_FEW_PREDICTIONS = 32  # a step with fewer has little work for each call
+_MUCH_EVALUATION = 0.2  # share of the time from which a setting is named
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,54 +32,96 @@ class Part:
     share: float  # of all parts, 0..1
 
 
-def parts(split: StepSplit | None, *, evaluation_s: float, steps: int) -> list[Part]:
-    """The measured parts of a step, and evaluation spread over all `steps`; an empty list without a profile.
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """Where a step's time goes. Without a profile there are no parts, and no sentence about them."""
 
-    `evaluation_s` are the seconds of all evaluations of the run.
-    """
+    parts: list[Part]
+    step_s: float | None  # of the run: training time / steps
+    doubt: str  # why the parts do not show where the run's time went; "" where they do
+    advice: str  # what takes most of the time, and the setting that reduces it; "" where that is unknown or in doubt
+    evaluation: str  # how long the evaluations took, which are no part of a step
+
+    @property
+    def sum_s(self) -> float:
+        """Seconds of all parts together."""
+        return sum(part.seconds for part in self.parts)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each part, by key."""
+        return {part.key: part.share for part in self.parts}
+
+    def in_words(self) -> str:
+        """The parts in one line."""
+        return ", ".join(
+            f"{part.title.lower()} {units.duration(part.seconds)} ({units.percent(part.share)})" for part in self.parts
+        )
+
+
+def of_run(run: Run) -> Breakdown:
+    """The breakdown of a run's steps."""
+    return breakdown(run.step_split, run.config, run.summary(), run.evaluation_s)
+
+
+def breakdown(split: StepSplit | None, config: RunConfig, summary: Summary, evaluation_s: float) -> Breakdown:
+    """The breakdown from a run's profiled steps; `evaluation_s` are the seconds of all its evaluations."""
+    parts = _parts(split)
+    step_s = summary.step_seconds
+    doubt = _doubt(sum(part.seconds for part in parts), step_s) if parts else ""
+    advice = _advice(parts, config) if parts and not doubt else ""
+    return Breakdown(parts, step_s, doubt, advice, _evaluation_in_words(evaluation_s, summary.train_seconds))
+
+
+def _parts(split: StepSplit | None) -> list[Part]:
     if split is None or split.forward_s is None:
         return []
-    seconds = {
-        "data": split.data_s,
-        "forward": split.forward_s,
-        "backward": split.backward_s,
-        "optimizer": split.optimizer_s,
-        "read_back": split.read_back_s,
-        "evaluation": evaluation_s / steps if steps else None,
-    }
+    seconds = {key: getattr(split, f"{key}_s") for key in TITLES}
     known = {key: value for key, value in seconds.items() if value is not None}
     whole = sum(known.values())
     return [Part(key, TITLES[key], value, value / whole if whole else 0.0) for key, value in known.items()]
 
 
-def sentence(found: list[Part], config: RunConfig) -> str:
-    """What takes most of the time, and the setting that reduces it; empty where nothing is known."""
-    if not found:
+def _doubt(sum_s: float, step_s: float | None) -> str:
+    if step_s is None or abs(sum_s - step_s) <= _AGREES * step_s:
         return ""
-    share = {part.key: part.share for part in found}
-    arithmetic = share.get("forward", 0.0) + share.get("backward", 0.0)
-    rest = {key: value for key, value in share.items() if key not in {"forward", "backward"}}
-    worst = max(rest, key=lambda key: rest[key])
-    if arithmetic >= rest[worst]:
-        return f"{_much(arithmetic)} is the model's forward and backward pass: {_arithmetic_knob(config)}."
-    return f"{_much(rest[worst])} is {_WHAT[worst]}: {_knob(worst, config)}."
+    return (
+        f"The parts add up to {units.duration(sum_s)}, but a step of the run took {units.duration(step_s)} on average, so "
+        "they do not show where the run's time went."
+    )
+
+
+def _evaluation_in_words(evaluation_s: float, train_s: float | None) -> str:
+    if not evaluation_s or not train_s:
+        return ""
+    share = evaluation_s / (evaluation_s + train_s)
+    knob = "; a larger evaluate_every evaluates less often" if share >= _MUCH_EVALUATION else ""
+    return (
+        f"{units.duration(evaluation_s)} in all, {units.percent(share)} of training and evaluation together; not part of a "
+        f"step or of the training time{knob}"
+    )
 
 
 _WHAT = {
     "data": "fetching the batch",
     "optimizer": "the optimizer",
     "read_back": "reading losses back",
-    "evaluation": "evaluation on the test samples",
 }
 
 
-def _much(share: float) -> str:
-    return f"{units.percent(share)} of a step"
+def _advice(parts: list[Part], config: RunConfig) -> str:
+    arithmetic = sum(part.share for part in parts if part.key in {"forward", "backward"})
+    rest = {part.key: part.share for part in parts if part.key in _WHAT}
+    worst = max(rest, key=lambda key: rest[key], default="")
+    if arithmetic >= rest.get(worst, 0.0):
+        return f"{units.percent(arithmetic)} of a step is the model's forward and backward pass: {_arithmetic_knob(config)}."
+    return f"{units.percent(rest[worst])} of a step is {_WHAT[worst]}: {_knob(worst, config)}."
 
 
 def _arithmetic_knob(config: RunConfig) -> str:
-    if config.batch_size in range(1, 32):
-        return "with such a small batch, most of it is the overhead of each call; a larger batch size shares it among more samples"
+    size = config.batch_size
+    if isinstance(size, int) and size * config.predictions_per_sample < _FEW_PREDICTIONS:
+        return "a larger batch size shares the overhead of each call among more predictions"
     if config.device == "cpu":
         return "a narrower model or smaller inputs make it faster; more threads help only with wide layers"
     return "a lower precision (bf16) or execution=cuda-graph makes it faster"
@@ -89,24 +134,4 @@ def _knob(key: str, config: RunConfig) -> str:
         return "a smaller input, or a data set that fits into memory, makes it shorter"
     if key == "optimizer":
         return "a larger batch size needs fewer steps per epoch; sgd and momentum do less work than adam or muon"
-    if key == "read_back":
-        return "execution=eager reads many losses at once instead of one per step"
-    return "a larger evaluate_every evaluates less often; evaluation does not count as training time"
-
-
-def agrees(found: list[Part], measured_s: float | None) -> str:
-    """A warning when the parts' sum differs from `measured_s`, the run's mean step time; empty where they agree."""
-    sum_s = sum(part.seconds for part in found if part.key != "evaluation")
-    if not found or not measured_s or abs(sum_s - measured_s) <= _AGREES * measured_s:
-        return ""
-    return (
-        f"Profiling changed the time of a step ({units.duration(sum_s)} instead of {units.duration(measured_s)}), so the shares "
-        "are approximate."
-    )
-
-
-def row_in_words(found: list[Part]) -> str:
-    """The parts in one line."""
-    return ", ".join(
-        f"{part.title.lower()} {units.duration(part.seconds)} ({units.percent(part.share)})" for part in found
-    )
+    return "execution=eager reads many losses at once instead of one per step"

@@ -80,6 +80,7 @@ class Run:
         self._every: defaultdict[type[Event], list[Event]] = defaultdict(list)
         self._by_key: defaultdict[type[Event], dict[Hashable, Event]] = defaultdict(dict)
         self.evaluation_s = 0.0  # duration of all evaluations
+        self.accuracy_standard_error: float | None = None  # of the last evaluation, where it is recorded
         self._busy_so_far: Busy | None = None
         self.missing_readings: dict[str, str] = {}
         self.problems: list[str] = []
@@ -321,6 +322,7 @@ class Run:
             case Evaluation(step=step, train_s=s, elapsed_s=e, test_loss=loss, test_accuracy=accuracy):
                 self.evaluations.extend(step, s, e, loss, accuracy)
                 self.evaluation_s += event.seconds
+                self.accuracy_standard_error = event.test_accuracy_standard_error
             case HardwareSample(elapsed_s=elapsed, readings=readings, missing=missing):
                 self._hardware_read.append([elapsed, *map(readings.get, HARDWARE)])
                 self.missing_readings |= missing

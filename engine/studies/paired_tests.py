@@ -351,13 +351,13 @@ def t_quantile(p: float, df: int) -> float:
     return float(stdtrit(df, p))
 
 
-def noise_floor(error: float, num_test: int) -> float:
-    """The smallest standard deviation of a test error (0..1) from seed to seed: sqrt(error/(2 num_test)).
+def noise_floor(error: float, num_predictions: int) -> float:
+    """The smallest standard deviation of a test error (0..1) from seed to seed: sqrt(error/(2 num_predictions)).
 
-    For networks whose ensemble is calibrated, E[p(1-p)] = error/2 per sample (after Jordan 2023, arXiv:2304.01910).
+    For networks whose ensemble is calibrated, E[p(1-p)] = error/2 per prediction (after Jordan 2023, arXiv:2304.01910).
     Measured standard deviations were 1 to 1.6 times this, so it is a lower bound, not an estimate.
     """
-    return math.sqrt(error / (2 * num_test))
+    return math.sqrt(error / (2 * num_predictions))
 
 
 # --- runs that did not reach the target -------------------------------------------------------------------------------

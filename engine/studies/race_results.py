@@ -396,7 +396,8 @@ def _noise_floor(race: Race) -> float | None:
     run = max(best, key=lambda r: r.evaluations.last("test_accuracy") or 0.0)
     error = 1 - (run.evaluations.last("test_accuracy") or 0.0)
     assert run.started
-    return paired_tests.noise_floor(error, run.started.test_examples) if run.started.test_examples else None
+    predictions = run.started.test_examples * run.config.predictions_per_sample
+    return paired_tests.noise_floor(error, predictions) if predictions else None
 
 
 def as_json(race: Race, result: Outcome) -> dict[str, Any]:

@@ -300,16 +300,29 @@ def test_show_prints_the_provenance_of_each_figure_and_interference(ask, call, s
         energy_period_s=1e-3,
         energy_method="RAPL",
     )
-    run = make_run(store, said=[split], last=last)
+    run = make_run(store, step_s=1e-3, said=[split], last=last)
     shown = ask("show", run.run_id)
     assert (shown["summary"]["busy"], shown["busy"]["busy"], shown["busy"]["slowdown"]) == (True, True, 2.0)
     assert shown["figures"]["samples_per_s"]["how"] == "derived" and "busy" in shown["figures"]["samples_per_s"]["note"]
     assert shown["energy"]["joules"] / shown["summary"]["samples"] * 1_000 == shown["energy"]["per_1000_samples_j"]
-    assert shown["step_split"]["shares"]["optimizer"] == pytest.approx(0.7, abs=0.05)
+    split = shown["step_split"]
+    assert split["shares"] == pytest.approx(
+        {"data": 0.1, "forward": 0.1, "backward": 0.1, "optimizer": 0.7, "read_back": 0}
+    )
+    assert (split["doubt"], split["sum_s"], split["run_step_s"]) == (None, pytest.approx(1e-3), pytest.approx(1e-3))
     assert shown["alerts"] == []
     _, card, _ = call("show", run.run_id)
     for words in ("the machine was busy", "500 J (measured, rapl)", "optimizer 700 µs", "a larger batch"):
         assert words in card
+
+
+def test_show_says_where_a_step_breakdown_is_not_that_of_the_run(ask, call, store):
+    parts = {"data_s": 1e-4, "forward_s": 1e-4, "backward_s": 1e-4, "optimizer_s": 7e-4, "read_back_s": 0.0}
+    run = make_run(store, step_s=3e-3, said=[StepSplit(**parts, steps=8, method="m")])
+    found = ask("show", run.run_id)["step_split"]
+    assert found["sentence"] is None and "add up to 1.00 ms" in found["doubt"]
+    _, card, _ = call("show", run.run_id)
+    assert found["doubt"] in card and "a larger batch" not in card
 
 
 def test_show_of_a_run_without_points_has_empty_arrays(ask, store, config):

@@ -502,14 +502,27 @@ def test_a_run_shows_where_its_steps_time_went_and_what_it_ran_on(app, store):
         data_s=1e-4, forward_s=1e-4, backward_s=1e-4, optimizer_s=7e-4, read_back_s=0.0, steps=8, method="m"
     )
     run = make_run(
-        store, num_steps=60, said=[split], last=Finished(at=0, energy_method="RAPL is not readable here: no.")
+        store,
+        num_steps=120,
+        step_s=1e-3,
+        said=[split],
+        last=Finished(at=0, energy_method="RAPL is not readable here: no."),
     )
     page = open_page(app, "train", run=run.run_id)
     said = " ".join(m.value for m in page.markdown).replace("\\", "")
     assert "70 % of a step is the optimizer" in said and "Where a step" in said
+    assert any("Evaluation: 4.00 ms in all" in c.value.replace("\\", "") for c in page.caption)
     assert "AMD EPYC 9575F" in said and "Not available here: RAPL is not readable here" in said
     assert "MFU of the measured peak: **unknown**" in said and "was not calibrated in this store" in said
     assert "alice" not in said
+
+
+def test_a_step_breakdown_in_doubt_has_no_advice(app, store):
+    split = StepSplit(data_s=1e-4, forward_s=1e-4, backward_s=1e-4, optimizer_s=7e-4, read_back_s=0.0, steps=8)
+    run = make_run(store, num_steps=60, step_s=3e-3, said=[split])
+    page = open_page(app, "train", run=run.run_id)
+    said = " ".join(m.value for m in page.markdown).replace("\\", "")
+    assert "The parts add up to 1.00 ms, but a step of the run took 3.00 ms" in said and "optimizer:" not in said
 
 
 @pytest.mark.parametrize(

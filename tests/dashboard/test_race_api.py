@@ -157,7 +157,7 @@ def test_the_facts_of_a_run_are_sent_first_and_again_when_it_has_started(store, 
         "target": {"metric": "test_accuracy", "value": 0.5},
         "accuracy_is_of_text": False,
         "train_examples": None,
-        "test_examples": None,
+        "test_predictions": None,
         "flops_per_example": None,
         "total_steps": None,
     }

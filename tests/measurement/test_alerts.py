@@ -23,8 +23,9 @@ from engine.store.store import Store
 from tests.fakes import make_run
 
 BEGAN = 1_000_000.0
-FED = StepSplit(data_s=5e-5, forward_s=1e-4, backward_s=2e-4, optimizer_s=1e-4, read_back_s=0.0, steps=8)
-HUNGRY = FED.model_copy(update={"data_s": 1e-3})
+# A step of these runs takes 10 ms.
+FED = StepSplit(data_s=1e-3, forward_s=2e-3, backward_s=3e-3, optimizer_s=2e-3, read_back_s=0.0, steps=8)
+HUNGRY = FED.model_copy(update={"data_s": 5e-3})
 
 
 def run_of(
@@ -142,6 +143,8 @@ def test_an_idle_gpu_is_waiting_for_data_only_where_the_data_takes_the_time(stor
     assert kinds(run_of(store, falling(), readings=idle, said=(HUNGRY,))) == ["waiting for data"]
     assert kinds(run_of(store, falling(), readings=idle, said=(FED,))) == []  # launch-bound: another matter
     assert kinds(run_of(store, falling(), readings=idle)) == []
+    in_doubt = FED.model_copy(update={"data_s": 0.1})  # ten times as long as a whole step of the run
+    assert kinds(run_of(store, falling(), readings=idle, said=(in_doubt,))) == []
     assert kinds(run_of(store, falling(), readings={"gpu_utilization_percent": 95.0}, said=(HUNGRY,))) == []
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from engine.config.run import RunConfig
+from engine.events.training import Evaluation
 from engine.measurement import provenance
 from engine.measurement.provenance import Figure
 from engine.planning import planner
@@ -31,6 +32,27 @@ def test_derived_figures_follow_from_the_others(store):
 def test_the_uncertainty_of_accuracy_follows_from_the_number_of_samples(store):
     accuracy = provenance.of_run(make_run(store))["test_accuracy"]
     assert accuracy.uncertainty == pytest.approx(math.sqrt(accuracy.value * (1 - accuracy.value) / 1_000))
+
+
+def evaluated_text(store, standard_error: float | None):
+    config = RunConfig(data="text", source={"seq_len": 64}, model={"family": "transformer"})
+    measured = Evaluation(
+        step=5, train_s=0.1, elapsed_s=0.1, test_loss=2.0, test_accuracy=0.45, seconds=0.1,
+        test_accuracy_standard_error=standard_error,
+    )  # fmt: skip
+    return provenance.of_run(make_run(store, config, num_steps=60, said=[measured]))["test_accuracy"]
+
+
+def test_the_uncertainty_of_a_texts_accuracy_is_that_which_the_evaluation_measured(store):
+    accuracy = evaluated_text(store, 0.0016)
+    assert accuracy.uncertainty == 0.0016
+    assert "64,000 predicted characters in 1,000 windows" in accuracy.window
+    assert "Uncertainty ± 0.16 points" in accuracy.in_words()
+
+
+def test_it_is_unknown_where_an_older_run_did_not_record_it(store):
+    accuracy = evaluated_text(store, None)
+    assert (accuracy.uncertainty, "uncertainty is unknown" in accuracy.note) == (None, True)
 
 
 def test_the_text_has_badge_method_window_and_uncertainty():

@@ -175,11 +175,13 @@ def test_all_of_it_can_be_had_again_from_what_show_prints(store, capsys):
 
 def test_a_run_that_waits_for_its_data_is_bound_by_its_input(store):
     taken = {"forward_s": 1e-4, "backward_s": 1e-4, "optimizer_s": 1e-4, "read_back_s": 0.0, "steps": 8, "method": "m"}
-    waits = make_run(store, said=[StepSplit(data_s=6e-4, **taken)])
-    quick = make_run(store, said=[StepSplit(data_s=1e-6, **taken)])
+    waits = make_run(store, step_s=9e-4, said=[StepSplit(data_s=6e-4, **taken)])
+    quick = make_run(store, step_s=3e-4, said=[StepSplit(data_s=1e-6, **taken)])
+    in_doubt = make_run(store, step_s=8e-3, said=[StepSplit(data_s=6e-4, **taken)])
     assert roofline.roofline(waits, found_of()).bound == "input"
     assert "execution=eager" not in roofline.roofline(waits, found_of()).try_next  # it is eager already
     assert roofline.roofline(quick, found_of()).bound != "input"
+    assert roofline.roofline(in_doubt, found_of()).input_share is None
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

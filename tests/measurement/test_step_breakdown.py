@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from engine.config.presets import PRESETS
 from engine.config.run import RunConfig
 from engine.data import loading
 from engine.events.lifecycle import Finished
+from engine.events.summary import Summary
 from engine.events.training import Evaluation, Steps, StepSplit
 from engine.measurement import step_breakdown
 from engine.planning import planner
@@ -82,6 +85,14 @@ def test_every_part_is_measured_and_costs_little(tmp_path):
     assert len(found.model_dump_json()) < 2_000
 
 
+@pytest.mark.parametrize(("clock", "part"), [("_gathering_s", "data_s"), ("_read_back_s", "read_back_s")])
+def test_an_interrupted_clock_of_data_or_read_back_changes_nothing(clock, part, tmp_path, monkeypatch):
+    found = itertools.chain([1.0], itertools.repeat(1e-5))
+    monkeypatch.setattr(profiled, clock, lambda *_: next(found))
+    _, _, (split,) = trained(configured("digits-mlp"), tmp_path)
+    assert getattr(split, part) == 1e-5
+
+
 def test_a_cuda_graph_has_no_step_breakdown_and_says_why():
     config = configured("digits-mlp").model_copy(update={"execution": "cuda-graph"})
     net, _, _ = anatomy(configured("digits-mlp"))
@@ -122,38 +133,56 @@ def made(**seconds: float) -> StepSplit:
     return StepSplit(**parts, steps=8, method="m")
 
 
+def broken_down(split: StepSplit | None, *, step_s: float = 0.0, evaluation_s: float = 0.0, **config):
+    """The breakdown of a run of 100 steps that took `step_s` each; by default as long as the parts together."""
+    summary = Summary(steps=100, train_seconds=100 * (step_s or sum_of(split)))
+    return step_breakdown.breakdown(split, RunConfig(**config), summary, evaluation_s)
+
+
+def sum_of(split: StepSplit | None) -> float:
+    return sum(part.seconds for part in step_breakdown.breakdown(split, RunConfig(), Summary(), 0.0).parts)
+
+
 @pytest.mark.parametrize(
     ("slow", "words", "knob"),
     [
-        ("data_s", " % of a step", "fetching the batch"),
+        ("data_s", "96 % of a step is fetching the batch", "fits into memory"),
         ("optimizer_s", "the optimizer", "larger batch"),
         ("read_back_s", "reading losses back", "execution=eager"),
         ("backward_s", "forward and backward", "narrower model"),
     ],
 )
 def test_the_sentence_names_the_bottleneck_and_a_setting(slow, words, knob):
-    found = step_breakdown.parts(made(**{slow: 1e-3}), evaluation_s=0.0, steps=100)
-    said = step_breakdown.sentence(found, RunConfig())
-    assert words in said and knob in said
+    found = broken_down(made(**{slow: 1e-3}))
+    assert words in found.advice and knob in found.advice
 
 
-def test_evaluation_is_shared_among_the_steps_of_the_run():
-    found = step_breakdown.parts(made(), evaluation_s=2.0, steps=100)
-    assert next(part for part in found if part.key == "evaluation").seconds == 0.02
-    assert "evaluate_every" in step_breakdown.sentence(found, RunConfig())
-    assert sum(part.share for part in found) == pytest.approx(1)
+def test_evaluation_is_no_part_of_a_step():
+    found = broken_down(made(), step_s=5e-5, evaluation_s=5e-3)  # 100 steps train for as long
+    assert found.shares == pytest.approx(dict.fromkeys(("data", "forward", "backward", "optimizer", "read_back"), 0.2))
+    assert found.evaluation.startswith("5.00 ms in all, 50 % of training and evaluation together")
+    assert "evaluate_every" in found.evaluation and "evaluat" not in found.advice
 
 
-def test_profiled_steps_that_differ_from_the_run_give_a_warning():
-    found = step_breakdown.parts(made(), evaluation_s=2.0, steps=100)  # 50 us, evaluation left out
-    assert step_breakdown.agrees(found, 5.5e-5) == ""
-    assert "instead of 500 µs" in step_breakdown.agrees(found, 5e-4)
+@pytest.mark.parametrize("step_s", [3.9e-5, 6.7e-5])
+def test_parts_that_do_not_add_up_to_the_runs_step_give_a_warning_and_no_advice(step_s):
+    assert broken_down(made(), step_s=5.5e-5).doubt == ""  # the parts take 50 us together
+    found = broken_down(made(), step_s=step_s)
+    assert (found.advice, "add up to 50.0 µs" in found.doubt, found.step_s) == ("", True, pytest.approx(step_s))
+
+
+def test_the_overhead_of_calls_is_named_only_for_steps_with_few_predictions():
+    slow, overhead = made(backward_s=1e-3), "overhead of each call"
+    assert overhead in broken_down(slow, batch_size=12).advice
+    decoder = {"data": "text", "model": {"family": "transformer"}, "batch_size": 12}  # 12 windows of 64 characters
+    assert overhead not in broken_down(slow, **decoder).advice
+    assert overhead not in broken_down(slow, batch_size="full").advice
 
 
 def test_without_a_step_breakdown_there_is_no_sentence():
-    assert step_breakdown.parts(None, evaluation_s=1.0, steps=1) == []
-    assert step_breakdown.parts(StepSplit(reason="why"), evaluation_s=1.0, steps=1) == []
-    assert step_breakdown.sentence([], RunConfig()) == ""
+    for split in (None, StepSplit(reason="why")):
+        found = broken_down(split, step_s=1e-3)
+        assert (found.parts, found.doubt, found.advice) == ([], "", "")
 
 
 def test_a_split_survives_the_log(store, config):

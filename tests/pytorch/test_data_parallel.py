@@ -73,6 +73,7 @@ def assert_same_trajectory(run, reference, tolerance=SURE):
     np.testing.assert_allclose(ours["loss"], theirs["loss"], atol=tolerance, rtol=0)
     for name in ("test_loss", "test_accuracy"):
         np.testing.assert_allclose(run.evaluations[name], reference.evaluations[name], atol=tolerance)
+    assert run.accuracy_standard_error == pytest.approx(reference.accuracy_standard_error, rel=1e-3)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -130,6 +130,13 @@ def test_a_race_of_eighteen_long_runs_stays_under_three_megabytes(store):
     assert all(len(run.steps) > 200 for run in Report.from_json(json_in(page)).runs)
 
 
+def test_a_step_breakdown_in_doubt_says_so_and_gives_no_advice(store):
+    split = StepSplit(data_s=1e-4, forward_s=1e-4, backward_s=1e-4, optimizer_s=7e-4, read_back_s=0.0, method="timed")
+    agreeing, doubtful = (render(Report.freeze("t", [make_run(store, step_s=s, said=[split])])) for s in (1e-3, 3e-3))
+    assert "70 % of a step is the optimizer" in agreeing and "add up to" not in agreeing
+    assert "add up to 1.00 ms" in doubtful and "of a step is the optimizer" not in doubtful
+
+
 # --- texts that somebody else wrote -----------------------------------------------------------------------------------
 
 HOSTILE = "<script>alert(1)</script>{{ 7*7 }}{% for %}\"'\u2028<img src=x onerror=alert(2)>"

@@ -13,6 +13,7 @@ from engine.cli import main as cli
 from engine.common.errors import ConfigError
 from engine.config.parsing import with_overrides
 from engine.config.presets import PRESETS
+from engine.config.run import RunConfig
 from engine.events.lifecycle import SeedBlock
 from engine.planning.planner import check
 from engine.runtime import worker
@@ -20,6 +21,7 @@ from engine.runtime.client import Client
 from engine.store.stop_requests import StopRequest, ask_to_stop
 from engine.store.store import Store, Submission
 from engine.studies import race_results, race_text, race_verdicts, races
+from tests.fakes import make_run
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -182,6 +184,14 @@ def test_two_seeds_are_preliminary(three):
     assert words.startswith("On average over the seeds, One takes") and words.endswith(
         "to reach the target. Preliminary: 2 of 7 seeds."
     )
+
+
+def test_the_noise_floor_of_text_counts_characters(store):
+    config = RunConfig(data="text", source={"seq_len": 64}, model={"family": "transformer"})
+    runs = {seed: make_run(store, config, seed=seed, num_steps=200) for seed in (0, 1)}
+    race = races.Race("ab" * 8, (races.RacedVariant("text", config, runs),))
+    best = max(run.summary().test_accuracy for run in runs.values())
+    assert race_results.outcome(race).noise_floor == pytest.approx(((1 - best) / (2 * 64_000)) ** 0.5)  # 1,000 windows
 
 
 def test_the_baseline_has_no_verdict(three):

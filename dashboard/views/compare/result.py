@@ -133,7 +133,7 @@ def _draw_verdict(question: _Question) -> None:
         if result.noise_floor is not None:
             st.caption(
                 f"From seed to seed, test accuracy varies by at least ±{100 * result.noise_floor:.2g} points (derived from "
-                "the number of test samples n: √(error / 2n)). With one seed, a smaller difference can be chance."
+                "the number of test predictions n: √(error / 2n)). With one seed, a smaller difference can be chance."
             )
 
 

@@ -22,7 +22,7 @@ from engine.pytorch.distributed.exchange import Exchange, TimedAllGather, TimedR
 from engine.pytorch.distributed.group import RankGroup
 from engine.pytorch.distributed.shares import Share, bounds
 from engine.pytorch.training import optimizers
-from engine.pytorch.training.net import Net, totals
+from engine.pytorch.training.net import Net, Score, totals
 
 
 class RankNet(Net):
@@ -115,14 +115,13 @@ class RankNet(Net):
         squares = [p.grad.square().sum() for p in self.optimizer.params if p.grad is not None]
         return self.group.add_up(torch.stack(squares).sum()).sqrt()
 
-    def evaluated(self, held_out: Examples, batch_size: int) -> tuple[float, float, int]:
-        """As `Net.evaluated`; each rank evaluates its share of the split, and the sums are those of all ranks."""
+    def evaluated(self, held_out: Examples, batch_size: int) -> Score:
+        """As `Net.evaluated`; each rank evaluates its share of the split, and the score is that of all ranks."""
         with self.group.order("evaluate"), torch.no_grad(), self.averaged(), self.autocast():
-            loss, correct, count = totals(self.model, self._own_batches(held_out, batch_size), self.group.device)
+            sums = totals(self.model, self._own_batches(held_out, batch_size), self.group.device)
             if len(held_out) <= self.group.rank:  # no share: the batch is only there for the collectives
-                loss, correct, count = loss * 0, correct * 0, 0
-            sums = self.group.add_up(torch.stack([loss.double(), correct.double(), loss.new_tensor(count).double()]))
-        return sums[0].item(), sums[1].item(), round(sums[2].item())
+                sums = torch.zeros_like(sums)
+            return Score.of(self.group.add_up(sums))
 
     def _own_batches(self, held_out: Examples, batch_size: int) -> Iterator[Batch]:
         """This rank's batches of the test split, as many as on every rank, because with FSDP all gather weights."""

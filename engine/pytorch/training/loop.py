@@ -158,15 +158,15 @@ class TrainingLoop:
         """Measure test loss (a mean) and test accuracy over the whole test split; this is not training time."""
         set_up_arithmetic(self.config)
         start = self.clock()
-        loss, correct, count = self.net.evaluated(self.held_out, self.evaluation_batch)
-        test_loss, accuracy = loss / count, correct / count
+        score = self.net.evaluated(self.held_out, self.evaluation_batch)
         now = self.clock()
         evaluation = Evaluation(
             step=self.step,
             train_s=self.train_s,
             elapsed_s=now - self.origin,
-            test_loss=test_loss,
-            test_accuracy=accuracy,
+            test_loss=score.loss,
+            test_accuracy=score.accuracy,
+            test_accuracy_standard_error=score.standard_error,
             seconds=now - start,
         )
         self.evaluations.append(evaluation)

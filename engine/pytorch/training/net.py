@@ -1,9 +1,11 @@
-"""A run's model with its loss and optimizer: one optimizer step on a batch, and the sums of an evaluation."""
+"""A run's model with its loss and optimizer: one optimizer step on a batch, and the score of an evaluation."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import cast
 
@@ -150,14 +152,13 @@ class Net:
             with torch.no_grad():
                 kernels.foreach_copy_(self.optimizer.params, own)
 
-    def evaluated(self, held_out: Examples, batch_size: int) -> tuple[float, float, int]:
-        """Sum of the losses over a split, number of right answers, and number of answers.
+    def evaluated(self, held_out: Examples, batch_size: int) -> Score:
+        """The score on a split, of the averaged weights where the run keeps an average.
 
-        They are those of the averaged weights, where the run keeps an average. `batch_size` is that of the evaluation.
+        `batch_size` is that of the evaluation.
         """
         with torch.inference_mode(), self.averaged(), self.autocast():
-            loss, correct, count = totals(self.model, held_out.in_order(batch_size), held_out.x.device)
-        return loss.item(), correct.item(), count
+            return Score.of(totals(self.model, held_out.in_order(batch_size), held_out.x.device))
 
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors by name, on the CPU; of a model on the CPU they are its own tensors, not copies."""
@@ -178,20 +179,48 @@ def _is_plain(config: RunConfig) -> bool:
     )
 
 
-def totals(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> tuple[Tensor, Tensor, int]:
-    """Sum of the losses over batches (float32), number of right answers (int64), and number of answers.
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Mean loss and accuracy on a split; for text also the standard error of the accuracy."""
 
-    The first two are scalars on `device`, so reading them waits for it. Text has an answer at every position.
+    loss: float
+    accuracy: float  # 0..1
+    standard_error: float | None
+
+    @classmethod
+    def of(cls, sums: Tensor) -> Score:
+        """The score from `totals`; waits for the device.
+
+        The characters of a window of text are not independent, so the standard error is that of the mean of the windows'
+        accuracies. Where a sample has one answer it is None, because it follows from the accuracy and the number of samples.
+        """
+        loss, correct, squares, answers, samples = sums.tolist()
+        error = None
+        if answers > samples > 1:
+            variance = (squares - correct**2 / samples) / (samples - 1)  # of the right answers of a window
+            error = math.sqrt(max(variance, 0.0) / samples) * samples / answers
+        return cls(loss / answers, correct / answers, error)
+
+
+def totals(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Tensor:
+    """Sums over batches (5,) float64 on `device`, which `Score.of` reads.
+
+    They are: losses, right answers, squared right answers of each sample, answers, samples. Text has an answer at every
+    position, other data one for each sample.
     """
     loss = torch.zeros((), device=device)
-    correct = torch.zeros((), device=device, dtype=torch.int64)
-    count = 0
+    correct, squares = torch.zeros(2, device=device, dtype=torch.int64)
+    answers = samples = 0
     for x, y in batches:
         logits = model(x)
         loss += cross_entropy(logits.float(), y, reduction="sum")
-        correct += (logits.argmax(-1) == y).sum()
-        count += y.numel()
-    return loss, correct, count
+        right = logits.argmax(-1) == y
+        correct += right.sum()
+        if y.ndim > 1:
+            squares += right.sum(1).square().sum()
+        answers, samples = answers + y.numel(), samples + len(y)
+    counts = torch.tensor([answers, samples], device=device, dtype=torch.float64)
+    return torch.cat([torch.stack([loss.double(), correct.double(), squares.double()]), counts])
 
 
 def cross_entropy(logits: Tensor, y: Tensor, smoothing: float = 0.0, *, reduction: str = "mean") -> Tensor:

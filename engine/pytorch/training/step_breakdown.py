@@ -1,8 +1,10 @@
 """The step breakdown: a few steps are timed part by part, between two training steps and outside the training time.
 
 The steps are rehearsed (`Net.rehearsal`): the learning rate is zero, all state is restored, and the batches come from
-an order of their own. So the run computes the same to the last bit. On a GPU the clocks are CUDA events in its stream,
-and the host does not wait for them: the parts then add up to the step, waiting for the host included.
+an order of their own. So the run computes the same to the last bit. The steps follow each other as in training, because
+between other work their caches are cold and they take up to twice as long. What training does once for many steps
+(gathering an epoch, reading losses back) comes after them and gets as many clocks. On a GPU the clocks are CUDA events in
+its stream, and the host does not wait for them: the parts then add up to the step, waiting for the host included.
 """
 
 from __future__ import annotations
@@ -10,27 +12,26 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from engine.config.run import RunConfig
 from engine.events.training import StepSplit
 from engine.planning import planner
-from engine.pytorch.data import Batches, Examples
+from engine.pytorch.data import Batch, Batches, Examples
 from engine.pytorch.setup import synchronize
 from engine.pytorch.training.net import Net
-from engine.pytorch.training.steppers import DataLoaderStepper, Items, Stepper, read_back
+from engine.pytorch.training.steppers import DataLoaderStepper, Stepper, read_back
 
 MOST_S = 0.2  # profiling takes at most so long ...
 MOST_SHARE = 0.2  # ... and at most this share of the expected training time
 _LONG_SHARE = 0.005  # but if this share of the training time is longer, it is allowed: the steps may be long
-_FEWEST, _MOST_STEPS = 2, 16  # profiled steps
+_FEWEST, _MOST_STEPS = 3, 16  # profiled steps
 _READ_BACK_S, _MOST_READ_BACK = 0.1, 2_000  # training reads losses back once per chunk (training/loop.py has the same)
-_DATA_BYTES = 32 * 2**20  # of batches that are fetched to be timed
+_GATHERED_BYTES = 2 * 2**20  # of the batches that are gathered at once
 _METHOD = "clocks between the parts of {} extra steps, median; on a GPU events in its stream"
 
 Lap = Callable[[str], None]
@@ -48,39 +49,40 @@ def split_step(net: Net, stepper: Stepper, training: Examples, plan: planner.Pla
     if (_FEWEST + 1) * step_s > max(allowed, MOST_S):
         return _left_out(step_s)
     device = net.optimizer.params[0].device
-    batches = Batches(training, plan.batch_size, seed=0)
-    x, y = (t.to(device) for t in batches.first(plan.batch_size))
     reads_each = isinstance(stepper, DataLoaderStepper)
+    batches = Batches(training, plan.batch_size, seed=0)
     laps: list[_Laps] = []
     with torch.random.fork_rng(devices=[]), net.rehearsal():
+        source = DataLoaderStepper(net, training, plan.batch_size, seed=0).loaded() if reads_each else _source(batches)
         stepping = time.perf_counter()
         while len(laps) <= _FEWEST or (len(laps) <= _MOST_STEPS and time.perf_counter() - stepping < allowed / 2):
             laps.append(_Laps(device))
-            loss = _step(net, x, y, laps[-1], read_each=reads_each)
+            loss = _step(net, source, laps[-1], read_each=reads_each)
             if len(laps) == 1:  # the run's first step may have been interrupted, so this one decides
                 synchronize(device)
                 step_s = min(step_s, time.perf_counter() - stepping)
                 allowed = allowance_s(net.config, plan, step_s)
-                if 2 * _FEWEST * step_s > allowed:
-                    break
-        if len(laps) == 1:
-            return _left_out(step_s)
+                if (_FEWEST + 1) * step_s > allowed:
+                    return _left_out(step_s)
         del laps[0]  # in the first one the caches are cold
-        parts = _medians([lap.seconds() for lap in laps])
-        step_s = sum(parts.values())
+        found = [lap.seconds() for lap in laps]
         if not reads_each:
-            parts["read_back"] = _read_back_s(loss, step_s, device)
-        fetch = _fetched_one_by_one_s if reads_each else _fetched_s
-        parts["data"] = fetch(batches, device, allowed / 4)
+            step_s = statistics.median(sum(parts.values()) for parts in found)
+            losses = [loss.clone() for _ in range(_read_at_once(plan, step_s))]
+            for parts in found:  # what training does for many steps at once gets as many clocks
+                parts["read_back"] = _read_back_s(losses, device)
+                if batches.full or batches.gathers:
+                    parts["data"] = _gathering_s(batches, device)
+    medians = {name: statistics.median(parts[name] for parts in found) for name in found[0]}
     return StepSplit(
-        data_s=parts["data"],
-        forward_s=parts["forward"],
-        backward_s=parts["backward"],
-        optimizer_s=parts["optimizer"],
-        read_back_s=parts["read_back"],
-        steps=len(laps),
+        data_s=medians["data"],
+        forward_s=medians["forward"],
+        backward_s=medians["backward"],
+        optimizer_s=medians["optimizer"],
+        read_back_s=medians["read_back"],
+        steps=len(found),
         seconds=time.perf_counter() - begun,
-        method=_METHOD.format(len(laps)),
+        method=_METHOD.format(len(found)),
     )
 
 
@@ -128,9 +130,11 @@ class _Laps:
         return found
 
 
-def _step(net: Net, x: Tensor, y: Tensor, lap: Lap, *, read_each: bool) -> Tensor:
+def _step(net: Net, source: Iterator[Batch], lap: Lap, *, read_each: bool) -> Tensor:
     """One step as `Net.backward` and `Net.update` make it, with a clock between its parts; returns its loss."""
     lap("")
+    x, y = next(source)
+    lap("data")
     loss = backward_in_parts(net, x, y, lap)
     if read_each:
         loss.item()
@@ -162,53 +166,44 @@ def backward_in_parts(net: Net, x: Tensor, y: Tensor, lap: Lap) -> Tensor:
     return total
 
 
-def _medians(found: list[dict[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(parts[name] for parts in found) for name in found[0]}
+def _read_at_once(plan: planner.Plan, step_s: float) -> int:
+    """Number of losses that training reads back at once."""
+    most = min(_MOST_READ_BACK, plan.total_steps or _MOST_READ_BACK)
+    return max(1, min(most, round(_READ_BACK_S / max(step_s, 1e-6))))
 
 
-def _read_back_s(loss: Tensor, step_s: float, device: torch.device) -> float:
+def _read_back_s(losses: list[Tensor], device: torch.device) -> float:
     """Seconds per step for reading back the losses of a chunk of steps at once."""
-    count = min(_MOST_READ_BACK, max(1, round(_READ_BACK_S / max(step_s, 1e-6))))
-    losses = [loss.clone() for _ in range(count)]
     synchronize(device)
     begun = time.perf_counter()
-    read_back(losses, [1] * count, [loss])
-    return (time.perf_counter() - begun) / count
+    read_back(losses, [1] * len(losses), losses[:1])
+    return (time.perf_counter() - begun) / len(losses)
 
 
-def _fetched_s(batches: Batches, device: torch.device, allowed_s: float) -> float:
-    """Seconds to fetch one batch of an epoch, including its share of drawing the epoch's order."""
-    training, size = batches.examples, batches.batch_size
+def _source(batches: Batches) -> Iterator[Batch]:
+    """Endless batches as a run has them; of a data set that is gathered once per epoch, some that are gathered before."""
+    if batches.full or not batches.gathers:
+        yield from batches
+    while True:
+        yield from _gathered(batches, batches.order.epoch())
+
+
+def _gathered(batches: Batches, order: Tensor) -> list[Batch]:
+    """Batches of an epoch in this order from one gather: as many as `_GATHERED_BYTES` hold, at least one."""
+    size, examples = batches.batch_size, batches.examples
+    at_once = max(1, min(len(examples) // size, _GATHERED_BYTES // (examples.x[0].nbytes * size)))
+    x, y = examples.take(order.to(examples.x.device)[: at_once * size])
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def _gathering_s(batches: Batches, device: torch.device) -> float:
+    """Seconds of a step for drawing an epoch's order and gathering its batches."""
     if batches.full:
         return 0.0  # every batch is the whole data set, which nothing copies
     synchronize(device)
     begun = time.perf_counter()
-    order = batches.order.epoch().to(device)
-    shuffled_s = (time.perf_counter() - begun) * size / len(training)
-    example_bytes = training.x[0].nbytes if training.y is not None else 8 * training.seq_len
-    some = max(1, min(_MOST_STEPS, len(training) // size, _DATA_BYTES // max(1, example_bytes * size)))
-    fetched, begun = 0, time.perf_counter()
-    if batches.gathers:  # one gather for all of them; batches are views
-        x, y = training.take(order[: some * size])
-        fetched = len(list(zip(x.split(size), y.split(size), strict=True)))
-    else:
-        for part in order[: some * size].split(size):
-            training.take(part)
-            fetched += 1
-            if time.perf_counter() - begun > allowed_s:
-                break
+    order = batches.order.epoch()
+    drawn = time.perf_counter()
+    number = len(_gathered(batches, order))
     synchronize(device)
-    return (time.perf_counter() - begun) / fetched + shuffled_s
-
-
-def _fetched_one_by_one_s(batches: Batches, device: torch.device, allowed_s: float) -> float:
-    """As `_fetched_s`, through a DataLoader."""
-    training, size = batches.examples, batches.batch_size
-    fetched, begun = 0, time.perf_counter()
-    chosen = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[: _MOST_STEPS * size]
-    for x, y in DataLoader(Items(training), batch_size=size, sampler=chosen.tolist()):
-        x.to(device), y.to(device)
-        fetched += 1
-        if time.perf_counter() - begun > allowed_s:
-            break
-    return (time.perf_counter() - begun) / fetched
+    return (time.perf_counter() - drawn) / number + (drawn - begun) * batches.batch_size / len(batches.examples)

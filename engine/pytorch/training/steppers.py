@@ -108,9 +108,10 @@ class DataLoaderStepper:
         items = Items(examples)
         self.loader = DataLoader(items, batch_size=batch_size, sampler=_Shuffled(examples, seed))
         self._first = DataLoader(items, batch_size=batch_size, sampler=range(len(examples)))
-        self._source = self._batches()
+        self._source = self.loaded()
 
-    def _batches(self) -> Iterator[Batch]:
+    def loaded(self) -> Iterator[Batch]:
+        """Endless batches, each moved to the device when it is asked for."""
         while True:
             for x, y in self.loader:
                 yield x.to(self.device), y.to(self.device)

@@ -154,27 +154,27 @@ def _calibrations(runs: Sequence[PlacedRun]) -> Iterator[Study]:
 def _splits(runs: Sequence[PlacedRun]) -> Iterator[Study]:
     """One card with a bar and a sentence for each run that has a step breakdown."""
     groups = grouped(runs)
-    known = [(group.label, group.first.run, parts) for group in groups if (parts := _parts(group.first.run))]
+    known = [(group.label, group.first.run, found) for group in groups if (found := _breakdown(group.first.run)).parts]
     if not known:
         return
     methods = "; ".join(dict.fromkeys(run.step_split.method for _, run, _ in known if run.step_split))
     seeds = "" if len(groups) == len(runs) else " The first seed of each configuration."
-    figure = split_chart([(label, parts) for label, _, parts in known])
+    figure = split_chart([(label, found.parts) for label, _, found in known])
     yield Study(
         "Where a step's time goes",
         [Chart("split", figure, "Where the time of a step goes", height="own")],
-        words=[_split_in_words(label if len(runs) > 1 else "", run, parts) for label, run, parts in known],
-        how=f"Measured: {methods}; evaluation is the time of the run's evaluations / steps.{seeds}",
+        words=[_split_in_words(label if len(runs) > 1 else "", found) for label, _, found in known],
+        how=f"Measured: {methods}.{seeds}",
     )
 
 
-def _parts(run: ReportRun) -> list[step_breakdown.Part]:
-    return step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=run.summary.steps or 0)
+def _breakdown(run: ReportRun) -> step_breakdown.Breakdown:
+    return step_breakdown.breakdown(run.step_split, run.config, run.summary, run.evaluation_s)
 
 
-def _split_in_words(label: str, run: ReportRun, parts: list[step_breakdown.Part]) -> tuple[str, str, str]:
-    aside = f"{step_breakdown.row_in_words(parts)}. {step_breakdown.agrees(parts, run.summary.step_seconds)}"
-    return label, step_breakdown.sentence(parts, run.config), aside
+def _split_in_words(label: str, found: step_breakdown.Breakdown) -> tuple[str, str, str]:
+    evaluation = f" Evaluation: {found.evaluation}." if found.evaluation else ""
+    return label, found.doubt or found.advice, f"{found.in_words()}.{evaluation}"
 
 
 def _inferences(runs: Sequence[PlacedRun]) -> Iterator[Study]:
