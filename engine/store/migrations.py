@@ -60,6 +60,10 @@ MIGRATIONS: list[Iterable[str]] = [
         "drop index runs_listed",
         f"create index runs_listed on runs(created, searched, {', '.join(c for c in LISTED_COLUMNS if c != 'created')})",
     ),
+    (  # until then `peak_memory_bytes` was the memory of a step, without evaluation and data
+        "update runs set summary = json_set(summary, '$.step_memory_bytes', json_extract(summary, '$.peak_memory_bytes'), "
+        "'$.peak_memory_bytes', null) where json_valid(summary) and json_type(summary, '$.step_memory_bytes') is null",
+    ),
 ]
 
 

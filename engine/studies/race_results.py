@@ -60,7 +60,7 @@ class VariantOutcome:
     test_loss: float | None
     samples_per_s: float | None
     steps_per_s: float | None
-    memory_bytes: int | None  # of training: weights, optimizer state and one step's peak
+    memory_bytes: int | None  # of a step: weights, optimizer state and one step's peak
     busy: int  # number of runs during which other programs used the machine, so that their speed is too low
     has_energy: bool  # whether a counter measured each of its runs; else `cost["joules"]` is not known
     energy_doubt: float | None  # uncertainty of `cost["joules"]`, as a share: the largest of its runs
@@ -247,7 +247,7 @@ def _lane_outcome(lane: RacedVariant, reached: Mapping[int, ToTarget]) -> Varian
         steps_per_s=paired_tests.median_of_known(
             [s.steps / s.train_seconds if s.train_seconds else None for s in summaries]
         ),
-        memory_bytes=next((s.peak_memory_bytes for s in summaries if s.peak_memory_bytes is not None), None),
+        memory_bytes=next((s.step_memory_bytes for s in summaries if s.step_memory_bytes is not None), None),
         busy=sum(bool(s.busy) for s in summaries),
         has_energy=bool(runs) and all(np.isfinite(run.hardware["energy_j"]).any() for run in runs),
         energy_doubt=max((r.energy_doubt for r in judged if r.energy_doubt is not None), default=None),
