@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from itertools import accumulate
 
 import pytest
 import torch
@@ -73,11 +74,9 @@ def counted_peak(config):
         stepper.warm_up(1)
         list(TrainingLoop(net, stepper, held_out, plan, time.perf_counter, time.perf_counter()).run())
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held, sums = 0, [0]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        sums.append(held := held + event.nbytes())
+    changes = [event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())]
     del kept
-    return base + max(sums)
+    return base + max(accumulate(changes))
 
 
 @every_case
