@@ -44,7 +44,7 @@ def plan_figures(plan: Plan) -> None:
             "flops_per_step",
             f"Batches of {plan.batch_size:,}{micro}." if micro else "",
         ),
-        ("Training memory", units.nbytes(plan.total_bytes), "total_bytes", f"{parts[:1].upper()}{parts[1:]}."),
+        ("Memory", units.nbytes(plan.total_bytes), "total_bytes", f"{parts[:1].upper()}{parts[1:]}."),
         ("Steps per epoch", f"{plan.steps_per_epoch:,}", "steps_per_epoch", steps),
     )
     known = provenance.of_plan(plan)

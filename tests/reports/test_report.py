@@ -258,8 +258,8 @@ def test_the_page_lists_training_memory_and_compiling_separately(store):
     rows = settings_of(page)
     assert (rows["Step memory"], rows["Process memory"], rows["Compiling"]) == ("2.14 MiB", "411 MiB", "12.4 s")
     assert (rows["Evaluation memory"], rows["Data memory"], rows["Training memory"]) == (
-        "2.6 MiB",
-        "27 MiB",
+        "2.60 MiB",
+        "27.0 MiB",
         "29.6 MiB",
     )
     assert "weights 398 KiB, optimizer state 795 KiB, peak of one step 996 KiB" in page
