@@ -91,6 +91,9 @@ MEMORY = Memory(
     optimizer_bytes=814_160,
     data_bytes=15_680_000,
     step_peak_bytes=1_020_000,
+    epoch_bytes=12_608_000,
+    held_bytes=480_000,
+    evaluation_peak_bytes=1_024_000,
     reserved_bytes=None,
     method="weights and optimizer state counted",
 )

@@ -45,7 +45,7 @@ def plan_figures(plan: Plan) -> None:
             "flops_per_step",
             f"Batches of {plan.batch_size:,}{micro}." if micro else "",
         ),
-        ("Memory", units.nbytes(plan.total_bytes), "total_bytes", f"Training: {parts}."),
+        ("Memory", units.nbytes(plan.total_bytes), "total_bytes", f"{parts[:1].upper()}{parts[1:]}."),
         ("Steps per epoch", f"{plan.steps_per_epoch:,}", "steps_per_epoch", steps),
     )
     known = provenance.of_plan(plan)
@@ -72,7 +72,7 @@ def final_figures(run: Run) -> None:
         ("Training loss", units.loss(s.final_train_loss), "final_train_loss", "", ""),
         ("Samples per second", samples_per_s, "samples_per_s", "", flaw),
         ("Training time", units.duration(s.train_seconds) if s.train_seconds else "–", "train_seconds", flops, flaw),
-        ("Training memory", units.nbytes(s.peak_memory_bytes), "peak_memory_bytes", _memory_in_words(run), ""),
+        _memory_row(run),
     )
     known = provenance.of_run(run, account)
     with st.container(key=f"final-{run.run_id}"):
@@ -183,17 +183,27 @@ def mfu_details(run: Run) -> list[Detail]:
     ]
 
 
+def _memory_row(run: Run) -> tuple[str, str, str, str, str]:
+    """The memory of the whole training; of a step for a run from before evaluations were measured."""
+    s, words = run.summary(), _memory_in_words(run)
+    if s.peak_memory_bytes is None and s.step_memory_bytes is not None:
+        return "Step memory", units.nbytes(s.step_memory_bytes), "step_memory_bytes", words, ""
+    return "Training memory", units.nbytes(s.peak_memory_bytes), "peak_memory_bytes", words, ""
+
+
 def _memory_in_words(run: Run) -> str:
     memory = run.memory
     if memory is None:
         return ""
     sizes = {
-        "Weights": memory.weight_bytes,
+        "Step": memory.step_memory_bytes,
+        "evaluation": memory.evaluation_memory_bytes,
+        "data": memory.data_memory_bytes,
+        "weights": memory.weight_bytes,
         "optimizer state": memory.optimizer_bytes,
         "peak of a step": memory.step_peak_bytes,
     }
-    words = ", ".join(f"{name} {units.nbytes(size)}" for name, size in sizes.items())
-    return f"{words}. Data on the device, not included: {units.nbytes(memory.data_bytes)}."
+    return ", ".join(f"{name} {units.nbytes(size)}" for name, size in sizes.items() if size is not None) + "."
 
 
 def _besides(run: Run, account: energy.Account) -> list[str]:

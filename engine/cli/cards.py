@@ -117,7 +117,10 @@ def _training_card(run: Run) -> str:
         f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived: samples / training time{busy})",
         f"  FLOPs             {units.flops(s.flops)} (derived: closed form per layer)",
         f"  MFU               {_mfu_in_words(run)}",
-        f"  training memory   {units.nbytes(s.peak_memory_bytes)} (measured: weights, optimizer state and the peak of one step)",
+        f"  training memory   {units.nbytes(s.peak_memory_bytes)} (measured: step or evaluation, whichever takes more, with data)",
+        f"  step memory       {units.nbytes(s.step_memory_bytes)} (measured: weights, optimizer state and the peak of one step)",
+        f"  evaluation memory {units.nbytes(s.evaluation_memory_bytes)} (measured: the same with the peak of an evaluation)",
+        f"  data memory       {units.nbytes(s.data_memory_bytes)} (counted: both splits and the shuffled copy)",
         f"  process memory    {units.nbytes(s.process_memory_bytes)} (measured, includes PyTorch itself)",
     ]
     if run.is_over:

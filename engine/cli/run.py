@@ -78,22 +78,45 @@ def plan_command(a: argparse.Namespace) -> int:
     plan, estimate = planner.plan(config, machine=machine), _ESTIMATES.get(config.task)
     if a.json:
         takes = {"estimated_seconds": estimate(common.store_of(a), config, plan)} if estimate else {}
-        print(
-            json_text(
-                dataclasses.asdict(plan) | takes | {"total_bytes": plan.total_bytes, "fingerprint": config.fingerprint}
-            )
-        )
+        print(json_text(dataclasses.asdict(plan) | takes | _sums(plan) | {"fingerprint": config.fingerprint}))
         return common.OK
     print(describe(config))
     print(f"  parameters        {plan.parameters:,}")
     print(f"  forward           {units.flops(plan.forward_flops_per_example)} per sample (derived)")
     print("\n".join(_LINES.get(config.task, _training_lines)(common.store_of(a), config, plan)))
-    for name, size in plan.parts():
-        print(f"  {name:<17} {units.nbytes(size)} ({'estimated' if name == 'workspace' else 'derived'})")
-    print(f"  total memory      {units.nbytes(plan.total_bytes)}, {units.nbytes(plan.free_bytes)} free (measured)")
+    print("\n".join(_memory_lines(plan)))
     print(f"  fits              {'unknown' if plan.fits is None else 'yes' if plan.fits else 'no'}")
     common.warn(plan)
     return common.OK
+
+
+_SUMS = ("step_memory_bytes", "evaluation_memory_bytes", "total_bytes")
+
+
+def _sums(plan: planner.Plan) -> dict[str, int]:
+    return {name: getattr(plan, name) for name in _SUMS}
+
+
+def _memory_lines(plan: planner.Plan) -> list[str]:
+    """The sizes that are derived, and the peaks under the names that a run's results have."""
+    derived = {
+        "weights": plan.weight_bytes,
+        "optimizer": plan.optimizer_bytes,
+        "gradients": plan.gradient_bytes,
+        "activations": plan.activation_bytes,
+        "data memory": plan.data_bytes,
+        "checkpoints": plan.checkpoint_bytes,
+    }
+    estimated = {
+        "step memory": (plan.step_memory_bytes, "weights, optimizer state and the peak of one step"),
+        "evaluation memory": (plan.evaluation_memory_bytes, "the same with the peak of an evaluation"),
+        "total memory": (plan.total_bytes, "step or evaluation, whichever takes more, with data"),
+    }
+    return [
+        *(f"  {name:<17} {units.nbytes(size)} (derived)" for name, size in derived.items()),
+        *(f"  {name:<17} {units.nbytes(size)} (estimated: {what})" for name, (size, what) in estimated.items()),
+        f"  free memory       {units.nbytes(plan.free_bytes)} (measured)",
+    ]
 
 
 def _training_lines(store: Store, config: RunConfig, plan: planner.Plan) -> list[str]:
@@ -133,7 +156,7 @@ def _plan_of_a_study(a: argparse.Namespace, config: RunConfig) -> int:
     estimate, about = _STUDY_ESTIMATES.get(config.task), config.task_facts.about
     takes = estimate(config) if estimate else None
     if a.json:
-        unknown = {field.name: None for field in dataclasses.fields(planner.Plan)} | {"total_bytes": None}
+        unknown = {field.name: None for field in dataclasses.fields(planner.Plan)} | dict.fromkeys(_SUMS)
         known = {"task": config.task, "about": about, "estimated_seconds": takes}
         print(json_text(unknown | known | {"fingerprint": config.fingerprint}))
         return common.OK

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 N = TypeVar("N", int, float)
 
@@ -52,7 +52,12 @@ class Summary(BaseModel):
     test_accuracy: float | None = None
     flops: int | None = None
     mfu: float | None = None  # needs the measured peak of this machine (`engine calibrate`)
-    peak_memory_bytes: int | None = None  # training memory: weights, optimizer state and the peak of one step
+    step_memory_bytes: int | None = None  # step memory: weights, optimizer state and the peak of one step
+    evaluation_memory_bytes: int | None = None  # the same with what a step leaves and the peak of an evaluation
+    data_memory_bytes: int | None = None  # both splits and an epoch's shuffled copy
+    peak_memory_bytes: int | None = (
+        None  # training memory: the larger of step and evaluation, with data and checkpoints
+    )
     process_memory_bytes: int | None = None  # process memory: peak of the whole process, with PyTorch
     energy_j: float | None = None
     target_step: int | None = None  # None if there is no target, or it was not reached
@@ -72,3 +77,12 @@ class Summary(BaseModel):
     def flops_per_s(self) -> float | None:
         """FLOPs / training time."""
         return self.flops / self.train_seconds if self.flops and self.train_seconds else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _memory_of_earlier_versions(cls, data: Any) -> Any:
+        """Earlier files name the step memory `peak_memory_bytes`, and the first ones the process memory."""
+        if not isinstance(data, Mapping) or "step_memory_bytes" in data or "peak_memory_bytes" not in data:
+            return data
+        then = "step_memory_bytes" if "process_memory_bytes" in data else "process_memory_bytes"
+        return {**data, then: data["peak_memory_bytes"], "peak_memory_bytes": None}

@@ -20,27 +20,53 @@ class Compiled(Event):
 
 
 class Memory(Event):
-    """Training memory, without the rest of the process (on a CPU PyTorch alone takes about 320 MB).
+    """The memory that a run's tensors take, without the rest of the process (on a CPU PyTorch alone takes about 320 MB).
 
-    Weights, gradients and optimizer state are exact. `step_peak_bytes` is the allocator's peak within one step, above
-    weights, optimizer state and data: activations, gradients and scratch. On CUDA `allocated_bytes` is the allocator's
-    peak over the whole run with data and evaluations, and `reserved_bytes` is what it reserved on the device.
+    Weights, gradients, optimizer state and data are counted. The two peaks are those of the allocator: what a rehearsed
+    step and two batches of an evaluation add to what is allocated before them. `None` in a log from before 0.2 means that
+    only the step was measured. Not included: loading the data, and the copies of optimizer state and averaged weights
+    that a rehearsal holds until it has restored them. On CUDA `allocated_bytes` is the allocator's peak over the whole
+    run, and `reserved_bytes` is what it reserved on the device.
     """
 
     kind: Literal["memory"] = "memory"
-    weight_bytes: Count
+    weight_bytes: Count  # with their moving average, if the run keeps one
     gradient_bytes: Count
     optimizer_bytes: Count
-    data_bytes: Count
-    step_peak_bytes: Count | None
+    data_bytes: Count  # training split and test split
+    step_peak_bytes: Count | None  # activations, gradients and scratch
     allocated_bytes: Count | None = None
     reserved_bytes: Count | None = None
     method: EncodableStr
+    epoch_bytes: Count | None = None  # an epoch's random order, and the copy of the data in this order if there is one
+    held_bytes: Count | None = None  # what a step leaves allocated until the next one: gradients and buffers
+    evaluation_peak_bytes: Count | None = None  # outputs of layers and scratch
+    checkpoint_bytes: Count = 0  # copies of the weights in CPU memory
 
     @property
-    def training_bytes(self) -> int | None:
+    def step_memory_bytes(self) -> int | None:
         """Weights, optimizer state and the peak of a step, without the data set; None if that peak is unknown."""
         return None if self.step_peak_bytes is None else self.weight_bytes + self.optimizer_bytes + self.step_peak_bytes
+
+    @property
+    def evaluation_memory_bytes(self) -> int | None:
+        """Weights, optimizer state, what a step leaves, and the peak of an evaluation, without the data set."""
+        if self.held_bytes is None or self.evaluation_peak_bytes is None:
+            return None
+        return self.weight_bytes + self.optimizer_bytes + self.held_bytes + self.evaluation_peak_bytes
+
+    @property
+    def data_memory_bytes(self) -> int | None:
+        """Both splits and an epoch's shuffled copy."""
+        return None if self.epoch_bytes is None else self.data_bytes + self.epoch_bytes
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The peak of the whole training: a step or an evaluation, whichever takes more, with data and checkpoints."""
+        step, evaluation, data = self.step_memory_bytes, self.evaluation_memory_bytes, self.data_memory_bytes
+        if step is None or evaluation is None or data is None:
+            return None
+        return max(step, evaluation) + data + self.checkpoint_bytes
 
 
 class StepSplit(Event):

@@ -15,6 +15,7 @@ from engine.common import units
 from engine.config.run import RunConfig
 from engine.events.base import BoundedStr
 from engine.events.imported import Imported
+from engine.events.summary import Summary
 from engine.measurement import energy
 from engine.planning.planner import Plan
 from engine.store.run import Run
@@ -149,12 +150,7 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
                 window=trained,
                 note=busy,
             ),
-            "peak_memory_bytes": _figure(
-                s.peak_memory_bytes,
-                "bytes",
-                "measured",
-                run.memory.method if run.memory and s.peak_memory_bytes is not None else "not measured in this run",
-            ),
+            **_memory_figures(run, s),
             "process_memory_bytes": _figure(
                 s.process_memory_bytes,
                 "bytes",
@@ -198,10 +194,27 @@ def _of_inference(run: Run) -> dict[str, Figure]:
         }
 
 
+_MEMORY = {  # figures of memory in a summary, and what each is
+    "peak_memory_bytes": "the larger of step memory and evaluation memory, with data and checkpoints",
+    "step_memory_bytes": "weights, optimizer state and the peak of one step",
+    "evaluation_memory_bytes": "weights, optimizer state, what a step leaves, and the peak of an evaluation",
+    "data_memory_bytes": "both splits and an epoch's shuffled copy, counted",
+}
+
 _OF_TRAINING = {
     "final_train_loss": "", "train_seconds": "s", "step_seconds": "s", "flops": "FLOP", "flops_per_s": "FLOP/s",
-    "peak_memory_bytes": "bytes",
+    **dict.fromkeys(_MEMORY, "bytes"),
 }  # fmt: skip
+
+
+def _memory_figures(run: Run, s: Summary) -> dict[str, Figure]:
+    how = run.memory.method if run.memory else ""
+    return {
+        name: _figure(value, "bytes", "measured", f"{what}; {how}")
+        if (value := getattr(s, name)) is not None
+        else _figure(None, "bytes", "measured", "not measured in this run")
+        for name, what in _MEMORY.items()
+    }
 
 
 def _as_imported(run: Run, imported: Imported) -> dict[str, Figure]:
@@ -219,7 +232,7 @@ def _as_imported(run: Run, imported: Imported) -> dict[str, Figure]:
         "step_seconds": (s.step_seconds or None, "s"),
         "flops": (s.flops, "FLOP"),
         "flops_per_s": (s.flops_per_s, "FLOP/s"),
-        "peak_memory_bytes": (s.peak_memory_bytes, "bytes"),
+        **{name: (getattr(s, name), "bytes") for name in _MEMORY},
         "process_memory_bytes": (s.process_memory_bytes, "bytes"),
     }
     how = "from the imported file, which does not say how it was obtained"
@@ -314,7 +327,8 @@ def of_plan(plan: Plan) -> dict[str, Figure]:
             unit="bytes",
             how="estimated",
             note=free,
-            method="exact except for the workspace, which is estimated; PyTorch itself needs more",
+            method="a step or an evaluation, whichever takes more, with the data; their peaks are estimated, the rest is "
+            "exact; PyTorch itself needs more",
         ),
         "steps_per_epoch": _figure(
             plan.steps_per_epoch,

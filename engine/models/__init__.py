@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from engine.config.models import ModelSpec
 from engine.config.training import Optimizer
 from engine.data.datasets import Dataset
-from engine.models.arithmetic import FLOAT_BYTES, AnyFamily, Product, Stage
+from engine.models.arithmetic import FLOAT_BYTES, AnyFamily, Layer, Product, Stage
 from engine.models.cnn import CNNFamily
 from engine.models.mlp import MLPFamily
 from engine.models.rnn import RNNFamily
@@ -50,6 +50,11 @@ def products(model: ModelSpec, data: Dataset) -> list[Product]:
 def stages(model: ModelSpec, data: Dataset, batch_size: int) -> list[Stage]:
     """The stages whose activations checkpointing frees together, in order. The last one ends with the loss."""
     return family_of(model).stages(model, data, batch_size)
+
+
+def layers(model: ModelSpec, data: Dataset, batch_size: int, *, half: bool = False) -> list[list[Layer]]:
+    """The layers of each stage with what they have in memory; `half`: products compute in 16 bits under autocast."""
+    return family_of(model).layers(model, data, batch_size, 0.5 if half else 1.0)
 
 
 # --- parameters and FLOPs -----------------------------------------------------------------------------------------
@@ -105,9 +110,10 @@ def activation_bytes(model: ModelSpec, data: Dataset, batch_size: int, *, checkp
     return FLOAT_BYTES * (batch_size * values + 1)  # plus one value for the weight of the loss
 
 
-def workspace_bytes(model: ModelSpec, data: Dataset, batch_size: int) -> int:
-    """Estimated bytes of activation gradients in a backward pass: for the largest layer, two of its outputs."""
-    return 2 * FLOAT_BYTES * batch_size * largest_output(model, data)
+def largest_matrix(model: ModelSpec, data: Dataset) -> tuple[int, int]:
+    """Sides (fan_in, fan_out) of the largest weight of a matrix product."""
+    found = max((p for p in products(model, data) if p.weights), key=lambda p: p.fan_in * p.fan_out)
+    return found.fan_in, found.fan_out
 
 
 def largest_output(model: ModelSpec, data: Dataset) -> int:

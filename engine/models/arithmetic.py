@@ -9,7 +9,9 @@ arXiv:2001.08361) is not used: it gives 1.5 times the FLOPs of a small MLP and a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 from engine.config.models import Model
@@ -56,6 +58,23 @@ class Stage:
     output: int  # values of its output
 
 
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a part of a stage has in memory while it runs, for one sample, in float32 values.
+
+    Tensors that earlier layers keep for the backward pass are not counted again.
+    """
+
+    kept: float  # for the backward pass
+    evaluation: float  # most in a forward pass without autograd, its input included
+    backward: float  # most in its backward pass before the gradient of its weights exists, `kept` included
+    last: float = 0.0  # most in its backward pass once the gradient of its weights exists
+    forward: float = 0.0  # most in its forward pass with autograd, if it is more than `kept`
+    parameters: int = 0  # of the layer, whatever the number of samples
+    copies: float = 0.0  # of its weights that its kernel makes in a forward pass
+    backward_copies: float = 0.0  # of its weights or their gradient in a backward pass, beside that gradient
+
+
 class Family(ABC, Generic[Spec]):
     """Arithmetic of a model family. `pytorch/models.py` builds its module.
 
@@ -64,6 +83,7 @@ class Family(ABC, Generic[Spec]):
 
     has_convolutions = False
     is_recurrent = False
+    has_written_gradients = False  # `ManualMLP` has the gradients of its plain form
     limits_context = False  # a text model reads at most seq_len characters, prompt and new ones together
 
     @abstractmethod
@@ -80,6 +100,14 @@ class Family(ABC, Generic[Spec]):
 
         The last one ends with the loss, which keeps the log-probabilities.
         """
+
+    def layers(self, model: Spec, data: Dataset, batch_size: int, half: float) -> list[list[Layer]]:
+        """The layers of each stage, for an estimate of the peaks of a step and of an evaluation.
+
+        `half` is 0.5 if matrix products compute in 16 bits under autocast, else 1. By default a stage is one layer of
+        float32 values whose output and its gradient exist twice for a moment.
+        """
+        return [[Layer(s.inside, 2 * s.output, s.inside + 2 * s.output)] for s in self.stages(model, data, batch_size)]
 
     def other_parameters(self, model: Spec, data: Dataset) -> int:
         """Parameters that no matrix product uses: embeddings, positions and norms."""
@@ -105,6 +133,32 @@ class Family(ABC, Generic[Spec]):
     def why_not_shape(self, model: Spec, data: Dataset, shape: tuple[int, ...]) -> str:
         """Why trained weights cannot read samples of another `shape`; "" if the shape itself says it."""
         return ""
+
+
+def linear_layers(dims: Sequence[int], half: float, *, is_first: bool) -> list[Layer]:
+    """Fully connected layers with ReLU between them, and the loss after the last; `dims` are values, input first.
+
+    ReLU keeps its output; in its backward pass that output and two gradients exist. The loss keeps log-probabilities
+    in float32. If the layers are the first of a model, their input is data that needs no gradient.
+    """
+    found = []
+    for n, (i, o) in enumerate(pairwise(dims)):
+        is_data, is_last = is_first and n == 0, n == len(dims) - 2
+        cast = (1 - half) * i if is_data else 0.0  # autocast's copy of the input, 2 of 4 bytes; kept
+        given = cast if is_data else half * i
+        inner = 0.0 if is_data else half * i
+        values = o if is_last else half * o
+        found.append(
+            Layer(
+                kept=cast + values,
+                forward=cast + values + half * o,
+                evaluation=max(given + half * o, 2 * values + (half * o if half < 1 and is_last else 0)),
+                backward=cast + 3 * values,
+                last=cast + half * o + inner,
+                parameters=(i + 1) * o,
+            )
+        )
+    return found
 
 
 def join(shape: tuple[int, ...]) -> str:

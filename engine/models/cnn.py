@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import pairwise
-from math import prod
+from math import ceil, prod
 
 from engine.common.errors import ConfigError
 from engine.config.models import CNN
 from engine.data.datasets import Dataset
-from engine.models.arithmetic import Family, Product, Stage, join
+from engine.models.arithmetic import Family, Layer, Product, Stage, join, linear_layers
 
 SIDE = 32  # input of LeNet-5 in pixels; smaller images are enlarged and padded to it (pytorch/data.py)
 KERNEL = 5
 POOL = 2
 SIGNAL_CHANNELS = 25
 SIGNAL_KERNELS = (5, 3, 3)  # all with stride 2 and padding 1
+_CHANNEL_BLOCK = 16  # channels of oneDNN's blocked layout with AVX-512
 
 
 class CNNFamily(Family[CNN]):
@@ -55,6 +56,52 @@ class CNNFamily(Family[CNN]):
             else:
                 found.append(Stage(full, full))
         return [*found, Stage(sum(channels[len(sizes) :]) + data.num_classes, data.num_classes)]
+
+    def layers(self, model: CNN, data: Dataset, batch_size: int, half: float) -> list[list[Layer]]:
+        """One layer per convolution with ReLU and pooling, then the fully connected ones."""
+        channels, sizes = cnn_channels(model, data), _map_sizes(model, data)
+        convolutions = [p for p in self.products(model, data) if p.kind == "conv"]
+        shape = self.input_shape(model, data)
+        found, inputs = [], prod(shape)
+        padded_in = 0.0
+        for n, (product, c, size) in enumerate(zip(convolutions, channels, sizes, strict=False)):
+            full, is_last = half * c * prod(size), n == len(convolutions) - 1
+            cast = (1 - half) * inputs if n == 0 else 0.0
+            given = cast if n == 0 else half * inputs
+            if data.kind == "image":
+                pooled = c * prod(s // POOL for s in size)
+                values, index = half * pooled, 2 * pooled
+                # Behind the last pooling the features are flattened, so its gradient arrives in another memory format:
+                # the output, the gradient and the indices are copied to that format.
+                again = full + values + index if is_last else 0.0
+                found.append(
+                    Layer(
+                        kept=cast + full + values + index,
+                        forward=cast + 2 * full,
+                        evaluation=max(given + full, 2 * full, full + values + index),
+                        backward=cast + max(3 * full, 2 * full + index + values + again),
+                        last=cast + full + (0 if n == 0 else half * inputs),
+                        parameters=product.parameters,
+                    )
+                )
+                inputs = pooled
+            else:
+                # oneDNN copies input and output to a layout with blocks of 16 channels.
+                padded = half * _CHANNEL_BLOCK * ceil(c / _CHANNEL_BLOCK) * size[0]
+                blocks = padded_in + padded
+                found.append(
+                    Layer(
+                        kept=cast + full,
+                        forward=cast + full + max(full, blocks),
+                        evaluation=max(given + blocks + full, 2 * full) if n == 0 else given + blocks,
+                        backward=cast + 3 * full,
+                        last=cast + full + blocks + (0 if n == 0 else half * inputs),
+                        parameters=product.parameters,
+                    )
+                )
+                inputs, padded_in = c * size[0], padded
+        dims = [cnn_features(model, data), *channels[len(convolutions) :], data.num_classes]
+        return [*([layer] for layer in found), linear_layers(dims, half, is_first=False)]
 
     def image_border(self, model: CNN, data: Dataset) -> tuple[int, tuple[int, int]]:
         """Enlarges small images, and pads them to LeNet's input."""

@@ -7,11 +7,13 @@ from math import isqrt, prod
 
 from engine.config.models import MLP
 from engine.data.datasets import Dataset
-from engine.models.arithmetic import Family, Product, Stage, join
+from engine.models.arithmetic import Family, Layer, Product, Stage, join, linear_layers
 
 
 class MLPFamily(Family[MLP]):
     """Fully connected layers over all values of a sample."""
+
+    has_written_gradients = True
 
     def input_shape(self, model: MLP, data: Dataset) -> tuple[int, ...]:
         """(values,): all values of a sample in one vector."""
@@ -29,6 +31,13 @@ class MLPFamily(Family[MLP]):
         size = max(1, isqrt(len(model.hidden)))
         parts = [model.hidden[i : i + size] for i in range(0, len(model.hidden), size)]
         return [*(Stage(sum(part), part[-1]) for part in parts), Stage(data.num_classes, data.num_classes)]
+
+    def layers(self, model: MLP, data: Dataset, batch_size: int, half: float) -> list[list[Layer]]:
+        """One layer per matrix product."""
+        dims = [prod(data.shape), *model.hidden, data.num_classes]
+        found = linear_layers(dims, half, is_first=True)
+        size = max(1, isqrt(len(model.hidden)))
+        return [*(found[i : i + size] for i in range(0, len(model.hidden), size)), found[-1:]]
 
     def why_not_shape(self, model: MLP, data: Dataset, shape: tuple[int, ...]) -> str:
         """Names the number of inputs of the first layer."""

@@ -6,7 +6,7 @@ from math import ceil
 
 from engine.config.models import Transformer
 from engine.data.datasets import Dataset
-from engine.models.arithmetic import Family, Product, Stage
+from engine.models.arithmetic import Family, Layer, Product, Stage
 
 FEED_FORWARD = 4  # width of a block's MLP / d_model (Vaswani et al. 2017, arXiv:1706.03762)
 
@@ -53,6 +53,51 @@ class TransformerFamily(Family[Transformer]):
         logits = positions * data.num_classes if text else data.num_classes
         head = positions * (d + 2) + (positions * d if text else d) + logits
         return [Stage(0, positions * d), *[block] * model.num_layers, Stage(head, logits)]
+
+    def layers(self, model: Transformer, data: Dataset, batch_size: int, half: float) -> list[list[Layer]]:
+        """The embedding, attention and MLP of each block, and the head.
+
+        Under autocast the residual stream and the norms stay in float32, and autograd keeps 16-bit copies of the norms.
+        """
+        positions, *patch = self.input_shape(model, data)
+        d, text, heads, wide = model.d_model, data.kind == "text", model.num_heads, FEED_FORWARD * model.d_model
+        head_parameters = d * data.num_classes + (0 if text else data.num_classes) + d
+        attention_kept = d + half * 5 * d + heads + 2  # stream; norm, queries, keys, values, output
+        mlp_kept = d + half * (d + 2 * wide) + 2  # stream; norm, input and output of GELU
+        cast = (1 - half) * d  # 16-bit copy of a gradient of the stream
+        attention = Layer(
+            kept=positions * attention_kept,
+            evaluation=positions * (3 * d + half * 5 * d),  # input of the block, stream, norm; the others
+            backward=positions * (attention_kept + d + cast + half * 4 * d),
+            last=positions * (3 * d + half * 4 * d),
+            parameters=4 * d * d + d,
+        )
+        mlp = Layer(
+            kept=positions * mlp_kept,
+            evaluation=positions * (3 * d + half * 2 * wide),
+            backward=positions * (mlp_kept + d + cast + half * wide),  # gradients of the stream and of GELU
+            last=positions * (3 * d + half * (wide + d)),
+            parameters=2 * d * wide + d,
+        )
+        logits, read = (positions if text else 1) * data.num_classes, positions if text else 1
+        head_kept = positions * (d + 2) + half * read * d + logits
+        head = Layer(
+            kept=head_kept,
+            forward=head_kept + half * logits,
+            evaluation=max(2 * positions * d, half * read * d + (1 + half) * logits, (3 if half < 1 else 2) * logits),
+            backward=head_kept + max(2 * logits, 2 * positions * d),
+            last=positions * (d + 2) + half * (logits + 2 * read * d),
+            parameters=head_parameters,
+        )
+        cast_of_patches = 0.0 if text else (1 - half) * positions * patch[0]
+        first = Layer(
+            kept=cast_of_patches,
+            evaluation=cast_of_patches + (1 + half) * positions * d,
+            backward=cast_of_patches + 2 * positions * d,
+            last=cast_of_patches + 2 * positions * d,
+            parameters=positions * d + (data.num_classes * d if text else (patch[0] + 1) * d),
+        )
+        return [[first], *[[attention, mlp]] * model.num_layers, [head]]
 
     def other_parameters(self, model: Transformer, data: Dataset) -> int:
         """Norms (weight only), position embeddings, and the embedding of characters."""

@@ -22,12 +22,10 @@ from engine.data.datasets import Dataset
 from engine.hardware import probe
 from engine.hardware.probe import Machine
 from engine.models.arithmetic import FLOAT_BYTES
-from engine.planning import request_checks
+from engine.planning import memory, request_checks
 from engine.store import weight_path
 from engine.store.run import Run
 
-_EVALUATION_BYTES = 2**26  # of the output of the largest layer; about the size of a CPU cache
-GATHER_LIMIT_BYTES = 2**30  # an epoch larger than this is gathered batch by batch
 MEMORY_SHARE = 0.8  # of what is free; the rest is left to everything else on the machine
 
 
@@ -35,9 +33,10 @@ MEMORY_SHARE = 0.8  # of what is free; the rest is left to everything else on th
 class Plan:
     """The arithmetic of a run.
 
-    Bytes are for float32 and PyTorch's own kernels. They are exact except for the workspace, which is an estimate of
-    temporary memory in a step or an evaluation, and of what other kernels and precisions add. For a data-parallel run
-    they are the bytes of one device: of all ranks on the CPU, of one rank on a GPU.
+    Bytes are for PyTorch's own kernels, activations for float32. They are exact except for the peaks of a step and of an
+    evaluation, which are estimates (`engine.planning.memory`). The names are those of `events.training.Memory`, which
+    measures the same. For a data-parallel run they are the bytes of one device: of all ranks on the CPU, of one rank on
+    a GPU. For a measurement of inference a step is the largest request.
     """
 
     parameters: int
@@ -47,8 +46,8 @@ class Plan:
     gradient_bytes: int
     optimizer_bytes: int
     activation_bytes: int  # kept for the backward pass of one micro-batch
-    workspace_bytes: int
-    data_bytes: int
+    workspace_bytes: int  # what the peak of a step has beyond gradients and activations
+    data_bytes: int  # both splits, and an epoch's random order with the copy of the data in this order
     checkpoint_bytes: int  # copies of the weights in CPU memory; 0 for a run on another device
     micro_batch: int  # samples of one forward and backward pass, in each rank
     evaluation_batch: int  # samples of one pass of an evaluation
@@ -60,34 +59,59 @@ class Plan:
     free_bytes: int | None  # now, on the device of the run; None if it cannot be read
     fits: bool | None  # None if the free memory is unknown
     warnings: tuple[str, ...]  # for settings that work but disappoint
+    step_peak_bytes: int  # most in a step above weights, optimizer state and data
+    held_bytes: int  # what a step leaves until the next one: gradients and buffers
+    evaluation_peak_bytes: int  # most that an evaluation adds to that
+    epoch_bytes: int  # the part of data_bytes that is an epoch's order and copy
+    reads_views: bool  # whether a step reads its batch where the data is
     num_ranks: int = 1  # processes that share each batch
     ranks_per_device: int = 1
 
     def of_one_rank(self) -> Plan:
         """The plan of one rank: what it holds, and its share of a batch."""
-        shared = [name for name in _SIZES if name != "checkpoint_bytes"]  # only rank 0 keeps checkpoints
-        sizes = {name: getattr(self, name) // self.ranks_per_device for name in shared}
+        sizes = {name: getattr(self, name) // self.ranks_per_device for name in _OF_ALL_RANKS}
         return replace(self, **sizes, batch_size=ceil(self.batch_size / self.num_ranks), ranks_per_device=1)
 
     @property
+    def step_memory_bytes(self) -> int:
+        """Weights, optimizer state and the peak of a step."""
+        return self.weight_bytes + self.optimizer_bytes + self.step_peak_bytes
+
+    @property
+    def evaluation_memory_bytes(self) -> int:
+        """Weights, optimizer state, what a step leaves, and the peak of an evaluation."""
+        return self.weight_bytes + self.optimizer_bytes + self.held_bytes + self.evaluation_peak_bytes
+
+    @property
     def total_bytes(self) -> int:
-        """All memory of the run on its device."""
+        """The peak of the whole run on its device: a step or an evaluation, whichever takes more, with the data."""
         return sum(size for _, size in self.parts())
 
     def parts(self) -> list[tuple[str, int]]:
-        """The parts of the memory: name and bytes of each."""
-        return [(name, getattr(self, size)) for size, name in _SIZES.items()]
+        """The parts of that peak: name and bytes of each."""
+        evaluation = self.held_bytes + self.evaluation_peak_bytes
+        largest = ("a step", self.step_peak_bytes) if self.step_peak_bytes >= evaluation else ("evaluation", evaluation)
+        return [
+            ("weights", self.weight_bytes),
+            ("optimizer", self.optimizer_bytes),
+            largest,
+            ("data", self.data_bytes),
+            ("checkpoints", self.checkpoint_bytes),
+        ]
 
 
-_SIZES = {  # fields of a plan, and what their memory is called
-    "weight_bytes": "weights",
-    "gradient_bytes": "gradients",
-    "optimizer_bytes": "optimizer",
-    "activation_bytes": "activations",
-    "workspace_bytes": "workspace",
-    "data_bytes": "data",
-    "checkpoint_bytes": "checkpoints",
-}
+_OF_ALL_RANKS = (  # sizes that every rank on a device has; only rank 0 keeps checkpoints
+    "weight_bytes",
+    "gradient_bytes",
+    "optimizer_bytes",
+    "activation_bytes",
+    "workspace_bytes",
+    "data_bytes",
+    "step_peak_bytes",
+    "held_bytes",
+    "evaluation_peak_bytes",
+    "epoch_bytes",
+)
 
 
 def plan(
@@ -106,7 +130,8 @@ def plan(
 def _plan_of_training(config: RunConfig, data: Dataset, free_bytes: int | None, machine: Machine | None) -> Plan:
     model = config.model
     batch, micro = _batch_sizes(config, data)
-    ranks, together = config.num_processes, config.num_processes if config.device == "cpu" else 1
+    ranks = config.num_processes
+    together = ranks if config.device == "cpu" and config.has_rank_processes else 1
     # Ranks over which weights, gradients and optimizer state are sharded.
     holders = ranks if config.parallel.strategy == "fsdp" else 1
     micro = ceil(micro / ranks)
@@ -114,41 +139,53 @@ def _plan_of_training(config: RunConfig, data: Dataset, free_bytes: int | None, 
     weights, checkpoint_bytes = FLOAT_BYTES * count, weight_path.check_size(config.checkpoints, count)
     own = ceil(weights / holders)
     steps_per_epoch, per_example = ceil(data.train_examples / batch), models.train_flops_per_example(model, data)
+    evaluation, epoch = memory.evaluation_batch(config, data), memory.epoch_bytes(config, data, batch)
+    peaks = memory.peaks(config, data, ceil(batch / ranks), micro, evaluation)
+    # Buffers for communication between ranks hold about as much as the weights; a shard's gradients are a part of them.
+    exchanged = weights if config.has_rank_processes else 0
+    activations = models.activation_bytes(model, data, micro, checkpointing=checkpointing)
+    step = peaks.step_peak_bytes + exchanged
     sizes = {
         "weight_bytes": own * (2 if config.ema_decay else 1),
         "gradient_bytes": own,
         "optimizer_bytes": ceil(models.optimizer_bytes(config.optimizer, model, data) / holders),
-        "activation_bytes": models.activation_bytes(model, data, micro, checkpointing=checkpointing),
-        "data_bytes": _data_bytes(config, data, batch),
-        "checkpoint_bytes": checkpoint_bytes if config.device == "cpu" else 0,
+        "activation_bytes": activations,
+        "workspace_bytes": max(0, step - own - activations),
+        "data_bytes": memory.data_bytes(config, data) + epoch,
+        "step_peak_bytes": step,
+        "held_bytes": peaks.held_bytes + exchanged,
+        "evaluation_peak_bytes": peaks.evaluation_peak_bytes,
+        "epoch_bytes": epoch,
     }
-    evaluation = max(1, min(1_000, _EVALUATION_BYTES // (4 * models.largest_output(model, data))))
-    sizes["workspace_bytes"] = max(
-        _step_workspace(config, data, weights, sizes["activation_bytes"], micro),
-        models.workspace_bytes(model, data, evaluation) - sizes["activation_bytes"],  # no activations in an evaluation
-    )
-    if config.has_rank_processes:
-        sizes["workspace_bytes"] += weights  # an estimate of the buffers for communication between ranks
-        sizes = {name: size * (1 if name == "checkpoint_bytes" else together) for name, size in sizes.items()}
+    sizes = {name: size * together for name, size in sizes.items()}
+    sizes["checkpoint_bytes"] = checkpoint_bytes if config.device == "cpu" else 0
     free = free_bytes if free_bytes is not None else _free_bytes(config)
-    return Plan(
-        parameters=count,
-        forward_flops_per_example=models.forward_flops_per_example(model, data),
-        train_flops_per_example=per_example,
-        **sizes,
-        micro_batch=micro,
-        evaluation_batch=evaluation,
-        batch_size=batch,
-        train_examples=data.train_examples,
-        test_examples=data.test_examples,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps(config, data.train_examples, batch, per_example),
-        free_bytes=free,
-        fits=None if free is None else sum(sizes.values()) <= MEMORY_SHARE * free,
-        warnings=tuple(_warnings(config, data, machine)) if machine else (),
-        num_ranks=ranks,
-        ranks_per_device=together,
+    return _fitted(
+        Plan(
+            parameters=count,
+            forward_flops_per_example=models.forward_flops_per_example(model, data),
+            train_flops_per_example=per_example,
+            **sizes,
+            micro_batch=micro,
+            evaluation_batch=evaluation,
+            batch_size=batch,
+            train_examples=data.train_examples,
+            test_examples=data.test_examples,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps(config, data.train_examples, batch, per_example),
+            free_bytes=free,
+            fits=None,
+            warnings=tuple(_warnings(config, data, machine)) if machine else (),
+            reads_views=memory.reads_views(config, data, batch),
+            num_ranks=ranks,
+            ranks_per_device=together,
+        )
     )
+
+
+def _fitted(p: Plan) -> Plan:
+    """The plan with whether it fits, where the free memory is known."""
+    return p if p.free_bytes is None else replace(p, fits=p.total_bytes <= MEMORY_SHARE * p.free_bytes)
 
 
 def _plan_of_inference(config: RunConfig, data: Dataset, free_bytes: int | None, machine: Machine | None) -> Plan:
@@ -162,31 +199,37 @@ def _plan_of_inference(config: RunConfig, data: Dataset, free_bytes: int | None,
     recorded = max((cell.batch_size for cell in cells if cell.runtime == "eager"), default=0)
     count, copies = models.parameters(model, data), len({(cell.precision, cell.runtime) for cell in cells})
     example = FLOAT_BYTES * prod(models.input_shape(model, data))
-    sizes = {
-        "weight_bytes": FLOAT_BYTES * count * copies,
-        "gradient_bytes": 0,
-        "optimizer_bytes": 0,
-        "activation_bytes": models.activation_bytes(model, data, recorded) if recorded else 0,
-        "workspace_bytes": models.workspace_bytes(model, data, batch),
-        "data_bytes": example * (data.test_examples + 2 * batch),
-        "checkpoint_bytes": 0,
-    }
+    activations = models.activation_bytes(model, data, recorded) if recorded else 0
+    outputs = memory.evaluation_bytes(config, data, batch)
     free = free_bytes if free_bytes is not None else probe.free_memory_bytes(config.device)
-    return Plan(
-        parameters=count,
-        forward_flops_per_example=models.forward_flops_per_example(model, data),
-        train_flops_per_example=models.train_flops_per_example(model, data),
-        **sizes,
-        micro_batch=batch,
-        evaluation_batch=max(1, min(1_000, _EVALUATION_BYTES // (4 * models.largest_output(model, data)))),
-        batch_size=batch,
-        train_examples=data.train_examples,
-        test_examples=data.test_examples,
-        steps_per_epoch=0,
-        total_steps=None,
-        free_bytes=free,
-        fits=None if free is None else sum(sizes.values()) <= MEMORY_SHARE * free,
-        warnings=tuple(_warnings_of_inference(config, data, machine)) if machine else (),
+    return _fitted(
+        Plan(
+            parameters=count,
+            forward_flops_per_example=models.forward_flops_per_example(model, data),
+            train_flops_per_example=models.train_flops_per_example(model, data),
+            weight_bytes=FLOAT_BYTES * count * copies,
+            gradient_bytes=0,
+            optimizer_bytes=0,
+            activation_bytes=activations,
+            workspace_bytes=outputs,
+            data_bytes=example * (data.test_examples + 2 * batch),
+            checkpoint_bytes=0,
+            micro_batch=batch,
+            evaluation_batch=memory.evaluation_batch(config, data),
+            batch_size=batch,
+            train_examples=data.train_examples,
+            test_examples=data.test_examples,
+            steps_per_epoch=0,
+            total_steps=None,
+            free_bytes=free,
+            fits=None,
+            warnings=tuple(_warnings_of_inference(config, data, machine)) if machine else (),
+            step_peak_bytes=activations + outputs,
+            held_bytes=0,
+            evaluation_peak_bytes=outputs,
+            epoch_bytes=0,
+            reads_views=True,
+        )
     )
 
 
@@ -444,38 +487,6 @@ def _law_sizes(config: RunConfig, data: Dataset) -> list[int]:
             fix="Add smaller batch sizes.",
         )
     return sizes
-
-
-_REFERENCE_SCRATCH = 2  # copies of the weights that torch.optim's defaults hold during a step
-
-
-def _step_workspace(config: RunConfig, data: Dataset, weights: int, activations: int, micro_batch: int) -> int:
-    """An estimate of the temporary memory of a step, in bytes.
-
-    It covers gradients of activations, the scratch of the optimizer, and what kernels keep beyond the closed forms.
-    """
-    copies = config.optimizer.facts.scratch + (config.grad_accumulation > 1)  # accumulation adds a second gradient
-    if config.execution == "dataloader":
-        copies = max(copies, _REFERENCE_SCRATCH)
-    size = models.workspace_bytes(config.model, data, micro_batch) + copies * weights
-    if config.precision in {"bf16", "fp16"}:
-        size += weights // 2  # autocast's copies of the weights
-    if _is_fused_recurrence(config):
-        size += activations  # oneDNN and cuDNN keep about as much again
-    return size
-
-
-def _data_bytes(config: RunConfig, data: Dataset, batch_size: int) -> int:
-    """Bytes of data on the device of the run: both splits, and the shuffled copy of the training split if there is one."""
-    if data.kind == "text":
-        return 4 * prod(data.shape) * (data.train_examples + data.test_examples)
-    value_bytes = FLOAT_BYTES * prod(models.input_shape(config.model, data))
-    training, test = (value_bytes * count for count in (data.train_examples, data.test_examples))
-    if config.execution == "dataloader":
-        return training + test if config.device == "cpu" else test
-    gathered = training // config.num_processes  # a rank gathers only its own share
-    gathers = batch_size < data.train_examples and gathered <= GATHER_LIMIT_BYTES and config.execution != "cuda-graph"
-    return training + (gathered if gathers else 0) + test
 
 
 def _does_not_fit(config: RunConfig, p: Plan) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.config.models import ModelSpec
 from engine.data.datasets import Arrays, Dataset
 from engine.models import family_of
-from engine.planning.planner import GATHER_LIMIT_BYTES
+from engine.planning.memory import GATHER_LIMIT_BYTES
 from engine.pytorch.models import arranged
 
 Batch = tuple[Tensor, Tensor]
@@ -50,10 +50,16 @@ class Examples:
         windows = self.x.take((index.unsqueeze(1) + span) % len(self.x)).long()
         return windows[:, :-1], windows[:, 1:]
 
+    def between(self, start: int, stop: int) -> Batch:
+        """The batch of examples `start` to `stop` - 1: views of the data; of a text, copies of its windows."""
+        if self.y is not None:
+            return self.x[start:stop], self.y[start:stop]
+        return self.take(torch.arange(start, stop, device=self.x.device) * self.seq_len)
+
     def in_order(self, size: int) -> Iterator[Batch]:
         """All examples in batches of `size`; the last batch may be smaller."""
-        for part in self.first_index(len(self)).split(size):
-            yield self.take(part)
+        for start in range(0, len(self), size):
+            yield self.between(start, min(start + size, len(self)))
 
     def first_index(self, count: int) -> Tensor:
         """The index (count,) int64 of the first `count` examples, as `take` reads it."""
@@ -124,8 +130,7 @@ class Batches:
         self.examples, self.batch_size = examples, batch_size
         self.order = Order(examples, seed)
         self.full = batch_size == len(examples) and examples.y is not None
-        size = examples.x.numel() * examples.x.element_size()
-        self.gathers = examples.y is not None and size <= GATHER_LIMIT_BYTES
+        self.gathers = examples.y is not None and examples.x.nbytes <= GATHER_LIMIT_BYTES
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -147,4 +152,4 @@ class Batches:
 
     def first(self, size: int) -> Batch:
         """The first `size` examples as a batch for warming up; it does not advance the random order."""
-        return self.examples.take(self.examples.first_index(size))
+        return self.examples.between(0, size)

@@ -68,6 +68,11 @@ MIGRATIONS: list[Iterable[str]] = [
         "delete from runs where json_valid(summary) and (json_extract(summary, '$.target_step') is not null "
         "or (status = 'failed' and json_extract(summary, '$.test_accuracy') is not null))",
     ),
+    # Until then `peak_memory_bytes` was the memory of a step, without evaluation and data.
+    (
+        "update runs set summary = json_set(summary, '$.step_memory_bytes', json_extract(summary, '$.peak_memory_bytes'), "
+        "'$.peak_memory_bytes', null) where json_valid(summary) and json_type(summary, '$.step_memory_bytes') is null",
+    ),
 ]
 
 

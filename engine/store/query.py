@@ -23,6 +23,7 @@ FIGURES: dict[str, str] = {  # fields of a run's summary and their labels
     "test_accuracy": "Test accuracy", "final_train_loss": "Training loss", "test_loss": "Test loss",
     "samples_per_s": "Samples/s", "train_seconds": "Training time", "steps": "Steps", "samples": "Samples",
     "epochs": "Epochs", "flops": "FLOPs", "peak_memory_bytes": "Training memory",
+    "step_memory_bytes": "Step memory", "evaluation_memory_bytes": "Evaluation memory", "data_memory_bytes": "Data memory",
     "process_memory_bytes": "Process memory", "energy_j": "Energy", "target_step": "Steps to target",
     "target_seconds": "Time to target",
 }  # fmt: skip

@@ -58,7 +58,7 @@ class VariantOutcome:
     test_loss: float | None
     samples_per_s: float | None
     steps_per_s: float | None
-    memory_bytes: int | None  # of training: weights, optimizer state and one step's peak
+    memory_bytes: int | None  # of a step: weights, optimizer state and one step's peak
     busy: int  # number of runs during which other programs used the machine, so that their speed is too low
     has_energy: bool  # whether a counter measured each of its runs; else `cost["joules"]` is not known
     energy_doubt: float | None  # uncertainty of `cost["joules"]`, as a share: the largest of its runs
@@ -253,7 +253,7 @@ def _lane_outcome(lane: RacedVariant, reached: Mapping[int, ToTarget]) -> Varian
         test_loss=paired_tests.median_of_known([s.test_loss for s in summaries]),
         samples_per_s=paired_tests.median_of_known([s.samples_per_s for s in summaries]),
         steps_per_s=paired_tests.median_of_known([1 / s.step_seconds if s.step_seconds else None for s in summaries]),
-        memory_bytes=next((s.peak_memory_bytes for s in summaries if s.peak_memory_bytes is not None), None),
+        memory_bytes=next((s.step_memory_bytes for s in summaries if s.step_memory_bytes is not None), None),
         busy=sum(bool(s.busy) for s in summaries),
         has_energy=bool(runs) and all(np.isfinite(run.hardware["energy_j"]).any() for run in runs),
         energy_doubt=max((r.energy_doubt for r in judged if r.energy_doubt is not None), default=None),

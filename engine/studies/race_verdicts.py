@@ -142,7 +142,7 @@ def table(result: Outcome) -> list[str]:
         lines.append(f"{visible(lane.label)}  ({states}{imported_in_words(lane)})")
         lines.append(
             f"  test accuracy {units.accuracy(lane.test_accuracy)}, test loss {units.loss(lane.test_loss)}, "
-            f"{units.samples_per_s(lane.samples_per_s)}{busy_in_words(lane)}, {units.nbytes(lane.memory_bytes)} of training memory"
+            f"{units.samples_per_s(lane.samples_per_s)}{busy_in_words(lane)}, {units.nbytes(lane.memory_bytes)} of step memory"
         )
         if result.target is not None:
             lines.append(f"  to the target: {cost_in_words(lane)}")

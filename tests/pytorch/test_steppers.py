@@ -180,7 +180,7 @@ def test_a_steps_peak_holds_the_planned_activations_and_gradients(net):
     found, plan = peak_of(config(net))
     parts = plan.activation_bytes, plan.gradient_bytes, plan.workspace_bytes  # activations go while gradients come
     assert 0.9 * max(parts[:2]) < found.step_peak_bytes < 1.6 * sum(parts)
-    assert found.training_bytes == plan.weight_bytes + plan.optimizer_bytes + found.step_peak_bytes
+    assert found.step_memory_bytes == plan.weight_bytes + plan.optimizer_bytes + found.step_peak_bytes
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from engine.data import loading
 from engine.data.downloads import Progress
 from engine.events.lifecycle import Preparing, Started
 from engine.events.training import Evaluation, Steps, TargetReached
-from engine.planning import planner
+from engine.planning import memory
 from engine.pytorch import models
 from engine.pytorch.data import tensors
 from engine.pytorch.tasks.train import train
@@ -283,7 +283,7 @@ def test_a_failed_download_is_the_runs_error(run, monkeypatch):
 
 def test_an_evaluation_does_not_depend_on_how_it_is_cut(run, monkeypatch):
     whole = of(Evaluation, run(*ONLY_STEPS))[-1]
-    monkeypatch.setattr(planner, "_EVALUATION_BYTES", 64 * 4 * 7)  # seven examples at a time
+    monkeypatch.setattr(memory, "_CPU_EVALUATION_BYTES", 64 * 4 * 7)  # seven examples at a time
     cut = of(Evaluation, run(*ONLY_STEPS))[-1]
     assert (cut.test_accuracy, cut.test_loss) == (whole.test_accuracy, pytest.approx(whole.test_loss, rel=1e-5))
 

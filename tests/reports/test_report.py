@@ -97,6 +97,20 @@ def test_a_report_made_before_gradient_norms_and_targets_opens(report):
     assert re.search(r"Training memory</th><td[^>]*>–", page)
 
 
+def test_a_report_made_before_evaluations_were_measured_has_the_memory_of_a_step(report):
+    data = json.loads(report.to_json())
+    for run in data["runs"]:
+        run["summary"]["peak_memory_bytes"] = run["summary"].pop("step_memory_bytes")  # as it was named
+        for name in ("evaluation_memory_bytes", "data_memory_bytes"):
+            del run["summary"][name]
+    found = [run.summary for run in Report.from_json(json.dumps(data)).runs]
+    then = [run.summary.step_memory_bytes for run in report.runs]
+    assert [(s.step_memory_bytes, s.peak_memory_bytes, s.evaluation_memory_bytes) for s in found] == [
+        (size, None, None) for size in then
+    ]
+    assert any(then)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", '"x"', "[" * 100_000])
 def test_a_text_that_is_not_a_report_is_refused(text):
     with pytest.raises(StoreError, match="not a report"):
@@ -242,7 +256,12 @@ def test_the_page_lists_training_memory_and_compiling_separately(store):
     config = with_overrides(RunConfig(), ["execution=compiled"])
     page = render(Report.freeze("t", [make_run(store, config)]))
     rows = settings_of(page)
-    assert (rows["Training memory"], rows["Process memory"], rows["Compiling"]) == ("2.14 MiB", "411 MiB", "12.4 s")
+    assert (rows["Step memory"], rows["Process memory"], rows["Compiling"]) == ("2.14 MiB", "411 MiB", "12.4 s")
+    assert (rows["Evaluation memory"], rows["Data memory"], rows["Training memory"]) == (
+        "2.60 MiB",
+        "27.0 MiB",
+        "29.6 MiB",
+    )
     assert "weights 398 KiB, optimizer state 795 KiB, peak of one step 996 KiB" in page
 
 

@@ -45,7 +45,7 @@ def test_a_submitted_run_finishes(supervised):
     run = supervised.until(supervised.submit("budget.epochs=2"), *TERMINAL)
     assert (run.status, len(run.steps), run.problems) == ("finished", 90, [])
     summary = run.summary()
-    assert 0 < summary.peak_memory_bytes < 1e6 < 50e6 < summary.process_memory_bytes
+    assert 0 < summary.step_memory_bytes < 1e6 < 50e6 < summary.process_memory_bytes
     assert [artifact.name for artifact in run.all(Artifact)] == ["model.safetensors"]
 
 

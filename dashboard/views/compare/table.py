@@ -60,7 +60,7 @@ def as_table(result: Outcome) -> pd.DataFrame:
         row("Steps per second", "derived: steps / training time", _time(lambda r: _rate(r.steps_per_s))),
         row("Samples per second", "derived: samples / training time", _time(lambda r: _rate(r.samples_per_s))),
         row(
-            "Training memory",
+            "Step memory",
             "measured: weights, optimizer state, peak of one step",
             lambda r: units.nbytes(r.memory_bytes),
         ),

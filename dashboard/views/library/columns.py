@@ -68,8 +68,17 @@ COLUMNS: dict[str, Column] = {
     "epochs": Column("Epochs", None, number_column("Counted.", "%.2f")),
     "flops": Column("FLOPs", None, number_column("Derived from closed formulas per layer.", "compact")),
     "peak_memory_bytes": Column(
-        "Training memory", None, number_column("Measured: weights, optimizer state and the peak of one step.", "bytes")
+        "Training memory", None,
+        number_column("Measured: a step or an evaluation, whichever takes more, with the data. Empty for older runs.", "bytes"),
     ),
+    "step_memory_bytes": Column(
+        "Step memory", None, number_column("Measured: weights, optimizer state and the peak of one step.", "bytes")
+    ),
+    "evaluation_memory_bytes": Column(
+        "Evaluation memory", None,
+        number_column("Measured: weights, optimizer state, gradients and the peak of an evaluation.", "bytes"),
+    ),
+    "data_memory_bytes": Column("Data memory", None, number_column("Counted: both splits and the shuffled copy.", "bytes")),
     "process_memory_bytes": Column("Process memory", None, number_column("Measured, including PyTorch itself.", "bytes")),
     "energy_j": Column("Energy", None, number_column("Measured by a counter; empty without a counter.", "%.1f J")),
     "target_step": Column("Steps to target", None, number_column(_TO_TARGET, "localized")),

@@ -22,7 +22,7 @@ from engine.pytorch.distributed.exchange import Exchange, TimedAllGather, TimedR
 from engine.pytorch.distributed.group import RankGroup
 from engine.pytorch.distributed.shares import Share, bounds
 from engine.pytorch.training import optimizers
-from engine.pytorch.training.net import Net, Score, totals
+from engine.pytorch.training.net import Net, Score
 
 
 class RankNet(Net):
@@ -32,6 +32,8 @@ class RankNet(Net):
     rank a part of every weight, gradient and optimizer state (Zhao et al. 2023, arXiv:2304.11277; ZeRO stage 3,
     Rajbhandari et al. 2020, arXiv:1910.02054).
     """
+
+    without_autograd = torch.no_grad  # FSDP gathers weights outside of inference mode
 
     def __init__(self, config: RunConfig, facts: Dataset, plan: planner.Plan, group: RankGroup) -> None:
         self.group, self.exchange = group, Exchange(group.device)
@@ -117,8 +119,8 @@ class RankNet(Net):
 
     def evaluated(self, held_out: Examples, batch_size: int) -> Score:
         """As `Net.evaluated`; each rank evaluates its share of the split, and the score is that of all ranks."""
-        with self.group.order("evaluate"), torch.no_grad(), self.averaged(), self.autocast():
-            sums = totals(self.model, self._own_batches(held_out, batch_size), self.group.device)
+        with self.group.order("evaluate"), torch.no_grad():
+            sums = self.sums(self._own_batches(held_out, batch_size), self.group.device)
             if len(held_out) <= self.group.rank:  # no share: the batch is only there for the collectives
                 sums = torch.zeros_like(sums)
             return Score.of(self.group.add_up(sums))
@@ -127,11 +129,12 @@ class RankNet(Net):
         """This rank's batches of the test split, as many as on every rank, because with FSDP all gather weights."""
         group, count = self.group, len(held_out)
         number = ceil(ceil(count / group.num_ranks) / batch_size)
-        mine = torch.arange(count, device=group.device)[bounds(count, group.rank, group.num_ranks)]
-        for part in (
-            mine.tensor_split(number) if len(mine) else [torch.zeros(1, dtype=torch.int64, device=group.device)]
-        ):
-            yield held_out.take(part if held_out.y is not None else part * held_out.seq_len)
+        mine = bounds(count, group.rank, group.num_ranks)
+        if mine.start == mine.stop:
+            yield held_out.between(0, 1)
+            return
+        for part in (bounds(mine.stop - mine.start, i, number) for i in range(number)):
+            yield held_out.between(mine.start + part.start, mine.start + part.stop)
 
     def weights(self) -> dict[str, Tensor]:
         """The whole weights by name, on the CPU; with FSDP every rank must call this, because they are gathered."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.planning import planner
+from engine.planning.memory import GATHER_LIMIT_BYTES
 from engine.pytorch.data import Batch, Examples, Order
 
 
@@ -45,7 +45,7 @@ class Shares:
         self._order = Order(examples, seed)
         self._is_full_batch = batch_size == len(examples) and examples.y is not None
         size = examples.x.numel() * examples.x.element_size()
-        self._gathers = examples.y is not None and size <= planner.GATHER_LIMIT_BYTES * num_ranks
+        self._gathers = examples.y is not None and size <= GATHER_LIMIT_BYTES * num_ranks
 
     def __iter__(self) -> Iterator[Share]:
         while True:

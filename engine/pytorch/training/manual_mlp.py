@@ -20,7 +20,10 @@ from engine.pytorch.training import kernels
 
 @dataclass(slots=True)
 class _Buffers:
-    """The buffers for batches of one size: each layer's output, and the gradient of the loss with respect to it."""
+    """The buffers for batches of one size: each layer's output, and the gradient of the loss with respect to it.
+
+    Those for a smaller batch, the last of an epoch, are the first rows of those for a larger one.
+    """
 
     outputs: list[Tensor]  # (rows, fan_out)
     deltas: list[Tensor]  # (rows, fan_out), the gradients
@@ -113,7 +116,10 @@ class ManualMLP:
     def _new_buffers(self, rows: int) -> _Buffers:
         if not self._gradients:
             self._gradients = [torch.empty_like(p, requires_grad=False) for p in self._parameters]
-        outputs, deltas = ([bias.new_empty(rows, len(bias)) for bias in self._biases] for _ in range(2))
+        if larger := next((held for size, held in self._buffers.items() if size > rows), None):
+            outputs, deltas = ([buffer[:rows] for buffer in part] for part in (larger.outputs, larger.deltas))
+        else:
+            outputs, deltas = ([bias.new_empty(rows, len(bias)) for bias in self._biases] for _ in range(2))
         minus = torch.full((rows, 1), -1 / rows)
         self._buffers[rows] = _Buffers(outputs, deltas, [delta.t() for delta in deltas], minus)
         return self._buffers[rows]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config.run import RunConfig
+from engine.planning.memory import writes_gradients
 from engine.pytorch.data import Batch, Examples
 from engine.pytorch.training import kernels, optimizers
 from engine.pytorch.training.manual_mlp import ManualMLP
@@ -24,6 +25,8 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Net:
     """Model, loss and optimizer of a run: one optimizer step on a batch. The steppers execute it."""
 
+    without_autograd: Callable[[], contextlib.AbstractContextManager[object]] = torch.inference_mode
+
     def __init__(
         self, config: RunConfig, model: nn.Sequential, optimizer: optimizers.AnyOptimizer, micro_batch: int
     ) -> None:
@@ -33,7 +36,7 @@ class Net:
         self.scaler = torch.amp.GradScaler(self.device_type) if config.precision == "fp16" else None
         self.average = [p.detach().clone() for p in optimizer.params] if config.ema_decay else []
         self.forward: Callable[[Tensor, Tensor], Tensor] = self.loss
-        self.manual_mlp = ManualMLP.of(model) if _is_plain(config) else None
+        self.manual_mlp = ManualMLP.of(model) if writes_gradients(config) else None
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean loss of a batch in nats, a scalar; with smoothed labels where the run asks for them.
@@ -157,26 +160,16 @@ class Net:
 
         `batch_size` is that of the evaluation.
         """
-        with torch.inference_mode(), self.averaged(), self.autocast():
-            return Score.of(totals(self.model, held_out.in_order(batch_size), held_out.x.device))
+        return Score.of(self.sums(held_out.in_order(batch_size), held_out.x.device))
+
+    def sums(self, batches: Iterable[Batch], device: torch.device) -> Tensor:
+        """The `totals` of an evaluation over batches on `device`, with the averaged weights where there are any."""
+        with self.without_autograd(), self.averaged(), self.autocast():
+            return totals(self.model, batches, device)
 
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors by name, on the CPU; of a model on the CPU they are its own tensors, not copies."""
         return {name: t.contiguous().cpu() for name, t in self.model.state_dict().items()}
-
-
-def _is_plain(config: RunConfig) -> bool:
-    """Whether loss and execution are what `ManualMLP` computes: mean cross-entropy of one whole batch, float32, eager.
-
-    `ManualMLP.of` checks the model.
-    """
-    return (
-        config.precision == "fp32"
-        and config.execution == "eager"
-        and config.grad_accumulation == 1
-        and config.label_smoothing == 0
-        and not config.is_parallel  # the wrapper around the model needs autograd
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +212,7 @@ def totals(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> 
         if y.ndim > 1:
             squares += right.sum(1).square().sum()
         answers, samples = answers + y.numel(), samples + len(y)
+        del x, y, logits, right  # otherwise they would be held while the next batch is computed
     counts = torch.tensor([answers, samples], device=device, dtype=torch.float64)
     return torch.cat([torch.stack([loss.double(), correct.double(), squares.double()]), counts])
 

@@ -63,7 +63,7 @@ def _verdict(result: Outcome, runs: Sequence[PlacedRun]) -> Verdict:
     return Verdict(
         sentences or ["No verdict yet, because no seed has finished in two configurations."],
         noise,
-        [*to_target, "Test accuracy", "Test loss", "Throughput", "Training memory"],
+        [*to_target, "Test accuracy", "Test loss", "Throughput", "Step memory"],
         [_lane_row(lane, result, costs, runs) for lane in result.lanes],
         ", ".join(f"{lane.busy} of {sum(lane.status.values())} of {lane.label}" for lane in result.lanes if lane.busy),
         result,

@@ -82,17 +82,20 @@ def _target(run: ReportRun) -> str:
 
 def _training_memory_how(run: ReportRun) -> str:
     m = run.memory
-    if m is None or m.training_bytes is None:
+    if m is None or m.peak_memory_bytes is None:
+        return "not recorded"
+    parts = {"step": m.step_memory_bytes, "evaluation": m.evaluation_memory_bytes, "data": m.data_memory_bytes}
+    named = ", ".join(f"{name} {units.nbytes(size)}" for name, size in parts.items())
+    return f"measured: step or evaluation, whichever takes more, with data and checkpoints; {named}"
+
+
+def _step_memory_how(run: ReportRun) -> str:
+    m = run.memory
+    if m is None or m.step_memory_bytes is None:
         return "not recorded"
     parts = {"weights": m.weight_bytes, "optimizer state": m.optimizer_bytes, "peak of one step": m.step_peak_bytes}
     named = ", ".join(f"{name} {units.nbytes(size)}" for name, size in parts.items())
     return f"measured: {named}; {m.method}. Without the data set: {units.nbytes(m.data_bytes)}"
-
-
-def _process_memory(run: ReportRun) -> int | None:
-    """Older reports have no training memory; their peak is that of the process."""
-    summary = run.summary
-    return summary.process_memory_bytes if run.memory else summary.process_memory_bytes or summary.peak_memory_bytes
 
 
 QUANTITIES = (
@@ -158,13 +161,31 @@ QUANTITIES = (
     ),
     Quantity(
         "Training memory",
-        lambda r: units.nbytes(r.memory.training_bytes if r.memory else None),
+        lambda r: units.nbytes(r.summary.peak_memory_bytes),
         _training_memory_how,
         figure="peak_memory_bytes",
     ),
     Quantity(
+        "Step memory",
+        lambda r: units.nbytes(r.summary.step_memory_bytes),
+        _step_memory_how,
+        figure="step_memory_bytes",
+    ),
+    Quantity(
+        "Evaluation memory",
+        lambda r: units.nbytes(r.summary.evaluation_memory_bytes),
+        "measured: weights, optimizer state, what a step leaves, and the peak of an evaluation",
+        figure="evaluation_memory_bytes",
+    ),
+    Quantity(
+        "Data memory",
+        lambda r: units.nbytes(r.summary.data_memory_bytes),
+        "counted: both splits and an epoch's shuffled copy",
+        figure="data_memory_bytes",
+    ),
+    Quantity(
         "Process memory",
-        lambda r: units.nbytes(_process_memory(r)),
+        lambda r: units.nbytes(r.summary.process_memory_bytes),
         lambda r: f"measured: {r.peak_memory_method}" if r.peak_memory_method else "not recorded",
         figure="process_memory_bytes",
     ),
@@ -182,7 +203,9 @@ Value = tuple[str, str, bool]  # text; method, window and uncertainty for the to
 
 def headlines(run: ReportRun) -> list[tuple[str, Value]]:
     """Title and value of the main figures of one run."""
-    titles = _HEADLINES | {"Training memory" if run.memory else "Process memory"}
+    titles = _HEADLINES | {
+        "Process memory" if run.memory is None else "Training memory" if run.memory.peak_memory_bytes else "Step memory"
+    }
     return [(q.title, _value(q, run)) for q in QUANTITIES if q.title in titles]
 
 
