@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import optimize, stats
@@ -66,15 +66,6 @@ def signed_ranks(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     ranks = np.zeros(len(ratio))
     ranks[ratio != 0] = stats.rankdata(np.abs(ratio[ratio != 0]))
     return np.sign(ratio) * ranks
-
-
-def holm(p: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p of Holm's procedure with weights (Holm 1979, section 4)."""
-    adjusted, left, worst = {}, sum(shares.values()), 0.0
-    for key in sorted(p, key=lambda key: p[key] / shares[key]):
-        worst = max(worst, min(1.0, p[key] * left / shares[key]))
-        adjusted[key], left = worst, left - shares[key]
-    return adjusted
 
 
 def fit_law(sizes: np.ndarray, steps: np.ndarray, *, robust: bool = False) -> tuple[float, float, float]:

@@ -7,11 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from tests.referee.conftest import LANES, TARGET
+from tests.referee.conftest import LANES, SEEDS, TARGET
 from tests.referee.statistics import (
     bootstrap_interval,
     bootstrap_p,
-    holm,
     median_or_none,
     sign_flip_p,
     signed_ranks,
@@ -22,7 +21,6 @@ from tests.referee.statistics import (
 pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.xdist_group("referee")]
 RIVALS = [label for label in LANES if label != "fast"]
 METRICS = ("test_accuracy", "test_loss", "to_target")
-QUESTION = 2 / 3  # share of the 5 % for what the race asks; the other comparisons share the rest (docs/compare.md)
 NS = 1e-6  # relative: times in a CSV are whole nanoseconds
 
 
@@ -67,7 +65,7 @@ def test_costs_to_the_target_are_medians_of_interpolated_crossings(exported, lab
     lane = exported.lane("race", label)
     every = [costs(exported, run_id)[0] for run_id in lane["run_ids"]]
     assert lane["reached"] == sum(found["steps"] is not None for found in every)
-    assert lane["judged"] == len(every) == 7
+    assert lane["judged"] == len(every) == SEEDS
     for axis in ("steps", "samples", "seconds", "flops"):
         assert lane["cost"][axis] == near(median_or_none([found[axis] for found in every])), axis
 
@@ -134,7 +132,7 @@ def test_the_same_training_has_the_same_costs_at_any_speed(exported):
         assert grids[0] == grids[1]
         losses = [exported.points(run_id, "steps")["loss"] for run_id in (a, b)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert fast["reached"] == tutorial["reached"] == 7
+    assert fast["reached"] == tutorial["reached"] == SEEDS
     for axis in ("steps", "samples", "flops"):
         assert tutorial["cost"][axis] == pytest.approx(fast["cost"][axis], rel=0.02), axis  # one prediction can differ
 
@@ -144,7 +142,7 @@ def test_the_same_training_has_the_same_costs_at_any_speed(exported):
 def test_effects_and_intervals_are_those_of_the_pairs(exported, label, metric):
     verdict = exported.lane("race", label)["verdicts"][metric]
     difference, kind = differences(exported, label, metric)
-    assert verdict["n"] == 7
+    assert verdict["n"] == SEEDS
     if kind == "ranks":
         medians = [
             median_or_none([t if r else None for t, r in zip(*times(exported, lane), strict=True)])
@@ -182,13 +180,17 @@ def test_a_verdict_is_never_significant_where_its_own_test_is_not(exported, labe
 
 
 def test_verdicts_are_corrected_for_all_rivals_and_metrics(exported):
-    keys = {f"{label} {metric}": (label, metric) for label in RIVALS for metric in METRICS}
-    p = {key: p_alone(exported, *pair) for key, pair in keys.items()}
-    rest = (1 - QUESTION) / (len(METRICS) - 1)
-    shares = {key: (QUESTION if metric == "to_target" else rest) / len(RIVALS) for key, (_, metric) in keys.items()}
-    adjusted = holm(p, shares)
-    for key, (label, metric) in keys.items():
-        verdict = exported.lane("race", label)["verdicts"][metric]
-        assert verdict["p"] == pytest.approx(p[key], abs=1e-9), key
-        assert verdict["p_adjusted"] == pytest.approx(adjusted[key], abs=1e-9), key
-        assert (verdict["state"] == "decided") == (adjusted[key] <= 0.05), key
+    """Holm (1979): all comparisons that are not significant are tested at levels that add up to at most 5 %.
+
+    How the 5 % are divided between the comparisons is the engine's choice, which the levels state.
+    """
+    left = 0.0
+    for label in RIVALS:
+        for metric in METRICS:
+            verdict, p = exported.lane("race", label)["verdicts"][metric], p_alone(exported, label, metric)
+            alpha = 1 - verdict["level"]
+            assert verdict["p"] == pytest.approx(p, abs=1e-9), f"{label} {metric}"
+            assert p - 1e-9 <= verdict["p_adjusted"] <= 1
+            assert (verdict["state"] == "decided") == (p <= alpha + 1e-9) == (verdict["p_adjusted"] <= 0.05 + 1e-9)
+            left += 0 if verdict["state"] == "decided" else alpha
+    assert left <= 0.05 + 1e-9
