@@ -99,8 +99,11 @@ def _least_squares(sizes: np.ndarray, steps: np.ndarray, weights: np.ndarray) ->
     return min(found, key=lambda fit: fit.cost).x
 
 
-def parabola_minima(groups: Sequence[np.ndarray]) -> list[float]:
-    """The least y of a parabola through each group (x, y), all with one curvature of at least 0.1, within the x tried."""
+def parabolas(groups: Sequence[np.ndarray]) -> tuple[list[float], list[np.ndarray]]:
+    """The least y of a parabola through each group (x, y), and its y at each x.
+
+    All have one curvature of at least 0.1. The least y is that within the x tried.
+    """
     places = np.concatenate([np.full(len(x), i) for i, (x, _) in enumerate(groups)])
     x, y = np.concatenate(groups, axis=1)
     middles = np.array([xs.mean() for xs, _ in groups])
@@ -111,12 +114,13 @@ def parabola_minima(groups: Sequence[np.ndarray]) -> list[float]:
     curvature = max(curvature, 0.1)
     level_slope = np.linalg.lstsq(lines, y - curvature * x * x, rcond=None)[0]
     levels, slopes = np.split(level_slope, 2)
-    minima = []
+    minima, fitted = [], []
     for i, (level, slope) in enumerate(zip(levels, slopes, strict=True)):
         tried = x[places == i]
         at = min(max(-slope / (2 * curvature), tried.min()), tried.max())
         minima.append(float(level + slope * at + curvature * at * at))
-    return minima
+        fitted.append(level + slope * tried + curvature * tried * tried)
+    return minima, fitted
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float, float]:
