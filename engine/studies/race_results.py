@@ -414,6 +414,10 @@ def as_json(race: Race, result: Outcome) -> dict[str, Any]:
             for lane in result.lanes
         ],
         "decided": result.is_decided,
+        "survival": {
+            label: {"seconds": curve.times.tolist(), "share": curve.share.tolist()}
+            for label, curve, _ in survivals(race, result)
+        },
         "statuses": {run.run_id: run.status for run in race.runs},
         "over": all(run.status in TERMINAL for run in race.runs),
         "imported": [run.run_id for run in race.runs if run.imported],
