@@ -75,6 +75,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (TIERS.index(_tier(item)), -sizes[groups[item]], first[groups[item]]))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Stop if pytest-xdist does not group the tests, as with pytest 9.2: each process would start every server."""
+    config = session.config
+    if getattr(config.option, "loadgroup", False) and session.items and "@" not in session.items[0].nodeid:
+        raise pytest.UsageError("pytest-xdist does not group the tests: install the versions of requirements-dev.txt.")
+
+
 def _fixtures(item: pytest.Item) -> dict[str, Any]:
     """The fixtures a test uses, its own and theirs, by name: the definition that counts for this test."""
     found = getattr(item, "_fixtureinfo", None)
