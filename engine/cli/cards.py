@@ -101,6 +101,7 @@ def _training_card(run: Run) -> str:
         *_origin_lines(run),
         f"  {describe(run.config)}",
         f"  test accuracy     {units.accuracy(s.test_accuracy)} (measured on the test split)",
+        f"  largest class     {units.accuracy(s.largest_class_accuracy)} (derived: test accuracy of always answering it)",
         f"  training loss     {units.loss(s.final_train_loss)} (measured: mean over the last epoch, at most 100 batches)",
         f"  trained           {units.exact(s.steps)} steps, {units.epochs(s.epochs)} epochs (counted), {units.duration(s.train_seconds)} (measured{busy})",
         f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived: samples / training time{busy})",
@@ -117,6 +118,7 @@ def _training_card(run: Run) -> str:
     if found := step_breakdown.parts(run.step_split, evaluation_s=run.evaluation_s, steps=len(run.steps)):
         lines.append(f"  step breakdown    {step_breakdown.row_in_words(found)} (measured)")
         lines.append(f"                    {step_breakdown.sentence(found, run.config)}")
+    lines += [f"  - {visible(note)}" for note in (run.started.data_notes if run.started else ())]
     lines += [f"  ! {visible(alert.in_words)}" for alert in alerts.of_run(run, time.time())]
     if s.busy:
         lines.append(f"  ! machine was busy: {visible(s.busy_why)}")

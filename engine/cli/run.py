@@ -12,6 +12,7 @@ from engine.cli import cards, common, infer, results
 from engine.common import units
 from engine.common.errors import ConfigError
 from engine.common.jsontext import json_text
+from engine.common.sanitize import visible
 from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
 from engine.config.summary import describe
@@ -91,8 +92,10 @@ def plan_command(a: argparse.Namespace) -> int:
     for name, size in plan.parts():
         print(f"  {name:<17} {units.nbytes(size)} ({'estimated' if name == 'workspace' else 'derived'})")
     print(f"  total memory      {units.nbytes(plan.total_bytes)}, {units.nbytes(plan.free_bytes)} free (measured)")
+    for note in plan.notes:
+        print(f"  data              {visible(note)}")
     print(f"  fits              {'unknown' if plan.fits is None else 'yes' if plan.fits else 'no'}")
-    common.warn(plan)
+    common.warn(dataclasses.replace(plan, notes=()))
     return common.OK
 
 

@@ -41,11 +41,24 @@ def parse_config_json(text: str, *, name: str = "configuration") -> RunConfig:
         ConfigError: The text is not JSON, or not a valid configuration.
     """
     try:
-        return parse_config(json.loads(text))
+        return parse_config(json.loads(text, object_pairs_hook=_without_repetition))
     except ValueError as error:  # not JSON, or a number with more digits than Python reads
         raise ConfigError(f"{name} is not JSON: {error}.", fix="Correct the file, or start from `--preset`.") from None
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply.", fix="A configuration has two levels.") from None
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ConfigError: It has a key twice; JSON would take the last one without a word.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ConfigError(f"The configuration has the key {twice[:60]!r} twice.", fix="Remove one of them.")
+    return found
 
 
 def with_overrides(base: RunConfig, assignments: Iterable[str]) -> RunConfig:

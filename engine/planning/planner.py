@@ -59,7 +59,8 @@ class Plan:
     total_steps: int | None  # None if only a time limit ends the run
     free_bytes: int | None  # now, on the device of the run; None if it cannot be read
     fits: bool | None  # None if the free memory is unknown
-    warnings: tuple[str, ...]  # for settings that work but disappoint
+    warnings: tuple[str, ...]  # for settings that work but disappoint, and data that makes the accuracy doubtful
+    notes: tuple[str, ...] = ()  # how the user's data is read, and what of it is not used
     num_ranks: int = 1  # processes that share each batch
     ranks_per_device: int = 1
 
@@ -145,7 +146,8 @@ def _plan_of_training(config: RunConfig, data: Dataset, free_bytes: int | None, 
         total_steps=total_steps(config, data.train_examples, batch, per_example),
         free_bytes=free,
         fits=None if free is None else sum(sizes.values()) <= MEMORY_SHARE * free,
-        warnings=tuple(_warnings(config, data, machine)) if machine else (),
+        warnings=(*data.warnings, *_warnings(config, data, machine)) if machine else (),
+        notes=data.notes,
         num_ranks=ranks,
         ranks_per_device=together,
     )
@@ -186,7 +188,8 @@ def _plan_of_inference(config: RunConfig, data: Dataset, free_bytes: int | None,
         total_steps=None,
         free_bytes=free,
         fits=None if free is None else sum(sizes.values()) <= MEMORY_SHARE * free,
-        warnings=tuple(_warnings_of_inference(config, data, machine)) if machine else (),
+        warnings=(*data.warnings, *_warnings_of_inference(config, data, machine)) if machine else (),
+        notes=data.notes,
     )
 
 

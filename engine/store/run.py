@@ -453,6 +453,7 @@ class Run:
             final_train_loss=_recent_mean(self.steps, self.started),
             test_loss=quality.test_loss if quality else self.evaluations.last("test_loss"),
             test_accuracy=quality.test_accuracy if quality else self.evaluations.last("test_accuracy"),
+            largest_class_accuracy=started.largest_class_accuracy if started else None,
             flops=trained * started.train_flops_per_example if started and trained is not None else None,
             peak_memory_bytes=self.memory.training_bytes if self.memory else None,
             process_memory_bytes=last.peak_memory_bytes if last else None,

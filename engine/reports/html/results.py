@@ -10,7 +10,7 @@ from engine.common import units
 from engine.measurement import energy
 from engine.reports.frozen_run import ReportRun
 
-_HEADLINES = {"Test accuracy", "Training loss", "Throughput", "Training time"}
+_HEADLINES = {"Test accuracy", "Largest class", "Training loss", "Throughput", "Training time"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,13 @@ def _process_memory(run: ReportRun) -> int | None:
 
 QUANTITIES = (
     Quantity("Test accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _test_how, figure="test_accuracy"),
+    Quantity(
+        "Largest class",
+        lambda r: units.accuracy(r.summary.largest_class_accuracy),
+        "derived: test accuracy of always answering the largest class of the training split",
+        always=False,
+        figure="largest_class_accuracy",
+    ),
     Quantity("Target", _target, "the first of two evaluations in a row that reach the target", always=False),
     Quantity("Test loss", lambda r: units.loss(r.summary.test_loss), _test_how, figure="test_loss"),
     Quantity(
@@ -178,7 +185,8 @@ Value = tuple[str, str, bool]  # text; method, window and uncertainty for the to
 def headlines(run: ReportRun) -> list[tuple[str, Value]]:
     """Title and value of the main figures of one run."""
     titles = _HEADLINES | {"Training memory" if run.memory else "Process memory"}
-    return [(q.title, _value(q, run)) for q in QUANTITIES if q.title in titles]
+    shown = [q for q in QUANTITIES if q.title in titles and (q.always or q.text(run) != units.UNKNOWN)]
+    return [(q.title, _value(q, run)) for q in shown]
 
 
 def results(runs: Sequence[ReportRun]) -> list[tuple[str, list[Value], str]]:
