@@ -47,6 +47,23 @@ def preview(data: DatasetName, source: Source) -> Preview:
     return _inspect(data, source).preview
 
 
+def columns(source: Source) -> tuple[str, ...]:
+    """The column names of a table, read in a process of the same kind; the label need not be one of them.
+
+    Raises ConfigError if the header cannot be read.
+    """
+    path = existing("csv", source)
+    return naming_file(source, lambda: _columns(str(path), *_size_and_ctime(path)))
+
+
+@lru_cache(maxsize=64)  # by the version of the file
+def _columns(path: str, size: int, ctime_ns: int) -> tuple[str, ...]:
+    found = sandbox.ask(
+        "engine.data.user_files", {"columns_of": path}, seconds=INSPECT_S, memory_bytes=INSPECT_MEMORY_BYTES
+    )
+    return tuple(map(str, found))
+
+
 def _inspect(data: DatasetName, source: Source) -> Inspected:
     path = existing(data, source)
     return naming_file(source, lambda: _cached(_Version.of(data, source, path)))

@@ -21,7 +21,7 @@ import pyarrow.csv as arrow_csv
 from engine.common.errors import ConfigError
 from engine.config.data import Source
 from engine.data.datasets import Arrays, Preview
-from engine.data.user_files.columns import MISSING, Features, features_of, is_number
+from engine.data.user_files.features import MISSING, Features, features_of, is_number
 from engine.data.user_files.files import check_bytes, quoted, sha256_of
 from engine.data.user_files.labels import labelled, looks_like_regression, narrowed, numbered
 
@@ -70,6 +70,11 @@ def read_csv(path: Path, source: Source) -> Arrays:
         names=[name for column in features.values() for name in column.names],
         preview=Preview(columns=tuple(names), uses=tuple(uses), rows=tuple(zip(*first, strict=True))),
     )
+
+
+def column_names(path: Path) -> list[str]:
+    """The names of the columns. Raises ConfigError as `_header` does."""
+    return _header(path).names
 
 
 def _joined(columns: Sequence[Features], rows: int) -> np.ndarray:
