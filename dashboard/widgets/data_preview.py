@@ -29,16 +29,15 @@ def draw_preview(config: RunConfig, *, notes: tuple[str, ...], is_open: bool) ->
     except ConfigError:  # the plan shows it
         return
     with st.expander("Your data", expanded=is_open, icon=":material/table_view:"), st.container(key="preview"):
-        for sentence in (*notes, found.standardised):
-            st.markdown(f"- {literal(sentence)}")
+        st.markdown("\n".join(f"- {literal(sentence)}" for sentence in (*notes, found.standardised)))
         if found.columns:
             _draw_rows(found)
         if found.text:
-            st.code(visible(found.text), language=None, wrap_lines=True)
+            st.code("\n".join(map(visible, found.text.splitlines())), language=None, wrap_lines=True)
         if found.images:
             _draw_images(found)
         if found.classes:
-            _draw_classes(found)
+            _draw_classes(found, loading.facts(config.data, config.source).num_classes)
 
 
 def _draw_rows(found: Preview) -> None:
@@ -46,7 +45,8 @@ def _draw_rows(found: Preview) -> None:
     rows = pd.DataFrame([found.uses, *found.rows], columns=[visible(name, 60) for name in found.columns])
     rows.index = pd.Index(["read as", *(str(i + 1) for i in range(len(found.rows)))])
     st.caption("The first rows of the file")
-    st.dataframe(rows.map(lambda cell: visible(cell, 100)), key="preview-rows")
+    index = {"_index": st.column_config.TextColumn(width=75)}
+    st.dataframe(rows.map(lambda cell: visible(cell, 100)), column_config=index, key="preview-rows")
 
 
 def _draw_images(found: Preview) -> None:
@@ -56,10 +56,10 @@ def _draw_images(found: Preview) -> None:
             st.image(base64.b64decode(png), caption=literal(name, 30), width=_IMAGE_WIDTH)
 
 
-def _draw_classes(found: Preview) -> None:
-    """The samples of each class in both splits."""
+def _draw_classes(found: Preview, num_classes: int) -> None:
+    """The samples of each class in both splits, of the first of `num_classes` classes."""
     table = pd.DataFrame(found.classes, columns=["Class", "Training samples", "Test samples"])
     table["Class"] = table["Class"].map(lambda name: visible(name, 60))
-    st.caption("Samples of each class")
+    st.caption(f"Samples of each class{'' if len(found.classes) == num_classes else f' (the first {len(table):,})'}")
     height = _ROW * (min(len(table), _MOST_ROWS) + 1) + 3
     st.dataframe(table, hide_index=True, height=height, width="stretch", key="preview-classes")

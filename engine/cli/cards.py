@@ -157,6 +157,8 @@ def inference_card(run: Run, limit_s: float | None = None, *, quantile: Quantile
         *_latency_table(found),
         *_quality_lines(found),
     ]
+    if (largest := run.summary().largest_class_accuracy) is not None:
+        lines.append(f"  always the largest class: {units.accuracy(largest)} test accuracy (derived)")
     lines += [f"  - {reason}" for reason in dict.fromkeys(_not_run(c) for c in found.cells if c.not_run)]
     if run.last_word and run.last_word.busy and run.last_word.busy.is_busy:
         lines.append(f"  ! machine was busy: {visible(run.last_word.busy.in_words)}")

@@ -114,7 +114,7 @@ def _split(text: str) -> tuple[str, Any]:
     key = key.strip()
     if key in _WORDS:
         return key, re.findall(r"[^\s,\[\]]+", value)
-    if key == "infer.shape" and re.fullmatch(r"\s*\d+(x\d+)+\s*", value):  # 1x28x28
+    if key == "infer.shape" and re.fullmatch(r"\s*\d+(x\d+)+\s*", value, re.ASCII):  # 1x28x28
         return key, list(map(_number, value.split("x")))
     return key, value.strip() if key in _TEXTS else parse_value(value.strip())
 
@@ -122,7 +122,7 @@ def _split(text: str) -> tuple[str, Any]:
 _TEXTS = {"source.path", "source.label", "infer.run", "infer.weights"}  # never parsed: a label column can be named 3
 _LISTS = {"law.batch_sizes", "model.hidden", "source.shape", "lr_milestones", "infer.shape", "infer.cells"}
 _WORDS = {"landscape.runs", "parallel.devices"}  # lists of text: a hex id can look like a number, 12345678901234e5
-_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")  # also .01, 1e3 and 64.0
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII)  # also .01, 1e3 and 64.0
 
 
 def parse_value(text: str) -> Any:

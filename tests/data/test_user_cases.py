@@ -148,6 +148,23 @@ def test_inputs_that_are_all_equal_are_refused(csv, npz):
     assert sentence in refused("numpy", npz(x=np.ones((20, 8, 8)), y=labels()))
 
 
+@pytest.mark.parametrize("columns", [1, 30])
+def test_text_that_begins_after_many_rows_is_text(csv, columns):
+    rows = [",".join([("", "red", "blue")[(i > 200) * (1 + i % 2)]] * columns) + f",{i},{i % 2}" for i in range(400)]
+    names = ",".join(f"c{i}" for i in range(columns))
+    arrays = user_files.read("csv", csv("\n".join([f"{names},a,y", *rows])))
+    assert arrays.facts.shape == (3 * columns + 1,)  # red, blue, missing
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [785, 20_000])
+def test_a_wide_table_fits_into_the_memory_of_the_process(csv, columns):
+    row = ",".join(map(str, range(columns - 1)))
+    text = ",".join(f"c{i}" for i in range(columns)) + "\n" + "".join(f"{i}{row[1:]},{i % 2}\n" for i in range(100))
+    assert user_files.inspect("csv", csv(text)).shape == (columns - 1,)
+
+
 # --- arrays -------------------------------------------------------------------------------------------------------
 
 

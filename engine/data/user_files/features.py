@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +12,15 @@ import pyarrow.compute as pc
 
 from engine.common.errors import ConfigError
 from engine.data.user_files.files import quoted
+from engine.data.user_files.labels import narrowed
 
 MOST_CATEGORIES = 50
 
 # What pandas and Arrow write for a missing value. "None" is not one of them, because it is often a class.
 MISSING = frozenset({"", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaN", "nan", "-nan", "-NaN", "null", "NULL"})
 _MISSING = pa.array(sorted(MISSING))
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_COMMA_NUMBER = r"^[+-]?\d*,\d+([eE][+-]?\d+)?$"
+_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+_COMMA_NUMBER = r"^[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?$"
 _YES_AND_NO = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
 _YES = {"true", "yes", "t", "y"}
 _DATE_FORMATS = ("%Y/%m/%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y")  # besides ISO 8601
@@ -29,7 +29,7 @@ _DAY_S = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """The features of one column: `values` (n, k) float64. A column that is left out has none."""
+    """The features of one column: `values` (n, k) float64, or float32 if exact. A column that is left out has none."""
 
     values: np.ndarray
     names: tuple[str, ...]  # of each feature
@@ -41,25 +41,24 @@ def is_number(text: str) -> bool:
     return re.match(_NUMBER, text) is not None
 
 
-def features_of(texts: pa.Array, name: str, row_of: Callable[[int], int], *, decimal_comma: bool) -> Features:
-    """The features of a column with texts (n,). `row_of` gives the row in the file of an index.
+def features_of(column: pa.Array, name: str, row_of: Callable[[int], int], *, decimal_comma: bool) -> Features:
+    """The features of a column of texts or numbers (n,). `row_of` gives the row in the file of an index.
 
     With `decimal_comma`, 1,10 is 1.10.
 
     Raises:
         ConfigError: A number is missing or not finite, or some values are numbers and others are not.
     """
-    with contextlib.suppress(pa.ArrowInvalid):  # fast, and enough for most columns of most tables
-        values = pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)
-        if _is_finite(values).all():
-            return Features(values[:, None], (name,), "number")
-    texts = pc.utf8_trim_whitespace(texts)
-    missing = pc.is_in(texts, _MISSING).to_numpy(zero_copy_only=False)
+    is_text = pa.types.is_string(column.type)
+    texts = pc.utf8_trim_whitespace(column) if is_text else column
+    missing = (pc.is_in(texts, _MISSING) if is_text else texts.is_null()).to_numpy(zero_copy_only=False)
     if missing.all():
         return _left_out(len(texts), "every value is missing")
+    if not is_text:
+        return _number(texts, missing, name, row_of)
     numbers = _numbers(texts, missing, decimal_comma)
     if 2 * numbers.sum() >= (~missing).sum():
-        return _number(texts, missing, numbers, name, row_of)
+        return _number_in_text(texts, missing, numbers, name, row_of)
     return _words(texts, missing, name, row_of)
 
 
@@ -73,7 +72,7 @@ def _numbers(texts: pa.Array, missing: np.ndarray, decimal_comma: bool) -> np.nd
     return numbers | with_comma if with_comma.any() and not points[~missing].any() else numbers
 
 
-def _number(
+def _number_in_text(
     texts: pa.Array, missing: np.ndarray, numbers: np.ndarray, name: str, row_of: Callable[[int], int]
 ) -> Features:
     if not (missing | numbers).all():
@@ -86,20 +85,28 @@ def _number(
             if has_comma
             else "Correct it, or leave the row empty where the label is unknown.",
         )
+    commas = pc.match_substring(texts, ",").to_numpy(zero_copy_only=False).any()
+    plain = pc.replace_substring(pc.utf8_ltrim(texts, "+"), ",", ".")
+    known = pc.if_else(pa.array(missing), pa.scalar(None, pa.string()), plain)
+    return _number(pc.cast(known, pa.float64()), missing, name, row_of, with_commas=commas)
+
+
+def _number(
+    column: pa.Array, missing: np.ndarray, name: str, row_of: Callable[[int], int], *, with_commas: bool = False
+) -> Features:
     if missing.any():
         raise ConfigError(
             f"row {row_of(int(np.argmax(missing)))}, column {quoted(name)} is empty or NaN.",
             fix="Fill it, or remove the row or the column.",
         )
-    commas = pc.match_substring(texts, ",").to_numpy(zero_copy_only=False).any()
-    plain = pc.replace_substring(pc.utf8_ltrim(texts, "+"), ",", ".")
-    values = pc.cast(plain, pa.float64()).to_numpy(zero_copy_only=False)
+    values = column.to_numpy(zero_copy_only=False)
     if not (finite := _is_finite(values)).all():
         raise ConfigError(
             f"row {row_of(int(np.argmin(finite)))}, column {quoted(name)} is not finite in float32.",
             fix="Remove or scale it.",
         )
-    return Features(values[:, None], (name,), "number with decimal commas" if commas else "number")
+    use = "number with decimal commas" if with_commas else "number"
+    return Features(narrowed(values)[:, None], (name,), use)
 
 
 def _is_finite(values: np.ndarray) -> np.ndarray:
@@ -136,7 +143,7 @@ def _words(texts: pa.Array, missing: np.ndarray, name: str, row_of: Callable[[in
     order = sorted(range(len(words)), key=lambda i: (words[i] in MISSING, words[i]))  # the missing ones come last
     columns = np.empty(len(words), np.int64)
     columns[order] = np.arange(len(words))
-    one_hot = np.zeros((len(texts), len(words)))
+    one_hot = np.zeros((len(texts), len(words)), np.float32)
     one_hot[np.arange(len(texts)), columns[index]] = 1
     shown = ["missing" if words[i] in MISSING else words[i] for i in order]
     use = f"{len(known)} categories, one-hot" + (", and one for missing values" if missing.any() else "")
@@ -162,4 +169,4 @@ def _in_days(moments: pa.Array) -> np.ndarray:
 
 
 def _left_out(rows: int, reason: str) -> Features:
-    return Features(np.empty((rows, 0)), (), f"left out: {reason}")
+    return Features(np.empty((rows, 0), np.float32), (), f"left out: {reason}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
+import io
 import math
 import re
 from collections import Counter
@@ -23,7 +25,7 @@ from engine.config.data import Source
 from engine.data.datasets import Arrays, Preview
 from engine.data.user_files.features import MISSING, Features, features_of, is_number
 from engine.data.user_files.files import check_bytes, quoted, sha256_of
-from engine.data.user_files.labels import labelled, looks_like_regression, narrowed, numbered
+from engine.data.user_files.labels import labelled, looks_like_regression, numbered
 
 MAX_COLUMNS = 100_000
 _PREVIEW_ROWS = 5
@@ -38,10 +40,10 @@ def read_csv(path: Path, source: Source) -> Arrays:
     """
     header = _header(path)
     names, label = header.names, _label_column(header.names, source.label)
-    table = _table(path, header)
+    first = _first_rows(path, header)
+    table = _table(path, header, label, first)
     if table.num_rows == 0:
         raise ConfigError("has no rows below its header.")
-    first = [[value.as_py() for value in column[:_PREVIEW_ROWS]] for column in table.columns]
     texts = pc.utf8_trim_whitespace(table.column(label).combine_chunks())
     kept = np.flatnonzero(~pc.is_in(texts, pa.array(sorted(MISSING))).to_numpy(zero_copy_only=False))
     notes = _without_label(path, header, len(texts), kept)
@@ -68,7 +70,7 @@ def read_csv(path: Path, source: Source) -> Arrays:
         sha256_of(path),
         notes=notes,
         names=[name for column in features.values() for name in column.names],
-        preview=Preview(columns=tuple(names), uses=tuple(uses), rows=tuple(zip(*first, strict=True))),
+        preview=Preview(columns=tuple(names), uses=tuple(uses), rows=tuple(map(tuple, first[:_PREVIEW_ROWS]))),
     )
 
 
@@ -87,8 +89,9 @@ def _joined(columns: Sequence[Features], rows: int) -> np.ndarray:
     if not width:
         reasons = "; ".join(dict.fromkeys(column.use for column in columns))
         raise ConfigError(f"has no column that can be a feature ({reasons}).", fix="Add a column of numbers.")
-    check_bytes(rows * width * np.dtype(np.float64).itemsize)
-    return narrowed(np.concatenate([column.values for column in columns], axis=1))
+    dtype = np.result_type(*(column.values for column in columns))
+    check_bytes(rows * width * dtype.itemsize)
+    return np.concatenate([column.values for column in columns], axis=1, dtype=dtype)
 
 
 def _without_label(path: Path, header: _Header, count: int, kept: np.ndarray) -> list[str]:
@@ -197,24 +200,66 @@ def _label_column(names: Sequence[str], label: str) -> int:
     )
 
 
+_SAMPLED_ROWS = 100
+_SAMPLED_BYTES = 4 << 20
+
+
+def _first_rows(path: Path, header: _Header) -> list[list[str]]:
+    """The first data rows as text. A row that is cut off, or has more or fewer columns than the header, ends them."""
+    with path.open("rb") as file:
+        for _ in range(header.lines):
+            file.readline()
+        content = file.read(_SAMPLED_BYTES)
+    found: list[list[str]] = []
+    with contextlib.suppress(csv.Error):
+        for row in csv.reader(io.StringIO(content.decode(errors="replace"), newline=""), delimiter=header.delimiter):
+            if row and len(row) != len(header.names):
+                break
+            found += [[value.strip() for value in row]] if row else []
+            if len(found) == _SAMPLED_ROWS:
+                return found
+    return found[:-1] if len(content) == _SAMPLED_BYTES else found
+
+
 _RAGGED = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
+_CONVERSION = re.compile(r"column #(\d+): .*conversion error", re.DOTALL)
+_MOST_ATTEMPTS = 20
+_TEXT_BYTES = 1 << 30  # Arrow reserves a block for each column of text
 
 
-def _table(path: Path, header: _Header) -> pa.Table:
-    """All columns as text. They are named by position, because users' names can be any text."""
-    columns = list(map(str, range(len(header.names))))
+def _table(path: Path, header: _Header, label: int, first: Sequence[Sequence[str]]) -> pa.Table:
+    """The label as text; a column as float64 if all of its values are numbers or missing, else as text.
+
+    Columns are named by position, because users' names can be any text. `first` has the first rows.
+
+    Raises:
+        ConfigError: The table cannot be read.
+    """
+    count = len(header.names)
+    text = {i for i in range(count) if any(not is_number(row[i]) and row[i] not in MISSING for row in first)} | {label}
+    attempts = 0
+    while True:
+        types = {str(i): pa.string() if i in text else pa.float64() for i in range(count)}
+        try:
+            return _read(path, header, types, min(16 << 20, max(1 << 20, _TEXT_BYTES // len(text))))
+        except pa.ArrowInvalid as error:
+            found, attempts = _CONVERSION.search(str(error)), attempts + 1
+            if not found or int(found[1]) in text:
+                failure = _table_error(str(error), path, header)
+                raise failure from None
+            # Its first text is further down.
+            text = text | {int(found[1])} if attempts < _MOST_ATTEMPTS else set(range(count))
+
+
+def _read(path: Path, header: _Header, types: dict[str, pa.DataType], block_bytes: int) -> pa.Table:
     # one thread, because only then errors state the row
     reading = arrow_csv.ReadOptions(
-        use_threads=False, column_names=columns, skip_rows=header.lines, block_size=16 << 20
+        use_threads=False, column_names=list(types), skip_rows=header.lines, block_size=block_bytes
     )
     parsing = arrow_csv.ParseOptions(delimiter=header.delimiter, newlines_in_values=True)
-    converting = arrow_csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))
-    try:
-        with pa.OSFile(str(path)) as file:  # not the path, because read_csv would unpack a .gz
-            return arrow_csv.read_csv(file, reading, parsing, converting)
-    except pa.ArrowInvalid as error:
-        failure = _table_error(str(error), path, header)
-        raise failure from None
+    converting = arrow_csv.ConvertOptions(column_types=types, null_values=sorted(MISSING))
+    with pa.OSFile(str(path)) as file:  # not the path, because read_csv would unpack a .gz
+        return arrow_csv.read_csv(file, reading, parsing, converting)
 
 
 def _table_error(text: str, path: Path, header: _Header) -> ConfigError:
