@@ -27,7 +27,7 @@ def case(name: str) -> Source:
 
 def test_labels_are_numbers_only_if_they_print_back_to_themselves(csv):
     assert user_files.read("csv", case("label_hier.csv")).classes == ("11_0", "1_10", "2_1")
-    for words in (("1.10", "1.1"), ("007", "7"), ("1e3", "1000"), ("١", "1")):
+    for words in (("1_1", "2_2"), ("007", "8"), ("1.10", "1.1"), ("007", "7"), ("1e3", "1000"), ("١", "1")):
         text = "a,y\n" + "".join(f"{i},{words[i % 2]}\n" for i in range(20))
         assert sorted(user_files.read("csv", csv(text)).classes) == sorted(words)
     text = "a,y\n" + "".join(f"{i},{(10, 9)[i % 2]}\n" for i in range(20))
