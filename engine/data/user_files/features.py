@@ -83,7 +83,7 @@ def _number_in_text(
             f"row {row_of(wrong)}, column {quoted(name)} has the value {quoted(value)}, but features must be numbers.",
             fix="Write numbers with a decimal point."
             if has_comma
-            else "Correct it, or leave the row empty where the label is unknown.",
+            else "Correct it, or name the column in source.label if it is the label.",
         )
     commas = pc.match_substring(texts, ",").to_numpy(zero_copy_only=False).any()
     plain = pc.replace_substring(pc.utf8_ltrim(texts, "+"), ",", ".")
