@@ -5,7 +5,7 @@ import streamlit as st
 from dashboard import state
 from dashboard.live.run import live_run
 from dashboard.views.shared import VIEWER_NOTE
-from dashboard.widgets import config_form, copy_buttons, run_parts, run_results
+from dashboard.widgets import config_form, copy_buttons, data_preview, run_parts, run_results
 from dashboard.widgets.component import preload
 from dashboard.widgets.run_actions import run_actions
 from engine.common.errors import ConfigError, EngineError
@@ -63,6 +63,7 @@ def show(run: Run) -> None:
     if is_over:
         run_parts.why_box(run)
         run_results.final_figures(run)
+        run_results.data_of(run)
     if run.config.task_facts.about:  # such as a loss surface whose runs were deleted
         if is_over:
             run_actions(run)
@@ -118,6 +119,7 @@ with right:
         run_results.plan_figures(plan)
         for warning in plan.warnings:
             run_parts.warn(warning)
+        data_preview.draw_preview(config, notes=plan.notes, is_open=run is None)
     if run:
         with st.container(key="run-view"):
             show(run)

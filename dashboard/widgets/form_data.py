@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import streamlit as st
+from pydantic import ValidationError
 
 from dashboard import state
 from dashboard.widgets import uploads
 from dashboard.widgets.form_fields import (
+    KEY,
     assignments,
     draw,
     draw_rows,
@@ -19,7 +21,8 @@ from dashboard.widgets.form_fields import (
 )
 from engine.common import units
 from engine.common.errors import ConfigError
-from engine.config.data import DATA, USER_DATA, DatasetName
+from engine.common.sanitize import visible
+from engine.config.data import DATA, USER_DATA, DatasetName, Source
 from engine.config.models import MODELS
 from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
@@ -38,8 +41,36 @@ def draw_data() -> Dataset | None:
     if "source.path" in paths:
         with st.container() if DATA[data].is_yours else group("Your own text", ["source.path"], key="your"):
             _draw_file(data)
-    draw_rows([path for path in paths if path != "source.path"])
+    others = [path for path in paths if path != "source.path"]
+    if "source.label" in others and (columns := _columns()):
+        others.remove("source.label")
+        _draw_label(columns)
+    draw_rows(others)
     return facts
+
+
+def _columns() -> tuple[str, ...]:
+    """The columns of the user's table; empty while they are unknown."""
+    path = value_of("source.path").strip()
+    if not path or not state.may_read(path):
+        return ()
+    try:
+        return loading.columns(Source(path=path))
+    except (ConfigError, ValidationError):  # the plan shows it
+        return ()
+
+
+def _draw_label(columns: tuple[str, ...]) -> None:
+    """A choice of the table's columns. A name that is none of them, as in a link, stays a choice, and its error is shown."""
+    chosen = value_of("source.label")
+    others = [name for name in ("", chosen) if name not in columns]
+    st.selectbox(
+        "Label column",
+        list(dict.fromkeys([*others, *columns])),
+        format_func=lambda name: visible(name, 60) or f"Last column: {visible(columns[-1], 60)}",
+        key=f"{KEY}source.label",
+        help=field_of("source.label").description,
+    )
 
 
 def _draw_file(data: DatasetName) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -13,6 +14,7 @@ from engine.charts.step_breakdown import split_chart
 from engine.common import units
 from engine.common.sanitize import visible
 from engine.config.tasks import TaskName
+from engine.events.summary import Summary
 from engine.events.target import when_reached
 from engine.events.training import Compiled
 from engine.measurement import calibration, cost, energy, provenance, step_breakdown
@@ -26,10 +28,17 @@ from engine.studies.inference import cell_in_words, matrix_of
 BUSY = "machine was busy"
 
 
-def _metric(place: DeltaGenerator, label: str, text: str, figure: Figure, *, more: str = "", flaw: str = "") -> None:
-    """A number. Its help says how it was obtained, and a `flaw` is shown below it."""
-    how = f"{figure.in_words()} {more}".strip()
-    place.metric(label, text, help=literal(how), delta=flaw or None, delta_color="orange", delta_arrow="off")
+def _metric(
+    place: DeltaGenerator, label: str, text: str, figure: Figure, *, more: str = "", flaw: str = "", beside: str = ""
+) -> None:
+    """A number. Its help says how it was obtained; a `flaw`, or else a figure to compare it with, is shown below it."""
+    _draw_metric(place, label, text, f"{figure.in_words()} {more}".strip(), flaw, beside)
+
+
+def _draw_metric(place: DeltaGenerator, label: str, text: str, how: str, flaw: str = "", beside: str = "") -> None:
+    below = flaw or beside or None
+    colour: Literal["orange", "off"] = "orange" if flaw else "off"
+    place.metric(label, text, help=literal(how), delta=below, delta_color=colour, delta_arrow="off")
 
 
 def plan_figures(plan: Plan) -> None:
@@ -64,11 +73,12 @@ def final_figures(run: Run) -> None:
         return
     account, s = account_of(run), run.summary()
     flaw = BUSY if s.busy else ""
+    largest = s.largest_class_accuracy is not None
     accuracy = "Next-character accuracy" if run.config.is_text else "Test accuracy"
     samples_per_s = units.count(s.samples_per_s and round(s.samples_per_s))
     flops = f"{units.flops(s.flops)} (derived)."
     rows = (
-        (accuracy, units.accuracy(s.test_accuracy), "test_accuracy", "", ""),
+        (accuracy, units.accuracy(s.test_accuracy), "test_accuracy", _LARGEST_CLASS if largest else "", ""),
         ("Training loss", units.loss(s.final_train_loss), "final_train_loss", "", ""),
         ("Samples per second", samples_per_s, "samples_per_s", "", flaw),
         ("Training time", units.duration(s.train_seconds) if s.train_seconds else "–", "train_seconds", flops, flaw),
@@ -78,9 +88,26 @@ def final_figures(run: Run) -> None:
     with st.container(key=f"final-{run.run_id}"):
         columns = st.columns([1.35, 1, 1.15, 1, 1.1])
     for column, (label, text, key, more, mark) in zip(columns, rows, strict=True):
-        _metric(column, label, text, known[key], more=more, flaw=mark)
+        beside = _beside_largest_class(s) if key == "test_accuracy" else ""
+        _metric(column, label, text, known[key], more=more, flaw=mark, beside=beside)
     if besides := _besides(run, account):
         st.caption(literal(" · ".join(besides)))
+
+
+_LARGEST_CLASS = (
+    "Below it, derived: the accuracy of always answering the class that is most frequent in the training split."
+)
+
+
+def _beside_largest_class(s: Summary) -> str:
+    known = s.largest_class_accuracy
+    return "" if known is None else f"largest class {units.accuracy(known)}"
+
+
+def data_of(run: Run) -> None:
+    """How the user's data was read and what of it was not used, as the run recorded it."""
+    if run.started and run.started.data_notes:
+        st.caption(literal(f"Data: {' '.join(run.started.data_notes)}"))
 
 
 def _serving_figures(run: Run) -> None:
@@ -92,7 +119,12 @@ def _serving_figures(run: Run) -> None:
     untrained = "" if found.is_trained else "untrained weights"
     busy = BUSY if s.busy else ""
     metrics = (
-        ("Test accuracy", units.accuracy(s.test_accuracy), "Measured on all test samples.", untrained),
+        (
+            "Test accuracy",
+            units.accuracy(s.test_accuracy),
+            "Measured on all test samples.",
+            untrained,
+        ),
         (
             "Highest samples per second",
             units.count(round(best.samples_per_s or 0) if best else None),
@@ -109,7 +141,8 @@ def _serving_figures(run: Run) -> None:
     )
     with st.container(key=f"final-{run.run_id}"):
         for column, (title, text, how, flaw) in zip(st.columns(4), metrics, strict=True):
-            column.metric(title, text, help=literal(how), delta=flaw or None, delta_color="orange", delta_arrow="off")
+            beside = _beside_largest_class(s) if title == "Test accuracy" else ""
+            _draw_metric(column, title, text, how, flaw, beside)
 
 
 _RESULTS: Mapping[TaskName, Callable[[Run], None]] = {"infer": _serving_figures}

@@ -112,6 +112,7 @@ def _training_card(run: Run) -> str:
         *_origin_lines(run),
         f"  {describe(run.config)}",
         f"  test accuracy     {units.accuracy(s.test_accuracy)} ({_tested(run)})",
+        f"  largest class     {units.accuracy(s.largest_class_accuracy)} (derived: test accuracy of always answering it)",
         f"  training loss     {units.loss(s.final_train_loss)} (measured: mean over the last epoch, at most 100 batches)",
         f"  trained           {units.exact(s.steps)} steps, {units.epochs(s.epochs)} epochs (counted), {units.duration(s.train_seconds)} (measured{busy})",
         f"  throughput        {units.samples_per_s(s.samples_per_s)} (derived: samples / training time{busy})",
@@ -134,6 +135,7 @@ def _training_card(run: Run) -> str:
         lines.append(f"                    {found.doubt or found.advice}")
     if found.evaluation:
         lines.append(f"  evaluation        {found.evaluation} (measured)")
+    lines += [f"  - {visible(note)}" for note in (run.started.data_notes if run.started else ())]
     lines += [f"  ! {visible(alert.in_words)}" for alert in alerts.of_run(run, time.time())]
     if s.busy:
         lines.append(f"  ! machine was busy: {visible(s.busy_why)}")
@@ -175,6 +177,8 @@ def inference_card(run: Run, limit_s: float | None = None, *, quantile: Quantile
         *_latency_table(found),
         *_quality_lines(found),
     ]
+    if (largest := run.summary().largest_class_accuracy) is not None:
+        lines.append(f"  always the largest class: {units.accuracy(largest)} test accuracy (derived)")
     lines += [f"  - {reason}" for reason in dict.fromkeys(_not_run(c) for c in found.cells if c.not_run)]
     if run.last_word and run.last_word.busy and run.last_word.busy.is_busy:
         lines.append(f"  ! machine was busy: {visible(run.last_word.busy.in_words)}")

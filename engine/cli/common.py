@@ -75,9 +75,11 @@ def _config_as_typed(a: argparse.Namespace) -> RunConfig:
 
 
 def warn(plan: planner.Plan) -> None:
-    """Print the warnings of a plan on stderr."""
+    """Print on stderr how a plan reads the user's data, and its warnings."""
+    for note in plan.notes:
+        print(f"  - {visible(note)}", file=sys.stderr)
     for warning in plan.warnings:
-        print(f"  ! {warning}", file=sys.stderr)
+        print(f"  ! {visible(warning)}", file=sys.stderr)
 
 
 def print_why(run: Run) -> None:

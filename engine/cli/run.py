@@ -12,6 +12,7 @@ from engine.cli import cards, common, infer, results
 from engine.common import units
 from engine.common.errors import ConfigError
 from engine.common.jsontext import json_text
+from engine.common.sanitize import visible
 from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
 from engine.config.summary import describe
@@ -85,8 +86,10 @@ def plan_command(a: argparse.Namespace) -> int:
     print(f"  forward           {units.flops(plan.forward_flops_per_example)} per sample (derived)")
     print("\n".join(_LINES.get(config.task, _training_lines)(common.store_of(a), config, plan)))
     print("\n".join(_memory_lines(plan)))
+    for note in plan.notes:
+        print(f"  data              {visible(note)}")
     print(f"  fits              {'unknown' if plan.fits is None else 'yes' if plan.fits else 'no'}")
-    common.warn(plan)
+    common.warn(dataclasses.replace(plan, notes=()))
     return common.OK
 
 

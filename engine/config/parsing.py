@@ -41,11 +41,24 @@ def parse_config_json(text: str, *, name: str = "configuration") -> RunConfig:
         ConfigError: The text is not JSON, or not a valid configuration.
     """
     try:
-        return parse_config(json.loads(text))
+        return parse_config(json.loads(text, object_pairs_hook=_without_repetition))
     except ValueError as error:  # not JSON, or a number with more digits than Python reads
         raise ConfigError(f"{name} is not JSON: {error}.", fix="Correct the file, or start from `--preset`.") from None
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply.", fix="A configuration has two levels.") from None
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ConfigError: It has a key twice; JSON would take the last one without a word.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ConfigError(f"The configuration has the key {twice[:60]!r} twice.", fix="Remove one of them.")
+    return found
 
 
 def with_overrides(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
@@ -101,7 +114,7 @@ def _split(text: str) -> tuple[str, Any]:
     key = key.strip()
     if key in _WORDS:
         return key, re.findall(r"[^\s,\[\]]+", value)
-    if key == "infer.shape" and re.fullmatch(r"\s*\d+(x\d+)+\s*", value):  # 1x28x28
+    if key == "infer.shape" and re.fullmatch(r"\s*\d+(x\d+)+\s*", value, re.ASCII):  # 1x28x28
         return key, list(map(_number, value.split("x")))
     return key, value.strip() if key in _TEXTS else parse_value(value.strip())
 
@@ -109,7 +122,7 @@ def _split(text: str) -> tuple[str, Any]:
 _TEXTS = {"source.path", "source.label", "infer.run", "infer.weights"}  # never parsed: a label column can be named 3
 _LISTS = {"law.batch_sizes", "model.hidden", "source.shape", "lr_milestones", "infer.shape", "infer.cells"}
 _WORDS = {"landscape.runs", "parallel.devices"}  # lists of text: a hex id can look like a number, 12345678901234e5
-_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")  # also .01, 1e3 and 64.0
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII)  # also .01, 1e3 and 64.0
 
 
 def parse_value(text: str) -> Any:

@@ -31,6 +31,23 @@ class Dataset:
     licence: str = ""
     source: str = ""
     measures_speed_only: bool = False  # random numbers: nothing can be learned from them
+    # Only of the user's own data:
+    notes: tuple[str, ...] = ()  # sentences: how the data was read, and what of it is not used
+    warnings: tuple[str, ...] = ()  # sentences: reasons to doubt the accuracy
+    version: str = ""  # changes with the data: SHA-256 of a file, or of names, sizes and times of a folder's files
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a user's data looks like, for a page."""
+
+    classes: tuple[tuple[str, int, int], ...] = ()  # name, training samples, test samples; the first MOST_SHOWN
+    columns: tuple[str, ...] = ()  # of a table, all of them
+    uses: tuple[str, ...] = ()  # how each column is read
+    rows: tuple[tuple[str, ...], ...] = ()  # first rows of a table, as written
+    images: tuple[tuple[str, str], ...] = ()  # class and PNG in base64 of the first images
+    text: str = ""  # beginning of a text
+    standardised: str = ""  # a sentence: how the inputs are standardised
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +55,24 @@ class Arrays:
     """A data set in memory. Samples are raw; (x - mean) / std standardises them."""
 
     facts: Dataset
-    # image: (n, c, h, w) uint8 or float32; vector: (n, features) float32; text: (characters,) tokens
+    # image: (n, c, h, w) uint8, float32 or float64; vector: (n, features) float32 or float64; text: (characters,) tokens
     train_x: np.ndarray
     train_y: np.ndarray | None  # (n,) int64; None for text, which predicts its own next character
     test_x: np.ndarray
     test_y: np.ndarray | None
-    mean: np.ndarray  # float32, in the units of x: image (c, 1, 1), vector (features,), text ()
+    mean: np.ndarray  # in the units of x, float64 if x is not uint8: image (c, 1, 1), vector (features,), text ()
     std: np.ndarray  # never 0: a feature that is constant in the training split has 1
     classes: tuple[str, ...]  # names in label order; for text the characters in token order
     sha256: str | None = None  # hash of the user's file, or of all files in the user's folder
+    preview: Preview | None = None  # of the user's table
+
+    @property
+    def largest_class_accuracy(self) -> float:
+        """Test accuracy of always answering the most frequent class (for text, character) of the training split."""
+        train, test = self.train_y, self.test_y
+        if train is None or test is None:
+            train, test = self.train_x, self.test_x[1:]
+        return float((test == np.bincount(train).argmax()).mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,18 +276,21 @@ def split_mask(labels: np.ndarray) -> np.ndarray:
 
 
 def standardisation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (divided by n) of each feature of (n, f) or each channel of (n, c, h, w), float32.
+    """Mean and standard deviation (divided by n) of each feature of (n, f) or each channel of (n, c, h, w), float64.
 
-    A constant feature gets std 1 instead of 0. Sums are in float64 and computed in blocks, because a float64 copy of
-    all values might not fit into memory.
+    They are float32 for images of bytes. A constant feature gets std 1 instead of 0. Sums are in float64 and computed
+    in blocks, because a float64 copy of all values might not fit into memory.
     """
     axes = (0,) if x.ndim == 2 else (0, 2, 3)
     count = x.size // x.shape[1]
     mean = sum(block.sum(axis=axes, dtype=np.float64, keepdims=True) for block in _blocks(x)) / count
+    low, high = x.min(axis=axes, keepdims=True), x.max(axis=axes, keepdims=True)
+    mean = np.where(low == high, low, mean)  # exact: the mean of equal numbers can be rounded
     squares = sum(np.square(block - mean).sum(axis=axes, keepdims=True) for block in _blocks(x))
-    std = np.sqrt(squares / count).astype(np.float32)[0]
-    std[std == 0] = 1  # exactly 0 if all values are equal: sums of up to 2**29 equal float32 are exact in float64
-    return mean.astype(np.float32)[0], std
+    std = np.sqrt(squares / count)
+    std[low == high] = 1
+    kept = np.float32 if x.dtype == np.uint8 else np.float64
+    return mean.astype(kept)[0], std.astype(kept)[0]
 
 
 def _blocks(x: np.ndarray, *, values: int = 4_000_000) -> Iterator[np.ndarray]:

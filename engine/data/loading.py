@@ -24,7 +24,7 @@ import pyarrow.csv as arrow_csv
 from engine.common.errors import ConfigError
 from engine.config.data import DATA, DatasetName, Source
 from engine.data import downloads, user_files
-from engine.data.datasets import BUNDLED, DATASETS, KNOWN, Arrays, Bundled, Dataset, Known, Release, split_mask
+from engine.data.datasets import BUNDLED, DATASETS, KNOWN, Arrays, Bundled, Dataset, Known, Preview, Release, split_mask
 from engine.data.downloads import Progress
 
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # train x, train y, test x, test y
@@ -58,6 +58,16 @@ def load(data: DatasetName, source: Source, *, progress: Callable[[Progress], No
     if data in GENERATED and not source.path:
         return GENERATED[data].load(source)
     return user_files.read(data, source)
+
+
+def preview(data: DatasetName, source: Source) -> Preview:
+    """A preview of the user's file or folder. Raises ConfigError as `facts` does."""
+    return user_files.preview(data, source)
+
+
+def columns(source: Source) -> tuple[str, ...]:
+    """The column names of the user's table. Raises ConfigError if its header cannot be read."""
+    return user_files.columns(source)
 
 
 def preload() -> None:

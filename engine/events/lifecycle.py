@@ -32,6 +32,7 @@ class Queued(Event):
     group: str | None = None  # runs submitted together, for example one per seed
     heat: SeedBlock | None = None
     owner: str = ""  # id of the actor who submitted it (engine.access)
+    data_version: str | None = None  # of the user's own data (`Dataset.version`) at submission
     version: EncodableStr = ""  # version of Isoflop that wrote the configuration; an older one may be unable to read it
 
 
@@ -56,6 +57,11 @@ class Started(Event):
     total_steps: Count | None  # None if the budget has no limit in steps
     setup_s: Seconds  # loading data, building the model; never part of training time
     data_sha256: str | None = None  # SHA-256 of the user's own file
+    data_version: str | None = None  # as in Queued; another one says that the data was changed in between
+    data_notes: tuple[EncodableStr, ...] = ()  # sentences: how the user's data was read, and what of it is not used
+    data_warnings: tuple[EncodableStr, ...] = ()  # sentences: reasons to doubt the test accuracy
+    # Test accuracy of always answering the most frequent class (for text, character) of the training split.
+    largest_class_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     environment: dict[str, EncodableStr | int | float | None] = Field(default_factory=dict)
 
 

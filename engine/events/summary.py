@@ -50,6 +50,9 @@ class Summary(BaseModel):
     final_train_loss: float | None = None
     test_loss: float | None = None
     test_accuracy: float | None = None
+    largest_class_accuracy: float | None = (
+        None  # test accuracy of always answering the largest class of the training split
+    )
     flops: int | None = None
     mfu: float | None = None  # needs the measured peak of this machine (`engine calibrate`)
     step_memory_bytes: int | None = None  # step memory: weights, optimizer state and the peak of one step

@@ -18,7 +18,7 @@ from engine.measurement import step_breakdown
 from engine.store.columns import Table
 from engine.store.run import Run
 
-Kind = Literal["diverging", "stalled", "waiting for data", "memory", "throttled"]
+Kind = Literal["diverging", "stalled", "waiting for data", "memory", "throttled", "data"]
 
 _RECENT_S = 10.0  # alerts look at the hardware readings of the last seconds ...
 _RECENT = 8  # ... when there are at least so many
@@ -35,7 +35,7 @@ class Alert:
     @property
     def in_words(self) -> str:
         """Both sentences."""
-        return f"{self.text} {self.fix}"
+        return f"{self.text} {self.fix}".strip()
 
 
 def of_run(run: Run, now: float) -> list[Alert]:
@@ -49,7 +49,22 @@ def of_run(run: Run, now: float) -> list[Alert]:
             _host_memory(run),
             _throttled(run),
         ]
-    return [alert for alert in found if alert]
+    return [*_of_data(run), *(alert for alert in found if alert)]
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def _of_data(run: Run) -> list[Alert]:
+    """What the run found in the user's own data."""
+    if (started := run.started) is None:
+        return []
+    found = [Alert("data", warning, "") for warning in started.data_warnings]
+    submitted = run.queued.data_version if run.queued else None
+    if submitted and started.data_version and submitted != started.data_version:
+        changed = "The data was changed after the run was submitted; the run trained on the changed data."
+        found.insert(0, Alert("data", changed, "Compare it only with runs of the same data."))
+    return found
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

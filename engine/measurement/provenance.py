@@ -102,6 +102,7 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
                 window=tested,
                 **_uncertainty_of_accuracy(run),
             ),
+            "largest_class_accuracy": _of_largest_class(s),
             "test_loss": _figure(
                 s.test_loss,
                 "",
@@ -161,6 +162,12 @@ def of_run(run: Run, account: energy.Account | None = None) -> dict[str, Figure]
     return found | of_energy(account or energy.of_run(run))
 
 
+def _of_largest_class(s: Summary) -> Figure:
+    known = s.largest_class_accuracy is not None
+    method = "test accuracy of always answering the class that is most frequent in the training split"
+    return _figure(s.largest_class_accuracy, "share", "derived", method if known else "not recorded in this run")
+
+
 def _of_inference(run: Run) -> dict[str, Figure]:
     """The figures of an inference run; those of training are unknown."""
     with run.lock:
@@ -182,6 +189,7 @@ def _of_inference(run: Run) -> dict[str, Figure]:
                 window=window,
                 uncertainty=_binomial(accuracy, quality.examples if quality and not run.config.is_text else 0),
             ),
+            "largest_class_accuracy": _of_largest_class(s),
             "test_loss": _figure(s.test_loss, "", "measured", "mean cross-entropy on the test samples", window=window),
             "samples_per_s": _figure(
                 s.samples_per_s,

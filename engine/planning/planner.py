@@ -58,12 +58,13 @@ class Plan:
     total_steps: int | None  # None if only a time limit ends the run
     free_bytes: int | None  # now, on the device of the run; None if it cannot be read
     fits: bool | None  # None if the free memory is unknown
-    warnings: tuple[str, ...]  # for settings that work but disappoint
+    warnings: tuple[str, ...]  # for settings that work but disappoint, and data that makes the accuracy doubtful
     step_peak_bytes: int  # most in a step above weights, optimizer state and data
     held_bytes: int  # what a step leaves until the next one: gradients and buffers
     evaluation_peak_bytes: int  # most that an evaluation adds to that
     epoch_bytes: int  # the part of data_bytes that is an epoch's order and copy
     reads_views: bool  # whether a step reads its batch where the data is
+    notes: tuple[str, ...]  # how the user's data is read, and what of it is not used
     num_ranks: int = 1  # processes that share each batch
     ranks_per_device: int = 1
 
@@ -175,7 +176,8 @@ def _plan_of_training(config: RunConfig, data: Dataset, free_bytes: int | None, 
             total_steps=total_steps(config, data.train_examples, batch, per_example),
             free_bytes=free,
             fits=None,
-            warnings=tuple(_warnings(config, data, machine)) if machine else (),
+            warnings=(*data.warnings, *_warnings(config, data, machine)) if machine else (),
+            notes=data.notes,
             reads_views=memory.reads_views(config, data, batch),
             num_ranks=ranks,
             ranks_per_device=together,
@@ -223,7 +225,8 @@ def _plan_of_inference(config: RunConfig, data: Dataset, free_bytes: int | None,
             total_steps=None,
             free_bytes=free,
             fits=None,
-            warnings=tuple(_warnings_of_inference(config, data, machine)) if machine else (),
+            warnings=(*data.warnings, *_warnings_of_inference(config, data, machine)) if machine else (),
+            notes=data.notes,
             step_peak_bytes=activations + outputs,
             held_bytes=0,
             evaluation_peak_bytes=outputs,

@@ -79,15 +79,24 @@ def tensors(arrays: Arrays, model: ModelSpec) -> tuple[Examples, Examples]:
 
 
 def _laid_out(raw: np.ndarray, arrays: Arrays, model: ModelSpec) -> Tensor:
-    x = torch.from_numpy(np.ascontiguousarray(raw)).to(
-        torch.float32, copy=True
-    )  # a copy, because the arrays are shared
-    if (
-        arrays.facts.kind == "image"
-    ):  # before standardising, because the border is background, which is 0 in the raw images
+    if arrays.mean.dtype == np.float32:
+        return arranged(_standardised(raw, arrays, model), model, arrays.facts)
+    # In float64, because a mean that is large beside the standard deviation would cost the digits that differ.
+    rows = max(1, _FLOAT64_VALUES * len(raw) // raw.size)
+    parts = [_standardised(raw[i : i + rows], arrays, model).float() for i in range(0, len(raw), rows)]
+    return arranged(torch.cat(parts) if len(parts) > 1 else parts[0], model, arrays.facts)
+
+
+_FLOAT64_VALUES = 4_000_000  # of a block, so that no float64 copy of the whole data set is made
+
+
+def _standardised(raw: np.ndarray, arrays: Arrays, model: ModelSpec) -> Tensor:
+    """Samples with their border, standardised in the precision of the mean."""
+    mean, std = torch.from_numpy(arrays.mean), torch.from_numpy(arrays.std)
+    x = torch.from_numpy(np.ascontiguousarray(raw)).to(mean.dtype, copy=True)  # a copy, because the arrays are shared
+    if arrays.facts.kind == "image":  # before standardising: the border is background, which is 0 in the raw images
         x = _with_border(x, model, arrays.facts)
-    x = x.sub_(torch.from_numpy(arrays.mean)).div_(torch.from_numpy(arrays.std))
-    return arranged(x, model, arrays.facts)
+    return x.sub_(mean).div_(std)
 
 
 def _with_border(x: Tensor, model: ModelSpec, data: Dataset) -> Tensor:

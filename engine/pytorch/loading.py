@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from engine.config.run import RunConfig
 from engine.data import loading
@@ -15,6 +16,17 @@ from engine.events.lifecycle import Preparing
 from engine.pytorch.setup import Clock
 
 _PROGRESS_EVERY_S = 0.25
+
+
+def data_facts(arrays: Arrays) -> dict[str, Any]:
+    """The fields of Started about the data."""
+    return {
+        "data_sha256": arrays.sha256,
+        "data_version": arrays.facts.version or None,
+        "data_notes": arrays.facts.notes,
+        "data_warnings": arrays.facts.warnings,
+        "largest_class_accuracy": arrays.largest_class_accuracy,
+    }
 
 
 def load_dataset(config: RunConfig, clock: Clock) -> Generator[AnyEvent, None, Arrays]:

@@ -25,6 +25,7 @@ from engine.access.policy import AccessError, Action, Actor
 from engine.common.errors import ConfigError, EngineError, LimitReached, StoreError
 from engine.common.sanitize import clean_name
 from engine.config.run import RunConfig
+from engine.data import loading
 from engine.events.lifecycle import SeedBlock
 from engine.hardware import history
 from engine.planning import limits, planner
@@ -99,9 +100,11 @@ class Client:
     def _submit(self, wanted: Sequence[Submission], group: str | None) -> list[str]:
         rules = settings.load(self.store.root)
         self._require("submit", rules)
+        data_versions: dict[RunConfig, str | None] = {}
         for config in dict.fromkeys(w.config for w in wanted):
             policy.require_data(self.actor, config, rules)
             limits.check_before(config, planner.check(config), rules.limits)
+            data_versions[config] = loading.facts(config.data, config.source).version or None
             planner.check_runs(config, lambda run_id: self.store.run(run_id, keep_points=1))
         self._replace_other_code()
         wanted = [w if w.key else w._replace(key=secrets.token_hex(16)) for w in wanted]
@@ -122,7 +125,15 @@ class Client:
             try:
                 for config, name, key, heat in wanted:
                     made.append(
-                        self.store.create(config, name=name, group=group, heat=heat, owner=self.actor.id, key=key)
+                        self.store.create(
+                            config,
+                            name=name,
+                            group=group,
+                            heat=heat,
+                            owner=self.actor.id,
+                            key=key,
+                            data_version=data_versions[config],
+                        )
                     )
             except EngineError:
                 for run_id in new.intersection(made):

@@ -468,6 +468,7 @@ class Run:
             samples_per_s=work.samples_per_s,
             final_train_loss=_recent_mean(self.steps, self.started),
             **self._tested(),
+            largest_class_accuracy=started.largest_class_accuracy if started else None,
             flops=trained * started.train_flops_per_example if started and trained is not None else None,
             step_memory_bytes=self.memory.step_memory_bytes if self.memory else None,
             evaluation_memory_bytes=self.memory.evaluation_memory_bytes if self.memory else None,

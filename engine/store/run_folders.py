@@ -100,10 +100,11 @@ class RunFolders:
         heat: SeedBlock | None = None,
         owner: str = "",
         key: str = "",
+        data_version: str | None = None,
     ) -> str:
         """Create a queued run, completely or not at all; returns its id.
 
-        If the run of `key` exists, for example after a double click, its id is returned.
+        `data_version` is that of the user's own data (`Dataset.version`). If the run of `key` exists, for example after a double click, its id is returned.
 
         Raises:
             ConfigError: the name is not valid.
@@ -127,6 +128,7 @@ class RunFolders:
                     group=group,
                     heat=heat,
                     owner=owner,
+                    data_version=data_version,
                     version=__version__,
                 )
             )

@@ -63,6 +63,8 @@ class VariantOutcome:
     has_energy: bool  # whether a counter measured each of its runs; else `cost["joules"]` is not known
     energy_doubt: float | None  # uncertainty of `cost["joules"]`, as a share: the largest of its runs
     loss_noise: float | None  # spread of the training loss around its moving average, late in the run
+    # Test accuracy of always answering the largest class of the training split; None in reports of older versions.
+    largest_class_accuracy: float | None = None
     share: dict[str, float | None] = field(default_factory=dict)  # value / value of the baseline, by figure
     verdicts: dict[str, Verdict] = field(default_factory=dict)  # against the baseline, by metric
     # The widest steps between two evaluations in which one of its runs reached the target: the resolution of `cost`.
@@ -250,6 +252,7 @@ def _lane_outcome(lane: RacedVariant, reached: Mapping[int, ToTarget]) -> Varian
         if judged and all(math.isfinite(r.spent_s) for r in judged)
         else None,
         test_accuracy=paired_tests.median_of_known([s.test_accuracy for s in summaries]),
+        largest_class_accuracy=paired_tests.median_of_known([s.largest_class_accuracy for s in summaries]),
         test_loss=paired_tests.median_of_known([s.test_loss for s in summaries]),
         samples_per_s=paired_tests.median_of_known([s.samples_per_s for s in summaries]),
         steps_per_s=paired_tests.median_of_known([1 / s.step_seconds if s.step_seconds else None for s in summaries]),

@@ -141,7 +141,7 @@ def table(result: Outcome) -> list[str]:
         states = ", ".join(f"{number} {status}" for status, number in lane.status.items())
         lines.append(f"{visible(lane.label)}  ({states}{imported_in_words(lane)})")
         lines.append(
-            f"  test accuracy {units.accuracy(lane.test_accuracy)}, test loss {units.loss(lane.test_loss)}, "
+            f"  test accuracy {units.accuracy(lane.test_accuracy)}{beside_largest_class(lane)}, test loss {units.loss(lane.test_loss)}, "
             f"{units.samples_per_s(lane.samples_per_s)}{busy_in_words(lane)}, {units.nbytes(lane.memory_bytes)} of step memory"
         )
         if result.target is not None:
@@ -158,6 +158,12 @@ def imported_in_words(lane: VariantOutcome) -> str:
     runs = len(lane.run_ids)
     which = "" if lane.imported == runs else f"{lane.imported} of {runs} "
     return f"; {which}imported, unverified, times of another machine"
+
+
+def beside_largest_class(lane: VariantOutcome) -> str:
+    """The accuracy of always answering the largest class, in brackets; empty if it is unknown."""
+    known = lane.largest_class_accuracy
+    return "" if known is None else f" (largest class {units.accuracy(known)})"
 
 
 def busy_in_words(lane: VariantOutcome) -> str:

@@ -234,3 +234,9 @@ def test_every_field_has_a_title_and_a_help_text_unless_it_is_a_group(spec):
     for name, field in spec.model_fields.items():
         is_group = isinstance(field.default, Spec) or name == "family"
         assert is_group or (field.title and field.description), name
+
+
+@pytest.mark.parametrize("text", ['{"seed": 1, "seed": 2}', '{"optimizer": {"lr": 0.1, "name": "sgd", "lr": 0.2}}'])
+def test_a_key_that_occurs_twice_is_refused(text):
+    with pytest.raises(ConfigError, match=r"has the key '(seed|lr)' twice\. Remove one of them"):
+        parse_config_json(text)

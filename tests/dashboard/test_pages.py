@@ -397,7 +397,11 @@ def test_a_table_waits_for_its_file_and_then_trains(app):
     config = shown_config(app)
     assert planner.check(config).train_examples == 48
     assert not app.button(key="run").disabled
-    widget(app, "source.label").set_value("species").run()
+    assert widget(app, "source.label").options == ["Last column: kind", "width", "length", "kind"]
+    widget(app, "source.label").set_value("width").run()
+    assert "This looks like regression" in app.error[0].value
+    open_page(app, "train", **app.query_params | {"source.label": ["species"]})
+    assert widget(app, "source.label").value == "species"
     assert "Columns: width, length, kind" in app.error[0].value.replace("\\", "")
 
 

@@ -14,6 +14,8 @@ from engine.data import user_files
 from engine.data.user_files import files
 from tests.data.user_data import labels, refused
 
+VALUES = np.random.default_rng(0).integers(100, size=(20, 1_024))
+
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "kept"),
@@ -25,11 +27,13 @@ from tests.data.user_data import labels, refused
         ((8, 6, 4), ">f4", ((4, 8, 6), np.float32)),
         ((3, 8, 8), np.float16, ((3, 8, 8), np.float32)),
         ((16, 8, 6), np.int32, ((16, 8, 6), np.float32)),
+        ((8, 8, 16), np.int32, ((16, 8, 8), np.float32)),
+        ((2, 8, 8), np.uint8, ((2, 8, 8), np.uint8)),
         ((8, 6), bool, ((1, 8, 6), np.uint8)),
     ],
 )
 def test_arrays_of_every_layout_become_features_or_images(npz, shape, dtype, kept):
-    arrays = user_files.read("numpy", npz(x=np.ones((20, *shape), dtype), y=labels()))
+    arrays = user_files.read("numpy", npz(x=VALUES[:, : np.prod(shape)].reshape(20, *shape).astype(dtype), y=labels()))
     assert (arrays.train_x.shape[1:], arrays.train_x.dtype) == kept and arrays.facts.shape == kept[0]
     assert arrays.train_x.flags.c_contiguous
 
@@ -71,7 +75,7 @@ X = np.ones((20, 2))
             "y has shape (20, 2), but one label per sample is needed. Convert one-hot labels with y.argmax(1).",
         ),
         ({"x": X, "y": labels() + 0.5}, "y has the value 0.5; labels must be whole numbers or text."),
-        ({"x": X, "y": np.full(20, np.nan)}, "y has the value nan; labels must be whole numbers or text."),
+        ({"x": X, "y": np.full(20, np.nan)}, "y has the value nan, which is no label. Remove these samples."),
         ({"x": X, "y": np.zeros(20)}, "all labels are '0'"),
         ({"x": X, "y": np.arange(20) // 19}, "class '1' has a single sample"),
         ({"x": X[:9], "y": labels(9)}, "has 9 samples; at least 10 are needed."),
@@ -108,7 +112,7 @@ def test_wrong_arrays_are_refused(npz, arrays, sentence):
 
 
 def test_text_labels_are_classes_in_order(npz):
-    assert user_files.read("numpy", npz(x=X, y=np.array(["b", "a"])[labels()])).classes == ("a", "b")
+    assert user_files.read("numpy", npz(x=VALUES, y=np.array(["b", "a"])[labels()])).classes == ("a", "b")
 
 
 @pytest.mark.parametrize(

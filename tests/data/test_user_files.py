@@ -56,7 +56,7 @@ def one_of_each(csv, npz, folder, tmp_path):
     (tmp_path / "a text.txt").write_text("All the world's a stage. " * 200)
     return {
         "csv": csv(IRIS, label="kind"),
-        "numpy": npz(x=np.ones((20, 8, 6)), y=labels()),
+        "numpy": npz(x=np.arange(960.0).reshape(20, 8, 6), y=labels()),
         "images": Source(path=str(folder)),
         "text": Source(path=str(tmp_path / "a text.txt"), seq_len=16),
     }

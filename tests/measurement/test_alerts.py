@@ -193,3 +193,20 @@ def test_a_rising_loss_is_distinguished_from_the_noise_of_batch_size_1():
     assert [alerts.risen(loss) for loss in noisy] == [None] * len(noisy)
     climbs = np.concatenate([noisy[0], noisy[0] + 9])
     assert alerts.risen(climbs) is not None
+
+
+def test_data_that_changed_after_submission_and_doubts_about_it_are_alerts(store):
+    at_start = Started(
+        at=BEGAN, parameters=1, train_flops_per_example=1, train_examples=100, test_examples=10, total_steps=None,
+        setup_s=0, data_version="new", data_warnings=("Class 'rare' is not tested.",),
+    )  # fmt: skip
+
+    def alerts_of(submitted: str | None) -> list[str]:
+        run_id = store.create(RunConfig(), data_version=submitted)
+        log = EventLog(store.folder(run_id) / "events.jsonl")
+        log.append(at_start)
+        log.flush_if_due(), log._write()
+        return [alert.in_words for alert in alerts.of_run(store.run(run_id), BEGAN)]
+
+    assert alerts_of("new") == alerts_of(None) == ["Class 'rare' is not tested."]
+    assert alerts_of("old")[0].startswith("The data was changed after the run was submitted")

@@ -24,6 +24,11 @@ def as_table(result: Outcome) -> pd.DataFrame:
 
     rows = [
         row("Test accuracy", "measured on the test samples", lambda r: units.accuracy(r.test_accuracy)),
+        row(
+            "Largest class",
+            "derived: accuracy of always answering the largest class",
+            lambda r: units.accuracy(r.largest_class_accuracy),
+        ),
         row("Test loss", "measured on the test samples", lambda r: units.loss(r.test_loss)),
     ]
     if result.target is not None:

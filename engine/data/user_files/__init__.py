@@ -8,8 +8,8 @@ does: the header is row 1.
 from __future__ import annotations
 
 from engine.data.user_files.arrays import channels_first, read_npz
-from engine.data.user_files.inspection import inspect
+from engine.data.user_files.inspection import columns, inspect, preview
 from engine.data.user_files.reading import read
 from engine.data.user_files.text import text_arrays, text_facts
 
-__all__ = ["channels_first", "inspect", "read", "read_npz", "text_arrays", "text_facts"]
+__all__ = ["channels_first", "columns", "inspect", "preview", "read", "read_npz", "text_arrays", "text_facts"]

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from engine.common.errors import ConfigError
-from engine.data.datasets import Arrays, Dataset, split_mask, standardisation
+from engine.data.datasets import Arrays, Dataset, Preview, split_mask, standardisation
+from engine.data.user_files import checks
 from engine.data.user_files.files import quoted
 
 MIN_EXAMPLES = 10
 MAX_CLASSES = 10_000
 
 
-def labelled(title: str, x: np.ndarray, y: np.ndarray, classes: Sequence[str], sha256: str) -> Arrays:
+def labelled(title: str, x: np.ndarray, y: np.ndarray, classes: Sequence[str], sha256: str, **more: Any) -> Arrays:
     """A data set with a fifth of every class in its test split; the order of the file is kept.
 
-    `x` is (n, f) or (n, c, h, w), `y` (n,) int64. Raises ConfigError as `split` does.
+    `x` is (n, f) or (n, c, h, w), `y` (n,) int64; `more` goes to `labelled_split`. Raises ConfigError as `split` and
+    `labelled_split` do.
     """
     test = split(y, classes)
-    return labelled_split(title, (x[~test], y[~test]), (x[test], y[test]), classes, sha256)
+    warnings = checks.row_counters(x, y, more.get("names", ())) if x.ndim == 2 else []
+    return labelled_split(title, (x[~test], y[~test]), (x[test], y[test]), classes, sha256, warnings=warnings, **more)
 
 
 def split(y: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -42,6 +46,17 @@ def split(y: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     if not test.any():
         raise ConfigError("no class has 3 samples, of which one could be used for testing.", fix="Add samples.")
     return test
+
+
+def check_training_split(count: int, classes: Sequence[str]) -> None:
+    """Check the training split of a data set that brings its own split.
+
+    Raises:
+        ConfigError: It has too few samples, or the number of classes is not allowed.
+    """
+    if count < MIN_EXAMPLES:
+        raise ConfigError(f"has {count} training samples; at least {MIN_EXAMPLES} are needed.")
+    check_number_of_classes(classes)
 
 
 def check_number_of_classes(classes: Sequence[str]) -> None:
@@ -66,8 +81,18 @@ def labelled_split(
     test: tuple[np.ndarray, np.ndarray],
     classes: Sequence[str],
     sha256: str,
+    *,
+    version: str = "",
+    notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+    names: Sequence[str] = (),
+    preview: Preview | None = None,
 ) -> Arrays:
-    """A data set with a given split: `train` and `test` are (x, y). Mean and std are those of the training split."""
+    """A data set with a given split: `train` and `test` are (x, y). Mean and std are those of the training split.
+
+    `names` are those of the features. Raises ConfigError if all training inputs are equal.
+    """
+    checks.refuse_constant(train[0])
     shape = train[0].shape[1:]
     facts = Dataset(
         title=title,
@@ -76,8 +101,18 @@ def labelled_split(
         num_classes=len(classes),
         train_examples=len(train[0]),
         test_examples=len(test[0]),
+        notes=(*notes, *checks.constant_features(train[0], names)),
+        warnings=(*warnings, *checks.class_balance(train[1], test[1], classes)),
+        version=version or sha256,
     )
-    return Arrays(facts, *train, *test, *standardisation(train[0]), tuple(classes), sha256)
+    return Arrays(facts, *train, *test, *standardisation(train[0]), tuple(classes), sha256, preview)
+
+
+def narrowed(x: np.ndarray) -> np.ndarray:
+    """`x` as float32 if that changes no value, else unchanged."""
+    with np.errstate(over="ignore"):
+        narrow = x.astype(np.float32)
+    return narrow if np.array_equal(narrow, x, equal_nan=True) else x
 
 
 def numbered(labels: np.ndarray, *, what: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -89,11 +124,22 @@ def numbered(labels: np.ndarray, *, what: str) -> tuple[np.ndarray, tuple[str, .
     whole = np.isfinite(labels) & (labels == np.floor(labels)) & (np.abs(labels) < 2**53)
     if not whole.all():
         first = labels[int(np.argmin(whole))]
+        if not np.isfinite(first):
+            raise ConfigError(f"{what} has the value {first:g}, which is no label.", fix="Remove these samples.")
         raise ConfigError(f"{what} has the value {first:g}; labels must be whole numbers or text.", fix=_REGRESSION)
-    values, y = np.unique(labels, return_inverse=True)
-    if len(values) > max(20, len(labels) // 4):
-        raise ConfigError(f"{what} has {len(values):,} different numbers in {len(labels):,} samples.", fix=_REGRESSION)
+    values, y, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    looks_like_regression(counts, what=what)
     return y.reshape(-1).astype(np.int64), tuple(str(int(value)) for value in values)
+
+
+def looks_like_regression(counts: np.ndarray, *, what: str) -> None:
+    """Check how often each label occurs, (classes,).
+
+    Raises:
+        ConfigError: There are many different numbers, and some of them occur once.
+    """
+    if len(counts) > max(20, counts.sum() // 4) and counts.min() < 2:
+        raise ConfigError(f"{what} has {len(counts):,} different numbers in {counts.sum():,} samples.", fix=_REGRESSION)
 
 
 _REGRESSION = "This looks like regression, which Isoflop does not support. Choose a label with few different values."

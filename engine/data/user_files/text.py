@@ -42,7 +42,7 @@ def text_arrays(title: str, text: str, *, seq_len: int, sha256: str | None = Non
     seen = np.zeros(sys.maxunicode + 1, bool)
     seen[codes] = True
     alphabet = np.flatnonzero(seen)
-    facts = text_facts(title, len(codes), len(alphabet), seq_len=seq_len)
+    facts = text_facts(title, len(codes), len(alphabet), seq_len=seq_len, version=sha256 or "")
     tokens = np.zeros(sys.maxunicode + 1, np.uint8 if len(alphabet) <= 256 else np.uint16)
     tokens[alphabet] = np.arange(len(alphabet))
     cut = _cut(len(codes))
@@ -59,12 +59,16 @@ def text_arrays(title: str, text: str, *, seq_len: int, sha256: str | None = Non
     )
 
 
-def text_facts(title: str, length: int, alphabet: int, *, seq_len: int) -> Dataset:
+def text_facts(title: str, length: int, alphabet: int, *, seq_len: int, version: str = "") -> Dataset:
     """The facts of a text with `length` characters, `alphabet` of them different.
 
     Raises:
         ConfigError: As `text_arrays` does.
     """
+    if alphabet == 1:
+        raise ConfigError(
+            "has one character only, again and again; there is nothing to learn.", fix="Use another text."
+        )
     if alphabet > MAX_CHARACTERS:
         raise ConfigError(
             f"has {alphabet:,} different characters, more than the limit of {MAX_CHARACTERS:,}.",
@@ -77,7 +81,7 @@ def text_facts(title: str, length: int, alphabet: int, *, seq_len: int) -> Datas
             f"{MIN_WINDOWS * seq_len + 1:,}.",
             fix="Use a longer text or lower source.seq_len.",
         )
-    return Dataset(title, "text", (seq_len,), alphabet, train, test)
+    return Dataset(title, "text", (seq_len,), alphabet, train, test, version=version)
 
 
 def _cut(length: int) -> int:

@@ -23,7 +23,7 @@ from engine.events.target import to_target
 from engine.planning import planner
 from engine.pytorch import models
 from engine.pytorch.data import Batch, Batches, Examples, tensors
-from engine.pytorch.loading import load_dataset
+from engine.pytorch.loading import data_facts, load_dataset
 from engine.pytorch.setup import Clock, environment, set_up_arithmetic, synchronize, torch_device
 from engine.pytorch.training import optimizers
 from engine.pytorch.training.net import Net, cross_entropy
@@ -61,7 +61,7 @@ def batch_law(
         test_examples=plan.test_examples,
         total_steps=None,
         setup_s=clock() - begun,
-        data_sha256=arrays.sha256,
+        **data_facts(arrays),
         environment=environment(device),
     )
     bench = _Bench(config, arrays.facts, training.to(device), plan.evaluation_batch, clock)

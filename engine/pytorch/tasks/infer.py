@@ -20,7 +20,7 @@ from engine.pytorch import models
 from engine.pytorch.data import tensors
 from engine.pytorch.inference.bench import Bench
 from engine.pytorch.inference.runtimes import Weights
-from engine.pytorch.loading import load_dataset
+from engine.pytorch.loading import data_facts, load_dataset
 from engine.pytorch.setup import Clock, environment, set_up_arithmetic, synchronize, torch_device
 from engine.store.run import Run
 
@@ -42,7 +42,7 @@ def infer(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
     set_up_arithmetic(config)
     path = _weights_file(config, folder)
     arrays = yield from load_dataset(config, clock)
-    facts, sha256 = arrays.facts, arrays.sha256
+    facts, about_data = arrays.facts, data_facts(arrays)
     request_checks.check_request(config, facts)
     plan = planner.plan(config, data=facts)
     _, test = tensors(arrays, config.model)
@@ -62,7 +62,7 @@ def infer(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
             test_examples=len(test),
             total_steps=None,
             setup_s=origin - begun,
-            data_sha256=sha256,
+            **about_data,
             environment=environment(device),
         )
         bench = Bench(config, weights, test, folder, plan.evaluation_batch, clock, origin)

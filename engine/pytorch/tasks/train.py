@@ -28,7 +28,7 @@ from engine.pytorch.distributed.group import RankGroup, group_facts
 from engine.pytorch.distributed.processes import RankProcesses
 from engine.pytorch.distributed.rank_net import RankNet
 from engine.pytorch.distributed.rank_stepper import RankEvents, RankStepper
-from engine.pytorch.loading import load_dataset
+from engine.pytorch.loading import data_facts, load_dataset
 from engine.pytorch.setup import Clock, environment, set_up_arithmetic, synchronize, torch_device
 from engine.pytorch.training import optimizers
 from engine.pytorch.training.loop import TrainingLoop
@@ -77,7 +77,7 @@ def _train(
     arrays = yield from load_dataset(config, clock)
     plan = planner.plan(config, data=arrays.facts)
     training, held_out = tensors(arrays, config.model)
-    facts, sha256 = arrays.facts, arrays.sha256
+    facts, about_data = arrays.facts, data_facts(arrays)
     del arrays  # the raw arrays are as large again
     has_loader = config.execution == "dataloader"  # its batches are moved to the device one by one
     training, held_out = training if has_loader else training.to(device), held_out.to(device)
@@ -107,7 +107,7 @@ def _train(
         test_examples=len(held_out),
         total_steps=plan.total_steps,
         setup_s=origin - begun,
-        data_sha256=sha256,
+        **about_data,
         environment=environment(device) | group_facts(config),
     )
     yield from _prepared(stepper, net, device, clock)

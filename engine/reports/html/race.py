@@ -84,7 +84,7 @@ def _lane_row(
             is_missing = value is None and not reached
             cells.append(units.UNKNOWN if is_missing else _beside(write(value), lane.share.get(axis)))
     cells += [
-        units.accuracy(lane.test_accuracy),
+        units.accuracy(lane.test_accuracy) + race_verdicts.beside_largest_class(lane).replace(" %", "\u00a0%"),
         units.loss(lane.test_loss),
         _beside(units.samples_per_s(lane.samples_per_s), lane.share.get("samples_per_s")),
         units.nbytes(lane.memory_bytes),

@@ -11,7 +11,7 @@ from engine.events.target import when_reached
 from engine.measurement import energy
 from engine.reports.frozen_run import ReportRun
 
-_HEADLINES = {"Test accuracy", "Training loss", "Throughput", "Training time"}
+_HEADLINES = {"Test accuracy", "Largest class", "Training loss", "Throughput", "Training time"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,13 @@ def _step_memory_how(run: ReportRun) -> str:
 
 QUANTITIES = (
     Quantity("Test accuracy", lambda r: units.accuracy(r.summary.test_accuracy), _test_how, figure="test_accuracy"),
+    Quantity(
+        "Largest class",
+        lambda r: units.accuracy(r.summary.largest_class_accuracy),
+        "derived: test accuracy of always answering the largest class of the training split",
+        always=False,
+        figure="largest_class_accuracy",
+    ),
     Quantity(
         "Target",
         _target,
@@ -206,7 +213,8 @@ def headlines(run: ReportRun) -> list[tuple[str, Value]]:
     titles = _HEADLINES | {
         "Process memory" if run.memory is None else "Training memory" if run.memory.peak_memory_bytes else "Step memory"
     }
-    return [(q.title, _value(q, run)) for q in QUANTITIES if q.title in titles]
+    shown = [q for q in QUANTITIES if q.title in titles and (q.always or q.text(run) != units.UNKNOWN)]
+    return [(q.title, _value(q, run)) for q in shown]
 
 
 def results(runs: Sequence[ReportRun]) -> list[tuple[str, list[Value], str]]:
