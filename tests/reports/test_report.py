@@ -70,7 +70,8 @@ def test_a_column_is_packed_without_loss(values):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda data: data.update(schema_version=3), "schema 3; this version of Isoflop reads up to 2"),
+        (lambda data: data.update(schema_version=3), "schema 3; this version of Isoflop reads 1 to 2"),
+        (lambda data: data.update(schema_version=0), "schema 0; .* No version of Isoflop wrote this file"),
         (lambda data: data.update(runs=[]), "damaged"),
         (lambda data: data["runs"][0]["config"].update(batch_size=-1), "damaged"),
         (lambda data: data["runs"][0]["steps"].update(loss={"float32": "AAAA"}), "damaged"),

@@ -250,7 +250,7 @@ def bomb() -> dict:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (set_in("schema_version", value=3), "has schema 3; this version of Isoflop reads up to 2. Update Isoflop."),
+        (set_in("schema_version", value=3), "has schema 3; this version of Isoflop reads 1 to 2. Update Isoflop."),
         (set_in("schema_version", value="2; drop"), "has schema 2; drop"),
         (set_in("runs", value=[]), "damaged: runs"),
         (set_in("runs", value={}), "not a report"),

@@ -6,6 +6,7 @@ runs are marked as imported, and either all of them enter the store or none does
 
 from __future__ import annotations
 
+from engine.reports.sharing.curve_tables import is_table
 from engine.reports.sharing.curves import CurveChoices
 from engine.reports.sharing.importing import Imports, import_files
 from engine.reports.sharing.library import SavedReport, delete_report, origin_in_words, saved_report, saved_reports
@@ -19,6 +20,7 @@ __all__ = [
     "SavedReport",
     "delete_report",
     "import_files",
+    "is_table",
     "origin_in_words",
     "preview",
     "saved_report",

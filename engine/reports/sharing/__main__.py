@@ -13,6 +13,7 @@ from engine.common.errors import StoreError
 from engine.common.sanitize import visible
 from engine.events.imported import Origin
 from engine.reports.report import Conclusion, Report, hash_in, json_in
+from engine.reports.sharing.curve_tables import is_table
 from engine.reports.sharing.curves import CurveChoices, read_curve
 from engine.reports.sharing.library import SavedReport
 from engine.reports.sharing.rebuilding import Names, rebuild
@@ -100,6 +101,11 @@ def _open(path: Path, name: str, choices: CurveChoices, now: float) -> _OpenedFi
         head = file.read(1_024).lstrip()
     if head.startswith(b"PK"):
         return _open_zip(path)
+    if head.startswith(b"PAR1"):
+        raise StoreError(
+            "This is a Parquet table of points, which cannot be imported.",
+            fix="Export the runs as .html, .json or .zip, or save the table as CSV.",
+        )
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
@@ -110,7 +116,7 @@ def _open(path: Path, name: str, choices: CurveChoices, now: float) -> _OpenedFi
     if head.startswith(b"<"):
         json_text = json_in(text)
         return _OpenedFile(Report.from_json(json_text), "report", _hash(json_text), hash_in(text))
-    if head.startswith((b"{", b"[")) or not name.lower().endswith((".csv", ".tsv", ".txt")):
+    if head.startswith((b"{", b"[")) or not is_table(name):
         return _OpenedFile(Report.from_json(text), "report", _hash(text))
     report, notes = read_curve(text, name, choices, now=now)
     return _OpenedFile(report, "curve", notes=notes)
