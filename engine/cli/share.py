@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,13 +184,14 @@ def _write(path: Path, store: Store, runs: Sequence[Run], a: argparse.Namespace)
         exporters.write_parquet(path, runs)
         return
     if path.suffix == ".csv":
-        text = exporters.steps_csv(runs[0]) if len(runs) == 1 else exporters.steps_of_all(runs)
+        text: Iterable[str] = exporters.points_csv(runs)
     else:
         report = report_of(store, runs, a)
-        text = _page(report) if path.suffix == ".html" else report.to_json()
+        text = [_page(report) if path.suffix == ".html" else report.to_json()]
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(text, encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as file:
+            file.writelines(text)
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)

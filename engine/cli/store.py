@@ -14,7 +14,7 @@ from engine.access import keys, settings
 from engine.cli import cards, common, results
 from engine.common import units
 from engine.common.errors import ConfigError
-from engine.common.jsontext import json_text
+from engine.common.jsontext import json_pieces, json_text
 from engine.common.sanitize import LONGEST_NAME, clean_name, visible
 from engine.events.base import TERMINAL
 from engine.runtime.client import Client, rebuild_index
@@ -94,7 +94,8 @@ def show_command(a: argparse.Namespace) -> int:
     store = common.store_of(a)
     run = store.run(store.find(a.run))
     if a.json:
-        print(json_text(results.everything(store, run)))
+        sys.stdout.writelines(json_pieces(results.everything(store, run)))
+        print()
     else:
         print(cards.card(run))
         for problem in run.problems:
