@@ -6,6 +6,7 @@ from them), so that the browser can change the axis without a request. The more 
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import zip_longest
 from typing import Any
@@ -21,9 +22,8 @@ from dashboard.api.run import about, preparing
 from dashboard.api.wire import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
 from engine.charts.facts import RACE_CHARTS
 from engine.common.downsample import minmax
-from engine.common.errors import StoreError
 from engine.common.sanitize import visible
-from engine.store.columns import Table
+from engine.store.columns import Table, samples_at
 from engine.store.run import Run
 
 MOST_RUNS = 72
@@ -139,21 +139,13 @@ def _along(run: Run, table: Table, rows: np.ndarray) -> dict[str, list[Any]]:
     An imported curve may have no samples or no times: such an axis is left out.
     """
     step = table["step"][rows]
-    samples, seconds = _samples(run.steps, step), table["seconds"][rows]
+    samples, seconds = np.rint(samples_at(run.steps, step)), table["seconds"][rows]
     axes: dict[str, list[Any]] = {"step": step.astype(int).tolist()}
     if np.isfinite(samples).all():
         axes["samples"] = samples.astype(int).tolist()
     if np.isfinite(seconds).all():
         axes["train_s"] = np.round(seconds, 4).tolist()
     return axes
-
-
-def _samples(steps: Table, step: np.ndarray) -> np.ndarray:
-    """Examples seen after each of the steps; none before the first, where an untrained model is evaluated."""
-    if not len(steps):
-        return np.zeros(len(step))
-    done = np.searchsorted(steps["step"], step, side="right")
-    return np.where(done > 0, steps["samples"][np.maximum(done, 1) - 1], 0)
 
 
 # --- the route ----------------------------------------------------------------------------------------------------
@@ -166,22 +158,19 @@ def get_compare(request: Request) -> Response:
         return wire.answer({"error": f"Ask for 1 to {MOST_RUNS} runs, not {len(ids)}."}, 400)
     cursors = request.query_params.get("after", "").split(";")[: len(ids)]
     most = points_each(max(len(ids), _count(request.query_params.get("of", ""))))
-    answers = {
-        visible(run_id, _LONGEST_TEXT): _answer(run_id, after, most)
+    parts = [
+        f"{json.dumps(visible(run_id, _LONGEST_TEXT))}:{_text_of(run_id, after, most)}"
         for run_id, after in zip_longest(ids, cursors, fillvalue="")
-    }
-    return wire.answer({"most": most, "runs": answers})
+    ]
+    return wire.answer_of_text(f'{{"most":{most},"runs":{{{",".join(parts)}}}}}')
 
 
 def _count(text: str) -> int:
     return min(MOST_RUNS, int(text)) if re.fullmatch(r"\d{1,4}", text, re.ASCII) else 0
 
 
-def _answer(run_id: str, after: str, most: int) -> dict[str, Any]:
-    try:
-        return points(shared_run(run_id), after, most=most)
-    except StoreError as error:
-        return {"error": visible(error.message, _LONGEST_TEXT)}
+def _text_of(run_id: str, after: str, most: int) -> str:
+    return wire.text_of_run(lambda: points(shared_run(run_id), after, most=most))[1]
 
 
 ROUTES = [Route("/api/compare", get_compare)]

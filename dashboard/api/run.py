@@ -23,7 +23,6 @@ from dashboard.api.wire import FULL_MEANS, FULL_POINTS, limit, marks, means, num
 from dashboard.server.assets import ASSET_ROUTES
 from engine.charts.facts import RUN_CHARTS
 from engine.common.downsample import minmax
-from engine.common.errors import StoreError
 from engine.common.sanitize import visible
 from engine.config.run import RunConfig
 from engine.events.lifecycle import Preparing
@@ -207,11 +206,9 @@ def _rounded(values: np.ndarray) -> list[float]:
 
 def get_points(request: Request) -> Response:
     """GET /api/runs/ID/points?after=CURSOR: see `points`."""
-    try:
-        run = shared_run(request.path_params["run_id"])
-    except StoreError as error:
-        return wire.answer({"error": error.message}, 404)
-    return wire.answer(points(run, request.query_params.get("after", "")))
+    run_id, after = request.path_params["run_id"], request.query_params.get("after", "")
+    is_made, text = wire.text_of_run(lambda: points(shared_run(run_id), after))
+    return wire.answer_of_text(text, 200 if is_made else 404)
 
 
 ROUTES = [Route("/api/runs/{run_id}/points", get_points), *ASSET_ROUTES]

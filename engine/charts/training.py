@@ -25,6 +25,7 @@ from engine.config.run import RunConfig
 from engine.config.summary import describe
 from engine.config.training import Target
 from engine.events.training import TargetReached
+from engine.store.columns import samples_at
 from engine.store.csv_tables import NAN_IS_MEASURED, Columns, Tables
 
 Axis = Literal["step", "seconds", "samples"]
@@ -377,14 +378,13 @@ def _along(table: Columns, run: Curves, axis: Axis) -> np.ndarray:
     """The x of a table's rows; an evaluation has the x of its step."""
     if axis != "samples":
         return table[axis]
-    if not len(run.steps):
-        return np.zeros(len(table))
-    return np.interp(table["step"], run.steps["step"], run.steps["samples"])
+    return samples_at(run.steps, table["step"])
 
 
 def _reach(runs: Runs, axis: Axis) -> float:
     """The x at which the longest run ends."""
-    return max((float(_along(run.steps, run, axis)[-1]) for run in runs if len(run.steps)), default=0.0)
+    ends = [float(_along(run.steps, run, axis)[-1]) for run in runs if len(run.steps)]
+    return max((end for end in ends if math.isfinite(end)), default=0.0)
 
 
 def _spans_decades(columns: Iterable[np.ndarray], ratio: float) -> bool:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from engine.common import units
 from engine.common.downsample import minmax
 from engine.config.run import RunConfig
+from engine.config.summary import describe
 from engine.events.base import TERMINAL, Count, Moment, Seconds, Status
 from engine.events.catalog import AnyEvent
 from engine.events.imported import Origin
@@ -290,6 +291,16 @@ class ReportRun(FrozenModel):
                 heat=run.heat,
                 imported=run.imported.origin if run.imported else None,
             )
+
+    @property
+    def is_curve(self) -> bool:
+        """Whether it is a table of another tool: of its configuration, only what the importing person stated is known."""
+        return self.imported is not None and self.imported.form == "curve"
+
+    @property
+    def about(self) -> str:
+        """The configuration as one line, as far as it is known."""
+        return f"a curve on {self.config.data}" if self.is_curve else describe(self.config)
 
     @property
     def is_thinned(self) -> bool:

@@ -52,6 +52,17 @@ class Table:
         return float(self[name][-1]) if self._rows else None
 
 
+def samples_at(steps: Any, step: np.ndarray) -> np.ndarray:
+    """Samples seen after each of some steps (n,): 0 before the first step, NaN where the table `steps` does not say.
+
+    An imported table can lack steps, which are interpolated, or samples.
+    """
+    if not len(steps):
+        return np.where(step > 0, np.nan, 0.0)
+    known = np.concatenate([[0.0], steps["step"]]), np.concatenate([[0.0], steps["samples"]])
+    return np.interp(step, *known, right=np.nan)
+
+
 HARDWARE = (
     "process_cpu_percent", "system_cpu_percent", "process_memory_bytes", "system_memory_used_bytes",
     "gpu_utilization_percent", "gpu_memory_used_bytes", "gpu_power_w", "gpu_temperature_c", "gpu_sm_clock_hz",

@@ -13,6 +13,7 @@ from engine.common.errors import ConfigError
 from engine.events.base import TERMINAL, is_number
 from engine.events.lifecycle import Failed
 from engine.measurement import energy
+from engine.store.columns import samples_at
 from engine.store.run import Run
 from engine.studies import paired_tests
 from engine.studies.paired_tests import Verdict
@@ -91,22 +92,15 @@ class Outcome:
 def axes_of(run: Run, price_per_hour: float | None = None) -> dict[str, np.ndarray]:
     """The positions of a run's evaluations on every axis, (n,) each. Samples are those seen at the evaluation's step."""
     steps, seconds = run.evaluations["step"], run.evaluations["seconds"]
-    known = np.concatenate([[0.0], run.steps["step"]]), np.concatenate([[0.0], run.steps["samples"]])
-    samples = np.interp(steps, *known)
+    samples = samples_at(run.steps, steps)
     axes = {"steps": steps, "samples": samples, "seconds": seconds}
-    if run.imported:  # an imported table may lack seconds or samples
-        axes = {
-            name: axis
-            for name, axis in axes.items()
-            if np.isfinite(axis).all() and (name != "samples" or len(run.steps))
-        }
     if run.started:
         axes["flops"] = samples * run.started.train_flops_per_example
     if (joules := energy.joules_at(run, run.evaluations["elapsed"])) is not None:
         axes["joules"] = joules
     if price_per_hour:
         axes["money"] = seconds / 3600 * price_per_hour
-    return axes
+    return {name: axis for name, axis in axes.items() if np.isfinite(axis).all()}  # an imported table may lack some
 
 
 def to_target(run: Run, metric: Metric, target: float, price_per_hour: float | None = None) -> ToTarget:

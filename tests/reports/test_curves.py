@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
 from engine.reports import sharing
 from engine.reports.exporters import write_parquet
+from engine.reports.html import page
 from engine.reports.report import Report
 from engine.reports.sharing import CurveChoices
 from engine.reports.sharing.curves import read_curve
@@ -277,6 +279,33 @@ def test_a_missing_loss_in_a_table_is_not_a_loss_that_became_nan(store, tmp_path
     assert "marks" not in str(points(theirs, ""))
     frozen = Report.from_json(Report.freeze("t", [theirs]).to_json()).runs[0]
     assert not frozen.evaluations.knows("test_loss") and "NaN" not in training.BY_KEY["loss"].draw([frozen]).to_json()
+
+
+@pytest.mark.process
+def test_a_report_of_a_curve_says_only_what_the_table_and_the_import_said(store, tmp_path):
+    (run_id,) = sharing.import_files(
+        store, [CASES / "keras_epoch0.csv"], curve=CurveChoices(config=with_overrides(RunConfig(), ["data=digits"]))
+    ).run_ids
+    report = Report.freeze("t", [store.run(run_id)])
+    shown = page.render(report).partition('<script type="application/json"')[0]
+    words = " ".join(re.sub(r"<style.*?</style>|<script.*?</script>|<[^>]*>", " ", shown, flags=re.DOTALL).split())
+    assert "a curve on digits" in words and "Data digits" in words and "Test loss 0.3300 from the table" in words
+    assert "only what was stated at its import is known" in words
+    for untrue in (
+        "synchronised",
+        "counted",
+        "0 ms",
+        "Optimizer",
+        "Batch size",
+        "Adam",
+        "MLP",
+        "Seed",
+        "did not start",
+    ):
+        assert untrue not in words, untrue
+    (tmp_path / "again.json").write_text(report.to_json())
+    again = store.run(sharing.import_files(store, [tmp_path / "again.json"]).run_ids[0])
+    assert again.imported.origin.form == "curve" and again.summary() == store.run(run_id).summary()
 
 
 @pytest.mark.process

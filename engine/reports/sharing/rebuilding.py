@@ -95,6 +95,8 @@ def rebuild(
         folder.mkdir(mode=0o700)
         files, missing = _files(run, folder, names, read)
         origin = origin.model_copy(update={"from_run_id": run.run_id, "notes": (*origin.notes, *missing)})
+        if run.imported and run.is_curve:  # a report of an imported table; the table's own notes still apply
+            origin = origin.model_copy(update={"form": "curve", "notes": (*run.imported.notes, *origin.notes)})
         queued = Queued(
             at=run.created,
             order=order,
