@@ -293,7 +293,6 @@ def test_a_report_of_a_curve_says_only_what_the_table_and_the_import_said(store,
     assert "only what was stated at its import is known" in words
     for untrue in (
         "synchronised",
-        "counted",
         "0 ms",
         "Optimizer",
         "Batch size",

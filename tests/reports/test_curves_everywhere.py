@@ -59,7 +59,14 @@ def tables(draw: st.DrawFn) -> str:
 
 def imported(store: Store, path: Path) -> Run:
     """The run of a file, imported without the process with limits, which takes a second to start."""
-    question = {"path": str(path), "name": path.name, "root": str(store.root), "owner": "", "now": time.time()}
+    question = {
+        "path": str(path),
+        "name": path.name,
+        "root": str(store.root),
+        "owner": "",
+        "now": time.time(),
+        "read": [],
+    }
     with store.staging() as staging:
         made = import_file(question | {"staging": str(staging), "choices": CurveChoices().model_dump_json()})
         store.put_in_place(staging)

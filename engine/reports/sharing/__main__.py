@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.common import units
 from engine.common.errors import StoreError
 from engine.common.sanitize import visible
 from engine.events.imported import Origin
 from engine.reports.report import Conclusion, Report, hash_in, json_in
 from engine.reports.sharing.curve_tables import is_table
 from engine.reports.sharing.curves import CurveChoices, read_curve
-from engine.reports.sharing.library import SavedReport
+from engine.reports.sharing.library import SavedReport, report_with_hash
 from engine.reports.sharing.rebuilding import Names, rebuild
 from engine.reports.sharing.zips import REPORT, SUMS, Archive
 from engine.store.store import Store
@@ -36,10 +37,21 @@ class _OpenedFile:
 
 
 def import_file(request: dict[str, Any]) -> dict[str, Any]:
-    """Write the folders of all runs of a file into a staging folder; return the new ids and the warnings."""
+    """Write the folders of all runs of a file into a staging folder; return the new ids and the warnings.
+
+    A report whose content is in the store, or in `read`, the hashes of the files before it, is not written again.
+    """
     path, name, now = Path(request["path"]), request["name"], request["now"]
     opened = _open(path, name, CurveChoices.model_validate_json(request["choices"]), now)
     report, store, staging = opened.report, Store(Path(request["root"])), Path(request["staging"])
+    if opened.content_hash in request["read"]:
+        return {"same_as": opened.content_hash}
+    if opened.content_hash and (same := report_with_hash(store, opened.content_hash)):
+        warning = (
+            f"This report was imported before, on {units.date(same.origin.at)}. Its runs are in this store already."
+        )
+        ids = {"run_ids": same.run_ids, "group_ids": same.group_ids, "report_id": same.report_id}
+        return ids | {"content_hash": opened.content_hash, "warnings": [warning]}
     matches = _matches(opened)
     origin = Origin(
         at=now,
@@ -93,7 +105,8 @@ def import_file(request: dict[str, Any]) -> dict[str, Any]:
             owner=request["owner"],
         )
         write_atomically(staging / "reports" / f"{report_id}.json", saved.model_dump_json())
-    return {"run_ids": run_ids, "group_ids": group_ids, "report_id": report_id, "warnings": warnings}
+    new_ids = {"run_ids": run_ids, "group_ids": group_ids, "report_id": report_id}
+    return new_ids | {"content_hash": opened.content_hash, "warnings": warnings}
 
 
 def _open(path: Path, name: str, choices: CurveChoices, now: float) -> _OpenedFile:

@@ -13,6 +13,7 @@ from typing import Any
 from engine.common.errors import ConfigError, StoreError
 from engine.common.sanitize import visible
 from engine.reports.sharing.curves import CurveChoices
+from engine.reports.sharing.library import delete_report, saved_reports
 from engine.store.store import Store
 from engine.system import sandbox
 
@@ -62,13 +63,22 @@ def import_files(
     for path, name in zip(paths, names, strict=True):
         _check(path, name)
     with store.staging() as staging:
+        first_with = dict[str, str]()  # content hash: the file that has it
         for path, name in zip(paths, names, strict=True):
-            made = _read(store, staging, path, name, owner, curve or CurveChoices(), clock())
+            made = _read(store, staging, path, name, owner, curve or CurveChoices(), clock(), list(first_with))
+            if same_as := made.get("same_as"):
+                found.warnings.append(_prefixed(name, f"the same report as {visible(first_with[same_as], 80)}."))
+                continue
+            if made["content_hash"]:
+                first_with[made["content_hash"]] = name
             found.run_ids += made["run_ids"]
             found.group_ids += made["group_ids"]
             found.report_ids += [made["report_id"]] if made["report_id"] else []
             found.warnings += [_prefixed(name, warning) for warning in made["warnings"]]
         store.put_in_place(staging)
+    for report in saved_reports(store):  # of an earlier import, whose runs were deleted
+        if report.origin.content_hash in first_with and report.report_id not in found.report_ids:
+            delete_report(store, report.report_id)
     return found
 
 
@@ -88,9 +98,17 @@ def _check(path: Path, name: str) -> None:
 
 
 def _read(
-    store: Store, staging: Path, path: Path, name: str, owner: str, curve: CurveChoices, now: float
+    store: Store,
+    staging: Path,
+    path: Path,
+    name: str,
+    owner: str,
+    curve: CurveChoices,
+    now: float,
+    read: list[str],
 ) -> dict[str, Any]:
     request = {
+        "read": read,
         "path": str(path.absolute()),
         "name": name,
         "root": str(store.root),

@@ -60,6 +60,12 @@ def saved_report(store: Store, report_id: str) -> SavedReport:
         raise StoreError(f"There is no report {report_id[:20]!r} in this store, or it cannot be read.") from None
 
 
+def report_with_hash(store: Store, content_hash: str) -> SavedReport | None:
+    """The imported report with this content, if all of its runs are still in the store."""
+    same = (report for report in saved_reports(store) if report.origin.content_hash == content_hash)
+    return next((r for r in same if all((store.root / "runs" / run_id).is_dir() for run_id in r.run_ids)), None)
+
+
 def delete_report(store: Store, report_id: str) -> None:
     """Delete an imported report; its runs stay."""
     with contextlib.suppress(FileNotFoundError):
