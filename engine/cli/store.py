@@ -63,7 +63,7 @@ def list_command(a: argparse.Namespace) -> int:
     if a.limit < 1:
         raise ConfigError(f"--limit {a.limit} is not allowed.", fix="Choose a whole number from 1.")
     store = common.store_of(a)
-    rows = store.rows(limit=a.limit, order=a.sort)
+    rows = store.rows(limit=min(a.limit, sys.maxsize), order=a.sort)
     if any(row.status not in TERMINAL for row in rows):
         Client(store).wake()  # if the supervisor is gone, a new one finds the runs whose process ended
     if a.json:

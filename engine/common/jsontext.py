@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Iterator
@@ -14,6 +15,15 @@ from engine.common.sanitize import visible_json
 
 _PIECE = 65_536  # values of an array that are text at one time
 _LARGEST = 2.0**63
+
+
+JSON_ESCAPES = "isoflop.json"  # a handler of encoding errors: characters that the encoding lacks become JSON escapes
+codecs.register_error(JSON_ESCAPES, lambda error: _escapes(error))
+
+
+def _escapes(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 @dataclass(frozen=True, slots=True)
