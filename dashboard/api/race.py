@@ -23,6 +23,7 @@ from dashboard.api.wire import FULL_MEANS, FULL_POINTS, limit, marks, means, num
 from engine.charts.facts import RACE_CHARTS
 from engine.common.downsample import minmax
 from engine.common.sanitize import visible
+from engine.events.summary import Summary
 from engine.store.columns import Table, samples_at
 from engine.store.run import Run
 
@@ -70,11 +71,16 @@ def _about(run: Run) -> dict[str, Any]:
         "seed": config.seed,
         "target": about(config)["target"],
         "accuracy_is_of_text": config.is_text,
-        "train_examples": started.train_examples if started else None,
+        "train_examples": started.train_examples if started else _examples_of(run.summary()),
         "test_examples": started.test_examples if started else None,
         "flops_per_example": started.train_flops_per_example if started else None,
         "total_steps": started.total_steps if started else None,
     }
+
+
+def _examples_of(summary: Summary) -> int | None:
+    """The samples of an epoch of an imported table; None if it does not say."""
+    return round(summary.samples / summary.epochs) if summary.samples and summary.epochs else None
 
 
 def _state(run: Run) -> dict[str, Any]:

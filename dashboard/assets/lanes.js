@@ -65,6 +65,12 @@ export class Run {
     return scale === 1 ? column : column.map((v) => v * scale);
   }
 
+  // Whether a run that is over has points, but none of them has this axis: an imported table can lack times or samples.
+  lacks(axis, view) {
+    const traces = Object.values(this.traces);
+    return this.over && traces.length > 0 && traces.every((trace) => !this.x(trace, axis, view));
+  }
+
   // The points of a trace as they were sent: {x, y, step}, or null.
   raw(key, axis, view, factor = 1) {
     return this.cached(`raw ${key} ${axis.id} ${view.price} ${factor}`, () => {

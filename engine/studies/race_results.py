@@ -17,7 +17,7 @@ from engine.store.columns import samples_at
 from engine.store.run import Run
 from engine.studies import paired_tests
 from engine.studies.paired_tests import Verdict
-from engine.studies.races import Metric, Race, RacedVariant
+from engine.studies.races import METRICS, Metric, Race, RacedVariant
 
 CLAIM_SEEDS = paired_tests.MIN_PAIRS
 
@@ -260,8 +260,9 @@ def _against(
     verdicts: dict[str, Verdict] = {}
     if both:
         a, b = [first.runs[s] for s in both], [raced.runs[s] for s in both]
-        verdicts["test_accuracy"] = _verdict(a, b, "test_accuracy", looks)
-        verdicts["test_loss"] = _verdict(a, b, "test_loss", looks)
+        for metric in METRICS:
+            if all(_has(run, metric) for run in (*a, *b)):
+                verdicts[metric] = _verdict(a, b, metric, looks)
         pairs = [(reached[first.label].get(s), reached[raced.label].get(s)) for s in both]
         if all(x and y and math.isfinite(x.spent_s) and math.isfinite(y.spent_s) for x, y in pairs):
             verdicts["to_target"] = _verdict_on_times(pairs, looks)  # type: ignore[arg-type]
@@ -269,6 +270,11 @@ def _against(
     share = {name: paired_tests.percent_of_baseline(getattr(lane, name), getattr(base, name)) for name in figures}
     share |= {axis: paired_tests.percent_of_baseline(lane.cost[axis], base.cost[axis]) for axis in AXES}
     return replace(lane, share=share, verdicts=verdicts)
+
+
+def _has(run: Run, metric: Metric) -> bool:
+    """Whether the metric was recorded; an imported table can lack it, which is no divergence."""
+    return not run.imported or (len(run.evaluations) > 0 and run.evaluations.knows(metric))
 
 
 def _is_judged(run: Run) -> bool:

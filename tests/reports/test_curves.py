@@ -265,6 +265,8 @@ def test_a_curve_without_time_has_no_time_to_a_target_and_no_duration(store, tmp
     result = outcome(races.of_runs([make_run(store, name="ours"), theirs]), target=0.8)
     assert result.lanes[1].cost["steps"] == pytest.approx(17.5)
     assert result.lanes[1].cost["seconds"] is None
+    assert "test_accuracy" in result.lanes[1].verdicts
+    assert "test_loss" not in result.lanes[1].verdicts  # the table has none, which is no divergence
     assert Store(store.root).rows(limit=5)
 
 

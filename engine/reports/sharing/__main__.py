@@ -14,7 +14,7 @@ from engine.common.errors import StoreError
 from engine.common.sanitize import visible
 from engine.events.imported import Origin
 from engine.reports.report import Conclusion, Report, hash_in, json_in
-from engine.reports.sharing.curve_tables import is_table
+from engine.reports.sharing.curve_tables import columns_of, is_table
 from engine.reports.sharing.curves import CurveChoices, read_curve
 from engine.reports.sharing.library import SavedReport, report_with_hash
 from engine.reports.sharing.rebuilding import Names, rebuild
@@ -109,6 +109,13 @@ def import_file(request: dict[str, Any]) -> dict[str, Any]:
     return new_ids | {"content_hash": opened.content_hash, "warnings": warnings}
 
 
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a table to choose from, or the ids of the runs that `import_file` wrote."""
+    if request.get("only_columns"):
+        return dataclasses.asdict(columns_of(_text(Path(request["path"]))))
+    return import_file(request)
+
+
 def _open(path: Path, name: str, choices: CurveChoices, now: float) -> _OpenedFile:
     with path.open("rb") as file:
         head = file.read(1_024).lstrip()
@@ -119,13 +126,7 @@ def _open(path: Path, name: str, choices: CurveChoices, now: float) -> _OpenedFi
             "This is a Parquet table of points, which cannot be imported.",
             fix="Export the runs as .html, .json or .zip, or save the table as CSV.",
         )
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise StoreError(
-            "This is neither a zip nor UTF-8 text.", fix="Choose a file that Isoflop exported, or a CSV."
-        ) from None
+    text = _text(path)
     if head.startswith(b"<"):
         json_text = json_in(text)
         return _OpenedFile(Report.from_json(json_text), "report", _hash(json_text), hash_in(text))
@@ -133,6 +134,15 @@ def _open(path: Path, name: str, choices: CurveChoices, now: float) -> _OpenedFi
         return _OpenedFile(Report.from_json(text), "report", _hash(text))
     report, notes = read_curve(text, name, choices, now=now)
     return _OpenedFile(report, "curve", notes=notes)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise StoreError(
+            "This is neither a zip nor UTF-8 text.", fix="Choose a file that Isoflop exported, or a CSV."
+        ) from None
 
 
 def _open_zip(path: Path) -> _OpenedFile:
@@ -177,4 +187,4 @@ def _with_new_ids(names: Names, conclusion: Conclusion) -> Conclusion:
 
 
 if __name__ == "__main__":
-    sandbox.serve(import_file)
+    sandbox.serve(answer)
