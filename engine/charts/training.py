@@ -78,14 +78,16 @@ class Chart:
 
     def has_data(self, run: Curves) -> bool:
         """Whether the run has points for this chart; an empty chart is not drawn."""
-        line = self.facts.lines[0]
+        return any(self._has_points(run, line) for line in self.facts.lines if line.in_report)
+
+    def _has_points(self, run: Curves, line: charts_facts.Line) -> bool:
         table = getattr(run, line.table)
-        if not len(table):
+        if not (len(table) and _knows(table, line.column)):  # an imported table may lack it
             return False
         values = table[line.column]
         if self.facts.shown == "lr_moves":
             return bool(values.min() < values.max())
-        return line.table != "hardware" or not bool(np.isnan(values).all())
+        return line.column in NAN_IS_MEASURED or not bool(np.isnan(values).all())
 
     def title_of(self, runs: Runs) -> str:
         """The title; for runs on text data, the row's title for text where it has one."""

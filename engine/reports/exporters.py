@@ -175,6 +175,8 @@ def _scalars(run: Run) -> Iterator[tuple[str, int, float, float]]:
     began = run.started.at if run.started else run.created
     for name, (table, column) in SCALARS.items():
         rows = getattr(run, table)
+        if not rows.knows(column):
+            continue
         for step, elapsed, value in zip(
             rows["step"].tolist(), rows["elapsed"].tolist(), rows[column].tolist(), strict=True
         ):
