@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from dashboard.api import cursor, wire
 from dashboard.api.readers import shared_run
-from dashboard.api.run import about, preparing
+from dashboard.api.run import about, few_rows, preparing
 from dashboard.api.wire import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
 from engine.charts.facts import RACE_CHARTS
 from engine.common.downsample import minmax
@@ -75,7 +75,7 @@ def _about(run: Run) -> dict[str, Any]:
         "test_examples": started.test_examples if started else None,
         "flops_per_example": started.train_flops_per_example if started else None,
         "total_steps": started.total_steps if started else None,
-    }
+    } | few_rows(run)
 
 
 def _examples_of(summary: Summary) -> int | None:

@@ -93,6 +93,7 @@ export class Run {
   // The half-life of the smoothing, in steps: a share of all steps of the run. If their number is unknown, it is a share of the
   // next power of two, so that the line does not change its shape with every update.
   halfLife({ step }, share) {
+    if (this.about.few_rows) return 0.01; // a row of an imported table can be a whole epoch
     const done = step.at(-1) ?? 1;
     const measured = done / Math.max(1, this.traces.loss?.step.at(-1) ?? done);
     return Math.max(0.01, share * measured * (this.about.total_steps ?? 2 ** Math.ceil(Math.log2(Math.max(1, done)))));

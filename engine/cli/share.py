@@ -228,9 +228,7 @@ def import_command(a: argparse.Namespace) -> int:
         return common.OK
     for run_id in found.run_ids:
         run = client.store.run(run_id, keep_points=1)
-        is_curve = run.imported and run.imported.origin.form == "curve"
-        words = f"a curve on {run.config.data}" if is_curve else describe(run.config)
-        print(f"{run_id}  {run.status:<11}  {visible(run.name, 60)}  {words}")
+        print(f"{run_id}  {run.status:<11}  {visible(run.name, 60)}  {sharing.run_in_words(run)}")
     for group_id in found.group_ids:
         print(f"group {group_id}: its runs were submitted together")
     for warning in found.warnings:

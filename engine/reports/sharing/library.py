@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.common import units
 from engine.common.errors import StoreError
+from engine.config.summary import describe
 from engine.events.imported import Origin
 from engine.reports.report import Conclusion
 from engine.store.run import Run
@@ -70,6 +71,12 @@ def delete_report(store: Store, report_id: str) -> None:
     """Delete an imported report; its runs stay."""
     with contextlib.suppress(FileNotFoundError):
         _path(store, report_id).unlink()
+
+
+def run_in_words(run: Run) -> str:
+    """The configuration as one line, as far as it is known: of an imported table, only the data set is."""
+    is_table = run.imported is not None and run.imported.origin.form == "curve"
+    return f"a curve on {run.config.data}" if is_table else describe(run.config)
 
 
 def origin_in_words(run: Run) -> list[str]:
