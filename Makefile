@@ -35,6 +35,7 @@ $(VENV)/.dev: requirements.txt requirements-oidc.txt requirements-dev.txt | $(BI
 	@touch $@ $(VENV)/.run
 
 run: $(VENV)/.run
+	@test "$(PORT)" -ge 1 -a "$(PORT)" -le 65535 2>/dev/null || { echo "PORT=$(PORT) is not a port. Choose 1 to 65535."; exit 2; }
 	@$(BIN)/streamlit run dashboard/app.py --server.port $(PORT)
 
 # A link that lets one more browser in.

@@ -154,6 +154,7 @@ with st.container(horizontal=True, vertical_alignment="center", key="library-hea
     st.title("Library", anchor=False)
     copy_buttons.copy_buttons(key="copy-library")
     imports.import_box()
+imports.import_choices()
 imports.import_result()
 actions.undo_bar()
 everything = state.store().listing(limit=0)

@@ -10,8 +10,8 @@ from dashboard.widgets.component import preload
 from dashboard.widgets.run_actions import run_actions
 from engine.common.errors import ConfigError, EngineError
 from engine.config.presets import DEFAULT_PRESET, preset_config
-from engine.config.summary import describe
 from engine.events.lifecycle import Progress
+from engine.reports import sharing
 from engine.store.run import Run
 
 # Coming back from another page shows what was here before.
@@ -56,7 +56,7 @@ def show(run: Run) -> None:
     """The title of the run and its live charts; after the end also its final figures."""
     run_id, is_over = run.run_id, run.is_over  # read once, because the run goes on while the page is drawn
     title, action = st.columns([5, 1], vertical_alignment="center")
-    title.markdown(f"**{run_parts.literal(describe(run.config))}**")
+    title.markdown(f"**{run_parts.literal(sharing.run_in_words(run))}**")
     can_stop = not is_over and state.client().may("cancel", run_id)
     if can_stop and action.button("Stop", key="stop", icon=":material/stop:", width="stretch"):
         state.client().cancel(run_id)

@@ -7,6 +7,7 @@ from them), so that the browser can change the axis without a request. The more 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from itertools import zip_longest
 from typing import Any
@@ -18,13 +19,14 @@ from starlette.routing import Route
 
 from dashboard.api import cursor, wire
 from dashboard.api.readers import shared_run
-from dashboard.api.run import about, preparing
+from dashboard.api.run import about, few_rows, preparing
 from dashboard.api.wire import FULL_MEANS, FULL_POINTS, limit, marks, means, numbers, short
 from engine.charts.facts import RACE_CHARTS
 from engine.common.downsample import minmax
-from engine.common.errors import ConfigError, StoreError
+from engine.common.errors import ConfigError
 from engine.common.sanitize import visible
-from engine.store.columns import Table
+from engine.events.summary import Summary
+from engine.store.columns import Table, samples_at
 from engine.store.run import Run
 from engine.studies import race_results
 from engine.studies.races import Metric
@@ -90,11 +92,16 @@ def _about(run: Run) -> dict[str, Any]:
         "seed": config.seed,
         "target": about(config)["target"],
         "accuracy_is_of_text": config.is_text,
-        "train_examples": started.train_examples if started else None,
+        "train_examples": started.train_examples if started else _examples_of(run.summary()),
         "test_predictions": started.test_examples * config.predictions_per_sample if started else None,
         "flops_per_example": started.train_flops_per_example if started else None,
         "total_steps": started.total_steps if started else None,
-    }
+    } | few_rows(run)
+
+
+def _examples_of(summary: Summary) -> int | None:
+    """The samples of an epoch of an imported table; None if it does not say."""
+    return round(summary.samples / summary.epochs) if summary.samples and summary.epochs else None
 
 
 def _state(run: Run) -> dict[str, Any]:
@@ -159,21 +166,13 @@ def _along(run: Run, table: Table, rows: np.ndarray) -> dict[str, list[Any]]:
     An imported curve may have no samples or no times: such an axis is left out.
     """
     step = table["step"][rows]
-    samples, seconds = _samples(run.steps, step), table["seconds"][rows]
+    samples, seconds = np.rint(samples_at(run.steps, step)), table["seconds"][rows]
     axes: dict[str, list[Any]] = {"step": step.astype(int).tolist()}
     if np.isfinite(samples).all():
         axes["samples"] = samples.astype(int).tolist()
     if np.isfinite(seconds).all():
         axes["train_s"] = np.round(seconds, 4).tolist()
     return axes
-
-
-def _samples(steps: Table, step: np.ndarray) -> np.ndarray:
-    """Examples seen after each of the steps; none before the first, where an untrained model is evaluated."""
-    if not len(steps):
-        return np.zeros(len(step))
-    done = np.searchsorted(steps["step"], step, side="right")
-    return np.where(done > 0, steps["samples"][np.maximum(done, 1) - 1], 0)
 
 
 # --- the route ----------------------------------------------------------------------------------------------------
@@ -192,22 +191,19 @@ def get_compare(request: Request) -> Response:
     target = NO_TARGET
     with contextlib.suppress(ConfigError):  # a target that no run can have
         target = race_results.parse_target(request.query_params.get("target") or "none")
-    answers = {
-        visible(run_id, _LONGEST_TEXT): _answer(run_id, after, most, target)
+    parts = [
+        f"{json.dumps(visible(run_id, _LONGEST_TEXT))}:{_text_of(run_id, after, most, target)}"
         for run_id, after in zip_longest(ids, cursors, fillvalue="")
-    }
-    return wire.answer({"most": most, "runs": answers})
+    ]
+    return wire.answer_of_text(f'{{"most":{most},"runs":{{{",".join(parts)}}}}}')
 
 
 def _count(text: str) -> int:
     return min(MOST_RUNS, int(text)) if re.fullmatch(r"\d{1,4}", text, re.ASCII) else 0
 
 
-def _answer(run_id: str, after: str, most: int, target: tuple[Metric, float | None]) -> dict[str, Any]:
-    try:
-        return points(shared_run(run_id), after, most=most, target=target)
-    except StoreError as error:
-        return {"error": visible(error.message, _LONGEST_TEXT)}
+def _text_of(run_id: str, after: str, most: int, target: tuple[Metric, float | None]) -> str:
+    return wire.text_of_run(lambda: points(shared_run(run_id), after, most=most, target=target))[1]
 
 
 ROUTES = [Route("/api/compare", get_compare)]

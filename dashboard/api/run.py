@@ -23,7 +23,6 @@ from dashboard.api.wire import FULL_MEANS, FULL_POINTS, limit, marks, means, num
 from dashboard.server.assets import ASSET_ROUTES
 from engine.charts.facts import RUN_CHARTS
 from engine.common.downsample import minmax
-from engine.common.errors import StoreError
 from engine.common.sanitize import visible
 from engine.config.run import RunConfig
 from engine.events.lifecycle import Preparing
@@ -33,6 +32,7 @@ from engine.store.columns import Table
 from engine.store.run import Run
 
 _PROBLEMS = 20
+_FEWEST_SMOOTHED = 120  # rows; as in a report
 _TABLES = ("steps", "evaluations", "hardware", "throughput", "grad_norms")
 _LONGEST_TEXT = 300
 
@@ -59,7 +59,7 @@ def points(run: Run, after: str = "", *, now: float | None = None) -> dict[str, 
         answer |= _state(run, now or time.time())
         if held is None:
             untimed = any(len(table) and not _has_times(table) for table in (run.steps, run.evaluations))
-            answer["about"] = about(run.config) | ({"over_steps": True} if untimed else {})
+            answer["about"] = about(run.config) | ({"over_steps": True} if untimed else {}) | few_rows(run)
         traces = _traces(run, dict(zip(_TABLES, rows, strict=True)), full=held is None)
         if len(run.all(Ranks)) > windows:
             traces |= ranks.traces(run, windows, full=held is None)
@@ -98,6 +98,12 @@ def about(config: RunConfig) -> dict[str, Any]:
         "lr_moves": _lr_moves(config),
         "target": None if target.value is None else {"metric": target.metric, "value": target.value},
     }
+
+
+def few_rows(run: Run) -> dict[str, bool]:
+    """The fact that the rows of an imported table are too few to be smoothed: each can be the mean of an epoch."""
+    is_short = run.imported and run.imported.origin.form == "curve" and len(run.steps) < _FEWEST_SMOOTHED
+    return {"few_rows": True} if is_short else {}
 
 
 def _lr_moves(config: RunConfig) -> bool:
@@ -207,11 +213,9 @@ def _rounded(values: np.ndarray) -> list[float]:
 
 def get_points(request: Request) -> Response:
     """GET /api/runs/ID/points?after=CURSOR: see `points`."""
-    try:
-        run = shared_run(request.path_params["run_id"])
-    except StoreError as error:
-        return wire.answer({"error": error.message}, 404)
-    return wire.answer(points(run, request.query_params.get("after", "")))
+    run_id, after = request.path_params["run_id"], request.query_params.get("after", "")
+    is_made, text = wire.text_of_run(lambda: points(shared_run(run_id), after))
+    return wire.answer_of_text(text, 200 if is_made else 404)
 
 
 ROUTES = [Route("/api/runs/{run_id}/points", get_points), *ASSET_ROUTES]

@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from starlette.responses import Response
 
+from engine.common.errors import StoreError
+from engine.common.sanitize import visible
+
+logger = logging.getLogger(__name__)
 FULL_POINTS = 1_500  # per trace, for a new browser: about the width of a chart in pixels
 FULL_MEANS = 500
 _FEWEST_NEW_POINTS = 24  # per trace and update
 _MARKS = 40
+_LONGEST_TEXT = 300
 
 
 def answer(body: Mapping[str, Any], status: int = 200) -> Response:
     """The response to a poll: JSON that is not cached. Raises ValueError for NaN and infinity, which JSON lacks."""
-    text = json.dumps(body, separators=(",", ":"), allow_nan=False)
+    return answer_of_text(json_of(body), status)
+
+
+def answer_of_text(text: str, status: int = 200) -> Response:
+    """The response with a JSON text."""
     return Response(text, status_code=status, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def json_of(body: Mapping[str, Any]) -> str:
+    """The JSON text of a body. Raises ValueError for NaN and infinity, which JSON lacks."""
+    return json.dumps(body, separators=(",", ":"), allow_nan=False)
+
+
+def text_of_run(make: Callable[[], Mapping[str, Any]]) -> tuple[bool, str]:
+    """Whether the part of an answer that is about one run could be made, and its JSON text; if not, its `error` says why.
+
+    One run that cannot be drawn must not take the others from the page.
+    """
+    try:
+        return True, json_of(make())
+    except StoreError as error:
+        why = error.message
+    except Exception as error:
+        logger.exception("a run cannot be drawn")
+        why = f"This run cannot be drawn ({type(error).__name__}: {error}). The server's log has the details."
+    return False, json_of({"error": visible(why, _LONGEST_TEXT)})
 
 
 def limit(total: int, new: int, most: int, *, full: bool) -> int:

@@ -71,6 +71,12 @@ export class Run {
     return scale === 1 ? column : column.map((v) => v * scale);
   }
 
+  // Whether a run that is over has points, but none of them has this axis: an imported table can lack times or samples.
+  lacks(axis, view) {
+    const traces = Object.values(this.traces);
+    return this.over && traces.length > 0 && traces.every((trace) => !this.x(trace, axis, view));
+  }
+
   // The points of a trace as they were sent: {x, y, step}, or null.
   raw(key, axis, view, factor = 1) {
     return this.cached(`raw ${key} ${axis.id} ${view.price} ${factor}`, () => {
@@ -93,6 +99,7 @@ export class Run {
   // The half-life of the smoothing, in steps: a share of all steps of the run. If their number is unknown, it is a share of the
   // next power of two, so that the line does not change its shape with every update.
   halfLife({ step }, share) {
+    if (this.about.few_rows) return 0.01; // a row of an imported table can be a whole epoch
     const done = step.at(-1) ?? 1;
     const measured = done / Math.max(1, this.traces.loss?.step.at(-1) ?? done);
     return Math.max(0.01, share * measured * (this.about.total_steps ?? 2 ** Math.ceil(Math.log2(Math.max(1, done)))));

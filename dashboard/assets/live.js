@@ -66,6 +66,8 @@ function linesOf({ lines }, ranks) {
     line.is_noisy ? [line, { ...line, key: `${line.key}_smooth`, name: "smoothed", smooth: `${line.key}_mean`, is_noisy: false }] : [line]);
 }
 
+const UNSMOOTHED = 0.01; // a half-life, in steps
+
 // About a hundredth of the run; in powers of two, so that the line does not change its shape with every update.
 function halfLife({ n }) {
   const total = n.reduce((sum, k) => sum + k, 0);
@@ -99,7 +101,7 @@ class RunCard extends Card {
     const { traces } = this.view;
     const found = [];
     for (const line of this.lines) {
-      const source = line.smooth ? traces[line.smooth] && smooth(traces[line.smooth], halfLife(traces[line.smooth])) : traces[line.key];
+      const source = line.smooth ? traces[line.smooth] && smooth(traces[line.smooth], this.view.about.few_rows ? UNSMOOTHED : halfLife(traces[line.smooth])) : traces[line.key];
       if (source?.x.length) found.push({ line, x: source.x, y: source.y, step: source.step });
     }
     const { unit = "", factor } = this.chart;

@@ -47,7 +47,8 @@ class View extends PollingView {
     this.cards = charts.map((chart) => new RaceCard(this, chart));
     this.area = element("div", "iso-grid race-grid", "race-grid");
     this.area.append(...this.cards.map((card) => card.node)); // all cells must stand before a chart measures its own
-    this.node.append(this.table, this.controls(), this.notice, this.area);
+    this.lacking = element("p", "iso-facts", "race-lacking", { role: "status", hidden: "" });
+    this.node.append(this.table, this.controls(), this.notice, this.lacking, this.area);
   }
 
   controls() {
@@ -295,6 +296,9 @@ class View extends PollingView {
     const facts = [`${over} of ${runs.length} ${runs.length === 1 ? "run" : "runs"} done`];
     if (over < runs.length && this.receivedAt) facts.push(this.lastUpdate());
     setText(this.facts, facts.join(" · "));
+    const lacking = this.lanes.filter((lane) => lane.runs.length && lane.runs.every((run) => run.lacks(this.axis, this))).map(({ label }) => label);
+    this.lacking.hidden = !lacking.length;
+    setText(this.lacking, `Not drawn over this axis, because its file does not say it: ${lacking.join(", ")}.`);
   }
 }
 

@@ -15,7 +15,6 @@ from engine.common.errors import EngineError
 from engine.common.sanitize import visible
 from engine.config.summary import describe
 from engine.reports import exporters, sharing
-from engine.reports.exporters import steps_csv
 from engine.reports.html import page
 from engine.reports.report import MAX_RUNS, Conclusion, Report, concluded
 from engine.store.run import Run
@@ -140,7 +139,7 @@ def _content(report: Report, ending: str, runs: Sequence[Run]) -> bytes:
         case ".json":
             return report.to_json().encode()
         case ".csv":
-            return (steps_csv(runs[0]) if len(runs) == 1 else exporters.steps_of_all(runs)).encode()
+            return "".join(exporters.points_csv(runs)).encode()
     with tempfile.TemporaryDirectory(prefix="isoflop-") as folder:
         path = Path(folder) / f"report{ending}"
         if ending == ".zip":

@@ -25,6 +25,7 @@ from engine.config.summary import describe
 from engine.config.training import Target
 from engine.events.target import when_reached
 from engine.events.training import TargetReached
+from engine.store.columns import samples_at
 from engine.store.csv_tables import NAN_IS_MEASURED, Columns, Tables
 
 Axis = Literal["step", "seconds", "samples"]
@@ -77,14 +78,16 @@ class Chart:
 
     def has_data(self, run: Curves) -> bool:
         """Whether the run has points for this chart; an empty chart is not drawn."""
-        line = self.facts.lines[0]
+        return any(self._has_points(run, line) for line in self.facts.lines if line.in_report)
+
+    def _has_points(self, run: Curves, line: charts_facts.Line) -> bool:
         table = getattr(run, line.table)
-        if not len(table):
+        if not (len(table) and _knows(table, line.column)):  # an imported table may lack it
             return False
         values = table[line.column]
         if self.facts.shown == "lr_moves":
             return bool(values.min() < values.max())
-        return line.table != "hardware" or not bool(np.isnan(values).all())
+        return line.column in NAN_IS_MEASURED or not bool(np.isnan(values).all())
 
     def title_of(self, runs: Runs) -> str:
         """The title; for runs on text data, the row's title for text where it has one."""
@@ -378,14 +381,13 @@ def _along(table: Columns, run: Curves, axis: Axis) -> np.ndarray:
     """The x of a table's rows; an evaluation has the x of its step."""
     if axis != "samples":
         return table[axis]
-    if not len(run.steps):
-        return np.zeros(len(table))
-    return np.interp(table["step"], run.steps["step"], run.steps["samples"])
+    return samples_at(run.steps, table["step"])
 
 
 def _reach(runs: Runs, axis: Axis) -> float:
     """The x at which the longest run ends."""
-    return max((float(_along(run.steps, run, axis)[-1]) for run in runs if len(run.steps)), default=0.0)
+    ends = [float(_along(run.steps, run, axis)[-1]) for run in runs if len(run.steps)]
+    return max((end for end in ends if math.isfinite(end)), default=0.0)
 
 
 def _spans_decades(columns: Iterable[np.ndarray], ratio: float) -> bool:

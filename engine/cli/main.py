@@ -7,22 +7,27 @@ Exit codes: 0 done, 1 failed, 2 usage error, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from engine import __version__
 from engine.cli import hardware, infer, race, run, scale, share, store
 from engine.cli.common import FAILED, INTERRUPTED, OK, USAGE
 from engine.common.errors import ConfigError, DeviceError, EngineError, OutOfMemory, StoreError
-from engine.common.jsontext import json_text
+from engine.common.jsontext import JSON_ESCAPES, json_text
 from engine.common.sanitize import visible
 from engine.config.presets import DEFAULT_PRESET, PRESETS, STUDIES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command of `argv` (default: sys.argv) and return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        _never_fail_on(stream, "replace")
     arguments = build_parser().parse_args(argv)
+    if getattr(arguments, "json", False):
+        _never_fail_on(sys.stdout, JSON_ESCAPES)
     try:
         code: int = arguments.function(arguments)
         return code
@@ -35,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # for example, `... | head` closed the pipe
         sys.stderr.close()
         return OK
+
+
+def _never_fail_on(stream: TextIO, errors: str) -> None:
+    """Make the stream write something else for a character that its encoding lacks, such as █ in ASCII."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=errors)
 
 
 def _print_error(error: EngineError, arguments: argparse.Namespace, code: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.common.jsontext import Counts
 from engine.config.tasks import TaskName
 from engine.events.base import Event
 from engine.events.lifecycle import Artifact, Started
@@ -16,7 +17,7 @@ from engine.events.machine import Calibration
 from engine.events.training import Compiled, WarmUp
 from engine.measurement import alerts, calibration, cost, energy, provenance, roofline, step_breakdown
 from engine.store.columns import Table
-from engine.store.csv_tables import NAN_IS_MEASURED
+from engine.store.csv_tables import NAN_IS_MEASURED, WHOLE
 from engine.store.run import Run
 from engine.store.store import Store
 from engine.studies import batch_law
@@ -58,24 +59,23 @@ def _calibration(run: Run) -> dict[str, Any] | None:
 
 
 def everything(store: Store, run: Run) -> dict[str, Any]:
-    """Everything recorded of a run, as `show --json` prints it."""
+    """Everything recorded of a run, as `show --json` prints it; columns are arrays (rows,), NaN where unknown."""
     account = energy.in_store(store, run)
     steps, evaluations, hardware_table = run.steps, run.evaluations, run.hardware
     per_example = run.started.train_flops_per_example if run.started else None
-    ints = ("step", "samples")
     return of_run(run) | {
         "name": run.name,
         "created": run.created,
         "fingerprint": run.config.fingerprint,
-        "steps": {n: steps[n].astype(int).tolist() if n in ints else steps[n].tolist() for n in steps.names}
-        | {"flops": (steps["samples"] * per_example).astype(int).tolist() if per_example else []},
+        "steps": {n: Counts(steps[n]) if n in WHOLE else steps[n] for n in steps.names}
+        | {"flops": Counts(steps["samples"] * per_example) if per_example else []},
         "columns": _COLUMNS,
         "not_finite": _not_finite(run),
         "evaluations": [
             dict(zip(evaluations.names, row, strict=True)) | {"step": int(row[0])}
             for row in zip(*(evaluations[n].tolist() for n in evaluations.names), strict=True)
         ],
-        "hardware": {"seconds" if n == "elapsed" else n: hardware_table[n].tolist() for n in hardware_table.names},
+        "hardware": {"seconds" if n == "elapsed" else n: hardware_table[n] for n in hardware_table.names},
         "missing_readings": run.missing_readings,
         "busy": _busy(run),
         "alerts": [asdict(alert) for alert in alerts.of_run(run, time.time())],
@@ -83,7 +83,7 @@ def everything(store: Store, run: Run) -> dict[str, Any]:
         "energy": account.model_dump(),
         "figures": {name: figure.model_dump() for name, figure in provenance.of_run(run, account).items()},
         "environment": run.started.environment if run.started else None,
-        "gradient_norms": {n: run.grad_norms[n].tolist() for n in ("step", "seconds", "grad_norm")},
+        "gradient_norms": {n: run.grad_norms[n] for n in ("step", "seconds", "grad_norm")},
         "compile_seconds": compiled.seconds if (compiled := run.latest(Compiled)) else None,
         "warm_up_seconds": warm_up.seconds if (warm_up := run.latest(WarmUp)) else None,
         "memory": run.memory.model_dump() if run.memory else None,

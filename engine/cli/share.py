@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from engine.studies import race_results, race_verdicts
 
 WEIGHTS = ("model.safetensors", "trajectory.safetensors")
 _EXTENSIONS = (".html", ".json", ".zip", ".csv", ".parquet")
+_CHOOSE_WITH = "Options: --column ROLE=HEADER, --seconds-in, --seconds-are, --percent."
 
 
 def register(add: common.Adder) -> None:
@@ -55,10 +56,16 @@ def register(add: common.Adder) -> None:
         action="append",
         default=[],
         metavar="ROLE=HEADER",
-        help="CSV only: the column of a role, e.g. loss=HEADER, test_accuracy=HEADER, step=HEADER",
+        help="CSV only: the column of a role, e.g. loss=HEADER, test_accuracy=HEADER; seconds= reads no column as time",
     )
     importing.add_argument(
         "--seconds-in", default="", choices=["", *("s", "ms", "min", "h")], help="CSV only: the unit of time"
+    )
+    importing.add_argument(
+        "--seconds-are",
+        default="",
+        choices=["", "total", "each"],
+        help="CSV only: whether a time is counted from the start, or is that of each row",
     )
     importing.add_argument(
         "--percent", action=argparse.BooleanOptionalAction, help="CSV only: whether accuracy is in percent"
@@ -177,13 +184,14 @@ def _write(path: Path, store: Store, runs: Sequence[Run], a: argparse.Namespace)
         exporters.write_parquet(path, runs)
         return
     if path.suffix == ".csv":
-        text = exporters.steps_csv(runs[0]) if len(runs) == 1 else exporters.steps_of_all(runs)
+        text: Iterable[str] = exporters.points_csv(runs)
     else:
         report = report_of(store, runs, a)
-        text = _page(report) if path.suffix == ".html" else report.to_json()
+        text = [_page(report) if path.suffix == ".html" else report.to_json()]
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(text, encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as file:
+            file.writelines(text)
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
@@ -194,9 +202,18 @@ def _write(path: Path, store: Store, runs: Sequence[Run], a: argparse.Namespace)
 
 
 def import_command(a: argparse.Namespace) -> int:
-    """Import all files, or none."""
+    """Import all files, or none.
+
+    Raises:
+        StoreError: A file cannot be imported.
+    """
     client = Client(common.store_of(a))
-    found = client.import_files([Path(file) for file in a.files], curve=_curve(a))
+    try:
+        found = client.import_files([Path(file) for file in a.files], curve=_curve(a))
+    except StoreError as error:  # its fix also fits the page, so it names no options
+        if not error.fix.startswith("Choose") or not any(sharing.is_table(file) for file in a.files):
+            raise
+        raise StoreError(error.message, fix=f"{error.fix} {_CHOOSE_WITH}") from None
     if a.json:
         print(
             json_text(
@@ -211,7 +228,7 @@ def import_command(a: argparse.Namespace) -> int:
         return common.OK
     for run_id in found.run_ids:
         run = client.store.run(run_id, keep_points=1)
-        print(f"{run_id}  {run.status:<11}  {visible(run.name, 60)}  {describe(run.config)}")
+        print(f"{run_id}  {run.status:<11}  {visible(run.name, 60)}  {sharing.run_in_words(run)}")
     for group_id in found.group_ids:
         print(f"group {group_id}: its runs were submitted together")
     for warning in found.warnings:
@@ -233,6 +250,7 @@ def _curve(a: argparse.Namespace) -> CurveChoices:
         name=a.name,
         columns=columns,
         seconds_in=a.seconds_in,
+        seconds_are=a.seconds_are,
         percent=a.percent,
         config=with_overrides(preset_config(a.preset), a.set),
     )

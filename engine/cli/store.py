@@ -14,7 +14,7 @@ from engine.access import keys, settings
 from engine.cli import cards, common, results
 from engine.common import units
 from engine.common.errors import ConfigError
-from engine.common.jsontext import json_text
+from engine.common.jsontext import json_pieces, json_text
 from engine.common.sanitize import LONGEST_NAME, clean_name, visible
 from engine.events.base import TERMINAL
 from engine.runtime.client import Client, rebuild_index
@@ -63,7 +63,7 @@ def list_command(a: argparse.Namespace) -> int:
     if a.limit < 1:
         raise ConfigError(f"--limit {a.limit} is not allowed.", fix="Choose a whole number from 1.")
     store = common.store_of(a)
-    rows = store.rows(limit=a.limit, order=a.sort)
+    rows = store.rows(limit=min(a.limit, sys.maxsize), order=a.sort)
     if any(row.status not in TERMINAL for row in rows):
         Client(store).wake()  # if the supervisor is gone, a new one finds the runs whose process ended
     if a.json:
@@ -112,7 +112,8 @@ def show_command(a: argparse.Namespace) -> int:
     store = common.store_of(a)
     run = store.run(store.find(a.run))
     if a.json:
-        print(json_text(results.everything(store, run)))
+        sys.stdout.writelines(json_pieces(results.everything(store, run)))
+        print()
     else:
         print(cards.card(run))
         for problem in run.problems:

@@ -40,6 +40,8 @@ class Alert:
 
 def of_run(run: Run, now: float) -> list[Alert]:
     """The alerts of a run at a moment (Unix time, s). A run that is over has only those that affect its figures."""
+    if run.imported and run.imported.origin.form == "curve":
+        return []  # its configuration is unknown, and the advice is on the configuration
     with run.lock:
         found = [
             _diverging(run),

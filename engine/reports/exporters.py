@@ -19,10 +19,11 @@ import numpy as np
 from engine.common.errors import ConfigError, StoreError
 from engine.common.sanitize import visible
 from engine.reports.redaction import Redaction
-from engine.store.columns import COLUMNS
-from engine.store.csv_tables import csv_cell
+from engine.store.columns import COLUMNS, Table
+from engine.store.csv_tables import NAN_IS_MEASURED, WHOLE
 from engine.store.run import Run
 
+_ROWS = 16_384  # rows that are written at one time
 SCALARS = {  # name in the other tool: table and column
     "train/loss": ("steps", "loss"),
     "train/lr": ("steps", "lr"),
@@ -54,12 +55,12 @@ def write_parquet(path: Path, runs: Sequence[Run]) -> None:
     draft = path.with_name(f".{path.name}.part")
     try:
         with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
-            for run, table, columns, rows in _tables(runs):
+            for run, table, columns, rows in _pieces(runs):
                 data = {
                     "run_id": pa.array([run.run_id] * rows),
                     "name": pa.array([visible(run.name)] * rows),
                     "table": pa.array([table] * rows),
-                } | {name: _column(columns.get(name), rows, table) for name in names}
+                } | {name: _column(columns.get(name), rows, name) for name in names}
                 writer.write_table(pa.table(data, schema=schema))
         draft.replace(path)
     except OSError as error:
@@ -70,43 +71,91 @@ def write_parquet(path: Path, runs: Sequence[Run]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _tables(runs: Sequence[Run]) -> Iterator[tuple[Run, str, dict[str, np.ndarray], int]]:
+def _pieces(runs: Sequence[Run]) -> Iterator[tuple[Run, str, dict[str, np.ndarray], int]]:
+    """The tables in pieces of at most `_ROWS` rows: the run, the table's name, its columns and the number of rows."""
     for run in runs:
-        for table, columns in COLUMNS.items():
-            if rows := len(getattr(run, table)):
-                yield run, table, {name: getattr(run, table)[name] for name in columns}, rows
+        for name, columns in COLUMNS.items():
+            table = getattr(run, name)
+            for first in range(0, len(table), _ROWS):
+                last = min(first + _ROWS, len(table))
+                known = {column: table[column][first:last] for column in columns if table.knows(column)}
+                yield run, name, known, last - first
 
 
-def _column(values: np.ndarray | None, rows: int, table: str) -> Any:
+def _column(values: np.ndarray | None, rows: int, name: str) -> Any:
     import pyarrow as pa
 
     if values is None:
         return pa.nulls(rows, pa.float64())
-    is_measured = table != "hardware" and not np.isnan(values).all()
-    return pa.array(values, from_pandas=not is_measured)
+    return pa.array(values, from_pandas=name not in NAN_IS_MEASURED)
 
 
-def steps_csv(run: Run) -> str:
-    """The steps of a run as CSV: numbers only, so that no spreadsheet reads a formula; unmeasured cells are empty."""
-    examples = run.started.train_examples if run.started else 0
-    norms = dict(zip(run.grad_norms["step"].tolist(), run.grad_norms["grad_norm"].tolist(), strict=True))
-    lines = ["step,loss,seconds,samples,lr,epoch,grad_norm"]
-    columns = (run.steps[name].tolist() for name in ("step", "loss", "seconds", "samples", "lr"))
-    for step, loss, seconds, samples, lr in zip(*columns, strict=True):
-        epoch = f"{samples / examples:.6g}" if examples else ""
-        norm = f"{norms[step]:.9g}" if step in norms else ""
-        lines.append(f"{step:.0f},{loss:.9g},{seconds:.9f},{samples:.0f},{lr:.9g},{epoch},{norm}")
-    return "\n".join(lines) + "\n"
+_CSV = (
+    "step",
+    "loss",
+    "seconds",
+    "samples",
+    "lr",
+    "epoch",
+    "grad_norm",
+    "elapsed",
+    "test_loss",
+    "test_accuracy",
+    "run_id",
+)
 
 
-def steps_of_all(runs: Sequence[Run]) -> str:
-    """The steps of several runs as one CSV: a row per step, with the run's id."""
-    columns = COLUMNS["steps"]
-    lines = [",".join(("run_id", *columns))]
+def points_csv(runs: Sequence[Run]) -> Iterator[str]:
+    """The steps and evaluations of runs as one CSV, in pieces: a row per step, with the run's id in the last column.
+
+    Other cells are numbers, so that no spreadsheet reads a formula. A cell is empty where nothing was measured. The
+    header is the same for all runs.
+    """
+    yield ",".join(_CSV) + "\n"
     for run in runs:
-        rows = zip(*(run.steps[name].tolist() for name in columns), strict=True)
-        lines += [",".join((run.run_id, *(csv_cell(n, v) for n, v in zip(columns, row, strict=True)))) for row in rows]
-    return "\n".join(lines) + "\n"
+        step = run.steps["step"]
+        if not _rows_at(run.steps, run.evaluations["step"])[1].all():  # before the first step, or of an imported table
+            step = np.union1d(step, run.evaluations["step"])
+        for first in range(0, len(step), _ROWS):
+            yield _csv_rows(run, step[first : first + _ROWS])
+
+
+def _csv_rows(run: Run, step: np.ndarray) -> str:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    examples = run.started.train_examples if run.started else None
+    trained = {name: _at(run.steps, name, step) for name in ("loss", "seconds", "samples", "lr", "elapsed")}
+    tested = {name: _at(run.evaluations, name, step) for name in ("seconds", "elapsed", "test_loss", "test_accuracy")}
+    columns = tested | trained | {"step": pa.array(step), "grad_norm": _at(run.grad_norms, "grad_norm", step)}
+    for name in ("seconds", "elapsed"):
+        columns[name] = pc.coalesce(trained[name], tested[name])
+    columns["epoch"] = pc.divide(trained["samples"], float(examples)) if examples else pa.nulls(len(step))
+    for name in WHOLE:
+        columns[name] = pc.cast(columns[name], pa.int64())
+    columns["run_id"] = pa.array([run.run_id] * len(step))
+    cells = (pc.fill_null(pc.cast(columns[name], pa.string()), "") for name in _CSV)
+    rows = pc.binary_join_element_wise(*cells, ",")
+    return str(pc.binary_join(pa.ListArray.from_arrays([0, len(rows)], rows), "\n")[0].as_py()) + "\n"
+
+
+def _at(table: Table, name: str, step: np.ndarray) -> Any:
+    """A column of the table at some steps, as an Arrow array; null where the table has no such step or no value."""
+    import pyarrow as pa
+
+    if not len(table) or not table.knows(name):
+        return pa.nulls(len(step), pa.float64())
+    row, is_there = _rows_at(table, step)
+    values = table[name][row]
+    return pa.array(values, mask=~(is_there if name in NAN_IS_MEASURED else is_there & ~np.isnan(values)))
+
+
+def _rows_at(table: Table, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the table at some steps (n,), and whether the table has each of these steps."""
+    if not len(table):
+        return np.zeros(len(step), int), np.zeros(len(step), bool)
+    row = np.minimum(np.searchsorted(table["step"], step), len(table) - 1)
+    return row, table["step"][row] == step
 
 
 # --- other trackers -----------------------------------------------------------------------------------------------------
@@ -126,6 +175,8 @@ def _scalars(run: Run) -> Iterator[tuple[str, int, float, float]]:
     began = run.started.at if run.started else run.created
     for name, (table, column) in SCALARS.items():
         rows = getattr(run, table)
+        if not rows.knows(column):
+            continue
         for step, elapsed, value in zip(
             rows["step"].tolist(), rows["elapsed"].tolist(), rows[column].tolist(), strict=True
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from engine.common import units
 from engine.common.downsample import minmax
 from engine.config.run import RunConfig
+from engine.config.summary import describe
 from engine.events.base import TERMINAL, Count, Moment, Seconds, Status
 from engine.events.catalog import AnyEvent
 from engine.events.imported import Origin
@@ -191,6 +193,42 @@ class ReportRun(FrozenModel):
             raise ValueError(f"said holds an event of kind {misplaced}, which has a field of its own")
         return self
 
+    def contradiction(self) -> str:
+        """What in the run's figures cannot be, or is not what its own points say; "" if nothing.
+
+        A table with fewer rows than were recorded still holds its last row.
+        """
+        stated = {name: value for name, value in self.summary if isinstance(value, int | float)}
+        if wrong := next((n for n, value in stated.items() if value < 0 and not n.endswith("loss")), ""):
+            return f"summary.{wrong}={stated[wrong]} is negative"
+        if (accuracy := stated.get("test_accuracy", 0)) > 1:
+            return f"summary.test_accuracy={accuracy} is above 1"
+        points = self._last_values() if self.config.task_facts.trains_one_model else {}
+        for name, value in points.items():
+            if name in stated and value is not None and not _is_close(stated[name], value):
+                return f"summary.{name}={stated[name]}, but its points say {value:g}"
+        for name, figure in self.figures.items():
+            value = getattr(self.summary, name, None)
+            if isinstance(value, int | float) and figure.value is not None and not _is_close(figure.value, value):
+                return f"figures.{name}={figure.value}, but its summary says {value:g}"
+        return ""
+
+    def _last_values(self) -> dict[str, float | None]:
+        """Figures of the summary that follow from the last rows of the tables; None where these do not say."""
+
+        def last(table: Points, name: str) -> float | None:
+            return float(table[name][-1]) if len(table) and table.knows(name) else None
+
+        seconds = last(self.steps, "seconds")
+        return {
+            "test_accuracy": last(self.evaluations, "test_accuracy"),
+            "test_loss": last(self.evaluations, "test_loss"),
+            "samples": last(self.steps, "samples"),
+            "train_seconds": seconds,
+            "steps": None if self.is_curve else self.recorded_steps,
+            "samples_per_s": self.summary.samples / seconds if self.summary.samples and seconds else None,
+        }
+
     @property
     def latencies(self) -> list[Latency]:
         """The latest latencies of each combination of an inference run."""
@@ -292,6 +330,16 @@ class ReportRun(FrozenModel):
             )
 
     @property
+    def is_curve(self) -> bool:
+        """Whether it is a table of another tool: of its configuration, only what the importing person stated is known."""
+        return self.imported is not None and self.imported.form == "curve"
+
+    @property
+    def about(self) -> str:
+        """The configuration as one line, as far as it is known."""
+        return f"a curve on {self.config.data}" if self.is_curve else describe(self.config)
+
+    @property
     def is_thinned(self) -> bool:
         """Whether the run recorded more steps than this report holds."""
         return len(self.steps) < self.recorded_steps
@@ -305,6 +353,11 @@ class ReportRun(FrozenModel):
         most = max(8, max_rows // _LATENCIES_PER_TABLE)
         thin["said"] = [_thinned(event, most) if isinstance(event, Latency) else event for event in self.said]
         return self.model_copy(update=thin)
+
+
+def _is_close(a: float, b: float) -> bool:
+    """Whether two figures are the same, apart from the rounding of times; NaN is the same as anything."""
+    return math.isnan(a) or math.isnan(b) or math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-8)
 
 
 def _is_latest(event: AnyEvent, run: Run) -> bool:

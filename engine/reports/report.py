@@ -130,9 +130,10 @@ class Report(FrozenModel):
                 "This is not a report, or it is incomplete.", fix="Choose a file that Isoflop exported."
             ) from None
         if version not in (1, SCHEMA_VERSION) or isinstance(version, bool):
+            is_newer = isinstance(version, int) and version > SCHEMA_VERSION
             raise StoreError(
-                f"The report has schema {str(version)[:20]!s}; this version of Isoflop reads up to {SCHEMA_VERSION}.",
-                fix="Update Isoflop.",
+                f"The report has schema {str(version)[:20]!s}; this version of Isoflop reads 1 to {SCHEMA_VERSION}.",
+                fix="Update Isoflop." if is_newer else "No version of Isoflop wrote this file. Export the runs again.",
             )
         try:
             report = cls.model_validate_json(text, context=UnpackBudget())

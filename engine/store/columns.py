@@ -28,8 +28,10 @@ class Table:
     def extend(self, *columns: Any) -> None:
         """Append rows: one array of shape (rows,), or one number for all rows, per column in the order of `names`."""
         added = max(np.size(c) for c in columns)
-        while self._rows + added > self._data.shape[1]:
-            self._data = np.concatenate([self._data, np.empty_like(self._data)], axis=1)
+        if self._rows + added > self._data.shape[1]:
+            before = self._data[:, : self._rows]
+            self._data = np.empty((len(self.names), max(2 * self._data.shape[1], self._rows + added)))
+            self._data[:, : self._rows] = before  # the memory of new rows is not touched until they are written
         for row, column in zip(self._data, columns, strict=True):
             row[self._rows : self._rows + added] = column
         self._rows += added
@@ -48,6 +50,17 @@ class Table:
     def last(self, name: str) -> float | None:
         """The last value of a column; None in an empty table."""
         return float(self[name][-1]) if self._rows else None
+
+
+def samples_at(steps: Any, step: np.ndarray) -> np.ndarray:
+    """Samples seen after each of some steps (n,): 0 before the first step, NaN where the table `steps` does not say.
+
+    An imported table can lack steps, which are interpolated, or samples.
+    """
+    if not len(steps):
+        return np.where(step > 0, np.nan, 0.0)
+    known = np.concatenate([[0.0], steps["step"]]), np.concatenate([[0.0], steps["samples"]])
+    return np.interp(step, *known, right=np.nan)
 
 
 HARDWARE = (

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.store.columns import COLUMNS
 
-_WHOLE = {"step", "samples"}
+WHOLE = frozenset({"step", "samples"})
 NAN_IS_MEASURED = frozenset({"loss", "test_loss", "grad_norm"})  # in other columns NaN means unknown
 
 
@@ -71,4 +71,4 @@ def csv_cell(name: str, value: float) -> str:
     """The CSV cell for a value of a column: a number, `nan`, or empty if the value is unknown."""
     if math.isnan(value):
         return "nan" if name in NAN_IS_MEASURED else ""
-    return f"{value:.0f}" if name in _WHOLE and math.isfinite(value) else f"{value:.17g}"
+    return f"{value:.0f}" if name in WHOLE and math.isfinite(value) else f"{value:.17g}"

@@ -14,10 +14,11 @@ from engine.common.errors import ConfigError
 from engine.events.base import TERMINAL, is_number
 from engine.events.target import crossing
 from engine.measurement import energy
+from engine.store.columns import samples_at
 from engine.store.run import Run
 from engine.studies import paired_tests
 from engine.studies.paired_tests import Verdict
-from engine.studies.races import Metric, Race, RacedVariant
+from engine.studies.races import METRICS, Metric, Race, RacedVariant
 
 CLAIM_SEEDS = paired_tests.MIN_PAIRS  # for two configurations; `seeds_needed` for more
 _ALPHA = 0.05  # probability of any significant result in a race of equal configurations
@@ -94,22 +95,15 @@ class Outcome:
 def axes_of(run: Run, price_per_hour: float | None = None) -> dict[str, np.ndarray]:
     """The positions of a run's evaluations on every axis, (n,) each. Samples are those seen at the evaluation's step."""
     steps, seconds = run.evaluations["step"], run.evaluations["seconds"]
-    known = run.steps if len(run.steps) else {"step": [0.0], "samples": [0.0]}
-    samples = np.interp(steps, known["step"], known["samples"], left=0.0)  # before the first step, none
+    samples = samples_at(run.steps, steps)
     axes = {"steps": steps, "samples": samples, "seconds": seconds}
-    if run.imported:  # an imported table may lack seconds or samples
-        axes = {
-            name: axis
-            for name, axis in axes.items()
-            if np.isfinite(axis).all() and (name != "samples" or len(run.steps))
-        }
     if run.started:
         axes["flops"] = samples * run.started.train_flops_per_example
     if (joules := energy.joules_at(run, run.evaluations["elapsed"])) is not None:
         axes["joules"] = joules
     if price_per_hour:
         axes["money"] = seconds / 3600 * price_per_hour
-    return axes
+    return {name: axis for name, axis in axes.items() if np.isfinite(axis).all()}  # an imported table may lack some
 
 
 def to_target(run: Run, metric: Metric, target: float, price_per_hour: float | None = None) -> ToTarget:
@@ -317,12 +311,19 @@ def _tests(
         return {}
     a, b = [first.runs[s] for s in both], [raced.runs[s] for s in both]
     tests: dict[str, Callable[[float], Verdict]]
-    tests = {name: partial(_verdict, a, b, name) for name in ("test_accuracy", "test_loss")}
+    tests = {
+        metric: partial(_verdict, a, b, metric) for metric in METRICS if all(_has(run, metric) for run in (*a, *b))
+    }
     pairs = [(reached[first.label].get(s), reached[raced.label].get(s)) for s in both]
     known = [(x, y) for x, y in pairs if x and y and math.isfinite(x.spent_s) and math.isfinite(y.spent_s)]
     if len(known) == len(both):
         tests["to_target"] = partial(_verdict_on_times, known)
     return tests
+
+
+def _has(run: Run, metric: Metric) -> bool:
+    """Whether the metric was recorded; an imported table can lack it, which is no divergence."""
+    return not run.imported or (len(run.evaluations) > 0 and run.evaluations.knows(metric))
 
 
 def _is_judged(run: Run) -> bool:

@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from engine.common.errors import ConfigError, StoreError
 from engine.common.sanitize import clean_name
@@ -27,6 +27,7 @@ from engine.store.store import Store, Submission
 
 MOST_LANES, MOST_SEEDS = 6, 12  # a reader can tell six colours apart; 72 runs in one chart
 Metric = Literal["test_accuracy", "test_loss"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 class Lane(Spec):

@@ -1,5 +1,7 @@
 """The library in a real browser: search, sorting, pages, selection, deleting with undo and imports; all of it in the address."""
 
+from pathlib import Path
+
 import pytest
 from playwright.sync_api import expect
 
@@ -8,6 +10,8 @@ from engine.reports.report import Report
 from engine.store.store import Store
 from tests.browser.conftest import serve_dashboard
 from tests.fakes import make_run
+
+RECORDINGS = Path(__file__).parents[1] / "recordings" / "curves"
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -129,6 +133,30 @@ def test_a_report_that_is_dropped_in_comes_in_marked_and_one_sentence_says_what_
     choose(page, 0)
     expect(page.locator(".st-key-selected")).to_contain_text("from the report 'From elsewhere'", timeout=30_000)
     expect(page.locator(".st-key-selected").get_by_role("button", name="Copy link")).to_be_visible()
+
+
+def test_logs_of_keras_and_wandb_are_compared_with_an_own_run(page, app_url):
+    make_run(Store(app_url.home), name="lake own", num_steps=240)
+    page.goto(f"{app_url}/runs?q=lake")
+    for name in ("keras_epoch0", "wandb_export"):
+        drop(page, RECORDINGS / f"{name}.csv")
+        choices = page.locator(".st-key-import-choices")
+        expect(choices).to_contain_text(f"{name}.csv: which column is what?")
+        expect(choices).to_contain_text("Not used:")
+        choices.get_by_role("button", name="Import").click()
+        expect(page.get_by_text("Imported 1 run (unverified)")).to_be_visible()
+        page.get_by_role("button", name="Dismiss").click()
+    wanted = ("lake own", "keras_epoch0", "wandb_export")
+    ids = [row.run_id for name in wanted for row in Store(app_url.home).rows() if row.name == name]
+    page.goto(f"{app_url}/compare?view=Runs&runs={','.join(ids)}")
+    expect(page.get_by_test_id("race-facts")).to_contain_text("3 of 3 runs done")
+    drawn = "node => node.data.filter(trace => trace.y?.some(Number.isFinite) && trace.mode !== 'none').length"
+    loss = page.locator("[data-testid=race-grid] .js-plotly-plot").first
+    expect(page.get_by_test_id("axis-steps").locator("input")).to_be_checked()
+    expect(page.get_by_test_id("race-lacking")).to_be_hidden()
+    assert loss.evaluate(drawn) >= 3
+    page.get_by_test_id("axis-seconds").click()
+    expect(page.get_by_test_id("race-lacking")).to_contain_text("its file does not say it: keras_epoch0, wandb_export.")
 
 
 def drop(page, file):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
+import sys
 
 import pytest
 
@@ -384,6 +386,17 @@ def test_commands_print_plain_lines_without_json(call, store, command):
 
 
 # --- export --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_terminal_without_unicode_gets_something_else(store, monkeypatch, as_json):
+    make_run(store, name="é█", num_steps=40)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert cli.main(["list", "--store", str(store.root), "--limit", "9" * 20, *(["--json"] if as_json else [])]) == 0
+    terminal.flush()
+    shown = terminal.buffer.getvalue().decode("ascii")
+    assert (json.loads(shown)["runs"][0]["name"] == "é█") if as_json else shown.rstrip().endswith("??")
 
 
 def test_a_run_is_exported_as_csv_with_every_step(call, store, tmp_path):

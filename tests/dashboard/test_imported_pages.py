@@ -53,6 +53,8 @@ def test_each_imported_run_opens(app, store, theirs):  # noqa: F811
         )
         if page == "train":
             assert "unverified" in said(app)
+            is_curve = store.run(run_id).imported.origin.form == "curve"
+            assert ("**a curve on mnist5k**" in said(app)) is is_curve
 
 
 def test_an_imported_race_opens_on_compare(app, store, theirs):  # noqa: F811

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from dashboard.views.library.columns import ALL_COLUMNS, title_of
@@ -13,6 +15,8 @@ from engine.reports.report import Report
 from engine.store.store import Store
 from tests.dashboard.test_pages import app, open_page  # noqa: F401
 from tests.fakes import make_run
+
+RECORDINGS = Path(__file__).parents[1] / "recordings" / "curves"
 
 BASE = PRESETS["digits-mlp"].config
 HOSTILE = "<b>x</b> :smile: [a](http://evil) $y$"
@@ -68,6 +72,40 @@ def test_a_load_test_is_no_race(app, store):  # noqa: F811
         make_run(store, with_overrides(BASE, [f"seed={seed}"]), num_steps=20, group="fedcba9876543210")
     open_page(app, "library", view="Races and studies")
     assert sorted(app.dataframe[0].value["Kind"]) == ["load test", "repeats"] and not app.exception
+
+
+def said(elements) -> str:
+    return " ".join(element.value for element in elements).replace("\\", "")
+
+
+@pytest.mark.process
+def test_the_columns_of_a_dropped_table_are_chosen_on_the_page(app, many):  # noqa: F811
+    text = (RECORDINGS / "fastai.csv").read_bytes()
+    open_page(app, "library")
+    app.file_uploader(key="import-0").set_value(("fastai.csv", text, "text/csv")).run()
+    assert not app.exception and "Not used: error_rate" in said(app.caption)
+    boxes = {box.label: box for box in app.selectbox}
+    assert (boxes["Training loss"].value, boxes["Time"].value, boxes["Step"].value) == ("train_loss", "time", "")
+    boxes["Time"].select("").run()
+    assert "Unit of time" not in {box.label for box in app.selectbox}
+    {box.label: box for box in app.selectbox}["Data set"].select("digits").run()
+    app.button(key="import-tables").click().run()
+    assert not app.exception and "Imported 1 run" in app.success[0].value
+    theirs = max((many.run(row.run_id) for row in many.rows() if row.name == "fastai"), key=lambda run: run.order)
+    assert theirs.config.data == "digits" and theirs.summary().train_seconds is None
+    assert theirs.summary().test_loss == 0.050347 and "import-tables" not in {button.key for button in app.button}
+
+
+@pytest.mark.process
+def test_an_impossible_choice_for_a_dropped_table_can_be_corrected(app, many):  # noqa: F811
+    open_page(app, "library")
+    app.file_uploader(key="import-0").set_value(("a.csv", b"step,acc\n1,40\n2,50\n", "text/csv")).run()
+    {box.label: box for box in app.selectbox}["Accuracy is"].select(False).run()
+    app.button(key="import-tables").click().run()
+    assert "An accuracy is 50, which is outside 0 to 100 %" in said(app.error) and "--" not in said(app.error)
+    {box.label: box for box in app.selectbox}["Accuracy is"].select(True).run()
+    app.button(key="import-tables").click().run()
+    assert "Imported 1 run" in app.success[0].value
 
 
 @pytest.mark.process

@@ -28,7 +28,7 @@ from engine.events.machine import HardwareSample
 from engine.hardware import probe
 from engine.hardware.probe import CpuDevice, GpuDevice, Machine
 from engine.reports.commands import reproduce
-from engine.reports.exporters import steps_csv
+from engine.reports.exporters import points_csv
 from engine.reports.html.page import render
 from engine.reports.report import Report, json_in
 from engine.runtime.client import Client
@@ -317,10 +317,11 @@ def test_plotly_reads_no_markup_in_a_label(store):
 
 
 def test_every_cell_of_the_exported_steps_is_a_number(store):
-    rows = list(csv.reader(io.StringIO(steps_csv(hostile_run(store)))))
+    rows = list(csv.reader(io.StringIO("".join(points_csv([hostile_run(store)])))))
     assert all(name.isidentifier() for name in rows[0])
     assert len(rows) == 121
-    assert all(cell == "" or float(cell) is not None for row in rows[1:] for cell in row)
+    assert rows[0][-1] == "run_id"
+    assert all(cell == "" or float(cell) is not None for row in rows[1:] for cell in row[:-1])
 
 
 def test_the_command_of_a_report_shows_what_is_hidden_in_a_path(store):

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from dashboard.api import race as race_api
 from dashboard.api import readers as api_readers
 from dashboard.server import auth_middleware
+from engine.common.errors import StoreError
 from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
 from engine.events.lifecycle import Failed
@@ -89,6 +90,22 @@ def test_an_imported_curve_has_only_the_axes_of_its_file(store, ask, tmp_path, h
     trace = ask(run_id)[run_id]["traces"]["loss"]
     assert set(trace) == axes | {"y"}
     assert trace["y"] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("broken", [ValueError("odd"), StoreError("The log cannot be read.")])
+def test_a_run_that_cannot_be_drawn_says_why_and_the_others_are_drawn(store, ask, monkeypatch, broken):
+    bad, good = make_run(store, num_steps=20), make_run(store, num_steps=20)
+    points = race_api.points
+
+    def points_of_all_but_one(run, *args, **more):
+        if run.run_id == bad.run_id:
+            raise broken
+        return points(run, *args, **more)
+
+    monkeypatch.setattr(race_api, "points", points_of_all_but_one)
+    answer = ask(bad.run_id, good.run_id)
+    assert str(broken) in answer[bad.run_id]["error"]
+    assert len(answer[good.run_id]["traces"]["loss"]["y"]) == 20
 
 
 def test_the_answer_equals_the_stored_series(store, ask):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,6 +283,12 @@ def test_a_run_without_weights_is_refused_with_its_end(trained, tmp_path):
 
 def test_a_run_that_is_not_there_is_refused(tmp_path):
     assert "is not in this store" in refusal(infer_config(DIGITS, "00000000000000ee"), tmp_path / "own")
+
+
+def test_own_weights_in_fp16_are_cast(tmp_path):
+    path = Path(__file__).parents[1] / "recordings" / "weights" / "w_fp16.safetensors"
+    events, _ = measured(infer_config(DIGITS, weights=str(path), **QUICK), tmp_path)
+    assert of_kind(events, Quality)[0].test_accuracy == pytest.approx(0.922, abs=0.001)
 
 
 def test_own_weights_answer_and_those_of_another_net_are_refused(trained, tmp_path):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine.charts import training
+from engine.cli.main import main
 from engine.common.errors import EngineError
 from engine.config.parsing import with_overrides
 from engine.config.run import RunConfig
 from engine.reports import sharing
+from engine.reports.exporters import write_parquet
+from engine.reports.html import page
 from engine.reports.report import Report
 from engine.reports.sharing import CurveChoices
 from engine.reports.sharing.curves import read_curve
@@ -39,7 +44,8 @@ def test_the_table_of_keras():
     assert math.isnan(run.evaluations["test_loss"][-1])
     assert "'accuracy' was left out, because beside a test accuracy it is the training accuracy." in notes
     assert "rows are counted" in notes and "One epoch was read as the 4,000 training samples of mnist5k." in notes
-    assert run.steps["samples"].tolist() == [0, 4_000, 8_000]
+    assert run.steps["samples"].tolist() == [4_000, 8_000, 12_000] and "counts epochs from 0" in notes
+    assert run.summary.epochs == 3.0 and run.summary.train_seconds is None and run.summary.samples_per_s is None
     assert run.name == "curve" and math.isnan(run.steps["seconds"][0])
 
 
@@ -90,6 +96,69 @@ def test_percent_is_detected_or_chosen(cells, choices, last, says):
     assert says in notes and ("percent" in notes) is bool(says)
 
 
+CASES = Path(__file__).parents[1] / "recordings" / "curves"
+
+
+@pytest.mark.parametrize(
+    ("file", "samples", "figures", "says"),
+    [
+        ("keras_epoch0", [4_000, 8_000, 12_000], {"epochs": 3.0, "test_accuracy": 0.9}, "counts epochs from 0"),
+        ("keras_categorical", [4_000, 8_000, 12_000], {"test_accuracy": 0.9}, "'sparse_categorical_accuracy' was left"),
+        ("keras_NA", [4_000, 8_000, 12_000], {"test_accuracy": 0.88, "test_loss": 0.41}, ""),
+        ("keras_append_headers", [4_000, 8_000, 12_000, 16_000], {"steps": 4}, "repeat the header were left out: 1."),
+        ("percent_low", [4_000, 8_000, 12_000], {"test_accuracy": 0.014}, "percent, because its largest value is 1.4"),
+        ("epoch_time_rising", [4_000, 8_000, 12_000], {"train_seconds": 52, "samples_per_s": 12_000 / 52}, "added up"),
+        ("fastai", [4_000, 8_000, 12_000], {"train_seconds": 52, "test_loss": 0.050347}, "Not used: 'error_rate'."),
+        ("decimal_comma", [4_000, 8_000], {"test_accuracy": 0.88, "final_train_loss": 0.52}, "1,10 is 1.10."),
+        ("wandb_nan", None, {"steps": 101, "samples": None, "final_train_loss": math.inf}, ""),
+        (
+            "wandb_export",
+            None,
+            {"final_train_loss": 0.61},
+            "loss' as loss. Not used: 'fluent-lake-3 - train/loss__MIN'",
+        ),
+    ],
+)
+def test_a_log_of_another_tool(file, samples, figures, says):
+    run, notes = run_of((CASES / f"{file}.csv").read_text())
+    assert samples is None or run.steps["samples"].tolist() == samples
+    for name, value in figures.items():
+        assert getattr(run.summary, name) == (value if value is None else pytest.approx(value)), name
+    assert says in notes
+
+
+def test_the_evaluations_of_a_log_with_NA_are_those_with_a_value():
+    run, _ = run_of((CASES / "keras_NA.csv").read_text())
+    assert run.evaluations["test_accuracy"].tolist() == [0.82, 0.88]
+    assert math.isnan(run.steps["loss"][-1])
+
+
+def test_a_column_can_be_left_out_and_a_unit_chosen():
+    fastai = (CASES / "fastai.csv").read_text()
+    run, notes = run_of(fastai, columns={"seconds": ""})
+    assert run.summary.train_seconds is None and "Not used: 'error_rate', 'time'." in notes
+    run, _ = run_of("epoch,time,loss\n1,10,2\n2,12,1\n", seconds_are="total")
+    assert run.summary.train_seconds == 12
+    run, _ = run_of("step,time,loss\n1,10,2\n2,50,1\n", seconds_are="each")
+    assert run.summary.train_seconds == 60
+
+
+def test_a_step_within_an_epoch_has_no_samples_from_the_number_of_its_epoch():
+    run, notes = run_of(LIGHTNING)
+    assert run.summary.samples is None and "several rows have the same epoch" in notes
+    run, _ = run_of("step,epoch,loss\n10,0.5,2\n20,1.0,1\n")
+    assert run.steps["samples"].tolist() == [2_000, 4_000]
+
+
+def test_an_export_of_two_wandb_runs_is_read_one_run_at_a_time():
+    text = "Step,a - val/acc,b - val/acc,b - loss\n1,0.5,0.6,2\n2,0.7,0.8,1\n"
+    run, notes = run_of(text)
+    assert run.evaluations["test_accuracy"].tolist() == [0.5, 0.7] and not len(run.steps)
+    assert "The table has the runs 'a', 'b'; the columns of 'a' were read." in notes
+    run, _ = run_of(text, columns={"loss": "b - loss"})
+    assert run.evaluations["test_accuracy"].tolist() == [0.6, 0.8] and run.steps["loss"].tolist() == [2, 1]
+
+
 def test_tabs_and_semicolons_and_blank_lines():
     for delimiter in "\t;":
         run, _ = run_of(f"\n step {delimiter} training loss \n1{delimiter}2.5\n\n3{delimiter}inf\n")
@@ -97,7 +166,8 @@ def test_tabs_and_semicolons_and_blank_lines():
 
 
 def test_a_number_is_read_to_the_last_bit_and_cells_beyond_the_header_are_left_out():
-    run, _ = run_of("step,loss\n1,0.30000000000000004,9,9\n2, 1e-3 \n3\n4,-NaN\n")
+    run, notes = run_of("step,loss\n1,0.30000000000000004,9,9\n2, 1e-3 \n3\n4,-NaN\n")
+    assert "Rows with more cells than the header: 1." in notes
     np.testing.assert_array_equal(run.steps["loss"], [0.1 + 0.2, 1e-3, math.nan])
     assert run.steps["step"].tolist() == [1, 2, 4]
 
@@ -107,7 +177,7 @@ def test_a_number_is_read_to_the_last_bit_and_cells_beyond_the_header_are_left_o
     [
         (
             "a,b\n1,2\n",
-            r"No column is a loss or an accuracy. The columns are 'a', 'b'\. Choose one: --column loss=HEADER",
+            r"No column is a loss or an accuracy. The columns are 'a', 'b'\. Choose the column of the training loss",
         ),
         ("step,loss\n", "no rows below its header"),
         ("step,loss\n1,two\n", r"Row 2, column 'loss': 'two' is not a number\."),
@@ -119,6 +189,13 @@ def test_a_number_is_read_to_the_last_bit_and_cells_beyond_the_header_are_left_o
         ("step,loss\n1,2\n3,1\n2,1\n", r"Steps decrease from 3 to 2\. Put each run into a file of its own"),
         ("step,loss\n1.5,2\n", "not a whole number"),
         ("step,loss\n1e30,2\n", "not a whole number"),
+        ("samples,loss\n1.5,2\n", "A number of samples is not a whole number"),
+        ("epoch,loss\n-1,2\n", "An epoch is not a number from 0"),
+        ("step,time,loss\n1,-5,2\n", "A time is negative: -5"),
+        ("step,acc\n1,140\n", r"An accuracy is 140 %, which is outside 0 to 100 %"),
+        ("step,acc\n1,-0.5\n", r"An accuracy is -0.5, which is outside 0 to 100 %"),
+        ("step;loss\n1,000;2\n", r"'1,000' is not a number.*without thousands separators"),
+        ("step;loss;val_loss\n1;0.5;1,234\n", r"'1,234' is not a number"),
         ("step,time,loss\n1,5,1\n2,4,1\n", "seconds decreases from one row to the next"),
         ("loss," + ",".join(map(str, range(3_000))) + "\n1" + ",1" * 3_000 + "\n", "3,001 columns"),
         ('step,loss\n1,"' + "x" * 200_000 + '"\n', "cannot be read"),
@@ -132,6 +209,23 @@ def test_a_table_without_a_curve_is_refused_in_one_sentence(text, says):
 def test_an_error_names_a_missing_column():
     with pytest.raises(EngineError, match=r"There is no column 'val'\. Choose from step, loss"):
         run_of("step,loss\n1,1\n", columns={"test_loss": "val"})
+
+
+@pytest.mark.process
+def test_an_error_names_options_on_the_command_line_only(store, tmp_path, capsys):
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(EngineError) as caught:
+        sharing.import_files(store, [tmp_path / "x.csv"])
+    assert "--" not in str(caught.value)
+    assert main(["import", str(tmp_path / "x.csv"), "--store", str(store.root)]) == 2
+    assert "Options: --column ROLE=HEADER" in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_an_exported_parquet_table_is_not_a_report(store, tmp_path):
+    write_parquet(tmp_path / "points.parquet", [make_run(store, num_steps=40)])
+    with pytest.raises(EngineError, match=r"a Parquet table of points.* Export the runs as \.html, \.json or \.zip"):
+        sharing.import_files(store, [tmp_path / "points.parquet"])
 
 
 @pytest.mark.process
@@ -171,6 +265,8 @@ def test_a_curve_without_time_has_no_time_to_a_target_and_no_duration(store, tmp
     result = outcome(races.of_runs([make_run(store, name="ours"), theirs]), target=0.8)
     assert result.lanes[1].cost["steps"] == pytest.approx(17.5)
     assert result.lanes[1].cost["seconds"] is None
+    assert "test_accuracy" in result.lanes[1].verdicts
+    assert "test_loss" not in result.lanes[1].verdicts  # the table has none, which is no divergence
     assert Store(store.root).rows(limit=5)
 
 
@@ -185,6 +281,32 @@ def test_a_missing_loss_in_a_table_is_not_a_loss_that_became_nan(store, tmp_path
     assert "marks" not in str(points(theirs, ""))
     frozen = Report.from_json(Report.freeze("t", [theirs]).to_json()).runs[0]
     assert not frozen.evaluations.knows("test_loss") and "NaN" not in training.BY_KEY["loss"].draw([frozen]).to_json()
+
+
+@pytest.mark.process
+def test_a_report_of_a_curve_says_only_what_the_table_and_the_import_said(store, tmp_path):
+    (run_id,) = sharing.import_files(
+        store, [CASES / "keras_epoch0.csv"], curve=CurveChoices(config=with_overrides(RunConfig(), ["data=digits"]))
+    ).run_ids
+    report = Report.freeze("t", [store.run(run_id)])
+    shown = page.render(report).partition('<script type="application/json"')[0]
+    words = " ".join(re.sub(r"<style.*?</style>|<script.*?</script>|<[^>]*>", " ", shown, flags=re.DOTALL).split())
+    assert "a curve on digits" in words and "Data digits" in words and "Test loss 0.3300 from the table" in words
+    assert "only what was stated at its import is known" in words
+    for untrue in (
+        "synchronised",
+        "0 ms",
+        "Optimizer",
+        "Batch size",
+        "Adam",
+        "MLP",
+        "Seed",
+        "did not start",
+    ):
+        assert untrue not in words, untrue
+    (tmp_path / "again.json").write_text(report.to_json())
+    again = store.run(sharing.import_files(store, [tmp_path / "again.json"]).run_ids[0])
+    assert again.imported.origin.form == "curve" and again.summary() == store.run(run_id).summary()
 
 
 @pytest.mark.process

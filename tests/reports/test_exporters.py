@@ -43,13 +43,18 @@ def test_parquet_has_every_point_and_distinguishes_nan_and_null(store, tmp_path)
 
 
 def test_csv_of_several_runs_has_their_ids(store, tmp_path):
-    runs = [make_run(store, num_steps=40, seed=seed) for seed in (0, 1)]
+    runs = [make_run(store, num_steps=240, seed=seed) for seed in (0, 1)]
     assert (
         cli.main(["export", *(r.run_id for r in runs), "-o", str(tmp_path / "p.csv"), "--store", str(store.root)]) == 0
     )
     frame = pd.read_csv(tmp_path / "p.csv")
     for run in runs:
-        np.testing.assert_array_equal(frame[frame.run_id == run.run_id].loss, run.steps["loss"])
+        mine = frame[frame.run_id == run.run_id].reset_index()
+        np.testing.assert_array_equal(mine.loss, run.steps["loss"])
+        tested = mine[mine.test_accuracy.notna()]
+        np.testing.assert_array_equal(tested.step, run.evaluations["step"])
+        np.testing.assert_array_equal(tested.test_accuracy, run.evaluations["test_accuracy"])
+        np.testing.assert_array_equal(tested.test_loss, run.evaluations["test_loss"])
 
 
 def test_the_tables_of_a_zip_are_exact(store, tmp_path):

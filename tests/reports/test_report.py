@@ -22,7 +22,7 @@ from engine.config.run import RunConfig
 from engine.events.lifecycle import Failed
 from engine.reports import redaction
 from engine.reports.commands import reproduce
-from engine.reports.exporters import steps_csv
+from engine.reports.exporters import points_csv
 from engine.reports.html.page import render
 from engine.reports.points import Points, UnpackBudget
 from engine.reports.report import Report, json_in
@@ -70,7 +70,8 @@ def test_a_column_is_packed_without_loss(values):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda data: data.update(schema_version=3), "schema 3; this version of Isoflop reads up to 2"),
+        (lambda data: data.update(schema_version=3), "schema 3; this version of Isoflop reads 1 to 2"),
+        (lambda data: data.update(schema_version=0), "schema 0; .* No version of Isoflop wrote this file"),
         (lambda data: data.update(runs=[]), "damaged"),
         (lambda data: data["runs"][0]["config"].update(batch_size=-1), "damaged"),
         (lambda data: data["runs"][0]["steps"].update(loss={"float32": "AAAA"}), "damaged"),
@@ -284,10 +285,11 @@ def test_a_run_that_never_started_has_a_page(store):
     assert "There are no charts yet" in render(Report.freeze("t", [run]))
 
 
-def test_steps_csv_has_a_row_of_numbers_per_step(store):
+def test_the_csv_has_a_row_of_numbers_per_step(store):
     run = make_run(store, diverges_at=140)
-    rows = list(csv.DictReader(io.StringIO(steps_csv(run))))
-    assert list(rows[0]) == ["step", "loss", "seconds", "samples", "lr", "epoch", "grad_norm"]
+    rows = list(csv.DictReader(io.StringIO("".join(points_csv([run])))))
+    header = ["step", "loss", "seconds", "samples", "lr", "epoch", "grad_norm", "elapsed", "test_loss", "test_accuracy"]
+    assert list(rows[0]) == [*header, "run_id"]
     assert [float(row["step"]) for row in rows] == run.steps["step"].tolist()
     np.testing.assert_array_equal(np.float32([row["loss"] for row in rows]), np.float32(run.steps["loss"]))
     norms = dict(zip(run.grad_norms["step"], run.grad_norms["grad_norm"], strict=True))
@@ -295,7 +297,7 @@ def test_steps_csv_has_a_row_of_numbers_per_step(store):
     assert measured == pytest.approx(norms, nan_ok=True)
 
 
-def test_steps_csv_has_the_learning_rate_of_each_step(store):
+def test_the_csv_has_the_learning_rate_of_each_step(store):
     run = make_run(store, with_overrides(RunConfig(), ["schedule=cosine"]), num_steps=60)
-    rows = csv.DictReader(io.StringIO(steps_csv(run)))
+    rows = csv.DictReader(io.StringIO("".join(points_csv([run]))))
     assert [float(row["lr"]) for row in rows] == pytest.approx(run.steps["lr"].tolist())

@@ -317,6 +317,20 @@ def race_of(store: Store) -> races.Race:
     return race
 
 
+@pytest.mark.process
+def test_a_report_that_is_imported_twice_is_one_report(store, other, tmp_path):
+    report = frozen([make_run(store, num_steps=40)])
+    page, document = written(report, tmp_path / "r.html"), written(report, tmp_path / "r.json")
+    first = sharing.import_files(other, [page, document])
+    assert len(first.run_ids) == len(first.report_ids) == 1 and "r.json: the same report as r.html." in first.warnings
+    again = sharing.import_files(other, [document])
+    assert (again.run_ids, again.report_ids) == (first.run_ids, first.report_ids)
+    assert "was imported before" in again.warnings[0] and len(other.rows()) == 1
+    other.delete(first.run_ids[0])
+    assert sharing.import_files(other, [document]).run_ids != first.run_ids and len(other.rows()) == 1
+    assert len(sharing.saved_reports(other)) == 1
+
+
 @pytest.mark.usefixtures("here")
 def test_an_imported_race_opens_as_a_race_with_the_same_table(store, other, tmp_path):
     race = race_of(store)

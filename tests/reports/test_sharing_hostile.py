@@ -250,7 +250,7 @@ def bomb() -> dict:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (set_in("schema_version", value=3), "has schema 3; this version of Isoflop reads up to 2. Update Isoflop."),
+        (set_in("schema_version", value=3), "has schema 3; this version of Isoflop reads 1 to 2. Update Isoflop."),
         (set_in("schema_version", value="2; drop"), "has schema 2; drop"),
         (set_in("runs", value=[]), "damaged: runs"),
         (set_in("runs", value={}), "not a report"),
@@ -270,6 +270,14 @@ def bomb() -> dict:
         (steps(samples=column(-5, 1)), "a value outside 0 to 2^53"),
         (set_in("runs", 0, "summary", "steps", value=10**25), "is not a count"),
         (set_in("runs", 0, "summary", "steps", value=-1), "is not a count"),
+        (set_in("runs", 0, "summary", "test_accuracy", value=2.5), "summary.test_accuracy=2.5 is above 1"),
+        (set_in("runs", 0, "summary", "train_seconds", value=-1.0), "summary.train_seconds=-1.0 is negative"),
+        (set_in("runs", 0, "summary", "train_seconds", value=0.1), "train_seconds=0.1, but its points say 1.6"),
+        (set_in("runs", 0, "summary", "samples", value=7), "summary.samples=7, but its points say 12800"),
+        (set_in("runs", 0, "summary", "steps", value=7), "summary.steps=7, but its points say 200"),
+        (set_in("runs", 0, "summary", "samples_per_s", value=1e9), "but its points say 8000"),
+        (set_in("runs", 0, "figures", "test_accuracy", "value", value=0.99), "figures.test_accuracy=0.99, but its summary"),
+        (set_in("runs", 0, "figures", "step_seconds", "value", value=5.0), "step_seconds=5.0, but its summary says 0.008"),
         (set_in("runs", 0, "created", value=1e300), "damaged: runs.0.created"),
         (set_in("created", value=-1), "damaged: created"),
         (set_in("runs", 0, "config", "batch_size", value=-1), "damaged: runs.0.config"),
@@ -361,7 +369,7 @@ def test_a_pipe_is_refused_without_waiting(tmp_path):
 
 def test_a_report_with_a_wrong_hash_is_imported_with_a_warning(report, tmp_path):
     store, page = Store(tmp_path / "s"), tmp_path / "r.html"
-    page.write_text(render(report).replace('"test_accuracy":0.', '"test_accuracy":0.9', 1))
+    page.write_text(render(report).replace('"title":"A report"', '"title":"A better report"', 1))
     found = sharing.import_files(store, [page])
     assert f"names {report.content_hash}" in found.warnings[0] and "changed after the export" in found.warnings[0]
     assert store.run(found.run_ids[0]).imported.origin.hash_matches is False

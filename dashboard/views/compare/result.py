@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import streamlit as st
 
 from dashboard import state
@@ -58,6 +59,12 @@ def open_race(group: str | None) -> Race | None:
         return None
 
 
+def _first_axis(race: Race) -> str:
+    """Seconds, or steps if an imported table has no times."""
+    tables = [table for run in race.runs if run.imported for table in (run.steps, run.evaluations) if len(table)]
+    return "seconds" if all(np.isfinite(table["seconds"][-1]) for table in tables) else "steps"
+
+
 def show_race(race: Race, metric: Metric, target: float | None, *, key: str) -> None:
     """Verdict, live charts and table of a race; `key` distinguishes the races that one session shows."""
     labels = [lane.label for lane in race.lanes]
@@ -88,7 +95,7 @@ def show_race(race: Race, metric: Metric, target: float | None, *, key: str) -> 
         st.session_state[f"{key}.target"] = target_of(st.session_state[key].get("target"))
 
     race_view(
-        lanes, key=key, target=shown, axis="seconds", alive=not race.is_over, price_per_hour=price, on_target=take_target
+        lanes, key=key, target=shown, axis=_first_axis(race), alive=not race.is_over, price_per_hour=price, on_target=take_target
     )  # fmt: skip
     _redrawn(_draw_table, question, alive=not race.is_over)
     if race.is_over and race.group:

@@ -61,7 +61,11 @@ class Weights:
             RuntimeError: The tensors in the file are not those of the model.
         """
         model = models.build(self.model, self.data, seed=0, device="meta")
-        model.load_state_dict(load_file(self.path, device=str(self.device)), assign=True)
+        wanted = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        tensors = load_file(self.path, device=str(self.device))
+        # The user's own weights can be in fp16 or bf16; each form casts to the precision of its combination itself.
+        cast = {n: t.to(wanted.get(n, t.dtype)) if t.is_floating_point() else t for n, t in tensors.items()}
+        model.load_state_dict(cast, assign=True)
         return model.eval()
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from engine.common import units
 from engine.config.base import Spec
 from engine.config.run import RunConfig
-from engine.config.summary import describe
 from engine.config.tasks import Cell
 from engine.reports.commands import reproduce
 from engine.reports.frozen_run import ENVIRONMENT, ReportRun
@@ -19,31 +18,46 @@ _BASICS = {
     "evaluate_every",
 }  # fmt: skip
 
+_DATA = RunConfig.model_fields["data"].title or "data"
 Row = tuple[str, list[str], str]  # title, a cell for each column, and "differs", "code" or nothing
 
 
-def configuration(runs: Sequence[PlacedRun]) -> tuple[str, list[Head], list[Row]]:
-    """The configuration as a sentence, or one column head per configuration, and the fields worth showing.
+def configuration(runs: Sequence[PlacedRun]) -> tuple[str, list[Head], list[Row], str]:
+    """The configuration as a sentence, or one column head per configuration, the fields worth showing, and a remark.
 
     A field is worth showing if it is basic or not at its default in one of the configurations.
     """
     groups = grouped(runs)
     firsts = [group.first.run for group in groups]
     seeds = [", ".join(map(str, sorted(group.seeds))) for group in groups]
-    settings = [list(_settings(run.config)) for run in firsts]
+    settings = [list(_stated(run.config) if run.is_curve else _settings(run.config)) for run in firsts]
     values = [{title: text for _, title, text, _ in some} for some in settings]
     rows: list[Row] = []
     in_order = sorted((setting for some in settings for setting in some), key=lambda setting: setting[0])
     for title in dict.fromkeys(title for _, title, _, is_shown in in_order if is_shown):
-        cells = seeds if title == _SEED else [known.get(title, units.UNKNOWN) for known in values]
+        cells = (
+            seeds
+            if title == _SEED and not all(run.is_curve for run in firsts)
+            else [known.get(title, units.UNKNOWN) for known in values]
+        )
         rows.append((title, cells, "differs" if len(set(cells)) > 1 else ""))
     first = " of the first seed" if any(len(group.seeds) > 1 for group in groups) else ""
-    rows.append((f"Fingerprint{first}", [run.fingerprint for run in firsts], "code"))
+    if not all(run.is_curve for run in firsts):
+        fingerprints = [units.UNKNOWN if run.is_curve else run.fingerprint for run in firsts]
+        rows.append((f"Fingerprint{first}", fingerprints, "code"))
     if any(run.data_sha256 for run in firsts):
         rows.append(("SHA-256 of the data file", [run.data_sha256 or units.UNKNOWN for run in firsts], "code"))
     if len(groups) == 1:
-        return describe(firsts[0].config), [], rows
-    return "", [Head.of(group.label, group.first.place) for group in groups], rows
+        return firsts[0].about, [], rows, _remark(firsts)
+    return "", [Head.of(group.label, group.first.place) for group in groups], rows, _remark(firsts)
+
+
+def _remark(runs: Sequence[ReportRun]) -> str:
+    known = "" if all(run.is_curve for run in runs) else "Every other field is at its default."
+    unknown = (
+        "Of an imported table, only what was stated at its import is known." if any(r.is_curve for r in runs) else ""
+    )
+    return f"{known} {unknown}".strip()
 
 
 def _settings(config: RunConfig) -> Iterator[tuple[int, str, str, bool]]:
@@ -63,6 +77,14 @@ def _settings(config: RunConfig) -> Iterator[tuple[int, str, str, bool]]:
             is_shown &= name != "target" or config.target.value is not None
             is_shown &= name not in config.task_facts.unused
             yield place, title, _in_words(getattr(value, inner)), is_shown
+
+
+def _stated(config: RunConfig) -> Iterator[tuple[int, str, str, bool]]:
+    """As `_settings`: the data set, and the fields that the person who imported a curve changed."""
+    usual = RunConfig()
+    for place, title, text, _ in _settings(config):
+        if title == _DATA or (place, title, text) not in {row[:3] for row in _settings(usual)}:
+            yield place, title, text, True
 
 
 def _in_words(value: object) -> str:
@@ -101,7 +123,7 @@ def _facts(run: ReportRun) -> Facts:
         facts.append(
             ("Not available here", " ".join(sorted({f"{why.rstrip('.')}." for why in run.missing_readings.values()})))
         )
-    return tuple(facts) or (("Unknown", "the run did not start"),)
+    return tuple(facts) or (("Unknown", "the table does not say" if run.is_curve else "the run did not start"),)
 
 
 def commands(runs: Sequence[PlacedRun]) -> list[tuple[str, str]]:

@@ -19,7 +19,6 @@ from markupsafe import Markup
 
 from engine.common import units
 from engine.common.sanitize import visible
-from engine.config.summary import describe
 from engine.events.imported import Origin
 from engine.reports.frozen_run import ReportRun
 from engine.reports.html.configuration import commands, configuration, machines
@@ -57,7 +56,7 @@ def render(report: Report) -> str:
             data=data.replace("<", "\\u003c"),  # so that no text in it ends the script element
             content_hash=hashlib.sha256(data.encode()).hexdigest(),
             report=report,
-            about=describe(report.runs[0].config) if is_single else f"{len(runs)} runs",
+            about=report.runs[0].about if is_single else f"{len(runs)} runs",
             created=units.date(report.created),
             note_lines=report.notes.strip().splitlines(),
             is_single=is_single,

@@ -213,16 +213,19 @@ def headlines(run: ReportRun) -> list[tuple[str, Value]]:
     titles = _HEADLINES | {
         "Process memory" if run.memory is None else "Training memory" if run.memory.peak_memory_bytes else "Step memory"
     }
-    shown = [q for q in QUANTITIES if q.title in titles and (q.always or q.text(run) != units.UNKNOWN)]
+    shown = [
+        q for q in QUANTITIES if q.title in titles and ((q.always and not run.is_curve) or q.text(run) != units.UNKNOWN)
+    ]
     return [(q.title, _value(q, run)) for q in shown]
 
 
 def results(runs: Sequence[ReportRun]) -> list[tuple[str, list[Value], str]]:
     """Each quantity that at least one run has: title, value per run, and how the values were obtained."""
+    only_curves = all(run.is_curve for run in runs)
     return [
         (q.title, [_value(q, run) for run in runs], _how(q, runs))
         for q in QUANTITIES
-        if q.always or any(q.text(run) != units.UNKNOWN for run in runs)
+        if (q.always and not only_curves) or any(q.text(run) != units.UNKNOWN for run in runs)
     ]
 
 
@@ -231,7 +234,13 @@ def _value(quantity: Quantity, run: ReportRun) -> Value:
     return quantity.text(run), figure.in_words() if figure else "", quantity.is_pale(run)
 
 
+def _obtained(quantity: Quantity, run: ReportRun) -> str:
+    if run.is_curve:
+        return "from the table"
+    return quantity.how if isinstance(quantity.how, str) else quantity.how(run)
+
+
 def _how(quantity: Quantity, runs: Sequence[ReportRun]) -> str:
     known = [run for run in runs if quantity.text(run) != units.UNKNOWN] or runs
-    ways = list(dict.fromkeys(quantity.how if isinstance(quantity.how, str) else quantity.how(run) for run in known))
+    ways = list(dict.fromkeys(_obtained(quantity, run) for run in known))
     return "; ".join(ways[:3]) + ("; see the data for the others" if len(ways) > 3 else "")

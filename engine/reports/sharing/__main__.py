@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.common import units
 from engine.common.errors import StoreError
 from engine.common.sanitize import visible
 from engine.events.imported import Origin
 from engine.reports.report import Conclusion, Report, hash_in, json_in
+from engine.reports.sharing.curve_tables import columns_of, is_table
 from engine.reports.sharing.curves import CurveChoices, read_curve
-from engine.reports.sharing.library import SavedReport
+from engine.reports.sharing.library import SavedReport, report_with_hash
 from engine.reports.sharing.rebuilding import Names, rebuild
 from engine.reports.sharing.zips import REPORT, SUMS, Archive
 from engine.store.store import Store
@@ -35,10 +37,21 @@ class _OpenedFile:
 
 
 def import_file(request: dict[str, Any]) -> dict[str, Any]:
-    """Write the folders of all runs of a file into a staging folder; return the new ids and the warnings."""
+    """Write the folders of all runs of a file into a staging folder; return the new ids and the warnings.
+
+    A report whose content is in the store, or in `read`, the hashes of the files before it, is not written again.
+    """
     path, name, now = Path(request["path"]), request["name"], request["now"]
     opened = _open(path, name, CurveChoices.model_validate_json(request["choices"]), now)
     report, store, staging = opened.report, Store(Path(request["root"])), Path(request["staging"])
+    if opened.content_hash in request["read"]:
+        return {"same_as": opened.content_hash}
+    if opened.content_hash and (same := report_with_hash(store, opened.content_hash)):
+        warning = (
+            f"This report was imported before, on {units.date(same.origin.at)}. Its runs are in this store already."
+        )
+        ids = {"run_ids": same.run_ids, "group_ids": same.group_ids, "report_id": same.report_id}
+        return ids | {"content_hash": opened.content_hash, "warnings": [warning]}
     matches = _matches(opened)
     origin = Origin(
         at=now,
@@ -92,7 +105,15 @@ def import_file(request: dict[str, Any]) -> dict[str, Any]:
             owner=request["owner"],
         )
         write_atomically(staging / "reports" / f"{report_id}.json", saved.model_dump_json())
-    return {"run_ids": run_ids, "group_ids": group_ids, "report_id": report_id, "warnings": warnings}
+    new_ids = {"run_ids": run_ids, "group_ids": group_ids, "report_id": report_id}
+    return new_ids | {"content_hash": opened.content_hash, "warnings": warnings}
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a table to choose from, or the ids of the runs that `import_file` wrote."""
+    if request.get("only_columns"):
+        return dataclasses.asdict(columns_of(_text(Path(request["path"]))))
+    return import_file(request)
 
 
 def _open(path: Path, name: str, choices: CurveChoices, now: float) -> _OpenedFile:
@@ -100,20 +121,28 @@ def _open(path: Path, name: str, choices: CurveChoices, now: float) -> _OpenedFi
         head = file.read(1_024).lstrip()
     if head.startswith(b"PK"):
         return _open_zip(path)
-    data = path.read_bytes()
+    if head.startswith(b"PAR1"):
+        raise StoreError(
+            "This is a Parquet table of points, which cannot be imported.",
+            fix="Export the runs as .html, .json or .zip, or save the table as CSV.",
+        )
+    text = _text(path)
+    if head.startswith(b"<"):
+        json_text = json_in(text)
+        return _OpenedFile(Report.from_json(json_text), "report", _hash(json_text), hash_in(text))
+    if head.startswith((b"{", b"[")) or not is_table(name):
+        return _OpenedFile(Report.from_json(text), "report", _hash(text))
+    report, notes = read_curve(text, name, choices, now=now)
+    return _OpenedFile(report, "curve", notes=notes)
+
+
+def _text(path: Path) -> str:
     try:
-        text = data.decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise StoreError(
             "This is neither a zip nor UTF-8 text.", fix="Choose a file that Isoflop exported, or a CSV."
         ) from None
-    if head.startswith(b"<"):
-        json_text = json_in(text)
-        return _OpenedFile(Report.from_json(json_text), "report", _hash(json_text), hash_in(text))
-    if head.startswith((b"{", b"[")) or not name.lower().endswith((".csv", ".tsv", ".txt")):
-        return _OpenedFile(Report.from_json(text), "report", _hash(text))
-    report, notes = read_curve(text, name, choices, now=now)
-    return _OpenedFile(report, "curve", notes=notes)
 
 
 def _open_zip(path: Path) -> _OpenedFile:
@@ -158,4 +187,4 @@ def _with_new_ids(names: Names, conclusion: Conclusion) -> Conclusion:
 
 
 if __name__ == "__main__":
-    sandbox.serve(import_file)
+    sandbox.serve(answer)

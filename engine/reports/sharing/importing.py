@@ -12,7 +12,9 @@ from typing import Any
 
 from engine.common.errors import ConfigError, StoreError
 from engine.common.sanitize import visible
+from engine.reports.sharing.curve_tables import Columns
 from engine.reports.sharing.curves import CurveChoices
+from engine.reports.sharing.library import delete_report, saved_reports
 from engine.store.store import Store
 from engine.system import sandbox
 
@@ -38,7 +40,7 @@ def import_files(
     *,
     names: Sequence[str] = (),
     owner: str = "",
-    curve: CurveChoices | None = None,
+    curve: CurveChoices | Sequence[CurveChoices] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Imports:
     """Import the runs of reports (JSON, HTML, zip) and curves (CSV), all or none.
@@ -48,7 +50,7 @@ def import_files(
         paths: The files.
         names: The names of the files, if their paths are temporary (uploads).
         owner: The user who imports.
-        curve: How to read a CSV.
+        curve: How to read a CSV: for all files, or one for each.
         clock: Unix time in seconds.
 
     Raises:
@@ -61,14 +63,24 @@ def import_files(
     names = list(names) or [path.name for path in paths]
     for path, name in zip(paths, names, strict=True):
         _check(path, name)
+    curves = [curve or CurveChoices()] * len(paths) if curve is None or isinstance(curve, CurveChoices) else curve
     with store.staging() as staging:
-        for path, name in zip(paths, names, strict=True):
-            made = _read(store, staging, path, name, owner, curve or CurveChoices(), clock())
+        first_with = dict[str, str]()  # content hash: the file that has it
+        for path, name, choices in zip(paths, names, curves, strict=True):
+            made = _read(store, staging, path, name, owner, choices, clock(), list(first_with))
+            if same_as := made.get("same_as"):
+                found.warnings.append(_prefixed(name, f"the same report as {visible(first_with[same_as], 80)}."))
+                continue
+            if made["content_hash"]:
+                first_with[made["content_hash"]] = name
             found.run_ids += made["run_ids"]
             found.group_ids += made["group_ids"]
             found.report_ids += [made["report_id"]] if made["report_id"] else []
             found.warnings += [_prefixed(name, warning) for warning in made["warnings"]]
         store.put_in_place(staging)
+    for report in saved_reports(store):  # of an earlier import, whose runs were deleted
+        if report.origin.content_hash in first_with and report.report_id not in found.report_ids:
+            delete_report(store, report.report_id)
     return found
 
 
@@ -87,10 +99,29 @@ def _check(path: Path, name: str) -> None:
         )
 
 
+def columns_in(path: Path, name: str) -> Columns:
+    """The columns of a table of another tool, to choose from.
+
+    Raises:
+        StoreError: It is not a table.
+        ConfigError: It does not exist, cannot be read, or is too large. Both errors name the file.
+    """
+    _check(path, name)
+    return Columns(**_ask({"only_columns": True, "path": str(path.absolute())}, name))
+
+
 def _read(
-    store: Store, staging: Path, path: Path, name: str, owner: str, curve: CurveChoices, now: float
+    store: Store,
+    staging: Path,
+    path: Path,
+    name: str,
+    owner: str,
+    curve: CurveChoices,
+    now: float,
+    read: list[str],
 ) -> dict[str, Any]:
     request = {
+        "read": read,
         "path": str(path.absolute()),
         "name": name,
         "root": str(store.root),
@@ -99,6 +130,10 @@ def _read(
         "choices": curve.model_dump_json(),
         "now": now,
     }
+    return _ask(request, name)
+
+
+def _ask(request: dict[str, Any], name: str) -> dict[str, Any]:
     try:
         made: dict[str, Any] = sandbox.ask(
             "engine.reports.sharing",

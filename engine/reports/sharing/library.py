@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.common import units
 from engine.common.errors import StoreError
+from engine.config.summary import describe
 from engine.events.imported import Origin
 from engine.reports.report import Conclusion
 from engine.store.run import Run
@@ -60,10 +61,22 @@ def saved_report(store: Store, report_id: str) -> SavedReport:
         raise StoreError(f"There is no report {report_id[:20]!r} in this store, or it cannot be read.") from None
 
 
+def report_with_hash(store: Store, content_hash: str) -> SavedReport | None:
+    """The imported report with this content, if all of its runs are still in the store."""
+    same = (report for report in saved_reports(store) if report.origin.content_hash == content_hash)
+    return next((r for r in same if all((store.root / "runs" / run_id).is_dir() for run_id in r.run_ids)), None)
+
+
 def delete_report(store: Store, report_id: str) -> None:
     """Delete an imported report; its runs stay."""
     with contextlib.suppress(FileNotFoundError):
         _path(store, report_id).unlink()
+
+
+def run_in_words(run: Run) -> str:
+    """The configuration as one line, as far as it is known: of an imported table, only the data set is."""
+    is_table = run.imported is not None and run.imported.origin.form == "curve"
+    return f"a curve on {run.config.data}" if is_table else describe(run.config)
 
 
 def origin_in_words(run: Run) -> list[str]:

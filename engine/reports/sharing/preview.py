@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from engine.common import units
 from engine.common.sanitize import visible
-from engine.config.summary import describe
 from engine.reports.frozen_run import ENVIRONMENT, TABLES, ReportRun
 from engine.reports.report import Report
 
@@ -40,7 +39,7 @@ def preview(report: Report) -> list[ReportItem]:
 def _of_run(run: ReportRun) -> list[tuple[str, str]]:
     rows = [
         ("Name", run.name),
-        ("Configuration", describe(run.config)),
+        ("Configuration", run.about),
         ("Name of your file", run.config.source.path),
         ("Name of your weights", run.config.infer.weights),
         ("Column of your file", run.config.source.label),

@@ -89,12 +89,15 @@ def rebuild(
         read: Returns the bytes of a file beside the JSON, or None.
 
     Raises:
-        StoreError: The run contains a value that an event log cannot hold.
+        StoreError: The run contains a value that an event log cannot hold, or its figures contradict its points.
     """
+    is_table = origin.form == "curve"  # just read: its figures were derived from its points
     try:
         folder.mkdir(mode=0o700)
         files, missing = _files(run, folder, names, read)
         origin = origin.model_copy(update={"from_run_id": run.run_id, "notes": (*origin.notes, *missing)})
+        if run.imported and run.is_curve:  # a report of an imported table; the table's own notes still apply
+            origin = origin.model_copy(update={"form": "curve", "notes": (*run.imported.notes, *origin.notes)})
         queued = Queued(
             at=run.created,
             order=order,
@@ -117,6 +120,8 @@ def rebuild(
         first = error.errors(include_url=False, include_input=False)[0]
         what = first["msg"].removeprefix("Value error, ").rstrip(".")
         raise StoreError(f"The report is damaged: run {run.run_id}: {what}.", fix="Export it again.") from None
+    if not is_table and (what := run.contradiction()):
+        raise StoreError(f"The report contradicts itself: run {run.run_id}: {what}.", fix="Export it again.")
     return missing
 
 
