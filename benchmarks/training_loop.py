@@ -88,6 +88,7 @@ def isoflop(config: RunConfig, clock: Clock) -> tuple[float, np.ndarray]:
 def tutorial(config: RunConfig, training: Examples, clock: Clock) -> float:
     """Samples per second of pytorch.org's beginner loop: DataLoader, default optimizer, loss.item() in every step."""
     batch_size, steps = _sizes(config)
+    torch.set_flush_denormal(False)  # torch's default, which the task changes
     model = _plain_model(config)
     criterion = nn.CrossEntropyLoss()
     optimizer = optimizers.Reference(config.optimizer, model)  # torch.optim with its defaults, which are not fused

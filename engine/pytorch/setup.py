@@ -37,7 +37,11 @@ def torch_device(config: RunConfig) -> torch.device:
 
 
 def set_up_arithmetic(config: RunConfig) -> None:
-    """Set this process's number of threads and the precision of its float32 matrix products.
+    """Set this process's number of threads, the precision of its float32 matrix products, and flushing of denormals.
+
+    A CPU computes with values below 1.2e-38 up to a hundred times slower, and Adam's averages of pixels that are rarely
+    not black are full of them: at batch size 1 they double the time of a step. Training treats them as 0, inference does
+    not, because it measures what a program takes that does not set this.
 
     Must be called at every turn of a run, because another run of the race may have changed these globals. cuDNN would
     use TF32 for float32 convolutions by default, so that is set as well.
@@ -46,6 +50,7 @@ def set_up_arithmetic(config: RunConfig) -> None:
     tf32 = config.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
+    torch.set_flush_denormal(config.task != "infer")
 
 
 def synchronize(device: torch.device) -> None:
