@@ -36,7 +36,7 @@ def torch_device(config: RunConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def set_up_arithmetic(config: RunConfig) -> None:
+def set_up_arithmetic(config: RunConfig, *, flush_denormal: bool = True) -> None:
     """Set this process's number of threads, the precision of its float32 matrix products, and flushing of denormals.
 
     A CPU computes with values below 1.2e-38 up to a hundred times slower, and Adam's averages of pixels that are rarely
@@ -50,7 +50,7 @@ def set_up_arithmetic(config: RunConfig) -> None:
     tf32 = config.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
-    torch.set_flush_denormal(config.task != "infer")
+    torch.set_flush_denormal(flush_denormal)
 
 
 def synchronize(device: torch.device) -> None:

@@ -213,7 +213,9 @@ class Bench:
         measured.warm_up_s += self.clock() - begun
 
     def _set_up(self, cell: Cell) -> None:
-        set_up_arithmetic(self.config.model_copy(update={"threads": cell.threads, "precision": cell.precision}))
+        set_up_arithmetic(
+            self.config.model_copy(update={"threads": cell.threads, "precision": cell.precision}), flush_denormal=False
+        )
 
     def _measure_memory(self, measured: MeasuredCell) -> None:
         if measured.cell.runtime.startswith("onnxruntime"):

@@ -39,7 +39,7 @@ def infer(config: RunConfig, folder: Path, *, clock: Clock = time.perf_counter) 
     """
     begun = clock()
     device = torch_device(config)
-    set_up_arithmetic(config)
+    set_up_arithmetic(config, flush_denormal=False)
     path = _weights_file(config, folder)
     arrays = yield from load_dataset(config, clock)
     facts, about_data = arrays.facts, data_facts(arrays)
