@@ -91,7 +91,7 @@ class Workload:
 
 WORKLOADS = {
     "mlp-64": Workload("784-128-10, Adam, B=64", 315, _MLP, _ADAM, 64),
-    "mlp-1": Workload("784-128-10, Adam, B=1", 400, _MLP, _ADAM, 1),
+    "mlp-1": Workload("784-128-10, Adam, B=1", 4_000, _MLP, _ADAM, 1),
     "mlp-full": Workload("784-128-10, Adam, full batch", 16, _MLP, _ADAM, FULL),
     "lenet-64": Workload("LeNet, momentum, B=64", 63, {"family": "cnn"}, _MOMENTUM, 64),
     "decoder-32": Workload("char decoder, AdamW, B=32", 6, _DECODER, _ADAMW, 32, "text"),
