@@ -29,7 +29,7 @@ export class Run {
     this.lines = new Map(); // computed from the traces; cleared when they change
   }
 
-  // `target` is the one that the answer was asked for.
+  // `target` is the target in the request that this answers.
   take(answer, most, target = "") {
     this.lines.clear();
     this.reached = { target, at: answer.reached ?? null };
@@ -115,7 +115,7 @@ export class Run {
     return known.map((mark) => ({ x: mark[columns[axis.column]] * scale, step: mark[0], word: mark[3] }));
   }
 
-  // Where the run reached a target: {x, step, between}; null where it did not, undefined until the server has said so. The
+  // Where the run reached a target: {x, step, between}. It is null if the run did not reach it, and undefined until the server answers. The
   // server computes it from all evaluations (engine/events/target.py): the points here can be thinned.
   crossing(target, axis, view) {
     if (this.error) return null;

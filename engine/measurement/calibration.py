@@ -67,7 +67,7 @@ RECORDED_AS = "calibration"  # key in the environment of a run, with the id of t
 def candidates(store: Store, run: Run) -> Iterator[LatestCalibration]:
     """The calibrations that a run can be compared with, the preferred one first.
 
-    It is the one that the run has recorded at its start or, where it recorded none, the newest one from before the run.
+    The preferred one is what the run recorded at its start. If it recorded none, it is the newest from before the run.
     Then come later ones, the oldest first. So another calibration does not change a figure that a run has.
     """
     device, name = of_run(run)

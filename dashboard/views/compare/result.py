@@ -156,8 +156,8 @@ def _draw_table(question: _Question) -> None:
         st.dataframe(table, hide_index=True, height="content", key="race-table")
     st.caption(
         f"Medians over the seeds. × = relative to the baseline ({run_parts.literal(result.baseline)}). A target is reached at the "
-        "first of two evaluations in a row that are at least that good, interpolated from the evaluation before. Where half "
-        "of the runs or more missed it there is no median, and the table says how many reached it."
+        "first of two evaluations in a row that are at least that good, interpolated from the evaluation before. If half of the "
+        "runs or more missed it, there is no median, and the table says how many reached it."
     )
     for sentence in race_text.batch_sentences(race, result):
         st.markdown(f":material/lightbulb: {run_parts.literal(sentence)}")
